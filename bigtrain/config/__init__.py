@@ -1,0 +1,1 @@
+"""The ground floor: settings, and errors that help."""
