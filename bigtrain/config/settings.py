@@ -239,7 +239,7 @@ class ScheduleSettings(Section):
 class EngineSettings(Section):
     """How the work is spread and computed. Apart from `precision`, nothing here changes the mathematics."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What DeepSpeed ZeRO partitions over the ranks: 0 nothing, 1 optimizer states, 2 and gradients, 3 and
     parameters."""
     precision: Literal["bf16", "fp32"] = "bf16"
