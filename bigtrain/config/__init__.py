@@ -1,1 +1,58 @@
-"""The ground floor: settings, and errors that help."""
+"""The ground floor: settings, and errors that help.
+
+::
+
+    YAML file + key=value   --load_settings-->   Settings   --dump_settings-->   RUN/config.yaml
+                                    |                |
+                             BigtrainError           +-- mathematics: what a checkpoint pins
+                      (file:line, both values, fix)  +-- diff: two runs side by side
+
+    the tree and its docstrings (settings.py)  -->  explain, schema, docs/config.md
+"""
+
+from bigtrain.config.diff import Difference, diff
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.explain import Explanation, explain, schema
+from bigtrain.config.load import load_settings
+from bigtrain.config.mathematics import mathematics
+from bigtrain.config.settings import (
+    CheckpointSettings,
+    DataSettings,
+    EngineSettings,
+    EvaluateSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    SourceSettings,
+    TokenizerSettings,
+    TrackingSettings,
+    TrainSettings,
+    ValidationSettings,
+)
+from bigtrain.config.show import dump_settings
+
+__all__ = [
+    "BigtrainError",
+    "CheckpointSettings",
+    "DataSettings",
+    "Difference",
+    "EngineSettings",
+    "EvaluateSettings",
+    "Explanation",
+    "ModelSettings",
+    "OptimizerSettings",
+    "ScheduleSettings",
+    "Settings",
+    "SourceSettings",
+    "TokenizerSettings",
+    "TrackingSettings",
+    "TrainSettings",
+    "ValidationSettings",
+    "diff",
+    "dump_settings",
+    "explain",
+    "load_settings",
+    "mathematics",
+    "schema",
+]

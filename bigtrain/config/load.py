@@ -1,0 +1,45 @@
+"""From a YAML file and overrides to settings, or to one message that names everything wrong with them.
+
+    file --read_document--> tree and places --apply_overrides--> tree --pydantic--> Settings
+                                  \\______________ problems _______________/
+
+A path in the settings stays as it was typed; whoever opens it does so relative to the current working directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bigtrain.config.document import read_document
+from bigtrain.config.overrides import apply_overrides
+from bigtrain.config.problems import problems_of, raise_together
+from bigtrain.config.settings import Settings
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` for any leaf, applied in order; the values are YAML.
+
+    Raises:
+        BigtrainError: the file cannot be read, or keys or values in it are wrong; all of them are named together, in
+            the order of the file.
+    """
+    document = read_document(path)
+    apply_overrides(document, list(overrides))
+    problems = document.problems
+    settings = None
+    try:
+        # As JSON, pydantic's strict mode takes text for a path and a list for a tuple, and coerces nothing else.
+        settings = Settings.model_validate_json(json.dumps(document.tree), strict=True)
+    except ValidationError as error:
+        problems = problems + problems_of(error, document)
+    raise_together(problems, document.file)
+    assert settings is not None
+    return settings

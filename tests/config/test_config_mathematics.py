@@ -1,0 +1,86 @@
+"""A checkpoint pins the settings that change the mathematics, and no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bigtrain.config import load_settings, mathematics
+from bigtrain.config.keys import all_keys, find
+from bigtrain.config.mathematics import MATHEMATICS, OPERATION, changes_mathematics
+
+LEAVES = [key.path for key in all_keys().values() if key.kind in ("value", "mapping")]
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_every_leaf_is_classified(key: str) -> None:
+    assert (key in MATHEMATICS) != (key in OPERATION), f"say in mathematics.py whether {key} changes the mathematics"
+
+
+def test_every_classified_key_exists() -> None:
+    inside_deepspeed = {key for key in MATHEMATICS | OPERATION if key.startswith("engine.deepspeed.")}
+    assert (MATHEMATICS | OPERATION) - inside_deepspeed == set(LEAVES)
+    assert all(find(key) is not None for key in inside_deepspeed)
+
+
+def test_an_unclassified_key_is_an_error_not_a_guess() -> None:
+    with pytest.raises(KeyError):
+        changes_mathematics("engine.brand_new")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.seed=1",
+        "train.global_batch_size=16",
+        "train.steps=11",
+        "data.sources=[{name: web, kind: text, path: web.txt}]",
+        "data.sources.0.weight=0.5",
+        "data.sequence_length=64",
+        "optimizer.betas=[0.9, 0.99]",
+        "schedule.name=linear",
+        "engine.precision=fp32",
+        "model.tie_word_embeddings=true",
+        "engine.deepspeed.random_ltd.enabled=true",
+        "engine.deepspeed.zero_optimization.zero_quantized_gradients=true",
+    ],
+)
+def test_what_changes_the_mathematics_shows(good: str, write: Callable[[str], Path], override: str) -> None:
+    assert mathematics(load_settings(write(good), [override])) != mathematics(load_settings(write(good)))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run_dir=elsewhere",
+        "data.dir=elsewhere",
+        "data.sources.0.path=elsewhere",
+        "train.micro_batch_size=4",
+        "train.stop_after=5",
+        "engine.zero_stage=3",
+        "engine.compile=true",
+        "engine.activation_checkpointing=full",
+        "engine.attn_implementation=sdpa",
+        "engine.deepspeed.zero_optimization.reduce_bucket_size=1000",
+        "checkpoint.every_steps=5",
+        "evaluate.every_steps=5",
+        "tracking.wandb=disabled",
+    ],
+)
+def test_what_only_changes_speed_or_place_does_not_show(good: str, write: Callable[[str], Path], override: str) -> None:
+    assert mathematics(load_settings(write(good), [override])) == mathematics(load_settings(write(good)))
+
+
+def test_two_ways_to_say_the_same_are_the_same(good: str, write: Callable[[str], Path]) -> None:
+    same = ["train.steps=null", "train.tokens=10240", "model.num_key_value_heads=4", "model.head_dim=16"]
+    assert mathematics(load_settings(write(good), same)) == mathematics(load_settings(write(good)))
+
+
+def test_it_survives_a_manifest_in_json(good: str, write: Callable[[str], Path]) -> None:
+    values = mathematics(load_settings(write(good)))
+    assert json.loads(json.dumps(values)) == values
+    assert values["optimizer.betas"] == [0.9, 0.95]
+    assert values["data.sources.1.weight"] == 0.25
