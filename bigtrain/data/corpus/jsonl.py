@@ -1,0 +1,108 @@
+"""Corpus kind `jsonl`: one JSON object a line; plain, gzip or zstandard."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import SourceSettings
+from bigtrain.data.corpus.corpus import (
+    PIECE_BYTES,
+    Corpus,
+    CorpusFile,
+    corpus_of_files,
+    find_files,
+    missing_field,
+    not_text,
+)
+from bigtrain.data.documents import Document
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Consecutive lines of one file, read (and decompressed) already but not parsed."""
+
+    path: Path
+    name: str
+    first_line: int
+    lines: list[bytes]
+    field: str
+
+    def documents(self) -> Iterator[Document]:
+        for line_index, line in enumerate(self.lines, start=self.first_line):
+            if not line.strip():
+                continue
+            where = f"{self.path}:{line_index + 1}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise BigtrainError(
+                    f"{where} is not JSON: {error}",
+                    found=line[:80].decode(errors="replace").rstrip(),
+                    wanted="one JSON object on each line",
+                    fix="correct or remove that line",
+                ) from None
+            if not isinstance(record, dict) or self.field not in record:
+                raise missing_field(where, self.field, record if isinstance(record, dict) else ())
+            text = record[self.field]
+            if not isinstance(text, str):
+                raise not_text(where, self.field, text)
+            yield Document(_without_surrogates(text), self.name, line_index)
+
+
+def _without_surrogates(text: str) -> str:
+    r"""JSON can spell half a surrogate pair (`"\ud800"`), which is no character: it becomes U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.name.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.name.endswith(".zst"):
+        decompressed = zstandard.ZstdDecompressor().stream_reader(
+            path.open("rb"), read_across_frames=True, closefd=True
+        )
+        return io.BufferedReader(decompressed, buffer_size=1 << 20)
+    return path.open("rb")
+
+
+def _pieces(file: CorpusFile, field: str) -> Iterator[_Lines]:
+    first_line = 0
+    with _open(file.path) as stream:
+        while lines := _read_lines(stream, file.path):
+            yield _Lines(file.path, file.name, first_line, lines, field)
+            first_line += len(lines)
+
+
+def _read_lines(stream: BinaryIO, path: Path) -> list[bytes]:
+    try:
+        return stream.readlines(PIECE_BYTES)
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise BigtrainError(
+            f"{path} cannot be read: {error}", wanted="a whole file", fix="fetch or write the file again"
+        ) from error
+
+
+def jsonl(source: SourceSettings) -> Corpus:
+    """Each line's `text_field` is one document, its position the line's index.
+
+    Raises BigtrainError with file and line for what is not a JSON object with that field.
+    """
+    assert source.path is not None
+    files = find_files(source.name, source.path, SUFFIXES)
+    return corpus_of_files(files, lambda: (piece for file in files for piece in _pieces(file, source.text_field)))

@@ -1,0 +1,36 @@
+"""Corpus kind `text`: UTF-8 files, one document each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import SourceSettings
+from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, find_files, grouped_by_size
+from bigtrain.data.documents import Document
+
+
+@dataclass(frozen=True)
+class _TextFiles:
+    files: list[CorpusFile]
+
+    def documents(self) -> Iterator[Document]:
+        for file in self.files:
+            try:
+                text = file.path.read_bytes().decode()
+            except UnicodeDecodeError as error:
+                raise BigtrainError(
+                    f"{file.path} is not UTF-8 text",
+                    found=f"byte 0x{error.object[error.start]:02x} at offset {error.start:,}",
+                    wanted="UTF-8",
+                    fix="convert the file, or narrow the path to the text files with a glob such as 'corpus/**/*.txt'",
+                ) from None
+            yield Document(text, file.name, 0)
+
+
+def text(source: SourceSettings) -> Corpus:
+    """Every file that `path` means is one document. Raises BigtrainError for a file that is not UTF-8."""
+    assert source.path is not None
+    files = find_files(source.name, source.path)
+    return corpus_of_files(files, lambda: (_TextFiles(group) for group in grouped_by_size(files)))

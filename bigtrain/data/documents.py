@@ -1,0 +1,48 @@
+"""A document, its identity, and the side of the held-out split it falls on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+from bigtrain.data.hashing import canonical_json, digest
+
+ID_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it comes from."""
+
+    text: str
+    file: str
+    """Path relative to the corpus, with forward slashes; the same wherever the corpus lies."""
+    position: int
+    """Which document of that file: row or line index from 0; 0 where a file is one document."""
+
+
+class Piece(Protocol):
+    """About a megabyte of a corpus: what one worker process reads and tokenizes at a time. It is pickled."""
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of this piece, in order."""
+        ...
+
+
+def document_id(source: str, document: Document) -> bytes:
+    """16 bytes that name a document: BLAKE2b of source, file, position and content."""
+    content = digest(document.text.encode(), person=b"content")
+    return digest(canonical_json([source, document.file, document.position]) + content, person=b"document")
+
+
+def is_held_out(file: str, position: int, fraction: float) -> bool:
+    """Whether the document from this origin belongs to validation.
+
+    The origin alone decides, under a fixed key: what is made from one file (its source text, its
+    documentation) falls on one side, in every build of every corpus.
+    """
+    threshold = int(Fraction(repr(fraction)) * 2**64)
+    origin = digest(canonical_json([file, position]), person=b"held-out split 1", size=8)
+    return int.from_bytes(origin, "big") < threshold

@@ -1,0 +1,108 @@
+"""Small real datasets for the tests of the data room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bigtrain.config.settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
+from bigtrain.data.manifest import Manifest
+from bigtrain.data.shards import ShardWriter
+from bigtrain.data.store import Dataset
+from bigtrain.data.tokenization import TokenizedDocuments, token_dtype
+
+END = 0
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "wizards",
+    "brew",
+    "tea",
+]
+
+
+def write_dataset(
+    directory: Path, shards: Sequence[Sequence[Sequence[int]]], *, vocab_size: int = 1000, source: str = "made"
+) -> Dataset:
+    """A dataset with these documents (lists of ids; the end-of-text token is added) in these shards."""
+    records = []
+    position = 0
+    for index, documents in enumerate(shards):
+        writer = ShardWriter(directory, index)
+        for document in documents:
+            ids = np.array([*document, END], token_dtype(vocab_size))
+            identity = position.to_bytes(16, "big")
+            writer.append(TokenizedDocuments(ids, [len(ids)], [identity], [f"file-{position % 3}"], [position]))
+            position += 1
+        record = writer.finish()
+        if record is not None:
+            records.append(record)
+    Manifest(
+        source=source,
+        split="train",
+        dtype=token_dtype(vocab_size).str,
+        vocab_size=vocab_size,
+        special_ids={"end_of_text": END},
+        tokenizer="0" * 32,
+        parents={},
+        shards=records,
+    ).write(directory)
+    return Dataset(directory)
+
+
+def random_dataset(directory: Path, tokens: int, *, seed: int = 0, source: str = "made") -> Dataset:
+    """A dataset of about so many tokens in documents of 1 to 60 tokens, in three shards."""
+    rng = np.random.default_rng(seed)
+    shards: list[list[list[int]]] = [[], [], []]
+    made = 0
+    while made < tokens:
+        document = rng.integers(1, 1000, rng.integers(0, 60)).tolist()
+        shards[3 * made // tokens].append(document)
+        made += len(document) + 1
+    return write_dataset(directory, shards, source=source)
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Texts of 5 to 200 words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(5, 200))) + f" {i}.\n" for i in range(count)]
+
+
+def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def data_settings(directory: Path, *sources: SourceSettings, **changes: object) -> DataSettings:
+    """Settings for a small build."""
+    values: dict[str, object] = {
+        "dir": directory,
+        "sources": list(sources),
+        "sequence_length": 32,
+        "tokenizer": TokenizerSettings(vocab_size=300),
+        "validation": ValidationSettings(fraction=0.1),
+        "workers": 1,
+        **changes,
+    }
+    return DataSettings.model_validate(values)
+
+
+def jsonl_source(path: Path, name: str = "lines", **changes: object) -> SourceSettings:
+    return SourceSettings.model_validate({"name": name, "kind": "jsonl", "path": str(path), **changes})
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
