@@ -1,0 +1,48 @@
+"""`bigtrain data build`: the tokenizer, then the shards of every source."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import DataSettings
+from bigtrain.data.build_source import build_source
+from bigtrain.data.build_tokenizer import build_tokenizer
+from bigtrain.data.workers import Workers
+
+
+def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], None]) -> None:
+    """Make the data folder what the settings ask for. What is there already is kept; a killed build goes on.
+
+    Args:
+        settings: the `data` section.
+        vocab_size: rows of the model's embedding, `model.vocab_size`.
+        report: is called with lines of progress.
+
+    Raises:
+        BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
+            holds data of other settings or of another state of the corpus.
+    """
+    count = settings.workers or len(os.sched_getaffinity(0))
+    settings.dir.mkdir(parents=True, exist_ok=True)
+    with _exclusive(settings.dir), Workers(count) as workers:
+        build_tokenizer(settings, vocab_size, workers, report)
+        for source in settings.sources:
+            build_source(source, settings, workers, report)
+
+
+@contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    """One build at a time in a folder; the lock goes with the process."""
+    with (directory / ".build.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BigtrainError(
+                f"another process is building data in {directory}", fix="wait until it has ended"
+            ) from None
+        yield

@@ -1,0 +1,94 @@
+"""The first half of a build: the tokenizer that all sources of a data folder share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bigtrain.config.settings import DataSettings
+from bigtrain.data.corpus import open_corpus
+from bigtrain.data.documents import Piece, is_held_out
+from bigtrain.data.files import write_atomically
+from bigtrain.data.layout import Record, read_record, require_same, tokenizer_request, write_record
+from bigtrain.data.manifest import changed_error
+from bigtrain.data.tokenizer import (
+    TOKENIZER_FILE,
+    check_vocabulary,
+    end_of_text_id,
+    load_tokenizer,
+    parse_tokenizer,
+    read_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
+from bigtrain.data.workers import Workers
+
+
+def build_tokenizer(settings: DataSettings, vocab_size: int, workers: Workers, report: Callable[[str], None]) -> None:
+    """Train or copy the tokenizer into the data folder, or check that the one there is the one asked for."""
+    request = tokenizer_request(settings)
+    record = read_record(settings.dir)
+    if record is not None:
+        _check(settings, record, request)
+        check_vocabulary(vocabulary_size(load_tokenizer(settings.dir)), vocab_size)
+        report("tokenizer: already there")
+        return
+    started = time.perf_counter()
+    if settings.tokenizer.path is not None:
+        content = read_tokenizer(settings.tokenizer.path)
+    else:
+        check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
+        report("tokenizer: training")
+        content = train_tokenizer(settings.tokenizer, _training_texts(settings, workers))
+    tokenizer = parse_tokenizer(content)
+    end_of_text_id(tokenizer, settings.tokenizer.end_of_text)
+    tokens = vocabulary_size(tokenizer)
+    check_vocabulary(tokens, vocab_size)
+    write_atomically(settings.dir / TOKENIZER_FILE, lambda file: file.write(content))
+    write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(content)})
+    report(f"tokenizer: {tokens:,} tokens, {time.perf_counter() - started:.1f} s")
+
+
+def _check(settings: DataSettings, record: Record, request: Record) -> None:
+    require_same(settings.dir, record["tokenizer"], request)
+    file = settings.dir / TOKENIZER_FILE
+    found = tokenizer_hash(file.read_bytes()) if file.is_file() else "no file"
+    if found != record["hash"]:
+        raise changed_error(file, found, record["hash"])
+    if settings.tokenizer.path is not None:
+        given = tokenizer_hash(read_tokenizer(settings.tokenizer.path))
+        require_same(settings.dir, {"tokenizer hash": record["hash"]}, {"tokenizer hash": given})
+
+
+@dataclass(frozen=True)
+class _ReadTrainingTexts:
+    """Reads the documents of a piece that are on the training side."""
+
+    validation_fraction: float
+
+    def __call__(self, piece: Piece) -> list[str]:
+        return [d.text for d in piece.documents() if not is_held_out(d.file, d.position, self.validation_fraction)]
+
+
+def _training_texts(settings: DataSettings, workers: Workers) -> Iterator[str]:
+    """Documents of the training split, `train_bytes` in all, taken evenly over the sources.
+
+    The next ones come from the source that has given the fewest bytes; one that is exhausted leaves its share to the
+    others.
+    """
+    read = _ReadTrainingTexts(settings.validation.fraction)
+    texts = {
+        source.name: (text for piece in workers.map_in_order(read, open_corpus(source).pieces()) for text in piece)
+        for source in settings.sources
+    }
+    given = dict.fromkeys(texts, 0)
+    while texts and sum(given.values()) < settings.tokenizer.train_bytes:
+        source = min(texts, key=lambda name: given[name])
+        text = next(texts[source], None)
+        if text is None:
+            del texts[source]
+            continue
+        given[source] += len(text.encode())
+        yield text

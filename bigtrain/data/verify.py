@@ -1,0 +1,138 @@
+"""`bigtrain data verify`: is every byte of the data what it was when it was written?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.data.layout import BUILD_RECORD
+from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.store import Shard
+from bigtrain.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and what is wrong."""
+
+    datasets: int = 0
+    shards: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+    """One sentence each, with the file, and the block where it can be told."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(directory: Path) -> VerifyReport:
+    """Check all datasets at or below a folder: checksums of every block, counts, ids within the vocabulary.
+
+    Reads all data. Raises BigtrainError where there is no dataset at all.
+    """
+    manifests = sorted(directory.rglob(MANIFEST))
+    if not manifests:
+        raise BigtrainError(
+            f"there is no dataset in {directory}",
+            wanted=f"a folder with a {MANIFEST} in it or below it",
+            fix="check the path, or build the data first: bigtrain data build CONFIG",
+        )
+    report = VerifyReport()
+    tokenizer = _verify_tokenizer(directory, report)
+    for path in manifests:
+        _verify_dataset(path.parent, tokenizer, report)
+    for record in sorted(directory.rglob(BUILD_RECORD)):
+        if not (record.parent / TOKENIZER_FILE).is_file() and not (record.parent / "train" / MANIFEST).is_file():
+            report.problems.append(f"{record.parent}: the build of this source is not finished")
+    return report
+
+
+def _verify_tokenizer(directory: Path, report: VerifyReport) -> str | None:
+    """Check the tokenizer of a data folder against its record; returns its hash, None in a folder without one."""
+    record = directory / BUILD_RECORD
+    file = directory / TOKENIZER_FILE
+    if not file.is_file():
+        return None
+    found = tokenizer_hash(file.read_bytes())
+    try:
+        wanted = json.loads(record.read_bytes())["hash"]
+    except (OSError, ValueError, KeyError) as error:
+        report.problems.append(f"{record} cannot be read: {error}")
+        return found
+    if found != wanted:
+        report.problems.append(f"{file}: hash {found}, expected {wanted}")
+    return str(wanted)
+
+
+def _verify_dataset(directory: Path, tokenizer: str | None, report: VerifyReport) -> None:
+    report.datasets += 1
+    try:
+        manifest = Manifest.read(directory)
+    except BigtrainError as error:
+        report.problems.append(str(error))
+        return
+    if tokenizer is not None and manifest.tokenizer != tokenizer:
+        report.problems.append(f"{directory / MANIFEST}: tokenizer {manifest.tokenizer}, expected {tokenizer}")
+    for record in manifest.shards:
+        report.shards += 1
+        broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in record.files]
+        if not any(broken):
+            _verify_content(Shard(directory, record, manifest.dtype), directory, record, manifest, report)
+
+
+def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: VerifyReport) -> bool:
+    """Check size and blocks of a file; whether it is broken."""
+    before = len(report.problems)
+    if not path.is_file():
+        report.problems.append(f"{path}: the file is missing")
+    elif path.stat().st_size != record.size:
+        report.problems.append(f"{path}: {path.stat().st_size:,} bytes, expected {record.size:,}")
+    else:
+        with path.open("rb") as file:
+            for index, wanted in enumerate(record.blocks):
+                block = file.read(block_bytes)
+                if xxhash.xxh3_128_hexdigest(block) != wanted:
+                    start = index * block_bytes
+                    report.problems.append(
+                        f"{path}: block {index} (bytes {start:,} to {start + len(block) - 1:,}) has another checksum"
+                    )
+                report.blocks += 1
+                report.bytes += len(block)
+    return len(report.problems) > before
+
+
+def _verify_content(
+    shard: Shard, directory: Path, record: ShardRecord, manifest: Manifest, report: VerifyReport
+) -> None:
+    """Check that the bytes mean what the manifest says; they are the ones that were written."""
+    tok, doc = (directory / file.name for file in record.files)
+    tokens, offset = shard.tokens, shard.documents.offset
+    if len(tokens) != record.tokens or len(offset) - 1 != record.documents:
+        report.problems.append(
+            f"{tok}: {len(tokens):,} tokens in {len(offset) - 1:,} documents, "
+            f"expected {record.tokens:,} in {record.documents:,}"
+        )
+    elif offset[0] != 0 or offset[-1] != len(tokens) or np.any(np.diff(offset) <= 0):
+        report.problems.append(f"{doc}: the offsets do not rise from 0 to the number of tokens")
+    elif np.any(tokens[offset[1:] - 1] != manifest.end_of_text):
+        report.problems.append(f"{tok}: a document does not end with the end-of-text token {manifest.end_of_text}")
+    if len(tokens) and tokens.max() >= manifest.vocab_size:
+        where = int(np.argmax(tokens >= manifest.vocab_size))
+        report.problems.append(f"{tok}: id {tokens[where]} at token {where:,}, vocabulary {manifest.vocab_size:,}")
+    report.tokens += len(tokens)
+    report.documents += record.documents
