@@ -1,0 +1,63 @@
+"""From raw text to the tensors of a training step.
+
+Build time, `bigtrain data build` (processes in parallel; killed at any moment, it goes on):
+
+    corpus            documents, in pieces of about a megabyte        corpus/, documents.py
+      |
+    tokenizer         byte-level BPE, one for all sources             build_tokenizer.py, tokenizer.py
+      |
+    token ids         each document closed by end-of-text             tokenization.py, workers.py
+      |
+    shards            *.tok, *.doc, manifest.json (format 1)          build_source.py, shards.py, manifest.py
+                      train/ and validation/, split by document       layout.py: where all of it lies
+
+Train time (nothing is scanned, nothing is stored but {consumed_samples, plan_id}):
+
+    plan              sample number -> (source, epoch, sequence)      plan.py = quotas.py + permutation.py
+      |
+    store             memory-mapped shards                            store.py
+      |
+    packing           rows of tokens, labels, positions, boundaries   packing.py
+      |
+    loader            this rank's micro-batches, in the background    loader.py, batch.py
+                      and the same held-out rows every time           validation.py
+
+A run opens its data with
+
+    datasets = open_datasets(settings.data, model_vocab_size=settings.model.vocab_size)
+    plan = Plan.from_datasets(datasets, settings.data, settings.train.seed)
+    with Loader(plan, datasets, first_sample=consumed_samples, ...) as loader:
+        for batch in loader: ...
+
+`verify.py` checks every byte; `ngram.py` gives the perplexities that a model should beat.
+"""
+
+from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
+from bigtrain.data.build import build
+from bigtrain.data.loader import Loader
+from bigtrain.data.ngram import yardstick_perplexities
+from bigtrain.data.packing import IGNORED
+from bigtrain.data.plan import Plan, SampleAddress
+from bigtrain.data.store import Dataset, open_datasets
+from bigtrain.data.tokenizer import load_tokenizer, tokenizer_hash
+from bigtrain.data.validation import validation_batches
+from bigtrain.data.verify import VerifyReport, verify
+
+__all__ = [
+    "IGNORED",
+    "Dataset",
+    "Loader",
+    "MicroBatch",
+    "Plan",
+    "RankBatch",
+    "SampleAddress",
+    "VerifyReport",
+    "build",
+    "format_digest",
+    "load_tokenizer",
+    "open_datasets",
+    "tokenizer_hash",
+    "validation_batches",
+    "verify",
+    "yardstick_perplexities",
+]

@@ -1,0 +1,117 @@
+"""The store: datasets on local disk, memory-mapped; and opening those that a run asks for."""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import DataSettings
+from bigtrain.data.layout import Split, read_record, require_same, source_request, tokenizer_request
+from bigtrain.data.manifest import FileRecord, Manifest, ShardRecord
+from bigtrain.data.shards import DocumentColumns
+from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
+
+Tokens = npt.NDArray[np.unsignedinteger]
+
+
+class Shard:
+    """One shard, mapped when it is first read."""
+
+    def __init__(self, directory: Path, record: ShardRecord, dtype: str) -> None:
+        self.record = record
+        self._directory = directory
+        self._dtype = dtype
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """[tokens], a view of the `.tok` file."""
+        return np.frombuffer(self._map(self.record.files[0]), self._dtype)
+
+    @cached_property
+    def documents(self) -> DocumentColumns:
+        """Views of the `.doc` file."""
+        file = self.record.files[1]
+        return DocumentColumns.parse(self._map(file), self._directory / file.name)
+
+    def check_sizes(self) -> None:
+        """Raise BigtrainError where a file is missing or has another size than the manifest says."""
+        for file in self.record.files:
+            path = self._directory / file.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.size:
+                raise BigtrainError(
+                    f"{path} is not what its manifest says",
+                    found="no file" if size is None else f"{size:,} bytes",
+                    wanted=f"{file.size:,} bytes",
+                    fix="restore the file, or remove its source's folder and build the data again",
+                )
+
+    def _map(self, file: FileRecord) -> memoryview:
+        with (self._directory / file.name).open("rb") as stream:
+            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+class Dataset:
+    """One split of one source: a stream of tokens over its shards, and the documents in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = Manifest.read(directory)
+        self.name = self.manifest.source
+        self.dataset_id = self.manifest.dataset_id
+        self.tokens = self.manifest.tokens
+        self.end_of_text = self.manifest.end_of_text
+        self.shards = [Shard(directory, record, self.manifest.dtype) for record in self.manifest.shards]
+        self.starts = [0, *accumulate(shard.record.tokens for shard in self.shards)]
+
+    def sequences(self, sequence_length: int) -> int:
+        """Samples in one epoch; the last may be short."""
+        return -(-self.tokens // sequence_length)
+
+    def shard_at(self, token: int) -> int:
+        """Index of the shard that holds token number `token` of the stream."""
+        return bisect_right(self.starts, token) - 1
+
+
+def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:
+    """The datasets of `settings.sources`, in that order, checked against the settings.
+
+    Reads manifests and file sizes, not the data (`bigtrain data verify` does that). Raises BigtrainError where data
+    are missing, were built with other settings or another tokenizer, or do not fit the model's vocabulary.
+    """
+    tokenizer_file = settings.dir / TOKENIZER_FILE
+    record = read_record(settings.dir)
+    if record is None or not tokenizer_file.is_file():
+        raise _not_built(settings.dir)
+    require_same(settings.dir, record["tokenizer"], tokenizer_request(settings))
+    tokenizer = tokenizer_hash(tokenizer_file.read_bytes())
+    datasets = []
+    for source in settings.sources:
+        folder = settings.dir / source.name
+        record = read_record(folder)
+        if record is None or not (folder / "train" / "manifest.json").is_file():
+            raise _not_built(folder)
+        require_same(folder, record, source_request(source, settings, tokenizer))
+        dataset = Dataset(folder / split)
+        require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
+        check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
+        for shard in dataset.shards:
+            shard.check_sizes()
+        datasets.append(dataset)
+    return datasets
+
+
+def _not_built(folder: Path) -> BigtrainError:
+    return BigtrainError(
+        f"the data in {folder} are not built",
+        found="no finished dataset",
+        wanted="tokenizer and shards",
+        fix="bigtrain data build CONFIG",
+    )

@@ -1,0 +1,104 @@
+"""Promises of concat packing, against a slow reference."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from data_support import END, write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigtrain.data.batch import MicroBatch
+from bigtrain.data.packing import IGNORED, pack
+
+documents = st.lists(st.integers(0, 999), max_size=12)  # id 0 is end-of-text: also inside texts
+corpora = st.lists(st.lists(documents, max_size=5), min_size=1, max_size=4).filter(any)
+
+
+def reference(shards: list[list[list[int]]], length: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Rows of tokens, labels and positions, token by token."""
+    stream = [
+        (token, number, index)
+        for number, document in enumerate(document for shard in shards for document in shard)
+        for index, token in enumerate([*document, END])
+    ]
+    rows, labels, positions = [], [], []
+    for start in range(0, len(stream), length):
+        row = stream[start : start + length]
+        rows.append([token for token, _, _ in row] + [END] * (length - len(row)))
+        following = stream[start + 1 : start + 1 + length]
+        labels.append([IGNORED] * length)
+        for place, (after, here) in enumerate(zip(following, row, strict=False)):
+            if after[1] == here[1]:
+                labels[-1][place] = after[0]
+        first = {}
+        for place, (_, number, _) in enumerate(row):
+            first.setdefault(number, place)
+        positions.append([place - first[number] for place, (_, number, _) in enumerate(row)])
+        positions[-1] += range(length - len(row))
+    return rows, labels, positions
+
+
+@settings(max_examples=150, deadline=None)
+@given(corpora, st.integers(1, 17))
+def test_rows_labels_and_positions_are_those_of_the_reference(shards: list[list[list[int]]], length: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder), shards)
+        count = dataset.sequences(length)
+        packed = pack([(dataset, sequence) for sequence in range(count)], length)
+    rows, labels, positions = reference(shards, length)
+    assert packed.window[:, :-1].tolist() == rows
+    assert packed.labels.tolist() == labels
+    assert packed.positions.tolist() == positions
+    starts = np.flatnonzero(np.array(positions).reshape(-1) == 0).tolist()
+    assert packed.boundaries.tolist() == [*starts, count * length]
+    assert packed.max_document == max(np.diff(packed.boundaries))
+    assert packed.label_tokens == np.sum(packed.labels != IGNORED)
+    assert packed.input_tokens == dataset.tokens
+
+
+@settings(max_examples=50, deadline=None)
+@given(corpora, st.integers(1, 17))
+def test_every_token_is_an_input_once_and_every_successor_a_label_once(
+    shards: list[list[list[int]]], length: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder), shards)
+        packed = pack([(dataset, sequence) for sequence in range(dataset.sequences(length))], length)
+    texts = [[*document, END] for shard in shards for document in shard]
+    stream = [token for text in texts for token in text]
+    assert packed.window[:, :-1].reshape(-1)[: len(stream)].tolist() == stream
+    labels = packed.labels.reshape(-1)
+    assert labels[labels != IGNORED].tolist() == [token for text in texts for token in text[1:]]
+
+
+def test_the_order_of_rows_in_a_batch_does_not_change_a_row(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, [[[1, 2, 3, 4, 5, 6], [7, 8]], [[9] * 9]])
+    alone = [pack([(dataset, s)], 4) for s in range(dataset.sequences(4))]
+    together = pack([(dataset, s) for s in reversed(range(len(alone)))], 4)
+    for row, single in enumerate(reversed(alone)):
+        assert together.window[row, :4].tolist() == single.window[0, :4].tolist()
+        assert together.labels[row].tolist() == single.labels[0].tolist()
+        assert together.positions[row].tolist() == single.positions[0].tolist()
+
+
+def test_ids_above_65535_survive(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, [[[70_000, 150_000]]], vocab_size=151_000)
+    assert dataset.shards[0].tokens.dtype == np.dtype("<u4")
+    assert pack([(dataset, 0)], 3).window[0, :3].tolist() == [70_000, 150_000, END]
+
+
+def test_a_micro_batch_has_the_dtypes_and_shapes_it_says(tmp_path: Path) -> None:
+    import torch
+
+    dataset = write_dataset(tmp_path, [[[1, 2, 3], [4, 5]]])
+    batch = MicroBatch.of(pack([(dataset, 0), (dataset, 1)], 4))
+    for tensor in (batch.input_ids, batch.labels, batch.position_ids):
+        assert (tensor.dtype, tensor.shape, tensor.is_contiguous()) == (torch.int64, (2, 4), True)
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.cu_seqlens.tolist() == [0, 4, 7, 8]
+    assert set(batch.to("cpu").model_inputs()) == {
+        "input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen",
+    }  # fmt: skip
