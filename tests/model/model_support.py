@@ -1,0 +1,54 @@
+"""Small models and random packings for the tests of the model."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.config.settings import ModelSettings
+
+
+def small_settings(family: str = "llama", **changes: Any) -> ModelSettings:
+    shape: dict[str, Any] = {
+        "family": family,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2 if family == "llama" else None,
+        "intermediate_size": 48,
+        "vocab_size": 96,
+        "max_position_embeddings": 64,
+    }
+    return ModelSettings.model_validate(shape | changes)
+
+
+def random_boundaries(rows: int, length: int, seed: int) -> Tensor:
+    """cu_seqlens of a random packing; every row starts a document."""
+    generator = random.Random(seed)
+    boundaries = {row * length for row in range(rows + 1)}
+    boundaries |= {generator.randrange(rows * length) for _ in range(generator.randrange(3 * rows))}
+    return torch.tensor(sorted(boundaries), dtype=torch.int32)
+
+
+def packed_batch(rows: int, length: int, vocab_size: int, seed: int) -> dict[str, Any]:
+    """Keyword arguments of the model's forward pass: random tokens in random documents."""
+    generator = torch.Generator().manual_seed(seed)
+    cu_seqlens = random_boundaries(rows, length, seed)
+    lengths = cu_seqlens.diff()
+    labels = torch.randint(vocab_size, (rows * length,), generator=generator)
+    labels[cu_seqlens[1:].long() - 1] = -100
+    return {
+        "input_ids": torch.randint(vocab_size, (rows, length), generator=generator),
+        "labels": labels.view(rows, length),
+        "position_ids": torch.cat([torch.arange(n) for n in lengths.tolist()]).view(rows, length),
+        "cu_seqlens": cu_seqlens,
+        "max_seqlen": int(lengths.max()),
+    }
+
+
+def relative_error(actual: Tensor, wanted: Tensor, floor: float = 1e-12) -> float:
+    """Distance in the Euclidean norm, relative to what is wanted, or to `floor` if that is larger."""
+    return float((actual.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=floor))
