@@ -1,0 +1,157 @@
+"""The decoder: token embedding, blocks, final norm, output head.
+
+input_ids -> embed_tokens (+ embed_positions) -> layers -> norm -> lm_head -> summed loss, or logits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.config.settings import ModelSettings
+from bigtrain.model.activation_checkpointing import ACTIVATION_CHECKPOINTING
+from bigtrain.model.attention import SelfAttention
+from bigtrain.model.embedding import OutputHead, TokenEmbedding
+from bigtrain.model.families import FAMILIES, Family
+from bigtrain.model.feed_forward import FEED_FORWARDS
+from bigtrain.model.initialize import initialize
+from bigtrain.model.norm import NORMS
+from bigtrain.model.rotary import Rotary, rotary_at
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)) (pre-norm residual form)."""
+
+    def __init__(
+        self, settings: ModelSettings, family: Family, attn_implementation: str, activation_checkpointing: str
+    ) -> None:
+        super().__init__()
+        self.checkpointed = ACTIVATION_CHECKPOINTING[activation_checkpointing]
+        norm = NORMS[family.norm]
+        self.input_layernorm = norm(settings.hidden_size, settings.norm_eps)
+        self.self_attn = SelfAttention(settings, family.attention_bias, attn_implementation)
+        self.post_attention_layernorm = norm(settings.hidden_size, settings.norm_eps)
+        self.mlp = FEED_FORWARDS[family.feed_forward](
+            settings.hidden_size, settings.intermediate_size, family.feed_forward_bias
+        )
+
+    def forward(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """Map [B, T, C] to [B, T, C]."""
+        return self.checkpointed(self._residuals, x, rotary, cu_seqlens, max_seqlen)
+
+    def _residuals(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, cu_seqlens, max_seqlen)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model. Made by `build_model`; its weights mean something after `init_weights`."""
+
+    def __init__(self, settings: ModelSettings, attn_implementation: str, activation_checkpointing: str) -> None:
+        super().__init__()
+        self.settings = settings
+        self.compiled = False
+        family = FAMILIES[settings.family]
+        self.embed_tokens = TokenEmbedding(settings.vocab_size, settings.hidden_size)
+        self.embed_positions = (
+            TokenEmbedding(settings.max_position_embeddings, settings.hidden_size)
+            if family.position == "learned"
+            else None
+        )
+        self.layers = nn.ModuleList(
+            Block(settings, family, attn_implementation, activation_checkpointing)
+            for _ in range(settings.num_hidden_layers)
+        )
+        self.norm = NORMS[family.norm](settings.hidden_size, settings.norm_eps)
+        self.lm_head = OutputHead(settings.vocab_size, settings.hidden_size)
+        self._tie()
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """The summed loss of a packed micro-batch.
+
+        Args:
+            input_ids: [B, T] int64.
+            labels: [B, T] int64, the token after each input token; -100 where there is none to predict.
+            position_ids: [B, T] int64, restarting at 0 at each document.
+            cu_seqlens: [documents + 1] int32, where documents begin among the B T tokens; each row begins one.
+            max_seqlen: the longest document, or more.
+
+        Returns:
+            A float32 scalar: the sum over labelled tokens of -log p(label), in nats.
+        """
+        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen), labels)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
+        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen))
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """The normalised last hidden states [B, T, C]. Without boundaries, each row is one document."""
+        batch, length = input_ids.shape
+        if position_ids is None:
+            position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
+        if cu_seqlens is None:
+            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+        if self.compiled:  # the number of documents differs from batch to batch: compile for any
+            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+        x = self.embed_tokens(input_ids)
+        rotary = None
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(position_ids)
+        else:
+            rotary = rotary_at(position_ids, self.settings.head_width, self.settings.rope_theta, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotary, cu_seqlens, length if max_seqlen is None else max_seqlen)
+        return self.norm(x)
+
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter, in place, by name and seed alone: see `initialize`."""
+        for name, parameter in self.named_parameters():
+            initialize(name, parameter, self.settings, seed)
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""
+        for layer in self.layers:
+            layer.compile()
+        self.compiled = True
+
+    def _tie(self) -> None:
+        if self.settings.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Moving off the meta device makes a new Parameter for each name, and so would cut the tie.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+
+def build_model(
+    settings: ModelSettings, *, attn_implementation: str = "auto", activation_checkpointing: str = "none"
+) -> Decoder:
+    """The decoder of these settings on the current default device, `meta` included, with weights still to be filled
+    by `init_weights` or a checkpoint.
+
+    Args:
+        settings: the shape.
+        attn_implementation: a key of `attention_backends.BACKENDS`, or `auto`.
+        activation_checkpointing: `none`, `selective` or `full`.
+    """
+    return Decoder(settings, attn_implementation, activation_checkpointing)

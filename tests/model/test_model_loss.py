@@ -1,0 +1,85 @@
+"""The chunked loss equals cross-entropy over all logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_support import relative_error
+from torch import Tensor
+
+from bigtrain.model import loss as loss_module
+from bigtrain.model.embedding import TokenEmbedding
+from bigtrain.model.loss import linear_cross_entropy
+
+
+def problem(dtype: torch.dtype, rows: int = 700, width: int = 24, classes: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, width, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(classes, width, generator=generator).to(dtype).requires_grad_()
+    labels = torch.randint(classes, (rows,), generator=generator)
+    labels[::7] = -100
+    return hidden, weight, labels
+
+
+def oracle(hidden: Tensor, weight: Tensor, labels: Tensor, scale: float) -> list[Tensor]:
+    hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    loss = F.cross_entropy(hidden @ weight.T, labels, ignore_index=-100, reduction="sum")
+    return [loss, *torch.autograd.grad(loss * scale, (hidden, weight))]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 6e-3)]
+)
+@pytest.mark.parametrize("chunk_rows", [1, 64, 10_000])
+def test_loss_and_gradients_equal_the_float64_oracle_for_any_chunk(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, chunk_rows: int
+) -> None:
+    monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk_rows * 50)
+    hidden, weight, labels = problem(dtype)
+    loss = linear_cross_entropy(hidden, weight, labels)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    gradients = torch.autograd.grad(loss * 0.013, (hidden, weight))
+    wanted = oracle(hidden, weight, labels, 0.013)
+    for actual, expected in zip((loss.detach(), *gradients), wanted, strict=True):
+        assert relative_error(actual, expected.detach()) < tolerance
+
+
+def test_weight_gradient_does_not_lose_precision_with_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = []
+    for chunk_rows in (8, 4096):
+        monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk_rows * 50)
+        hidden, weight, labels = problem(torch.bfloat16, rows=4096)
+        (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), weight)
+        errors.append(relative_error(gradient, oracle(hidden, weight, labels, 1.0)[2]))
+    assert errors[0] < 1.5 * errors[1]
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    hidden, weight, labels = problem(torch.float32)
+    with torch.no_grad():
+        evaluated = linear_cross_entropy(hidden, weight, labels)
+    assert torch.equal(evaluated, linear_cross_entropy(hidden, weight, labels).detach())
+
+
+def test_nothing_labelled_is_a_loss_of_zero() -> None:
+    hidden, weight, labels = problem(torch.float32)
+    loss = linear_cross_entropy(hidden, weight, torch.full_like(labels, -100))
+    assert loss.item() == 0
+    assert all(gradient.abs().max() == 0 for gradient in torch.autograd.grad(loss, (hidden, weight)))
+
+
+def test_enormous_logits_do_not_overflow() -> None:
+    hidden, weight, labels = problem(torch.float32)
+    loss = linear_cross_entropy(hidden * 1e4, weight, labels)
+    assert loss.isfinite()
+
+
+def test_the_gradient_of_a_frequent_token_is_summed_without_loss() -> None:
+    embedding = TokenEmbedding(8, 16).bfloat16()
+    ids = torch.zeros(1, 2000, dtype=torch.int64)
+    grad = torch.rand(1, 2000, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    embedding(ids).backward(grad)
+    assert embedding.weight.grad is not None
+    assert relative_error(embedding.weight.grad[0], grad.double().sum((0, 1))) < 4e-3
+    assert embedding.weight.grad[1:].abs().max() == 0
