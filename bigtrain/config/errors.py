@@ -18,7 +18,14 @@ class BigtrainError(Exception):
 
     def __init__(self, what: str, *, found: object = None, wanted: object = None, fix: str | None = None) -> None:
         self.what, self.found, self.wanted, self.fix = what, found, wanted, fix
+        self.shared = False
+        """Whether every rank of a job raises this same error, so that one of them is enough to tell it."""
         super().__init__(what, found, wanted, fix)
+
+    def on_all_ranks(self) -> BigtrainError:
+        """This error, marked as one that every rank raises."""
+        self.shared = True
+        return self
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -28,7 +35,7 @@ class BigtrainError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.found, self.wanted, self.fix))
+        return (_rebuild, (type(self), self.what, self.found, self.wanted, self.fix), {"shared": self.shared})
 
 
 def _rebuild(cls: type[BigtrainError], what: str, found: object, wanted: object, fix: str | None) -> BigtrainError:

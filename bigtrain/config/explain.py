@@ -10,7 +10,7 @@ from bigtrain.config.keys import Key, find, keys_of
 from bigtrain.config.mathematics import changes_mathematics
 from bigtrain.config.settings import Settings
 from bigtrain.config.suggest import unknown_key
-from bigtrain.config.yaml12 import to_yaml
+from bigtrain.config.yaml12 import to_yaml_line
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def default_text(key: Key) -> str:
     """The default as it would be typed, or `required`."""
     if key.required:
         return "required"
-    return to_yaml(key.default).removesuffix("\n").removesuffix("\n...")
+    return to_yaml_line(key.default)
 
 
 def _wrapped(text: str) -> str:

@@ -3,7 +3,8 @@
     file --read_document--> tree and places --apply_overrides--> tree --pydantic--> Settings
                                   \\______________ problems _______________/
 
-A path in the settings stays as it was typed; whoever opens it does so relative to the current working directory.
+A path in the settings stays as it was typed, but for a leading ~; whoever opens it does so relative to the current
+working directory.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ OPERATION = frozenset(
         "evaluate.micro_batch_size",
         "tracking.wandb",
         "tracking.project",
+        "tracking.entity",
         "tracking.name",
         "tracking.log_every_steps",
     }

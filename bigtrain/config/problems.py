@@ -146,7 +146,8 @@ def _broken_rule(message: str, address: Address, document: Document) -> Problem:
     place = document.place(address)
     section = dotted(address)
     given, edits = [], []
-    for word in dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*", message)):
+    names = re.sub(r"'[^']*'", "", message)  # what is quoted is a value, even where it reads like a key
+    for word in dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*", names)):
         inner = (*address, *word.split("."))
         if find(dotted(inner)) is None:
             inner = tuple(word.split("."))
@@ -157,7 +158,8 @@ def _broken_rule(message: str, address: Address, document: Document) -> Problem:
             given.append(document.places[inner])
             edits.append(f"{dotted(inner)} ({document.places[inner].text})")
         else:
-            edits.append(f"{dotted(inner)} (not given)")
+            default = "" if key.default is None else f", so {_shown(key.default)}"
+            edits.append(f"{dotted(inner)} (not given{default})")
     if not address and given:  # a rule between sections has no line of its own
         place = max(given)
     return Problem(

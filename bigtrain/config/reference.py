@@ -18,7 +18,7 @@ A configuration is one YAML file. `bigtrain config show CONFIG` prints it with a
   items of a list go by index from 0: `data.sources.0.weight=0.3`. The last one wins.
 - **Numbers.** `1e-4`, `0.0001` and `20_000_000` are numbers. `yes`, `no` and dates are text (YAML 1.2). Nothing is
   coerced: `"8"` is not 8, and `8.0` is not a whole number.
-- **Paths** are kept as typed and are relative to the current working directory, not to the file.
+- **Paths** are relative to the current working directory, not to the file; `~/` is the home directory.
 - **Unknown keys** are errors. So is a key that is given twice.
 - **On resume** says whether a run may go on from its checkpoint with another value. `no` marks the settings that change
   the mathematics.

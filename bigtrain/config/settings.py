@@ -11,11 +11,31 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenUnitInterval = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+def _home_filled_in(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # which pydantic would let through as a bug
+        raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
+"""A path in which ~ at the start means the home directory."""
 
 
 class Section(BaseModel):
@@ -98,7 +118,7 @@ class ModelSettings(Section):
 class TokenizerSettings(Section):
     """Where the tokenizer comes from: trained on the sources, or a finished `tokenizer.json`."""
 
-    path: Path | None = None
+    path: UserPath | None = None
     """A `tokenizer.json` (or the Hugging Face folder that holds one) to use as it is. Default: train one."""
     vocab_size: PositiveInt = 8192
     """Size of a trained byte-level BPE vocabulary, special tokens included."""
@@ -138,9 +158,24 @@ class SourceSettings(Section):
         return None if self.weight is None else Fraction(repr(self.weight))
 
     @model_validator(mode="after")
-    def _path_where_needed(self) -> SourceSettings:
+    def _keys_of_the_kind(self) -> SourceSettings:
         if self.kind != "python_stdlib" and not self.path:
             raise ValueError(f"source {self.name!r} of kind {self.kind!r} needs a path")
+        kinds_of_key = {
+            "path": ("text", "jsonl", "huggingface"),
+            "text_field": ("jsonl", "huggingface"),
+            "content": ("python_stdlib",),
+            "subset": ("huggingface",),
+            "split": ("huggingface",),
+        }
+        for key, kinds in kinds_of_key.items():
+            value = getattr(self, key)
+            # Its default is let through wherever it stands: it says nothing, and a run's config.yaml writes every key.
+            if self.kind not in kinds and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"source {self.name!r} of kind {self.kind!r} has no {key}, found {value!r}; "
+                    f"remove it: {key} is for {', '.join(kinds)} only"
+                )
         return self
 
 
@@ -154,7 +189,7 @@ class ValidationSettings(Section):
 class DataSettings(Section):
     """From raw text to the order of the training samples."""
 
-    dir: Path
+    dir: UserPath
     """Where tokenizer and shards are written. Several runs may share one."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     """The tokenizer."""
@@ -235,9 +270,17 @@ class ScheduleSettings(Section):
     min_lr_ratio: UnitInterval = 0.1
     """The rate at the end, as a share of the peak (linear, cosine, wsd)."""
 
+    @model_validator(mode="after")
+    def _decay_steps_of_wsd(self) -> ScheduleSettings:
+        if self.decay_steps is not None and self.name != "wsd":
+            raise ValueError(
+                f"decay_steps {self.decay_steps} is for name wsd, found name {self.name}; remove it or write name: wsd"
+            )
+        return self
+
 
 class EngineSettings(Section):
-    """How the work is spread and computed. Apart from `precision`, nothing here changes the mathematics."""
+    """How the work is spread and computed. Only `precision` and the raw extras change the mathematics."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What DeepSpeed ZeRO partitions over the ranks: 0 nothing, 1 optimizer states, 2 and gradients, 3 and
@@ -248,9 +291,10 @@ class EngineSettings(Section):
     """Activations recomputed in the backward pass: none, the cheap ones, or all inside a block."""
     compile: bool = False
     """Compile each decoder block with torch.compile."""
-    attn_implementation: Literal["auto", "varlen", "sdpa", "reference"] = "auto"
-    """Attention back-end: `varlen` FlashAttention on CUDA, `sdpa` (PyTorch's flash kernel) anywhere, `reference`
-    naive and slow. `auto` takes the best there is."""
+    attn_implementation: Literal["auto", "varlen", "blockwise", "sdpa", "reference"] = "auto"
+    """Attention back-end: `varlen` FlashAttention on CUDA, `blockwise` the same algorithm in batched matrix products
+    (the fastest on a CPU), `sdpa` (PyTorch's flash kernel) anywhere, `reference` naive and slow. `auto` takes the
+    best there is."""
     process_group_timeout_minutes: PositiveFloat = 10.0
     """A collective that takes longer than this ends the job."""
     deepspeed: dict[str, Any] = {}
@@ -275,6 +319,8 @@ class TrackingSettings(Section):
     """`auto`: online where WANDB_API_KEY or a login is found, else offline."""
     project: str = "bigtrain"
     """The W&B project."""
+    entity: str | None = None
+    """The W&B team or user. Default: the one of the key."""
     name: str | None = None
     """The name of the run at W&B. Default: the name of the run directory."""
     log_every_steps: PositiveInt = 10
@@ -295,7 +341,7 @@ class EvaluateSettings(Section):
 class Settings(Section):
     """Everything about one run."""
 
-    run_dir: Path
+    run_dir: UserPath
     """The run directory: settings, metrics, events, logs and checkpoints."""
     model: ModelSettings
     """The decoder."""
@@ -324,6 +370,11 @@ class Settings(Section):
         assert self.train.tokens is not None
         return -(-self.train.tokens // (self.train.global_batch_size * self.data.sequence_length))
 
+    @property
+    def validation_batch_size(self) -> int:
+        """Sequences in one forward pass of an evaluation, with the default filled in."""
+        return self.evaluate.micro_batch_size or self.train.micro_batch_size
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
         if self.data.sequence_length > self.model.max_position_embeddings:
@@ -341,9 +392,24 @@ class Settings(Section):
                 "engine.zero_stage 0 with engine.precision bf16 has no float32 gradient accumulation in DeepSpeed; "
                 "use zero_stage 1 or precision fp32"
             )
-        if self.schedule.warmup_steps > self.total_steps:
+        if self.data.tokenizer.path is None and self.data.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} is more than the {self.total_steps} steps "
-                "of the run"
+                f"data.tokenizer.vocab_size {self.data.tokenizer.vocab_size} is larger than model.vocab_size "
+                f"{self.model.vocab_size}: the embedding would have no row for the last tokens; "
+                f"set data.tokenizer.vocab_size to {self.model.vocab_size} or less"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit_the_run(self) -> Settings:
+        if self.train.steps is not None:
+            length = f"train.steps {self.train.steps}"
+        else:
+            length = f"the {self.total_steps} steps of train.tokens {self.train.tokens}"
+        warmup, decay = self.schedule.warmup_steps, self.schedule.decay_steps
+        if warmup + (decay or 0) > self.total_steps:
+            plus_decay = f" + schedule.decay_steps {decay}" if decay else ""
+            raise ValueError(f"schedule.warmup_steps {warmup}{plus_decay} is more than {length}")
+        if self.train.stop_after is not None and self.train.stop_after > self.total_steps:
+            raise ValueError(f"train.stop_after {self.train.stop_after} is more than {length}")
         return self

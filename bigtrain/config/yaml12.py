@@ -7,6 +7,7 @@ something else is quoted when written, so that every tool reads it back as text.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -93,3 +94,11 @@ def scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
 def to_yaml(value: Any) -> str:
     """A tree of JSON types as YAML, in its own order of keys."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def to_yaml_line(value: Any) -> str:
+    """A value of JSON types as it would be typed after `key: `, in one line."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

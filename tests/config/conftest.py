@@ -14,7 +14,7 @@ model:
   num_hidden_layers: 2
   num_attention_heads: 4
   intermediate_size: 128
-  vocab_size: 512
+  vocab_size: 8192
   max_position_embeddings: 128
 data:
   dir: datasets/x

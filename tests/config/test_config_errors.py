@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def refusal_of_line(good: str, refusal: Callable[..., str]) -> Callable[[str, st
             "unknown key run_dri\n  wanted: run_dir\n  fix:    rename it to run_dir",
         ),
         (
-            "  vocab_size: 512",
-            "  vocab_sizes: 512",
+            "  vocab_size: 8192",
+            "  vocab_sizes: 8192",
             "unknown key model.vocab_sizes\n  wanted: model.vocab_size\n  fix:    rename it to vocab_size",
         ),
         (
@@ -163,25 +164,25 @@ WHOLE = "a whole number, at least 1"
             "  fix:    change it; see: bigtrain config explain train.micro_batch_size",
         ),
         (
-            "  vocab_size: 512",
+            "  vocab_size: 8192",
             "  vocab_size: -3",
             f"model.vocab_size cannot be -3\n  found:  -3, a whole number\n  wanted: {WHOLE}\n"
             "  fix:    change it; see: bigtrain config explain model.vocab_size",
         ),
         (
-            "  vocab_size: 512",
+            "  vocab_size: 8192",
             "  vocab_size: [1, 2]",
             f"model.vocab_size cannot be [1, 2]\n  found:  [1, 2], a list of 2\n  wanted: {WHOLE}\n"
             "  fix:    change it; see: bigtrain config explain model.vocab_size",
         ),
         (
-            "  vocab_size: 512",
+            "  vocab_size: 8192",
             "  vocab_size: {a: 1}",
             f"model.vocab_size cannot be {{a: ...}}\n  found:  {{a: ...}}, a mapping\n  wanted: {WHOLE}\n"
             "  fix:    change it; see: bigtrain config explain model.vocab_size",
         ),
         (
-            "  vocab_size: 512",
+            "  vocab_size: 8192",
             "  vocab_size:",
             f"model.vocab_size cannot be null\n  found:  null\n  wanted: {WHOLE}\n"
             "  fix:    change it; see: bigtrain config explain model.vocab_size",
@@ -294,6 +295,130 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "replacement", "message"),
+    [
+        (
+            "      path: web.txt",
+            "      path: web.txt\n      split: test",
+            "c.yaml:12: data.sources.0: source 'web' of kind 'text' has no split, found 'test'; "
+            "remove it: split is for huggingface only\n"
+            "  fix:    change data.sources.0.kind (c.yaml:13) or data.sources.0.split (c.yaml:15)",
+        ),
+        (
+            "      path: web.txt",
+            "      path: web.txt\n      text_field: content",
+            "c.yaml:12: data.sources.0: source 'web' of kind 'text' has no text_field, found 'content'; "
+            "remove it: text_field is for jsonl, huggingface only\n"
+            "  fix:    change data.sources.0.kind (c.yaml:13) or data.sources.0.text_field (c.yaml:15)",
+        ),
+        (
+            "      path: web.txt",
+            "      path: web.txt\n      content: documentation",
+            "c.yaml:12: data.sources.0: source 'web' of kind 'text' has no content, found 'documentation'; "
+            "remove it: content is for python_stdlib only\n"
+            "  fix:    change data.sources.0.kind (c.yaml:13) or data.sources.0.content (c.yaml:15)",
+        ),
+        (
+            "      kind: python_stdlib",
+            "      kind: python_stdlib\n      path: lib",
+            "c.yaml:16: data.sources.1: source 'code' of kind 'python_stdlib' has no path, found 'lib'; "
+            "remove it: path is for text, jsonl, huggingface only\n"
+            "  fix:    change data.sources.1.kind (c.yaml:17) or data.sources.1.path (c.yaml:18)",
+        ),
+    ],
+)
+def test_a_key_of_another_kind_of_source_is_refused_with_its_value_and_the_kinds_that_have_it(
+    good: str, refusal: Callable[..., str], line: str, replacement: str, message: str
+) -> None:
+    assert refusal(good.replace(line, replacement)) == message
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_decay_steps_are_refused_for_a_schedule_without_them(good: str, refusal: Callable[..., str], name: str) -> None:
+    assert refusal(good + f"schedule:\n  name: {name}\n  decay_steps: 5\n") == (
+        f"c.yaml:23: schedule: decay_steps 5 is for name wsd, found name {name}; remove it or write name: wsd\n"
+        "  fix:    change schedule.decay_steps (c.yaml:25) or schedule.name (c.yaml:24)"
+    )
+
+
+def test_the_default_schedule_has_no_decay_steps_either(good: str, refusal: Callable[..., str]) -> None:
+    assert refusal(good, "schedule.decay_steps=5").endswith(
+        "change schedule.decay_steps (override schedule.decay_steps=5) or schedule.name (not given, so 'cosine')"
+    )
+
+
+def test_warmup_and_decay_must_fit_into_the_run(good: str, refusal: Callable[..., str]) -> None:
+    assert refusal(good + "schedule:\n  warmup_steps: 11\n") == (
+        "c.yaml:24: schedule.warmup_steps 11 is more than train.steps 10\n"
+        "  fix:    change schedule.warmup_steps (c.yaml:24) or train.steps (c.yaml:21)"
+    )
+    schedule = "schedule:\n  name: wsd\n  warmup_steps: 6\n  decay_steps: 5\n"
+    assert refusal(good + schedule) == (
+        "c.yaml:26: schedule.warmup_steps 6 + schedule.decay_steps 5 is more than train.steps 10\n"
+        "  fix:    change schedule.warmup_steps (c.yaml:25) or schedule.decay_steps (c.yaml:26) or "
+        "train.steps (c.yaml:21)"
+    )
+    assert refusal(good.replace("  steps: 10", "  tokens: 10_000") + schedule) == (
+        "c.yaml:26: schedule.warmup_steps 6 + schedule.decay_steps 5 is more than the 10 steps of "
+        "train.tokens 10000\n"
+        "  fix:    change schedule.warmup_steps (c.yaml:25) or schedule.decay_steps (c.yaml:26) or "
+        "train.tokens (c.yaml:21)"
+    )
+
+
+def test_a_run_cannot_stop_after_its_end(good: str, refusal: Callable[..., str]) -> None:
+    assert refusal(good, "train.stop_after=11") == (
+        "override train.stop_after=11: train.stop_after 11 is more than train.steps 10\n"
+        "  fix:    change train.stop_after (override train.stop_after=11) or train.steps (c.yaml:21)"
+    )
+
+
+def test_a_trained_vocabulary_larger_than_the_embedding_is_refused_whether_typed_or_not(
+    good: str, refusal: Callable[..., str]
+) -> None:
+    small = good.replace("vocab_size: 8192", "vocab_size: 512")
+    assert refusal(small) == (
+        "c.yaml:7: data.tokenizer.vocab_size 8192 is larger than model.vocab_size 512: "
+        "the embedding would have no row for the last tokens; set data.tokenizer.vocab_size to 512 or less\n"
+        "  fix:    change data.tokenizer.vocab_size (not given, so 8192) or model.vocab_size (c.yaml:7)"
+    )
+    typed = small.replace("  sequence_length", "  tokenizer:\n    vocab_size: 513\n  sequence_length")
+    assert refusal(typed).startswith("c.yaml:20: data.tokenizer.vocab_size 513 is larger than model.vocab_size 512: ")
+    assert refusal(typed).endswith(
+        "fix:    change data.tokenizer.vocab_size (c.yaml:20) or model.vocab_size (c.yaml:7)"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule.name=wsd", "schedule.warmup_steps=6", "schedule.decay_steps=4"],
+        ["schedule.warmup_steps=10"],
+        ["train.stop_after=10"],
+        ["data.tokenizer.vocab_size=8192"],
+        ["data.tokenizer.path=tokenizer.json", "model.vocab_size=512"],
+        ["data.sources.0.split=train"],
+    ],
+)
+def test_what_just_fits_is_taken(good: str, write: Callable[[str], Path], overrides: list[str]) -> None:
+    load_settings(write(good), overrides)
+
+
+def test_a_home_directory_that_nobody_has_is_refused(good: str, refusal: Callable[..., str]) -> None:
+    assert refusal(good.replace("runs/x", "~nobody-of-this-name/runs")) == (
+        "c.yaml:1: run_dir: the home directory that ~nobody-of-this-name stands for is unknown; write it out\n"
+        "  fix:    see: bigtrain config explain run_dir"
+    )
+
+
+def test_an_error_stays_whole_between_processes() -> None:
+    error = BigtrainError("what", found=1, wanted=2, fix="fix").on_all_ranks()
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.shared) == ("what\n  found:  1\n  wanted: 2\n  fix:    fix", True)
+    assert not BigtrainError("what").shared
+
+
 def test_all_problems_are_told_together_in_the_order_of_the_file_overrides_last(
     good: str, refusal: Callable[..., str]
 ) -> None:
@@ -347,14 +472,14 @@ def test_a_file_that_is_not_a_mapping_is_refused(refusal: Callable[..., str], te
 
 
 def test_a_syntax_error_names_the_line_and_shows_it(good: str, refusal: Callable[..., str]) -> None:
-    answer = refusal(good.replace("  vocab_size: 512", "  vocab_size: : 512"))
+    answer = refusal(good.replace("  vocab_size: 8192", "  vocab_size: : 8192"))
     assert answer.startswith("c.yaml:7: this is not YAML: mapping values are not allowed here")
-    assert "  found:    vocab_size: : 512\n" in answer
+    assert "  found:    vocab_size: : 8192\n" in answer
     assert "look at column 15" in answer
 
 
 def test_a_tab_is_named_as_such(good: str, refusal: Callable[..., str]) -> None:
-    answer = refusal(good.replace("  vocab_size: 512", "\tvocab_size: 512"))
+    answer = refusal(good.replace("  vocab_size: 8192", "\tvocab_size: 8192"))
     assert answer.startswith("c.yaml:7: this is not YAML: ")
     assert answer.endswith("fix:    replace the tab by spaces")
 

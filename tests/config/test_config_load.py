@@ -14,7 +14,7 @@ from bigtrain.config import load_settings
 def test_what_is_left_out_takes_the_default(good: str, write: Callable[[str], Path]) -> None:
     settings = load_settings(write(good))
     assert settings.run_dir == Path("runs/x")
-    assert settings.model.vocab_size == 512
+    assert settings.model.vocab_size == 8192
     assert settings.optimizer.betas == (0.9, 0.95)
     assert settings.evaluate.max_sequences == 256
     assert settings.data.sources[0].exact_weight == Fraction(3, 4)
@@ -51,8 +51,27 @@ def test_paths_stay_as_typed(good: str, write: Callable[[str], Path]) -> None:
     assert (settings.run_dir, settings.data.dir) == (Path("../elsewhere"), Path("/absolute/x"))
 
 
+def test_a_tilde_is_the_home_directory(
+    good: str, write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    path = write(good.replace("runs/x", "~/runs/x"))
+    settings = load_settings(path, ["data.dir=~/data", "data.tokenizer.path=~/tokenizer.json"])
+    assert settings.run_dir == Path("/home/ada/runs/x")
+    assert settings.data.dir == Path("/home/ada/data")
+    assert settings.data.tokenizer.path == Path("/home/ada/tokenizer.json")
+    assert load_settings(path, ["run_dir=runs/~x"]).run_dir == Path("runs/~x")
+
+
+def test_an_evaluation_takes_the_micro_batch_of_training_unless_told_otherwise(
+    good: str, write: Callable[[str], Path]
+) -> None:
+    assert load_settings(write(good), ["train.micro_batch_size=4"]).validation_batch_size == 4
+    assert load_settings(write(good), ["evaluate.micro_batch_size=3"]).validation_batch_size == 3
+
+
 def test_an_alias_gives_the_same_value_again(good: str, write: Callable[[str], Path]) -> None:
-    text = good.replace("vocab_size: 512", "vocab_size: &vocabulary 512")
+    text = good.replace("vocab_size: 8192", "vocab_size: &vocabulary 512")
     text = text.replace("  sequence_length", "  tokenizer:\n    vocab_size: *vocabulary\n  sequence_length")
     assert load_settings(write(text)).data.tokenizer.vocab_size == 512
 

@@ -17,8 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path: Path) -> None:
-    settings = load_settings(path)
-    assert settings.data.tokenizer.path is not None or settings.data.tokenizer.vocab_size <= settings.model.vocab_size
+    load_settings(path)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.config import Settings, dump_settings, load_settings
+from bigtrain.config.yaml12 import to_yaml_line
 from bigtrain.version import __version__
 
 # Text as a configuration may hold it: no surrogates, no control characters, and words that YAML likes to reinterpret.
@@ -46,24 +48,34 @@ json_value = st.recursive(
 )
 
 
+keys_of_the_kind = {
+    "python_stdlib": {"content": st.sampled_from(["source", "documentation"])},
+    "text": {"path": text.filter(bool)},
+    "jsonl": {"path": text.filter(bool), "text_field": text},
+    "huggingface": {"path": text.filter(bool), "text_field": text, "subset": st.none() | text, "split": text},
+}
+
+
 @st.composite
 def trees(draw: st.DrawFn) -> dict[str, Any]:
     """A valid configuration with any value that the tree admits in nearly every leaf."""
     heads, groups, width = draw(st.integers(1, 8)), draw(st.integers(1, 4)), draw(st.integers(1, 8))
     weighted = draw(st.booleans())
-    kinds = draw(st.lists(st.sampled_from(["python_stdlib", "text", "jsonl", "huggingface"]), min_size=1, max_size=3))
+    kinds = draw(st.lists(st.sampled_from(list(keys_of_the_kind)), min_size=1, max_size=3))
     sources = [
         {
             "name": f"s{number}",
             "kind": kind,
-            "path": draw(text.filter(bool)),
-            "text_field": draw(text),
-            "subset": draw(st.none() | text),
             "weight": draw(positive) if weighted else None,
+            **draw(st.fixed_dictionaries(keys_of_the_kind[kind])),
         }
         for number, kind in enumerate(kinds)
     ]
-    length, micro = draw(st.integers(1, 64)), draw(st.integers(1, 64))
+    length, micro, accumulation = draw(st.integers(1, 64)), draw(st.integers(1, 64)), draw(st.integers(1, 8))
+    tokenizer_path, vocab_size = draw(st.none() | path), draw(count)
+    steps, in_tokens = draw(count), draw(st.booleans())
+    schedule = draw(st.sampled_from(["constant", "wsd"]))
+    decay = draw(st.none() | st.integers(1, steps)) if schedule == "wsd" else None
     return {
         "run_dir": draw(path),
         "model": {
@@ -73,7 +85,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             "num_key_value_heads": heads,
             "head_dim": 2 * width,
             "intermediate_size": draw(count),
-            "vocab_size": draw(count),
+            "vocab_size": vocab_size,
             "max_position_embeddings": length + draw(st.integers(0, 100)),
             "rope_theta": draw(positive),
             "norm_eps": draw(positive),
@@ -81,20 +93,30 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         },
         "data": {
             "dir": draw(path),
-            "tokenizer": {"path": draw(st.none() | path), "end_of_text": draw(text)},
+            "tokenizer": {
+                "path": tokenizer_path,
+                "vocab_size": draw(count if tokenizer_path else st.integers(1, vocab_size)),
+                "end_of_text": draw(text),
+            },
             "sources": sources,
             "sequence_length": length,
             "validation": {"fraction": draw(open_unit)},
             "workers": draw(st.none() | count),
         },
         "train": {
-            draw(st.sampled_from(["steps", "tokens"])): draw(count),
-            "global_batch_size": micro * draw(st.integers(1, 8)),
+            **({"tokens": steps * accumulation * micro * length} if in_tokens else {"steps": steps}),
+            "global_batch_size": accumulation * micro,
             "micro_batch_size": micro,
             "seed": draw(st.integers(0, 2**70)),
+            "stop_after": draw(st.none() | st.integers(1, steps)),
         },
         "optimizer": {"learning_rate": draw(positive), "betas": [draw(open_unit), draw(open_unit)]},
-        "schedule": {"name": draw(st.sampled_from(["constant", "wsd"])), "min_lr_ratio": draw(unit)},
+        "schedule": {
+            "name": schedule,
+            "warmup_steps": draw(st.integers(0, steps - (decay or 0))),
+            "decay_steps": decay,
+            "min_lr_ratio": draw(unit),
+        },
         "engine": {
             "zero_stage": draw(st.integers(1, 3)),
             "compile": draw(st.booleans()),
@@ -125,11 +147,35 @@ def test_text_in_a_dump_is_text_to_a_yaml_1_1_reader_too(name: str) -> None:
             ["hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "max_position_embeddings"], 8
         )
         | {"num_attention_heads": 1},
-        "data": {"dir": "x", "sources": [{"name": "a", "kind": "python_stdlib"}], "sequence_length": 1},
+        "data": {
+            "dir": "x",
+            "tokenizer": {"vocab_size": 8},
+            "sources": [{"name": "a", "kind": "python_stdlib"}],
+            "sequence_length": 1,
+        },
         "train": {"steps": 1, "global_batch_size": 1},
         "tracking": {"name": name},
     }
     assert yaml.safe_load(dump_settings(Settings.model_validate(tree)))["tracking"]["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("null", "'null'"),
+        ("a word", "a word"),
+        (0.3, "0.3"),
+        ([0.9, 0.95], "[0.9, 0.95]"),
+        ({}, "{}"),
+        ({"a": [1, None]}, "{a: [1, null]}"),
+        ("x" * 200 + " y", "x" * 200 + " y"),
+    ],
+)
+def test_a_value_is_shown_in_one_line_as_it_would_be_typed(value: object, line: str) -> None:
+    assert to_yaml_line(value) == line
+    assert yaml.safe_load(line) == value
 
 
 def test_the_first_line_names_the_version_and_every_leaf_is_written(good: str, write) -> None:
