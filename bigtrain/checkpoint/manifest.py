@@ -1,0 +1,88 @@
+"""The manifest: what a checkpoint is, and the proof that it is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from bigtrain.checkpoint.tensor_file import FileSeal
+from bigtrain.config.errors import BigtrainError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where the run is."""
+
+    step: int
+    """Optimizer steps done."""
+    consumed_samples: int
+    """Training samples done: the whole state of the data, together with the plan."""
+    plan_id: str
+    """The plan that says which samples those were."""
+    optimizer_steps: int
+    """Updates the optimizer has applied: `step` less those skipped for a gradient that was not finite."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint but the tensors."""
+
+    cursor: Cursor
+    world_size: int
+    """Ranks that wrote it."""
+    zero_stage: int
+    """The stage it was written at. For people: any other can load it."""
+    mathematics: dict[str, Any]
+    """The settings that change the result of training, by dotted key."""
+    versions: dict[str, str]
+    """Of bigtrain and the libraries beneath it."""
+    kinds: list[str]
+    """What is stored of each parameter: `master`, `exp_avg`, ..."""
+    tensors: dict[str, list[int]]
+    """The shape of each parameter."""
+    files: dict[str, FileSeal]
+    """Size and hash of each file beside the manifest."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """Whatever the run wants back, such as the W&B run id. JSON."""
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """For people: when it was written. Order comes from the step, never from a clock."""
+
+    def to_json(self) -> str:
+        """The text of manifest.json; its last field is a hash over all others."""
+        fields = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**fields, "digest": _digest(fields)}, indent=1, sort_keys=True)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a checkpoint, checked against its own digest.
+
+    Raises:
+        BigtrainError: there is none, it is damaged, or it is of a later format.
+    """
+    path = directory / MANIFEST
+    try:
+        fields = json.loads(path.read_bytes())
+        digest = fields.pop("digest")
+    except FileNotFoundError:
+        raise BigtrainError(f"{directory} is not a committed checkpoint: it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BigtrainError(f"{path} cannot be read", found=f"{type(error).__name__}: {error}") from error
+    if digest != _digest(fields):
+        raise BigtrainError(f"{path} is damaged", found=f"digest {_digest(fields)}", wanted=digest)
+    if (found := fields.pop("format")) != FORMAT:
+        raise BigtrainError(f"{path} is of another format", found=found, wanted=FORMAT)
+    fields["cursor"] = Cursor(**fields["cursor"])
+    fields["files"] = {name: FileSeal(**seal) for name, seal in fields["files"].items()}
+    return Manifest(**fields)
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())

@@ -1,0 +1,104 @@
+"""Ranks that are threads of one process, and training state without an engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, save
+
+SHAPES: dict[str, tuple[int, ...]] = {"embed.weight": (7, 3), "layers.0/odd name.weight": (5,), "norm.weight": (1,)}
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+MATHEMATICS = {"optimizer.learning_rate": 0.1, "optimizer.betas": [0.9, 0.95], "model.hidden_size": 3}
+
+
+class ThreadRank:
+    """One of several threads, with a real collective between them."""
+
+    def __init__(self, rank: int, world_size: int, barrier: threading.Barrier, box: list[Any]) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._barrier, self._box = barrier, box
+
+    def all_gather(self, value: Any) -> list[Any]:
+        self._box[self.rank] = value
+        self._barrier.wait(timeout=20)
+        gathered = list(self._box)
+        self._barrier.wait(timeout=20)
+        return gathered
+
+
+def on_ranks(world_size: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
+    """Run `work` on every rank; its results, or the exception it raised, in rank order."""
+    barrier, box = threading.Barrier(world_size), [None] * world_size
+    results: list[Any] = [None] * world_size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(ThreadRank(rank, world_size, barrier, box))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return results
+
+
+def tensors(seed: int = 0) -> dict[tuple[str, str], torch.Tensor]:
+    """Every bit pattern float32 has, NaN payloads among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        (name, kind): torch.randint(-(2**31), 2**31 - 1, (torch.Size(shape).numel(),), generator=generator)
+        .to(torch.int32)
+        .view(torch.float32)
+        for name, shape in SHAPES.items()
+        for kind in KINDS
+    }
+
+
+def cut(state: dict[tuple[str, str], torch.Tensor], cuts: dict[str, Sequence[int]], rank: int) -> list[Fragment]:
+    """Rank's fragments, as copies: cuts[name] are the bounds between ranks, world_size + 1 of them."""
+    pieces = []
+    for (name, kind), tensor in state.items():
+        start, end = cuts[name][rank], cuts[name][rank + 1]
+        if start < end:
+            pieces.append(Fragment(name, kind, SHAPES[name], start, tensor[start:end].clone()))
+    return pieces
+
+
+def even(world_size: int) -> dict[str, list[int]]:
+    sizes = {name: torch.Size(shape).numel() for name, shape in SHAPES.items()}
+    return {name: [rank * size // world_size for rank in range(world_size + 1)] for name, size in sizes.items()}
+
+
+def save_step(run: Path, step: int, world_size: int = 2, seed: int = 0) -> list[Checkpoint | Exception]:
+    """A checkpoint of `tensors(seed)`, cut evenly."""
+
+    def work(ranks: ThreadRank) -> Checkpoint:
+        own = cut(tensors(seed), even(world_size), ranks.rank)
+        return save_fragments(run, step, own, ranks)
+
+    return on_ranks(world_size, work)
+
+
+def save_fragments(run: Path, step: int, own: list[Fragment], ranks: Any) -> Checkpoint:
+    return save(
+        run,
+        Cursor(step, step * 8, "plan-a", step),
+        own,
+        {"cpu": torch.arange(5, dtype=torch.uint8) + ranks.rank},
+        mathematics=MATHEMATICS,
+        zero_stage=2,
+        state={"wandb_run_id": "abc"},
+        ranks=ranks,
+    )
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))

@@ -1,0 +1,246 @@
+"""Torn, rotten and half-written checkpoints are never loaded, and a save that fails takes nothing with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from checkpoint_support import on_ranks, save_step, tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigtrain.checkpoint import list_checkpoints, load_weights, newest_verified, prune, verify
+from bigtrain.config.errors import BigtrainError
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 10, 20 and 30."""
+    run = tmp_path_factory.mktemp("good")
+    for step in (10, 20, 30):
+        save_step(run, step, seed=step)
+    return run
+
+
+@pytest.fixture
+def run(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "run"))
+
+
+def newest(run: Path) -> int | None:
+    found = newest_verified(run).newest
+    return found and found.step
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def same_size_other_manifest(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(text.replace('"consumed_samples": 240', '"consumed_samples": 249'))
+    assert path.read_text() != text
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
+    ("state-00001-of-00002.safetensors", truncate, "state-00001-of-00002.safetensors: .* bytes, wanted"),
+    ("state-00000-of-00002.safetensors", Path.unlink, "state-00000-of-00002.safetensors: missing"),
+    ("manifest.json", Path.unlink, "no manifest.json"),
+    ("manifest.json", truncate, "manifest.json cannot be read|is damaged"),
+    ("manifest.json", same_size_other_manifest, "manifest.json is damaged"),
+    ("manifest.json", lambda path: path.write_text("[]"), "manifest.json cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_fallen_back_from(
+    run: Path, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(run / "checkpoints/step-00000030" / name)
+    found = newest_verified(run)
+    assert found.newest is not None and found.newest.step == 20
+    (rejected,) = found.rejected
+    assert rejected.checkpoint.step == 30
+    assert [problem for problem in rejected.problems if re.search(message, problem)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_one_flipped_bit_anywhere_is_found(good: Path, data: st.DataObject) -> None:
+    path = good / "checkpoints/step-00000010"
+    file = path / data.draw(st.sampled_from(sorted(entry.name for entry in path.iterdir())))
+    before = file.read_bytes()
+    place, bit = data.draw(st.integers(0, len(before) - 1)), data.draw(st.integers(0, 7))
+    try:
+        file.write_bytes(before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :])
+        assert any(file.name in problem for problem in verify(path))
+    finally:
+        file.write_bytes(before)
+    assert verify(path) == []
+
+
+def test_no_checkpoint_and_only_bad_checkpoints_are_told_apart(run: Path, tmp_path: Path) -> None:
+    nothing = newest_verified(tmp_path / "elsewhere")
+    assert (nothing.newest, nothing.rejected) == (None, [])
+    for checkpoint in list_checkpoints(run):
+        truncate(checkpoint.path / "state-00000-of-00002.safetensors")
+    found = newest_verified(run)
+    assert found.newest is None and [bad.checkpoint.step for bad in found.rejected] == [30, 20, 10]
+
+
+def test_every_rank_finds_the_same(run: Path) -> None:
+    truncate(run / "checkpoints/step-00000030/state-00001-of-00002.safetensors")
+    searches = on_ranks(3, lambda ranks: newest_verified(run, ranks=ranks))
+    assert searches[0] == searches[1] == searches[2] and searches[0].newest.step == 20
+
+
+def test_leftovers_are_ignored_and_cleared_by_the_next_save(run: Path) -> None:
+    stale = run / "checkpoints/.step-00000040.staging"
+    shutil.copytree(run / "checkpoints/step-00000030", stale)
+    assert newest(run) == 30
+    save_step(run, 50)
+    assert newest(run) == 50 and not stale.exists()
+
+
+def test_a_bad_checkpoint_is_replaced_when_its_step_is_saved_again(run: Path) -> None:
+    truncate(run / "checkpoints/step-00000030/manifest.json")
+    save_step(run, 30, seed=5)
+    assert newest(run) == 30
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step-000000{n}0" for n in (1, 2, 3)]
+
+
+def test_a_foreign_file_in_place_of_the_directory_is_a_clear_error_on_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("not a directory")
+    errors = save_step(tmp_path, 1)
+    assert all(isinstance(error, BigtrainError) and "could not be written" in str(error) for error in errors)
+
+
+def test_pruning_keeps_the_newest_good_ones(run: Path) -> None:
+    assert prune(run, keep=3) == []
+    assert [checkpoint.step for checkpoint in prune(run, keep=2)] == [10]
+    assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [20, 30]
+
+
+def test_pruning_never_removes_the_newest_good_one(run: Path) -> None:
+    for step in (20, 30):
+        data = run / f"checkpoints/step-000000{step}/state-00000-of-00002.safetensors"
+        data.write_bytes(data.read_bytes()[:-1] + b"?")
+    prune(run, keep=1)
+    assert newest(run) == 10
+    truncate(run / "checkpoints/step-00000010/manifest.json")
+    assert prune(run, keep=1) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_an_error_on_every_rank_and_leaves_earlier_checkpoints(small_disk: Path) -> None:
+    for step in range(1, 100):
+        outcome = save_step(small_disk, step, seed=step)
+        if isinstance(outcome[0], Exception):
+            break
+    assert step > 1
+    assert all(isinstance(error, BigtrainError) and "No space left on device" in str(error) for error in outcome)
+    assert newest(small_disk) == step - 1 and len(load_weights(list_checkpoints(small_disk)[-1].path)) == 3
+    assert not list((small_disk / "checkpoints").glob(".*"))
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+from checkpoint_support import cut, even, save_fragments, tensors
+from bigtrain.checkpoint import newest_verified
+from bigtrain.engine.topology import start
+topology, run = start(timeout_minutes=1), Path(sys.argv[1])
+own = cut(tensors(), even(2), topology.rank)
+save_fragments(run, 1, own, topology)
+if topology.rank == 1:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    save_fragments(run, 2, own, topology)
+    message = ""
+except Exception as error:
+    message = f"{type(error).__name__} {error}"
+resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
+messages = topology.all_gather(message)
+if topology.rank == 0:
+    found = newest_verified(run)
+    Path(sys.argv[2]).write_text(json.dumps([messages, found.newest.step, len(found.rejected)]))
+topology.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_one_process_that_cannot_write_stops_all_with_its_cause(tmp_path: Path) -> None:
+    """Real processes; the file size limit strikes rank 1 only."""
+    script, result = Path(tmp_path / "limited.py"), tmp_path / "result.json"
+    script.write_text(LIMITED)
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path, result],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert finished.returncode == 0, finished.stderr
+    messages, step, rejected = json.loads(result.read_text())
+    assert messages[0] == messages[1] and "rank 1 on" in messages[0] and "File too large" in messages[0]
+    assert "rank 0 on" not in messages[0] and (step, rejected) == (1, 0)
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from checkpoint_support import cut, even, save_fragments, tensors
+from bigtrain.checkpoint import ALONE, newest_verified
+run = Path(sys.argv[1])
+found = newest_verified(run).newest
+for step in range(found.step + 1 if found else 1, 10**6):
+    save_fragments(run, step, cut(tensors(step), even(1), 0), ALONE)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    for attempt in range(4):
+        with subprocess.Popen([sys.executable, script, tmp_path], env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            last = int(process.stdout.readline())
+            time.sleep(random.Random(attempt).uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
+            last = max([last, *map(int, process.stdout.read().split())])
+        found = newest_verified(tmp_path)
+        assert found.newest is not None and found.newest.step in (last, last + 1) and found.rejected == []
+        weights = load_weights(found.newest.path)
+        assert weights["embed.weight"].flatten().tolist() == pytest.approx(
+            tensors(found.newest.step)["embed.weight", "master"].tolist(), nan_ok=True
+        )
+
+
+def test_every_rank_writes_a_file_of_its_own(tmp_path: Path) -> None:
+    save_step(tmp_path, 1, world_size=3)
+    names = sorted(path.name for path in (tmp_path / "checkpoints/step-00000001").glob("state-*"))
+    assert names == [f"state-0000{rank}-of-00003.safetensors" for rank in range(3)]
