@@ -1,0 +1,1 @@
+"""DeepSpeed behind a narrow interface: topology, optimizer, schedule, step, fragments of state."""

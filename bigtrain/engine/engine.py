@@ -1,0 +1,178 @@
+"""DeepSpeed behind one class: forward and backward of a micro-batch, step, state.
+
+The engine knows the model only as a module that returns the sum of the loss over the labelled tokens. A step is
+
+    for inputs in micro_batches:                       # any number, told by nobody
+        engine.forward_backward(inputs, scale)         # scale = 1 / labelled tokens of the global batch
+    result = engine.step(learning_rate)                # this call is the boundary
+
+and its gradient is that of the mean loss over all labelled tokens of the global batch, whatever the world size, the
+number of micro-batches and the number of labels in each.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bigtrain.checkpoint.fragment import Fragment
+from bigtrain.config.settings import Settings
+from bigtrain.engine.deepspeed_config import deepspeed_config
+from bigtrain.engine.fragments import create_moments, fragments, owned_ranges, owners
+from bigtrain.engine.optimizer import build_optimizer
+from bigtrain.engine.topology import Topology
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping; inf where it was not finite."""
+    applied: bool
+    """Whether the weights changed. False: the gradient was not finite, and weights and moments are as before."""
+
+
+class Engine:
+    """A model under training, with float32 master weights spread over the ranks as the ZeRO stage says.
+
+    Only parameters are state: a model with persistent buffers would lose them in a checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings, topology: Topology) -> None:
+        """Wrap a model whose initial weights are the same on every rank.
+
+        With bf16 the weights are rounded to bfloat16 first and the float32 masters start from the rounded values.
+
+        Raises:
+            BigtrainError: the batch does not divide, or `engine.deepspeed` holds a key that bigtrain sets.
+        """
+        deepspeed = _import_deepspeed()
+        self._stage = settings.engine.zero_stage
+        self._max_grad_norm = settings.optimizer.max_grad_norm
+        self._device = topology.device
+        # Stage 3 divides by the number of ranks and cannot be told not to; the others sum.
+        self._gradient_factor = topology.world_size if self._stage == 3 else 1
+        self._optimizer = build_optimizer(model, settings.optimizer)
+        if self._stage == 0:
+            self._grad_norm = 0.0
+            self._optimizer.register_step_pre_hook(self._clip_gradients)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=self._optimizer,
+            config=deepspeed_config(settings, topology.world_size),
+            dist_init_required=False,
+        )
+        self._wrapper = self._deepspeed.optimizer
+        self._ranges = owned_ranges(model, self._optimizer, self._wrapper, self._stage)
+        self._owners = owners(self._optimizer, self._wrapper, self._stage)
+        create_moments(self._optimizer, self._owners)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        module: nn.Module = self._deepspeed.module
+        return module
+
+    def forward_backward(self, inputs: Mapping[str, Any], scale: float) -> torch.Tensor:
+        """Add the gradient of scale * loss sum to what this step has gathered so far.
+
+        Args:
+            inputs: keyword arguments of the model's forward, on the engine's device.
+            scale: 1 / number of labelled tokens in the global batch, all ranks and micro-batches together.
+
+        Returns:
+            The loss sum over this micro-batch, unscaled, float32 scalar, without a graph.
+        """
+        loss: torch.Tensor = self._deepspeed(**inputs)
+        self._deepspeed.backward(loss * (scale * self._gradient_factor), scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self, learning_rate: float) -> StepResult:
+        """Reduce the gradient over the ranks, clip it, update the weights at this learning rate, and forget it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._deepspeed.step()
+        norm = self._grad_norm if self._stage == 0 else float(self._deepspeed.get_global_grad_norm())
+        return StepResult(norm, applied=math.isfinite(norm))
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The loss sum over one batch, float32 scalar, in evaluation mode. Every rank has to call it equally often."""
+        self.module.eval()
+        loss: torch.Tensor = self.module(**inputs)
+        self.module.train()
+        return loss
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's part of the training state, as views: master weights and both moments of AdamW."""
+        return fragments(self._optimizer, self._ranges, replicated=self._stage == 0)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that AdamW has applied; its bias correction depends on them."""
+        return int(self._optimizer.state[self._owners[0]]["step"])
+
+    def restore(self, optimizer_steps: int) -> None:
+        """After new values were copied into the fragments: set AdamW's counters and refresh the model's weights.
+
+        Every rank has to call it.
+        """
+        for state in self._optimizer.state.values():
+            state["step"].fill_(optimizer_steps)
+        if self._stage in (1, 2):
+            self._wrapper.update_lp_params()
+        elif self._stage == 3:
+            _refresh_stage_3(self._wrapper)
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        """The state of torch's random generators on this rank, uint8."""
+        state = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self._device)
+        return state
+
+    def set_rng_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put the generators back where `rng_state` found them."""
+        torch.set_rng_state(state["cpu"])
+        if self._device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self._device)
+
+    def _clip_gradients(self, *_: object) -> None:
+        """Stage 0, between reduction and update: what ZeRO's optimizers do themselves."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self._grad_norm = float(norm)
+        if not math.isfinite(self._grad_norm):
+            self._grad_norm = math.inf
+            self._optimizer.zero_grad()  # AdamW leaves a parameter without gradient alone
+        elif self._max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+
+
+def _refresh_stage_3(wrapper: Any) -> None:
+    """Copy the masters into the partitioned weights, and gather again those that stay whole on every rank."""
+    wrapper._partition_all_parameters()
+    for sub_group in range(len(wrapper.fp16_groups)):
+        wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
+    if kept_whole := wrapper.persistent_parameters:
+        kept_whole[0].partition(kept_whole)
+        kept_whole[0].all_gather(kept_whole)
+
+
+def _import_deepspeed() -> Any:
+    import deepspeed
+
+    # Stage 3 calls collectives under names that PyTorch 2.13 has renamed, once a module and micro-batch.
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
+    # bf16 at stage 1 calls it time and again at start: a full garbage collection and a table on stdout each.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
+    # A C++ shared-memory all-reduce that is compiled at first start and then unused for the group we bring.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

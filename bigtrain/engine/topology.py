@@ -1,0 +1,117 @@
+"""Who this process is among its peers: rank, world size, device, and the few collectives the program needs.
+
+torch.distributed is initialised here, with the timeout of the settings, before DeepSpeed sees it: DeepSpeed's own
+initialisation waits half an hour for a lost peer and imports mpi4py when a launcher's variables are missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One process among `world_size`, with an initialised process group behind it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that prints and writes shared files."""
+        return self.rank == 0
+
+    def sum_across_ranks(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all ranks, the same on every rank; whole numbers stay int, exact modulo 2^64.
+
+        Every rank gives values of the same types. Floats are summed in float64.
+        """
+        whole = all(isinstance(value, int) for value in values)
+        tensor = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        total: list[float] = tensor.tolist()
+        return total
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on every rank."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """The value that rank `source` gave, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=source)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+
+    def shutdown(self) -> None:
+        """Leave the process group. Only after a run that ended well: after a failure peers may never answer."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(timeout_minutes: float) -> Topology:
+    """Join the process group that torchrun describes, or form one of a single process where there is no launcher.
+
+    Takes NCCL and one CUDA device a local rank where there are any, else gloo and a fair share of the cores.
+
+    Args:
+        timeout_minutes: a collective that takes longer than this ends the job.
+    """
+    launched = all(name in os.environ for name in _ALONE)
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    # DeepSpeed looks for these two as well and turns to mpi4py without them.
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(_threads(local_world_size))
+
+    rendezvous: dict[str, Any] = {}
+    if not launched:
+        # A store in memory needs no port, so that two runs on one machine never collide.
+        rendezvous = {"store": HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=device if device.type == "cuda" else None,
+        **rendezvous,
+    )
+    return Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
+
+
+def _threads(local_world_size: int) -> int:
+    """Threads for one process: what the user asked for, else an equal share of the cores.
+
+    torchrun sets OMP_NUM_THREADS=1 itself where it is unset, which would leave cores idle; that value is
+    taken for torchrun's.
+    """
+    asked = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    by_torchrun = asked == 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    if asked and not by_torchrun:
+        return asked
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
