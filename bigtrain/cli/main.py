@@ -1,0 +1,68 @@
+"""The program `bigtrain`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from bigtrain.cli import checkpoint_commands, config_commands, data_commands, run_commands
+from bigtrain.config.errors import BigtrainError
+from bigtrain.version import __version__
+
+app = typer.Typer(
+    name="bigtrain",
+    help="Distributed pre-training of large language models: raw text in, a model that other tools load out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(run_commands.train)
+app.command("eval")(run_commands.evaluate)
+app.command("generate")(run_commands.generate)
+app.command("export")(run_commands.export)
+app.command("report")(run_commands.report)
+app.add_typer(data_commands.app, name="data")
+app.add_typer(checkpoint_commands.app, name="checkpoint")
+app.add_typer(config_commands.app, name="config")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bigtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run one command; a user's error becomes one message and exit status 1."""
+    try:
+        app()
+    except BigtrainError as error:
+        if speaks(error):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def speaks(error: BigtrainError) -> bool:
+    """Whether this process is the one to print an error that other ranks may have too.
+
+    An error that all ranks agreed on is told by rank 0. Before there is a process group every process of a host reads
+    the same files, so the first of each host speaks; after that a rank with an error of its own speaks for itself.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if error.shared:
+        return os.environ.get("RANK", "0") == "0"
+    if distributed is None or not distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    return True

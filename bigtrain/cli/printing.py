@@ -1,0 +1,39 @@
+"""Printing results: a table for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.steps=20.")
+]
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=2, default=str))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout; numbers and names as they are given."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text  # a plain str would have its [brackets] taken for markup
+
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(str(cell)) for cell in row])
+    Console().print(table)
+
+
+def say(line: str) -> None:
+    """A line about what is going on, on stderr, so that stdout holds results only."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,117 @@
+"""bigtrain train|eval|generate|export|report."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, print_table, say
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+class Format(StrEnum):
+    """What `export` can write."""
+
+    hf = "hf"
+
+
+StepOption = Annotated[int | None, typer.Option(help="The checkpoint of this step. Default: the newest verified one.")]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train, under torchrun or alone. Started again, it goes on from the newest verified checkpoint."""
+    from bigtrain.config import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from bigtrain.run.loop import train
+
+    raise typer.Exit(train(settings))
+
+
+def evaluate(
+    run: RunArgument,
+    step: StepOption = None,
+    yardsticks: Annotated[
+        bool, typer.Option(help="Compare with a unigram and a 5-gram model on the same held-out tokens.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Validation loss and perplexity of every source."""
+    from bigtrain.run.trained import TrainedModel
+
+    trained = TrainedModel.open(run, step)
+    results = trained.validation_losses(with_yardsticks=yardsticks)
+    if as_json:
+        print_json({"run": str(run), "step": trained.step, "validation": results})
+        return
+    columns = list(results[0])
+    print_table(
+        f"Validation of {run} at step {trained.step}",
+        columns,
+        [[f"{row[c]:,.4g}" if isinstance(row[c], float) else row[c] for c in columns] for row in results],
+    )
+
+
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    step: StepOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a prompt with a trained model."""
+    from bigtrain.run.trained import TrainedModel
+
+    trained = TrainedModel.open(run, step)
+    completion = trained.generate(
+        prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    if as_json:
+        print_json({"run": str(run), "step": trained.step, "prompt": prompt, "completion": completion})
+    else:
+        typer.echo(prompt + completion)
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    to: Annotated[Format, typer.Option(help="The format; hf: a Hugging Face folder.")] = Format.hf,
+    step: StepOption = None,
+    check: Annotated[
+        bool, typer.Option(help="Reload the folder with transformers and compare its logits with ours.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint in a format that other tools load, and check that they load the same model."""
+    from bigtrain.run.export import export_run
+
+    assert to is Format.hf
+    result = export_run(run, out, step=step, check=check, report=say)
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"{out}: {result['parameters']:,} parameters of step {result['step']} for Hugging Face transformers")
+        if result["largest_logit_difference"] is not None:
+            typer.echo(f"reloaded with transformers: logits equal ours within {result['largest_logit_difference']:.2g}")
+
+
+def report(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Write RUN/report.html, one page with the curves, and RUN/loss.svg; print a summary."""
+    from bigtrain.run.report import write_report
+
+    summary = write_report(run)
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        typer.echo(str(summary))

@@ -1,0 +1,124 @@
+"""A run directory: where everything about one run lies, and who may write there.
+
+The layout is a promise to scripts::
+
+    RUN/config.yaml          the effective settings, with the version of bigtrain that ran them
+    RUN/metrics.jsonl        a line a step
+    RUN/events.jsonl         start, resume, save, evaluate, stop
+    RUN/checkpoints/         see bigtrain.checkpoint
+    RUN/logs/rank-00000.log  a file a rank
+    RUN/wandb/               W&B's own files
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from bigtrain.config import BigtrainError, Settings, dump_settings, load_settings
+
+LOCK_PATIENCE_SECONDS = 20.0
+
+
+class RunDirectory:
+    """The paths of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.metrics = root / "metrics.jsonl"
+        self.events = root / "events.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.logs = root / "logs"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def of_existing_run(cls, root: Path) -> RunDirectory:
+        """The directory of a run that has been started.
+
+        Raises:
+            BigtrainError: there is no run at `root`.
+        """
+        directory = cls(root)
+        if not directory.config.is_file():
+            raise BigtrainError(
+                f"{root} is not a run directory",
+                found="no config.yaml in it" if root.is_dir() else "no such directory",
+                wanted="the run_dir of a run that `bigtrain train` has started",
+                fix="give the run_dir of a configuration, for example runs/quickstart",
+            )
+        return directory
+
+    def settings(self) -> Settings:
+        """The settings that the run was last started with."""
+        return load_settings(self.config)
+
+    def refuse_foreign(self) -> None:
+        """Keep out of a directory with somebody else's files in it.
+
+        Raises:
+            BigtrainError: the directory has content, yet no run was ever started in it.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
+        ours = {self.logs.name, ".lock"}  # left by a start that was killed before config.yaml was written
+        strangers = sorted({path.name for path in self.root.iterdir()} - ours) if self.root.is_dir() else []
+        if strangers and not self.config.is_file():
+            raise BigtrainError(
+                f"run_dir {self.root} holds files that bigtrain did not make; nothing was written",
+                found=", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else ""),
+                wanted="an empty or new directory, or one with the config.yaml of an earlier start of this run",
+                fix="choose another run_dir",
+            )
+
+    def lock(self) -> None:
+        """Make this process the only writer; the lock goes with the process, however it ends.
+
+        Waits a little first: the workers of a launcher that was just killed may still be committing.
+
+        Raises:
+            BigtrainError: another process is training here.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = (self.root / ".lock").open("a+")
+        give_up = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    lock.seek(0)
+                    raise BigtrainError(
+                        f"another job is training in run_dir {self.root}; nothing was written",
+                        found=lock.read().strip() or "a lock without a name",
+                        wanted="one job at a time in a run directory",
+                        fix="wait for it or stop it (kill -TERM commits a checkpoint), or choose another run_dir",
+                    ) from None
+                time.sleep(0.2)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let the next writer in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_config(self, settings: Settings) -> None:
+        """Write the effective settings, whole or not at all."""
+        temporary = self.config.with_name("config.yaml.tmp")
+        temporary.write_text(dump_settings(settings), encoding="utf-8")
+        temporary.replace(self.config)
+
+    def rank_log(self, rank: int) -> Path:
+        """The log file of one rank."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self.logs / f"rank-{rank:05d}.log"

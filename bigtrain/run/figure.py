@@ -1,0 +1,102 @@
+"""Line charts: as SVG for pages and documents, as text for a terminal. No library, so that a report opens anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 320
+LEFT, RIGHT, TOP, BOTTOM = 64, 150, 34, 44
+COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One named line of a chart."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dots: bool = False
+
+
+def svg_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
+    """A chart as one self-contained `<svg>` element; empty lines are left out."""
+    lines = [Line(line.name, _finite(line.points), line.dots) for line in lines]
+    lines = [line for line in lines if line.points]
+    xs, ys = (
+        _range([x for line in lines for x, _ in line.points]),
+        _range([y for line in lines for _, y in line.points]),
+    )
+
+    def across(x: float) -> float:
+        return LEFT + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - RIGHT)
+
+    def up(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - ys[0]) / (ys[1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="#334155">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="#0f172a">{escape(title)}</text>',
+    ]
+    for tick in _ticks(*ys):
+        y = up(tick)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e2e8f0"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
+    for tick in _ticks(*xs):
+        parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:,.6g}</text>')
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    for index, line in enumerate(lines):
+        color = COLORS[index % len(COLORS)]
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        if line.dots:
+            parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5" fill="{color}"/>' for x, y in line.points]
+        y = TOP + 10 + 18 * index
+        parts.append(
+            f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 5}" width="14" height="4" fill="{color}"/>'
+            f'<text x="{WIDTH - RIGHT + 32}" y="{y + 1}">{escape(line.name)}</text>'
+        )
+    return "\n".join([*parts, "</svg>"])
+
+
+def text_chart(points: Sequence[tuple[float, float]], *, width: int = 64, height: int = 10) -> str:
+    """A chart in characters: the mean of the values under each column."""
+    points = _finite(points)
+    if not points:
+        return "(nothing to draw)"
+    xs, ys = _range([x for x, _ in points]), _range([y for _, y in points])
+    columns: list[list[float]] = [[] for _ in range(width)]
+    for x, y in points:
+        columns[min(width - 1, int((x - xs[0]) / (xs[1] - xs[0]) * width))].append(y)
+    levels = [round((sum(c) / len(c) - ys[0]) / (ys[1] - ys[0]) * (height - 1)) if c else None for c in columns]
+    rows = []
+    for row in reversed(range(height)):
+        label = f"{ys[0] + row / (height - 1) * (ys[1] - ys[0]):8.3f} " if row in (0, height - 1) else " " * 9
+        rows.append(label + "│" + "".join("•" if level == row else " " for level in levels).rstrip())
+    rows.append(" " * 9 + "└" + "─" * width)
+    rows.append(" " * 10 + f"{points[0][0]:<,.6g}" + f"{points[-1][0]:>{width - len(f'{points[0][0]:,.6g}')},.6g}")
+    return "\n".join(rows)
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers between two bounds."""
+    rough = (high - low) / about
+    magnitude = 10 ** math.floor(math.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,54 @@
+"""The training loop: one screen, from the first step to the last."""
+
+from __future__ import annotations
+
+from bigtrain.config import Settings
+from bigtrain.run.setup import open_run
+from bigtrain.run.training import TrainingRun
+
+DONE, STOPPED = 0, 75
+
+
+def train(settings: Settings) -> int:
+    """Train until the schedule ends or somebody asks to stop, from the newest checkpoint if there is one.
+
+    Returns:
+        0 when the last step is done, 75 when stopped on request with a committed checkpoint.
+
+    Raises:
+        BigtrainError: the settings, the data, the run directory or the environment are wrong; nothing was lost.
+    """
+    with open_run(settings) as run:
+        while run.step < run.total_steps:
+            batch, agreed = run.fetch()
+            if agreed.stop_reason:
+                return leave(run, reason=agreed.stop_reason)
+            if agreed.save_is_due:
+                run.save()
+
+            loss, update = run.optimize(batch, agreed)
+            run.record(batch, agreed, loss, update)
+
+            if run.evaluation_is_due:
+                run.evaluate()
+            if run.save_is_due:
+                run.save()
+            if run.step == settings.train.stop_after:
+                return leave(run, reason="train.stop_after")
+        return finish(run)
+
+
+def leave(run: TrainingRun, reason: str) -> int:
+    """Commit what is done and say why the run ends here; the next start goes on from this step."""
+    run.save()
+    run.close(reason, STOPPED)
+    return STOPPED
+
+
+def finish(run: TrainingRun) -> int:
+    """Evaluate and commit the end of the schedule, unless an earlier start has already done so."""
+    if run.has_trained:
+        run.evaluate()
+        run.save()
+    run.close("all steps done", DONE)
+    return DONE

@@ -1,0 +1,62 @@
+"""metrics.jsonl and events.jsonl: append-only JSON lines that survive a kill at any byte.
+
+A run that was killed repeats the steps after its last checkpoint, so a step may stand in metrics.jsonl more than
+once; the last line of a step is the one that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """Appends one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        if path.stat().st_size and not _ends_with_newline(path):
+            self._file.write(b"\n")  # a kill tore the last line; what follows must not be torn with it
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line with the time added; a single write, so that lines are never interleaved."""
+        line = json.dumps({**record, "time": round(time.time(), 3)}, allow_nan=True)
+        self._file.write(line.encode() + b"\n")
+
+    def sync(self) -> None:
+        """Wait until every line is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole line of a file, in order; a missing file has none, a torn line is passed over."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The loss curve: one record a step, in order of the steps, the last written line of each."""
+    by_step = {record["step"]: record for record in read_json_lines(path)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

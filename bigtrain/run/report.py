@@ -1,0 +1,169 @@
+"""The report of a run: one HTML page that opens from disk, and a summary for the terminal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bigtrain.config import BigtrainError
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.figure import Line, svg_chart, text_chart
+from bigtrain.run.records import read_json_lines, read_metrics
+from bigtrain.run.terminal import duration, quantity
+
+SMOOTHING = 0.9
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a few numbers."""
+
+    run: str
+    step: int
+    total_steps: int
+    tokens: int
+    loss: float
+    validation: list[dict[str, Any]]
+    tokens_per_second: float
+    mfu: float
+    training_seconds: float
+    starts: int
+    report: str
+    loss_curve: list[tuple[float, float]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the curve itself is in metrics.jsonl."""
+        document = asdict(self)
+        del document["loss_curve"]
+        return document
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.run}: step {self.step} of {self.total_steps}, {quantity(self.tokens)} tokens in "
+            f"{duration(self.training_seconds)} of training over {self.starts} start(s)",
+            f"loss {self.loss:.4f}, {quantity(self.tokens_per_second)} tokens/s, MFU {self.mfu:.1%} (medians)",
+            *(
+                f"validation of {source['source']}: loss {source['loss']:.4f}, perplexity {source['perplexity']:.2f}"
+                for source in self.validation
+            ),
+            "",
+            "training loss",
+            text_chart(self.loss_curve),
+            "",
+            f"the page with all curves: {self.report}",
+        ]
+        return "\n".join(lines)
+
+
+def write_report(run: Path) -> Summary:
+    """Write RUN/report.html and RUN/loss.svg from the run's records.
+
+    Raises:
+        BigtrainError: `run` is no run directory, or has not done a step yet.
+    """
+    directory = RunDirectory.of_existing_run(run)
+    settings = directory.settings()
+    metrics, events = read_metrics(directory.metrics), list(read_json_lines(directory.events))
+    if not metrics:
+        raise BigtrainError(
+            f"{run} has nothing to report yet",
+            found="no step in metrics.jsonl",
+            fix="train first: bigtrain train CONFIG",
+        )
+    validations = [event for event in events if event["event"] == "evaluate"]
+    curves = _curves(metrics, validations)
+    page, picture = directory.root / "report.html", directory.root / "loss.svg"
+    summary = Summary(
+        run=str(run),
+        step=metrics[-1]["step"],
+        total_steps=settings.total_steps,
+        tokens=sum(record["tokens"] for record in metrics),
+        loss=metrics[-1]["loss"],
+        validation=validations[-1]["validation"] if validations else [],
+        tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
+        mfu=_median([record["mfu"] for record in metrics]),
+        training_seconds=sum(record["step_seconds"] for record in metrics),
+        starts=sum(event["event"] in ("start", "resume") for event in events),
+        report=str(page),
+        loss_curve=[(record["step"], record["loss"]) for record in metrics],
+    )
+    picture.write_text(curves[0])
+    page.write_text(_page(summary, curves, events, directory.config.read_text()))
+    return summary
+
+
+def _curves(metrics: list[dict[str, Any]], validations: list[dict[str, Any]]) -> list[str]:
+    def column(name: str) -> list[tuple[float, float]]:
+        return [(record["step"], record[name]) for record in metrics]
+
+    held_out: dict[str, list[tuple[float, float]]] = {}
+    for event in validations:
+        for source in event["validation"]:
+            held_out.setdefault(source["source"], []).append((event["step"], source["loss"]))
+    lines = [Line("training", column("loss")), Line("training, smoothed", _smooth(column("loss")))]
+    lines += [Line(f"held-out {name}", points, dots=True) for name, points in held_out.items()]
+    return [
+        svg_chart("Loss", lines, x_label="step", y_label="nats a token"),
+        svg_chart("Learning rate", [Line("rate", column("learning_rate"))], x_label="step", y_label="rate"),
+        svg_chart("Gradient norm", [Line("before clipping", column("grad_norm"))], x_label="step", y_label="L2 norm"),
+        svg_chart("Throughput", [Line("tokens/s", column("tokens_per_second"))], x_label="step", y_label="tokens/s"),
+        svg_chart("Model FLOPs utilisation", [Line("MFU", column("mfu"))], x_label="step", y_label="share of peak"),
+        svg_chart("Waiting for data", [Line("data", column("data_seconds"))], x_label="step", y_label="seconds"),
+    ]
+
+
+def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Exponential mean with the bias of its start removed (Kingma and Ba, 2015, section 3)."""
+    smoothed, mean, weight = [], 0.0, 0.0
+    for x, y in points:
+        if math.isfinite(y):
+            mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * y, SMOOTHING * weight + (1 - SMOOTHING)
+            smoothed.append((x, mean / weight))
+    return smoothed
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _page(summary: Summary, curves: list[str], events: list[dict[str, Any]], config: str) -> str:
+    facts = [
+        ("step", f"{summary.step:,} of {summary.total_steps:,}"),
+        ("tokens", f"{summary.tokens:,}"),
+        ("training loss", f"{summary.loss:.4f}"),
+        *((f"perplexity, {s['source']}", f"{s['perplexity']:.2f}") for s in summary.validation),
+        ("tokens/s", quantity(summary.tokens_per_second)),
+        ("MFU", f"{summary.mfu:.1%}"),
+        ("training time", duration(summary.training_seconds)),
+    ]
+    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts)
+    rows = "".join(
+        f"<tr><td>{escape(str(event['event']))}</td><td>{event.get('step', '')}</td><td>"
+        + escape(", ".join(f"{k} {v}" for k, v in event.items() if k not in ("event", "step", "time")))
+        + "</td></tr>"
+        for event in events
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(summary.run)}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #0f172a; background: #f8fafc; margin: 2rem auto; max-width: 1480px;
+       padding: 0 1rem }}
+.cards {{ display: flex; flex-wrap: wrap; gap: .8rem }}
+.cards div, figure, details {{ background: #fff; border: 1px solid #e2e8f0; border-radius: 8px; padding: .7rem 1rem }}
+.cards b {{ display: block; font-size: 1.3rem }} .cards span {{ color: #64748b }}
+.curves {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(520px, 1fr)); gap: 1rem; margin: 1rem 0 }}
+figure {{ margin: 0 }} svg {{ width: 100%; height: auto }}
+table {{ border-collapse: collapse }} td {{ padding: .15rem .8rem .15rem 0; vertical-align: top }}
+details {{ margin-bottom: 1rem }} pre {{ overflow: auto }}
+</style></head><body>
+<h1>{escape(summary.run)}</h1>
+<div class="cards">{cards}</div>
+<div class="curves">{"".join(f"<figure>{curve}</figure>" for curve in curves)}</div>
+<details open><summary>Events</summary><table>{rows}</table></details>
+<details><summary>Settings</summary><pre>{escape(config)}</pre></details>
+</body></html>
+"""

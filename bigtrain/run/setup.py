@@ -1,0 +1,226 @@
+"""Putting a run together: from settings to a `TrainingRun` that stands where the last start left it.
+
+Whatever can be wrong is found here, before the first step and before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bigtrain.checkpoint import Checkpoint, Search, check_compatible, load, newest_verified
+from bigtrain.config import BigtrainError, Settings, mathematics
+from bigtrain.data import Dataset, Loader, Plan, open_datasets
+from bigtrain.engine.engine import Engine
+from bigtrain.engine.topology import Topology, start
+from bigtrain.model import Decoder, build_model, count_parameters, flops_per_token
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.meter import Meter, measure_matmul_peak
+from bigtrain.run.records import JsonLines, read_json_lines
+from bigtrain.run.stop import StopRequest
+from bigtrain.run.terminal import log_to, quantity
+from bigtrain.run.together import on_every_rank, on_first_rank
+from bigtrain.run.tracking import Tracker
+from bigtrain.run.trained import COMPUTE_DTYPES
+from bigtrain.run.training import TrainingRun
+from bigtrain.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The datasets of a run and the order of its samples."""
+
+    train: list[Dataset]
+    held_out: list[Dataset]
+    plan: Plan
+
+    @classmethod
+    def open(cls, settings: Settings) -> RunData:
+        """Open what `bigtrain data build` has made.
+
+        Raises:
+            BigtrainError: it has not been built, or with other settings.
+        """
+        vocab_size = settings.model.vocab_size
+        train = open_datasets(settings.data, model_vocab_size=vocab_size)
+        held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
+        return cls(train, held_out, Plan.from_datasets(train, settings.data, settings.train.seed))
+
+    def loader(self, settings: Settings, topology: Topology, first_sample: int) -> Loader:
+        """This rank's batches from a sample number on."""
+        return Loader(
+            self.plan,
+            self.train,
+            first_sample=first_sample,
+            global_batch_size=settings.train.global_batch_size,
+            micro_batch_size=settings.train.micro_batch_size,
+            rank=topology.rank,
+            world_size=topology.world_size,
+        )
+
+
+@contextmanager
+def open_run(settings: Settings) -> Iterator[TrainingRun]:
+    """Everything that training needs, at the step of the newest verified checkpoint.
+
+    Raises:
+        BigtrainError: on every rank, when anything is wrong on any; then nothing of an earlier start was changed.
+    """
+    stop = StopRequest()
+    stop.listen()
+    with ranks(settings) as topology, ExitStack() as held:
+        data = on_every_rank(topology, lambda: RunData.open(settings))
+        directory = RunDirectory(settings.run_dir)
+        on_first_rank(topology, lambda: claim(directory))
+        held.callback(directory.unlock)
+        search = newest_verified(directory.root, ranks=topology)
+        on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan))
+        first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
+        loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
+        held.callback(loader.close)
+
+        log_to(topology.rank, directory.rank_log(topology.rank))
+        engine = Engine(initial_model(settings, topology), settings, topology)
+        state = restore(engine, search.newest, topology) if search.newest else {}
+        keeps_records = topology.rank == 0
+        if keeps_records:
+            directory.write_config(settings)
+        run = TrainingRun(
+            settings=settings,
+            topology=topology,
+            directory=directory,
+            held_out=data.held_out,
+            plan=data.plan,
+            loader=loader,
+            engine=engine,
+            meter=meter_for(settings, topology),
+            tracker=Tracker.start(settings, state.get("wandb_run_id")) if keeps_records else Tracker(),
+            stop=stop,
+            step=search.newest.step if search.newest else 0,
+            metrics=JsonLines(directory.metrics) if keeps_records else None,
+            events=JsonLines(directory.events) if keeps_records else None,
+        )
+        introduce(run, search)
+        yield run
+
+
+@contextmanager
+def ranks(settings: Settings) -> Iterator[Topology]:
+    """The process group, left in order whenever all ranks leave it together.
+
+    A rank that fails alone goes without a word to the others: they may be inside a collective and would never answer.
+    """
+    topology = start(settings.engine.process_group_timeout_minutes)
+    try:
+        yield topology
+    except BigtrainError as error:
+        if error.shared:
+            topology.shutdown()
+        raise
+    except BaseException:
+        logger.exception("this rank ended with an error that is not the user's")
+        raise
+    topology.barrier()
+    topology.shutdown()
+
+
+def claim(directory: RunDirectory) -> None:
+    """Make the run directory ours.
+
+    Raises:
+        BigtrainError: it holds somebody else's files, or another job is at work there.
+    """
+    directory.refuse_foreign()
+    directory.lock()
+
+
+def check_continuation(directory: RunDirectory, search: Search, settings: Settings, plan: Plan) -> None:
+    """Make sure that going on from here is what the user means.
+
+    Raises:
+        BigtrainError: the settings would change the mathematics, or checkpoints that were committed are gone or bad:
+            that never means a quiet start at step 0.
+    """
+    if search.newest is not None:
+        check_compatible(search.newest.manifest, mathematics(settings), plan.plan_id)
+        return
+    commits = [event["step"] for event in read_json_lines(directory.events) if event["event"] == "commit"]
+    if commits or search.rejected:
+        raise BigtrainError(
+            f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
+            found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected)
+            or f"no checkpoint under {directory.checkpoints}, though one of step {max(commits)} was committed",
+            wanted="a checkpoint whose every byte is right",
+            fix="put the checkpoints back, or start from step 0 in another run_dir",
+        )
+
+
+def initial_model(settings: Settings, topology: Topology) -> Decoder:
+    """The model with its initial weights, the same on every rank."""
+    with torch.device("meta"):
+        model = build_model(
+            settings.model,
+            attn_implementation=settings.engine.attn_implementation,
+            activation_checkpointing=settings.engine.activation_checkpointing,
+        )
+    model.to_empty(device=topology.device)
+    model.init_weights(settings.train.seed)
+    if settings.engine.compile:
+        model.compile_blocks()
+    return model
+
+
+def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[str, Any]:
+    """Put the engine where the checkpoint stands; returns the run's own state in it."""
+    loaded = load(checkpoint.path, engine.fragments(), ranks=topology)
+    engine.restore(loaded.manifest.cursor.optimizer_steps)
+    if loaded.rng is not None:
+        engine.set_rng_state(loaded.rng)
+    return loaded.manifest.state
+
+
+def meter_for(settings: Settings, topology: Topology) -> Meter:
+    """The meter, with the matrix-product peak of all ranks together measured at the same time."""
+    peak = measure_matmul_peak(topology.device, COMPUTE_DTYPES[settings.engine.precision])
+    return Meter(
+        flops_per_token=flops_per_token(settings.model, settings.data.sequence_length),
+        peak_flops=topology.sum_across_ranks([peak])[0],
+        total_steps=settings.total_steps,
+    )
+
+
+def introduce(run: TrainingRun, search: Search) -> None:
+    """Say once what this run is and where it starts."""
+    settings, topology = run.settings, run.topology
+    batch = settings.train.global_batch_size
+    accumulation = batch // (topology.world_size * settings.train.micro_batch_size)
+    logger.info(
+        f"bigtrain {__version__}: {settings.model.family}, {count_parameters(settings.model):,} parameters, "
+        f"{settings.engine.precision}, ZeRO stage {settings.engine.zero_stage}"
+    )
+    logger.info(
+        f"{topology.world_size} process(es) on {topology.device.type}, {torch.get_num_threads()} thread(s) each; "
+        f"matmul peak {run.meter.peak_flops / 1e12:.3g} TFLOP/s in all"
+    )
+    logger.info(
+        f"{run.total_steps:,} steps of {batch} x {settings.data.sequence_length} = "
+        f"{quantity(batch * settings.data.sequence_length)} tokens, in micro-batches of "
+        f"{settings.train.micro_batch_size} with {accumulation} accumulated; plan {run.plan.plan_id[:12]}"
+    )
+    for rejected in search.rejected:
+        problems = "; ".join(rejected.problems)
+        run.note("fallback", checkpoint=rejected.checkpoint.path.name, problems=problems)
+        logger.warning(f"{rejected.checkpoint.path.name} is passed over: {problems}")
+    start = {"world_size": topology.world_size, "wandb_run_id": run.tracker.run_id, "version": __version__}
+    if run.step:
+        run.note("resume", from_checkpoint=f"step-{run.step:08d}", **start)
+        logger.info(f"step {run.step}  going on from the checkpoint of this step")
+    else:
+        run.note("start", **start)

@@ -1,0 +1,183 @@
+"""What a run has made so far: its model at a committed step, opened in one plain process without the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from bigtrain.checkpoint import Checkpoint, list_checkpoints, load_weights, newest_verified, verify
+from bigtrain.config import BigtrainError, Settings
+from bigtrain.data import load_tokenizer, open_datasets, validation_batches, yardstick_perplexities
+from bigtrain.model import Decoder, build_model, generate
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.evaluation import SourceLoss, sum_of_losses
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the weights of one checkpoint, in the precision it was trained in."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    model: Decoder
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self.checkpoint.step
+
+    @classmethod
+    def open(cls, run: Path, step: int | None = None) -> TrainedModel:
+        """Load the model of a run.
+
+        Args:
+            run: a run directory.
+            step: of the checkpoint. Default: the newest verified one.
+
+        Raises:
+            BigtrainError: no run, no such checkpoint, or one that does not verify.
+        """
+        directory = RunDirectory.of_existing_run(run)
+        settings = directory.settings()
+        checkpoint = open_checkpoint(directory.root, step)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with torch.device("meta"):
+            model = build_model(settings.model, attn_implementation=settings.engine.attn_implementation)
+        model = model.to_empty(device="cpu")
+        with torch.no_grad():
+            weights = load_weights(checkpoint.path)
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
+        return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
+
+    @torch.no_grad()
+    def validation_losses(self, *, with_yardsticks: bool = False) -> list[dict[str, Any]]:
+        """The validation loss of every source, over the same sequences as during training.
+
+        Args:
+            with_yardsticks: also the perplexities of a unigram and a 5-gram model on the very same labels, given the
+                same training data.
+        """
+        opened = {
+            split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
+            for split in ("train", "validation")
+        }
+        rows = []
+        for dataset in opened["validation"]:
+            batches = list(
+                validation_batches(
+                    dataset,
+                    sequence_length=self.settings.data.sequence_length,
+                    max_sequences=self.settings.evaluate.max_sequences,
+                    micro_batch_size=self.settings.validation_batch_size,
+                )
+            )
+            loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
+            if not tokens:
+                continue
+            row = SourceLoss(dataset.name, loss / tokens, tokens).as_record()
+            if with_yardsticks:
+                for name, perplexity in yardstick_perplexities(opened["train"], batches).items():
+                    row[f"{name} perplexity"] = perplexity
+            rows.append(row)
+        if not rows:
+            raise BigtrainError(
+                "there are no held-out documents to evaluate on",
+                found=f"data.validation.fraction {self.settings.data.validation.fraction}",
+                fix="set data.validation.fraction above 0, build the data and train again",
+            )
+        return rows
+
+    def generate(
+        self, prompt: str, *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+    ) -> str:
+        """Continue a prompt; an empty one starts a document. `top_k` 0 and `top_p` 1 draw from all tokens.
+
+        Returns:
+            What comes after the prompt, up to the end of the text.
+        """
+        (end_of_text,) = self.tokenizer.encode(self.settings.data.tokenizer.end_of_text).ids
+        prompt_ids: list[int] = self.tokenizer.encode(prompt).ids or [end_of_text]
+        output = generate(
+            self.model,
+            torch.tensor([prompt_ids], device=self.device),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k or None,
+            top_p=top_p if top_p < 1 else None,
+            end_of_text=end_of_text,
+            seed=seed,
+        )
+        completion: str = self.tokenizer.decode(output[0, len(prompt_ids) :].tolist(), skip_special_tokens=True)
+        return completion
+
+
+def open_checkpoint(run_dir: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of a step, or the newest verified one.
+
+    Raises:
+        BigtrainError: there is none, or not every byte of it is right.
+    """
+    if step is None:
+        search = newest_verified(run_dir)
+        if search.newest is not None:
+            return search.newest
+        raise BigtrainError(
+            f"{run_dir} has no checkpoint that can be trusted",
+            found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected) or "none",
+            fix="train first: bigtrain train CONFIG",
+        )
+    checkpoint = checkpoint_of_step(run_dir, step)
+    if problems := verify(checkpoint.path):
+        raise BigtrainError(f"{checkpoint.path} cannot be trusted", found="; ".join(problems))
+    return checkpoint
+
+
+def checkpoint_of_step(run_dir: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, whether good or not.
+
+    Raises:
+        BigtrainError: there is none; names the steps there are.
+    """
+    there = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run_dir)}
+    if step not in there:
+        raise BigtrainError(
+            f"{run_dir} has no checkpoint of step {step}",
+            found="steps " + ", ".join(map(str, there)) if there else "no checkpoint at all",
+            fix="give one of these steps, or none for the newest",
+        )
+    return there[step]
+
+
+def verify_checkpoints(run: Path, step: int | None = None) -> dict[str, list[str]]:
+    """Hash every file of the checkpoints of a run, or of one of them: name -> what is wrong."""
+    root = RunDirectory.of_existing_run(run).root
+    chosen = list_checkpoints(root) if step is None else [checkpoint_of_step(root, step)]
+    return {checkpoint.path.name: verify(checkpoint.path) for checkpoint in chosen}
+
+
+def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
+    """What is committed: a row a checkpoint, from its manifest."""
+    rows = []
+    for checkpoint in list_checkpoints(RunDirectory.of_existing_run(run).root):
+        manifest = checkpoint.manifest
+        rows.append(
+            {
+                "step": checkpoint.step,
+                "samples": manifest.cursor.consumed_samples,
+                "written by": f"{manifest.world_size} rank(s), ZeRO {manifest.zero_stage}",
+                "bytes": sum(seal.size for seal in manifest.files.values()),
+                "created": manifest.created,
+                "path": str(checkpoint.path),
+            }
+        )
+    return rows

@@ -1,0 +1,246 @@
+"""A training run in progress: the parts that `setup` put together and the few things the loop does with them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bigtrain.checkpoint import Cursor, prune, save
+from bigtrain.config import BigtrainError, Settings, mathematics
+from bigtrain.data import Dataset, Loader, Plan, RankBatch, format_digest
+from bigtrain.engine.engine import Engine, StepResult
+from bigtrain.engine.schedule import learning_rate
+from bigtrain.engine.topology import Topology
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.evaluation import SourceLoss, validation_losses
+from bigtrain.run.meter import Meter
+from bigtrain.run.records import JsonLines
+from bigtrain.run.stop import StopRequest
+from bigtrain.run.terminal import duration, quantity
+from bigtrain.run.together import raise_first
+from bigtrain.run.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know about the step to come."""
+
+    label_tokens: int
+    """Tokens of the global batch that have a label: the loss is their mean."""
+    input_tokens: int
+    """Tokens of the global batch that go into the model."""
+    batch_digest: str
+    stop_reason: str | None
+    save_is_due: bool
+
+
+@dataclass
+class TrainingRun:
+    """Everything that a step touches. `step` counts the optimizer steps that are done."""
+
+    settings: Settings
+    topology: Topology
+    directory: RunDirectory
+    held_out: list[Dataset]
+    plan: Plan
+    loader: Loader
+    engine: Engine
+    meter: Meter
+    tracker: Tracker
+    stop: StopRequest
+    step: int
+    metrics: JsonLines | None = None
+    events: JsonLines | None = None
+    """Rank 0 alone keeps records."""
+    first_step: int = field(init=False)
+    """Where this start began: a checkpoint of that step is there already."""
+    _last_save: float = field(default_factory=time.monotonic, init=False)
+    _data_seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.first_step = self._saved_step = self.step
+
+    @property
+    def total_steps(self) -> int:
+        """The last step of the schedule."""
+        return self.settings.total_steps
+
+    @property
+    def consumed_samples(self) -> int:
+        """The whole state of the data, together with the plan's id."""
+        return self.step * self.settings.train.global_batch_size
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether this step is one to evaluate after; the last one is `finish`'s."""
+        every = self.settings.evaluate.every_steps
+        return every is not None and self.step % every == 0 and self.step < self.total_steps
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether this step is one to save after; the last one is `finish`'s."""
+        every = self.settings.checkpoint.every_steps
+        return every is not None and self.step % every == 0 and self.step < self.total_steps
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether this start has done a step."""
+        return self.step > self.first_step
+
+    def fetch(self) -> tuple[RankBatch, Agreement]:
+        """This rank's share of the next global batch, and what the ranks agreed on for the step.
+
+        Raises:
+            BigtrainError: some rank could not load its share; raised on every rank.
+        """
+        self.meter.start_step()
+        started = time.perf_counter()
+        batch: RankBatch | None = None
+        error: BigtrainError | None = None
+        try:
+            batch = next(self.loader)
+        except BigtrainError as caught:
+            error = caught
+        self._data_seconds = time.perf_counter() - started
+        label_tokens, input_tokens, digest, stop, save, failed = self.topology.sum_across_ranks(
+            [
+                batch.label_tokens if batch else 0,
+                batch.input_tokens if batch else 0,
+                batch.digest if batch else 0,
+                int(self.stop.reason is not None),
+                int(self.topology.rank == 0 and self._minutes_are_over()),
+                int(error is not None),
+            ]
+        )
+        if failed:
+            raise_first(self.topology, error)
+        assert batch is not None
+        reasons = self.topology.all_gather(self.stop.reason) if stop else []
+        return batch, Agreement(
+            label_tokens=int(label_tokens),
+            input_tokens=int(input_tokens),
+            batch_digest=format_digest(int(digest)),
+            stop_reason=next(filter(None, reasons), None),
+            save_is_due=bool(save),
+        )
+
+    def optimize(self, batch: RankBatch, agreed: Agreement) -> tuple[float, StepResult]:
+        """Forward, backward and update. Returns the mean loss over the global batch and what the update did.
+
+        Raises:
+            BigtrainError: the loss or the gradient is not finite; nothing was updated.
+        """
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.topology.device)
+        for micro_batch in batch.micro_batches:
+            loss_sum += self.engine.forward_backward(
+                micro_batch.to(self.topology.device).model_inputs(), scale=1 / agreed.label_tokens
+            )
+        update = self.engine.step(self.learning_rate_of(self.step + 1))
+        loss = self.topology.sum_across_ranks([loss_sum.item()])[0] / agreed.label_tokens
+        if not (math.isfinite(loss) and math.isfinite(update.grad_norm)):
+            self.note("not finite", loss=loss, grad_norm=update.grad_norm, batch_digest=agreed.batch_digest)
+            raise BigtrainError(
+                f"the loss or the gradient norm of step {self.step + 1} is not finite; the step was not committed",
+                found=f"loss {loss}, gradient norm {update.grad_norm}, samples {batch.first_sample} to "
+                f"{batch.first_sample + self.settings.train.global_batch_size - 1}",
+                wanted="finite numbers",
+                fix="lower optimizer.learning_rate or lengthen schedule.warmup_steps, then start again: "
+                "the run goes on from its newest checkpoint",
+            ).on_all_ranks()
+        self.step += 1
+        return loss, update
+
+    def learning_rate_of(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        return learning_rate(step, self.total_steps, self.settings.schedule, self.settings.optimizer.learning_rate)
+
+    def record(self, batch: RankBatch, agreed: Agreement, loss: float, update: StepResult) -> None:
+        """Write the step to metrics.jsonl, to W&B and, now and then, to the terminal."""
+        reading = self.meter.end_step(self.step, agreed.input_tokens)
+        values = {
+            "step": self.step,
+            "loss": loss,
+            "learning_rate": self.learning_rate_of(self.step),
+            "grad_norm": update.grad_norm,
+            "tokens": agreed.label_tokens,
+            "consumed_samples": self.consumed_samples,
+            "step_seconds": round(reading.step_seconds, 5),
+            "data_seconds": round(self._data_seconds, 5),
+            "tokens_per_second": round(reading.tokens_per_second, 1),
+            "mfu": round(reading.mfu, 4),
+            "batch_digest": agreed.batch_digest,
+            "world_size": self.topology.world_size,
+        }
+        if self.metrics is not None:
+            self.metrics.append(values)
+        self.tracker.log(values, self.step)
+        every = self.settings.tracking.log_every_steps
+        if self.step % every == 0 or self.step in (1, self.total_steps):
+            width = len(str(self.total_steps))
+            logger.info(
+                f"step {self.step:>{width}}/{self.total_steps}  loss {loss:7.4f}  lr {values['learning_rate']:.2e}  "
+                f"grad norm {update.grad_norm:6.3f}  {quantity(reading.tokens_per_second):>5} tokens/s  "
+                f"MFU {reading.mfu:5.1%}  ETA {duration(reading.eta_seconds)}"
+            )
+
+    def evaluate(self) -> list[SourceLoss]:
+        """Compute and record the validation loss of every source."""
+        started = time.perf_counter()
+        losses = validation_losses(self.engine, self.topology, self.held_out, self.settings)
+        for source in losses:
+            logger.info(
+                f"step {self.step}  validation loss of {source.name}: {source.loss:.4f}, "
+                f"perplexity {source.perplexity:.2f} over {quantity(source.tokens)} tokens"
+            )
+        self.note(
+            "evaluate", seconds=round(time.perf_counter() - started, 3), validation=[s.as_record() for s in losses]
+        )
+        self.tracker.log({f"validation_loss/{source.name}": source.loss for source in losses}, self.step)
+        return losses
+
+    def save(self) -> None:
+        """Commit a checkpoint of this step, once."""
+        if self._saved_step == self.step:
+            return
+        started = time.perf_counter()
+        if self.metrics is not None:
+            self.metrics.sync()
+        checkpoint = save(
+            self.directory.root,
+            Cursor(self.step, self.consumed_samples, self.plan.plan_id, self.engine.optimizer_steps),
+            self.engine.fragments(),
+            self.engine.rng_state(),
+            mathematics=mathematics(self.settings),
+            zero_stage=self.settings.engine.zero_stage,
+            state={"wandb_run_id": self.tracker.run_id},
+            ranks=self.topology,
+        )
+        if self.settings.checkpoint.keep is not None and self.topology.rank == 0:
+            prune(self.directory.root, self.settings.checkpoint.keep)
+        seconds = time.perf_counter() - started
+        self._last_save, self._saved_step = time.monotonic(), self.step
+        self.note("commit", seconds=round(seconds, 3), checkpoint=checkpoint.path.name)
+        logger.info(f"step {self.step}  checkpoint committed to {checkpoint.path} in {seconds:.1f}s")
+
+    def close(self, reason: str, exit_status: int) -> None:
+        """Say why the run ends and release what it holds."""
+        self.note("stop", reason=reason, exit_status=exit_status)
+        logger.info(f"step {self.step}  stop: {reason}")
+        self.tracker.finish({"step": self.step, "stop_reason": reason}, exit_status)
+        self.stop.ignore()
+
+    def note(self, event: str, **details: Any) -> None:
+        """Add a line to events.jsonl."""
+        if self.events is not None:
+            self.events.append({"event": event, "step": self.step, **details})
+
+    def _minutes_are_over(self) -> bool:
+        minutes = self.settings.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self._last_save > 60 * minutes

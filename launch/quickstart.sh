@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# From nothing to a model that Hugging Face transformers loads, in a few minutes on two CPU cores.
+# Each command is shown as it runs; they are the ordinary ones. Interrupted at any point and started again, it goes on.
+#
+#   launch/quickstart.sh [key=value ...]      for example: launch/quickstart.sh train.steps=1000 run_dir=runs/longer
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+config=configs/quickstart.yaml
+bold=$'\e[1m' plain=$'\e[0m'
+[[ -t 1 ]] || bold='' plain=''
+
+show() {
+  printf '\n%s$ %s%s\n' "$bold" "$*" "$plain"
+  "$@"
+}
+
+launch/setup.sh hf
+export PATH="$PWD/.venv/bin:$PATH"
+run=$(bigtrain config show "$config" "$@" --json | python -c 'import json, sys; print(json.load(sys.stdin)["run_dir"])')
+began=$SECONDS
+
+printf '%s\n' 'bigtrain quickstart: raw text -> tokenizer and shards -> training -> evaluation -> a Hugging Face model'
+
+# 1. Text to tokens: the source and documentation of the Python standard library.
+show bigtrain data build "$config" "$@"
+
+# 2. Train on two processes (or all GPUs). If this script is killed, so is the training, after a last commit.
+guard=()
+command -v setpriv >/dev/null && guard=(setpriv --pdeathsig TERM --)
+show "${guard[@]}" launch/local.sh "$config" "$@"
+
+# 3. What has it learned?
+show bigtrain eval "$run" --yardsticks
+show bigtrain generate "$run" $'def read_lines(path):\n    """' --max-new-tokens 80
+
+# 4. Out to Hugging Face, reloaded there and compared.
+show bigtrain export "$run" "$run/hf" --to hf
+show python launch/try_export.py "$run/hf"
+
+# 5. What was made.
+show bigtrain report "$run"
+
+cat <<EOF
+
+Made in $((SECONDS - began)) seconds:
+  $run/hf            the model: AutoModelForCausalLM.from_pretrained("$run/hf")
+  $run/checkpoints   committed checkpoints (bigtrain checkpoint verify $run)
+  $run/report.html   the curves; $run/loss.svg is the picture
+  $run/metrics.jsonl a line a step; $run/events.jsonl what happened; $run/wandb for \`wandb sync\`
+
+Try next:
+  bigtrain generate $run "import json" --temperature 0.5
+  launch/quickstart.sh train.steps=1500 run_dir=runs/longer
+  bigtrain config explain engine
+(after: source .venv/bin/activate)
+EOF

@@ -1,0 +1,25 @@
+"""What every room's tests share: components that CI must have, and a quiet environment for child processes."""
+
+import importlib.util
+import os
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def require():
+    """Skip, with the reason, a test whose component is missing; with BIGTRAIN_REQUIRE set, as in CI, fail instead."""
+
+    def check(module: str) -> None:
+        if importlib.util.find_spec(module) is None:
+            reason = f"needs the package {module}"
+            if os.environ.get("BIGTRAIN_REQUIRE"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return check

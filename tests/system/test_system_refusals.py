@@ -1,0 +1,135 @@
+"""Each mistake gets one clear message, exit status 1, and nothing is overwritten."""
+
+import shutil
+
+import pytest
+from house import House
+
+
+def refused(result, *words: str) -> None:
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error:") == 1
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def edited(house: House, old: str, new: str) -> str:
+    text = house.config.read_text()
+    assert old in text
+    house.config.write_text(text.replace(old, new))
+    return str(house.config)
+
+
+def snapshot(directory) -> dict:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_right_one(house):
+    config = edited(house, "hidden_size: 64", "hiden_size: 64")
+    line = 1 + next(i for i, text in enumerate(house.config.read_text().splitlines()) if "hiden_size" in text)
+    refused(house.bigtrain("train", config), "hiden_size", "hidden_size", f"config.yaml:{line}")
+
+
+def test_a_wrong_type_is_named_with_both_values(house):
+    refused(house.bigtrain("train", edited(house, "steps: 12", "steps: many")), "train.steps", "many", "a whole number")
+
+
+def test_an_override_of_an_unknown_key_is_refused(house):
+    refused(house.bigtrain("train", str(house.config), "train.step=3"), "train.step", "train.steps")
+
+
+def test_data_that_was_never_built_is_named_with_the_command_that_builds_it(house, tmp_path):
+    refused(
+        house.bigtrain("train", str(house.config), f"data.dir={tmp_path}/nowhere"), "nowhere", "bigtrain data build"
+    )
+    assert not house.run.exists() or not (house.run / "config.yaml").exists()
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_sizes(house):
+    refused(house.bigtrain("train", str(house.config), "model.vocab_size=512"), "1024", "512")
+
+
+def test_a_batch_that_does_not_divide_is_refused(house):
+    refused(house.bigtrain("train", str(house.config), "train.micro_batch_size=3"), "8", "3", "micro_batch_size")
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_on_all_of_them_once(house):
+    status, output = house.train(2, "train.global_batch_size=9", "train.micro_batch_size=3")
+    assert status == 1 and output.count("error:") == 1 and "Traceback" not in output
+    assert "global_batch_size 9" in output and "2 processes" in output
+
+
+def test_a_directory_of_somebody_else_is_left_as_it_is(house):
+    house.run.mkdir()
+    (house.run / "thesis.txt").write_text("years of work")
+    refused(house.bigtrain("train", str(house.config)), "thesis.txt", "run_dir")
+    assert snapshot(house.run) == {"thesis.txt": b"years of work"}
+
+
+@pytest.fixture
+def finished(undisturbed, house) -> House:
+    shutil.copytree(undisturbed.run, house.run)
+    return house
+
+
+def test_another_model_in_the_same_run_directory_is_refused_with_both_values(finished):
+    before = snapshot(finished.run)
+    result = finished.bigtrain("train", str(finished.config), "model.num_hidden_layers=3")
+    refused(result, "num_hidden_layers", "2", "3")
+    after = snapshot(finished.run)
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in before if name != ".lock")
+
+
+def test_checkpoints_that_are_gone_never_mean_a_quiet_start_at_step_0(finished):
+    shutil.rmtree(finished.run / "checkpoints")
+    metrics = (finished.run / "metrics.jsonl").read_bytes()
+    refused(finished.bigtrain("train", str(finished.config)), "checkpoint", "12")
+    assert (finished.run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_rotten_newest_checkpoint_is_passed_over_for_the_one_before_and_that_is_recorded(finished, undisturbed):
+    newest = finished.run / "checkpoints/step-00000012"
+    victim = max(newest.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    status, output = finished.train(2)
+    assert status == 0, output
+    fallback = [event for event in finished.events() if event["event"] == "fallback"]
+    assert fallback and "step-00000012" in str(fallback) and victim.name in str(fallback)
+    assert [m["loss"] for m in finished.metrics()] == [m["loss"] for m in undisturbed.metrics()]
+
+
+def test_eval_of_a_step_without_a_checkpoint_names_the_steps_there_are(finished):
+    refused(finished.bigtrain("eval", str(finished.run), "--step", "5"), "5", "4, 8, 12")
+
+
+def test_a_directory_that_is_no_run_is_named(house):
+    for command in (["eval"], ["generate", "--", "x"], ["report"], ["checkpoint", "list"]):
+        at = 2 if command[0] == "checkpoint" else 1
+        arguments = [a for a in [*command[:at], str(house.directory / "nothing"), *command[at:]] if a != "--"]
+        refused(house.bigtrain(*arguments), "nothing")
+
+
+def test_a_wrong_byte_in_a_shard_is_found_and_named(built, house):
+    data = house.directory / "data"
+    shutil.copytree(built.directory / "data", data)
+    assert house.bigtrain("data", "verify", str(data)).returncode == 0
+    shard = max(data.rglob("*.tok"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    result = house.bigtrain("data", "verify", str(data))
+    assert result.returncode == 1 and shard.name in result.stdout and "block" in result.stdout
+
+
+def test_two_jobs_in_one_run_directory_are_refused(house):
+    first = house.start_training(1, "train.steps=100000")
+    try:
+        house.wait_for_step(1)
+        refused(house.bigtrain("train", str(house.config), "train.steps=100000"), "another job", "process")
+    finally:
+        first.kill()
+        first.wait()

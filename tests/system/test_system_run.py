@@ -1,0 +1,97 @@
+"""The main job: raw text to a model that other tools load, and the records it leaves."""
+
+import json
+import math
+
+import yaml
+from house import as_json, curve
+
+
+def test_a_run_leaves_the_files_and_the_fields_that_scripts_rely_on(undisturbed):
+    run = undisturbed.run
+    metrics = undisturbed.metrics()
+    assert [m["step"] for m in metrics] == list(range(1, 13))
+    promised = {
+        "step", "loss", "learning_rate", "grad_norm", "tokens", "consumed_samples", "step_seconds", "data_seconds",
+        "tokens_per_second", "mfu", "batch_digest", "world_size", "time",
+    }  # fmt: skip
+    assert all(set(m) == promised for m in metrics)
+    assert metrics[-1]["consumed_samples"] == 12 * 8
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert abs(metrics[0]["loss"] - math.log(1024)) < 0.5
+    assert (run / "logs/rank-00000.log").is_file() and (run / "logs/rank-00001.log").is_file()
+    events = [e["event"] for e in undisturbed.events()]
+    assert events[0] == "start" and events[-1] == "stop" and "commit" in events and "evaluate" in events
+    committed = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert committed == ["step-00000004", "step-00000008", "step-00000012"]
+    assert all((run / "checkpoints" / name / "manifest.json").is_file() for name in committed)
+
+
+def test_config_yaml_of_the_run_starts_the_same_run_again(undisturbed, tmp_path):
+    settings = yaml.safe_load((undisturbed.run / "config.yaml").read_text())
+    assert settings["train"]["steps"] == 12
+    shown = as_json(undisturbed.bigtrain("config", "show", str(undisturbed.run / "config.yaml"), "--json"))
+    assert shown == as_json(undisturbed.bigtrain("config", "show", str(undisturbed.config), "--json"))
+
+
+def test_a_second_start_of_a_finished_run_says_so_and_changes_nothing(undisturbed):
+    before = curve(undisturbed.metrics())
+    status, output = undisturbed.train(2)
+    assert status == 0 and "all steps done" in output
+    assert curve(undisturbed.metrics()) == before
+    assert undisturbed.events()[-1]["event"] == "stop"
+
+
+def test_eval_computes_the_validation_loss_that_training_recorded(undisturbed):
+    recorded = [e for e in undisturbed.events() if e["event"] == "evaluate" and e["step"] == 12][-1]["validation"]
+    computed = as_json(undisturbed.bigtrain("eval", str(undisturbed.run), "--json"))
+    assert computed["step"] == 12
+    for theirs, ours in zip(recorded, computed["validation"], strict=True):
+        assert theirs["source"] == ours["source"] and theirs["tokens"] == ours["tokens"]
+        assert math.isclose(theirs["loss"], ours["loss"], rel_tol=2e-3)
+
+
+def test_eval_with_yardsticks_gives_perplexities_of_the_same_tokens(undisturbed):
+    rows = as_json(undisturbed.bigtrain("eval", str(undisturbed.run), "--yardsticks", "--json"))["validation"]
+    for row in rows:
+        assert 1 < row["5-gram perplexity"] < row["unigram perplexity"] < 1024
+
+
+def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(undisturbed):
+    arguments = ("generate", str(undisturbed.run), "import ", "--max-new-tokens", "8", "--json")
+    first, second = (as_json(undisturbed.bigtrain(*arguments)) for _ in range(2))
+    assert first["completion"] and first == second
+
+
+def test_export_is_checked_against_transformers_and_keeps_its_promise(undisturbed, tmp_path, require):
+    require("transformers")
+    result = as_json(undisturbed.bigtrain("export", str(undisturbed.run), str(tmp_path / "hf"), "--json"))
+    assert result["step"] == 12 and 0 <= result["largest_logit_difference"] < 1e-3
+    assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_report_is_one_page_without_links_to_other_files(undisturbed):
+    summary = as_json(undisturbed.bigtrain("report", str(undisturbed.run), "--json"))
+    page = (undisturbed.run / "report.html").read_text()
+    assert summary["step"] == 12 and summary["validation"]
+    assert page.count("<svg") == 6 and "src=" not in page and "href=" not in page
+
+
+def test_checkpoint_commands_list_and_verify_what_is_committed(undisturbed):
+    listed = as_json(undisturbed.bigtrain("checkpoint", "list", str(undisturbed.run), "--json"))
+    assert [checkpoint["step"] for checkpoint in listed] == [4, 8, 12]
+    verified = as_json(undisturbed.bigtrain("checkpoint", "verify", str(undisturbed.run), "--json"))
+    assert all(checkpoint["problems"] == [] for checkpoint in verified)
+
+
+def test_the_same_batches_and_nearly_the_same_losses_at_one_two_and_four_processes(undisturbed, house):
+    expected = undisturbed.metrics()
+    for processes in (1, 4):
+        run = house.directory / f"run{processes}"
+        status, output = house.train(processes, f"run_dir={run}")
+        assert status == 0, output
+        metrics = house.metrics(run)
+        assert [m["batch_digest"] for m in metrics] == [m["batch_digest"] for m in expected]
+        assert {m["world_size"] for m in metrics} == {processes}
+        for ours, theirs in zip(metrics, expected, strict=True):
+            assert math.isclose(ours["loss"], theirs["loss"], rel_tol=5e-3)

@@ -1,0 +1,59 @@
+"""Killed or asked to stop at any moment, a run goes on as if nothing had happened."""
+
+import os
+import random
+import signal
+
+import pytest
+from house import STATUS_STOPPED, curve, finish, workers_of
+
+
+@pytest.mark.parametrize("victims", ["one rank", "all ranks", "launcher"])
+def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, house, victims):
+    training = house.start_training(2)
+    house.wait_for_step(random.randint(5, 11))
+    pids = {"one rank": workers_of(training)[:1], "all ranks": workers_of(training), "launcher": [training.pid]}
+    for pid in pids[victims]:
+        os.kill(pid, signal.SIGKILL)
+    status, output = finish(training)
+    assert status != 0, output
+
+    status, output = house.train(2)
+    assert status == 0, output
+    assert curve(house.metrics()) == curve(undisturbed.metrics())
+    assert any(event["event"] == "resume" for event in house.events())
+
+
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_commits_leaves_with_75_and_the_next_start_goes_on(undisturbed, house, stop_signal):
+    training = house.start_training(2)
+    house.wait_for_step(2)
+    os.kill(training.pid, stop_signal)
+    status, output = finish(training)
+    assert status == STATUS_STOPPED, output
+    stopped_at = house.metrics()[-1]["step"]
+    assert stopped_at < 12
+    assert (house.run / f"checkpoints/step-{stopped_at:08d}/manifest.json").is_file()
+
+    status, output = house.train(2)
+    assert status == 0, output
+    assert curve(house.metrics()) == curve(undisturbed.metrics())
+
+
+def test_stop_after_commits_leaves_with_75_and_does_not_bend_the_schedule(undisturbed, house):
+    assert house.train(2, "train.stop_after=5")[0] == STATUS_STOPPED
+    assert house.metrics()[-1]["step"] == 5
+    status, output = house.train(2)
+    assert status == 0, output
+    assert curve(house.metrics()) == curve(undisturbed.metrics())
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(undisturbed, house):
+    training = house.start_training(2, "checkpoint.every_steps=100")
+    house.wait_for_step(2)
+    for pid in workers_of(training):
+        os.kill(pid, signal.SIGKILL)
+    finish(training)
+    status, output = house.train(2)
+    assert status == 0, output
+    assert curve(house.metrics()) == curve(undisturbed.metrics())
