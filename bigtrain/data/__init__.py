@@ -35,7 +35,7 @@ A run opens its data with
 from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.build import build
 from bigtrain.data.loader import Loader
-from bigtrain.data.ngram import yardstick_perplexities
+from bigtrain.data.ngram import Yardsticks, yardstick_perplexities
 from bigtrain.data.packing import IGNORED
 from bigtrain.data.plan import Plan, SampleAddress
 from bigtrain.data.store import Dataset, open_datasets
@@ -52,6 +52,7 @@ __all__ = [
     "RankBatch",
     "SampleAddress",
     "VerifyReport",
+    "Yardsticks",
     "build",
     "format_digest",
     "load_tokenizer",

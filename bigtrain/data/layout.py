@@ -32,7 +32,7 @@ def tokenizer_request(settings: DataSettings) -> Record:
     tokenizer = settings.tokenizer
     if tokenizer.path is not None:
         return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text}
-    return {**tokenizer.model_dump(mode="json")}
+    return tokenizer.model_dump(mode="json")
 
 
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:

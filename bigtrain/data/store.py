@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import DataSettings
 from bigtrain.data.layout import Split, read_record, require_same, source_request, tokenizer_request
-from bigtrain.data.manifest import FileRecord, Manifest, ShardRecord
+from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
 from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
 
@@ -96,7 +96,7 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     for source in settings.sources:
         folder = settings.dir / source.name
         record = read_record(folder)
-        if record is None or not (folder / "train" / "manifest.json").is_file():
+        if record is None or not (folder / "train" / MANIFEST).is_file():
             raise _not_built(folder)
         require_same(folder, record, source_request(source, settings, tokenizer))
         dataset = Dataset(folder / split)
