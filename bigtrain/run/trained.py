@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, load_weights, newest_verified, verify
 from bigtrain.config import BigtrainError, Settings
-from bigtrain.data import load_tokenizer, open_datasets, validation_batches, yardstick_perplexities
+from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, validation_batches
 from bigtrain.model import Decoder, build_model, generate
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import SourceLoss, sum_of_losses
@@ -71,6 +71,7 @@ class TrainedModel:
             split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
             for split in ("train", "validation")
         }
+        yardsticks = Yardsticks(opened["train"]) if with_yardsticks else None
         rows = []
         for dataset in opened["validation"]:
             batches = list(
@@ -85,9 +86,8 @@ class TrainedModel:
             if not tokens:
                 continue
             row = SourceLoss(dataset.name, loss / tokens, tokens).as_record()
-            if with_yardsticks:
-                for name, perplexity in yardstick_perplexities(opened["train"], batches).items():
-                    row[f"{name} perplexity"] = perplexity
+            if yardsticks is not None:
+                row |= {f"{name} perplexity": value for name, value in yardsticks.perplexities(batches).items()}
             rows.append(row)
         if not rows:
             raise BigtrainError(
@@ -105,8 +105,9 @@ class TrainedModel:
         Returns:
             What comes after the prompt, up to the end of the text.
         """
-        (end_of_text,) = self.tokenizer.encode(self.settings.data.tokenizer.end_of_text).ids
-        prompt_ids: list[int] = self.tokenizer.encode(prompt).ids or [end_of_text]
+        end_of_text = self.tokenizer.token_to_id(self.settings.data.tokenizer.end_of_text)
+        assert end_of_text is not None  # the data were built with it
+        prompt_ids = self.tokenizer.encode(prompt).ids or [end_of_text]
         output = generate(
             self.model,
             torch.tensor([prompt_ids], device=self.device),
