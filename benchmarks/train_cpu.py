@@ -4,7 +4,7 @@
 
 Same architecture, same batches, same number of cores, bf16 compute with float32 master weights, fused AdamW, gradient
 clipping. Every contestant runs in processes of its own, and the contestants take turns, so that a drift of the
-machine's speed hits all alike. What is timed is the whole optimizer step, data loading included; the first steps are left out.
+machine's speed hits all alike. Timed is the whole optimizer step, data loading included, without the first few.
 bigtrain is the ordinary command (`bigtrain train` under torchrun), its step times are those of metrics.jsonl.
 """
 

@@ -7,7 +7,9 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
+logging.disable_progress_bar()
 folder = sys.argv[1]
 prompt = sys.argv[2] if len(sys.argv) > 2 else "import os\nimport sys\n\nclass "
 
