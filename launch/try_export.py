@@ -18,5 +18,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 inputs = tokenizer(prompt, return_tensors="pt")
 torch.manual_seed(0)
 output = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.7)
-print(f"{type(model).__name__}, {model.num_parameters():,} parameters, loaded by transformers from {folder}; it writes:\n")
+print(
+    f"{type(model).__name__}, {model.num_parameters():,} parameters, loaded by transformers from {folder}. It writes:\n"
+)
 print(tokenizer.decode(output[0], skip_special_tokens=True))

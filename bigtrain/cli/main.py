@@ -47,7 +47,7 @@ def _options(
 def main() -> None:
     """Run one command; a user's error becomes one message and exit status 1."""
     try:
-        app()
+        app(prog_name="bigtrain")
     except BigtrainError as error:
         if speaks(error):
             print(f"error: {error}", file=sys.stderr)
