@@ -175,7 +175,10 @@ def train(engine: Any, topology: Any, case: dict[str, Any], steps: range) -> dic
         total = 0.0
         for start in range(0, share, micro):
             inputs = {"input_ids": tokens[start : start + micro], "labels": labels[start : start + micro]}
-            total += float(engine.forward_backward(inputs, 1 / label_tokens))
+            if step == 10:  # evaluation between micro-batches sees the same weights and disturbs nothing
+                before = engine.evaluate(inputs)
+            total += (summed := float(engine.forward_backward(inputs, 1 / label_tokens)))
+            assert step != 10 or (float(before) == summed and engine.module.training)
         result = engine.step(learning_rate(step))
         assert result.applied
         losses.append(topology.sum_across_ranks([total])[0] / label_tokens)

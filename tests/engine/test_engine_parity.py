@@ -15,6 +15,11 @@ from engine_support import parity_cases, plain_loop
 TOLERANCES = {"fp32": {"loss": 1e-5, "norm": 1e-5}, "bf16": {"loss": 3e-3, "norm": 3e-3}}
 
 
+def case_name(index: int) -> str:
+    case = parity_cases()[index]
+    return f"stage{case['stage']}-{case['precision']}-{'tied' if case.get('tied') else 'clipped'}"
+
+
 @functools.cache
 def reference(case: str) -> dict[str, Any]:
     return plain_loop(json.loads(case), 30)
@@ -25,8 +30,8 @@ def without_stage(case: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("index", range(len(parity_cases())), ids=[str(c.values()) for c in parity_cases()])
+@pytest.mark.parametrize("world", [1, 2], ids=["alone", "two"])
+@pytest.mark.parametrize("index", range(len(parity_cases())), ids=case_name)
 def test_thirty_steps_equal_a_plain_loop(first_round: dict[Any, Any], index: int, world: int) -> None:
     case = parity_cases()[index]
     ours, plain = first_round["parity", world][index], reference(without_stage(case))
