@@ -18,14 +18,13 @@ _RESERVED = {
 }
 
 
-def deepspeed_config(settings: Settings, world_size: int) -> dict[str, Any]:
+def deepspeed_config(settings: Settings) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`, with the user's raw extras merged in.
 
     Raises:
-        BigtrainError: the extras hold a key that bigtrain sets, or the global batch does not divide.
+        BigtrainError: the extras hold a key that bigtrain sets.
     """
     stage, precision = settings.engine.zero_stage, settings.engine.precision
-    accumulation_steps(settings, world_size)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.train.micro_batch_size,
         # The engine scales each loss by its share of the global batch; DeepSpeed must not divide by a count of its
@@ -66,24 +65,6 @@ def deepspeed_config(settings: Settings, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": False,
     }
     return _merged(config, settings.engine.deepspeed, "engine.deepspeed")
-
-
-def accumulation_steps(settings: Settings, world_size: int) -> int:
-    """Micro-batches that one rank computes for one optimizer step.
-
-    Raises:
-        BigtrainError: world_size * micro_batch_size does not divide the global batch.
-    """
-    train = settings.train
-    together = world_size * train.micro_batch_size
-    if train.global_batch_size % together:
-        raise BigtrainError(
-            f"train.global_batch_size cannot be split over {world_size} processes in whole micro-batches",
-            found=f"global_batch_size {train.global_batch_size}, micro_batch_size {train.micro_batch_size}",
-            wanted=f"a multiple of {world_size} x {train.micro_batch_size} = {together}",
-            fix="change train.global_batch_size, train.micro_batch_size or the number of processes",
-        )
-    return train.global_batch_size // together
 
 
 def _merged(config: dict[str, Any], extras: dict[str, Any], where: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Engine:
         With bf16 the weights are rounded to bfloat16 first and the float32 masters start from the rounded values.
 
         Raises:
-            BigtrainError: the batch does not divide, or `engine.deepspeed` holds a key that bigtrain sets.
+            BigtrainError: `engine.deepspeed` holds a key that bigtrain sets.
         """
         deepspeed = _import_deepspeed()
         self._stage = settings.engine.zero_stage
@@ -66,7 +66,7 @@ class Engine:
         self._deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
-            config=deepspeed_config(settings, topology.world_size),
+            config=deepspeed_config(settings),
             dist_init_required=False,
         )
         self._wrapper = self._deepspeed.optimizer

@@ -222,8 +222,7 @@ class TrainingRun:
             state={"wandb_run_id": self.tracker.run_id},
             ranks=self.topology,
         )
-        if self.settings.checkpoint.keep is not None and self.topology.rank == 0:
-            prune(self.directory.root, self.settings.checkpoint.keep)
+        self._prune()
         seconds = time.perf_counter() - started
         self._last_save, self._saved_step = time.monotonic(), self.step
         self.note("commit", seconds=round(seconds, 3), checkpoint=checkpoint.path.name)
@@ -240,6 +239,15 @@ class TrainingRun:
         """Add a line to events.jsonl."""
         if self.events is not None:
             self.events.append({"event": event, "step": self.step, **details})
+
+    def _prune(self) -> None:
+        keep = self.settings.checkpoint.keep
+        if keep is not None and self.topology.rank == 0:
+            try:
+                prune(self.directory.root, keep)
+            except OSError as error:  # what is committed is safe; only the room was not given back
+                self.note("prune failed", error=str(error))
+                logger.warning(f"an old checkpoint could not be removed: {error}")
 
     def _minutes_are_over(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes

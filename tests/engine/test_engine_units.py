@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import ScheduleSettings, Settings
-from bigtrain.engine.deepspeed_config import accumulation_steps, deepspeed_config
+from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.optimizer import build_optimizer
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import _threads
@@ -31,7 +31,7 @@ def with_extras(extras: dict[str, Any]) -> Settings:
 
 def test_extras_are_merged_into_deepspeeds_configuration() -> None:
     extras = {"zero_optimization": {"sub_group_size": 1000}, "comms_logger": {"enabled": True}}
-    config = deepspeed_config(with_extras(extras), 1)
+    config = deepspeed_config(with_extras(extras))
     assert config["zero_optimization"]["sub_group_size"] == 1000
     assert config["zero_optimization"]["stage"] == 2
     assert config["comms_logger"] == {"enabled": True}
@@ -50,14 +50,7 @@ def test_extras_are_merged_into_deepspeeds_configuration() -> None:
 )
 def test_a_key_that_bigtrain_sets_is_refused_by_name(extras: dict[str, Any], named: str) -> None:
     with pytest.raises(BigtrainError, match=named):
-        deepspeed_config(with_extras(extras), 1)
-
-
-def test_a_global_batch_that_does_not_divide_is_refused_with_both_numbers() -> None:
-    chosen = settings({"stage": 1, "micro_batch_size": 2})
-    assert [accumulation_steps(chosen, world) for world in (1, 2, 4)] == [4, 2, 1]
-    with pytest.raises(BigtrainError, match=r"global_batch_size 8.*\n.*3 x 2 = 6"):
-        accumulation_steps(chosen, 3)
+        deepspeed_config(with_extras(extras))
 
 
 shared = {"warmup_steps": st.integers(0, 60), "min_lr_ratio": st.floats(0, 1)}
