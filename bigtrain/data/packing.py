@@ -97,7 +97,7 @@ def _read(dataset: Dataset, start: int, window: npt.NDArray[np.uint32]) -> tuple
     while filled <= length and index < len(dataset.shards):
         shard, base = dataset.shards[index], dataset.starts[index]
         low = start + filled - base
-        tokens = shard.tokens[low : low + length + 1 - filled]
+        tokens = shard.read(low, low + length + 1 - filled, dataset.manifest.vocab_size)
         window[filled : filled + len(tokens)] = tokens
         offsets = shard.documents.offset
         first, last = offsets.searchsorted((low, low + length - filled), "right")

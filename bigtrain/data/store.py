@@ -40,6 +40,23 @@ class Shard:
         file = self.record.files[1]
         return DocumentColumns.parse(self._map(file), self._directory / file.name)
 
+    def read(self, start: int, end: int, vocab_size: int) -> Tokens:
+        """Tokens [start, end) as far as there are, a view.
+
+        Raises:
+            BigtrainError: an id is not in the vocabulary, so the file has rotted: the model would fail far from here.
+        """
+        tokens = self.tokens[start:end]
+        if (largest := int(tokens.max())) >= vocab_size:
+            raise BigtrainError(
+                f"{self._directory / self.record.files[0].name} is corrupt at token {start + int(tokens.argmax()):,}",
+                found=f"token id {largest}",
+                wanted=f"an id below {vocab_size}",
+                fix=f"run: bigtrain data verify {self._directory}; then restore the file, or remove its source's "
+                "folder and build the data again",
+            )
+        return tokens
+
     def check_sizes(self) -> None:
         """Raise BigtrainError where a file is missing or has another size than the manifest says."""
         for file in self.record.files:

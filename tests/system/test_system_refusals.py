@@ -125,6 +125,16 @@ def test_a_wrong_byte_in_a_shard_is_found_and_named(built, house):
     assert result.returncode == 1 and shard.name in result.stdout and "block" in result.stdout
 
 
+def test_a_corrupt_shard_stops_training_on_all_ranks_with_the_file_s_name(built, house):
+    data = house.directory / "data"
+    shutil.copytree(built.directory / "data", data)
+    for shard in data.rglob("train/*.tok"):
+        shard.write_bytes(b"\xff" * shard.stat().st_size)  # of the right size, but no id in it is in the vocabulary
+    status, output = house.train(2, f"data.dir={data}")
+    assert status == 1 and output.count("error:") == 1 and "Traceback" not in output, output
+    assert ".tok is corrupt" in output and "bigtrain data verify" in output
+
+
 def test_two_jobs_in_one_run_directory_are_refused(house):
     first = house.start_training(1, "train.steps=100000")
     try:
