@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "accelerate", "numpy")
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "accelerate", "numpy")
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -30,10 +30,9 @@ def circumstances() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
+        "commit": os.environ.get("BIGTRAIN_COMMIT") or _commit(),
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()},
         "python": platform.python_version(),
         "versions": versions,
@@ -46,6 +45,16 @@ def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**circumstances(), **result}, indent=2) + "\n")
     return path
+
+
+def _commit() -> str:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
 
 
 def _processor() -> str:
