@@ -11,7 +11,7 @@ bold=$'\e[1m' plain=$'\e[0m'
 [[ -t 1 ]] || bold='' plain=''
 
 show() {
-  printf '\n%s$ %s%s\n' "$bold" "$*" "$plain"
+  printf '\n%s$%s%s\n' "$bold" "$(printf ' %q' "$@")" "$plain"
   "$@"
 }
 
@@ -20,7 +20,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 run=$(bigtrain config show "$config" "$@" --json | python -c 'import json, sys; print(json.load(sys.stdin)["run_dir"])')
 began=$SECONDS
 
-printf '%s\n' 'bigtrain quickstart: raw text -> tokenizer and shards -> training -> evaluation -> a Hugging Face model'
+echo 'bigtrain quickstart: raw text -> tokenizer and shards -> training -> evaluation -> a Hugging Face model'
 
 # 1. Text to tokens: the source and documentation of the Python standard library.
 show bigtrain data build "$config" "$@"
@@ -47,7 +47,7 @@ Made in $((SECONDS - began)) seconds:
   $run/hf            the model: AutoModelForCausalLM.from_pretrained("$run/hf")
   $run/checkpoints   committed checkpoints (bigtrain checkpoint verify $run)
   $run/report.html   the curves; $run/loss.svg is the picture
-  $run/metrics.jsonl a line a step; $run/events.jsonl what happened; $run/wandb for \`wandb sync\`
+  $run/metrics.jsonl a line a step; $run/events.jsonl what happened; $run/wandb what \`wandb sync\` uploads
 
 Try next:
   bigtrain generate $run "import json" --temperature 0.5

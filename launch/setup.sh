@@ -12,7 +12,7 @@ if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
   exit 0
 fi
 
-[[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+"${PYTHON:-python3}" -m venv .venv # harmless where it stands already, and mends one whose making was interrupted
 echo "installing bigtrain[$extras] into .venv ..." >&2
 # torch first: DeepSpeed is built from its source and asks for it.
 .venv/bin/python -m pip install --quiet "setuptools>=77" "torch>=2.11,<2.14"

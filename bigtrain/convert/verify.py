@@ -24,7 +24,9 @@ def compare_with_transformers(folder: Path, model: Decoder, *, tokens: int = 64,
         seed: of the random tokens.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     ours = copy.deepcopy(model).to("cpu", theirs.dtype).float()
     theirs = theirs.float().eval()

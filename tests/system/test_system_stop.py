@@ -11,7 +11,7 @@ from house import STATUS_STOPPED, curve, finish, workers_of
 @pytest.mark.parametrize("victims", ["one rank", "all ranks", "launcher"])
 def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, house, victims):
     training = house.start_training(2)
-    house.wait_for_step(random.randint(5, 11))
+    house.wait_for_step(random.randint(5, 9))
     pids = {"one rank": workers_of(training)[:1], "all ranks": workers_of(training), "launcher": [training.pid]}
     for pid in pids[victims]:
         os.kill(pid, signal.SIGKILL)
