@@ -7,10 +7,9 @@ cd "$(dirname "$0")/.."
 
 extras=${1:-hf}
 wanted=$(cksum pyproject.toml)
-stamp=.venv/bigtrain-$extras
-if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-  exit 0
-fi
+for stamp in .venv/installed-dev ".venv/installed-$extras"; do # dev includes all others
+  [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
+done
 
 "${PYTHON:-python3}" -m venv .venv # harmless where it stands already, and mends one whose making was interrupted
 echo "installing bigtrain[$extras] into .venv ..." >&2
