@@ -10,6 +10,7 @@ is seldom. The round function is splitmix64's finaliser (Steele, Lea and Flood 2
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from math import isqrt
 
@@ -53,9 +54,16 @@ class Permutation:
 
     def many(self, x: U64) -> U64:
         """Where each of x (u64, any number of them) goes."""
-        y = self._once(x)
+        return self._walk(x, self._once)
+
+    def inverse(self, y: U64) -> U64:
+        """What goes to each of y (u64): `inverse(many(x)) == x`. Walks the same cycles backwards."""
+        return self._walk(y, self._once_back)
+
+    def _walk(self, x: U64, once: Callable[[U64], U64]) -> U64:
+        y = once(x)
         while len(outside := np.flatnonzero(y >= np.uint64(self.n))):
-            y[outside] = self._once(y[outside])
+            y[outside] = once(y[outside])
         return y
 
     def _once(self, x: U64) -> U64:
@@ -66,6 +74,16 @@ class Permutation:
                 right = (right + _mix_many(left ^ np.uint64(key))) % b
             else:
                 left = (left + _mix_many(right ^ np.uint64(key))) % a
+        return left * b + right
+
+    def _once_back(self, y: U64) -> U64:
+        a, b = np.uint64(self.a), np.uint64(self.b)
+        left, right = np.divmod(y, b)
+        for number, key in reversed(list(enumerate(self.round_keys))):
+            if number % 2:
+                right = (right + b - _mix_many(left ^ np.uint64(key)) % b) % b
+            else:
+                left = (left + a - _mix_many(right ^ np.uint64(key)) % a) % a
         return left * b + right
 
 

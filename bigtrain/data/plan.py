@@ -35,6 +35,14 @@ class SampleAddress(NamedTuple):
     sequence: int
 
 
+class Occurrences(NamedTuple):
+    """When sequences of a source are samples, an array [n] a field, in the order of the samples."""
+
+    sample: I64
+    epoch: I64
+    sequence: I64
+
+
 class SampleAddresses(NamedTuple):
     """The addresses of many samples, an array [n] a field."""
 
@@ -139,6 +147,31 @@ class Plan:
             own = epochs == epoch
             shuffle = permutation(planned.sequences, self.seed, planned.name, int(epoch))
             addresses.sequence[members[own]] = shuffle.many(rest[own].astype(np.uint64)).astype(np.int64)
+
+    def samples_of(self, source: int, sequences: I64, *, before: int) -> Occurrences:
+        """Where these sequences (i64 [n]) of a source are among the first `before` samples: undoes `locate_many`."""
+        planned, drawn = self.sources[source], self.samples_drawn(before)[source]
+        epochs = -(-drawn // planned.sequences)
+        places = [
+            permutation(planned.sequences, self.seed, planned.name, epoch).inverse(sequences.astype(np.uint64))
+            for epoch in range(epochs)
+        ]
+        epoch, sequence = np.repeat(np.arange(epochs), len(sequences)), np.tile(sequences, epochs)
+        number = np.array(places, np.int64).reshape(-1) + epoch * planned.sequences  # how-many-th of the source
+        order = np.argsort(number)
+        order = order[number[order] < drawn]
+        return Occurrences(self._sample_numbers(source, number[order]), epoch[order], sequence[order])
+
+    def _sample_numbers(self, source: int, numbers: I64) -> I64:
+        """The global numbers of a source's samples number `numbers` (i64)."""
+        drawn = [before[source] for before in self._drawn]
+        phases = np.searchsorted(drawn, numbers, side="right") - 1
+        samples = np.empty(len(numbers), np.int64)
+        for phase in np.unique(phases):
+            own = phases == phase
+            within = (numbers[own] - drawn[phase]).astype(np.uint64)
+            samples[own] = self._quotas[phase].invert(source, within).astype(np.int64) + self._starts[phase]
+        return samples
 
     def samples_drawn(self, samples: int) -> list[int]:
         """How many of the first `samples` samples come from each source."""

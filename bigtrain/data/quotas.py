@@ -7,6 +7,11 @@ A balanced binary tree has the sources as leaves. Of the first n samples that re
 and the right child the rest. L starts at 0 and grows by 0 or 1, so sample k goes left exactly if L(k+1) > L(k), as
 number L(k) of that child. All arithmetic is on integers: sums are exact, the order never depends on rounding, and
 each source is within log2(number of sources) samples of its ideal share of any prefix.
+
+Backwards: the left child's number k is the node's number n with L(n+1) = k+1 > L(n), the right child's the n with
+n - L(n) = k and L(n+1) = L(n). Solved for n,
+
+    left:  n = floor((k * w + w - h - 1) / w_left)        right:  n = floor((k * w + h) / w_right)
 """
 
 from __future__ import annotations
@@ -79,6 +84,27 @@ class Quotas:
         self._descend(low, middle, members[goes_left], sources, within)
         self._descend(middle, high, members[~goes_left], sources, within)
 
+    def invert(self, source: int, within: U64) -> U64:
+        """The sample numbers (u64) of a source's samples number `within` (u64): undoes `locate`."""
+        numbers = within
+        for low, middle, high in reversed(self._path(source)):
+            left, total = sum(self.weights[low:middle]), sum(self.weights[low:high])
+            half = total // 2
+            if source < middle:
+                numbers = _scaled(numbers, total, total - half - 1, left)
+            else:
+                numbers = _scaled(numbers, total, half, total - left)
+        return numbers
+
+    def _path(self, source: int) -> list[tuple[int, int, int]]:
+        """The nodes from the root to a source's leaf, as (low, middle, high)."""
+        low, high, path = 0, len(self.weights), []
+        while high - low > 1:
+            middle = (low + high) // 2
+            path.append((low, middle, high))
+            low, high = (low, middle) if source < middle else (middle, high)
+        return path
+
     def counts(self, samples: int) -> list[int]:
         """How many of the first `samples` samples come from each source."""
         return self._counts(0, len(self.weights), samples)
@@ -93,7 +119,14 @@ class Quotas:
 
 
 def _left_share(n: U64, left: int, total: int) -> U64:
-    """floor((n * left + total // 2) / total) without the product leaving 64 bits: n = q * total + r."""
-    quotient, rest = np.divmod(n, np.uint64(total))
-    share = (rest * np.uint64(left) + np.uint64(total // 2)) // np.uint64(total)
-    return quotient * np.uint64(left) + share
+    """L(n) of a node."""
+    return _scaled(n, left, total // 2, total)
+
+
+def _scaled(n: U64, factor: int, offset: int, divisor: int) -> U64:
+    """floor((n * factor + offset) / divisor) without the product leaving 64 bits: n = q * divisor + r.
+
+    factor and divisor are at most MAX_TOTAL and offset below factor or divisor, so r * factor + offset < 2^64.
+    """
+    quotient, rest = np.divmod(n, np.uint64(divisor))
+    return quotient * np.uint64(factor) + (rest * np.uint64(factor) + np.uint64(offset)) // np.uint64(divisor)

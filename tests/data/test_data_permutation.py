@@ -80,3 +80,17 @@ def test_the_order_is_fixed_for_all_time() -> None:
 
 GOLDEN_SMALL = [3, 5, 7, 6, 2, 1, 9, 8, 4, 0]
 GOLDEN_LARGE = [8009355630556, 2859228594426, 6398271033649]
+
+
+@given(st.integers(1, 2**61), st.integers(0, 2**64), st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_the_inverse_undoes_it_at_any_size(n: int, seed: int, epoch: int, random: object) -> None:
+    shuffle = Permutation(n, seed, "source", epoch)
+    points = np.array([random.randrange(n) for _ in range(8)] + [0, n - 1], np.uint64)
+    assert shuffle.inverse(shuffle.many(points)).tolist() == points.tolist()
+    assert shuffle.many(shuffle.inverse(points)).tolist() == points.tolist()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 17, 257, 1000, 4097])
+def test_the_inverse_is_the_whole_inverse_where_cycles_are_walked(n: int) -> None:
+    everything = np.arange(n, dtype=np.uint64)
+    assert np.array_equal(Permutation(n, 7).inverse(image(n, 7)), everything)

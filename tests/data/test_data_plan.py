@@ -116,3 +116,36 @@ def test_an_empty_training_split_is_refused(tmp_path) -> None:
     dataset = write_dataset(tmp_path, [], source="nothing")
     with pytest.raises(BigtrainError, match="'nothing' is empty"):
         Plan.from_datasets([dataset], data_settings(tmp_path, SourceSettings(name="n", kind="python_stdlib")), seed=0)
+
+
+@given(plans(), st.integers(0, 400))
+def test_samples_of_every_sequence_together_are_all_samples_in_place(plan: Plan, before: int) -> None:
+    forward = addresses(plan, 0, before)
+    backward: dict[int, tuple[int, int, int]] = {}
+    for index, source in enumerate(plan.sources):
+        found = plan.samples_of(index, np.arange(source.sequences), before=before)
+        assert found.sample.tolist() == sorted(found.sample.tolist())
+        for sample, epoch, sequence in zip(*(field.tolist() for field in found), strict=True):
+            assert sample not in backward
+            backward[sample] = (index, epoch, sequence)
+    assert [backward[sample] for sample in range(before)] == forward
+    assert len(backward) == before
+
+
+@given(plans(), st.integers(0, 600), st.data())
+def test_a_sequence_is_found_wherever_it_was_sampled(plan: Plan, before: int, data: st.DataObject) -> None:
+    source = data.draw(st.integers(0, len(plan.sources) - 1))
+    sequence = data.draw(st.integers(0, plan.sources[source].sequences - 1))
+    found = plan.samples_of(source, np.array([sequence]), before=before)
+    everywhere = [
+        (g, epoch) for g, (s, epoch, q) in enumerate(addresses(plan, 0, before)) if (s, q) == (source, sequence)
+    ]
+    assert list(zip(found.sample.tolist(), found.epoch.tolist(), strict=True)) == everywhere
+
+
+def test_samples_are_found_among_ten_trillion() -> None:
+    plan = make_plan([10**13, 10**13 + 1], [Phase(0, (1, 1)), Phase(10**12 + 7, (3, 5))])
+    for sample in (0, 10**12, 10**12 + 7, 2 * 10**13, 5 * 10**13):
+        source, epoch, sequence = plan.locate(sample)
+        found = plan.samples_of(source, np.array([sequence]), before=sample + 1)
+        assert (found.sample[-1], found.epoch[-1]) == (sample, epoch)

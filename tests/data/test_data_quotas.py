@@ -67,3 +67,33 @@ def test_default_weights_follow_the_counts_and_fit(counts: list[int]) -> None:
         assert weights == counts
     for weight, count in zip(weights, counts, strict=True):
         assert abs(weight / sum(weights) - count / sum(counts)) < 1e-8
+
+
+@given(weight_lists, st.integers(1, 400))
+def test_the_inverse_gives_each_sample_back(weights: list[int], samples: int) -> None:
+    quotas = Quotas(weights)
+    numbers = np.arange(samples, dtype=np.uint64)
+    sources, within = quotas.locate(numbers)
+    for source in range(len(weights)):
+        own = sources == source
+        assert quotas.invert(source, within[own]).tolist() == numbers[own].tolist()
+
+
+@given(
+    st.lists(st.integers(1, MAX_TOTAL // 5), min_size=1, max_size=5),
+    st.lists(st.integers(0, 10**15), min_size=1, max_size=5),
+)
+def test_the_inverse_does_not_overflow_however_large_the_weights(weights: list[int], samples: list[int]) -> None:
+    quotas = Quotas(weights)
+    sources, within = quotas.locate(np.array(samples, np.uint64))
+    back = [quotas.invert(int(s), np.array([w]))[0] for s, w in zip(sources, within, strict=True)]
+    assert [int(number) for number in back] == samples
+
+
+def test_the_inverse_holds_at_the_largest_weights_there_may_be() -> None:
+    for weights in ([1, MAX_TOTAL - 1], [MAX_TOTAL - 1, 1], [MAX_TOTAL // 2, MAX_TOTAL // 2]):
+        quotas = Quotas(weights)
+        numbers = np.array([0, 1, MAX_TOTAL - 1, MAX_TOTAL, MAX_TOTAL + 1, 2 * MAX_TOTAL // 2, 10**15], np.uint64)
+        sources, within = quotas.locate(numbers)
+        for source in (0, 1):
+            assert quotas.invert(source, within[sources == source]).tolist() == numbers[sources == source].tolist()
