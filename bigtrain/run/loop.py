@@ -19,7 +19,7 @@ def train(settings: Settings) -> int:
         BigtrainError: the settings, the data, the run directory or the environment are wrong; nothing was lost.
     """
     with open_run(settings) as run:
-        while run.step < run.total_steps:
+        while run.step < run.last_step:
             batch, agreed = run.fetch()
             if agreed.stop_reason:
                 return leave(run, reason=agreed.stop_reason)
@@ -33,8 +33,8 @@ def train(settings: Settings) -> int:
                 run.evaluate()
             if run.save_is_due:
                 run.save()
-            if run.step == settings.train.stop_after:
-                return leave(run, reason="train.stop_after")
+        if run.step < run.total_steps:
+            return leave(run, reason="train.stop_after")
         return finish(run)
 
 

@@ -73,6 +73,11 @@ class TrainingRun:
         return self.settings.total_steps
 
     @property
+    def last_step(self) -> int:
+        """The last step of this start: that of the schedule, or an earlier one the user asked to stop after."""
+        return min(self.total_steps, self.settings.train.stop_after or self.total_steps)
+
+    @property
     def consumed_samples(self) -> int:
         """The whole state of the data, together with the plan's id."""
         return self.step * self.settings.train.global_batch_size

@@ -43,6 +43,8 @@ def test_a_stop_signal_commits_leaves_with_75_and_the_next_start_goes_on(undistu
 def test_stop_after_commits_leaves_with_75_and_does_not_bend_the_schedule(undisturbed, house):
     assert house.train(2, "train.stop_after=5")[0] == STATUS_STOPPED
     assert house.metrics()[-1]["step"] == 5
+    assert house.train(2, "train.stop_after=5")[0] == STATUS_STOPPED
+    assert house.metrics()[-1]["step"] == 5
     status, output = house.train(2)
     assert status == 0, output
     assert curve(house.metrics()) == curve(undisturbed.metrics())
