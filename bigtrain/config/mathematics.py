@@ -70,6 +70,8 @@ OPERATION = frozenset(
         # where things lie: what the files hold is pinned by the plan's id, not by their path
         "run_dir",
         "data.dir",
+        "data.remote",
+        "data.cache_bytes",
         "data.tokenizer.path",
         "data.sources.N.path",
         # how the same work is cut and spread

@@ -7,6 +7,7 @@ need one section only stand in that section; rules that span sections stand in `
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -190,7 +192,12 @@ class DataSettings(Section):
     """From raw text to the order of the training samples."""
 
     dir: UserPath
-    """Where tokenizer and shards are written. Several runs may share one."""
+    """The folder on this machine where tokenizer and shards are written. Several runs may share one."""
+    remote: str | None = None
+    """URL (s3://, gs://, https://, ...) that a built `dir` was copied to, to read the shards from there. `dir` is then
+    a folder of its own for what has been fetched. Default: the shards are in `dir`."""
+    cache_bytes: PositiveInt = 100_000_000_000
+    """remote: how much of the disk of `dir` fetched blocks of shards may take; the least recently used go first."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     """The tokenizer."""
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
@@ -205,6 +212,20 @@ class DataSettings(Section):
     """Tokens in one shard file, about."""
     workers: PositiveInt | None = None
     """Processes that tokenize. Default: one a core. The shards are byte-identical for any number."""
+
+    @field_validator("dir", mode="before")
+    @classmethod
+    def _dir_is_no_url(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:  # a Path would fold its slashes
+            raise ValueError(f"{value} is a URL; write remote: {value}, and as dir a folder on this machine")
+        return value
+
+    @field_validator("remote")
+    @classmethod
+    def _remote_is_a_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"[a-z][a-z0-9+.-]*://[^/]", value):
+            raise ValueError(f"{value!r} is no URL such as s3://bucket/folder; a folder on this machine goes into dir")
+        return value
 
     @model_validator(mode="after")
     def _names_and_weights(self) -> DataSettings:

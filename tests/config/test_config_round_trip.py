@@ -38,6 +38,12 @@ TRICKY = [
 text = st.sampled_from(TRICKY) | st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 path = text.map(lambda name: f"folder/{name}")
 count = st.integers(1, 10**15)
+
+
+def url(scheme: str) -> st.SearchStrategy[str]:
+    return text.map(lambda name: f"{scheme}://bucket//{name}")
+
+
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 unit = st.floats(0, 1)
 open_unit = st.floats(0, 1, exclude_max=True)
@@ -93,6 +99,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         },
         "data": {
             "dir": draw(path),
+            "remote": draw(st.none() | st.sampled_from(["s3", "gs", "https"]).flatmap(url)),
+            "cache_bytes": draw(count),
             "tokenizer": {
                 "path": tokenizer_path,
                 "vocab_size": draw(count if tokenizer_path else st.integers(1, vocab_size)),
