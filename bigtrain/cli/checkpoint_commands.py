@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, print_json, print_table
+from bigtrain.cli.printing import JsonOption, RunArgument, print_json, print_table
 
 app = typer.Typer(help="What is committed, and whether every byte is right.", no_args_is_help=True)
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""bigtrain data build|verify."""
+"""bigtrain data build|verify|where|when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, print_table, say
+from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, print_json, print_table, say
 
 app = typer.Typer(help="Build and check the tokenizer and the token shards.", no_args_is_help=True)
 
@@ -57,3 +57,74 @@ def verify(
         )
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def where(
+    run: RunArgument,
+    step: Annotated[int, typer.Option(help="A step of the run's schedule, from 1.")],
+    text: Annotated[bool, typer.Option("--text", help="Print the text of each part of a document.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the documents in a step's global batch, and check its digest against the run's metrics."""
+    from bigtrain.run.provenance import documents_of_step
+
+    found = documents_of_step(run, step, text=text)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(sample, document) for sample in found["samples"] for document in sample["documents"]]
+    if text:
+        for sample, document in rows:
+            typer.echo(
+                f"--- {sample['position']}: {sample['source']}:{document['file']}:{document['position']}, "
+                f"tokens {document['start']}-{document['end']} of {document['tokens']}, {document['id']}"
+            )
+            typer.echo(document["text"])
+    else:
+        columns = ("", "sample", "source", "epoch", "sequence", "document", "from", "tokens", "of")
+        table = [
+            (
+                *(sample[key] for key in ("position", "sample", "source", "epoch", "sequence")),
+                document["id"],
+                f"{document['file']}:{document['position']}",
+                f"{document['start']}-{document['end']}",
+                document["tokens"],
+            )
+            for sample, document in rows
+        ]
+        print_table(f"Step {step} of {run}", columns, table)
+    recorded = "the same as in metrics.jsonl" if found["recorded_digest"] else "not in metrics.jsonl yet"
+    samples = len(found["samples"])
+    typer.echo(f"{len(rows)} parts of documents in {samples} samples; batch digest {found['batch_digest']}, {recorded}")
+
+
+@app.command()
+def when(
+    run: RunArgument,
+    document: Annotated[str, typer.Option(help="An id as `where` prints it, or SOURCE:FILE or SOURCE:FILE:POSITION.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the steps of the run's schedule at which a document is trained on, and which of them are done."""
+    from bigtrain.run.provenance import steps_of_document
+
+    found = steps_of_document(run, document)
+    if as_json:
+        print_json(found)
+        return
+    which = found["document"]
+    name = f"{which['source']}:{which['file']}:{which['position']} ({which['tokens']} tokens, {which['id']})"
+    if which["held_out"]:
+        typer.echo(f"{name} is held out for validation: it is never trained on")
+        return
+    columns = ("step", "epoch", "sample", "sequence", "tokens", "")
+    rows = [
+        (*(row[key] for key in columns[:4]), f"{row['start']}-{row['end']}", "done" if row["done"] else "to come")
+        for row in found["appearances"]
+    ]
+    print_table(name, columns, rows)
+    steps = {row["step"]: row["done"] for row in found["appearances"]}
+    typer.echo(
+        f"in {len(steps)} of {found['total_steps']} steps, {sum(steps.values())} of them done "
+        f"(the run is at step {found['newest_step']})"
+    )

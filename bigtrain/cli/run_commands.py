@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, print_table, say
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, print_json, print_table, say
 
 
 class Format(StrEnum):

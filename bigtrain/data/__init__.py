@@ -29,6 +29,9 @@ A run opens its data with
     with Loader(plan, datasets, first_sample=consumed_samples, ...) as loader:
         for batch in loader: ...
 
+Afterwards, and in advance, `provenance.py` says which documents are in a step's batch, and runs the plan backwards to
+say in which samples a document is (`stored_document.py` finds it).
+
 `verify.py` checks every byte; `ngram.py` gives the perplexities that a model should beat.
 """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from bigtrain.data.packing import PackedRows
@@ -37,7 +39,6 @@ class MicroBatch:
     @classmethod
     def of(cls, rows: PackedRows) -> MicroBatch:
         """Rows as tensors."""
-        import numpy as np
         import torch
 
         return cls(
@@ -83,11 +84,13 @@ class RankBatch:
 
 
 def digest_rows(rows: PackedRows, first_position: int) -> int:
-    """Sum over rows of xxh3-64 of their T token ids as u32, seeded with the row's position in the global batch."""
-    hashes = (
-        xxhash.xxh3_64_intdigest(row[:-1].data, seed=first_position + index) for index, row in enumerate(rows.window)
-    )
-    return sum(hashes)
+    """Sum of the digests of rows that follow each other in the global batch."""
+    return sum(digest_row(row[:-1], first_position + index) for index, row in enumerate(rows.window))
+
+
+def digest_row(token_ids: npt.NDArray[np.uint32], position: int) -> int:
+    """xxh3-64 of a row's T token ids as u32, seeded with its position in the global batch."""
+    return xxhash.xxh3_64_intdigest(token_ids.data, seed=position)
 
 
 def wrap_int64(total: int) -> int:

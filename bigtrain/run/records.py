@@ -7,6 +7,7 @@ once; the last line of a step is the one that counts.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -54,6 +55,46 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The loss curve: one record a step, in order of the steps, the last written line of each."""
     by_step = {record["step"]: record for record in read_json_lines(path)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def newest_metrics(path: Path) -> dict[str, Any] | None:
+    """The record of the step that the run did last; None where there is none yet."""
+    return _last_record(path, b'\n{"step": ')
+
+
+def metrics_of_step(path: Path, step: int) -> dict[str, Any] | None:
+    """The record of a step that counts; None where the run has not done it."""
+    return _last_record(path, b'\n{"step": %d,' % step)
+
+
+def _last_record(path: Path, beginning: bytes) -> dict[str, Any] | None:
+    """The last whole line that begins so, found from the end: a file of a million steps is not read through.
+
+    Relies on how the training loop writes its lines: `step` is the first key.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = len(data)
+        while (start := data.rfind(beginning, 0, end)) >= 0:
+            record = _parsed(data[start + 1 : _end_of_line(data, start + 1)])
+            if record is not None:
+                return record
+            end = start + len(beginning) - 1
+        return _parsed(data[: _end_of_line(data, 0)]) if data[: len(beginning) - 1] == beginning[1:] else None
+
+
+def _end_of_line(data: mmap.mmap, start: int) -> int:
+    end = data.find(b"\n", start)
+    return end if end >= 0 else len(data)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return record
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bigtrain.checkpoint import Checkpoint, Search, check_compatible, load, newest_verified
 from bigtrain.config import BigtrainError, Settings, mathematics
-from bigtrain.data import Dataset, Loader, Plan, open_datasets
+from bigtrain.data import Plan
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, start
 from bigtrain.model import Decoder, build_model, count_parameters, flops_per_token
+from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.meter import Meter, measure_matmul_peak
 from bigtrain.run.records import JsonLines, read_json_lines
@@ -31,39 +31,6 @@ from bigtrain.run.training import TrainingRun
 from bigtrain.version import __version__
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The datasets of a run and the order of its samples."""
-
-    train: list[Dataset]
-    held_out: list[Dataset]
-    plan: Plan
-
-    @classmethod
-    def open(cls, settings: Settings) -> RunData:
-        """Open what `bigtrain data build` has made.
-
-        Raises:
-            BigtrainError: it has not been built, or with other settings.
-        """
-        vocab_size = settings.model.vocab_size
-        train = open_datasets(settings.data, model_vocab_size=vocab_size)
-        held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
-        return cls(train, held_out, Plan.from_datasets(train, settings.data, settings.train.seed))
-
-    def loader(self, settings: Settings, topology: Topology, first_sample: int) -> Loader:
-        """This rank's batches from a sample number on."""
-        return Loader(
-            self.plan,
-            self.train,
-            first_sample=first_sample,
-            global_batch_size=settings.train.global_batch_size,
-            micro_batch_size=settings.train.micro_batch_size,
-            rank=topology.rank,
-            world_size=topology.world_size,
-        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.run.records import JsonLines, read_json_lines, read_metrics
+from bigtrain.run.records import JsonLines, metrics_of_step, newest_metrics, read_json_lines, read_metrics
 
 
 def test_records_come_back_in_order(tmp_path):
@@ -43,3 +43,32 @@ def test_a_repeated_step_counts_with_its_last_line(tmp_path):
 
 def test_a_missing_file_has_no_lines(tmp_path):
     assert list(read_json_lines(tmp_path / "none.jsonl")) == []
+
+
+def test_one_step_is_found_without_reading_the_file_through(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert newest_metrics(path) is None and metrics_of_step(path, 1) is None
+    path.touch()
+    assert newest_metrics(path) is None
+    lines = JsonLines(path)
+    for step in (1, 2, 3, 4, 10, 2, 3):  # the second start went back to step 1
+        lines.append({"step": step, "loss": step + path.stat().st_size})
+        assert newest_metrics(path) == list(read_json_lines(path))[-1]
+    for record in read_metrics(path):
+        assert metrics_of_step(path, record["step"]) == record
+    assert metrics_of_step(path, 5) is None and metrics_of_step(path, 100) is None
+
+
+def test_a_torn_line_is_passed_over_when_one_step_is_looked_for(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path)
+    lines.append({"step": 1, "loss": 1.0})
+    lines.append({"step": 2, "loss": 2.0})
+    lines.close()
+    whole = path.read_bytes()
+    for size in range(whole.index(b"\n") + 1, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert newest_metrics(path)["step"] == 1
+        assert metrics_of_step(path, 2) is None and metrics_of_step(path, 1)["loss"] == 1.0
+    JsonLines(path).append({"step": 2, "loss": 3.0})
+    assert newest_metrics(path)["loss"] == metrics_of_step(path, 2)["loss"] == 3.0

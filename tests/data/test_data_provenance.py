@@ -1,0 +1,171 @@
+"""Promises of provenance: which documents are in a batch, and in which samples a document is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_support import END, data_settings, jsonl_source, random_dataset, sentences, write_dataset, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.data import Dataset, Loader, Plan, build, format_digest, load_tokenizer, open_datasets
+from bigtrain.data.plan import Phase, PlannedSource
+from bigtrain.data.provenance import appearances_of, contents_of, digest_of
+from bigtrain.data.stored_document import StoredDocument, documents_between, find_document
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
+    folder = tmp_path_factory.mktemp("data")
+    return [random_dataset(folder / name, 900, seed=i, source=name) for i, name in enumerate("ab")]
+
+
+@pytest.fixture(scope="module")
+def plan(datasets: list[Dataset]) -> Plan:
+    sources = [PlannedSource(d.name, d.dataset_id, d.tokens, d.sequences(LENGTH)) for d in datasets]
+    return Plan(sources, [Phase(0, (2, 1)), Phase(100, (1, 3))], seed=5, sequence_length=LENGTH)
+
+
+def all_documents(dataset: Dataset) -> list[StoredDocument]:
+    return list(documents_between(dataset, 0, dataset.tokens))
+
+
+@pytest.mark.parametrize("batch", [1, 6, 16])
+def test_the_digest_and_the_rows_of_every_batch_follow_from_its_documents(
+    plan: Plan, datasets: list[Dataset], batch: int
+) -> None:
+    with Loader(plan, datasets, global_batch_size=batch, micro_batch_size=batch) as loader:
+        for step in range(320 // batch):  # several epochs of either source, and two phases
+            loaded = next(loader)
+            contents = contents_of(plan, datasets, range(step * batch, (step + 1) * batch))
+            assert digest_of(contents) == format_digest(loaded.digest)
+            (rows,) = loaded.micro_batches
+            assert np.array_equal(np.stack([sample.token_ids for sample in contents]), rows.input_ids.numpy())
+            assert sum(LENGTH - sample.padding for sample in contents) == loaded.input_tokens
+            starts = [0, *np.cumsum([p.end - p.start for s in contents for p in s.parts]).tolist()]
+            if not any(sample.padding for sample in contents):
+                assert starts == rows.cu_seqlens.tolist()
+
+
+def test_where_and_when_agree_over_a_whole_run(plan: Plan, datasets: list[Dataset]) -> None:
+    samples = 330
+    where = Counter(
+        (
+            part.document.dataset.name,
+            part.document.id,
+            sample.sample,
+            sample.epoch,
+            sample.sequence,
+            part.start,
+            part.end,
+        )
+        for sample in contents_of(plan, datasets, range(samples))
+        for part in sample.parts
+    )
+    when = Counter(
+        (dataset.name, document.id, *vars(found).values())
+        for dataset in datasets
+        for document in all_documents(dataset)
+        for found in appearances_of(plan, document, before=samples)
+    )
+    assert where == when
+    assert set(where.values()) == {1}
+
+
+def test_a_document_is_seen_whole_once_an_epoch(plan: Plan, datasets: list[Dataset]) -> None:
+    for dataset in datasets:
+        for document in all_documents(dataset):
+            found = appearances_of(plan, document, before=330)
+            for epoch in range(2):
+                ranges = sorted((f.start, f.end) for f in found if f.epoch == epoch)
+                assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+                assert ranges[-1][1] == document.tokens
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.lists(st.integers(1, 999), max_size=40), min_size=1, max_size=8), min_size=1, max_size=4),
+    st.integers(1, 50),
+)
+def test_any_range_of_the_stream_is_the_documents_in_it(
+    tmp_path_factory: pytest.TempPathFactory, shards: list[list[list[int]]], length: int
+) -> None:
+    dataset = write_dataset(tmp_path_factory.mktemp("any"), shards)
+    stream = [token for shard in shards for document in shard for token in [*document, END]]
+    for start in range(0, dataset.tokens, length):
+        end = min(start + length, dataset.tokens)
+        documents = list(documents_between(dataset, start, end))
+        tokens = [t for d in documents for t in d.read(max(start - d.start, 0), min(end, d.end) - d.start).tolist()]
+        assert tokens == stream[start:end]
+        assert all(d.start < end and d.end > start for d in documents)
+
+
+def test_every_document_is_found_by_its_id_and_by_its_origin(datasets: list[Dataset]) -> None:
+    for dataset in datasets:
+        documents = all_documents(dataset)
+        assert len(documents) == dataset.manifest.documents
+        for document in documents:
+            origin = f"{dataset.name}:{document.file}:{document.position}"
+            assert find_document([dataset], document.id) == document
+            assert find_document(datasets, origin) == document
+
+
+def test_an_unknown_document_is_refused_with_a_way_out(datasets: list[Dataset]) -> None:
+    for reference in ("f" * 32, "12", "a:nowhere", "a:file-0:999999", "c:file-0:0", "a:", ""):
+        with pytest.raises(BigtrainError, match="data where RUN"):
+            find_document(datasets, reference)
+
+
+def test_a_file_of_several_documents_asks_for_a_position(datasets: list[Dataset]) -> None:
+    with pytest.raises(BigtrainError, match="a file of several documents") as error:
+        find_document(datasets, "a:file-1")
+    assert "a:file-1:1" in str(error.value)
+
+
+def test_names_of_files_that_overlap_or_hold_colons_are_told_apart(tmp_path: Path) -> None:
+    from bigtrain.data.shards import ShardWriter
+    from bigtrain.data.tokenization import TokenizedDocuments
+
+    template = write_dataset(tmp_path / "template", [[[1]]])
+    names = ["xa", "aa", "a", "aaa", "C:7", "7", "日本"]
+    writer = ShardWriter(tmp_path, 0)
+    for i, name in enumerate(names):
+        writer.append(TokenizedDocuments(np.array([5, END], "<u2"), [2], [bytes([i] * 16)], [name], [i % 2]))
+    from dataclasses import replace
+
+    replace(template.manifest, shards=[writer.finish()]).write(tmp_path)
+    dataset = Dataset(tmp_path)
+    for i, name in enumerate(names):
+        assert find_document([dataset], f"made:{name}").number == i
+        assert find_document([dataset], f"made:{name}:{i % 2}").number == i
+
+
+def test_a_rotten_shard_is_named_instead_of_shown(plan: Plan, tmp_path: Path) -> None:
+    broken = [random_dataset(tmp_path / name, 900, seed=i, source=name) for i, name in enumerate("ab")]
+    file = tmp_path / "a" / "00000.tok"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(BigtrainError, match=r"00000\.tok is corrupt"):
+        digest_of(contents_of(plan, broken, range(100)))
+
+
+def test_the_text_of_a_whole_document_is_the_text_it_was_built_from(tmp_path: Path) -> None:
+    texts = [f"{text} naïve 日本 {chr(0x1F600)}" for text in sentences(60, seed=1)]
+    source = jsonl_source(write_jsonl(tmp_path / "lines.jsonl", texts))
+    made = data_settings(tmp_path / "data", source)
+    build(made, vocab_size=512, report=lambda line: None)
+    tokenizer = load_tokenizer(made.dir)
+    seen = set()
+    for split in ("train", "validation"):
+        (dataset,) = open_datasets(made, model_vocab_size=512, split=split)
+        for document in all_documents(dataset):
+            text = tokenizer.decode(document.read(0, document.tokens).tolist(), skip_special_tokens=True)
+            assert text == texts[document.position]
+            assert document.held_out == (split == "validation")
+            seen.add(document.position)
+    assert seen == set(range(60))
