@@ -75,6 +75,7 @@ def keys_of(section: str) -> list[Key]:
 
 def _walk(schema: dict[str, Any], path: str, definitions: dict[str, Any], *, required: bool) -> Iterator[Key]:
     default = schema.get("default")
+    schema = next((choice for choice in schema.get("anyOf", ()) if "$ref" in choice), schema)  # a section or null
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     meaning = schema.get("description", "").replace("\n", " ")

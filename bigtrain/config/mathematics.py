@@ -40,6 +40,8 @@ MATHEMATICS = frozenset(
         "data.sources.N.subset",
         "data.sources.N.split",
         "data.sources.N.weight",
+        "data.sources.N.clean",
+        "data.dedup",
         "data.sequence_length",
         "data.packing",
         "data.validation.fraction",
@@ -101,13 +103,21 @@ OPERATION = frozenset(
 )
 
 
+ADDED_LATER = {"data.sources.N.clean": [], "data.dedup": "none"}
+"""Keys that the first checkpoints do not name, with the value that those were trained with."""
+
+
 def mathematics(settings: Settings) -> dict[str, Any]:
     """The settings that change the mathematics, flat, in JSON types.
 
     Two ways to say the same thing give the same answer: a length in tokens is given in steps, and the heads that
     follow from other keys are filled in.
     """
-    values = {key: value for key, value in flat(settings).items() if changes_mathematics(key)}
+    values = {
+        key: value
+        for key, value in flat(settings).items()
+        if changes_mathematics(key) and value != ADDED_LATER.get(general(key), ...)
+    }
     del values["train.tokens"]
     values["train.steps"] = settings.total_steps
     values["model.num_key_value_heads"] = settings.model.key_value_heads
@@ -116,7 +126,7 @@ def mathematics(settings: Settings) -> dict[str, Any]:
 
 
 def changes_mathematics(key: str) -> bool:
-    """Whether a leaf changes the mathematics; inside engine.deepspeed the innermost listed key decides.
+    """Whether a leaf changes the mathematics; the innermost listed key decides, where that is a section for all in it.
 
     Raises:
         KeyError: the key is in neither list.

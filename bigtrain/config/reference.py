@@ -32,7 +32,8 @@ def reference() -> str:
     for section in all_keys().values():
         if section.kind == "section" and section.path:
             parts += [f"## `{section.path}`\n", f"{section.meaning}\n"]
-            parts.append(_table([key for key in keys_of(section.path) if key.kind in ("value", "mapping")]))
+            if leaves := [key for key in keys_of(section.path) if key.kind in ("value", "mapping")]:
+                parts.append(_table(leaves))
     return "\n".join(parts)
 
 

@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -24,9 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenUnitInterval = Annotated[float, Field(ge=0.0, lt=1.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+from bigtrain.config.cleaning import CleanStep
+from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval
 
 
 def _home_filled_in(path: Path) -> Path:
@@ -38,18 +35,6 @@ def _home_filled_in(path: Path) -> Path:
 
 UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
 """A path in which ~ at the start means the home directory."""
-
-
-class Section(BaseModel):
-    """A part of the tree. Unknown keys are refused; a value is never coerced into another type silently."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
 
 
 class ModelSettings(Section):
@@ -153,6 +138,9 @@ class SourceSettings(Section):
     weight: PositiveFloat | None = None
     """Share of the mixture, relative to the other sources. Default: in proportion to its tokens. Give it for all
     sources or for none."""
+    clean: tuple[CleanStep, ...] = ()
+    """Rules that each document passes in this order before it is tokenized: the first that refuses it removes it, and
+    some rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
 
     @property
     def exact_weight(self) -> Fraction | None:
@@ -204,6 +192,9 @@ class DataSettings(Section):
     """The corpora."""
     sequence_length: PositiveInt
     """Tokens in one training sample."""
+    dedup: Literal["none", "exact"] = "none"
+    """`exact`: of documents with the same text, after cleaning, only the first is kept, in the order of the sources and
+    over both splits. It reads and cleans the sources once more."""
     packing: Literal["concat"] = "concat"
     """`concat`: documents one after the other, cut every sequence_length tokens; attention stays inside each."""
     validation: ValidationSettings = ValidationSettings()
@@ -318,7 +309,7 @@ class EngineSettings(Section):
     best there is."""
     process_group_timeout_minutes: PositiveFloat = 10.0
     """A collective that takes longer than this ends the job."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
     """Raw extras for DeepSpeed's configuration; a key that bigtrain sets itself is refused."""
 
 

@@ -19,12 +19,16 @@ from typing import Any, Literal
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import DataSettings, SourceSettings
 from bigtrain.data.files import write_atomically
+from bigtrain.data.hashing import identity
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 BUILD_RECORD = "build.json"
 
 Record = dict[str, Any]
+
+ADDED_LATER: Record = {"clean": [], "duplicates_of": []}
+"""Settings that the first records do not name, with the value that those data were built with."""
 
 
 def tokenizer_request(settings: DataSettings) -> Record:
@@ -39,10 +43,19 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
     """The settings that decide what the shards of a source hold."""
     return {
         "source": source.model_dump(mode="json", exclude={"weight"}),
+        "duplicates_of": _compared_with(source, settings),
         "validation": settings.validation.model_dump(mode="json"),
         "shard_tokens": settings.shard_tokens,
         "tokenizer": tokenizer,
     }
+
+
+def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
+    """The sources whose documents are not written into this one again: those before it, and itself."""
+    if settings.dedup == "none":
+        return []
+    upto = settings.sources[: settings.sources.index(source) + 1]
+    return [f"{s.name} ({identity(s.model_dump(mode='json', exclude={'weight'}))[:8]})" for s in upto]
 
 
 def read_record(folder: Path) -> Record | None:
@@ -65,7 +78,7 @@ def write_record(folder: Path, record: Record) -> None:
 def require_same(folder: Path, built: Record, wanted: Record) -> None:
     """Refuse to use what was built with other settings, naming the first that differs and both its values."""
     for key, value in wanted.items():
-        was = built.get(key)
+        was = built.get(key, ADDED_LATER.get(key))
         if isinstance(value, dict) and isinstance(was, dict):
             require_same(folder, was, value)
         elif was != value:

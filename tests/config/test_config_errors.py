@@ -504,3 +504,20 @@ def test_yaml_beyond_plain_values_is_refused_never_executed(
     good: str, refusal: Callable[..., str], value: str, what: str
 ) -> None:
     assert refusal(good.replace("runs/x", value)).startswith(f"c.yaml:1: {what}")
+
+
+@pytest.mark.parametrize(
+    ("items", "parts"),
+    [
+        ("[gopher_qualty]", ("unknown key data.sources.0.clean.0.gopher_qualty", "rename it to gopher_quality")),
+        ("[c4, {c4: {min_sentence: 3}}]", ("data.sources.0.clean.1.c4.min_sentence", "rename it to min_sentences")),
+        ("[{c4: {}, pii: {}}]", ("an item of clean is one rule, found 2",)),
+        ("[fineweb: {max_short_lines: 67}]", ("max_short_lines cannot be 67", "at most 1")),
+    ],
+)
+def test_a_rule_or_threshold_that_does_not_exist_is_told_with_the_nearest(
+    refusal: Callable[..., str], good: str, items: str, parts: tuple[str, ...]
+) -> None:
+    message = refusal(good.replace("path: web.txt", f"path: web.txt\n      clean: {items}"))
+    assert "c.yaml:15" in message
+    assert all(part in message for part in parts), message

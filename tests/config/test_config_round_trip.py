@@ -61,6 +61,14 @@ keys_of_the_kind = {
     "huggingface": {"path": text.filter(bool), "text_field": text, "subset": st.none() | text, "split": text},
 }
 
+rule = st.sampled_from(["c4", "fix_encoding", {"fineweb": None}]) | st.one_of(
+    st.fixed_dictionaries({"gopher_quality": st.fixed_dictionaries({"min_words": count, "max_bullet_lines": unit})}),
+    st.fixed_dictionaries(
+        {"gopher_repetition": st.fixed_dictionaries({"max_top_ngram_characters": st.just([0, 1, 0.5])})}
+    ),
+    st.fixed_dictionaries({"pii": st.fixed_dictionaries({"emails": st.booleans(), "email_mask": text})}),
+)
+
 
 @st.composite
 def trees(draw: st.DrawFn) -> dict[str, Any]:
@@ -73,6 +81,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             "name": f"s{number}",
             "kind": kind,
             "weight": draw(positive) if weighted else None,
+            "clean": draw(st.lists(rule, max_size=3)),
             **draw(st.fixed_dictionaries(keys_of_the_kind[kind])),
         }
         for number, kind in enumerate(kinds)
@@ -108,6 +117,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             },
             "sources": sources,
             "sequence_length": length,
+            "dedup": draw(st.sampled_from(["none", "exact"])),
             "validation": {"fraction": draw(open_unit)},
             "workers": draw(st.none() | count),
         },

@@ -1,0 +1,176 @@
+"""The rules of `data.sources.N.clean`: which there are, and their thresholds.
+
+Defaults are the published ones. The rules themselves are in bigtrain/data/clean/; docs/data.md has the table.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, NonNegativeInt, PositiveInt, model_serializer, model_validator
+
+from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
+
+# Behind CleanStep's validator pydantic no longer sees JSON, in which a list is a tuple.
+_FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+class FixEncodingSettings(Section):
+    """Repairs text that was decoded with the wrong encoding (`schÃ¶n` becomes `schön`), with ftfy."""
+
+    normalization: Literal["NFC", "NFKC", "none"] = "NFC"
+    """The Unicode normal form that the text is brought to."""
+
+
+class GopherQualitySettings(Section):
+    """Removes documents that do not look like English prose (Rae et al. 2021, section A.1.1)."""
+
+    min_words: NonNegativeInt = 50
+    """Fewest words; signs of punctuation are none."""
+    max_words: PositiveInt = 100_000
+    """Most words."""
+    min_mean_word_length: NonNegativeFloat = 3.0
+    """Shortest mean length of a word, in characters."""
+    max_mean_word_length: NonNegativeFloat = 10.0
+    """Longest mean length of a word, in characters."""
+    max_symbols_per_word: NonNegativeFloat = 0.1
+    """Most hash signs per word, and most ellipses per word."""
+    max_bullet_lines: UnitInterval = 0.9
+    """Largest share of lines that begin with a bullet point."""
+    max_ellipsis_lines: UnitInterval = 0.3
+    """Largest share of lines that end with an ellipsis."""
+    min_alphabetic_words: UnitInterval = 0.8
+    """Smallest share of words with a letter in them."""
+    min_stop_words: NonNegativeInt = 2
+    """How many of `the, be, to, of, and, that, have, with` must occur."""
+
+
+class GopherRepetitionSettings(Section):
+    """Removes documents that repeat themselves (Rae et al. 2021, table A1)."""
+
+    max_duplicate_lines: UnitInterval = 0.30
+    """Largest share of lines that stood before."""
+    max_duplicate_paragraphs: UnitInterval = 0.30
+    """Largest share of paragraphs that stood before."""
+    max_duplicate_line_characters: UnitInterval = 0.20
+    """Largest share of characters in lines that stood before."""
+    max_duplicate_paragraph_characters: UnitInterval = 0.20
+    """Largest share of characters in paragraphs that stood before."""
+    max_top_ngram_characters: Annotated[tuple[UnitInterval, UnitInterval, UnitInterval], _FROM_LIST] = (
+        0.20,
+        0.18,
+        0.16,
+    )
+    """Largest share of characters in the most frequent 2-, 3- and 4-gram of words."""
+    max_duplicate_ngram_characters: Annotated[
+        tuple[UnitInterval, UnitInterval, UnitInterval, UnitInterval, UnitInterval, UnitInterval], _FROM_LIST
+    ] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    """Largest share of characters in 5- to 10-grams of words that stood before."""
+
+
+class C4Settings(Section):
+    """Keeps lines that are sentences, and documents with enough of them (Raffel et al. 2020, section 2.2)."""
+
+    min_sentences: NonNegativeInt = 5
+    """Fewest sentences in the lines that are kept."""
+    min_words_per_line: NonNegativeInt = 3
+    """Shorter lines are left out."""
+    max_word_length: PositiveInt = 1000
+    """Lines with a longer word are left out (the code of C4, not the paper)."""
+    terminal_punctuation: bool = True
+    """Leave out lines that do not end in a period, exclamation or question mark, or end quotation mark. FineWeb
+    turned this off."""
+    javascript: bool = True
+    """Leave out lines with the word Javascript."""
+    policies: bool = True
+    """Leave out lines about cookies, terms of use and privacy (the code of C4, not the paper)."""
+    citations: bool = True
+    """Take citation marks such as [1] and [edit] out of lines (the code of C4, not the paper)."""
+    lorem_ipsum: bool = True
+    """Remove documents with the phrase `lorem ipsum`."""
+    curly_brackets: bool = True
+    """Remove documents with a curly bracket, which are code."""
+
+
+class FineWebSettings(Section):
+    """Removes lists and documents with repeated lines (Penedo et al. 2024, section 3.6)."""
+
+    min_punctuated_lines: UnitInterval = 0.12
+    """Smallest share of lines that end in terminal punctuation."""
+    max_duplicate_line_characters: UnitInterval = 0.1
+    """Largest share of characters in lines that stood before. The paper has 0.1, the code of FineWeb 0.01."""
+    max_short_lines: UnitInterval = 0.67
+    """Largest share of short lines."""
+    short_line_characters: PositiveInt = 30
+    """A line of at most so many characters is short."""
+    max_newlines_per_word: NonNegativeFloat = 0.3
+    """Most line ends per word (the code of FineWeb, not the paper)."""
+
+
+class PiiSettings(Section):
+    """Masks personal information. It costs version numbers and time stamps that read like an address."""
+
+    emails: bool = True
+    """Mask mail addresses."""
+    email_mask: str = "email@example.com"
+    """What stands in their place."""
+    ips: bool = True
+    """Mask public IPv4 addresses; private ones tell nothing about a person."""
+    ip_mask: str = "192.0.2.1"
+    """What stands in their place: an address that is set aside for documentation (RFC 5737)."""
+
+
+def _written_as_a_name_too(schema: dict[str, Any]) -> None:
+    schema["type"] = ["object", "string"]
+    schema["pattern"] = f"^({'|'.join(schema['properties'])})$"
+
+
+class CleanStep(Section):
+    """One rule: its name alone, or `name: {threshold: value}`."""
+
+    model_config = ConfigDict(json_schema_extra=_written_as_a_name_too)
+
+    fix_encoding: FixEncodingSettings | None = None
+    """Repair text that was decoded with the wrong encoding."""
+    gopher_quality: GopherQualitySettings | None = None
+    """Remove what does not look like English prose."""
+    gopher_repetition: GopherRepetitionSettings | None = None
+    """Remove what repeats itself."""
+    c4: C4Settings | None = None
+    """Keep lines that are sentences, and documents with enough of them."""
+    fineweb: FineWebSettings | None = None
+    """Remove lists and repeated lines."""
+    pii: PiiSettings | None = None
+    """Mask mail and IP addresses."""
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def settings(self) -> Section:
+        """The thresholds of the rule."""
+        settings: Section = getattr(self, self.rule)
+        return settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {value: {}}
+        if isinstance(value, dict):  # `- c4:` with nothing behind it
+            return {name: {} if settings is None else settings for name, settings in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> CleanStep:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(
+                f"an item of clean is one rule, found {len(self.model_fields_set)}; begin each with a dash of its own"
+            )
+        return self
+
+    @model_serializer(mode="plain")
+    def _only_the_rule(self) -> dict[str, Any]:
+        return {self.rule: self.settings.model_dump(mode="json")}
