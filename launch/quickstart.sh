@@ -10,9 +10,13 @@ config=configs/quickstart.yaml
 bold=$'\e[1m' plain=$'\e[0m'
 [[ -t 1 ]] || bold='' plain=''
 
+# If this script is killed, so is the command it runs; training commits a last checkpoint first.
+guard=()
+command -v setpriv >/dev/null && guard=(setpriv --pdeathsig TERM --)
+
 show() {
   printf '\n%s$%s%s\n' "$bold" "$(printf ' %q' "$@")" "$plain"
-  "$@"
+  "${guard[@]}" "$@"
 }
 
 launch/setup.sh hf
@@ -25,10 +29,8 @@ echo 'bigtrain quickstart: raw text -> tokenizer and shards -> training -> evalu
 # 1. Text to tokens: the source and documentation of the Python standard library.
 show bigtrain data build "$config" "$@"
 
-# 2. Train on two processes (or all GPUs). If this script is killed, so is the training, after a last commit.
-guard=()
-command -v setpriv >/dev/null && guard=(setpriv --pdeathsig TERM --)
-show "${guard[@]}" launch/local.sh "$config" "$@"
+# 2. Train on two processes (or all GPUs).
+show launch/local.sh "$config" "$@"
 
 # 3. What has it learned?
 show bigtrain eval "$run" --yardsticks

@@ -27,22 +27,28 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
         BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
             holds data of other settings or of another state of the corpus.
     """
+    if settings.remote is not None:
+        raise BigtrainError(
+            "data are built in a folder on this machine, not behind a URL",
+            found=f"data.remote {settings.remote}",
+            wanted="no data.remote",
+            fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
+        )
     count = settings.workers or len(os.sched_getaffinity(0))
     settings.dir.mkdir(parents=True, exist_ok=True)
-    with _exclusive(settings.dir), Workers(count) as workers:
+    with _exclusive(settings.dir, report), Workers(count) as workers:
         build_tokenizer(settings, vocab_size, workers, report)
         for source in settings.sources:
             build_source(source, settings, workers, report)
 
 
 @contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """One build at a time in a folder; the lock goes with the process."""
+def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """One build at a time in a folder: the second waits, then finds the work done. The lock goes with its process."""
     with (directory / ".build.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BigtrainError(
-                f"another process is building data in {directory}", fix="wait until it has ended"
-            ) from None
+            report(f"waiting: another process is building data in {directory}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

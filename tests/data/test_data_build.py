@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -305,11 +306,17 @@ def test_a_source_without_text_is_refused(tmp_path: Path, built: DataSettings) -
         make(settings)
 
 
-def test_two_builds_in_one_folder_at_once_are_refused(built: DataSettings) -> None:
+def test_a_second_build_in_one_folder_says_that_it_waits_and_then_finds_the_work_done(built: DataSettings) -> None:
     from bigtrain.data.build import _exclusive
 
-    with _exclusive(built.dir), pytest.raises(BigtrainError, match="another process is building"):
-        make(built)
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as elsewhere:
+        with _exclusive(built.dir, said.append):
+            second = elsewhere.submit(build, built, vocab_size=VOCABULARY, report=said.append)
+            while not said:
+                time.sleep(0.01)
+            assert "waiting: another process is building" in said[0] and not second.done()
+        second.result(timeout=30)
 
 
 def test_a_worker_that_is_killed_is_a_clear_error(tmp_path: Path) -> None:
