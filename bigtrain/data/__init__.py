@@ -15,7 +15,8 @@ Train time (nothing is scanned, nothing is stored but {consumed_samples, plan_id
 
     plan              sample number -> (source, epoch, sequence)      plan.py = quotas.py + permutation.py
       |
-    store             memory-mapped shards                            store.py
+    store             memory-mapped shards, or verified blocks of     store.py
+                      shards behind a URL, cached on local disk       mirror.py = remote.py + block_cache.py
       |
     packing           rows of tokens, labels, positions, boundaries   packing.py
       |

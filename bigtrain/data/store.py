@@ -1,4 +1,4 @@
-"""The store: datasets on local disk, memory-mapped; and opening those that a run asks for."""
+"""The store: datasets on local disk, memory-mapped, or behind a URL; and opening those that a run asks for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import DataSettings
 from bigtrain.data.layout import Split, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.mirror import Mirror, open_mirror
 from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
 
@@ -41,12 +42,12 @@ class Shard:
         return DocumentColumns.parse(self._map(file), self._directory / file.name)
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
-        """Tokens [start, end) as far as there are, a view.
+        """Tokens [start, end) as far as there are; not to be written to.
 
         Raises:
             BigtrainError: an id is not in the vocabulary, so the file has rotted: the model would fail far from here.
         """
-        tokens = self.tokens[start:end]
+        tokens = self._slice(start, end)
         if (largest := int(tokens.max())) >= vocab_size:
             raise BigtrainError(
                 f"{self._directory / self.record.files[0].name} is corrupt at token {start + int(tokens.argmax()):,}",
@@ -70,22 +71,71 @@ class Shard:
                     fix="restore the file, or remove its source's folder and build the data again",
                 )
 
+    def _slice(self, start: int, end: int) -> Tokens:
+        return self.tokens[start:end]
+
     def _map(self, file: FileRecord) -> memoryview:
         with (self._directory / file.name).open("rb") as stream:
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-class Dataset:
-    """One split of one source: a stream of tokens over its shards, and the documents in it."""
+class RemoteShard(Shard):
+    """One shard behind a URL: its tokens come in verified blocks, its documents whole, when they are first read."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, record: ShardRecord, manifest: Manifest, mirror: Mirror) -> None:
+        super().__init__(directory, record, manifest.dtype)
+        self._mirror = mirror
+        self._block_bytes = manifest.block_bytes
+        self._block_tokens = manifest.block_bytes // np.dtype(manifest.dtype).itemsize
+
+    @property
+    def tokens(self) -> Tokens:
+        """[tokens], all of them, in memory."""
+        return self._slice(0, self.record.tokens)
+
+    @cached_property
+    def documents(self) -> DocumentColumns:
+        """Views of the `.doc` file, fetched if it is not here yet."""
+        self._mirror.fetch(self._directory, self.record.files[1], self._block_bytes)
+        return super().documents
+
+    def check_sizes(self) -> None:
+        """Nothing: a block is checked when it is read, and asking for every file would take minutes."""
+
+    def _slice(self, start: int, end: int) -> Tokens:
+        end = min(end, self.record.tokens)
+        first, last = start // self._block_tokens, (end - 1) // self._block_tokens
+        parts = [self._block(index) for index in range(first, last + 1)]
+        tokens = parts[0] if first == last else np.concatenate(parts)
+        base = first * self._block_tokens
+        return tokens[start - base : end - base]
+
+    def _block(self, index: int) -> Tokens:
+        data = self._mirror.block(self._directory, self.record.files[0], index, self._block_bytes)
+        return np.frombuffer(data, self._dtype)
+
+
+class Dataset:
+    """One split of one source: a stream of tokens over its shards, and the documents in it.
+
+    Args:
+        directory: the folder of its manifest.
+        mirror: the mirror that the folder is in, if its shards are behind a URL.
+    """
+
+    def __init__(self, directory: Path, mirror: Mirror | None = None) -> None:
         self.directory = directory
         self.manifest = Manifest.read(directory)
         self.name = self.manifest.source
         self.dataset_id = self.manifest.dataset_id
         self.tokens = self.manifest.tokens
         self.end_of_text = self.manifest.end_of_text
-        self.shards = [Shard(directory, record, self.manifest.dtype) for record in self.manifest.shards]
+        self.shards = [
+            RemoteShard(directory, record, self.manifest, mirror)
+            if mirror
+            else Shard(directory, record, self.manifest.dtype)
+            for record in self.manifest.shards
+        ]
         self.starts = [0, *accumulate(shard.record.tokens for shard in self.shards)]
 
     def sequences(self, sequence_length: int) -> int:
@@ -100,9 +150,11 @@ class Dataset:
 def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:
     """The datasets of `settings.sources`, in that order, checked against the settings.
 
-    Reads manifests and file sizes, not the data (`bigtrain data verify` does that). Raises BigtrainError where data
-    are missing, were built with other settings or another tokenizer, or do not fit the model's vocabulary.
+    Reads manifests and file sizes, not the data (`bigtrain data verify` does that). With `settings.remote` manifests
+    are fetched here, and data when they are read. Raises BigtrainError where data are missing, were built with other
+    settings or another tokenizer, or do not fit the model's vocabulary.
     """
+    mirror = open_mirror(settings)
     tokenizer_file = settings.dir / TOKENIZER_FILE
     record = read_record(settings.dir)
     if record is None or not tokenizer_file.is_file():
@@ -116,7 +168,7 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
         if record is None or not (folder / "train" / MANIFEST).is_file():
             raise _not_built(folder)
         require_same(folder, record, source_request(source, settings, tokenizer))
-        dataset = Dataset(folder / split)
+        dataset = Dataset(folder / split, mirror)
         require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
         check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
         for shard in dataset.shards:

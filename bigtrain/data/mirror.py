@@ -1,0 +1,127 @@
+"""The local side of remote data: `data.dir` holds what has been fetched of the folder at `data.remote`.
+
+DIR/remote.json          the URL: this folder is a mirror, nothing was built here
+DIR/tokenizer.json, build.json, <source>/build.json, <source>/<split>/manifest.json
+                         whole, brought up to date whenever data are opened
+DIR/<source>/<split>/*.doc
+                         whole, verified, fetched when a shard's documents are first asked for
+DIR/cache/               blocks of the *.tok files: `block_cache.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import DataSettings
+from bigtrain.data.block_cache import BlockCache
+from bigtrain.data.layout import BUILD_RECORD, SPLITS
+from bigtrain.data.manifest import MANIFEST, FileRecord
+from bigtrain.data.remote import Remote, RetryPolicy
+from bigtrain.data.tokenizer import TOKENIZER_FILE
+
+MARKER = "remote.json"
+
+
+class Mirror:
+    """A local folder through which the data at a URL are read.
+
+    Raises:
+        BigtrainError: the folder holds something else.
+    """
+
+    def __init__(self, directory: Path, url: str, cache_bytes: int, policy: RetryPolicy | None = None) -> None:
+        self.directory = directory
+        self.remote = Remote(url, policy)
+        is_ours = _is_mirror(directory, self.remote.url)
+        self.cache = BlockCache(directory / "cache", cache_bytes)
+        if not is_ours:
+            self.cache.place(directory / MARKER, [json.dumps({"url": self.remote.url}).encode()])
+        self._verified: set[Path] = set()
+
+    def fetch_records(self, sources: Iterable[str]) -> None:
+        """Bring tokenizer, build records and manifests up to date. Raises BigtrainError."""
+        names = [TOKENIZER_FILE, BUILD_RECORD]
+        for source in sources:
+            names += [f"{source}/{BUILD_RECORD}", *(f"{source}/{split}/{MANIFEST}" for split in SPLITS)]
+        for name in names:
+            self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
+
+    def block(self, directory: Path, record: FileRecord, index: int, block_bytes: int) -> memoryview:
+        """A verified block of a file in `directory`, a folder of this mirror, through the cache."""
+        size = min(block_bytes, record.size - index * block_bytes)
+        name = self._name(directory, record)
+        return self.cache.get(
+            record.blocks[index], size, lambda: self.remote.read_block(name, record, index, block_bytes)
+        )
+
+    def fetch(self, directory: Path, record: FileRecord, block_bytes: int) -> Path:
+        """A file in `directory`, a folder of this mirror: fetched whole, verified once in each process."""
+        path = directory / record.name
+        if path not in self._verified:
+            with self.cache.only_one(record.blocks[0]):
+                if not _is_whole(path, record, block_bytes):
+                    name = self._name(directory, record)
+                    indices = range(len(record.blocks))
+                    self.cache.place(path, (self.remote.read_block(name, record, i, block_bytes) for i in indices))
+            self._verified.add(path)
+        return path
+
+    def _name(self, directory: Path, record: FileRecord) -> str:
+        return (directory.relative_to(self.directory) / record.name).as_posix()
+
+
+def open_mirror(settings: DataSettings) -> Mirror | None:
+    """The mirror of `data.remote`, with tokenizer and manifests up to date; None where the data are local.
+
+    Raises BigtrainError.
+    """
+    if settings.remote is None:
+        return None
+    mirror = Mirror(settings.dir, settings.remote, settings.cache_bytes)
+    mirror.fetch_records(source.name for source in settings.sources)
+    return mirror
+
+
+def _is_mirror(directory: Path, url: str) -> bool:
+    """Whether the folder is a mirror of the URL already. Raises BigtrainError where it is something else."""
+    marker = directory / MARKER
+    try:
+        found = json.loads(marker.read_bytes())["url"]
+    except (FileNotFoundError, NotADirectoryError):
+        if (directory / BUILD_RECORD).exists():
+            raise BigtrainError(
+                f"{directory} holds data that were built there, and data.remote asks for others",
+                found=f"{directory / BUILD_RECORD}",
+                wanted="a folder of its own for what is fetched",
+                fix="set data.dir to another folder, or remove data.remote to train on the data that are there",
+            ) from None
+        return False
+    if found != url:
+        raise BigtrainError(
+            f"{directory} holds what was fetched from another URL",
+            found=found,
+            wanted=url,
+            fix=f"set data.dir to another folder, or remove {directory}",
+        )
+    return True
+
+
+def _whole_json(data: bytes) -> bytes:
+    json.loads(data)
+    return data
+
+
+def _is_whole(path: Path, record: FileRecord, block_bytes: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == record.size and all(
+                xxhash.xxh3_128_hexdigest(file.read(block_bytes)) == wanted for wanted in record.blocks
+            )
+    except FileNotFoundError:
+        return False

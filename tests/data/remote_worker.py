@@ -1,0 +1,41 @@
+"""A process that reads random ranges through a mirror and checks each against the local shard.
+
+    python remote_worker.py ORIGINAL MIRROR URL BUDGET SEED COUNT
+
+Prints a line a range read, so that its parent can kill it when it is well under way; COUNT 0 reads for ever.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from bigtrain.data.mirror import Mirror
+from bigtrain.data.remote import RetryPolicy
+from bigtrain.data.store import Dataset
+
+QUICK = RetryPolicy(attempts=6, total_seconds=20, attempt_seconds=1, first_pause=0.05, longest_pause=0.4)
+PLACE = Path("made", "train")
+VOCABULARY = 1000
+
+
+def main(original: Path, mirror: Path, url: str, budget: int, seed: int, ranges: int) -> None:
+    local = Dataset(original / PLACE)
+    remote = Dataset(mirror / PLACE, Mirror(mirror, url, budget, QUICK))
+    rng = np.random.default_rng(seed)
+    for number in range(ranges) if ranges else count():
+        index = int(rng.integers(len(local.shards)))
+        tokens = local.shards[index].record.tokens
+        start = int(rng.integers(tokens))
+        end = int(rng.integers(start + 1, start + 5000))
+        found = remote.shards[index].read(start, end, VOCABULARY)
+        wanted = local.shards[index].read(start, end, VOCABULARY)
+        assert np.array_equal(found, wanted), (index, start, end)
+        print(number, flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]), sys.argv[3], *map(int, sys.argv[4:]))
