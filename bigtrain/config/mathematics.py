@@ -76,6 +76,7 @@ OPERATION = frozenset(
         "data.cache_bytes",
         "data.tokenizer.path",
         "data.sources.N.path",
+        "data.sources.N.license",
         # how the same work is cut and spread
         "data.shard_tokens",
         "data.workers",

@@ -138,6 +138,8 @@ class SourceSettings(Section):
     weight: PositiveFloat | None = None
     """Share of the mixture, relative to the other sources. Default: in proportion to its tokens. Give it for all
     sources or for none."""
+    license: str | None = None
+    """The licence of its documents, for the data card. It changes nothing that is built or trained."""
     clean: tuple[CleanStep, ...] = ()
     """Rules that each document passes in this order before it is tokenized: the first that refuses it removes it, and
     some rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""

@@ -42,7 +42,7 @@ def tokenizer_request(settings: DataSettings) -> Record:
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:
     """The settings that decide what the shards of a source hold."""
     return {
-        "source": source.model_dump(mode="json", exclude={"weight"}),
+        "source": source.model_dump(mode="json", exclude={"weight", "license"}),
         "duplicates_of": _compared_with(source, settings),
         "validation": settings.validation.model_dump(mode="json"),
         "shard_tokens": settings.shard_tokens,
