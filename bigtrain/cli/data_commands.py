@@ -39,20 +39,20 @@ def build(
 
 @app.command()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="A data directory (data.dir of a configuration).")],
+    place: Annotated[str, typer.Argument(metavar="DIR", help="A data directory (data.dir or data.remote).")],
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte: checksums, counts, ids within the vocabulary. Status 1 when anything is wrong."""
     from bigtrain.data import verify
 
-    report = verify(directory)
+    report = verify(place)
     if as_json:
         print_json(report.to_json())
     else:
         for problem in report.problems:
             typer.echo(problem)
         typer.echo(
-            f"{directory}: {report.tokens:,} tokens of {report.documents:,} documents in {report.shards} shards; "
+            f"{place}: {report.tokens:,} tokens of {report.documents:,} documents in {report.shards} shards; "
             + (f"{len(report.problems)} problems" if report.problems else f"all {report.blocks:,} blocks are right")
         )
     if not report.ok:

@@ -39,6 +39,7 @@ say in which samples a document is (`stored_document.py` finds it).
 from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.build import build
 from bigtrain.data.loader import Loader
+from bigtrain.data.mirror import open_mirror
 from bigtrain.data.ngram import Yardsticks, yardstick_perplexities
 from bigtrain.data.packing import IGNORED
 from bigtrain.data.plan import Plan, SampleAddress
@@ -61,6 +62,7 @@ __all__ = [
     "format_digest",
     "load_tokenizer",
     "open_datasets",
+    "open_mirror",
     "tokenizer_hash",
     "validation_batches",
     "verify",

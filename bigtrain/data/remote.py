@@ -6,13 +6,14 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import xxhash
 
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data.manifest import FileRecord
+from bigtrain.data.manifest import BLOCK_BYTES, FileRecord
 
 _jitter = random.SystemRandom()  # ranks that seed `random` alike must not try again in step
 HTTP_DENIED = (401, 403)
@@ -102,10 +103,28 @@ class Remote:
 
         return self._persist(f"block {index} (bytes {start:,} to {end - 1:,}) of {self.url}/{name}", attempt)
 
-    def find(self, name: str) -> list[str]:
-        """Names, relative to the folder, of the files called `name` in it or below it."""
+    def copy(self, name: str, path: Path) -> None:
+        """Copy a file as it is, unverified; nothing where there is none. Raises BigtrainError."""
+        what = f"{self.url}/{name}"
+        source = f"{self._root}/{name}"
+        size: int | None = self._persist(what, lambda: self._files.size(source) if self._files.exists(source) else None)
+        if size is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for start in range(0, size, BLOCK_BYTES):
+                file.write(self._persist(what, partial(self._get_exactly, name, start, min(start + BLOCK_BYTES, size))))
+
+    def find(self, names: set[str]) -> list[str]:
+        """The files in the folder or below it that are called by one of `names`: their paths relative to it."""
         found: list[str] = self._persist(self.url, lambda: self._files.find(self._root))
-        return sorted(path[len(self._root) + 1 :] for path in found if PurePosixPath(path).name == name)
+        return sorted(path[len(self._root) + 1 :] for path in found if PurePosixPath(path).name in names)
+
+    def _get_exactly(self, name: str, start: int, end: int) -> bytes:
+        data = self._get(name, start, end)
+        if len(data) != end - start:
+            raise _WrongBytes(f"{len(data):,} bytes", f"{end - start:,} bytes")
+        return data
 
     def _get(self, name: str, start: int | None, end: int | None) -> bytes:
         # fsspec's asynchronous file systems, which all networked ones are, cancel a call after `timeout` seconds.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,12 @@ import xxhash
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.layout import BUILD_RECORD
 from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.remote import Remote
 from bigtrain.data.store import Shard
 from bigtrain.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
+
+Fetched = Callable[[list[Path]], AbstractContextManager[None]]
+"""Sees to it that files are there, while it lasts, as far as they exist."""
 
 
 @dataclass
@@ -40,22 +47,48 @@ class VerifyReport:
         return {"ok": self.ok, **asdict(self)}
 
 
-def verify(directory: Path) -> VerifyReport:
+def verify(place: Path | str) -> VerifyReport:
     """Check all datasets at or below a folder: checksums of every block, counts, ids within the vocabulary.
 
-    Reads all data. Raises BigtrainError where there is no dataset at all.
+    Reads all data. A URL's are fetched a shard at a time into a temporary folder. Raises BigtrainError where there is
+    no dataset at all, or a URL cannot be read.
     """
+    if not isinstance(place, str) or "://" not in place:
+        return _verify(Path(place), str(place), lambda paths: nullcontext())
+    remote = Remote(place)
+    with TemporaryDirectory(prefix="bigtrain-verify-") as name:
+        folder = Path(name)
+
+        def fetch(path: Path) -> None:
+            remote.copy(path.relative_to(folder).as_posix(), path)
+
+        @contextmanager
+        def fetched(paths: list[Path]) -> Iterator[None]:
+            for path in paths:
+                fetch(path)
+            yield
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+        for name in remote.find({MANIFEST, BUILD_RECORD, TOKENIZER_FILE}):
+            fetch(folder / name)
+        report = _verify(folder, remote.url, fetched)
+    report.problems = [problem.replace(str(folder), remote.url) for problem in report.problems]
+    return report
+
+
+def _verify(directory: Path, place: str, fetched: Fetched) -> VerifyReport:
     manifests = sorted(directory.rglob(MANIFEST))
     if not manifests:
         raise BigtrainError(
-            f"there is no dataset in {directory}",
+            f"there is no dataset in {place}",
             wanted=f"a folder with a {MANIFEST} in it or below it",
             fix="check the path, or build the data first: bigtrain data build CONFIG",
         )
     report = VerifyReport()
     tokenizer = _verify_tokenizer(directory, report)
     for path in manifests:
-        _verify_dataset(path.parent, tokenizer, report)
+        _verify_dataset(path.parent, tokenizer, fetched, report)
     for record in sorted(directory.rglob(BUILD_RECORD)):
         if not (record.parent / TOKENIZER_FILE).is_file() and not (record.parent / "train" / MANIFEST).is_file():
             report.problems.append(f"{record.parent}: the build of this source is not finished")
@@ -79,7 +112,7 @@ def _verify_tokenizer(directory: Path, report: VerifyReport) -> str | None:
     return str(wanted)
 
 
-def _verify_dataset(directory: Path, tokenizer: str | None, report: VerifyReport) -> None:
+def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, report: VerifyReport) -> None:
     report.datasets += 1
     try:
         manifest = Manifest.read(directory)
@@ -90,9 +123,10 @@ def _verify_dataset(directory: Path, tokenizer: str | None, report: VerifyReport
         report.problems.append(f"{directory / MANIFEST}: tokenizer {manifest.tokenizer}, expected {tokenizer}")
     for record in manifest.shards:
         report.shards += 1
-        broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in record.files]
-        if not any(broken):
-            _verify_content(Shard(directory, record, manifest.dtype), directory, record, manifest, report)
+        with fetched([directory / file.name for file in record.files]):
+            broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in record.files]
+            if not any(broken):
+                _verify_content(Shard(directory, record, manifest.dtype), directory, record, manifest, report)
 
 
 def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: VerifyReport) -> bool:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, load_weights, newest_verified, verify
 from bigtrain.config import BigtrainError, Settings
-from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, validation_batches
+from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, open_mirror, validation_batches
 from bigtrain.model import Decoder, build_model, generate
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import SourceLoss, sum_of_losses
@@ -57,6 +57,7 @@ class TrainedModel:
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
+        open_mirror(settings.data)  # the tokenizer may lie behind a URL
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from remote_worker import PLACE, QUICK, VOCABULARY
 
 import bigtrain.data.shards
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data import Dataset, Loader, Plan, build, load_tokenizer, open_datasets
+from bigtrain.data import Dataset, Loader, Plan, build, load_tokenizer, open_datasets, verify
 from bigtrain.data.block_cache import STALE_SECONDS
 from bigtrain.data.mirror import Mirror
 from bigtrain.data.remote import Remote, RetryPolicy
@@ -335,3 +335,25 @@ def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path, proxy: Proxy) ->
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(BigtrainError, match="cache of remote shards"):
         Mirror(tmp_path / "file", S3_URL, 10**6)
+
+
+def test_verify_reads_every_byte_behind_a_url(
+    original: Path, server: S3Server, proxy: Proxy, tmp_path: Path, built
+) -> None:
+    report = verify(f"s3://{BUCKET}/built")
+    here = verify(built.dir)
+    assert report == here
+    assert report.ok
+    shutil.copytree(original, tmp_path / "rotten")
+    path = tmp_path / "rotten" / PLACE / "00001.tok"
+    data = bytearray(path.read_bytes())
+    data[BLOCK + 7] ^= 1
+    path.write_bytes(data)
+    (tmp_path / "rotten" / PLACE / "00002.doc").unlink()
+    server.upload(tmp_path / "rotten", "rotten")
+    assert verify(f"s3://{BUCKET}/rotten").problems == [
+        f"s3://{BUCKET}/rotten/{PLACE}/00001.tok: block 1 (bytes 4,096 to 8,191) has another checksum",
+        f"s3://{BUCKET}/rotten/{PLACE}/00002.doc: the file is missing",
+    ]
+    with pytest.raises(BigtrainError, match="there is no dataset in s3://corpora/nothing"):
+        verify(f"s3://{BUCKET}/nothing")
