@@ -27,7 +27,7 @@ BUILD_RECORD = "build.json"
 
 Record = dict[str, Any]
 
-ADDED_LATER: Record = {"clean": [], "duplicates_of": []}
+ADDED_LATER: Record = {"clean": [], "dedup": []}
 """Settings that the first records do not name, with the value that those data were built with."""
 
 
@@ -43,7 +43,7 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
     """The settings that decide what the shards of a source hold."""
     return {
         "source": source.model_dump(mode="json", exclude={"weight", "license"}),
-        "duplicates_of": _compared_with(source, settings),
+        "dedup": _compared_with(source, settings),
         "validation": settings.validation.model_dump(mode="json"),
         "shard_tokens": settings.shard_tokens,
         "tokenizer": tokenizer,
