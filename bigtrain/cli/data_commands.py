@@ -1,4 +1,4 @@
-"""bigtrain data build|verify|where|when."""
+"""bigtrain data build|verify|where|when|card."""
 
 from __future__ import annotations
 
@@ -128,3 +128,15 @@ def when(
         f"in {len(steps)} of {found['total_steps']} steps, {sum(steps.values())} of them done "
         f"(the run is at step {found['newest_step']})"
     )
+
+
+@app.command()
+def card(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Write RUN/data-card.md and .json, the bill of materials of what the run was trained on, and print it."""
+    from bigtrain.run.data_card import write_card
+
+    document, markdown = write_card(run)
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(markdown, nl=False)

@@ -3,6 +3,7 @@
     weights (our names) --weight_maps--> their names and layout --> .safetensors
     settings            -->  config.json, generation_config.json
     tokenizer.json      -->  the same bytes, with tokenizer_config.json and special_tokens_map.json beside it
+    documents           -->  such as README.md, as they are
 
 `transformers` is not needed to write it.
 """
@@ -13,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ def export_hf(
     end_of_text: str,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = 5_000_000_000,
+    documents: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the folder under a temporary name, then move it to `out` in one step.
 
@@ -51,6 +54,7 @@ def export_hf(
         end_of_text: the token that ends a document.
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
+        documents: texts to lay beside the model, by the names of their files.
 
     Raises:
         BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
@@ -77,6 +81,8 @@ def export_hf(
             "clean_up_tokenization_spaces": False,
         },
     )
+    for name, text in documents.items():
+        (partial / name).write_text(text, encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ from typing import Any
 from bigtrain.checkpoint import load_weights
 from bigtrain.config import BigtrainError
 from bigtrain.convert import compare_with_transformers, export_hf
+from bigtrain.data.card import card_as_markdown
 from bigtrain.data.tokenizer import TOKENIZER_FILE
 from bigtrain.model import count_parameters
+from bigtrain.run.data_card import CARD, card_of_run
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.model_card import model_card
+from bigtrain.run.records import read_json_lines
 from bigtrain.run.trained import COMPUTE_DTYPES, TrainedModel
 
 LARGEST_DIFFERENCE = 1e-2
@@ -43,6 +49,7 @@ def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: C
         out,
         end_of_text=settings.data.tokenizer.end_of_text,
         dtype=COMPUTE_DTYPES[settings.engine.precision],
+        documents=_documents(run, trained, report),
     )
     difference = None
     if check and importlib.util.find_spec("transformers") is None:
@@ -63,3 +70,22 @@ def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: C
         "dtype": settings.engine.precision,
         "largest_logit_difference": difference,
     }
+
+
+def _documents(run: Path, trained: TrainedModel, report: Callable[[str], None]) -> dict[str, str]:
+    """The model card, and the data card at the checkpoint's step."""
+    try:
+        data = card_of_run(run, trained.step)
+    except BigtrainError as error:  # the weights are worth having even where the data are gone
+        report(f"exported without a data card: {error.what}")
+        data = None
+    evaluations = [
+        event["validation"]
+        for event in read_json_lines(RunDirectory(run).events)
+        if event["event"] == "evaluate" and event["step"] == trained.step
+    ]
+    documents = {"README.md": model_card(trained.settings, trained.step, evaluations[-1] if evaluations else [], data)}
+    if data is not None:
+        documents[f"{CARD}.md"] = card_as_markdown(data)
+        documents[f"{CARD}.json"] = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return documents

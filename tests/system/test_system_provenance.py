@@ -1,9 +1,11 @@
 """A trained run can say what it was trained on, and is caught when it no longer can."""
 
+import json
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,52 @@ def test_a_step_beyond_the_schedule_or_an_unknown_document_is_one_clear_message(
     for arguments in (("where", "--step", "13"), ("where", "--step", "0"), ("when", "--document", "json:no.py")):
         result = undisturbed.bigtrain("data", arguments[0], undisturbed.run, *arguments[1:])
         assert result.returncode == 1 and result.stderr.startswith("error:") and "Traceback" not in result.stderr
+
+
+def test_card_counts_what_the_metrics_say_was_consumed(undisturbed, contents):
+    card = as_json(undisturbed.bigtrain("data", "card", undisturbed.run, "--json"))
+    assert (card["step"], card["consumed_samples"]) == (12, 96)
+    samples = [sample["source"] for found in contents.values() for sample in found["samples"]]
+    assert {source["name"]: source["samples"] for source in card["sources"]} == Counter(samples)
+    assert card == json.loads((undisturbed.run / "data-card.json").read_text())
+    markdown = undisturbed.bigtrain("data", "card", undisturbed.run).stdout
+    assert markdown == (undisturbed.run / "data-card.md").read_text()
+    assert all(source["train"]["dataset_id"] in markdown for source in card["sources"])
+
+
+def test_an_exported_model_carries_the_card_of_its_step(undisturbed, tmp_path):
+    out = tmp_path / "hf"
+    result = undisturbed.bigtrain("export", undisturbed.run, out, "--step", "8", "--no-check")
+    assert result.returncode == 0, result.stderr
+    card = json.loads((out / "data-card.json").read_text())
+    assert (card["step"], card["consumed_samples"]) == (8, 64)
+    readme = (out / "README.md").read_text()
+    metadata = yaml.safe_load(readme.split("---\n")[1])
+    assert metadata["library_name"] == "transformers"
+    for text in (readme, (out / "data-card.md").read_text()):
+        assert card["plan_id"] in text and card["sources"][0]["train"]["dataset_id"] in text
+    assert "step 8 of 12" in readme
+
+
+def test_the_card_of_the_last_step_shows_the_validation_that_was_recorded(undisturbed, tmp_path):
+    assert undisturbed.bigtrain("export", undisturbed.run, tmp_path / "hf", "--no-check").returncode == 0
+    recorded = [e for e in undisturbed.events() if e["event"] == "evaluate" and e["step"] == 12][-1]["validation"]
+    readme = (tmp_path / "hf" / "README.md").read_text()
+    assert all(f"| {source['source']} | {source['loss']:.4f} |" in readme for source in recorded)
+
+
+def test_a_model_is_exported_even_where_its_data_are_gone_and_that_is_said(undisturbed, tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(undisturbed.run, run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    data.mkdir()
+    shutil.copy(Path(settings["data"]["dir"]) / "tokenizer.json", data)
+    settings["data"]["dir"] = str(data)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    result = undisturbed.bigtrain("export", run, tmp_path / "hf", "--no-check")
+    assert result.returncode == 0 and "without a data card" in result.stderr
+    assert "Not at hand" in (tmp_path / "hf" / "README.md").read_text()
+    assert not (tmp_path / "hf" / "data-card.md").exists()
 
 
 def test_questions_about_data_do_not_wait_for_torch(undisturbed):
