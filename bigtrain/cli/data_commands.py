@@ -73,25 +73,29 @@ def where(
     if as_json:
         print_json(found)
         return
-    rows = [(sample, document) for sample in found["samples"] for document in sample["documents"]]
+    rows = [
+        (sample, document, f"{sample['source']}:{document['file']}:{document['position']}")
+        for sample in found["samples"]
+        for document in sample["documents"]
+    ]
     if text:
-        for sample, document in rows:
+        for sample, document, origin in rows:
             typer.echo(
-                f"--- {sample['position']}: {sample['source']}:{document['file']}:{document['position']}, "
-                f"tokens {document['start']}-{document['end']} of {document['tokens']}, {document['id']}"
+                f"--- {sample['position']}: {origin}, tokens {document['start']}-{document['end']} of "
+                f"{document['tokens']}, {document['id']}"
             )
             typer.echo(document["text"])
     else:
-        columns = ("", "sample", "source", "epoch", "sequence", "document", "from", "tokens", "of")
+        columns = ("", "sample", "epoch", "sequence", "document", "tokens", "of", "id")
         table = [
             (
-                *(sample[key] for key in ("position", "sample", "source", "epoch", "sequence")),
-                document["id"],
-                f"{document['file']}:{document['position']}",
+                *(sample[key] for key in ("position", "sample", "epoch", "sequence")),
+                origin,
                 f"{document['start']}-{document['end']}",
                 document["tokens"],
+                document["id"],
             )
-            for sample, document in rows
+            for sample, document, origin in rows
         ]
         print_table(f"Step {step} of {run}", columns, table)
     recorded = "the same as in metrics.jsonl" if found["recorded_digest"] else "not in metrics.jsonl yet"

@@ -105,7 +105,7 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         f"- Tokenizer `{tokenizer['hash']}`, {tokenizer['vocab_size']:,} tokens, {origin}; "
         f"`{tokenizer['end_of_text']}` ends a document.\n"
         f"- Plan `{card['plan_id']}`, seed {card['seed']}, packing {card['packing']}.\n"
-        f"- Built with bigtrain {card['version']}.",
+        f"- Written by bigtrain {card['version']}.",
     ]
     return "\n\n".join(paragraphs) + "\n"
 

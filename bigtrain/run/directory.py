@@ -6,6 +6,7 @@ The layout is a promise to scripts::
     RUN/metrics.jsonl        a line a step
     RUN/events.jsonl         start, resume, save, evaluate, stop
     RUN/checkpoints/         see bigtrain.checkpoint
+    RUN/data-card.md, .json  written by `bigtrain data card`
     RUN/logs/rank-00000.log  a file a rank
     RUN/wandb/               W&B's own files
 """
