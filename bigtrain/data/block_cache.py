@@ -2,7 +2,7 @@
 
     DIR/blocks/ab/abcd...   a block, named by its xxh3-128
     DIR/new/                files being written; renamed when whole
-    DIR/locks/ab            held while a block whose name begins so is fetched, so that one process fetches it for all
+    DIR/locks/abc           held while a block whose name begins so is fetched, so that one process fetches it for all
     DIR/ledger              bytes in blocks/; held while a block is added and others make room
 
 All locks are `flock`s, which end with their process. A process that is killed leaves at most a file in new/, and a
@@ -70,11 +70,9 @@ class BlockCache:
             size: its bytes.
             fetch: gives its bytes, verified; called where the cache does not hold it.
         """
-        with self._thread_lock:
-            block = self._open.get(name)
-            if block is not None:
-                self._open.move_to_end(name)
-                return block
+        block = self.opened(name)
+        if block is not None:
+            return block
         with self._disk_errors():
             block = self._map(name, size)
             if block is None:
@@ -85,10 +83,23 @@ class BlockCache:
         self._keep_open(name, block)
         return block
 
+    def opened(self, name: str) -> memoryview | None:
+        """A block that this process has mapped, the most recently used from now on."""
+        try:  # no lock: each of the two is atomic, and a block that another thread lets go in between is opened again
+            block = self._open[name]
+            self._open.move_to_end(name)
+        except KeyError:
+            return None
+        return block
+
+    def holds(self, name: str) -> bool:
+        """Whether a block is here, as far as can be told without reading it."""
+        return name in self._open or self._path(name).exists()
+
     @contextmanager
     def only_one(self, name: str) -> Iterator[None]:
         """One process or thread at a time for a name, as long as it does not take unreasonably long."""
-        with self._disk_errors(), (self._directory / "locks" / name[:2]).open("ab") as lock:
+        with self._disk_errors(), (self._directory / "locks" / name[:3]).open("ab") as lock:
             give_up = time.monotonic() + LOCK_SECONDS
             while time.monotonic() < give_up:
                 try:

@@ -14,7 +14,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.data.batch import MicroBatch, RankBatch, digest_rows, wrap_int64
 from bigtrain.data.packing import pack
 from bigtrain.data.plan import Plan
-from bigtrain.data.store import Dataset
+from bigtrain.data.store import Dataset, fetch
 
 PLAN_AHEAD = 1024
 """Samples whose addresses are computed at a time."""
@@ -116,6 +116,7 @@ class Loader:
     def _batches(self) -> Iterator[RankBatch]:
         started = time.perf_counter()
         for first_sample, rows in self._slices():
+            fetch(rows, self._plan.sequence_length)
             micro_batches = []
             digest = 0
             for start in range(0, self._share, self._micro_batch_size):

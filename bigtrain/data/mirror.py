@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import xxhash
@@ -26,6 +27,8 @@ from bigtrain.data.remote import Remote, RetryPolicy
 from bigtrain.data.tokenizer import TOKENIZER_FILE
 
 MARKER = "remote.json"
+FETCHES = 16
+"""Requests of one process that wait for the server at the same time."""
 
 
 class Mirror:
@@ -71,6 +74,12 @@ class Mirror:
                     self.cache.place(path, (self.remote.read_block(name, record, i, block_bytes) for i in indices))
             self._verified.add(path)
         return path
+
+    def side_by_side(self, reads: Iterable[Callable[[], object]]) -> None:
+        """Carry out reads that wait for the server, FETCHES at a time. Raises what the first bad one does."""
+        with ThreadPoolExecutor(FETCHES, thread_name_prefix="bigtrain-fetch") as pool:
+            for _ in pool.map(lambda read: read(), reads):
+                pass
 
     def _name(self, directory: Path, record: FileRecord) -> str:
         return (directory.relative_to(self.directory) / record.name).as_posix()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_right
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -58,6 +59,10 @@ class Shard:
             )
         return tokens
 
+    def missing(self, start: int, end: int) -> dict[str, Callable[[], object]]:
+        """The reads, by name, that bring here what tokens [start, end) still need: none."""
+        return {}
+
     def check_sizes(self) -> None:
         """Raise BigtrainError where a file is missing or has another size than the manifest says."""
         for file in self.record.files:
@@ -85,6 +90,7 @@ class RemoteShard(Shard):
     def __init__(self, directory: Path, record: ShardRecord, manifest: Manifest, mirror: Mirror) -> None:
         super().__init__(directory, record, manifest.dtype)
         self._mirror = mirror
+        self._blocks = record.files[0].blocks
         self._block_bytes = manifest.block_bytes
         self._block_tokens = manifest.block_bytes // np.dtype(manifest.dtype).itemsize
 
@@ -99,19 +105,34 @@ class RemoteShard(Shard):
         self._mirror.fetch(self._directory, self.record.files[1], self._block_bytes)
         return super().documents
 
+    def missing(self, start: int, end: int) -> dict[str, Callable[[], object]]:
+        """The reads, by name, that bring here what tokens [start, end) still need."""
+        reads: dict[str, Callable[[], object]] = {}
+        for index in self._blocks_of(start, min(end, self.record.tokens)):
+            if not self._mirror.cache.holds(self._blocks[index]):
+                reads[self._blocks[index]] = partial(self._block, index)
+        if "documents" not in vars(self):
+            reads[self.record.files[1].blocks[0]] = lambda: self.documents
+        return reads
+
     def check_sizes(self) -> None:
         """Nothing: a block is checked when it is read, and asking for every file would take minutes."""
 
     def _slice(self, start: int, end: int) -> Tokens:
         end = min(end, self.record.tokens)
-        first, last = start // self._block_tokens, (end - 1) // self._block_tokens
-        parts = [self._block(index) for index in range(first, last + 1)]
-        tokens = parts[0] if first == last else np.concatenate(parts)
-        base = first * self._block_tokens
+        indices = self._blocks_of(start, end)
+        parts = [self._block(index) for index in indices]
+        tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        base = indices[0] * self._block_tokens
         return tokens[start - base : end - base]
 
+    def _blocks_of(self, start: int, end: int) -> range:
+        return range(start // self._block_tokens, (end - 1) // self._block_tokens + 1)
+
     def _block(self, index: int) -> Tokens:
-        data = self._mirror.block(self._directory, self.record.files[0], index, self._block_bytes)
+        data = self._mirror.cache.opened(self._blocks[index])
+        if data is None:
+            data = self._mirror.block(self._directory, self.record.files[0], index, self._block_bytes)
         return np.frombuffer(data, self._dtype)
 
 
@@ -125,6 +146,7 @@ class Dataset:
 
     def __init__(self, directory: Path, mirror: Mirror | None = None) -> None:
         self.directory = directory
+        self.mirror = mirror
         self.manifest = Manifest.read(directory)
         self.name = self.manifest.source
         self.dataset_id = self.manifest.dataset_id
@@ -145,6 +167,27 @@ class Dataset:
     def shard_at(self, token: int) -> int:
         """Index of the shard that holds token number `token` of the stream."""
         return bisect_right(self.starts, token) - 1
+
+
+def fetch(rows: Iterable[tuple[Dataset, int]], sequence_length: int) -> None:
+    """Fetch what sequences of remote datasets need side by side; reading them one by one then finds it here.
+
+    Raises BigtrainError where it cannot be had.
+    """
+    reads: dict[str, Callable[[], object]] = {}
+    mirror = None
+    for dataset, sequence in rows:
+        if dataset.mirror is None:
+            continue
+        mirror = dataset.mirror
+        start, end = sequence * sequence_length, min((sequence + 1) * sequence_length + 1, dataset.tokens)
+        while start < end:
+            index = dataset.shard_at(start)
+            shard, base = dataset.shards[index], dataset.starts[index]
+            reads |= shard.missing(start - base, end - base)
+            start = dataset.starts[index + 1]
+    if mirror is not None and len(reads) > 1:
+        mirror.side_by_side(reads.values())
 
 
 def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:

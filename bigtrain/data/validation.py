@@ -9,7 +9,7 @@ import numpy as np
 from bigtrain.data.batch import MicroBatch
 from bigtrain.data.packing import pack
 from bigtrain.data.permutation import permutation
-from bigtrain.data.store import Dataset
+from bigtrain.data.store import Dataset, fetch
 
 
 def validation_batches(
@@ -38,4 +38,5 @@ def validation_batches(
     own += [available] * (padded - len(own))  # a sequence behind the last is all padding
     for start in range(0, padded, micro_batch_size):
         rows = [(dataset, sequence) for sequence in own[start : start + micro_batch_size]]
+        fetch(rows, sequence_length)
         yield MicroBatch.of(pack(rows, sequence_length))

@@ -18,7 +18,7 @@ import pytest
 from data_support import data_settings, jsonl_source, random_dataset, sentences, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from remote_support import BUCKET, Proxy, S3Server, s3_environment
+from remote_support import BUCKET, SLOW_SECONDS, Proxy, S3Server, s3_environment
 from remote_worker import PLACE, QUICK, VOCABULARY
 
 import bigtrain.data.shards
@@ -26,7 +26,9 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.data import Dataset, Loader, Plan, build, load_tokenizer, open_datasets, verify
 from bigtrain.data.block_cache import STALE_SECONDS
 from bigtrain.data.mirror import Mirror
+from bigtrain.data.packing import pack
 from bigtrain.data.remote import Remote, RetryPolicy
+from bigtrain.data.store import fetch
 
 BLOCK = 4096
 S3_URL = f"s3://{BUCKET}/made"
@@ -294,6 +296,22 @@ def test_a_run_reads_the_same_batches_from_a_url_as_from_the_folder(built, proxy
         validation.shards[0].tokens,
         open_datasets(built, model_vocab_size=512, split="validation")[0].shards[0].tokens,
     )
+
+
+def test_a_step_waits_for_many_blocks_side_by_side(original: Path, mirror: Path, proxy: Proxy) -> None:
+    dataset = opened(mirror, policy=replace(QUICK, attempt_seconds=10))
+    length = BLOCK // 2  # tokens in a block
+    rows = [(dataset, sequence) for sequence in range(0, dataset.sequences(length), 8)]
+    fetch(rows[:1], length)
+    proxy.faults += ["slow"] * 200
+    started = time.monotonic()
+    fetch(rows, length)
+    seconds = time.monotonic() - started
+    requests = len(proxy.requests)
+    assert requests >= 2 * len(rows)
+    assert seconds < requests * SLOW_SECONDS / 6  # 16 at a time
+    pack(rows, length)
+    assert len(proxy.requests) == requests  # all was here
 
 
 def test_a_store_that_fails_in_the_background_is_the_users_error(built, proxy: Proxy, tmp_path: Path) -> None:
