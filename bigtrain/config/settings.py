@@ -122,13 +122,13 @@ class SourceSettings(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """A name of your choice; a folder is called by it, and metrics and reports too."""
-    kind: Literal["python_stdlib", "text", "jsonl", "huggingface"]
+    kind: Literal["python_stdlib", "text", "jsonl", "parquet", "huggingface"]
     """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
-    JSON object a line; `huggingface`: a dataset of the `datasets` library."""
+    JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library."""
     path: str | None = None
-    """text, jsonl: a file, folder or glob. huggingface: a hub id or a local folder."""
+    """text, jsonl, parquet: a file, folder or glob. huggingface: a hub id or a local folder."""
     text_field: str = "text"
-    """jsonl, huggingface: the field or column that holds the text."""
+    """jsonl, parquet, huggingface: the field or column that holds the text."""
     content: Literal["source", "documentation"] = "source"
     """python_stdlib: the source files, or the documentation strings in them."""
     subset: str | None = None
@@ -154,8 +154,8 @@ class SourceSettings(Section):
         if self.kind != "python_stdlib" and not self.path:
             raise ValueError(f"source {self.name!r} of kind {self.kind!r} needs a path")
         kinds_of_key = {
-            "path": ("text", "jsonl", "huggingface"),
-            "text_field": ("jsonl", "huggingface"),
+            "path": ("text", "jsonl", "parquet", "huggingface"),
+            "text_field": ("jsonl", "parquet", "huggingface"),
             "content": ("python_stdlib",),
             "subset": ("huggingface",),
             "split": ("huggingface",),

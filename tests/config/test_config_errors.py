@@ -202,7 +202,7 @@ WHOLE = "a whole number, at least 1"
             "      kind: text",
             "      kind: txt",
             "data.sources.0.kind cannot be 'txt'\n  found:  'txt', text\n"
-            "  wanted: python_stdlib, text, jsonl or huggingface\n  fix:    write kind: text",
+            "  wanted: python_stdlib, text, jsonl, parquet or huggingface\n  fix:    write kind: text",
         ),
         (
             "      weight: 0.75",
@@ -309,7 +309,7 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
             "      path: web.txt",
             "      path: web.txt\n      text_field: content",
             "c.yaml:12: data.sources.0: source 'web' of kind 'text' has no text_field, found 'content'; "
-            "remove it: text_field is for jsonl, huggingface only\n"
+            "remove it: text_field is for jsonl, parquet, huggingface only\n"
             "  fix:    change data.sources.0.kind (c.yaml:13) or data.sources.0.text_field (c.yaml:15)",
         ),
         (
@@ -323,7 +323,7 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
             "      kind: python_stdlib",
             "      kind: python_stdlib\n      path: lib",
             "c.yaml:16: data.sources.1: source 'code' of kind 'python_stdlib' has no path, found 'lib'; "
-            "remove it: path is for text, jsonl, huggingface only\n"
+            "remove it: path is for text, jsonl, parquet, huggingface only\n"
             "  fix:    change data.sources.1.kind (c.yaml:17) or data.sources.1.path (c.yaml:18)",
         ),
     ],

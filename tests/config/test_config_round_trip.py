@@ -58,6 +58,7 @@ keys_of_the_kind = {
     "python_stdlib": {"content": st.sampled_from(["source", "documentation"])},
     "text": {"path": text.filter(bool)},
     "jsonl": {"path": text.filter(bool), "text_field": text},
+    "parquet": {"path": text.filter(bool), "text_field": text},
     "huggingface": {"path": text.filter(bool), "text_field": text, "subset": st.none() | text, "split": text},
 }
 

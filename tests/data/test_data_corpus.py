@@ -9,6 +9,8 @@ import sysconfig
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from data_support import jsonl_source, write_jsonl
@@ -47,7 +49,7 @@ def test_text_names_the_byte_that_is_not_utf8(tree: Path) -> None:
         read(kind="text", path=str(tree))
 
 
-@pytest.mark.parametrize("kind", ["text", "jsonl"])
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
 @pytest.mark.parametrize("path", ["nothing/here", "nothing/*.txt", "empty"])
 def test_a_path_without_files_is_a_clear_error(kind: str, path: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -175,3 +177,29 @@ def test_the_held_out_share_is_the_fraction() -> None:
     held_out = sum(is_held_out("file", position, 0.05) for position in range(20_000))
     assert 900 < held_out < 1100
     assert [p for p in range(60) if is_held_out("json/decoder.py", p, 0.05)] == [6, 13, 17, 22, 38]  # for all time
+
+
+def test_parquet_reads_rows_in_order_whatever_the_row_groups_and_compression(tmp_path: Path) -> None:
+    texts = [f"text {i} " + "é" * (i % 700) for i in range(5000)]
+    for name, group, compression in (("a", 100, "zstd"), ("b", 100_000, "snappy")):
+        table = pa.table({"id": range(len(texts)), "body": texts})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=group, compression=compression)
+    found = read(kind="parquet", path=str(tmp_path), text_field="body")
+    assert found == [Document(text, f"{name}.parquet", row) for name in "ab" for row, text in enumerate(texts)]
+    source = SourceSettings(name="s", kind="parquet", path=str(tmp_path), text_field="body")
+    assert len(list(open_corpus(source).pieces())) > 2  # work for several processes
+    pickle.dumps(list(open_corpus(source).pieces()))
+
+
+def test_parquet_names_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"body": ["one", None], "n": [1, 2]}), path)
+    with pytest.raises(BigtrainError, match=r"(?s)x\.parquet: there is no field 'bodi'.*set text_field: body"):
+        read(kind="parquet", path=str(path), text_field="bodi")
+    with pytest.raises(BigtrainError, match=r"(?s)x\.parquet: row 1: the field 'body' does not hold text.*NoneType"):
+        read(kind="parquet", path=str(path), text_field="body")
+    with pytest.raises(BigtrainError, match=r"x\.parquet: row 0: the field 'n' does not hold text"):
+        read(kind="parquet", path=str(path), text_field="n")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BigtrainError, match=r"x\.parquet cannot be read"):
+        read(kind="parquet", path=str(path), text_field="body")

@@ -13,6 +13,7 @@ from bigtrain.config.settings import SourceSettings
 from bigtrain.data.corpus.corpus import Corpus
 from bigtrain.data.corpus.huggingface import huggingface
 from bigtrain.data.corpus.jsonl import jsonl
+from bigtrain.data.corpus.parquet import parquet
 from bigtrain.data.corpus.python_stdlib import python_stdlib
 from bigtrain.data.corpus.text import text
 from bigtrain.data.documents import Document
@@ -21,6 +22,7 @@ CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
     "python_stdlib": python_stdlib,
     "text": text,
     "jsonl": jsonl,
+    "parquet": parquet,
     "huggingface": huggingface,
 }
 

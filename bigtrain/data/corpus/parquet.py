@@ -1,0 +1,78 @@
+"""Corpus kind `parquet`: one row a document, the text in one column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import SourceSettings
+from bigtrain.data.corpus.corpus import (
+    PIECE_BYTES,
+    Corpus,
+    CorpusFile,
+    corpus_of_files,
+    find_files,
+    missing_field,
+    not_text,
+)
+from bigtrain.data.documents import Document
+
+SUFFIXES = (".parquet",)
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Consecutive rows of one file."""
+
+    name: str
+    first_row: int
+    texts: list[str]
+
+    def documents(self) -> Iterator[Document]:
+        for row, text in enumerate(self.texts, start=self.first_row):
+            yield Document(text, self.name, row)
+
+
+def _pieces(file: CorpusFile, column: str) -> Iterator[_Rows]:
+    texts: list[str] = []
+    first_row = size = 0
+    for rows in _batches(file, column):
+        for text in rows:
+            if not isinstance(text, str):
+                raise not_text(f"{file.path}: row {first_row + len(texts)}", column, text)
+            texts.append(text)
+            size += len(text)
+        if size >= PIECE_BYTES:
+            yield _Rows(file.name, first_row, texts)
+            first_row, texts, size = first_row + len(texts), [], 0
+    if texts:
+        yield _Rows(file.name, first_row, texts)
+
+
+def _batches(file: CorpusFile, column: str) -> Iterator[list[Any]]:
+    import pyarrow
+    from pyarrow import parquet as pq
+
+    try:
+        with pq.ParquetFile(file.path) as opened:
+            if column not in opened.schema_arrow.names:
+                raise missing_field(str(file.path), column, opened.schema_arrow.names)
+            for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False):
+                yield batch.column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BigtrainError(
+            f"{file.path} cannot be read: {error}", wanted="a whole Parquet file", fix="fetch or write the file again"
+        ) from error
+
+
+def parquet(source: SourceSettings) -> Corpus:
+    """Each row's `text_field` is one document, its position the row's index.
+
+    Raises BigtrainError for what is not a Parquet file with such a column of text.
+    """
+    assert source.path is not None
+    files = find_files(source.name, source.path, SUFFIXES)
+    return corpus_of_files(files, lambda: (piece for file in files for piece in _pieces(file, source.text_field)))
