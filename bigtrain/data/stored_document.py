@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.config.errors import BigtrainError
+from bigtrain.data.document_index import id_halves, look_up
 from bigtrain.data.documents import ID_BYTES
 from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.store import Dataset, Tokens
@@ -86,7 +87,8 @@ def documents_between(dataset: Dataset, start: int, end: int) -> Iterator[Stored
 def find_document(datasets: Sequence[Dataset], reference: str) -> StoredDocument:
     """The document with an id of 32 hexadecimal digits, or the one at `SOURCE:FILE[:POSITION]`.
 
-    Reads the column of ids (16 bytes a document) or of files (4 bytes) until it is found; it keeps no index.
+    By origin it reads a small table a shard. By id it asks the index where `bigtrain data index` has made one, and
+    reads the column of ids (16 bytes a document) where not.
 
     Raises:
         BigtrainError: there is no such document, or there are several in the file.
@@ -114,14 +116,21 @@ def _with_id(datasets: Sequence[Dataset], reference: str) -> list[StoredDocument
     """At most one: an id names one document of one source, on one side of the split."""
     if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * ID_BYTES}}}", reference):
         return []
-    wanted = np.frombuffer(bytes.fromhex(reference), "<u8")
+    wanted = bytes.fromhex(reference)
     for dataset in datasets:
-        for shard, stored in enumerate(dataset.shards):
-            halves = stored.documents.id.view("<u8").reshape(-1, 2)
-            for number in np.flatnonzero(halves[:, 0] == wanted[0]).tolist():
-                if halves[number, 1] == wanted[1]:
-                    return [StoredDocument(dataset, shard, number)]
+        indexed = look_up(dataset, wanted)
+        for shard, number in _scan(dataset, wanted) if indexed is None else indexed:
+            return [StoredDocument(dataset, shard, number)]
     return []
+
+
+def _scan(dataset: Dataset, wanted: bytes) -> Iterator[tuple[int, int]]:
+    key, rest = np.frombuffer(wanted, "<u8")
+    for shard, stored in enumerate(dataset.shards):
+        halves = id_halves(stored.documents.id)
+        for number in np.flatnonzero(halves[:, 0] == key).tolist():
+            if halves[number, 1] == rest:
+                yield shard, number
 
 
 def _from_origin(datasets: Sequence[Dataset], reference: str) -> list[StoredDocument]:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data import Dataset, Loader, Plan, build, format_digest, load_tokenizer, open_datasets
+from bigtrain.data import Dataset, Loader, Plan, build, format_digest, load_tokenizer, open_datasets, verify
+from bigtrain.data.document_index import INDEX, index_datasets, look_up, write_index
 from bigtrain.data.plan import Phase, PlannedSource
 from bigtrain.data.provenance import appearances_of, contents_of, digest_of
 from bigtrain.data.stored_document import StoredDocument, documents_between, find_document
@@ -114,6 +115,48 @@ def test_every_document_is_found_by_its_id_and_by_its_origin(datasets: list[Data
             origin = f"{dataset.name}:{document.file}:{document.position}"
             assert find_document([dataset], document.id) == document
             assert find_document(datasets, origin) == document
+
+
+def test_an_index_finds_the_same_documents_and_no_others(tmp_path: Path) -> None:
+    dataset = random_dataset(tmp_path / "a", 2000, seed=3)
+    documents = all_documents(dataset)
+    assert look_up(dataset, bytes.fromhex(documents[0].id)) is None
+    write_index(dataset)
+    for document in documents:
+        assert look_up(dataset, bytes.fromhex(document.id)) == [(document.shard, document.number)]
+        assert find_document([dataset], document.id) == document
+    assert look_up(dataset, b"\xff" * 16) == look_up(dataset, b"\0" * 8 + b"\xff" * 8) == []
+    with pytest.raises(BigtrainError, match="there is no document"):
+        find_document([dataset], "f" * 32)
+
+
+def test_an_index_of_other_data_or_a_torn_one_is_passed_over(tmp_path: Path) -> None:
+    old, new = (random_dataset(tmp_path / name, 2000, seed=seed) for seed, name in enumerate(("old", "new")))
+    index = write_index(old).read_bytes()
+    for wrong in (index, index[:-1], b"", index[:20]):
+        (new.directory / INDEX).write_bytes(wrong)
+        for document in all_documents(new)[:5]:
+            assert look_up(new, bytes.fromhex(document.id)) is None
+            assert find_document([new], document.id) == document
+
+
+def test_ids_that_begin_alike_and_empty_datasets_can_be_indexed(tmp_path: Path) -> None:
+    alike = write_dataset(tmp_path / "alike", [[[1], [2]], [[3], [4]]])  # their ids differ in the last bytes alone
+    write_index(alike)
+    assert [find_document([alike], document.id) for document in all_documents(alike)] == all_documents(alike)
+    nothing = write_dataset(tmp_path / "nothing", [[]])
+    write_index(nothing)
+    assert look_up(nothing, b"\1" * 16) == []
+
+
+def test_verify_and_a_second_build_let_an_index_be(tmp_path: Path) -> None:
+    source = jsonl_source(write_jsonl(tmp_path / "lines.jsonl", sentences(60, seed=1)))
+    made = data_settings(tmp_path / "data", source)
+    build(made, vocab_size=512, report=lambda line: None)
+    paths = index_datasets(made.dir)
+    assert [path.parent.name for path in paths] == ["train", "validation"]
+    build(made, vocab_size=512, report=lambda line: None)
+    assert verify(made.dir).ok and all(path.is_file() for path in paths)
 
 
 def test_an_unknown_document_is_refused_with_a_way_out(datasets: list[Dataset]) -> None:
