@@ -12,6 +12,9 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import DataSettings
 from bigtrain.data.build_source import build_source
 from bigtrain.data.build_tokenizer import build_tokenizer
+from bigtrain.data.clean import require_libraries
+from bigtrain.data.corpus import open_corpus
+from bigtrain.data.dedup import without_duplicates
 from bigtrain.data.workers import Workers
 
 
@@ -34,12 +37,17 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
             wanted="no data.remote",
             fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
         )
+    for source in settings.sources:
+        require_libraries(source.clean)
     count = settings.workers or len(os.sched_getaffinity(0))
     settings.dir.mkdir(parents=True, exist_ok=True)
     with _exclusive(settings.dir, report), Workers(count) as workers:
-        build_tokenizer(settings, vocab_size, workers, report)
+        corpora = {source.name: open_corpus(source) for source in settings.sources}
+        if settings.dedup == "exact":
+            corpora = without_duplicates(corpora, settings, workers, report)
+        build_tokenizer(settings, vocab_size, corpora, workers, report)
         for source in settings.sources:
-            build_source(source, settings, workers, report)
+            build_source(source, settings, corpora[source.name], workers, report)
 
 
 @contextmanager

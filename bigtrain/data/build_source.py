@@ -8,12 +8,14 @@ a piece. When one is durable, a progress file says so, and a build that starts a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import DataSettings, SourceSettings
-from bigtrain.data.corpus import Corpus, open_corpus
+from bigtrain.data.corpus import Corpus
+from bigtrain.data.funnel import Funnel
 from bigtrain.data.hashing import digest
 from bigtrain.data.layout import (
     BUILD_RECORD,
@@ -33,14 +35,13 @@ from bigtrain.data.workers import Workers
 
 
 def build_source(
-    source: SourceSettings, settings: DataSettings, workers: Workers, report: Callable[[str], None]
+    source: SourceSettings, settings: DataSettings, corpus: Corpus, workers: Workers, report: Callable[[str], None]
 ) -> None:
     """Write both splits of a source, or check that those there are the ones asked for."""
     folder = settings.dir / source.name
     tokenizer_file = settings.dir / TOKENIZER_FILE
     tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
     request = source_request(source, settings, tokenizer_id)
-    corpus = open_corpus(source)
     if (folder / "train" / MANIFEST).exists():
         _check_finished(folder, request, corpus)
         discard_unfinished(folder, keep=None)
@@ -49,20 +50,23 @@ def build_source(
 
     pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
     end_of_text = settings.tokenizer.end_of_text
-    tokenize = TokenizePiece(source.name, tokenizer_file, end_of_text, settings.validation.fraction)
+    tokenize = TokenizePiece(source.name, source.clean, tokenizer_file, end_of_text, settings.validation.fraction)
     pieces = islice(corpus.pieces(), pairs[-1].next_piece if pairs else 0, None)
     meter = ProgressMeter(source.name, report)
     for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):
         pairs.append(pair)
     meter.finish()
+    funnel = pairs[-1].funnel if pairs else Funnel()
     if not any(pair.train for pair in pairs):
         raise BigtrainError(
             f"data.sources: {source.name!r} has no text to train on",
-            found=f"{corpus.summary}; {sum(p.validation.documents for p in pairs if p.validation)} documents held out",
-            wanted="documents that are not empty",
-            fix="check the source's path; for a very small corpus lower data.validation.fraction",
+            found=f"{corpus.summary}; {sum(r.documents for r in funnel.removed):,} documents removed, "
+            f"{funnel.validation.documents:,} held out",
+            wanted="documents that are not empty and that the source's rules keep",
+            fix="check the source's path and clean; for a very small corpus lower data.validation.fraction",
         )
 
+    funnel.write(folder, [step.rule for step in source.clean])
     tokenizer = load_tokenizer(tokenizer_file)
     vocabulary = vocabulary_size(tokenizer)
     for split in reversed(SPLITS):  # train last: its manifest says that the source is finished
@@ -127,12 +131,14 @@ def _write_pairs(
 
     `corpus` is a hash chain over the ids of all documents so far, piece by piece: the identity of the corpus.
     """
-    index, next_piece, corpus = (last[0].index + 1, last[0].next_piece, last[0].corpus) if last else (0, 0, "")
+    index, next_piece, corpus, funnel = 0, 0, "", Funnel()
+    if last:
+        index, next_piece, corpus, funnel = last[0].index + 1, last[0].next_piece, last[0].corpus, last[0].funnel
     writers: dict[str, ShardWriter] = {}
 
     def commit() -> ShardPair:
         records = {split: writer.finish() for split, writer in writers.items()}
-        pair = ShardPair(index, next_piece, corpus, records["train"], records["validation"])
+        pair = ShardPair(index, next_piece, corpus, deepcopy(funnel), records["train"], records["validation"])
         pair.write(folder)
         return pair
 
@@ -144,7 +150,8 @@ def _write_pairs(
         ids = b"".join(piece.train.ids + piece.validation.ids)
         corpus = digest(bytes.fromhex(corpus) + ids, person=b"corpus").hex()
         next_piece += 1
-        meter.add(piece.text_bytes, len(piece.train.tokens) + len(piece.validation.tokens))
+        funnel.add(piece.funnel)
+        meter.add(piece.funnel.read.bytes, piece.funnel.tokens)
         if sum(writer.tokens for writer in writers.values()) >= shard_tokens:
             yield commit()
             index, writers = index + 1, {}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
-from bigtrain.config.settings import DataSettings
-from bigtrain.data.corpus import open_corpus
-from bigtrain.data.documents import Piece, is_held_out
+from bigtrain.config.settings import DataSettings, SourceSettings
+from bigtrain.data.corpus import Corpus
 from bigtrain.data.files import write_atomically
 from bigtrain.data.layout import Record, read_record, require_same, tokenizer_request, write_record
 from bigtrain.data.manifest import changed_error
+from bigtrain.data.selection import SelectDocuments
 from bigtrain.data.tokenizer import (
     TOKENIZER_FILE,
     check_vocabulary,
@@ -26,7 +25,13 @@ from bigtrain.data.tokenizer import (
 from bigtrain.data.workers import Workers
 
 
-def build_tokenizer(settings: DataSettings, vocab_size: int, workers: Workers, report: Callable[[str], None]) -> None:
+def build_tokenizer(
+    settings: DataSettings,
+    vocab_size: int,
+    corpora: Mapping[str, Corpus],
+    workers: Workers,
+    report: Callable[[str], None],
+) -> None:
     """Train or copy the tokenizer into the data folder, or check that the one there is the one asked for."""
     request = tokenizer_request(settings)
     record = read_record(settings.dir)
@@ -41,7 +46,7 @@ def build_tokenizer(settings: DataSettings, vocab_size: int, workers: Workers, r
     else:
         check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
         report("tokenizer: training")
-        content = train_tokenizer(settings.tokenizer, _training_texts(settings, workers))
+        content = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, workers))
     tokenizer = parse_tokenizer(content)
     end_of_text_id(tokenizer, settings.tokenizer.end_of_text)
     tokens = vocabulary_size(tokenizer)
@@ -62,27 +67,13 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
         require_same(settings.dir, {"tokenizer hash": record["hash"]}, {"tokenizer hash": given})
 
 
-@dataclass(frozen=True)
-class _ReadTrainingTexts:
-    """Reads the documents of a piece that are on the training side."""
-
-    validation_fraction: float
-
-    def __call__(self, piece: Piece) -> list[str]:
-        return [d.text for d in piece.documents() if not is_held_out(d.file, d.position, self.validation_fraction)]
-
-
-def _training_texts(settings: DataSettings, workers: Workers) -> Iterator[str]:
-    """Documents of the training split, `train_bytes` in all, taken evenly over the sources.
+def _training_texts(settings: DataSettings, corpora: Mapping[str, Corpus], workers: Workers) -> Iterator[str]:
+    """Documents of the training split, cleaned, `train_bytes` in all, taken evenly over the sources.
 
     The next ones come from the source that has given the fewest bytes; one that is exhausted leaves its share to the
     others.
     """
-    read = _ReadTrainingTexts(settings.validation.fraction)
-    texts = {
-        source.name: (text for piece in workers.map_in_order(read, open_corpus(source).pieces()) for text in piece)
-        for source in settings.sources
-    }
+    texts = {source.name: _texts_of(source, settings, corpora[source.name], workers) for source in settings.sources}
     given = dict.fromkeys(texts, 0)
     while texts and sum(given.values()) < settings.tokenizer.train_bytes:
         source = min(texts, key=lambda name: given[name])
@@ -92,3 +83,9 @@ def _training_texts(settings: DataSettings, workers: Workers) -> Iterator[str]:
             continue
         given[source] += len(text.encode())
         yield text
+
+
+def _texts_of(source: SourceSettings, settings: DataSettings, corpus: Corpus, workers: Workers) -> Iterator[str]:
+    select = SelectDocuments(source.clean, settings.validation.fraction)
+    for selection in workers.map_in_order(select, corpus.pieces()):
+        yield from (document.text for document in selection.train)

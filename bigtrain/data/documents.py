@@ -33,8 +33,13 @@ class Piece(Protocol):
 
 def document_id(source: str, document: Document) -> bytes:
     """16 bytes that name a document: BLAKE2b of source, file, position and content."""
-    content = digest(document.text.encode(), person=b"content")
-    return digest(canonical_json([source, document.file, document.position]) + content, person=b"document")
+    origin = canonical_json([source, document.file, document.position])
+    return digest(origin + content_hash(document.text), person=b"document")
+
+
+def content_hash(text: str) -> bytes:
+    """16 bytes that name a text."""
+    return digest(text.encode(), person=b"content")
 
 
 def is_held_out(file: str, position: int, fraction: float) -> bool:

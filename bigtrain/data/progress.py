@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bigtrain.data.files import TEMPORARY_SUFFIX, write_atomically
+from bigtrain.data.funnel import Funnel
 from bigtrain.data.layout import SPLITS, Split
 from bigtrain.data.manifest import ShardRecord
 
@@ -24,6 +25,8 @@ class ShardPair:
     """The first piece of the corpus that is not in this or an earlier shard."""
     corpus: str
     """Hash chain over the document ids up to here."""
+    funnel: Funnel
+    """What became of the documents up to here."""
     train: ShardRecord | None
     validation: ShardRecord | None
     """None where no document fell on that side."""
@@ -42,7 +45,7 @@ class ShardPair:
         value = json.loads(_progress_file(folder, index).read_bytes())
         for split in SPLITS:
             value[split] = value[split] and ShardRecord.from_json(value[split])
-        return cls(**value)
+        return cls(**{**value, "funnel": Funnel.from_json(value["funnel"])})
 
 
 def _progress_file(folder: Path, index: int) -> Path:

@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bigtrain.data.documents import Document, Piece, document_id, is_held_out
+from bigtrain.config.cleaning import CleanStep
+from bigtrain.data.documents import Document, Piece, document_id
+from bigtrain.data.funnel import Funnel
+from bigtrain.data.selection import SelectDocuments
 from bigtrain.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
 
 
@@ -28,30 +31,29 @@ class TokenizedDocuments:
 
 @dataclass(frozen=True)
 class TokenizedPiece:
-    """A piece of a corpus, tokenized and split."""
+    """A piece of a corpus, cleaned, split and tokenized."""
 
     train: TokenizedDocuments
     validation: TokenizedDocuments
-    text_bytes: int
+    funnel: Funnel
 
 
 @dataclass(frozen=True)
 class TokenizePiece:
-    """Reads and tokenizes one piece; this object travels to the worker processes."""
+    """Reads, cleans and tokenizes one piece; this object travels to the worker processes."""
 
     source: str
+    rules: tuple[CleanStep, ...]
     tokenizer_file: Path
     end_of_text: str
     validation_fraction: float
 
     def __call__(self, piece: Piece) -> TokenizedPiece:
-        """Split the piece's documents and tokenize either side."""
-        documents = [document for document in piece.documents() if document.text.strip()]
-        sides: dict[bool, list[Document]] = {False: [], True: []}
-        for document in documents:
-            sides[is_held_out(document.file, document.position, self.validation_fraction)].append(document)
-        size = sum(len(document.text.encode()) for document in documents)
-        return TokenizedPiece(self._tokenize(sides[False]), self._tokenize(sides[True]), size)
+        """Select the piece's documents and tokenize those of either split."""
+        selection = SelectDocuments(self.rules, self.validation_fraction)(piece)
+        train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
+        selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
+        return TokenizedPiece(train, validation, selection.funnel)
 
     def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
         tokenizer, end, dtype = _load(self.tokenizer_file, self.end_of_text)

@@ -20,7 +20,7 @@ from data_support import contents, data_settings, jsonl_source, sentences, write
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.data import Dataset, build, load_tokenizer, open_datasets
-from bigtrain.data.corpus import read_documents
+from bigtrain.data.corpus import open_corpus, read_documents
 from bigtrain.data.documents import document_id, is_held_out
 
 VOCABULARY = 512
@@ -276,7 +276,8 @@ def test_a_tokenizer_is_trained_evenly_on_the_training_split_within_its_budget(t
     small = jsonl_source(write_jsonl(tmp_path / "small.jsonl", [f"small {i} " * 20 for i in range(40)]), "small")
     settings = data_settings(tmp_path / "data", big, small, tokenizer=TokenizerSettings(train_bytes=60_000))
     with Workers(1) as workers:
-        texts = list(_training_texts(settings, workers))
+        corpora = {source.name: open_corpus(source) for source in settings.sources}
+        texts = list(_training_texts(settings, corpora, workers))
     given = {name: [d for d in read_documents(s) if d.text in set(texts)] for name, s in (("b", big), ("s", small))}
     assert 60_000 <= sum(len(text) for text in texts) < 62_000
     assert not any(is_held_out(d.file, d.position, 0.1) for documents in given.values() for d in documents)
