@@ -1,4 +1,4 @@
-"""bigtrain data build|verify|where|when|card|index."""
+"""bigtrain data build|funnel|verify|where|when|card|index."""
 
 from __future__ import annotations
 
@@ -35,6 +35,33 @@ def build(
         print_json({"directory": str(settings.data.dir), "sources": sources})
     else:
         print_table(f"Data in {settings.data.dir}", columns, [(*row[:2], *(f"{n:,}" for n in row[2:])) for row in rows])
+
+
+@app.command()
+def funnel(
+    data: Annotated[Path, typer.Argument(metavar="CONFIG|DIR", help="A configuration, or a data directory.")],
+    examples: Annotated[bool, typer.Option(help="Show the beginning of some removed documents too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how many documents went into each source, which rule removed how many, and what was written."""
+    from bigtrain.config import load_settings
+    from bigtrain.data import read_funnels
+
+    funnels = read_funnels(data if data.is_dir() else load_settings(data).data.dir)
+    if as_json:
+        print_json({source: funnel.to_json() for source, funnel in funnels.items()})
+        return
+    for source, funnel in funnels.items():
+        rows = [
+            (what, f"{count.documents:,}", f"{share:.2%}", f"{count.bytes / 1e6:,.3f}")
+            for what, count, share in funnel.rows()
+        ]
+        print_table(source, ("", "documents", "share", "MB as read"), rows)
+        typer.echo(f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens")
+        for removal in funnel.removed if examples else ():
+            for example in removal.examples:
+                typer.echo(f"\n{removal.rule}: {removal.reason}: {example['file']}:{example['position']}")
+                typer.echo(example["text"])
 
 
 @app.command()

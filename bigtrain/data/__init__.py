@@ -4,6 +4,10 @@ Build time, `bigtrain data build` (processes in parallel; killed at any moment, 
 
     corpus            documents, in pieces of about a megabyte        corpus/, documents.py
       |
+    clean             rules keep, rewrite or remove each of them      clean/, selection.py
+      |
+    dedup             of equal texts the first is kept                dedup.py
+      |                 (both are counted, for `data funnel`)          funnel.py
     tokenizer         byte-level BPE, one for all sources             build_tokenizer.py, tokenizer.py
       |
     token ids         each document closed by end-of-text             tokenization.py, workers.py
@@ -38,6 +42,7 @@ say in which samples a document is (`stored_document.py` finds it, `document_ind
 
 from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.build import build
+from bigtrain.data.funnel import Funnel, read_funnels
 from bigtrain.data.loader import Loader
 from bigtrain.data.mirror import open_mirror
 from bigtrain.data.ngram import Yardsticks, yardstick_perplexities
@@ -51,6 +56,7 @@ from bigtrain.data.verify import VerifyReport, verify
 __all__ = [
     "IGNORED",
     "Dataset",
+    "Funnel",
     "Loader",
     "MicroBatch",
     "Plan",
@@ -63,6 +69,7 @@ __all__ = [
     "load_tokenizer",
     "open_datasets",
     "open_mirror",
+    "read_funnels",
     "tokenizer_hash",
     "validation_batches",
     "verify",

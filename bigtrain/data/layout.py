@@ -5,7 +5,9 @@
     DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
     DIR/<source>/train/           the shards and manifest of the training split
     DIR/<source>/validation/      those of the held-out documents
+    DIR/<source>/funnel.json      what became of the documents of the source (funnel.py)
     DIR/<source>/progress-*.json  finished shards of an unfinished build
+    DIR/.dedup/                   hashes of all texts, where duplicates are looked for (dedup.py)
 
 `build.json` is written before the shards, so that shards of different settings can never mix.
 """
