@@ -126,7 +126,8 @@ class SourceSettings(Section):
     """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
     JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library."""
     path: str | None = None
-    """text, jsonl, parquet: a file, folder or glob. huggingface: a hub id or a local folder."""
+    """text, jsonl, parquet: a file, folder or glob, also behind a URL such as s3://bucket/folder. huggingface: a hub id
+    or a local folder."""
     text_field: str = "text"
     """jsonl, parquet, huggingface: the field or column that holds the text."""
     content: Literal["source", "documentation"] = "source"

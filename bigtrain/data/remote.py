@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -47,6 +47,19 @@ class _WrongBytes(Exception):
         self.found, self.wanted = found, wanted
 
 
+def file_system(url: str, setting: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises BigtrainError for a protocol that is not there."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise BigtrainError(
+            f"{setting}: {url} cannot be opened: {error}",
+            fix="install the package of the protocol (s3: pip install 'bigtrain[s3]'), or correct the URL",
+        ) from None
+
+
 class Remote:
     """A folder behind a URL, read through fsspec.
 
@@ -55,18 +68,11 @@ class Remote:
     """
 
     def __init__(self, url: str, policy: RetryPolicy | None = None) -> None:
-        import fsspec
         from fsspec.asyn import AsyncFileSystem
 
         self.url = url.rstrip("/")
         self._policy = policy or RetryPolicy()
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise BigtrainError(
-                f"data.remote: {url} cannot be opened: {error}",
-                fix="install the package of the protocol (s3: pip install 'bigtrain[s3]'), or correct the URL",
-            ) from None
+        self._files, self._root = file_system(self.url, "data.remote")
         self._takes_timeout = isinstance(self._files, AsyncFileSystem)
 
     def read(self, name: str, parse: Callable[[bytes], Result]) -> Result:
@@ -117,6 +123,7 @@ class Remote:
 
     def find(self, names: set[str]) -> list[str]:
         """The files in the folder or below it that are called by one of `names`: their paths relative to it."""
+        self._files.invalidate_cache()  # of listings
         found: list[str] = self._persist(self.url, lambda: self._files.find(self._root))
         return sorted(path[len(self._root) + 1 :] for path in found if PurePosixPath(path).name in names)
 

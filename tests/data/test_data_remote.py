@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from data_support import data_settings, jsonl_source, random_dataset, sentences, write_jsonl
+from data_support import contents, data_settings, jsonl_source, random_dataset, sentences, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from remote_support import BUCKET, SLOW_SECONDS, Proxy, S3Server, s3_environment
@@ -23,8 +26,10 @@ from remote_worker import PLACE, QUICK, VOCABULARY
 
 import bigtrain.data.shards
 from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import SourceSettings
 from bigtrain.data import Dataset, Loader, Plan, build, load_tokenizer, open_datasets, verify
 from bigtrain.data.block_cache import STALE_SECONDS
+from bigtrain.data.corpus import read_documents
 from bigtrain.data.mirror import Mirror
 from bigtrain.data.packing import pack
 from bigtrain.data.remote import Remote, RetryPolicy
@@ -375,3 +380,46 @@ def test_verify_reads_every_byte_behind_a_url(
     ]
     with pytest.raises(BigtrainError, match="there is no dataset in s3://corpora/nothing"):
         verify(f"s3://{BUCKET}/nothing")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_corpora_behind_a_url_give_the_bytes_of_local_ones(
+    server: S3Server, proxy: Proxy, tmp_path: Path, workers: int
+) -> None:
+    folder = tmp_path / "corpus"
+    (folder / "more").mkdir(parents=True)
+    write_jsonl(folder / "a.jsonl", sentences(40, 1))
+    with gzip.open(folder / "more" / "b.jsonl.gz", "wb") as file:
+        file.write((folder / "a.jsonl").read_bytes())
+    (folder / "more" / ".hidden.jsonl").write_text("{}")
+    for index, text in enumerate(sentences(20, 2)):
+        (folder / f"{index}.txt").write_text(text)
+    pq.write_table(pa.table({"text": sentences(40, 3)}), folder / "c.parquet")
+    server.upload(folder, "corpus")
+
+    def built_from(root: str, name: str) -> dict[str, bytes]:
+        sources = [
+            SourceSettings(name="lines", kind="jsonl", path=root),
+            SourceSettings(name="prose", kind="text", path=f"{root}/*.txt"),
+            SourceSettings(name="rows", kind="parquet", path=f"{root}/c.parquet"),
+        ]
+        data = data_settings(tmp_path / name, *sources, workers=workers)
+        build(data, vocab_size=512, report=lambda line: None)
+        build(data, vocab_size=512, report=lambda line: None)  # and what is there is recognised
+        return {path: content for path, content in contents(data.dir).items() if Path(path).name != "build.json"}
+
+    local = built_from(str(folder), "local")
+    assert len([path for path in local if path.endswith(".tok")]) == 6
+    assert built_from(f"s3://{BUCKET}/corpus", "remote") == local
+
+
+def test_a_corpus_that_cannot_be_read_from_its_url_is_a_clear_error(server: S3Server, proxy: Proxy) -> None:
+    def read(path: str) -> None:
+        list(read_documents(SourceSettings(name="s", kind="jsonl", path=path)))
+
+    with pytest.raises(BigtrainError, match="'s' finds no files"):
+        read(f"s3://{BUCKET}/no/such/corpus")
+    with pytest.raises(BigtrainError, match="carrier-pigeon"):
+        read("carrier-pigeon://loft/corpus")
+    with pytest.raises(BigtrainError, match="cannot be read"):
+        read("http://127.0.0.1:9/corpus/*.jsonl")

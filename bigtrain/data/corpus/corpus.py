@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import glob
+import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.documents import Piece
@@ -30,10 +33,41 @@ class Corpus:
 class CorpusFile:
     """A file of a corpus: where it is, what it is called in the corpus, and its size in bytes."""
 
-    path: Path
+    path: str
+    """A path or a URL."""
     name: str
     size: int
-    modified_ns: int
+    version: int | str
+    """Changes when the file does: the time of its modification in nanoseconds; behind a URL what the server gives."""
+
+    def open(self) -> BinaryIO:
+        """Open it for reading bytes."""
+        if "://" not in self.path:
+            return Path(self.path).open("rb")
+        import fsspec
+
+        return io.BufferedReader(fsspec.open(self.path, "rb").open(), buffer_size=1 << 20)
+
+    def read(self) -> bytes:
+        """All of it. Raises BigtrainError where it cannot be read."""
+        with reading(self.path), self.open() as file:
+            return file.read()
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Raise BigtrainError for what goes wrong while a file is read: damage, or a server's trouble."""
+    try:
+        yield
+    except BigtrainError:
+        raise
+    except Exception as error:  # each format's and each protocol's library raises its own
+        raise BigtrainError(
+            f"{path} cannot be read: {error}",
+            found=type(error).__name__,
+            wanted="a whole file",
+            fix="fetch or write the file again; a build that is started again goes on where it was",
+        ) from error
 
 
 def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:
@@ -41,22 +75,26 @@ def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:
     files = []
     for path in paths:
         status = path.stat()
-        files.append(CorpusFile(path, path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+        files.append(CorpusFile(str(path), path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
     return sorted(files, key=lambda file: file.name)
 
 
 def corpus_of_files(files: list[CorpusFile], pieces: Callable[[], Iterator[Piece]]) -> Corpus:
     """A corpus whose stamp covers name, size and modification time of its files."""
-    stamp = identity([[file.name, file.size, file.modified_ns] for file in files])
+    stamp = identity([[file.name, file.size, file.version] for file in files])
     return Corpus(stamp, f"{len(files):,} files, {sum(file.size for file in files) / 1e6:,.1f} MB", pieces)
 
 
 def find_files(source: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list[CorpusFile]:
     """The files that a path setting means: a file, a folder (all files below it) or a glob (with `**`).
 
-    Hidden files are left out; in a folder, only names that end in one of `suffixes` count where some are given.
-    Raises BigtrainError where there are none.
+    A URL means the same of the files behind it. Hidden files are left out; in a folder, only names that end in one of
+    `suffixes` count where some are given. Raises BigtrainError where there are none.
     """
+    if "://" in pattern:
+        from bigtrain.data.corpus.remote_files import find_remote_files
+
+        return find_remote_files(source, pattern, suffixes)
     path = Path(pattern).expanduser()
     if path.is_file():
         return describe_files([path], path.parent)
@@ -69,14 +107,19 @@ def find_files(source: str, pattern: str, suffixes: tuple[str, ...] = ()) -> lis
         found = root.glob(str(Path(*path.parts[fixed:])))
     files = [p for p in found if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts)]
     if not files:
-        wanted = "a file, a folder with files in it, or a glob that matches some"
-        raise BigtrainError(
-            f"data.sources: {source!r} finds no files at its path",
-            found=pattern,
-            wanted=wanted + (f" ({', '.join(suffixes)})" if suffixes and path.is_dir() else ""),
-            fix="correct the path; a relative one starts at the current directory",
-        )
+        raise no_files(source, pattern, suffixes if path.is_dir() else ())
     return describe_files(files, root)
+
+
+def no_files(source: str, pattern: str, suffixes: tuple[str, ...]) -> BigtrainError:
+    """The error for a path that means no files."""
+    wanted = "a file, a folder with files in it, or a glob that matches some"
+    return BigtrainError(
+        f"data.sources: {source!r} finds no files at its path",
+        found=pattern,
+        wanted=wanted + (f" ({', '.join(suffixes)})" if suffixes else ""),
+        fix="correct the path; a relative one starts at the current directory",
+    )
 
 
 def _first_wildcard(parts: tuple[str, ...]) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import zstandard
@@ -23,6 +21,7 @@ from bigtrain.data.corpus.corpus import (
     find_files,
     missing_field,
     not_text,
+    reading,
 )
 from bigtrain.data.documents import Document
 
@@ -33,7 +32,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 class _Lines:
     """Consecutive lines of one file, read (and decompressed) already but not parsed."""
 
-    path: Path
+    path: str
     name: str
     first_line: int
     lines: list[bytes]
@@ -70,32 +69,22 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.name.endswith(".zst"):
-        decompressed = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
+def _open(file: CorpusFile) -> BinaryIO:
+    stream = file.open()
+    if file.name.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(stream, "rb"))
+    if file.name.endswith(".zst"):
+        decompressed = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=True)
         return io.BufferedReader(decompressed, buffer_size=1 << 20)
-    return path.open("rb")
+    return stream
 
 
 def _pieces(file: CorpusFile, field: str) -> Iterator[_Lines]:
     first_line = 0
-    with _open(file.path) as stream:
-        while lines := _read_lines(stream, file.path):
+    with reading(file.path), _open(file) as stream:
+        while lines := stream.readlines(PIECE_BYTES):
             yield _Lines(file.path, file.name, first_line, lines, field)
             first_line += len(lines)
-
-
-def _read_lines(stream: BinaryIO, path: Path) -> list[bytes]:
-    try:
-        return stream.readlines(PIECE_BYTES)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise BigtrainError(
-            f"{path} cannot be read: {error}", wanted="a whole file", fix="fetch or write the file again"
-        ) from error
 
 
 def jsonl(source: SourceSettings) -> Corpus:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import SourceSettings
 from bigtrain.data.corpus.corpus import (
     PIECE_BYTES,
@@ -16,6 +15,7 @@ from bigtrain.data.corpus.corpus import (
     find_files,
     missing_field,
     not_text,
+    reading,
 )
 from bigtrain.data.documents import Document
 
@@ -53,19 +53,13 @@ def _pieces(file: CorpusFile, column: str) -> Iterator[_Rows]:
 
 
 def _batches(file: CorpusFile, column: str) -> Iterator[list[Any]]:
-    import pyarrow
     from pyarrow import parquet as pq
 
-    try:
-        with pq.ParquetFile(file.path) as opened:
-            if column not in opened.schema_arrow.names:
-                raise missing_field(str(file.path), column, opened.schema_arrow.names)
-            for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False):
-                yield batch.column(0).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BigtrainError(
-            f"{file.path} cannot be read: {error}", wanted="a whole Parquet file", fix="fetch or write the file again"
-        ) from error
+    with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:
+        if column not in opened.schema_arrow.names:
+            raise missing_field(file.path, column, opened.schema_arrow.names)
+        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False):
+            yield batch.column(0).to_pylist()
 
 
 def parquet(source: SourceSettings) -> Corpus:

@@ -27,7 +27,7 @@ class _Modules:
     def documents(self) -> Iterator[Document]:
         for file in self.files:
             try:
-                source = file.path.read_bytes().decode()
+                source = file.read().decode()
             except UnicodeDecodeError:  # a few test files are in other encodings on purpose
                 continue
             text = source if self.content == "source" else documentation(source, file.name)

@@ -18,7 +18,7 @@ class _TextFiles:
     def documents(self) -> Iterator[Document]:
         for file in self.files:
             try:
-                text = file.path.read_bytes().decode()
+                text = file.read().decode()
             except UnicodeDecodeError as error:
                 raise BigtrainError(
                     f"{file.path} is not UTF-8 text",
