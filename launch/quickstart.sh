@@ -40,7 +40,7 @@ show bigtrain generate "$run" $'def read_lines(path):\n    """' --max-new-tokens
 show bigtrain export "$run" "$run/hf" --to hf
 show python launch/try_export.py "$run/hf"
 
-# 5. What was made.
+# 5. What was made: the held-out perplexity beside its yardsticks, the curve, and where everything lies.
 show bigtrain report "$run"
 
 cat <<EOF

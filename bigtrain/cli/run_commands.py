@@ -42,16 +42,16 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Validation loss and perplexity of every source."""
-    from bigtrain.run.trained import TrainedModel
+    from bigtrain.run.trained import evaluate_run
 
-    trained = TrainedModel.open(run, step)
-    results = trained.validation_losses(with_yardsticks=yardsticks)
+    evaluation = evaluate_run(run, step, with_yardsticks=yardsticks)
     if as_json:
-        print_json({"run": str(run), "step": trained.step, "validation": results})
+        print_json(evaluation)
         return
+    results = evaluation["validation"]
     columns = list(results[0])
     print_table(
-        f"Validation of {run} at step {trained.step}",
+        f"Validation of {run} at step {evaluation['step']}",
         columns,
         [[f"{row[c]:,.4g}" if isinstance(row[c], float) else row[c] for c in columns] for row in results],
     )

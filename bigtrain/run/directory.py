@@ -9,6 +9,7 @@ The layout is a promise to scripts::
     RUN/data-card.md, .json  written by `bigtrain data card`
     RUN/logs/rank-00000.log  a file a rank
     RUN/wandb/               W&B's own files
+    RUN/evaluation.json      what `bigtrain eval` found last; RUN/report.html and loss.svg are `bigtrain report`'s
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class RunDirectory:
         self.config = root / "config.yaml"
         self.metrics = root / "metrics.jsonl"
         self.events = root / "events.jsonl"
+        self.evaluation = root / "evaluation.json"
         self.checkpoints = root / "checkpoints"
         self.logs = root / "logs"
         self._lock: IO[str] | None = None

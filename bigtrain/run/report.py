@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from html import escape
@@ -47,6 +48,7 @@ class Summary:
             f"loss {self.loss:.4f}, {quantity(self.tokens_per_second)} tokens/s, MFU {self.mfu:.1%} (medians)",
             *(
                 f"validation of {source['source']}: loss {source['loss']:.4f}, perplexity {source['perplexity']:.2f}"
+                + "".join(f", {name} model {perplexity:.2f}" for name, perplexity in _yardsticks(source))
                 for source in self.validation
             ),
             "",
@@ -82,7 +84,7 @@ def write_report(run: Path) -> Summary:
         total_steps=settings.total_steps,
         tokens=sum(record["tokens"] for record in metrics),
         loss=metrics[-1]["loss"],
-        validation=validations[-1]["validation"] if validations else [],
+        validation=_newest_validation(directory, metrics[-1]["step"], validations),
         tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
         mfu=_median([record["mfu"] for record in metrics]),
         training_seconds=sum(record["step_seconds"] for record in metrics),
@@ -93,6 +95,20 @@ def write_report(run: Path) -> Summary:
     picture.write_text(curves[0])
     page.write_text(_page(summary, curves, events, directory.config.read_text()))
     return summary
+
+
+def _newest_validation(directory: RunDirectory, step: int, along_the_way: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `bigtrain eval` found at the newest step, else what training last recorded."""
+    evaluation = json.loads(directory.evaluation.read_text()) if directory.evaluation.is_file() else {}
+    if evaluation.get("step") == step:
+        validation: list[dict[str, Any]] = evaluation["validation"]
+        return validation
+    return along_the_way[-1]["validation"] if along_the_way else []
+
+
+def _yardsticks(source: dict[str, Any]) -> list[tuple[str, float]]:
+    """Names and perplexities of the simple models that were evaluated beside ours."""
+    return [(key.removesuffix(" perplexity"), source[key]) for key in source if key.endswith(" perplexity")]
 
 
 def _curves(metrics: list[dict[str, Any]], validations: list[dict[str, Any]]) -> list[str]:
@@ -134,7 +150,14 @@ def _page(summary: Summary, curves: list[str], events: list[dict[str, Any]], con
         ("step", f"{summary.step:,} of {summary.total_steps:,}"),
         ("tokens", f"{summary.tokens:,}"),
         ("training loss", f"{summary.loss:.4f}"),
-        *((f"perplexity, {s['source']}", f"{s['perplexity']:.2f}") for s in summary.validation),
+        *(
+            (f"perplexity, {name}", f"{perplexity:.2f}")
+            for source in summary.validation
+            for name, perplexity in [
+                (source["source"], source["perplexity"]),
+                *((f"{source['source']}, {name}", perplexity) for name, perplexity in _yardsticks(source)),
+            ]
+        ),
         ("tokens/s", quantity(summary.tokens_per_second)),
         ("MFU", f"{summary.mfu:.1%}"),
         ("training time", duration(summary.training_seconds)),

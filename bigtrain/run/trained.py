@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,16 @@ class TrainedModel:
         )
         completion: str = self.tokenizer.decode(output[0, len(prompt_ids) :].tolist(), skip_special_tokens=True)
         return completion
+
+
+def evaluate_run(run: Path, step: int | None, *, with_yardsticks: bool) -> dict[str, Any]:
+    """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report."""
+    trained = TrainedModel.open(run, step)
+    losses = trained.validation_losses(with_yardsticks=with_yardsticks)
+    evaluation = {"run": str(run), "step": trained.step, "validation": losses}
+    with suppress(OSError):  # a run that may only be read can be evaluated as well
+        RunDirectory(run).evaluation.write_text(json.dumps(evaluation, indent=2) + "\n")
+    return evaluation
 
 
 def open_checkpoint(run_dir: Path, step: int | None) -> Checkpoint:

@@ -57,6 +57,14 @@ def test_eval_with_yardsticks_gives_perplexities_of_the_same_tokens(undisturbed)
         assert 1 < row["5-gram perplexity"] < row["unigram perplexity"] < 1024
 
 
+def test_report_shows_the_yardsticks_of_the_newest_evaluation(undisturbed):
+    undisturbed.bigtrain("eval", str(undisturbed.run), "--yardsticks")
+    summary = undisturbed.bigtrain("report", str(undisturbed.run)).stdout
+    page = (undisturbed.run / "report.html").read_text()
+    assert "unigram model" in summary and "5-gram model" in summary
+    assert "perplexity, json, 5-gram" in page
+
+
 def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(undisturbed):
     arguments = ("generate", str(undisturbed.run), "import ", "--max-new-tokens", "8", "--json")
     first, second = (as_json(undisturbed.bigtrain(*arguments)) for _ in range(2))
