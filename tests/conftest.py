@@ -4,6 +4,12 @@ import importlib.util
 import os
 
 import pytest
+from hypothesis import settings
+
+# Searching on is for people: CI tries the same examples each time. No deadlines: machines are shared.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("default", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")

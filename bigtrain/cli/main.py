@@ -46,12 +46,21 @@ def _options(
 
 def main() -> None:
     """Run one command; a user's error becomes one message and exit status 1."""
+    status: str | int | None
     try:
         app(prog_name="bigtrain")
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code
     except BigtrainError as error:
         if speaks(error):
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        status = 1
+    if "bigtrain.run.setup" in sys.modules and not isinstance(status, str):  # it has trained
+        from bigtrain.engine.topology import leave
+
+        leave(status or 0)
+    sys.exit(status)
 
 
 def speaks(error: BigtrainError) -> bool:

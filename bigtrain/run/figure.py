@@ -91,7 +91,8 @@ def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    flat = high - low <= 1e-9 * max(1.0, abs(low), abs(high))
+    return (low - 0.5, high + 0.5) if flat else (low, high)
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -74,6 +74,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             metrics=JsonLines(directory.metrics) if keeps_records else None,
             events=JsonLines(directory.events) if keeps_records else None,
         )
+        held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
         introduce(run, search)
         yield run
 

@@ -169,7 +169,7 @@ import json, resource, sys
 from pathlib import Path
 from checkpoint_support import cut, even, save_fragments, tensors
 from bigtrain.checkpoint import newest_verified
-from bigtrain.engine.topology import start
+from bigtrain.engine.topology import leave, start
 topology, run = start(timeout_minutes=1), Path(sys.argv[1])
 own = cut(tensors(), even(2), topology.rank)
 save_fragments(run, 1, own, topology)
@@ -185,7 +185,9 @@ messages = topology.all_gather(message)
 if topology.rank == 0:
     found = newest_verified(run)
     Path(sys.argv[2]).write_text(json.dumps([messages, found.newest.step, len(found.rejected)]))
+topology.barrier()
 topology.shutdown()
+leave(0)
 """
 
 

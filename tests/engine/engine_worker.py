@@ -15,7 +15,7 @@ from engine_support import build, learning_rate, settings, train
 from bigtrain.checkpoint import Cursor, load, load_weights, save
 from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
-from bigtrain.engine.topology import start
+from bigtrain.engine.topology import leave, start
 
 
 def parity(job: dict[str, Any]) -> dict[str, Any]:
@@ -97,4 +97,6 @@ jobs = json.loads((directory / "job.json").read_text())
 results = [globals()[job["do"]](job) for job in jobs]
 if topology.is_main:
     (directory / "result.json").write_text(json.dumps(results))
+topology.barrier()
 topology.shutdown()
+leave(0)
