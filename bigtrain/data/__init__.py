@@ -45,7 +45,7 @@ from bigtrain.data.build import build
 from bigtrain.data.funnel import Funnel, read_funnels
 from bigtrain.data.loader import Loader
 from bigtrain.data.mirror import open_mirror
-from bigtrain.data.ngram import Yardsticks, yardstick_perplexities
+from bigtrain.data.ngram import Yardsticks
 from bigtrain.data.packing import IGNORED
 from bigtrain.data.plan import Plan, SampleAddress
 from bigtrain.data.store import Dataset, open_datasets
@@ -73,5 +73,4 @@ __all__ = [
     "tokenizer_hash",
     "validation_batches",
     "verify",
-    "yardstick_perplexities",
 ]

@@ -79,8 +79,6 @@ class RankBatch:
     digest: int
     """This rank's contribution to the digest of the global batch, as int64: the sum over ranks, with wrap-around,
     is the same at every world size."""
-    load_seconds: float
-    """Time it took to assemble, in the background."""
 
 
 def digest_rows(rows: PackedRows, first_position: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
@@ -114,7 +113,6 @@ class Loader:
             self._queue.put(error)
 
     def _batches(self) -> Iterator[RankBatch]:
-        started = time.perf_counter()
         for first_sample, rows in self._slices():
             fetch(rows, self._plan.sequence_length)
             micro_batches = []
@@ -129,9 +127,7 @@ class Loader:
                 label_tokens=sum(batch.label_tokens for batch in micro_batches),
                 input_tokens=sum(batch.input_tokens for batch in micro_batches),
                 digest=wrap_int64(digest),
-                load_seconds=time.perf_counter() - started,
             )
-            started = time.perf_counter()
 
     def _slices(self) -> Iterator[tuple[int, list[tuple[Dataset, int]]]]:
         """For every global batch its first sample, and the rows that are this rank's."""

@@ -155,11 +155,6 @@ class Yardsticks:
         return {"unigram": float(unigram), f"{ORDER}-gram": float(ngram)}
 
 
-def yardstick_perplexities(train: Sequence[Dataset], validation: Iterable[MicroBatch]) -> dict[str, float]:
-    """`Yardsticks(train).perplexities(validation)`, for a single validation set."""
-    return Yardsticks(train).perplexities(validation)
-
-
 def _as_text(batch: MicroBatch) -> tuple[I64, I64, I64]:
     """The rows as text with one more token each, so that a row's last label is there: tokens, visible, labelled.
 

@@ -30,11 +30,6 @@ class Topology:
     local_world_size: int
     device: torch.device
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this is rank 0, the one that prints and writes shared files."""
-        return self.rank == 0
-
     def sum_across_ranks(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks, the same on every rank; whole numbers stay int, exact modulo 2^64.
 

@@ -27,7 +27,7 @@ def train(settings: Settings) -> int:
                 run.save()
 
             loss, update = run.optimize(batch, agreed)
-            run.record(batch, agreed, loss, update)
+            run.record(agreed, loss, update)
 
             if run.evaluation_is_due:
                 run.evaluate()

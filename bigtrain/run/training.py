@@ -17,7 +17,7 @@ from bigtrain.engine.engine import Engine, StepResult
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
 from bigtrain.run.directory import RunDirectory
-from bigtrain.run.evaluation import SourceLoss, validation_losses
+from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.meter import Meter
 from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
@@ -166,7 +166,7 @@ class TrainingRun:
         """The learning rate of a step, counted from 1."""
         return learning_rate(step, self.total_steps, self.settings.schedule, self.settings.optimizer.learning_rate)
 
-    def record(self, batch: RankBatch, agreed: Agreement, loss: float, update: StepResult) -> None:
+    def record(self, agreed: Agreement, loss: float, update: StepResult) -> None:
         """Write the step to metrics.jsonl, to W&B and, now and then, to the terminal."""
         reading = self.meter.end_step(self.step, agreed.input_tokens)
         values = {
@@ -195,7 +195,7 @@ class TrainingRun:
                 f"MFU {reading.mfu:5.1%}  ETA {duration(reading.eta_seconds)}"
             )
 
-    def evaluate(self) -> list[SourceLoss]:
+    def evaluate(self) -> None:
         """Compute and record the validation loss of every source."""
         started = time.perf_counter()
         losses = validation_losses(self.engine, self.topology, self.held_out, self.settings)
@@ -208,7 +208,6 @@ class TrainingRun:
             "evaluate", seconds=round(time.perf_counter() - started, 3), validation=[s.as_record() for s in losses]
         )
         self.tracker.log({f"validation_loss/{source.name}": source.loss for source in losses}, self.step)
-        return losses
 
     def save(self) -> None:
         """Commit a checkpoint of this step, once."""
