@@ -496,14 +496,8 @@ def tiny_model() -> ModelSettings:
 
 def settings_for(case: Case, model: ModelSettings, work: Work, micro_batch_size: int, compiled: bool) -> Settings:
     """The settings of a run that does this work. Its folders are never touched."""
-    from bigtrain.config.settings import (
-        DataSettings,
-        EngineSettings,
-        Settings,
-        SourceSettings,
-        TokenizerSettings,
-        TrainSettings,
-    )
+    from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings
+    from bigtrain.config.settings import EngineSettings, Settings, TrainSettings
 
     return Settings(
         run_dir=Path("unused"),

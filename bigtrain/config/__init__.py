@@ -10,6 +10,8 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/config.md
 """
 
+from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.config.diff import Difference, diff
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.explain import Explanation, explain, schema
@@ -17,22 +19,19 @@ from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics
 from bigtrain.config.settings import (
     CheckpointSettings,
-    DataSettings,
     EngineSettings,
     EvaluateSettings,
     ModelSettings,
     OptimizerSettings,
     ScheduleSettings,
     Settings,
-    SourceSettings,
-    TokenizerSettings,
     TrackingSettings,
     TrainSettings,
-    ValidationSettings,
 )
 from bigtrain.config.show import dump_settings
 
 __all__ = [
+    "BatchSchedule",
     "BigtrainError",
     "CheckpointSettings",
     "DataSettings",

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtrain.config.keys import Key, find, keys_of
-from bigtrain.config.mathematics import changes_mathematics
+from bigtrain.config.mathematics import kind_of
 from bigtrain.config.settings import Settings
 from bigtrain.config.suggest import unknown_key
 from bigtrain.config.yaml12 import to_yaml_line
+
+ON_RESUME = {
+    "mathematics": "must stay the same",
+    "plan": "may change what is not trained on yet",
+    "operation": "may change",
+}
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,13 @@ class Explanation:
         }
         if self.keys:
             return described | {"keys": [Explanation(key, keys_of(key.path)).as_dict() for key in self.keys]}
-        described |= {"default": self.key.default, "changes_mathematics": changes_mathematics(self.key.path)}
+        described |= {"default": self.key.default, "on_resume": ON_RESUME[kind_of(self.key.path)]}
         return described | ({"allowed": list(self.key.allowed)} if self.key.allowed else {})
 
     def __str__(self) -> str:
         head = f"{self.key.path or 'the settings'}\n{_wrapped(self.key.meaning)}\n"
         if not self.keys:
-            resume = "must stay the same" if changes_mathematics(self.key.path) else "may change"
+            resume = ON_RESUME[kind_of(self.key.path)]
             facts = (("type", self.key.type), ("default", default_text(self.key)), ("on resume", resume))
             return "\n".join([head, *(f"  {label + ':':11}{fact}" for label, fact in facts)])
         width = max(len(key.name) for key in self.keys)

@@ -114,9 +114,14 @@ def _in_words(schema: dict[str, Any]) -> str:
             return f"text that matches {schema['pattern']}"
         case "string":
             return "a path" if schema.get("format") == "path" else "text"
+        case "array" if "items" in schema:
+            at_least = f", at least {schema['minItems']}" if "minItems" in schema else ""
+            return f"a list{at_least}, each {_in_words(schema['items'])}"
         case "array":
             return f"a list of {len(schema['prefixItems'])}, each {_in_words(schema['prefixItems'][0])}"
         case plain:
+            if isinstance(schema.get("additionalProperties"), dict):
+                return f"a mapping of names, each to {_in_words(schema['additionalProperties'])}"
             return {"boolean": "true or false", "null": "null", "object": "a mapping"}[plain]
 
 

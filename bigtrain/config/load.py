@@ -12,13 +12,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from bigtrain.config.data_settings import TokenizerSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.overrides import apply_overrides
 from bigtrain.config.problems import problems_of, raise_together
 from bigtrain.config.settings import Settings
+
+VOCABULARY_MULTIPLE = 64
+"""A trained vocabulary is padded to a multiple of this: matrix products like it."""
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -34,6 +39,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """
     document = read_document(path)
     apply_overrides(document, list(overrides))
+    _fill_in_vocab_size(document.tree)
     problems = document.problems
     settings = None
     try:
@@ -44,3 +50,17 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     raise_together(problems, document.file)
     assert settings is not None
     return settings
+
+
+def _fill_in_vocab_size(tree: Any) -> None:
+    """Give the model as many rows as the tokenizer to be trained needs, where its vocab_size was left out."""
+    match tree:
+        case {"model": {"vocab_size": _}} | {"data": {"tokenizer": {"path": str()}}}:
+            return
+        case {"model": dict(model), "data": dict(data)}:
+            match data.get("tokenizer", {}):
+                case {"vocab_size": int(size)}:
+                    pass
+                case _:
+                    size = TokenizerSettings().vocab_size
+            model["vocab_size"] = -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,12 +1,13 @@
-"""Which settings change the mathematics of a run, and which only how fast or where it happens.
+"""Which settings change the mathematics of a run, which the order of its data, and which only speed or place.
 
-A checkpoint records the first kind; a run that would resume it with another value is refused. The second kind may
-change at every start. Every key is in one of the two lists, and a test fails when a new one is in neither.
+A checkpoint records the first kind; a run that would resume it with another value is refused. The second kind decides
+the data plan, which may change where the run has not come to yet. The third may change at every start. Every key is in
+one of the three lists, and a test fails when a new one is in none.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from bigtrain.config.flat import flat
 from bigtrain.config.keys import general
@@ -28,26 +29,9 @@ MATHEMATICS = frozenset(
         "model.norm_eps",
         "model.tie_word_embeddings",
         "model.initializer_range",
-        # which tokens, in which order
-        "data.tokenizer.vocab_size",
-        "data.tokenizer.min_frequency",
-        "data.tokenizer.end_of_text",
-        "data.tokenizer.train_bytes",
-        "data.sources.N.name",
-        "data.sources.N.kind",
-        "data.sources.N.text_field",
-        "data.sources.N.content",
-        "data.sources.N.subset",
-        "data.sources.N.split",
-        "data.sources.N.weight",
-        "data.sources.N.clean",
-        "data.dedup",
-        "data.sequence_length",
-        "data.packing",
-        "data.validation.fraction",
+        # how long, and from which initial weights
         "train.steps",
         "train.tokens",
-        "train.global_batch_size",
         "train.seed",
         # what a step does with them
         "optimizer.name",
@@ -67,9 +51,41 @@ MATHEMATICS = frozenset(
     }
 )
 
+PLAN = frozenset(
+    {
+        # what the shards hold: the plan knows their Merkle roots
+        "data.tokenizer.vocab_size",
+        "data.tokenizer.min_frequency",
+        "data.tokenizer.end_of_text",
+        "data.tokenizer.train_bytes",
+        "data.sources.N.kind",
+        "data.sources.N.text_field",
+        "data.sources.N.content",
+        "data.sources.N.subset",
+        "data.sources.N.split",
+        "data.sources.N.clean",
+        "data.dedup",
+        "data.decontaminate",
+        "data.validation.fraction",
+        # the order of the samples
+        "data.sources.N.name",
+        "data.sources.N.weight",
+        "data.sources.N.max_epochs",
+        "data.phases",
+        "data.skip",
+        "data.shuffle_blocks",
+        "data.sequence_length",
+        "data.packing",
+        "train.global_batch_size",
+        "train.batch_size_warmup",
+    }
+)
+"""These change the mathematics too, but only through the plan, and that is compared itself: a change that moves no
+sample which a run has seen already is none."""
+
 OPERATION = frozenset(
     {
-        # where things lie: what the files hold is pinned by the plan's id, not by their path
+        # where things lie: what the files hold is pinned by the plan, not by their path
         "run_dir",
         "data.dir",
         "data.remote",
@@ -104,21 +120,13 @@ OPERATION = frozenset(
 )
 
 
-ADDED_LATER = {"data.sources.N.clean": [], "data.dedup": "none"}
-"""Keys that the first checkpoints do not name, with the value that those were trained with."""
-
-
 def mathematics(settings: Settings) -> dict[str, Any]:
-    """The settings that change the mathematics, flat, in JSON types.
+    """The settings that change the mathematics other than through the data plan, flat, in JSON types.
 
     Two ways to say the same thing give the same answer: a length in tokens is given in steps, and the heads that
     follow from other keys are filled in.
     """
-    values = {
-        key: value
-        for key, value in flat(settings).items()
-        if changes_mathematics(key) and value != ADDED_LATER.get(general(key), ...)
-    }
+    values = {key: value for key, value in flat(settings).items() if kind_of(key) == "mathematics"}
     del values["train.tokens"]
     values["train.steps"] = settings.total_steps
     values["model.num_key_value_heads"] = settings.model.key_value_heads
@@ -126,17 +134,19 @@ def mathematics(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def changes_mathematics(key: str) -> bool:
-    """Whether a leaf changes the mathematics; the innermost listed key decides, where that is a section for all in it.
+def kind_of(key: str) -> Literal["mathematics", "plan", "operation"]:
+    """Which of the three a leaf is; the innermost listed key decides, where that is a section for all in it.
 
     Raises:
-        KeyError: the key is in neither list.
+        KeyError: the key is in no list.
     """
     path = general(key)
     while path:
         if path in MATHEMATICS:
-            return True
+            return "mathematics"
+        if path in PLAN:
+            return "plan"
         if path in OPERATION:
-            return False
+            return "operation"
         path = path.rpartition(".")[0]
     raise KeyError(key)

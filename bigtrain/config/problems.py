@@ -80,7 +80,7 @@ def _wrong_value(key: Key, address: Address, document: Document) -> Problem:
 
     match value:
         case None if not key.required:
-            fix = "leave it out to take the default" + (f", {_shown(key.default)}" if key.kind == "value" else "")
+            fix = "leave it out to take the default" + (f", {_shown(key.default)}" if key.default is not None else "")
         case str() if close := _closest(value, key.allowed):
             fix = write(close)
         case str() if "number" in key.type and re.fullmatch(r"[-+]?[0-9_.]+(?:[eE][-+]?[0-9]+)?", value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bigtrain.config.explain import default_text
 from bigtrain.config.keys import Key, all_keys, keys_of
-from bigtrain.config.mathematics import changes_mathematics
+from bigtrain.config.mathematics import kind_of
 
 _HEAD = """\
 # Settings
@@ -21,7 +21,8 @@ A configuration is one YAML file. `bigtrain config show CONFIG` prints it with a
 - **Paths** are relative to the current working directory, not to the file; `~/` is the home directory.
 - **Unknown keys** are errors. So is a key that is given twice.
 - **On resume** says whether a run may go on from its checkpoint with another value. `no` marks the settings that change
-  the mathematics.
+  the mathematics; `ahead` those of the data plan, which may change as long as no sample moves that the run has seen:
+  `bigtrain data diff` tells.
 """
 
 
@@ -41,7 +42,7 @@ def _table(keys: list[Key]) -> str:
     rows = ["| key | meaning | type | default | may change on resume |", "|---|---|---|---|---|"]
     for key in keys:
         default = default_text(key) if key.required else f"`{default_text(key)}`"
-        resume = "no" if changes_mathematics(key.path) else "yes"
+        resume = {"mathematics": "no", "plan": "ahead", "operation": "yes"}[kind_of(key.path)]
         cells = (f"`{key.name}`", key.meaning, key.type, default, resume)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenUnitInterval = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+def _home_filled_in(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # which pydantic would let through as a bug
+        raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
+"""A path in which ~ at the start means the home directory."""
 
 
 class Section(BaseModel):

@@ -7,38 +7,19 @@ need one section only stand in that section; rules that span sections stand in `
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from bigtrain.config.cleaning import CleanStep
-from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval
-
-
-def _home_filled_in(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # which pydantic would let through as a bug
-        raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
-
-
-UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
-"""A path in which ~ at the start means the home directory."""
+from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
 
 
 class ModelSettings(Section):
     """The decoder's shape, in Hugging Face's own names."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("vocab_size"))
 
     family: Literal["llama", "gpt2"] = "llama"
     """The named set of choices: `llama` (RoPE, RMSNorm, SwiGLU, grouped-query attention) or `gpt2` (learned
@@ -57,7 +38,8 @@ class ModelSettings(Section):
     intermediate_size: PositiveInt
     """Width inside the feed-forward layer."""
     vocab_size: PositiveInt
-    """Rows of the embedding. At least the tokenizer's size; a multiple of 64 is fastest on a GPU."""
+    """Rows of the embedding. At least the tokenizer's size; a multiple of 64 is fastest on a GPU. Default: the size of
+    the tokenizer that is trained (data.tokenizer.vocab_size), rounded up to a multiple of 64."""
     max_position_embeddings: PositiveInt
     """Longest context, in tokens."""
     rope_theta: PositiveFloat = 10000.0
@@ -102,135 +84,13 @@ class ModelSettings(Section):
         return self
 
 
-class TokenizerSettings(Section):
-    """Where the tokenizer comes from: trained on the sources, or a finished `tokenizer.json`."""
+class BatchSizeStage(Section):
+    """One stage of the batch-size warm-up."""
 
-    path: UserPath | None = None
-    """A `tokenizer.json` (or the Hugging Face folder that holds one) to use as it is. Default: train one."""
-    vocab_size: PositiveInt = 8192
-    """Size of a trained byte-level BPE vocabulary, special tokens included."""
-    min_frequency: PositiveInt = 2
-    """A pair seen less often than this is never merged."""
-    end_of_text: str = "<|endoftext|>"
-    """The special token that closes each document."""
-    train_bytes: PositiveInt = 50_000_000
-    """How much text a tokenizer is trained on, taken evenly over the sources."""
-
-
-class SourceSettings(Section):
-    """One corpus: where its documents come from and how much of the mixture it makes."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """A name of your choice; a folder is called by it, and metrics and reports too."""
-    kind: Literal["python_stdlib", "text", "jsonl", "parquet", "huggingface"]
-    """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
-    JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library."""
-    path: str | None = None
-    """text, jsonl, parquet: a file, folder or glob, also behind a URL such as s3://bucket/folder. huggingface: a hub id
-    or a local folder."""
-    text_field: str = "text"
-    """jsonl, parquet, huggingface: the field or column that holds the text."""
-    content: Literal["source", "documentation"] = "source"
-    """python_stdlib: the source files, or the documentation strings in them."""
-    subset: str | None = None
-    """huggingface: the configuration name of a dataset that has several."""
-    split: str = "train"
-    """huggingface: the split to read."""
-    weight: PositiveFloat | None = None
-    """Share of the mixture, relative to the other sources. Default: in proportion to its tokens. Give it for all
-    sources or for none."""
-    license: str | None = None
-    """The licence of its documents, for the data card. It changes nothing that is built or trained."""
-    clean: tuple[CleanStep, ...] = ()
-    """Rules that each document passes in this order before it is tokenized: the first that refuses it removes it, and
-    some rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
-
-    @property
-    def exact_weight(self) -> Fraction | None:
-        """The weight as it was typed, without binary rounding: 0.1 is one tenth."""
-        return None if self.weight is None else Fraction(repr(self.weight))
-
-    @model_validator(mode="after")
-    def _keys_of_the_kind(self) -> SourceSettings:
-        if self.kind != "python_stdlib" and not self.path:
-            raise ValueError(f"source {self.name!r} of kind {self.kind!r} needs a path")
-        kinds_of_key = {
-            "path": ("text", "jsonl", "parquet", "huggingface"),
-            "text_field": ("jsonl", "parquet", "huggingface"),
-            "content": ("python_stdlib",),
-            "subset": ("huggingface",),
-            "split": ("huggingface",),
-        }
-        for key, kinds in kinds_of_key.items():
-            value = getattr(self, key)
-            # Its default is let through wherever it stands: it says nothing, and a run's config.yaml writes every key.
-            if self.kind not in kinds and value != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"source {self.name!r} of kind {self.kind!r} has no {key}, found {value!r}; "
-                    f"remove it: {key} is for {', '.join(kinds)} only"
-                )
-        return self
-
-
-class ValidationSettings(Section):
-    """The held-out documents."""
-
-    fraction: OpenUnitInterval = 0.01
-    """Share of the documents held out, chosen by a hash of each document's origin: the same ones every time."""
-
-
-class DataSettings(Section):
-    """From raw text to the order of the training samples."""
-
-    dir: UserPath
-    """The folder on this machine where tokenizer and shards are written. Several runs may share one."""
-    remote: str | None = None
-    """URL (s3://, gs://, https://, ...) that a built `dir` was copied to, to read the shards from there. `dir` is then
-    a folder of its own for what has been fetched. Default: the shards are in `dir`."""
-    cache_bytes: PositiveInt = 100_000_000_000
-    """remote: how much of the disk of `dir` fetched blocks of shards may take; the least recently used go first."""
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    """The tokenizer."""
-    sources: Annotated[list[SourceSettings], Field(min_length=1)]
-    """The corpora."""
-    sequence_length: PositiveInt
-    """Tokens in one training sample."""
-    dedup: Literal["none", "exact"] = "none"
-    """`exact`: of documents with the same text, after cleaning, only the first is kept, in the order of the sources and
-    over both splits. It reads and cleans the sources once more."""
-    packing: Literal["concat"] = "concat"
-    """`concat`: documents one after the other, cut every sequence_length tokens; attention stays inside each."""
-    validation: ValidationSettings = ValidationSettings()
-    """The held-out split."""
-    shard_tokens: PositiveInt = 100_000_000
-    """Tokens in one shard file, about."""
-    workers: PositiveInt | None = None
-    """Processes that tokenize. Default: one a core. The shards are byte-identical for any number."""
-
-    @field_validator("dir", mode="before")
-    @classmethod
-    def _dir_is_no_url(cls, value: object) -> object:
-        if isinstance(value, str) and "://" in value:  # a Path would fold its slashes
-            raise ValueError(f"{value} is a URL; write remote: {value}, and as dir a folder on this machine")
-        return value
-
-    @field_validator("remote")
-    @classmethod
-    def _remote_is_a_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"[a-z][a-z0-9+.-]*://[^/]", value):
-            raise ValueError(f"{value!r} is no URL such as s3://bucket/folder; a folder on this machine goes into dir")
-        return value
-
-    @model_validator(mode="after")
-    def _names_and_weights(self) -> DataSettings:
-        names = [source.name for source in self.sources]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two sources have the name {twice[0]!r}")
-        weighted = [source.weight is not None for source in self.sources]
-        if any(weighted) and not all(weighted):
-            missing = names[weighted.index(False)]
-            raise ValueError(f"some sources have a weight and {missing!r} has none; give all of them one, or none")
-        return self
+    steps: PositiveInt
+    """Optimizer steps that it lasts."""
+    global_batch_size: PositiveInt
+    """Samples in each of them, over all ranks."""
 
 
 class TrainSettings(Section):
@@ -242,12 +102,20 @@ class TrainSettings(Section):
     """Training tokens of the whole schedule, rounded up to a whole step. Give this or steps."""
     global_batch_size: PositiveInt
     """Samples in one optimizer step, over all ranks."""
+    batch_size_warmup: tuple[BatchSizeStage, ...] = ()
+    """Stages at the beginning with other, mostly smaller, batches; global_batch_size holds after them."""
     micro_batch_size: PositiveInt = 1
     """Samples in one forward pass on one rank. The number of gradient accumulation steps follows from it."""
     seed: NonNegativeInt = 0
     """Seeds the initial weights and the order of the data."""
     stop_after: PositiveInt | None = None
     """Commit a checkpoint and leave with status 75 after this step; the schedule still ends at `steps`."""
+
+    @property
+    def batches(self) -> BatchSchedule:
+        """How many samples each step takes."""
+        stages = [(stage.steps, stage.global_batch_size) for stage in self.batch_size_warmup]
+        return BatchSchedule(stages, self.global_batch_size)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
@@ -383,7 +251,7 @@ class Settings(Section):
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.tokens is not None
-        return -(-self.train.tokens // (self.train.global_batch_size * self.data.sequence_length))
+        return self.train.batches.step_of(-(-self.train.tokens // self.data.sequence_length) - 1)
 
     @property
     def validation_batch_size(self) -> int:
@@ -392,16 +260,19 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
+        stages = self.train.batch_size_warmup
         if self.data.sequence_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        if self.train.global_batch_size % self.train.micro_batch_size:
-            raise ValueError(
-                f"train.global_batch_size {self.train.global_batch_size} is not a multiple of "
-                f"train.micro_batch_size {self.train.micro_batch_size}"
-            )
+        for number, size in enumerate((*(s.global_batch_size for s in stages), self.train.global_batch_size)):
+            key = f"train.batch_size_warmup.{number}" if number < len(stages) else "train"
+            if size % self.train.micro_batch_size:
+                raise ValueError(
+                    f"{key}.global_batch_size {size} is not a multiple of "
+                    f"train.micro_batch_size {self.train.micro_batch_size}"
+                )
         if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
             raise ValueError(
                 "engine.zero_stage 0 with engine.precision bf16 has no float32 gradient accumulation in DeepSpeed; "

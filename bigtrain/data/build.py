@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings
 from bigtrain.data.build_source import build_source
 from bigtrain.data.build_tokenizer import build_tokenizer
 from bigtrain.data.clean import require_libraries
@@ -43,7 +43,7 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
     settings.dir.mkdir(parents=True, exist_ok=True)
     with _exclusive(settings.dir, report), Workers(count) as workers:
         corpora = {source.name: open_corpus(source) for source in settings.sources}
-        if settings.dedup == "exact":
+        if settings.dedup.method != "none":
             corpora = without_duplicates(corpora, settings, workers, report)
         build_tokenizer(settings, vocab_size, corpora, workers, report)
         for source in settings.sources:

@@ -12,8 +12,8 @@ from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
+from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings, SourceSettings
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.funnel import Funnel
 from bigtrain.data.hashing import digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bigtrain.config.settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.files import write_atomically
 from bigtrain.data.layout import Record, read_record, require_same, tokenizer_request, write_record

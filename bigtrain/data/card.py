@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bigtrain.config.settings import DataSettings
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.data.plan import Plan
 from bigtrain.data.store import Dataset
 from bigtrain.version import __version__
@@ -54,7 +54,7 @@ def data_card(
             "end_of_text": settings.tokenizer.end_of_text,
             "path": str(settings.tokenizer.path) if settings.tokenizer.path else None,
         },
-        "dedup": settings.dedup,
+        "dedup": settings.dedup.method,
         "validation_fraction": settings.validation.fraction,
         "sources": sources,
     }

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xxhash
 
 from bigtrain.config.cleaning import CleanStep
-from bigtrain.config.settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.data.clean import Verdict, clean
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.documents import ID_BYTES, Piece, content_hash

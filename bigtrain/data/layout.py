@@ -18,8 +18,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings, SourceSettings
 from bigtrain.data.files import write_atomically
 from bigtrain.data.hashing import identity
 
@@ -54,7 +54,7 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
 
 def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
     """The sources whose documents are not written into this one again: those before it, and itself."""
-    if settings.dedup == "none":
+    if settings.dedup.method == "none":
         return []
     upto = settings.sources[: settings.sources.index(source) + 1]
     return [f"{s.name} ({identity(s.model_dump(mode='json', exclude={'weight'}))[:8]})" for s in upto]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import xxhash
 
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings
 from bigtrain.data.block_cache import BlockCache
 from bigtrain.data.layout import BUILD_RECORD, SPLITS
 from bigtrain.data.manifest import MANIFEST, FileRecord

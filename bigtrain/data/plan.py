@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings
 from bigtrain.data.hashing import identity
 from bigtrain.data.permutation import permutation
 from bigtrain.data.quotas import Quotas, integer_weights, weights_in_proportion

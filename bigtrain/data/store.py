@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings
 from bigtrain.data.layout import Split, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
 from bigtrain.data.mirror import Mirror, open_mirror

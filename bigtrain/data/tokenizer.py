@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bigtrain.config.data_settings import TokenizerSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import TokenizerSettings
 from bigtrain.data.hashing import DIGEST_BYTES, canonical_json
 
 TOKENIZER_FILE = "tokenizer.json"

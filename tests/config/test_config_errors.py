@@ -128,7 +128,7 @@ def test_a_key_like_no_other_is_answered_with_all_keys_of_its_section(
 ) -> None:
     assert refusal_of_line("  steps: 10", "  steps: 10\n  xqzw: 4") == (
         "unknown key train.xqzw\n"
-        "  wanted: one of steps, tokens, global_batch_size, micro_batch_size, seed, stop_after\n"
+        "  wanted: one of steps, tokens, global_batch_size, batch_size_warmup, micro_batch_size, seed, stop_after\n"
         "  fix:    remove it, or see: bigtrain config explain train"
     )
 
@@ -185,7 +185,7 @@ WHOLE = "a whole number, at least 1"
             "  vocab_size: 8192",
             "  vocab_size:",
             f"model.vocab_size cannot be null\n  found:  null\n  wanted: {WHOLE}\n"
-            "  fix:    change it; see: bigtrain config explain model.vocab_size",
+            "  fix:    leave it out to take the default",
         ),
         (
             "  steps: 10",
@@ -202,18 +202,18 @@ WHOLE = "a whole number, at least 1"
             "      kind: text",
             "      kind: txt",
             "data.sources.0.kind cannot be 'txt'\n  found:  'txt', text\n"
-            "  wanted: python_stdlib, text, jsonl, parquet or huggingface\n  fix:    write kind: text",
+            "  wanted: python_stdlib, text, jsonl, parquet, huggingface or megatron\n  fix:    write kind: text",
         ),
         (
             "      weight: 0.75",
-            "      weight: 0.0",
-            "data.sources.0.weight cannot be 0.0\n  found:  0.0, a number\n  wanted: a number above 0, or null\n"
+            "      weight: -1.0",
+            "data.sources.0.weight cannot be -1.0\n  found:  -1.0, a number\n  wanted: a number at least 0, or null\n"
             "  fix:    change it; see: bigtrain config explain data.sources.0.weight",
         ),
         (
             "      weight: 0.75",
             "      weight: .inf",
-            "data.sources.0.weight cannot be inf\n  found:  inf, a number\n  wanted: a number above 0, or null\n"
+            "data.sources.0.weight cannot be inf\n  found:  inf, a number\n  wanted: a number at least 0, or null\n"
             "  fix:    change it; see: bigtrain config explain data.sources.0.weight",
         ),
         (
@@ -323,7 +323,7 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
             "      kind: python_stdlib",
             "      kind: python_stdlib\n      path: lib",
             "c.yaml:16: data.sources.1: source 'code' of kind 'python_stdlib' has no path, found 'lib'; "
-            "remove it: path is for text, jsonl, parquet, huggingface only\n"
+            "remove it: path is for text, jsonl, parquet, huggingface, megatron only\n"
             "  fix:    change data.sources.1.kind (c.yaml:17) or data.sources.1.path (c.yaml:18)",
         ),
     ],

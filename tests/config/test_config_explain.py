@@ -30,7 +30,7 @@ def test_a_key_is_explained_with_meaning_type_default_and_whether_it_may_change(
         "type": "bf16 or fp32",
         "required": False,
         "default": "bf16",
-        "changes_mathematics": True,
+        "on_resume": "must stay the same",
         "allowed": ["bf16", "fp32"],
     }
 

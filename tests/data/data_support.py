@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.config.settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
+from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.data.manifest import Manifest
 from bigtrain.data.shards import ShardWriter
 from bigtrain.data.store import Dataset

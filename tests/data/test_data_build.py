@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from data_support import contents, data_settings, jsonl_source, sentences, write_jsonl
 
+from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.data import Dataset, build, load_tokenizer, open_datasets
 from bigtrain.data.corpus import open_corpus, read_documents
 from bigtrain.data.documents import document_id, is_held_out
@@ -114,7 +114,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from bigtrain.config.settings import DataSettings\n"
+        "from bigtrain.config.data_settings import DataSettings\n"
         "from bigtrain.data import build\n"
         "import importlib\n"
         "if __name__ == '__main__':\n"

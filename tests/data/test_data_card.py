@@ -7,7 +7,7 @@ import json
 import pytest
 from data_support import data_settings, jsonl_source, sentences, write_jsonl
 
-from bigtrain.config.settings import DataSettings
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.data import Dataset, Plan, build, open_datasets
 from bigtrain.data.card import Card, card_as_markdown, data_card
 from bigtrain.data.provenance import contents_of

@@ -17,8 +17,8 @@ from data_support import jsonl_source, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import SourceSettings
 from bigtrain.data.corpus import open_corpus, read_documents
 from bigtrain.data.corpus.python_stdlib import TOPICS, documentation
 from bigtrain.data.documents import Document, document_id, is_held_out

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from bigtrain.cli.data_commands import app
 from bigtrain.config.cleaning import CleanStep
+from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings, SourceSettings
 from bigtrain.data import Dataset, build, load_tokenizer, open_datasets, read_funnels
 from bigtrain.data.clean import Verdict, clean
 from bigtrain.data.corpus import read_documents

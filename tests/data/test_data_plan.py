@@ -10,8 +10,8 @@ from data_support import data_settings, random_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import SourceSettings
 from bigtrain.data.plan import Phase, Plan, PlannedSource
 
 

@@ -25,8 +25,8 @@ from remote_support import BUCKET, SLOW_SECONDS, Proxy, S3Server, s3_environment
 from remote_worker import PLACE, QUICK, VOCABULARY
 
 import bigtrain.data.shards
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import SourceSettings
 from bigtrain.data import Dataset, Loader, Plan, build, load_tokenizer, open_datasets, verify
 from bigtrain.data.block_cache import STALE_SECONDS
 from bigtrain.data.corpus import read_documents

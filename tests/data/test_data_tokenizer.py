@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from bigtrain.config.data_settings import TokenizerSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import TokenizerSettings
 from bigtrain.data.tokenizer import (
     canonical_form,
     check_vocabulary,
@@ -49,7 +49,7 @@ def test_text_that_spells_end_of_text_is_ordinary_text() -> None:
 def test_training_gives_the_same_bytes_whatever_the_threads() -> None:
     code = (
         "import sys; from data_support import sentences;"
-        "from bigtrain.config.settings import TokenizerSettings;"
+        "from bigtrain.config.data_settings import TokenizerSettings;"
         "from bigtrain.data.tokenizer import train_tokenizer;"
         "sys.stdout.buffer.write(train_tokenizer(TokenizerSettings(vocab_size=300), iter(sentences(50, 0))))"
     )

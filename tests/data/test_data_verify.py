@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from data_support import data_settings, jsonl_source, sentences, write_dataset, write_jsonl
 
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import DataSettings
 from bigtrain.data import build, open_datasets, verify
 from bigtrain.data.hashing import canonical_json
 from bigtrain.data.manifest import BLOCK_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from bigtrain.config.settings import SourceSettings
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.corpus.corpus import Corpus
 from bigtrain.data.corpus.huggingface import huggingface
 from bigtrain.data.corpus.jsonl import jsonl

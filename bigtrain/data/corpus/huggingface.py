@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import SourceSettings
 from bigtrain.data.corpus.corpus import PIECE_BYTES, Corpus, missing_field, not_text
 from bigtrain.data.documents import Document
 from bigtrain.data.hashing import identity

@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 
 import zstandard
 
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import SourceSettings
 from bigtrain.data.corpus.corpus import (
     PIECE_BYTES,
     Corpus,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.config.settings import SourceSettings
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.corpus.corpus import (
     PIECE_BYTES,
     Corpus,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigtrain.config.settings import SourceSettings
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, describe_files, grouped_by_size
 from bigtrain.data.documents import Document
 

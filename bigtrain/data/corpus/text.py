@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import SourceSettings
 from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, find_files, grouped_by_size
 from bigtrain.data.documents import Document
 
