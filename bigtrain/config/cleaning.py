@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, NonNegativeInt, PositiveInt, model_serializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_serializer, model_validator
 
 from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
 
@@ -15,11 +15,23 @@ from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
 _FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
+LanguageCode = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
+
+
 class FixEncodingSettings(Section):
     """Repairs text that was decoded with the wrong encoding (`schÃ¶n` becomes `schön`), with ftfy."""
 
     normalization: Literal["NFC", "NFKC", "none"] = "NFC"
     """The Unicode normal form that the text is brought to."""
+
+
+class LanguageSettings(Section):
+    """Removes documents in other languages, by fastText's classifier (Penedo et al. 2024, section 3.3)."""
+
+    languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1), _FROM_LIST] = ("en",)
+    """Codes of the languages that are kept: ISO 639-1, as in `[en, de]`, or 639-3 where it has none."""
+    min_score: UnitInterval = 0.65
+    """Least probability of the likeliest language."""
 
 
 class GopherQualitySettings(Section):
@@ -132,6 +144,8 @@ class CleanStep(Section):
 
     fix_encoding: FixEncodingSettings | None = None
     """Repair text that was decoded with the wrong encoding."""
+    language: LanguageSettings | None = None
+    """Remove what is in another language."""
     gopher_quality: GopherQualitySettings | None = None
     """Remove what does not look like English prose."""
     gopher_repetition: GopherRepetitionSettings | None = None

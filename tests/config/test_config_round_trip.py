@@ -62,7 +62,9 @@ keys_of_the_kind = {
     "huggingface": {"path": text.filter(bool), "text_field": text, "subset": st.none() | text, "split": text},
 }
 
-rule = st.sampled_from(["c4", "fix_encoding", {"fineweb": None}]) | st.one_of(
+rule = st.sampled_from(
+    ["c4", "fix_encoding", {"fineweb": None}, {"language": {"languages": ["en", "de"]}}]
+) | st.one_of(
     st.fixed_dictionaries({"gopher_quality": st.fixed_dictionaries({"min_words": count, "max_bullet_lines": unit})}),
     st.fixed_dictionaries(
         {"gopher_repetition": st.fixed_dictionaries({"max_top_ngram_characters": st.just([0, 1, 0.5])})}

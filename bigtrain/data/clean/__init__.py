@@ -16,17 +16,22 @@ from bigtrain.data.clean.c4 import c4
 from bigtrain.data.clean.encoding import fix_encoding, require_ftfy
 from bigtrain.data.clean.fineweb import fineweb
 from bigtrain.data.clean.gopher import gopher_quality, gopher_repetition
+from bigtrain.data.clean.language import language, require_languages
 from bigtrain.data.clean.pii import pii
 from bigtrain.data.clean.text import Text, Verdict
 
 RULES: dict[str, Callable[[Text, Any], Text | Verdict]] = {
     "fix_encoding": fix_encoding,
+    "language": language,
     "gopher_quality": gopher_quality,
     "gopher_repetition": gopher_repetition,
     "c4": c4,
     "fineweb": fineweb,
     "pii": pii,
 }
+
+REQUIREMENTS: dict[str, Callable[[Any], None]] = {"fix_encoding": require_ftfy, "language": require_languages}
+"""Rules that need more than their text: what raises BigtrainError where it is missing."""
 
 NO_TEXT = Verdict("empty", "no text")
 
@@ -45,9 +50,10 @@ def clean(text: str, steps: Sequence[CleanStep]) -> str | Verdict:
 
 
 def require_libraries(steps: Sequence[CleanStep]) -> None:
-    """Raise BigtrainError where a rule needs a library that is not installed."""
-    if any(step.rule == "fix_encoding" for step in steps):
-        require_ftfy()
+    """Raise BigtrainError where a rule needs a library that is not installed, or more than the library can do."""
+    for step in steps:
+        if step.rule in REQUIREMENTS:
+            REQUIREMENTS[step.rule](step.settings)
 
 
 __all__ = ["NO_TEXT", "RULES", "Text", "Verdict", "clean", "require_libraries"]

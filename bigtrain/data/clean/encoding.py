@@ -16,7 +16,7 @@ def fix_encoding(text: Text, settings: FixEncodingSettings) -> Text:
     )
 
 
-def require_ftfy() -> None:
+def require_ftfy(settings: FixEncodingSettings) -> None:
     """Raise BigtrainError where ftfy is not installed."""
     try:
         import ftfy  # noqa: F401
