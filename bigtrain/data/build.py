@@ -15,6 +15,7 @@ from bigtrain.data.build_tokenizer import build_tokenizer
 from bigtrain.data.clean import require_libraries
 from bigtrain.data.corpus import open_corpus
 from bigtrain.data.dedup import without_duplicates
+from bigtrain.data.pack.build_pack import build_packs
 from bigtrain.data.workers import Workers
 
 
@@ -48,6 +49,9 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
         build_tokenizer(settings, vocab_size, corpora, workers, report)
         for source in settings.sources:
             build_source(source, settings, corpora[source.name], workers, report)
+            if settings.packing != "concat":
+                directory = settings.dir / source.name / "train"
+                build_packs(directory, settings.packing, settings.sequence_length, workers, report)
 
 
 @contextmanager

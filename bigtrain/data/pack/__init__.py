@@ -2,11 +2,13 @@
 
     best_fit.py    documents cut only where they are longer than a row, the parts packed tightly
     buckets.py     documents cut into powers of two, a row of parts of one length
-    pack_file.py   what either makes of a shard, as a file; and the manifest of all of them
+    pack_shard.py  either, for the documents of a shard
+    pack_file.py   what comes of it as a file, and the manifest of all of them
+    build_pack.py  making these for a dataset
 
 `concat` needs none of it: its rows follow from the offsets of the documents alone (`packing.py`).
 """
 
-from bigtrain.data.pack.pack_file import PackManifest, PackRecord, ShardPack, manifest_path, pack_path
+from bigtrain.data.pack.pack_file import PackManifest, PackRecord, ShardPack
 
-__all__ = ["PackManifest", "PackRecord", "ShardPack", "manifest_path", "pack_path"]
+__all__ = ["PackManifest", "PackRecord", "ShardPack"]

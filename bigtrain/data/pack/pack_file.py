@@ -35,7 +35,7 @@ import numpy.typing as npt
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.files import write_atomically
 from bigtrain.data.hashing import canonical_json, identity
-from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, Manifest, changed_error
+from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error
 
 FORMAT = 1
 PACK_MAGIC = b"btpack\0\1"
@@ -278,6 +278,6 @@ def manifest_path(directory: Path, packing: str, sequence_length: int) -> Path:
     return directory / f"{packing}-{sequence_length}.json"
 
 
-def pack_path(directory: Path, shard: int, packing: str, sequence_length: int) -> Path:
-    """Where the pack of a shard lies, whose files begin with this number."""
-    return directory / f"{shard:05d}.{packing}-{sequence_length}.pack"
+def pack_path(directory: Path, shard: ShardRecord, packing: str, sequence_length: int) -> Path:
+    """Where the pack of a shard lies."""
+    return directory / f"{Path(shard.files[0].name).stem}.{packing}-{sequence_length}.pack"
