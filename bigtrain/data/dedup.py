@@ -24,12 +24,12 @@ import xxhash
 
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.data_settings import DataSettings, SourceSettings
-from bigtrain.data.clean import Verdict, clean
+from bigtrain.data.clean import Verdict
 from bigtrain.data.corpus import Corpus
-from bigtrain.data.documents import ID_BYTES, Piece, content_hash
+from bigtrain.data.documents import ID_BYTES, Piece
 from bigtrain.data.files import write_atomically
 from bigtrain.data.layout import Record
-from bigtrain.data.selection import DistinctPiece
+from bigtrain.data.selection import DistinctPiece, clean_document
 from bigtrain.data.workers import Workers
 
 Hashes = npt.NDArray[np.uint64]
@@ -48,8 +48,8 @@ class HashPiece:
 
     def __call__(self, piece: Piece) -> list[bytes]:
         """A hash for each document of the piece."""
-        results = (clean(document.text, self.rules) for document in piece.documents())
-        return [REMOVED if isinstance(result, Verdict) else content_hash(result) for result in results]
+        results = (clean_document(document, self.rules) for document in piece.documents())
+        return [REMOVED if isinstance(result, Verdict) else result.content_hash for result in results]
 
 
 def without_duplicates(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
+import numpy as np
+
 from bigtrain.data.hashing import canonical_json, digest
 
 ID_BYTES = 16
@@ -14,13 +16,33 @@ ID_BYTES = 16
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it comes from."""
+    """One text, or the token ids of one, and where it comes from."""
 
     text: str
+    """Empty where the corpus holds token ids."""
     file: str
     """Path relative to the corpus, with forward slashes; the same wherever the corpus lies."""
     position: int
     """Which document of that file: row or line index from 0; 0 where a file is one document."""
+    ids: bytes | None = None
+    """Token ids as little-endian u32, where the corpus holds these instead of text."""
+
+    @property
+    def content(self) -> bytes:
+        """What it says: its text as UTF-8, or its token ids."""
+        return self.text.encode() if self.ids is None else self.ids
+
+    @property
+    def content_hash(self) -> bytes:
+        """16 bytes that name the content: the same for equal texts, and for equal token ids."""
+        return digest(self.content, person=b"content" if self.ids is None else b"token ids")
+
+    def excerpt(self, characters: int) -> str:
+        """The beginning, for people."""
+        if self.ids is None:
+            return self.text[:characters]
+        first = np.frombuffer(self.ids, "<u4", count=min(characters, len(self.ids) // 4))
+        return f"token ids {' '.join(map(str, first))}"[:characters]
 
 
 class Piece(Protocol):
@@ -34,12 +56,7 @@ class Piece(Protocol):
 def document_id(source: str, document: Document) -> bytes:
     """16 bytes that name a document: BLAKE2b of source, file, position and content."""
     origin = canonical_json([source, document.file, document.position])
-    return digest(origin + content_hash(document.text), person=b"document")
-
-
-def content_hash(text: str) -> bytes:
-    """16 bytes that name a text."""
-    return digest(text.encode(), person=b"content")
+    return digest(origin + document.content_hash, person=b"document")
 
 
 def is_held_out(file: str, position: int, fraction: float) -> bool:

@@ -27,7 +27,7 @@ DUPLICATE = Verdict("dedup", "the same text as an earlier document")
 
 @dataclass
 class Count:
-    """A number of documents and their bytes as UTF-8."""
+    """A number of documents and their bytes: UTF-8, or 4 for a token id in a corpus of these."""
 
     documents: int = 0
     bytes: int = 0
@@ -45,7 +45,7 @@ class Removal(Count):
     rule: str = ""
     reason: str = ""
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text."""
+    """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text or of the ids."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Funnel:
         """Count a document that is kept; `size` is its size as it was read."""
         self.read.add(1, size)
         (self.validation if held_out else self.train).add(1, size)
-        self.written_bytes += len(document.text.encode())
+        self.written_bytes += len(document.content)
 
     def remove(self, document: Document, size: int, verdict: Verdict) -> None:
         """Count a document that is removed."""
@@ -74,7 +74,7 @@ class Funnel:
         removal = self._removal(verdict.rule, verdict.reason)
         removal.add(1, size)
         if len(removal.examples) < EXAMPLES:
-            excerpt = document.text[:EXAMPLE_CHARACTERS]
+            excerpt = document.excerpt(EXAMPLE_CHARACTERS)
             removal.examples.append({"file": document.file, "position": document.position, "text": excerpt})
 
     def add(self, later: Funnel) -> None:

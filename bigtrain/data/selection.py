@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data.clean import Verdict, clean
+from bigtrain.data.clean import NO_TEXT, Verdict, clean
 from bigtrain.data.documents import Document, Piece, is_held_out
 from bigtrain.data.funnel import DUPLICATE, Funnel
 
@@ -45,16 +45,23 @@ class SelectDocuments:
         """Select from one piece."""
         selection = Selection()
         for document, is_duplicate in _marked(piece):
-            size = len(document.text.encode())
-            result = DUPLICATE if is_duplicate else clean(document.text, self.rules)
-            if isinstance(result, Verdict):
-                selection.funnel.remove(document, size, result)
+            size = len(document.content)
+            cleaned = DUPLICATE if is_duplicate else clean_document(document, self.rules)
+            if isinstance(cleaned, Verdict):
+                selection.funnel.remove(document, size, cleaned)
                 continue
-            cleaned = replace(document, text=result)
             held_out = is_held_out(document.file, document.position, self.validation_fraction)
             (selection.validation if held_out else selection.train).append(cleaned)
             selection.funnel.keep(cleaned, size, held_out=held_out)
         return selection
+
+
+def clean_document(document: Document, rules: Sequence[CleanStep]) -> Document | Verdict:
+    """A document as its rules leave it. Token ids stay as they are: a source of these has no rules."""
+    if document.ids is not None:
+        return document if document.ids else NO_TEXT
+    result = clean(document.text, rules)
+    return result if isinstance(result, Verdict) else replace(document, text=result)
 
 
 def _marked(piece: Piece) -> Iterator[tuple[Document, bool]]:

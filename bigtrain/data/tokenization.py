@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from bigtrain.config.cleaning import CleanStep
+from bigtrain.config.errors import BigtrainError
 from bigtrain.data.documents import Document, Piece, document_id
 from bigtrain.data.funnel import Funnel
 from bigtrain.data.selection import SelectDocuments
@@ -56,9 +57,14 @@ class TokenizePiece:
         return TokenizedPiece(train, validation, selection.funnel)
 
     def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
-        tokenizer, end, dtype = _load(self.tokenizer_file, self.end_of_text)
-        encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-        arrays = [np.array([*encoding.ids, end], dtype) for encoding in encodings]
+        tokenizer, end, vocabulary = _load(self.tokenizer_file, self.end_of_text)
+        dtype = token_dtype(vocabulary)
+        texts = [document.text for document in documents if document.ids is None]
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        arrays = [
+            np.array([*next(encodings).ids, end], dtype) if document.ids is None else _closed(document, end, vocabulary)
+            for document in documents
+        ]
         return TokenizedDocuments(
             tokens=np.concatenate(arrays) if arrays else np.empty(0, dtype),
             lengths=[len(array) for array in arrays],
@@ -73,7 +79,23 @@ def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
 
 
+def _closed(document: Document, end: int, vocabulary: int) -> npt.NDArray[np.unsignedinteger]:
+    """The token ids that a document came with, and behind them the end-of-text token if they do not end with it."""
+    assert document.ids is not None
+    ids = np.frombuffer(document.ids, "<u4")
+    if (beyond := np.flatnonzero(ids >= vocabulary)).size:
+        raise BigtrainError(
+            f"document {document.position} of {document.file} has a token id that the tokenizer does not know",
+            found=f"id {ids[beyond[0]]} as token {beyond[0]} of {len(ids)}",
+            wanted=f"ids below {vocabulary}, the size of the vocabulary",
+            fix="set data.tokenizer.path to the tokenizer that these ids were made with",
+        )
+    closing = [] if ids[-1] == end else [end]
+    return np.concatenate((ids, closing)).astype(token_dtype(vocabulary))
+
+
 @lru_cache(maxsize=1)
-def _load(file: Path, end_of_text: str) -> tuple[Tokenizer, int, np.dtype[np.unsignedinteger]]:
+def _load(file: Path, end_of_text: str) -> tuple[Tokenizer, int, int]:
+    """A tokenizer, the id of its end-of-text token and the size of its vocabulary."""
     tokenizer = load_tokenizer(file)
-    return tokenizer, end_of_text_id(tokenizer, end_of_text), token_dtype(vocabulary_size(tokenizer))
+    return tokenizer, end_of_text_id(tokenizer, end_of_text), vocabulary_size(tokenizer)

@@ -13,6 +13,7 @@ from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.corpus.corpus import Corpus
 from bigtrain.data.corpus.huggingface import huggingface
 from bigtrain.data.corpus.jsonl import jsonl
+from bigtrain.data.corpus.megatron import megatron
 from bigtrain.data.corpus.parquet import parquet
 from bigtrain.data.corpus.python_stdlib import python_stdlib
 from bigtrain.data.corpus.text import text
@@ -24,6 +25,7 @@ CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
     "jsonl": jsonl,
     "parquet": parquet,
     "huggingface": huggingface,
+    "megatron": megatron,
 }
 
 
