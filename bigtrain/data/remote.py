@@ -121,11 +121,13 @@ class Remote:
             for start in range(0, size, BLOCK_BYTES):
                 file.write(self._persist(what, partial(self._get_exactly, name, start, min(start + BLOCK_BYTES, size))))
 
-    def find(self, names: set[str]) -> list[str]:
-        """The files in the folder or below it that are called by one of `names`: their paths relative to it."""
+    def find(self, patterns: set[str]) -> list[str]:
+        """The files in the folder or below it whose names match one of `patterns`: their paths relative to it."""
         self._files.invalidate_cache()  # of listings
         found: list[str] = self._persist(self.url, lambda: self._files.find(self._root))
-        return sorted(path[len(self._root) + 1 :] for path in found if PurePosixPath(path).name in names)
+        paths = [PurePosixPath(path) for path in found]
+        wanted = [path for path in paths if any(path.match(pattern) for pattern in patterns)]
+        return sorted(path.relative_to(self._root).as_posix() for path in wanted)
 
     def _get_exactly(self, name: str, start: int, end: int) -> bytes:
         data = self._get(name, start, end)

@@ -16,6 +16,7 @@ import xxhash
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.layout import BUILD_RECORD
 from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.pack import MANIFEST_PATTERNS, PackManifest, ShardPack, find_packs
 from bigtrain.data.remote import Remote
 from bigtrain.data.store import Shard
 from bigtrain.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
@@ -30,6 +31,8 @@ class VerifyReport:
 
     datasets: int = 0
     shards: int = 0
+    packs: int = 0
+    """Pack files: see `pack_file.py`."""
     blocks: int = 0
     bytes: int = 0
     documents: int = 0
@@ -48,7 +51,7 @@ class VerifyReport:
 
 
 def verify(place: Path | str) -> VerifyReport:
-    """Check all datasets at or below a folder: checksums of every block, counts, ids within the vocabulary.
+    """Check all datasets at or below a folder: checksums of every block, counts, ids within the vocabulary, packs.
 
     Reads all data. A URL's are fetched a shard at a time into a temporary folder. Raises BigtrainError where there is
     no dataset at all, or a URL cannot be read.
@@ -70,7 +73,7 @@ def verify(place: Path | str) -> VerifyReport:
             for path in paths:
                 path.unlink(missing_ok=True)
 
-        for name in remote.find({MANIFEST, BUILD_RECORD, TOKENIZER_FILE}):
+        for name in remote.find({MANIFEST, BUILD_RECORD, TOKENIZER_FILE, *MANIFEST_PATTERNS}):
             fetch(folder / name)
         report = _verify(folder, remote.url, fetched)
     report.problems = [problem.replace(str(folder), remote.url) for problem in report.problems]
@@ -121,12 +124,49 @@ def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, re
         return
     if tokenizer is not None and manifest.tokenizer != tokenizer:
         report.problems.append(f"{directory / MANIFEST}: tokenizer {manifest.tokenizer}, expected {tokenizer}")
-    for record in manifest.shards:
+    packs = list(_read_packs(directory, manifest, report))
+    for index, record in enumerate(manifest.shards):
         report.shards += 1
-        with fetched([directory / file.name for file in record.files]):
-            broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in record.files]
-            if not any(broken):
-                _verify_content(Shard(directory, record, manifest.dtype), directory, record, manifest, report)
+        files = [*record.files, *(pack.shards[index].file for pack in packs)]
+        with fetched([directory / file.name for file in files]):
+            broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in files]
+            if any(broken[: len(record.files)]):
+                continue
+            shard = Shard(directory, record, manifest.dtype)
+            _verify_content(shard, directory, record, manifest, report)
+            for pack, is_broken in zip(packs, broken[len(record.files) :], strict=True):
+                if not is_broken:
+                    _verify_pack(directory, pack, index, shard, report)
+
+
+def _read_packs(directory: Path, manifest: Manifest, report: VerifyReport) -> Iterator[PackManifest]:
+    """The manifests of all packs of a dataset that can be checked against it."""
+    for packing, sequence_length in find_packs(directory):
+        try:
+            pack = PackManifest.read(directory, packing, sequence_length, manifest.dataset_id)
+        except BigtrainError as error:
+            report.problems.append(str(error))
+            continue
+        if [shard.tokens for shard in pack.shards] == [shard.tokens for shard in manifest.shards]:
+            yield pack
+        else:
+            report.problems.append(f"{pack.path(directory)}: its shards are not those of the dataset beside it")
+
+
+def _verify_pack(directory: Path, pack: PackManifest, index: int, shard: Shard, report: VerifyReport) -> None:
+    """Check that the rows of a shard hold each of its tokens once, in spans of one document, and fit."""
+    report.packs += 1
+    path = directory / pack.shards[index].file.name
+    try:
+        columns = ShardPack.open(path)
+    except BigtrainError as error:
+        report.problems.append(str(error))
+        return
+    fault = columns.fault(shard.documents.offset, pack.sequence_length)
+    if fault is None and (columns.rows, len(columns.row)) != (pack.shards[index].rows, pack.shards[index].spans):
+        fault = f"{columns.rows:,} rows of {len(columns.row):,} spans, not those of the manifest"
+    if fault is not None:
+        report.problems.append(f"{path}: {fault}")
 
 
 def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: VerifyReport) -> bool:

@@ -9,6 +9,6 @@
 `concat` needs none of it: its rows follow from the offsets of the documents alone (`packing.py`).
 """
 
-from bigtrain.data.pack.pack_file import PackManifest, PackRecord, ShardPack
+from bigtrain.data.pack.pack_file import MANIFEST_PATTERNS, PackManifest, PackRecord, ShardPack, find_packs
 
-__all__ = ["PackManifest", "PackRecord", "ShardPack"]
+__all__ = ["MANIFEST_PATTERNS", "PackManifest", "PackRecord", "ShardPack", "find_packs"]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +42,7 @@ FORMAT = 1
 PACK_MAGIC = b"btpack\0\1"
 HEADER_BYTES = len(PACK_MAGIC) + 16
 MOST_SPANS = 1 << 32
+MANIFEST_PATTERNS = ("best_fit-*.json", "buckets-*.json")
 
 I64 = npt.NDArray[np.int64]
 
@@ -207,11 +209,14 @@ class PackManifest:
         """Tokens in all shards."""
         return sum(shard.tokens for shard in self.shards)
 
+    def path(self, directory: Path) -> Path:
+        """Where this lies in the dataset's folder."""
+        return manifest_path(directory, self.packing, self.sequence_length)
+
     def write(self, directory: Path) -> None:
         """Commit the packs: from here on they exist."""
         content = {**self._content(), "pack_id": self.pack_id, "rows": self.rows, "tokens": self.tokens}
-        path = manifest_path(directory, self.packing, self.sequence_length)
-        write_atomically(path, lambda file: file.write(canonical_json(content)))
+        write_atomically(self.path(directory), lambda file: file.write(canonical_json(content)))
 
     def _content(self) -> dict[str, Any]:
         """What the pack id is the hash of."""
@@ -273,11 +278,17 @@ class PackManifest:
         return manifest
 
 
-def manifest_path(directory: Path, packing: str, sequence_length: int) -> Path:
-    """Where the manifest of a packing lies."""
-    return directory / f"{packing}-{sequence_length}.json"
+def find_packs(directory: Path) -> list[tuple[str, int]]:
+    """The packings and sequence lengths that the dataset in a folder has manifests for."""
+    names = [path.name for pattern in MANIFEST_PATTERNS for path in directory.glob(pattern)]
+    matches = [re.fullmatch(r"(\w+)-(\d+)\.json", name) for name in names]
+    return sorted((match[1], int(match[2])) for match in matches if match)
 
 
 def pack_path(directory: Path, shard: ShardRecord, packing: str, sequence_length: int) -> Path:
     """Where the pack of a shard lies."""
     return directory / f"{Path(shard.files[0].name).stem}.{packing}-{sequence_length}.pack"
+
+
+def manifest_path(directory: Path, packing: str, sequence_length: int) -> Path:
+    return directory / f"{packing}-{sequence_length}.json"
