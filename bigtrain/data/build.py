@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
 
     Raises:
         BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
-            holds data of other settings or of another state of the corpus.
+            holds data of other settings or of another state of the corpus, or its disk is full.
     """
     if settings.remote is not None:
         raise BigtrainError(
@@ -42,7 +43,7 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
         require_libraries(source.clean)
     count = settings.workers or len(os.sched_getaffinity(0))
     settings.dir.mkdir(parents=True, exist_ok=True)
-    with _exclusive(settings.dir, report), Workers(count) as workers:
+    with _clear_on_a_full_disk(settings.dir), _exclusive(settings.dir, report), Workers(count) as workers:
         corpora = {source.name: open_corpus(source) for source in settings.sources}
         if settings.dedup.method != "none":
             corpora = without_duplicates(corpora, settings, workers, report)
@@ -64,3 +65,18 @@ def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]
             report(f"waiting: another process is building data in {directory}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _clear_on_a_full_disk(directory: Path) -> Iterator[None]:
+    """Say which disk it is, and that nothing is lost, where a write in this process or a worker found no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BigtrainError(
+            f"there is no room left for the data in {directory}",
+            found=str(error),
+            fix="make room on the disk and start again: finished shards are kept; or set data.dir to another disk",
+        ) from error

@@ -363,3 +363,39 @@ def test_a_build_packs_the_training_split_of_every_source(tmp_path: Path) -> Non
     assert packs == [f"{name}/train/00000.buckets-{T}.pack" for name in "ab"]
     assert sum(f": buckets-{T}: " in line and "% full" in line for line in lines) == 2
     assert verify(settings.dir).ok
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(small_disk: Path, tmp_path: Path) -> None:
+    source = jsonl_source(write_jsonl(tmp_path / "x.jsonl", sentences(400, 1)))
+    settings = data_settings(small_disk / "data", source)
+    build(settings, vocab_size=512, report=lambda line: None)
+    packed_settings = settings.model_copy(update={"packing": "buckets", "sequence_length": 64})
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size - 16384)
+    with pytest.raises(
+        BigtrainError, match=r"(?s)no room left for the data in .*No space left.*finished shards are kept"
+    ):
+        build(packed_settings, vocab_size=512, report=lambda line: None)
+    filler.unlink()
+    build(packed_settings, vocab_size=512, report=lambda line: None)
+    report = verify(small_disk)
+    assert report.ok
+    assert report.packs == 1
+    assert not list(small_disk.rglob("*.tmp")) + list(small_disk.rglob("*.note"))

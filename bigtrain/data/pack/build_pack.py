@@ -45,7 +45,7 @@ def build_packs(
 
     Raises:
         BigtrainError: the dataset was changed after it was written.
-        OSError: the disk is full; what is finished is kept.
+        OSError: a file cannot be written; what is finished is kept.
     """
     dataset = Manifest.read(directory)
     name = f"{dataset.source}: {packing}-{sequence_length}"
