@@ -291,4 +291,5 @@ def pack_path(directory: Path, shard: ShardRecord, packing: str, sequence_length
 
 
 def manifest_path(directory: Path, packing: str, sequence_length: int) -> Path:
+    """Where the manifest of a packing lies."""
     return directory / f"{packing}-{sequence_length}.json"
