@@ -3,11 +3,12 @@
     DIR/tokenizer.json            the tokenizer, in canonical form
     DIR/build.json                the settings it was made from, and its hash
     DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
-    DIR/<source>/train/           the shards and manifest of the training split
+    DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack/pack_file.py)
     DIR/<source>/validation/      those of the held-out documents
     DIR/<source>/funnel.json      what became of the documents of the source (funnel.py)
     DIR/<source>/progress-*.json  finished shards of an unfinished build
-    DIR/.dedup/                   hashes of all texts, where duplicates are looked for (dedup.py)
+    DIR/.dedup/                   keys of all documents, where duplicates are looked for (dedup/)
+    DIR/.decontaminate/           n-grams of the evaluation texts, where these are looked for (decontaminate.py)
 
 `build.json` is written before the shards, so that shards of different settings can never mix.
 """
@@ -29,8 +30,12 @@ BUILD_RECORD = "build.json"
 
 Record = dict[str, Any]
 
-ADDED_LATER: Record = {"clean": [], "dedup": []}
+ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None}
 """Settings that the first records do not name, with the value that those data were built with."""
+
+
+ABOUT_TRAINING = {"weight", "max_epochs"}
+"""Keys of a source that say how it is trained on: they change nothing that is built."""
 
 
 def tokenizer_request(settings: DataSettings) -> Record:
@@ -42,10 +47,15 @@ def tokenizer_request(settings: DataSettings) -> Record:
 
 
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:
-    """The settings that decide what the shards of a source hold."""
+    """The settings that decide what the shards of a source hold.
+
+    Of evaluation texts only how they are looked for: training does not read them. The build adds what they are.
+    """
+    decontaminate = settings.decontaminate
     return {
-        "source": source.model_dump(mode="json", exclude={"weight", "license"}),
+        "source": source.model_dump(mode="json", exclude=ABOUT_TRAINING | {"license"}),
         "dedup": _compared_with(source, settings),
+        "decontaminate": decontaminate and decontaminate.model_dump(mode="json", exclude={"paths"}),
         "validation": settings.validation.model_dump(mode="json"),
         "shard_tokens": settings.shard_tokens,
         "tokenizer": tokenizer,
@@ -53,11 +63,20 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
 
 
 def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
-    """The sources whose documents are not written into this one again: those before it, and itself."""
-    if settings.dedup.method == "none":
+    """How documents are compared, and the sources whose documents are not written into this one again: those before
+    it, and itself.
+    """
+    dedup = settings.dedup
+    if dedup.method == "none":
         return []
+    how = [f"near: {dedup.bands} bands of {dedup.rows} rows, {dedup.ngram}-grams"] if dedup.method == "near" else []
     upto = settings.sources[: settings.sources.index(source) + 1]
-    return [f"{s.name} ({identity(s.model_dump(mode='json', exclude={'weight'}))[:8]})" for s in upto]
+    return how + [f"{s.name} ({identity(what_documents(s))[:8]})" for s in upto]
+
+
+def what_documents(source: SourceSettings) -> Record:
+    """The settings of a source that decide which documents it has. Its licence, null here, is none of them."""
+    return source.model_copy(update={"license": None}).model_dump(mode="json", exclude=ABOUT_TRAINING)
 
 
 def read_record(folder: Path) -> Record | None:
