@@ -120,15 +120,14 @@ def run_in_a_process_of_its_own(name: str, config: Path, batches: Path) -> list[
 
 def first_batches(settings: Settings, steps: int) -> torch.Tensor:
     """The token ids that bigtrain trains on in its first steps: [steps, batch, length + 1]."""
-    from bigtrain.data import Loader, Plan, open_datasets
+    from bigtrain.data import Loader
+    from bigtrain.run.data import RunData
 
-    datasets = open_datasets(settings.data, model_vocab_size=settings.model.vocab_size)
-    plan = Plan.from_datasets(datasets, settings.data, settings.train.seed)
-    size = settings.train.global_batch_size
+    data = RunData.open(settings)
     rows = []
-    with Loader(plan, datasets, global_batch_size=size, micro_batch_size=size) as loader:
+    with Loader(data.plan, data.train, micro_batch_size=settings.train.global_batch_size) as loader:
         for _ in range(steps):
-            (batch,) = next(loader).micro_batches
+            (batch,) = (micro_batch.to("cpu") for micro_batch in next(loader).micro_batches)
             # A label that is masked between documents is an end of text here: peers know no documents.
             last = batch.labels[:, -1:].clamp(min=0)
             rows.append(torch.cat((batch.input_ids, last), dim=1))

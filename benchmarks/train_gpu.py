@@ -436,27 +436,25 @@ class Data:
 
 def pack(window: npt.NDArray[np.uint32], ends: list[npt.NDArray[np.int64]]) -> MicroBatch:
     """Rows [B, T + 1], with the places in each where a document ends, as the loader hands them out."""
-    from bigtrain.data import MicroBatch
-    from bigtrain.data.packing import IGNORED, PackedRows
+    from bigtrain.data.assemble import IGNORED, Rows
+    from bigtrain.data.batch import micro_batches_of
 
     batch, length = window.shape[0], window.shape[1] - 1
     end = np.concatenate([row + index * length for index, row in enumerate(ends)])
     boundaries = np.union1d(end, np.arange(0, (batch + 1) * length, length))
-    lengths = np.diff(boundaries)
-    labels = window[:, 1:].astype(np.int64)
+    labels = window[:, 1:].astype(np.int32)
     labels.reshape(-1)[end - 1] = IGNORED
-    positions = np.arange(batch * length) - np.repeat(boundaries[:-1], lengths)
-    return MicroBatch.of(
-        PackedRows(
-            window=window,
-            labels=labels,
-            positions=positions.reshape(batch, length),
-            boundaries=boundaries.astype(np.int32),
-            max_document=int(lengths.max()),
-            label_tokens=batch * length - len(end),
-            input_tokens=batch * length,
-        )
+    positions = np.arange(batch * length) - np.repeat(boundaries[:-1], np.diff(boundaries))
+    rows = Rows(
+        input_ids=window[:, :-1].astype(np.int32),
+        labels=labels,
+        positions=positions.reshape(batch, length).astype(np.int32),
+        boundaries=boundaries,
+        label_tokens=np.array([length - len(row) for row in ends]),
+        input_tokens=np.full(batch, length),
     )
+    (micro_batch,) = micro_batches_of(rows, batch)
+    return micro_batch
 
 
 def work_of(args: argparse.Namespace, model: str) -> Work:

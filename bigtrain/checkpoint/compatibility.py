@@ -9,18 +9,16 @@ from bigtrain.checkpoint.manifest import Manifest
 from bigtrain.config.errors import BigtrainError
 
 
-def check_compatible(manifest: Manifest, mathematics: Mapping[str, Any], plan_id: str) -> None:
+def check_compatible(manifest: Manifest, mathematics: Mapping[str, Any]) -> None:
     """Refuse to continue a checkpoint under other mathematics.
 
     Args:
         mathematics: the settings of today that change the result: `bigtrain.config.mathematics(settings)`.
-        plan_id: the data plan of today.
 
     Raises:
         BigtrainError: names every key that differs, with both values.
     """
-    then = {**manifest.mathematics, "the data plan": manifest.cursor.plan_id}
-    now = {**mathematics, "the data plan": plan_id}
+    then, now = manifest.mathematics, mathematics
     if keys := [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]:
         raise BigtrainError(
             f"settings that change the result differ from those of the checkpoint of step {manifest.cursor.step}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,13 +41,18 @@ def build(
 def funnel(
     data: Annotated[Path, typer.Argument(metavar="CONFIG|DIR", help="A configuration, or a data directory.")],
     examples: Annotated[bool, typer.Option(help="Show the beginning of some removed documents too.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures and examples.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how many documents went into each source, which rule removed how many, and what was written."""
     from bigtrain.config import load_settings
-    from bigtrain.data import read_funnels
+    from bigtrain.data import read_funnels, write_funnel_page
 
-    funnels = read_funnels(data if data.is_dir() else load_settings(data).data.dir)
+    directory = data if data.is_dir() else load_settings(data).data.dir
+    funnels = read_funnels(directory)
+    if html is not None:
+        write_funnel_page(html, funnels, f"What became of the documents in {directory}")
+        say(f"the page with pictures: {html}")
     if as_json:
         print_json({source: funnel.to_json() for source, funnel in funnels.items()})
         return
@@ -61,6 +66,8 @@ def funnel(
         for removal in funnel.removed if examples else ():
             for example in removal.examples:
                 typer.echo(f"\n{removal.rule}: {removal.reason}: {example['file']}:{example['position']}")
+                if "evidence" in example:
+                    typer.echo(f"because of: {example['evidence']}")
                 typer.echo(example["text"])
 
 
@@ -120,7 +127,7 @@ def where(
                 origin,
                 f"{document['start']}-{document['end']}",
                 document["tokens"],
-                document["id"],
+                document["id"] if document["labelled"] else f"{document['id']} (skipped)",
             )
             for sample, document, origin in rows
         ]
@@ -150,15 +157,44 @@ def when(
         return
     columns = ("step", "epoch", "sample", "sequence", "tokens", "")
     rows = [
-        (*(row[key] for key in columns[:4]), f"{row['start']}-{row['end']}", "done" if row["done"] else "to come")
+        (*(row[key] for key in columns[:4]), f"{row['start']}-{row['end']}", _state(row))
         for row in found["appearances"]
     ]
     print_table(name, columns, rows)
-    steps = {row["step"]: row["done"] for row in found["appearances"]}
+    steps = {row["step"]: row["done"] for row in found["appearances"] if row["labelled"]}
     typer.echo(
         f"in {len(steps)} of {found['total_steps']} steps, {sum(steps.values())} of them done "
         f"(the run is at step {found['newest_step']})"
     )
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="A", help="A run directory or a configuration.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show from which step on two runs or configurations train on other data, and whether a run may change over."""
+    from bigtrain.run.plan_diff import compare_plans
+
+    found = compare_plans(one, other)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(row["source"], *(f"{n:,}" for n in row["samples"])) for row in found["sources"]]
+    print_table("Samples in the whole schedule", ("source", str(one), str(other)), rows)
+    parting = found["same_before"]
+    if parting is None:
+        typer.echo(f"the same plan, {found['plans'][0]}")
+        return
+    typer.echo(
+        f"they differ in {', '.join(found['differs'])}; all batches before step {parting['step']:,} are the same "
+        f"(sample {parting['sample']:,}, {parting['tokens']:,} tokens)"
+    )
+    for place, consumed in zip((one, other), found["consumed"], strict=True):
+        if consumed is not None:
+            verdict = "may change over to the other" if consumed <= parting["sample"] else "has gone too far to change"
+            typer.echo(f"{place} has done {consumed:,} samples: it {verdict}")
 
 
 @app.command()
@@ -186,3 +222,8 @@ def index(
         print_json(paths)
     else:
         typer.echo("\n".join(paths))
+
+
+def _state(appearance: dict[str, Any]) -> str:
+    state = "done" if appearance["done"] else "to come"
+    return state if appearance["labelled"] else f"{state}, skipped: it has no labels"

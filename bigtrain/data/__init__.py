@@ -4,10 +4,12 @@ Build time, `bigtrain data build` (processes in parallel; killed at any moment, 
 
     corpus            documents, in pieces of about a megabyte        corpus/, documents.py
       |
-    clean             rules keep, rewrite or remove each of them      clean/, selection.py
+    clean             rules keep, rewrite or remove each of them      clean/, filters.py, selection.py
       |
-    dedup             of equal texts the first is kept                dedup.py
-      |                 (both are counted, for `data funnel`)          funnel.py
+    decontaminate     those that hold an evaluation text go           decontaminate.py
+      |
+    dedup             of (nearly) equal texts the first is kept       dedup/
+      |                 (both are counted, for `data funnel`)          funnel.py, funnel_page.py
     tokenizer         byte-level BPE, one for all sources             build_tokenizer.py, tokenizer.py
       |
     token ids         each document closed by end-of-text             tokenization.py, workers.py
@@ -15,23 +17,27 @@ Build time, `bigtrain data build` (processes in parallel; killed at any moment, 
     shards            *.tok, *.doc, manifest.json (format 1)          build_source.py, shards.py, manifest.py
                       train/ and validation/, split by document       layout.py: where all of it lies
 
+                      rows of documents, where packing asks for it      pack/
+
 Train time (nothing is scanned, nothing is stored but {consumed_samples, plan_id}):
 
-    plan              sample number -> (source, epoch, sequence)      plan.py = quotas.py + permutation.py
+    plan              sample number -> (source, epoch, sequence)      planning.py, plan.py = skips.py +
+      |                                                                 mixture.py (quotas.py) + shuffle.py
+    packing           sequence -> spans of tokens of a shard          packing.py
       |
     store             memory-mapped shards, or verified blocks of     store.py
-                      shards behind a URL, cached on local disk       mirror.py = remote.py + block_cache.py
+      |               shards behind a URL, cached on local disk       mirror.py = remote.py + block_cache.py
       |
-    packing           rows of tokens, labels, positions, boundaries   packing.py
+    rows              tokens, labels, positions, boundaries           assemble.py, unlabelled.py
       |
     loader            this rank's micro-batches, in the background    loader.py, batch.py
                       and the same held-out rows every time           validation.py
 
 A run opens its data with
 
-    datasets = open_datasets(settings.data, model_vocab_size=settings.model.vocab_size)
-    plan = Plan.from_datasets(datasets, settings.data, settings.train.seed)
-    with Loader(plan, datasets, first_sample=consumed_samples, ...) as loader:
+    packings = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=settings.model.vocab_size))
+    plan = make_plan(settings.data, settings.train, packings)
+    with Loader(plan, packings, first_sample=consumed_samples, ...) as loader:
         for batch in loader: ...
 
 Afterwards, and in advance, `provenance.py` says which documents are in a step's batch, and runs the plan backwards to
@@ -40,14 +46,17 @@ say in which samples a document is (`stored_document.py` finds it, `document_ind
 `verify.py` checks every byte; `ngram.py` gives the perplexities that a model should beat.
 """
 
+from bigtrain.data.assemble import IGNORED
 from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.build import build
 from bigtrain.data.funnel import Funnel, read_funnels
+from bigtrain.data.funnel_page import write_funnel_page
 from bigtrain.data.loader import Loader
 from bigtrain.data.mirror import open_mirror
 from bigtrain.data.ngram import Yardsticks
-from bigtrain.data.packing import IGNORED
+from bigtrain.data.packing import Packing, open_packings
 from bigtrain.data.plan import Plan, SampleAddress
+from bigtrain.data.planning import make_plan, require_samples
 from bigtrain.data.store import Dataset, open_datasets
 from bigtrain.data.tokenizer import load_tokenizer, tokenizer_hash
 from bigtrain.data.validation import validation_batches
@@ -59,6 +68,7 @@ __all__ = [
     "Funnel",
     "Loader",
     "MicroBatch",
+    "Packing",
     "Plan",
     "RankBatch",
     "SampleAddress",
@@ -67,10 +77,14 @@ __all__ = [
     "build",
     "format_digest",
     "load_tokenizer",
+    "make_plan",
     "open_datasets",
     "open_mirror",
+    "open_packings",
     "read_funnels",
+    "require_samples",
     "tokenizer_hash",
     "validation_batches",
     "verify",
+    "write_funnel_page",
 ]

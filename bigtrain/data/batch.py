@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.data.packing import PackedRows
+from bigtrain.data.assemble import Rows
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +21,12 @@ class MicroBatch:
     """The rows of one forward pass: B rows of T tokens, D documents in them."""
 
     input_ids: Tensor
-    """int64 [B, T]"""
+    """int32 [B, T]"""
     labels: Tensor
-    """int64 [B, T], shifted already: the token after the one at the same place in input_ids; -100 where there is
+    """int32 [B, T], shifted already: the token after the one at the same place in input_ids; -100 where there is
     none (the last token of a document, padding)."""
     position_ids: Tensor
-    """int64 [B, T], from 0 in each document."""
+    """int32 [B, T], from 0 in each document."""
     cu_seqlens: Tensor
     """int32 [D+1], boundaries of documents over the B*T flattened tokens; every row starts a document."""
     max_seqlen: int
@@ -36,28 +36,15 @@ class MicroBatch:
     input_tokens: int
     """Tokens that are not padding."""
 
-    @classmethod
-    def of(cls, rows: PackedRows) -> MicroBatch:
-        """Rows as tensors."""
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same on a device, widened there to the int64 that models take."""
         import torch
 
-        return cls(
-            input_ids=torch.from_numpy(rows.window[:, :-1].astype(np.int64)),
-            labels=torch.from_numpy(rows.labels),
-            position_ids=torch.from_numpy(rows.positions),
-            cu_seqlens=torch.from_numpy(rows.boundaries),
-            max_seqlen=rows.max_document,
-            label_tokens=rows.label_tokens,
-            input_tokens=rows.input_tokens,
-        )
-
-    def to(self, device: torch.device | str) -> MicroBatch:
-        """The same on a device."""
-        tensors = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "labels", "position_ids", "cu_seqlens")
+        wide = {
+            name: getattr(self, name).to(device, non_blocking=True).to(torch.int64)
+            for name in ("input_ids", "labels", "position_ids")
         }
-        return MicroBatch(**{**vars(self), **tensors})
+        return replace(self, **wide, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
 
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of the model's forward pass."""
@@ -81,14 +68,43 @@ class RankBatch:
     is the same at every world size."""
 
 
-def digest_rows(rows: PackedRows, first_position: int) -> int:
-    """Sum of the digests of rows that follow each other in the global batch."""
-    return sum(digest_row(row[:-1], first_position + index) for index, row in enumerate(rows.window))
+def micro_batches_of(rows: Rows, size: int) -> list[MicroBatch]:
+    """Rows as micro-batches of `size` rows each, which share their memory."""
+    import torch
+
+    count, length = rows.input_ids.shape
+    cuts = rows.boundaries.searchsorted(np.arange(0, count + 1, size) * length)
+    longest = np.maximum.reduceat(rows.boundaries[1:] - rows.boundaries[:-1], cuts[:-1]).tolist()
+    starts = np.arange(0, count, size) * length
+    tensors = (torch.split(torch.from_numpy(each), size) for each in (rows.input_ids, rows.labels, rows.positions))
+    return [
+        MicroBatch(
+            ids, labels, positions, torch.from_numpy((rows.boundaries[cut : after + 1] - start).astype(np.int32)), *rest
+        )
+        for ids, labels, positions, start, cut, after, *rest in zip(
+            *tensors,
+            starts.tolist(),
+            cuts[:-1].tolist(),
+            cuts[1:].tolist(),
+            longest,
+            rows.label_tokens.reshape(-1, size).sum(axis=1).tolist(),
+            rows.input_tokens.reshape(-1, size).sum(axis=1).tolist(),
+            strict=True,
+        )
+    ]
 
 
-def digest_row(token_ids: npt.NDArray[np.uint32], position: int) -> int:
-    """xxh3-64 of a row's T token ids as u32, seeded with its position in the global batch."""
-    return xxhash.xxh3_64_intdigest(token_ids.data, seed=position)
+def digest_rows(input_ids: npt.NDArray[np.int32], first_position: int) -> int:
+    """Sum of the digests of rows (int32 [R, T]) that follow each other in the global batch.
+
+    A row's is the xxh3-64 of its T token ids, in 32 bits each, seeded with its position in the global batch.
+    """
+    size = input_ids.shape[1] * input_ids.itemsize
+    data = input_ids.data.cast("B")
+    return sum(
+        xxhash.xxh3_64_intdigest(data[row * size : (row + 1) * size], seed=first_position + row)
+        for row in range(len(input_ids))
+    )
 
 
 def wrap_int64(total: int) -> int:

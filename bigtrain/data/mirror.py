@@ -23,6 +23,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.data.block_cache import BlockCache
 from bigtrain.data.layout import BUILD_RECORD, SPLITS
 from bigtrain.data.manifest import MANIFEST, FileRecord
+from bigtrain.data.pack.pack_file import manifest_path
 from bigtrain.data.remote import Remote, RetryPolicy
 from bigtrain.data.tokenizer import TOKENIZER_FILE
 
@@ -47,11 +48,14 @@ class Mirror:
             self.cache.place(directory / MARKER, [json.dumps({"url": self.remote.url}).encode()])
         self._verified: set[Path] = set()
 
-    def fetch_records(self, sources: Iterable[str]) -> None:
+    def fetch_records(self, settings: DataSettings) -> None:
         """Bring tokenizer, build records and manifests up to date. Raises BigtrainError."""
         names = [TOKENIZER_FILE, BUILD_RECORD]
-        for source in sources:
-            names += [f"{source}/{BUILD_RECORD}", *(f"{source}/{split}/{MANIFEST}" for split in SPLITS)]
+        for source in settings.sources:
+            names += [f"{source.name}/{BUILD_RECORD}", *(f"{source.name}/{split}/{MANIFEST}" for split in SPLITS)]
+            if settings.packing != "concat":
+                folder = Path(source.name) / "train"
+                names.append(manifest_path(folder, settings.packing, settings.sequence_length).as_posix())
         for name in names:
             self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
 
@@ -93,7 +97,7 @@ def open_mirror(settings: DataSettings) -> Mirror | None:
     if settings.remote is None:
         return None
     mirror = Mirror(settings.dir, settings.remote, settings.cache_bytes)
-    mirror.fetch_records(source.name for source in settings.sources)
+    mirror.fetch_records(settings)
     return mirror
 
 

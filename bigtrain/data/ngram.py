@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.data.assemble import IGNORED
 from bigtrain.data.batch import MicroBatch
-from bigtrain.data.packing import IGNORED
 from bigtrain.data.store import Dataset
 
 ORDER = 5

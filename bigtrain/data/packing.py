@@ -1,112 +1,167 @@
-"""Concat packing: sequence i of a dataset is tokens [i*T, (i+1)*T) of its stream, documents one after the other.
+"""Packing: which tokens of a dataset are in which sequence.
 
-- Every token is an input exactly once an epoch. The tail is not dropped: the last row is filled up with end-of-text
-  tokens, which are a document of their own and have no labels.
-- A label is the next token of the same document; for a row's last token that is the first token of the next row.
-  So every token but a document's first is a label exactly once. A document's last token has none: IGNORED.
-- Attention and positions stay inside the part of a document that is visible in the row. A row that starts in the
-  middle of a document starts at position 0, for what came before is not attended to.
+A sequence is a row of sequence_length tokens, made of spans: contiguous tokens of one shard. With `concat`, sequence i
+is tokens [i*T, (i+1)*T) of the dataset's stream, documents one after the other; its number says all. The other packings
+have an index, made once (`pack/`): there a span is a document, or a part of one.
 
-Boundaries come from the `.doc` columns; an end-of-text token inside a text means nothing.
+In all of them every token is in exactly one sequence, so an epoch shows each once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.pack.pack_file import PackManifest, ShardPack
 from bigtrain.data.store import Dataset
-
-IGNORED = -100
-"""The label of a token that has none."""
 
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class PackedRows:
-    """B rows of T tokens."""
+class Spans(NamedTuple):
+    """The spans of some sequences, an array [n] a field; those of a sequence in their order in it."""
 
-    window: npt.NDArray[np.uint32]
-    """[B, T+1]: each row's tokens and the one behind it."""
-    labels: I64
-    """[B, T]"""
-    positions: I64
-    """[B, T]"""
-    boundaries: npt.NDArray[np.int32]
-    """[D+1]: where documents start among the B*T tokens, and B*T. Each row starts one."""
-    max_document: int
-    """Tokens in the longest of these D documents."""
-    label_tokens: int
-    """Labels that are not IGNORED."""
-    input_tokens: int
-    """Tokens that are not padding."""
+    row: I64
+    """Which of the sequences that were asked for."""
+    offset: I64
+    """Where the span begins in its sequence."""
+    shard: I64
+    start: I64
+    """Its first token, counted in the shard."""
+    length: I64
 
 
-def pack(rows: Sequence[tuple[Dataset, int]], sequence_length: int) -> PackedRows:
-    """Assemble rows, each given as dataset and sequence number; a number behind the last is a row of padding."""
-    batch, length = len(rows), sequence_length
-    window = np.empty((batch, length + 1), np.uint32)
-    ends, padded = [], []  # ends: where documents end, counted from the start of the batch
-    padding = 0
-    for row, (dataset, sequence) in enumerate(rows):
-        filled, inside = _read(dataset, sequence * length, window[row])
-        ends.append(inside + row * length)
-        if filled < length:
-            window[row, filled:] = dataset.end_of_text
-            padded.append((row, filled))
-            padding += length - filled
-    end = np.concatenate(ends)
+class Packing(Protocol):
+    """How the tokens of a dataset make sequences."""
 
-    labels = window[:, 1:].astype(np.int64)
-    labels.reshape(-1)[end - 1] = IGNORED
-    for row, filled in padded:
-        labels[row, filled:] = IGNORED
+    dataset: Dataset
+    sequence_length: int
+    rows: int
+    """Sequences; one epoch."""
 
-    boundaries = np.concatenate((end, np.arange(0, (batch + 1) * length, length)))
-    boundaries.sort()
-    boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]
-    lengths = np.diff(boundaries)
-    positions = _arange(batch * length) - np.repeat(boundaries[:-1], lengths)
-    return PackedRows(
-        window=window,
-        labels=labels,
-        positions=positions.reshape(batch, length),
-        boundaries=boundaries.astype(np.int32),
-        max_document=int(lengths.max()),
-        label_tokens=batch * length - len(end) - padding,
-        input_tokens=batch * length - padding,
-    )
+    @property
+    def pack_id(self) -> str | None:
+        """Hash of the index; None where there is none."""
+        ...
+
+    def spans(self, sequences: I64) -> Spans:
+        """What these sequences (i64 [n]) consist of; one behind the last has nothing."""
+        ...
+
+    def sequences_with(self, start: int, end: int) -> I64:
+        """The sequences, in order, that hold tokens [start, end) of the stream, which are of one document."""
+        ...
 
 
-def _read(dataset: Dataset, start: int, window: npt.NDArray[np.uint32]) -> tuple[int, I64]:
-    """Fill `window` [T+1] with the stream's tokens from `start` on, as far as they go.
+class ConcatPacking:
+    """Documents one after the other, cut every `sequence_length` tokens. The last row of the stream may be short."""
 
-    Returns how many of the first T there were, and where documents end among them: offsets in 1..T.
+    pack_id: str | None = None
+
+    def __init__(self, dataset: Dataset, sequence_length: int) -> None:
+        self.dataset, self.sequence_length = dataset, sequence_length
+        self.rows = -(-dataset.tokens // sequence_length)
+        self._starts = np.array(dataset.starts)
+
+    def spans(self, sequences: I64) -> Spans:
+        """What these sequences (i64 [n]) consist of; one behind the last has nothing."""
+        row = np.flatnonzero(sequences < self.rows)
+        start = sequences[row] * self.sequence_length
+        end = np.minimum(start + self.sequence_length, self.dataset.tokens)
+        offset = np.zeros_like(start)
+        parts = []
+        while len(row):  # once, and again for those that go on in the next shard
+            shard = self._starts.searchsorted(start, "right") - 1
+            stop = np.minimum(end, self._starts[shard + 1])
+            parts.append(Spans(row, offset, shard, start - self._starts[shard], stop - start))
+            more = np.flatnonzero(stop < end)
+            row, offset, start, end = row[more], (offset + stop - start)[more], stop[more], end[more]
+        return parts[0] if len(parts) == 1 else _in_order(parts)
+
+    def sequences_with(self, start: int, end: int) -> I64:
+        """The sequences, in order, that hold tokens [start, end) of the stream."""
+        return np.arange(start // self.sequence_length, (end - 1) // self.sequence_length + 1)
+
+
+class IndexedPacking:
+    """Spans as an index says.
+
+    Raises:
+        BigtrainError: there is no index, or it is of other data.
     """
-    length = len(window) - 1
-    if start >= dataset.tokens:
-        return 0, np.empty(0, np.int64)
-    filled = 0
-    ends: list[I64] = []
-    index = dataset.shard_at(start)
-    while filled <= length and index < len(dataset.shards):
-        shard, base = dataset.shards[index], dataset.starts[index]
-        low = start + filled - base
-        tokens = shard.read(low, low + length + 1 - filled, dataset.manifest.vocab_size)
-        window[filled : filled + len(tokens)] = tokens
-        offsets = shard.documents.offset
-        first, last = offsets.searchsorted((low, low + length - filled), "right")
-        ends.append(offsets[first:last] - (low - filled))
-        filled += len(tokens)
-        index += 1
-    return min(filled, length), ends[0] if len(ends) == 1 else np.concatenate(ends)
+
+    def __init__(self, dataset: Dataset, packing: str, sequence_length: int) -> None:
+        self.dataset, self.sequence_length = dataset, sequence_length
+        self._manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id)
+        self.rows = self._manifest.rows
+        self.pack_id: str | None = self._manifest.pack_id
+        self._starts = np.array(self._manifest.starts)
+        self._packs: dict[int, ShardPack] = {}
+
+    def spans(self, sequences: I64) -> Spans:
+        """What these sequences (i64 [n]) consist of; one behind the last has nothing."""
+        shards = self._starts.searchsorted(sequences, "right") - 1
+        parts = []
+        for shard in np.unique(shards[sequences < self.rows]).tolist():
+            pack = self._pack(shard)
+            rows = np.flatnonzero(shards == shard)
+            local = sequences[rows] - self._starts[shard]
+            first, count = pack.first[local], pack.first[local + 1] - pack.first[local]
+            begin = np.cumsum(count) - count  # where the spans of each row begin among all of them
+            span = pack.span[np.arange(count.sum()) + np.repeat(first - begin, count)]
+            length = pack.start[span + 1] - pack.start[span]
+            before = np.cumsum(length) - length
+            offset = before - np.repeat(before[begin], count)
+            parts.append(Spans(np.repeat(rows, count), offset, np.full_like(length, shard), pack.start[span], length))
+        return parts[0] if len(parts) == 1 else _in_order(parts)
+
+    def sequences_with(self, start: int, end: int) -> I64:
+        """The sequences, in order, that hold tokens [start, end) of the stream, which are of one document."""
+        shard = self.dataset.shard_at(start)
+        pack, base = self._pack(shard), self.dataset.starts[shard]
+        first, last = pack.start.searchsorted(start - base, "right") - 1, pack.start.searchsorted(end - base)
+        return np.unique(pack.row[first:last]).astype(np.int64) + self._starts[shard]
+
+    def _pack(self, shard: int) -> ShardPack:
+        if shard not in self._packs:
+            path = self.dataset.fetched(self._manifest.shards[shard].file)
+            self._packs[shard] = ShardPack.open(path)
+        return self._packs[shard]
 
 
-@lru_cache(maxsize=8)
-def _arange(count: int) -> I64:
-    return np.arange(count)
+def open_packings(settings: DataSettings, datasets: list[Dataset]) -> list[Packing]:
+    """How the training datasets are packed. Raises BigtrainError where an index is missing or of other data."""
+    if settings.packing == "concat":
+        return [ConcatPacking(dataset, settings.sequence_length) for dataset in datasets]
+    return [IndexedPacking(dataset, settings.packing, settings.sequence_length) for dataset in datasets]
+
+
+def fetch(packings: Sequence[Packing], sources: I64, sequences: I64) -> None:
+    """Fetch what sequences of remote datasets need side by side; assembling them then finds it here.
+
+    Raises BigtrainError where it cannot be had.
+    """
+    reads: dict[str, Callable[[], object]] = {}
+    mirror = None
+    for source in np.unique(sources).tolist():
+        dataset = packings[source].dataset
+        if dataset.mirror is None:
+            continue
+        mirror = dataset.mirror
+        spans = packings[source].spans(sequences[sources == source])
+        for shard, start, length in zip(*(field.tolist() for field in spans[2:]), strict=True):
+            reads |= dataset.shards[shard].missing(start, start + length + 1)
+    if mirror is not None and len(reads) > 1:
+        mirror.side_by_side(reads.values())
+
+
+def _in_order(parts: list[Spans]) -> Spans:
+    if not parts:
+        return Spans(*(np.empty(0, np.int64) for _ in Spans._fields))
+    joined = [np.concatenate(field) for field in zip(*parts, strict=True)]
+    order = np.lexsort((joined[1], joined[0]))
+    return Spans(*(field[order] for field in joined))

@@ -1,28 +1,31 @@
 """The order of the training samples: `g -> (source, epoch, sequence)` in closed form.
 
-Global sample number g first finds its phase, then by exact quotas its source and its number k within that source.
-With n sequences in the source, k lies in epoch k // n, and a permutation keyed by seed, source and epoch takes k % n
-to a sequence. Nothing is stored and nothing is drawn: the whole state of the data is {consumed_samples, plan_id}.
+    sample g --skips--> draw --mixture--> source, number k --bounds of an epoch--> epoch k // n, k % n
+                                                           --shuffle, keyed by seed, source and epoch--> sequence
+
+Nothing is stored and nothing is drawn at random: the whole state of the data is {consumed_samples, plan_id}. What a
+plan is made of is a small JSON object (`describe`, `Plan.from_json`); two plans can be compared without looking at a
+single sample (`first_difference`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.config.data_settings import DataSettings
-from bigtrain.config.errors import BigtrainError
+from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.data.hashing import identity
+from bigtrain.data.mixture import Mixture, Phase
 from bigtrain.data.permutation import permutation
-from bigtrain.data.quotas import Quotas, integer_weights, weights_in_proportion
-from bigtrain.data.store import Dataset
+from bigtrain.data.shuffle import BlockShuffle, Shuffle
+from bigtrain.data.skips import Skips
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 
 I64 = npt.NDArray[np.int64]
 
@@ -60,18 +63,40 @@ class PlannedSource:
     tokens: int
     sequences: int
     """Training samples in one epoch."""
+    pack_id: str | None = None
+    """What says which tokens a sequence holds; None for concat, where its number does."""
+    at_most: int | None = None
+    """Samples that it gives at most."""
+    block: int | None = None
+    """Sequences in a block, where blocks are shuffled."""
+    window: int | None = None
+    """Blocks that are mixed with each other at a time."""
 
 
 @dataclass(frozen=True)
-class Phase:
-    """From this sample on, sources are mixed in proportion to these integer weights."""
+class DocumentSkip:
+    """Documents of a source that have no labels from a sample on."""
 
-    start_sample: int
-    weights: tuple[int, ...]
+    source: str
+    from_sample: int
+    files: str | None = None
+    """A pattern for the names of their files."""
+    ids: tuple[str, ...] = ()
 
 
 class Plan:
-    """The order of all samples of a run, without end."""
+    """The order of all samples of a run.
+
+    Args:
+        sources: what is mixed.
+        phases: how, in order of their first draws, the first from draw 0.
+        seed: keys the shuffles.
+        sequence_length: tokens in a sample.
+        packing: how tokens make sequences.
+        batches: how samples make steps.
+        skipped: ranges of draws that are left out.
+        unlabelled: documents that are trained on no more.
+    """
 
     def __init__(
         self,
@@ -80,43 +105,28 @@ class Plan:
         *,
         seed: int,
         sequence_length: int,
+        batches: BatchSchedule,
         packing: str = "concat",
+        skipped: Sequence[tuple[int, int]] = (),
+        unlabelled: Sequence[DocumentSkip] = (),
     ) -> None:
-        if not phases or phases[0].start_sample != 0:
-            raise ValueError("the first phase must start at sample 0")
+        if not phases or phases[0].start != 0:
+            raise ValueError("the first phase must start at draw 0")
         self.sources = tuple(sources)
         self.phases = tuple(phases)
         self.seed = seed
         self.sequence_length = sequence_length
         self.packing = packing
-        self._starts = [phase.start_sample for phase in phases]
-        self._quotas = [Quotas(phase.weights) for phase in phases]
-        self._drawn = self._drawn_before_each_phase()
+        self.batches = batches
+        self.skips = Skips(skipped)
+        self.unlabelled = tuple(unlabelled)
+        self.mixture = Mixture(phases, [source.at_most for source in sources])
         self.plan_id = identity(self._content())
 
-    @classmethod
-    def from_datasets(cls, datasets: Sequence[Dataset], settings: DataSettings, seed: int) -> Plan:
-        """The plan for the training datasets of `settings.sources`, in that order.
-
-        Without weights the sources are mixed in proportion to their sequences, so that the first
-        `sum(sequences)` samples are exactly one epoch of everything. Raises BigtrainError for weights that cannot
-        be made exact.
-        """
-        length = settings.sequence_length
-        sources = [PlannedSource(d.name, d.dataset_id, d.tokens, d.sequences(length)) for d in datasets]
-        for source in sources:
-            if not source.sequences:
-                raise BigtrainError(f"the training split of source {source.name!r} is empty")
-        shares = [share for source in settings.sources if (share := source.exact_weight) is not None]
-        weights = integer_weights(shares) if shares else weights_in_proportion([s.sequences for s in sources])
-        return cls(sources, [Phase(0, tuple(weights))], seed=seed, sequence_length=length, packing=settings.packing)
-
-    def _drawn_before_each_phase(self) -> list[list[int]]:
-        """For each phase, how many samples each source has given before it."""
-        drawn = [[0] * len(self.sources)]
-        for start, end, quotas in zip(self._starts, self._starts[1:], self._quotas, strict=False):
-            drawn.append([sum(pair) for pair in zip(drawn[-1], quotas.counts(end - start), strict=True)])
-        return drawn
+    @property
+    def samples(self) -> int | None:
+        """How many samples there are; None where the sources can be repeated without end."""
+        return None if self.mixture.end is None else self.skips.sample_of(self.mixture.end)
 
     def locate(self, sample: int) -> SampleAddress:
         """The address of global sample number `sample`."""
@@ -125,63 +135,88 @@ class Plan:
 
     def locate_many(self, samples: I64) -> SampleAddresses:
         """The addresses of global sample numbers (i64 [n], in any order)."""
-        addresses = SampleAddresses(*(np.empty(len(samples), np.int64) for _ in range(3)))
-        phases = np.searchsorted(self._starts, samples, side="right") - 1
-        for phase in np.unique(phases):
-            members = np.flatnonzero(phases == phase)
-            numbers = (samples[members] - self._starts[phase]).astype(np.uint64)
-            sources, within = self._quotas[phase].locate(numbers)
-            addresses.source[members] = sources
-            for source in np.unique(sources):
-                own = sources == source
-                drawn = within[own].astype(np.int64) + self._drawn[phase][source]
-                self._shuffle(int(source), drawn, members[own], addresses)
-        return addresses
-
-    def _shuffle(self, source: int, drawn: I64, members: I64, addresses: SampleAddresses) -> None:
-        """Fill in epoch and sequence for the samples at `members`, which are numbers `drawn` of a source."""
-        planned = self.sources[source]
-        epochs, rest = np.divmod(drawn, planned.sequences)
-        addresses.epoch[members] = epochs
-        for epoch in np.unique(epochs):
-            own = epochs == epoch
-            shuffle = permutation(planned.sequences, self.seed, planned.name, int(epoch))
-            addresses.sequence[members[own]] = shuffle.many(rest[own].astype(np.uint64)).astype(np.int64)
+        sources, numbers = self.mixture.locate(self.skips.draws(samples))
+        lengths = np.array([source.sequences for source in self.sources])[sources]
+        epochs, within = np.divmod(numbers, lengths)
+        sequences = np.empty_like(numbers)
+        for source in np.unique(sources).tolist():
+            for epoch in np.unique(epochs[sources == source]).tolist():
+                own = (sources == source) & (epochs == epoch)
+                sequences[own] = self._shuffle(source, epoch).many(within[own].astype(np.uint64)).astype(np.int64)
+        return SampleAddresses(sources, epochs, sequences)
 
     def samples_of(self, source: int, sequences: I64, *, before: int) -> Occurrences:
         """Where these sequences (i64 [n]) of a source are among the first `before` samples: undoes `locate_many`."""
-        planned, drawn = self.sources[source], self.samples_drawn(before)[source]
-        epochs = -(-drawn // planned.sequences)
-        places = [
-            permutation(planned.sequences, self.seed, planned.name, epoch).inverse(sequences.astype(np.uint64))
-            for epoch in range(epochs)
-        ]
+        length, drawn = self.sources[source].sequences, self._drawn(before)[source]
+        epochs = -(-drawn // length)
+        places = [self._shuffle(source, epoch).inverse(sequences.astype(np.uint64)) for epoch in range(epochs)]
         epoch, sequence = np.repeat(np.arange(epochs), len(sequences)), np.tile(sequences, epochs)
-        number = np.array(places, np.int64).reshape(-1) + epoch * planned.sequences  # how-many-th of the source
+        number = np.array(places, np.int64).reshape(-1) + epoch * length  # how-many-th of the source
         order = np.argsort(number)
         order = order[number[order] < drawn]
-        return Occurrences(self._sample_numbers(source, number[order]), epoch[order], sequence[order])
-
-    def _sample_numbers(self, source: int, numbers: I64) -> I64:
-        """The global numbers of a source's samples number `numbers` (i64)."""
-        drawn = [before[source] for before in self._drawn]
-        phases = np.searchsorted(drawn, numbers, side="right") - 1
-        samples = np.empty(len(numbers), np.int64)
-        for phase in np.unique(phases):
-            own = phases == phase
-            within = (numbers[own] - drawn[phase]).astype(np.uint64)
-            samples[own] = self._quotas[phase].invert(source, within).astype(np.int64) + self._starts[phase]
-        return samples
+        draws = self.mixture.draws_of(source, number[order])
+        left = ~self.skips.are_left_out(draws)
+        return Occurrences(self.skips.samples(draws[left]), epoch[order][left], sequence[order][left])
 
     def samples_drawn(self, samples: int) -> list[int]:
         """How many of the first `samples` samples come from each source."""
-        phase = bisect_right(self._starts, samples) - 1
-        counts = self._quotas[phase].counts(samples - self._starts[phase])
-        return [before + count for before, count in zip(self._drawn[phase], counts, strict=True)]
+        counts = np.array(self._drawn(samples))
+        for start, end in self.skips.ranges:
+            if self.skips.sample_of(start) < samples:
+                counts -= np.subtract(self.mixture.drawn_before(end), self.mixture.drawn_before(start))
+        return counts.tolist()
+
+    def first_difference(self, other: Plan) -> int | None:
+        """A sample before which both plans are the same, step by step and token by token, for certain.
+
+        None where they are the same for ever. It is the first sample that differs, or one before it: only what the
+        plans are made of is compared.
+        """
+        if self.plan_id == other.plan_id:
+            return None
+        if any(getattr(self, name) != getattr(other, name) for name in ("seed", "sequence_length", "packing")):
+            return 0
+        return min(
+            (sample for pair in zip(_turns(self), _turns(other), strict=True) for sample in _first_unlike(*pair)),
+            default=None,
+        )
+
+    def parts_unlike(self, other: Plan) -> list[str]:
+        """The names of what is not equal in two plans: `phases`, `batches`, ..."""
+        mine, theirs = self._content(), other._content()
+        return [name for name in mine if mine[name] != theirs[name]]
 
     def describe(self) -> dict[str, Any]:
-        """Everything that fixes the order, and its hash, for the records of a run."""
+        """All that makes the plan, as JSON, and its hash."""
         return {"plan_id": self.plan_id, **self._content()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """The plan that `describe` described."""
+        (*warmup, last), starts = value["batches"], [first_step for first_step, _ in value["batches"]]
+        return cls(
+            [PlannedSource(**source) for source in value["sources"]],
+            [Phase(phase["start"], tuple(phase["weights"])) for phase in value["phases"]],
+            seed=value["seed"],
+            sequence_length=value["sequence_length"],
+            packing=value["packing"],
+            batches=BatchSchedule(
+                [(end - step, size) for (step, size), end in zip(warmup, starts[1:], strict=True)], last[1]
+            ),
+            skipped=[(start, end) for start, end in value["skipped"]],
+            unlabelled=[DocumentSkip(**{**skip, "ids": tuple(skip["ids"])}) for skip in value["unlabelled"]],
+        )
+
+    def _drawn(self, samples: int) -> tuple[int, ...]:
+        """What each source has given before the draw that sample number `samples` is, skipped draws too."""
+        return self.mixture.drawn_before(self.skips.draw_of(samples - 1) + 1 if samples else 0)
+
+    def _shuffle(self, source: int, epoch: int) -> Shuffle:
+        planned = self.sources[source]
+        key = (self.seed, planned.name, epoch)
+        if planned.block is None or planned.window is None:
+            return permutation(planned.sequences, *key)
+        return BlockShuffle(planned.sequences, planned.block, planned.window, *key)
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -190,5 +225,31 @@ class Plan:
             "sequence_length": self.sequence_length,
             "packing": self.packing,
             "sources": [asdict(source) for source in self.sources],
-            "phases": [asdict(phase) for phase in self.phases],
+            "phases": [{"start": phase.start, "weights": list(phase.weights)} for phase in self.phases],
+            "batches": [[stage.first_step, stage.global_batch_size] for stage in self.batches.stages],
+            "skipped": [list(draws) for draws in self.skips.ranges],
+            "unlabelled": [{**asdict(skip), "ids": list(skip.ids)} for skip in self.unlabelled],
         }
+
+
+def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:
+    """All that a plan is made of, as rows of (sample, what begins there)."""
+    sample_of = plan.skips.sample_of
+    yield [(stage.first_sample, stage) for stage in plan.batches.stages]
+    yield [(sample_of(start), (start, end)) for start, end in plan.skips.ranges]
+    yield [(skip.from_sample, skip) for skip in plan.unlabelled]
+    mixtures: list[tuple[int, object]] = []
+    for stretch in plan.mixture.stretches:
+        members = [(replace(plan.sources[m], at_most=None), stretch.weights[m]) for m in stretch.members.tolist()]
+        mixtures.append((sample_of(stretch.start), (stretch.start, members)))
+    if plan.mixture.end is not None:
+        mixtures.append((sample_of(plan.mixture.end), plan.mixture.end))
+    yield mixtures
+
+
+def _first_unlike(one: Sequence[tuple[int, object]], other: Sequence[tuple[int, object]]) -> Iterator[int]:
+    """Of two rows of (sample, what begins there), the sample at which they part; nothing where they are equal."""
+    for pair in zip_longest(one, other):
+        if pair[0] != pair[1]:
+            yield min(item[0] for item in pair if item is not None)
+            return

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.data.batch import digest_row, format_digest
+from bigtrain.data.batch import digest_rows, format_digest
+from bigtrain.data.packing import Packing
 from bigtrain.data.plan import Plan
 from bigtrain.data.store import Dataset, Tokens
 from bigtrain.data.stored_document import StoredDocument, documents_between
+from bigtrain.data.unlabelled import find_unlabelled
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class DocumentPart:
     document: StoredDocument
     start: int
     end: int
+    labelled: bool
+    """False where data.skip took its labels away: it stands in the batch and is not trained on."""
 
     @property
     def token_ids(self) -> Tokens:
@@ -51,10 +55,10 @@ class SampleContents:
     """Tokens of the row behind the last document."""
 
     @property
-    def token_ids(self) -> npt.NDArray[np.uint32]:
+    def token_ids(self) -> npt.NDArray[np.int32]:
         """[T], the row as the model sees it."""
-        padding = np.full(self.padding, self.dataset.end_of_text, np.uint32)
-        return np.concatenate([*(part.token_ids for part in self.parts), padding]).astype(np.uint32, copy=False)
+        padding = np.full(self.padding, self.dataset.end_of_text, np.int32)
+        return np.concatenate([*(part.token_ids for part in self.parts), padding]).astype(np.int32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -66,50 +70,71 @@ class Appearance:
     sequence: int
     start: int
     end: int
+    labelled: bool
+    """Whether it is trained on: see `DocumentPart`."""
 
 
-def contents_of(plan: Plan, datasets: Sequence[Dataset], samples: range) -> list[SampleContents]:
+def contents_of(plan: Plan, packings: Sequence[Packing], samples: range) -> list[SampleContents]:
     """The documents in a global batch of these sample numbers.
 
     Args:
         plan: the order of the samples.
-        datasets: the training datasets that the plan was made from, in its order.
+        packings: the training datasets that the plan was made from, in its order.
         samples: the global batch.
     """
+    unlabelled = find_unlabelled(plan, packings)
     addresses = plan.locate_many(np.arange(samples.start, samples.stop))
     contents = []
     for position, (source, epoch, sequence) in enumerate(zip(*(field.tolist() for field in addresses), strict=True)):
-        dataset = datasets[source]
-        start, end = _tokens_of(dataset, sequence, plan.sequence_length)
+        dataset = packings[source].dataset
+        own = [skip for skip in unlabelled if skip.source == source]
+        spans = _stream_spans(packings[source], sequence)
         parts = [
-            DocumentPart(document, max(start - first, 0), min(end, document.end) - first)
+            DocumentPart(
+                document,
+                max(start - first, 0),
+                min(end, document.end) - first,
+                not any(skip.holds(samples[position], first) for skip in own),
+            )
+            for start, end in spans
             for document in documents_between(dataset, start, end)
             for first in [document.start]
         ]
-        padding = plan.sequence_length - (end - start)
+        padding = plan.sequence_length - sum(end - start for start, end in spans)
         contents.append(SampleContents(position, samples[position], dataset, epoch, sequence, parts, padding))
     return contents
 
 
 def digest_of(contents: Sequence[SampleContents]) -> str:
-    """The batch digest (16 hexadecimal digits), from the tokens of the documents in the batch."""
-    return format_digest(sum(digest_row(sample.token_ids, sample.position) for sample in contents))
+    """The batch digest (16 hexadecimal digits) of a whole global batch, from the tokens of its documents."""
+    return format_digest(digest_rows(np.stack([sample.token_ids for sample in contents]), 0))
 
 
-def appearances_of(plan: Plan, document: StoredDocument, *, before: int) -> list[Appearance]:
+def appearances_of(
+    plan: Plan, packings: Sequence[Packing], document: StoredDocument, *, before: int
+) -> list[Appearance]:
     """Where a training document is among the first `before` samples, in their order."""
-    names = [source.name for source in plan.sources]
-    start, end = document.start, document.end
-    sequences = np.arange(start // plan.sequence_length, (end - 1) // plan.sequence_length + 1)
-    occurrences = plan.samples_of(names.index(document.dataset.name), sequences, before=before)
-    appearances = []
-    for sample, epoch, sequence in zip(*(field.tolist() for field in occurrences), strict=True):
-        first, last = _tokens_of(document.dataset, sequence, plan.sequence_length)
-        appearances.append(Appearance(sample, epoch, sequence, max(first, start) - start, min(last, end) - start))
-    return appearances
+    source = [planned.name for planned in plan.sources].index(document.dataset.name)
+    own = [skip for skip in find_unlabelled(plan, packings) if skip.source == source]
+    first, end = document.start, document.end
+    occurrences = plan.samples_of(source, packings[source].sequences_with(first, end), before=before)
+    return [
+        Appearance(
+            sample,
+            epoch,
+            sequence,
+            max(start, first) - first,
+            min(stop, end) - first,
+            not any(skip.holds(sample, first) for skip in own),
+        )
+        for sample, epoch, sequence in zip(*(field.tolist() for field in occurrences), strict=True)
+        for start, stop in _stream_spans(packings[source], sequence)
+        if start < end and first < stop
+    ]
 
 
-def _tokens_of(dataset: Dataset, sequence: int, sequence_length: int) -> tuple[int, int]:
-    """The tokens [start, end) of the stream that concat packing puts into a sequence."""
-    start = sequence * sequence_length
-    return start, min(start + sequence_length, dataset.tokens)
+def _stream_spans(packing: Packing, sequence: int) -> list[tuple[int, int]]:
+    """The tokens [start, end) of the stream that a sequence consists of, in its order."""
+    spans = packing.spans(np.array([sequence]))
+    starts = [packing.dataset.starts[s] + t for s, t in zip(spans.shard.tolist(), spans.start.tolist(), strict=True)]
+    return [(start, start + length) for start, length in zip(starts, spans.length.tolist(), strict=True)]

@@ -165,6 +165,9 @@ class DocumentColumns:
 
     def file_name(self, document: int) -> str:
         """Name of the source file of a document."""
-        index = int(self.file[document])
+        return self.name_of_file(int(self.file[document]))
+
+    def name_of_file(self, index: int) -> str:
+        """Name of a source file, by its index in the table."""
         start = int(self.name_end[index - 1]) if index else 0
         return bytes(self.names[start : int(self.name_end[index])]).decode()

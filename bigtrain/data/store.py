@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +30,7 @@ class Shard:
         self.record = record
         self._directory = directory
         self._dtype = dtype
+        self._windows: Tokens | None = None
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -48,7 +49,7 @@ class Shard:
         Raises:
             BigtrainError: an id is not in the vocabulary, so the file has rotted: the model would fail far from here.
         """
-        tokens = self._slice(start, end)
+        tokens = self.slice(start, end)
         if (largest := int(tokens.max())) >= vocab_size:
             raise BigtrainError(
                 f"{self._directory / self.record.files[0].name} is corrupt at token {start + int(tokens.argmax()):,}",
@@ -76,8 +77,17 @@ class Shard:
                     fix="restore the file, or remove its source's folder and build the data again",
                 )
 
-    def _slice(self, start: int, end: int) -> Tokens:
+    def slice(self, start: int, end: int) -> Tokens:
+        """Tokens [start, end) as far as there are, as they stand in the file; not to be written to."""
         return self.tokens[start:end]
+
+    def windows(self, length: int) -> Tokens | None:
+        """[tokens - length + 1, length]: every run of so many tokens, a view. None where tokens are not all here."""
+        if self._windows is None or self._windows.shape[1] != length:
+            if self.record.tokens < length:
+                return None
+            self._windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length)
+        return self._windows
 
     def _map(self, file: FileRecord) -> memoryview:
         with (self._directory / file.name).open("rb") as stream:
@@ -97,7 +107,7 @@ class RemoteShard(Shard):
     @property
     def tokens(self) -> Tokens:
         """[tokens], all of them, in memory."""
-        return self._slice(0, self.record.tokens)
+        return self.slice(0, self.record.tokens)
 
     @cached_property
     def documents(self) -> DocumentColumns:
@@ -118,7 +128,11 @@ class RemoteShard(Shard):
     def check_sizes(self) -> None:
         """Nothing: a block is checked when it is read, and asking for every file would take minutes."""
 
-    def _slice(self, start: int, end: int) -> Tokens:
+    def windows(self, length: int) -> None:
+        """Nothing: not all tokens are here."""
+
+    def slice(self, start: int, end: int) -> Tokens:
+        """Tokens [start, end) as far as there are, fetched where they are not here yet."""
         end = min(end, self.record.tokens)
         indices = self._blocks_of(start, end)
         parts = [self._block(index) for index in indices]
@@ -160,34 +174,20 @@ class Dataset:
         ]
         self.starts = [0, *accumulate(shard.record.tokens for shard in self.shards)]
 
-    def sequences(self, sequence_length: int) -> int:
-        """Samples in one epoch; the last may be short."""
-        return -(-self.tokens // sequence_length)
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in a shard."""
+        return np.dtype(self.manifest.dtype).itemsize
 
     def shard_at(self, token: int) -> int:
         """Index of the shard that holds token number `token` of the stream."""
         return bisect_right(self.starts, token) - 1
 
-
-def fetch(rows: Iterable[tuple[Dataset, int]], sequence_length: int) -> None:
-    """Fetch what sequences of remote datasets need side by side; reading them one by one then finds it here.
-
-    Raises BigtrainError where it cannot be had.
-    """
-    reads: dict[str, Callable[[], object]] = {}
-    mirror = None
-    for dataset, sequence in rows:
-        if dataset.mirror is None:
-            continue
-        mirror = dataset.mirror
-        start, end = sequence * sequence_length, min((sequence + 1) * sequence_length + 1, dataset.tokens)
-        while start < end:
-            index = dataset.shard_at(start)
-            shard, base = dataset.shards[index], dataset.starts[index]
-            reads |= shard.missing(start - base, end - base)
-            start = dataset.starts[index + 1]
-    if mirror is not None and len(reads) > 1:
-        mirror.side_by_side(reads.values())
+    def fetched(self, file: FileRecord) -> Path:
+        """The path of a file in the dataset's folder, fetched whole and verified where the dataset is remote."""
+        if self.mirror is None:
+            return self.directory / file.name
+        return self.mirror.fetch(self.directory, file, self.manifest.block_bytes)
 
 
 def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bigtrain.data.batch import MicroBatch
-from bigtrain.data.packing import pack
+from bigtrain.data.assemble import assemble
+from bigtrain.data.batch import MicroBatch, micro_batches_of
+from bigtrain.data.packing import ConcatPacking, fetch
 from bigtrain.data.permutation import permutation
-from bigtrain.data.store import Dataset, fetch
+from bigtrain.data.store import Dataset
 
 
 def validation_batches(
@@ -25,9 +26,11 @@ def validation_batches(
 
     Which ones is decided by a fixed permutation, so they are the same every time, at any world size, and a smaller
     number is a subset of a larger one. Ranks get contiguous slices. All ranks yield equally many micro-batches of
-    equal shape, filled up with rows without labels, so that collectives inside a forward pass always meet.
+    equal shape, filled up with rows without labels, so that collectives inside a forward pass always meet. Documents
+    are cut as `concat` does it, whatever packing the training has: so losses compare.
     """
-    available = dataset.sequences(sequence_length)
+    packing = ConcatPacking(dataset, sequence_length)
+    available = packing.rows
     count = available if max_sequences is None else min(max_sequences, available)
     if not count:
         return
@@ -37,6 +40,7 @@ def validation_batches(
     own = order[rank * per_rank : (rank + 1) * per_rank]
     own += [available] * (padded - len(own))  # a sequence behind the last is all padding
     for start in range(0, padded, micro_batch_size):
-        rows = [(dataset, sequence) for sequence in own[start : start + micro_batch_size]]
-        fetch(rows, sequence_length)
-        yield MicroBatch.of(pack(rows, sequence_length))
+        sequences = np.array(own[start : start + micro_batch_size])
+        of_one_source = np.zeros_like(sequences)
+        fetch([packing], of_one_source, sequences)
+        yield from micro_batches_of(assemble([packing], of_one_source, sequences), micro_batch_size)

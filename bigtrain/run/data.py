@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bigtrain.config import Settings
-from bigtrain.data import Dataset, Loader, Plan, open_datasets
+from bigtrain.data import Dataset, Loader, Packing, Plan, make_plan, open_datasets, open_packings, require_samples
 
 if TYPE_CHECKING:
     from bigtrain.engine.topology import Topology  # imports torch, which questions about data do without
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunData:
-    """The datasets of a run and the order of its samples."""
+    """The datasets of a run, how they are packed, and the order of its samples."""
 
-    train: list[Dataset]
+    train: list[Packing]
     held_out: list[Dataset]
     plan: Plan
 
@@ -25,12 +25,19 @@ class RunData:
         """Open what `bigtrain data build` has made.
 
         Raises:
-            BigtrainError: it has not been built, or with other settings.
+            BigtrainError: it has not been built, or with other settings, or is used up before the run ends.
         """
         vocab_size = settings.model.vocab_size
-        train = open_datasets(settings.data, model_vocab_size=vocab_size)
+        train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
-        return cls(train, held_out, Plan.from_datasets(train, settings.data, settings.train.seed))
+        plan = make_plan(settings.data, settings.train, train)
+        require_samples(plan, plan.batches.consumed_after(settings.total_steps))
+        return cls(train, held_out, plan)
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """The training datasets."""
+        return [packing.dataset for packing in self.train]
 
     def loader(self, settings: Settings, topology: Topology, first_sample: int) -> Loader:
         """This rank's batches from a sample number on."""
@@ -38,7 +45,6 @@ class RunData:
             self.plan,
             self.train,
             first_sample=first_sample,
-            global_batch_size=settings.train.global_batch_size,
             micro_batch_size=settings.train.micro_batch_size,
             rank=topology.rank,
             world_size=topology.world_size,

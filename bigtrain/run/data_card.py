@@ -26,12 +26,12 @@ def card_of_run(run: Path, step: int | None = None) -> Card:
     if step is None:
         newest = newest_metrics(opened.directory.metrics)
         step = newest["step"] if newest else 0
-    consumed = opened.samples_of_step(step).stop
+    consumed = opened.data.plan.batches.consumed_after(step)
     data = opened.data
     return {
         "run": opened.directory.root.resolve().name,
         "step": step,
-        **data_card(opened.settings.data, data.train, data.held_out, data.plan, consumed),
+        **data_card(opened.settings.data, data.datasets, data.held_out, data.plan, consumed),
     }
 
 

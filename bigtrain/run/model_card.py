@@ -20,7 +20,7 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
         data: its data card, if the data are at hand.
     """
     model, train = settings.model, settings.train
-    samples = step * train.global_batch_size
+    samples = train.batches.consumed_after(step)
     paragraphs = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- bigtrain\n---",
         f"# {settings.run_dir.name}",

@@ -36,22 +36,13 @@ class OpenedRun:
         settings = directory.settings()
         return cls(directory, settings, RunData.open(settings))
 
-    def samples_of_step(self, step: int) -> range:
-        """The numbers of the samples in a step's global batch."""
-        batch = self.settings.train.global_batch_size
-        return range((step - 1) * batch, step * batch)
-
-    def step_of_sample(self, sample: int) -> int:
-        """The step whose global batch holds a sample."""
-        return sample // self.settings.train.global_batch_size + 1
-
     def contents_of_step(self, step: int) -> list[SampleContents]:
         """What a step's global batch consists of."""
-        return contents_of(self.data.plan, self.data.train, self.samples_of_step(step))
+        return contents_of(self.data.plan, self.data.train, self.data.plan.batches.samples_of(step))
 
     def check(self, step: int, digest: str, recorded: Record) -> None:
         """Raise BigtrainError where a recomputed batch is not the one that the run recorded for the step."""
-        consumed = self.samples_of_step(step).stop
+        consumed = self.data.plan.batches.samples_of(step).stop
         if (digest, consumed) != (recorded["batch_digest"], recorded["consumed_samples"]):
             raise BigtrainError(
                 f"the data and settings that are here now are not those that {self.directory.root} trained on: "
@@ -102,6 +93,7 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> Record:
                     "start": part.start,
                     "end": part.end,
                     "tokens": document.tokens,
+                    "labelled": part.labelled,
                 }
             )
             if tokenizer is not None:
@@ -142,7 +134,7 @@ def steps_of_document(run: Path, reference: str) -> Record:
         BigtrainError: no run, no such document, data that are missing, or not those that the run trained on.
     """
     opened = OpenedRun.open(run)
-    document = find_document([*opened.data.train, *opened.data.held_out], reference)
+    document = find_document([*opened.data.datasets, *opened.data.held_out], reference)
     newest = newest_metrics(opened.directory.metrics)
     done = 0
     if newest is not None:
@@ -151,8 +143,10 @@ def steps_of_document(run: Path, reference: str) -> Record:
     total = opened.settings.total_steps
     rows = []
     if not document.held_out:
-        for found in appearances_of(opened.data.plan, document, before=opened.samples_of_step(total).stop):
-            step = opened.step_of_sample(found.sample)
+        batches = opened.data.plan.batches
+        before = batches.consumed_after(total)
+        for found in appearances_of(opened.data.plan, opened.data.train, document, before=before):
+            step = batches.step_of(found.sample)
             rows.append({"step": step, "done": step <= done, **vars(found)})
     return {
         "run": str(run),

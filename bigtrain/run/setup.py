@@ -12,23 +12,24 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import Checkpoint, Search, check_compatible, load, newest_verified
-from bigtrain.config import BigtrainError, Settings, mathematics
-from bigtrain.data import Plan
+from bigtrain.checkpoint import Checkpoint, Search, load, newest_verified
+from bigtrain.config import BigtrainError, Settings
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, start
 from bigtrain.model import Decoder, build_model, count_parameters, flops_per_token
+from bigtrain.run.continuation import check_continuation
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.meter import Meter, measure_matmul_peak
-from bigtrain.run.records import JsonLines, read_json_lines
+from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
-from bigtrain.run.terminal import log_to, quantity
+from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank
 from bigtrain.run.tracking import Tracker
 from bigtrain.run.trained import COMPUTE_DTYPES
 from bigtrain.run.training import TrainingRun
 from bigtrain.version import __version__
+from bigtrain.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -109,27 +110,6 @@ def claim(directory: RunDirectory) -> None:
     directory.lock()
 
 
-def check_continuation(directory: RunDirectory, search: Search, settings: Settings, plan: Plan) -> None:
-    """Make sure that going on from here is what the user means.
-
-    Raises:
-        BigtrainError: the settings would change the mathematics, or checkpoints that were committed are gone or bad:
-            that never means a quiet start at step 0.
-    """
-    if search.newest is not None:
-        check_compatible(search.newest.manifest, mathematics(settings), plan.plan_id)
-        return
-    commits = [event["step"] for event in read_json_lines(directory.events) if event["event"] == "commit"]
-    if commits or search.rejected:
-        raise BigtrainError(
-            f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
-            found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected)
-            or f"no checkpoint under {directory.checkpoints}, though one of step {max(commits)} was committed",
-            wanted="a checkpoint whose every byte is right",
-            fix="put the checkpoints back, or start from step 0 in another run_dir",
-        )
-
-
 def initial_model(settings: Settings, topology: Topology) -> Decoder:
     """The model with its initial weights, the same on every rank."""
     with torch.device("meta"):
@@ -167,7 +147,7 @@ def meter_for(settings: Settings, topology: Topology) -> Meter:
 def introduce(run: TrainingRun, search: Search) -> None:
     """Say once what this run is and where it starts."""
     settings, topology = run.settings, run.topology
-    batch = settings.train.global_batch_size
+    batch = run.plan.batches.sizes[-1]
     accumulation = batch // (topology.world_size * settings.train.micro_batch_size)
     logger.info(
         f"bigtrain {__version__}: {settings.model.family}, {count_parameters(settings.model):,} parameters, "

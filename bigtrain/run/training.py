@@ -21,9 +21,9 @@ from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.meter import Meter
 from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
-from bigtrain.run.terminal import duration, quantity
 from bigtrain.run.together import raise_first
 from bigtrain.run.tracking import Tracker
+from bigtrain.wording import duration, quantity
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class TrainingRun:
     @property
     def consumed_samples(self) -> int:
         """The whole state of the data, together with the plan's id."""
-        return self.step * self.settings.train.global_batch_size
+        return self.plan.batches.consumed_after(self.step)
 
     @property
     def evaluation_is_due(self) -> bool:
@@ -154,7 +154,7 @@ class TrainingRun:
             raise BigtrainError(
                 f"the loss or the gradient norm of step {self.step + 1} is not finite; the step was not committed",
                 found=f"loss {loss}, gradient norm {update.grad_norm}, samples {batch.first_sample} to "
-                f"{batch.first_sample + self.settings.train.global_batch_size - 1}",
+                f"{self.plan.batches.samples_of(self.step + 1)[-1]}",
                 wanted="finite numbers",
                 fix="lower optimizer.learning_rate or lengthen schedule.warmup_steps, then start again: "
                 "the run goes on from its newest checkpoint",
@@ -223,7 +223,7 @@ class TrainingRun:
             self.engine.rng_state(),
             mathematics=mathematics(self.settings),
             zero_stage=self.settings.engine.zero_stage,
-            state={"wandb_run_id": self.tracker.run_id},
+            state={"wandb_run_id": self.tracker.run_id, "plan": self.plan.describe()},
             ranks=self.topology,
         )
         self._prune()

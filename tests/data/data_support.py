@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.data.manifest import Manifest
+from bigtrain.data.mixture import Phase
+from bigtrain.data.pack.build_pack import build_packs
+from bigtrain.data.packing import Packing, open_packings
+from bigtrain.data.plan import Plan, PlannedSource
 from bigtrain.data.shards import ShardWriter
 from bigtrain.data.store import Dataset
 from bigtrain.data.tokenization import TokenizedDocuments, token_dtype
+from bigtrain.data.workers import Workers
 
 END = 0
 WORDS = [
@@ -62,13 +69,13 @@ def write_dataset(
     return Dataset(directory)
 
 
-def random_dataset(directory: Path, tokens: int, *, seed: int = 0, source: str = "made") -> Dataset:
-    """A dataset of about so many tokens in documents of 1 to 60 tokens, in three shards."""
+def random_dataset(directory: Path, tokens: int, *, seed: int = 0, source: str = "made", longest: int = 60) -> Dataset:
+    """A dataset of about so many tokens in documents of 1 to `longest` tokens, in three shards."""
     rng = np.random.default_rng(seed)
     shards: list[list[list[int]]] = [[], [], []]
     made = 0
     while made < tokens:
-        document = rng.integers(1, 1000, rng.integers(0, 60)).tolist()
+        document = rng.integers(1, 1000, rng.integers(0, longest)).tolist()
         shards[3 * made // tokens].append(document)
         made += len(document) + 1
     return write_dataset(directory, shards, source=source)
@@ -106,3 +113,39 @@ def jsonl_source(path: Path, name: str = "lines", **changes: object) -> SourceSe
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def plan_over(
+    datasets: Sequence[Dataset],
+    weights: Sequence[int],
+    *,
+    length: int,
+    batch: int = 16,
+    seed: int = 0,
+    packing: str = "concat",
+    **changes: Any,
+) -> tuple[Plan, list[Packing]]:
+    """A plan over datasets with steps of `batch` samples, and how the datasets are packed."""
+    settings = data_settings(
+        Path("unused"), SourceSettings(name="any", kind="python_stdlib"), sequence_length=length, packing=packing
+    )
+    packings = open_packings(settings, list(datasets))
+    sources = [
+        PlannedSource(d.name, d.dataset_id, d.tokens, p.rows, p.pack_id)
+        for d, p in zip(datasets, packings, strict=True)
+    ]
+    values = {
+        "phases": [Phase(0, tuple(weights))],
+        "seed": seed,
+        "sequence_length": length,
+        "batches": BatchSchedule([], batch),
+        "packing": packing,
+    }
+    return Plan(sources, **{**values, **changes}), packings
+
+
+def build_packs_of(directory: Path, packing: str, length: int) -> None:
+    """Make the index that a packing needs."""
+    if packing != "concat":
+        with Workers(1) as workers:
+            build_packs(directory, packing, length, workers, lambda line: None)

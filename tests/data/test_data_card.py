@@ -8,7 +8,8 @@ import pytest
 from data_support import data_settings, jsonl_source, sentences, write_jsonl
 
 from bigtrain.config.data_settings import DataSettings
-from bigtrain.data import Dataset, Plan, build, open_datasets
+from bigtrain.config.settings import TrainSettings
+from bigtrain.data import Dataset, Plan, build, make_plan, open_datasets, open_packings
 from bigtrain.data.card import Card, card_as_markdown, data_card
 from bigtrain.data.provenance import contents_of
 
@@ -29,7 +30,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
 
 def opened(made: DataSettings) -> tuple[list[Dataset], list[Dataset], Plan]:
     train = open_datasets(made, model_vocab_size=512)
-    return train, open_datasets(made, model_vocab_size=512, split="validation"), Plan.from_datasets(train, made, 0)
+    plan = make_plan(made, TrainSettings(steps=1, global_batch_size=1), open_packings(made, train))
+    return train, open_datasets(made, model_vocab_size=512, split="validation"), plan
 
 
 def card_at(made: DataSettings, samples: int) -> Card:
@@ -41,11 +43,11 @@ def card_at(made: DataSettings, samples: int) -> Card:
 def test_samples_and_epochs_are_those_that_the_batches_held(made: DataSettings, samples: int) -> None:
     train, _, plan = opened(made)
     card = card_at(made, samples)
-    contents = contents_of(plan, train, range(samples))
+    contents = contents_of(plan, open_packings(made, train), range(samples))
     for source, dataset in zip(card["sources"], train, strict=True):
         own = [sample for sample in contents if sample.dataset is dataset]
         assert source["samples"] == len(own)
-        assert source["epochs"] == round(len(own) / dataset.sequences(made.sequence_length), 6)
+        assert source["epochs"] == round(len(own) / -(-dataset.tokens // made.sequence_length), 6)
         assert source["share"] == (round(len(own) / samples, 6) if samples else 0)
 
 

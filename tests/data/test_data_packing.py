@@ -1,8 +1,9 @@
-"""Promises of concat packing, against a slow reference."""
+"""Promises of concat packing and of the rows made from it, against a slow reference."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,21 @@ from data_support import END, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.batch import MicroBatch
-from bigtrain.data.packing import IGNORED, pack
+from bigtrain.data.assemble import IGNORED, Rows, assemble
+from bigtrain.data.batch import micro_batches_of
+from bigtrain.data.packing import ConcatPacking
+from bigtrain.data.store import Dataset
 
 documents = st.lists(st.integers(0, 999), max_size=12)  # id 0 is end-of-text: also inside texts
 corpora = st.lists(st.lists(documents, max_size=5), min_size=1, max_size=4).filter(any)
+
+
+def pack(dataset: Dataset, sequences: Sequence[int], length: int) -> Rows:
+    return assemble([ConcatPacking(dataset, length)], np.zeros(len(sequences), np.int64), np.array(sequences))
+
+
+def count_of(dataset: Dataset, length: int) -> int:
+    return ConcatPacking(dataset, length).rows
 
 
 def reference(shards: list[list[list[int]]], length: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
@@ -46,17 +57,16 @@ def reference(shards: list[list[list[int]]], length: int) -> tuple[list[list[int
 def test_rows_labels_and_positions_are_those_of_the_reference(shards: list[list[list[int]]], length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder), shards)
-        count = dataset.sequences(length)
-        packed = pack([(dataset, sequence) for sequence in range(count)], length)
+        count = count_of(dataset, length)
+        packed = pack(dataset, range(count), length)
     rows, labels, positions = reference(shards, length)
-    assert packed.window[:, :-1].tolist() == rows
+    assert packed.input_ids.tolist() == rows
     assert packed.labels.tolist() == labels
     assert packed.positions.tolist() == positions
     starts = np.flatnonzero(np.array(positions).reshape(-1) == 0).tolist()
     assert packed.boundaries.tolist() == [*starts, count * length]
-    assert packed.max_document == max(np.diff(packed.boundaries))
-    assert packed.label_tokens == np.sum(packed.labels != IGNORED)
-    assert packed.input_tokens == dataset.tokens
+    assert packed.label_tokens.tolist() == np.sum(packed.labels != IGNORED, axis=1).tolist()
+    assert packed.input_tokens.sum() == dataset.tokens
 
 
 @settings(max_examples=50, deadline=None)
@@ -66,20 +76,20 @@ def test_every_token_is_an_input_once_and_every_successor_a_label_once(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder), shards)
-        packed = pack([(dataset, sequence) for sequence in range(dataset.sequences(length))], length)
+        packed = pack(dataset, range(count_of(dataset, length)), length)
     texts = [[*document, END] for shard in shards for document in shard]
     stream = [token for text in texts for token in text]
-    assert packed.window[:, :-1].reshape(-1)[: len(stream)].tolist() == stream
+    assert packed.input_ids.reshape(-1)[: len(stream)].tolist() == stream
     labels = packed.labels.reshape(-1)
     assert labels[labels != IGNORED].tolist() == [token for text in texts for token in text[1:]]
 
 
 def test_the_order_of_rows_in_a_batch_does_not_change_a_row(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, [[[1, 2, 3, 4, 5, 6], [7, 8]], [[9] * 9]])
-    alone = [pack([(dataset, s)], 4) for s in range(dataset.sequences(4))]
-    together = pack([(dataset, s) for s in reversed(range(len(alone)))], 4)
+    alone = [pack(dataset, [s], 4) for s in range(count_of(dataset, 4))]
+    together = pack(dataset, range(len(alone))[::-1], 4)
     for row, single in enumerate(reversed(alone)):
-        assert together.window[row, :4].tolist() == single.window[0, :4].tolist()
+        assert together.input_ids[row].tolist() == single.input_ids[0].tolist()
         assert together.labels[row].tolist() == single.labels[0].tolist()
         assert together.positions[row].tolist() == single.positions[0].tolist()
 
@@ -87,16 +97,18 @@ def test_the_order_of_rows_in_a_batch_does_not_change_a_row(tmp_path: Path) -> N
 def test_ids_above_65535_survive(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, [[[70_000, 150_000]]], vocab_size=151_000)
     assert dataset.shards[0].tokens.dtype == np.dtype("<u4")
-    assert pack([(dataset, 0)], 3).window[0, :3].tolist() == [70_000, 150_000, END]
+    assert pack(dataset, [0], 3).input_ids[0].tolist() == [70_000, 150_000, END]
 
 
 def test_a_micro_batch_has_the_dtypes_and_shapes_it_says(tmp_path: Path) -> None:
     import torch
 
     dataset = write_dataset(tmp_path, [[[1, 2, 3], [4, 5]]])
-    batch = MicroBatch.of(pack([(dataset, 0), (dataset, 1)], 4))
-    for tensor in (batch.input_ids, batch.labels, batch.position_ids):
-        assert (tensor.dtype, tensor.shape, tensor.is_contiguous()) == (torch.int64, (2, 4), True)
+    (batch,) = micro_batches_of(pack(dataset, [0, 1], 4), 2)
+    on_device = batch.to("cpu")
+    for name in ("input_ids", "labels", "position_ids"):
+        for tensor, dtype in ((getattr(batch, name), torch.int32), (getattr(on_device, name), torch.int64)):
+            assert (tensor.dtype, tensor.shape, tensor.is_contiguous()) == (dtype, (2, 4), True)
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.cu_seqlens.tolist() == [0, 4, 7, 8]
     assert set(batch.to("cpu").model_inputs()) == {

@@ -7,54 +7,100 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_support import END, data_settings, jsonl_source, random_dataset, sentences, write_dataset, write_jsonl
+from data_support import (
+    END,
+    build_packs_of,
+    data_settings,
+    jsonl_source,
+    plan_over,
+    random_dataset,
+    sentences,
+    write_dataset,
+    write_jsonl,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data import Dataset, Loader, Plan, build, format_digest, load_tokenizer, open_datasets, verify
+from bigtrain.data import Dataset, Loader, Packing, Plan, build, format_digest, load_tokenizer, open_datasets, verify
+from bigtrain.data.assemble import IGNORED
 from bigtrain.data.document_index import INDEX, index_datasets, look_up, write_index
-from bigtrain.data.plan import Phase, PlannedSource
-from bigtrain.data.provenance import appearances_of, contents_of, digest_of
+from bigtrain.data.mixture import Phase
+from bigtrain.data.plan import DocumentSkip
+from bigtrain.data.provenance import SampleContents, appearances_of, contents_of, digest_of
 from bigtrain.data.stored_document import StoredDocument, documents_between, find_document
 
 LENGTH = 16
 
 
+Planned = tuple[Plan, list[Packing]]
+
+
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
     folder = tmp_path_factory.mktemp("data")
-    return [random_dataset(folder / name, 900, seed=i, source=name) for i, name in enumerate("ab")]
+    datasets = [random_dataset(folder / name, 900, seed=i, source=name) for i, name in enumerate("ab")]
+    for dataset in datasets:
+        for packing in ("best_fit", "buckets"):
+            build_packs_of(dataset.directory, packing, LENGTH)
+    return datasets
 
 
-@pytest.fixture(scope="module")
-def plan(datasets: list[Dataset]) -> Plan:
-    sources = [PlannedSource(d.name, d.dataset_id, d.tokens, d.sequences(LENGTH)) for d in datasets]
-    return Plan(sources, [Phase(0, (2, 1)), Phase(100, (1, 3))], seed=5, sequence_length=LENGTH)
+def plan_in_phases(datasets: list[Dataset], packing: str, batch: int = 16) -> Planned:
+    """Two phases, a batch-size warm-up, a skip of batches and one of documents."""
+    return plan_over(
+        datasets,
+        [2, 1],
+        length=LENGTH,
+        seed=5,
+        packing=packing,
+        phases=[Phase(0, (2, 1)), Phase(100, (1, 3))],
+        batches=BatchSchedule([(3, 2 * batch)], batch),
+        skipped=[(40, 47), (120, 121)],
+        unlabelled=[DocumentSkip("b", 64, "file-1"), DocumentSkip("a", 0, "file-[02]")],
+    )
+
+
+@pytest.fixture(scope="module", params=["concat", "best_fit", "buckets"])
+def planned(datasets: list[Dataset], request: pytest.FixtureRequest) -> Planned:
+    return plan_in_phases(datasets, request.param)
 
 
 def all_documents(dataset: Dataset) -> list[StoredDocument]:
     return list(documents_between(dataset, 0, dataset.tokens))
 
 
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "buckets"])
 @pytest.mark.parametrize("batch", [1, 6, 16])
-def test_the_digest_and_the_rows_of_every_batch_follow_from_its_documents(
-    plan: Plan, datasets: list[Dataset], batch: int
+def test_the_digest_the_rows_and_the_labels_of_every_batch_follow_from_its_documents(
+    datasets: list[Dataset], packing: str, batch: int
 ) -> None:
-    with Loader(plan, datasets, global_batch_size=batch, micro_batch_size=batch) as loader:
-        for step in range(320 // batch):  # several epochs of either source, and two phases
+    plan, packings = plan_in_phases(datasets, packing, batch)
+    with Loader(plan, packings, micro_batch_size=batch) as loader:
+        for step in range(1, 320 // batch):  # several epochs of either source, and two phases
             loaded = next(loader)
-            contents = contents_of(plan, datasets, range(step * batch, (step + 1) * batch))
+            contents = contents_of(plan, packings, plan.batches.samples_of(step))
             assert digest_of(contents) == format_digest(loaded.digest)
-            (rows,) = loaded.micro_batches
-            assert np.array_equal(np.stack([sample.token_ids for sample in contents]), rows.input_ids.numpy())
+            rows = np.concatenate([micro.input_ids for micro in loaded.micro_batches])
+            labels = np.concatenate([micro.labels for micro in loaded.micro_batches])
+            assert np.array_equal(np.stack([sample.token_ids for sample in contents]), rows)
             assert sum(LENGTH - sample.padding for sample in contents) == loaded.input_tokens
-            starts = [0, *np.cumsum([p.end - p.start for s in contents for p in s.parts]).tolist()]
-            if not any(sample.padding for sample in contents):
-                assert starts == rows.cu_seqlens.tolist()
+            assert np.array_equal(labels != IGNORED, [is_labelled(sample) for sample in contents])
+            assert loaded.label_tokens == (labels != IGNORED).sum()
 
 
-def test_where_and_when_agree_over_a_whole_run(plan: Plan, datasets: list[Dataset]) -> None:
+def is_labelled(sample: SampleContents) -> list[bool]:
+    """Which tokens of a row have a label."""
+    row = [
+        part.labelled and token + 1 < part.document.tokens
+        for part in sample.parts
+        for token in range(part.start, part.end)
+    ]
+    return row + [False] * sample.padding
+
+
+def test_where_and_when_agree_over_a_whole_run(planned: Planned, datasets: list[Dataset]) -> None:
     samples = 330
     where = Counter(
         (
@@ -65,24 +111,29 @@ def test_where_and_when_agree_over_a_whole_run(plan: Plan, datasets: list[Datase
             sample.sequence,
             part.start,
             part.end,
+            part.labelled,
         )
-        for sample in contents_of(plan, datasets, range(samples))
+        for sample in contents_of(*planned, range(samples))
         for part in sample.parts
     )
     when = Counter(
         (dataset.name, document.id, *vars(found).values())
         for dataset in datasets
         for document in all_documents(dataset)
-        for found in appearances_of(plan, document, before=samples)
+        for found in appearances_of(*planned, document, before=samples)
     )
     assert where == when
     assert set(where.values()) == {1}
+    assert {labelled for *_, labelled in where} == {True, False}
 
 
-def test_a_document_is_seen_whole_once_an_epoch(plan: Plan, datasets: list[Dataset]) -> None:
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "buckets"])
+def test_a_document_is_seen_whole_once_an_epoch(datasets: list[Dataset], packing: str) -> None:
+    plan, packings = plan_over(datasets, [2, 1], length=LENGTH, packing=packing, phases=[Phase(0, (1, 1))])
+    before = 4 * max(source.sequences for source in plan.sources)  # half of them from either
     for dataset in datasets:
         for document in all_documents(dataset):
-            found = appearances_of(plan, document, before=330)
+            found = appearances_of(plan, packings, document, before=before)
             for epoch in range(2):
                 ranges = sorted((f.start, f.end) for f in found if f.epoch == epoch)
                 assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
@@ -189,12 +240,12 @@ def test_names_of_files_that_overlap_or_hold_colons_are_told_apart(tmp_path: Pat
         assert find_document([dataset], f"made:{name}:{i % 2}").number == i
 
 
-def test_a_rotten_shard_is_named_instead_of_shown(plan: Plan, tmp_path: Path) -> None:
+def test_a_rotten_shard_is_named_instead_of_shown(tmp_path: Path) -> None:
     broken = [random_dataset(tmp_path / name, 900, seed=i, source=name) for i, name in enumerate("ab")]
     file = tmp_path / "a" / "00000.tok"
     file.write_bytes(b"\xff" * file.stat().st_size)
     with pytest.raises(BigtrainError, match=r"00000\.tok is corrupt"):
-        digest_of(contents_of(plan, broken, range(100)))
+        digest_of(contents_of(*plan_over(broken, [2, 1], length=LENGTH), range(100)))
 
 
 def test_the_text_of_a_whole_document_is_the_text_it_was_built_from(tmp_path: Path) -> None:

@@ -27,13 +27,14 @@ from remote_worker import PLACE, QUICK, VOCABULARY
 import bigtrain.data.shards
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data import Dataset, Loader, Plan, build, load_tokenizer, open_datasets, verify
+from bigtrain.config.settings import TrainSettings
+from bigtrain.data import Dataset, Loader, build, load_tokenizer, make_plan, open_datasets, open_packings, verify
+from bigtrain.data.assemble import assemble
 from bigtrain.data.block_cache import STALE_SECONDS
 from bigtrain.data.corpus import read_documents
 from bigtrain.data.mirror import Mirror
-from bigtrain.data.packing import pack
+from bigtrain.data.packing import ConcatPacking, fetch
 from bigtrain.data.remote import Remote, RetryPolicy
-from bigtrain.data.store import fetch
 
 BLOCK = 4096
 S3_URL = f"s3://{BUCKET}/made"
@@ -291,8 +292,9 @@ def test_a_run_reads_the_same_batches_from_a_url_as_from_the_folder(built, proxy
     batches = []
     for data in (built, remote):
         datasets = open_datasets(data, model_vocab_size=512)
-        plan = Plan.from_datasets(datasets, data, seed=1)
-        with Loader(plan, datasets, global_batch_size=8, micro_batch_size=4) as loader:
+        packings = open_packings(data, datasets)
+        plan = make_plan(data, TrainSettings(steps=40, global_batch_size=8, seed=1), packings)
+        with Loader(plan, packings, micro_batch_size=4) as loader:
             batches.append((plan.plan_id, [next(loader).digest for _ in range(40)]))
     assert batches[0] == batches[1]
     assert load_tokenizer(remote.dir).get_vocab() == load_tokenizer(built.dir).get_vocab()
@@ -306,29 +308,31 @@ def test_a_run_reads_the_same_batches_from_a_url_as_from_the_folder(built, proxy
 def test_a_step_waits_for_many_blocks_side_by_side(original: Path, mirror: Path, proxy: Proxy) -> None:
     dataset = opened(mirror, policy=replace(QUICK, attempt_seconds=10))
     length = BLOCK // 2  # tokens in a block
-    rows = [(dataset, sequence) for sequence in range(0, dataset.sequences(length), 8)]
-    fetch(rows[:1], length)
+    packing = ConcatPacking(dataset, length)
+    rows = np.arange(0, packing.rows, 8)
+    fetch([packing], np.zeros(1, np.int64), rows[:1])
     proxy.faults += ["slow"] * 200
     started = time.monotonic()
-    fetch(rows, length)
+    fetch([packing], np.zeros_like(rows), rows)
     seconds = time.monotonic() - started
     requests = len(proxy.requests)
     assert requests >= 2 * len(rows)
     assert seconds < requests * SLOW_SECONDS / 6  # 16 at a time
-    pack(rows, length)
+    assemble([packing], np.zeros_like(rows), rows)
     assert len(proxy.requests) == requests  # all was here
 
 
 def test_a_store_that_fails_in_the_background_is_the_users_error(built, proxy: Proxy, tmp_path: Path) -> None:
     data = built.model_copy(update={"dir": tmp_path / "here", "remote": f"{proxy.url}/{BUCKET}/built"})
     mirror = Mirror(data.dir, str(data.remote), 10**6, QUICK)
-    mirror.fetch_records(["lines"])
+    mirror.fetch_records(data)
     datasets = [Dataset(data.dir / "lines" / "train", mirror)]
-    plan = Plan.from_datasets(datasets, data, seed=1)
+    packings = open_packings(data, datasets)
+    plan = make_plan(data, TrainSettings(steps=40, global_batch_size=8), packings)
     proxy.suffix = ".tok"
     proxy.faults += ["503"] * 50
     with (
-        Loader(plan, datasets, global_batch_size=8, micro_batch_size=4) as loader,
+        Loader(plan, packings, micro_batch_size=4) as loader,
         pytest.raises(BigtrainError, match=r"(?s)00000\.tok cannot be read.*503"),
     ):
         next(loader)

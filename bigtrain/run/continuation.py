@@ -1,0 +1,61 @@
+"""Whether a run may go on from where it stands, with the settings and the data of today."""
+
+from __future__ import annotations
+
+from bigtrain.checkpoint import Manifest, Search, check_compatible
+from bigtrain.config import BigtrainError, Settings, mathematics
+from bigtrain.data import Plan
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.records import read_json_lines
+
+
+def check_continuation(directory: RunDirectory, search: Search, settings: Settings, plan: Plan) -> None:
+    """Make sure that going on from here is what the user means.
+
+    Raises:
+        BigtrainError: the settings would change the mathematics, or checkpoints that were committed are gone or bad:
+            that never means a quiet start at step 0.
+    """
+    if search.newest is not None:
+        check_compatible(search.newest.manifest, mathematics(settings))
+        check_plan(search.newest.manifest, plan)
+        return
+    commits = [event["step"] for event in read_json_lines(directory.events) if event["event"] == "commit"]
+    if commits or search.rejected:
+        raise BigtrainError(
+            f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
+            found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected)
+            or f"no checkpoint under {directory.checkpoints}, though one of step {max(commits)} was committed",
+            wanted="a checkpoint whose every byte is right",
+            fix="put the checkpoints back, or start from step 0 in another run_dir",
+        )
+
+
+def check_plan(manifest: Manifest, plan: Plan) -> None:
+    """Refuse another order of the samples that the run has seen already; ahead of it, it may change.
+
+    Raises:
+        BigtrainError: names where the plans part, and in what.
+    """
+    cursor = manifest.cursor
+    if plan.plan_id == cursor.plan_id:
+        return
+    described = manifest.state.get("plan", {})
+    if described.get("format") != plan.describe()["format"]:
+        raise BigtrainError(
+            "the checkpoint was written by a version of bigtrain that ordered its data in another way",
+            found=f"plan {cursor.plan_id[:12]}",
+            wanted=f"plan {plan.plan_id[:12]}",
+            fix="go on with the version that wrote it, or start another run in a new run_dir",
+        )
+    then = Plan.from_json(described)
+    parting = plan.first_difference(then)
+    if parting is not None and parting < cursor.consumed_samples:
+        raise BigtrainError(
+            f"the data plan differs in what the run has trained on before the checkpoint of step {cursor.step}",
+            found=f"{', '.join(plan.parts_unlike(then))} differ; the same only up to step "
+            f"{plan.batches.step_of(parting)}, sample {parting:,}",
+            wanted=f"the same up to sample {cursor.consumed_samples:,}",
+            fix="put the data settings back, or change them from a later point on (data.phases, data.skip, "
+            "train.batch_size_warmup); `bigtrain data diff RUN CONFIG` shows what a change moves",
+        )

@@ -1,0 +1,61 @@
+"""Two plans side by side: what a change of the settings moves, and whether a run may take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bigtrain.config import Settings, load_settings
+from bigtrain.data import Plan
+from bigtrain.run.data import RunData
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.records import newest_metrics
+
+
+def compare_plans(one: Path, other: Path) -> dict[str, Any]:
+    """Compare the plans of two runs or configurations, without looking at a sample.
+
+    Returns:
+        plans (the two ids), differs (the parts that are not equal), same_before: the sample, step and tokens before
+        which every batch is the same (None: for ever), sources: how many samples each gives in either schedule, and
+        consumed: for each of the two that is a run, how many samples it has done.
+
+    Raises:
+        BigtrainError: no run or configuration, or its data have not been built.
+    """
+    opened = [(_settings(place), RunData.open(_settings(place)).plan) for place in (one, other)]
+    (_, first), (_, second) = opened
+    sample = first.first_difference(second)
+    counts = [_samples_of_sources(settings, plan) for settings, plan in opened]
+    return {
+        "plans": [first.plan_id, second.plan_id],
+        "differs": first.parts_unlike(second),
+        "same_before": None
+        if sample is None
+        else {
+            "sample": sample,
+            "step": first.batches.step_of(sample),
+            "tokens": sample * first.sequence_length,
+        },
+        "sources": [
+            {"source": name, "samples": [count.get(name, 0) for count in counts]}
+            for name in dict.fromkeys([*counts[0], *counts[1]])
+        ],
+        "consumed": [_consumed(place) for place in (one, other)],
+    }
+
+
+def _settings(place: Path) -> Settings:
+    return RunDirectory.of_existing_run(place).settings() if place.is_dir() else load_settings(place)
+
+
+def _samples_of_sources(settings: Settings, plan: Plan) -> dict[str, int]:
+    samples = plan.batches.consumed_after(settings.total_steps)
+    return {source.name: n for source, n in zip(plan.sources, plan.samples_drawn(samples), strict=True)}
+
+
+def _consumed(place: Path) -> int | None:
+    if not place.is_dir():
+        return None
+    newest = newest_metrics(RunDirectory(place).metrics)
+    return newest["consumed_samples"] if newest else 0
