@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from bigtrain.page import INK, RULE, svg, text
 
 WIDTH, HEIGHT = 760, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 34, 44
@@ -36,21 +37,16 @@ def svg_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str) 
     def up(y: float) -> float:
         return HEIGHT - BOTTOM - (y - ys[0]) / (ys[1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="#334155">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="#0f172a">{escape(title)}</text>',
-    ]
+    parts = [f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="{INK}">{text(title)}</text>']
     for tick in _ticks(*ys):
         y = up(tick)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e2e8f0"/>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{RULE}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
     for tick in _ticks(*xs):
         parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:,.6g}</text>')
     parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{text(x_label)}</text>'
+        f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{text(y_label)}</text>'
     )
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
@@ -61,9 +57,9 @@ def svg_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str) 
         y = TOP + 10 + 18 * index
         parts.append(
             f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 5}" width="14" height="4" fill="{color}"/>'
-            f'<text x="{WIDTH - RIGHT + 32}" y="{y + 1}">{escape(line.name)}</text>'
+            f'<text x="{WIDTH - RIGHT + 32}" y="{y + 1}">{text(line.name)}</text>'
         )
-    return "\n".join([*parts, "</svg>"])
+    return svg(WIDTH, HEIGHT, parts)
 
 
 def text_chart(points: Sequence[tuple[float, float]], *, width: int = 64, height: int = 10) -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from bigtrain.config import BigtrainError
+from bigtrain.page import cards, page, table, text
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.figure import Line, svg_chart, text_chart
 from bigtrain.run.records import read_json_lines, read_metrics
-from bigtrain.run.terminal import duration, quantity
+from bigtrain.wording import duration, quantity
 
 SMOOTHING = 0.9
+NAMED = ("event", "step", "time")
+STYLE = """
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(520px, 1fr)); gap: 1rem; margin: 1rem 0 }
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def write_report(run: Path) -> Summary:
         )
     validations = [event for event in events if event["event"] == "evaluate"]
     curves = _curves(metrics, validations)
-    page, picture = directory.root / "report.html", directory.root / "loss.svg"
+    report, picture = directory.root / "report.html", directory.root / "loss.svg"
     summary = Summary(
         run=str(run),
         step=metrics[-1]["step"],
@@ -89,11 +93,11 @@ def write_report(run: Path) -> Summary:
         mfu=_median([record["mfu"] for record in metrics]),
         training_seconds=sum(record["step_seconds"] for record in metrics),
         starts=sum(event["event"] in ("start", "resume") for event in events),
-        report=str(page),
+        report=str(report),
         loss_curve=[(record["step"], record["loss"]) for record in metrics],
     )
     picture.write_text(curves[0])
-    page.write_text(_page(summary, curves, events, directory.config.read_text()))
+    report.write_text(_page(summary, curves, events, directory.config.read_text()))
     return summary
 
 
@@ -162,31 +166,13 @@ def _page(summary: Summary, curves: list[str], events: list[dict[str, Any]], con
         ("MFU", f"{summary.mfu:.1%}"),
         ("training time", duration(summary.training_seconds)),
     ]
-    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts)
-    rows = "".join(
-        f"<tr><td>{escape(str(event['event']))}</td><td>{event.get('step', '')}</td><td>"
-        + escape(", ".join(f"{k} {v}" for k, v in event.items() if k not in ("event", "step", "time")))
-        + "</td></tr>"
+    happened = table(
+        (event["event"], event.get("step", ""), ", ".join(f"{k} {v}" for k, v in event.items() if k not in NAMED))
         for event in events
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(summary.run)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #0f172a; background: #f8fafc; margin: 2rem auto; max-width: 1480px;
-       padding: 0 1rem }}
-.cards {{ display: flex; flex-wrap: wrap; gap: .8rem }}
-.cards div, figure, details {{ background: #fff; border: 1px solid #e2e8f0; border-radius: 8px; padding: .7rem 1rem }}
-.cards b {{ display: block; font-size: 1.3rem }} .cards span {{ color: #64748b }}
-.curves {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(520px, 1fr)); gap: 1rem; margin: 1rem 0 }}
-figure {{ margin: 0 }} svg {{ width: 100%; height: auto }}
-table {{ border-collapse: collapse }} td {{ padding: .15rem .8rem .15rem 0; vertical-align: top }}
-details {{ margin-bottom: 1rem }} pre {{ overflow: auto }}
-</style></head><body>
-<h1>{escape(summary.run)}</h1>
-<div class="cards">{cards}</div>
-<div class="curves">{"".join(f"<figure>{curve}</figure>" for curve in curves)}</div>
-<details open><summary>Events</summary><table>{rows}</table></details>
-<details><summary>Settings</summary><pre>{escape(config)}</pre></details>
-</body></html>
-"""
+    figures = "".join(f"<figure>{curve}</figure>" for curve in curves)
+    body = f"""{cards(facts)}
+<div class="curves">{figures}</div>
+<details open="open"><summary>Events</summary>{happened}</details>
+<details><summary>Settings</summary><pre>{text(config)}</pre></details>"""
+    return page(summary.run, body, style=STYLE)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.run.figure import Line, svg_chart, text_chart
-from bigtrain.run.terminal import duration, quantity
+from bigtrain.wording import duration, quantity
 
 POINTS = st.lists(
     st.tuples(st.floats(-1e6, 1e6), st.one_of(st.floats(-1e9, 1e9), st.just(math.nan), st.just(math.inf))), max_size=30
