@@ -15,7 +15,9 @@ from bigtrain.data.build_source import build_source
 from bigtrain.data.build_tokenizer import build_tokenizer
 from bigtrain.data.clean import require_libraries
 from bigtrain.data.corpus import open_corpus
+from bigtrain.data.decontaminate import evaluation_ngrams
 from bigtrain.data.dedup import without_duplicates
+from bigtrain.data.filters import Filters
 from bigtrain.data.pack.build_pack import build_packs
 from bigtrain.data.workers import Workers
 
@@ -45,11 +47,14 @@ def build(settings: DataSettings, *, vocab_size: int, report: Callable[[str], No
     settings.dir.mkdir(parents=True, exist_ok=True)
     with _clear_on_a_full_disk(settings.dir), _exclusive(settings.dir, report), Workers(count) as workers:
         corpora = {source.name: open_corpus(source) for source in settings.sources}
+        looked_for = settings.decontaminate
+        evaluation = evaluation_ngrams(looked_for, settings.dir, report) if looked_for else None
+        filters = {source.name: Filters(source.clean, evaluation) for source in settings.sources}
         if settings.dedup.method != "none":
-            corpora = without_duplicates(corpora, settings, workers, report)
-        build_tokenizer(settings, vocab_size, corpora, workers, report)
+            corpora = without_duplicates(corpora, settings, filters, workers, report)
+        build_tokenizer(settings, vocab_size, corpora, filters, workers, report)
         for source in settings.sources:
-            build_source(source, settings, corpora[source.name], workers, report)
+            build_source(source, settings, corpora[source.name], filters[source.name], workers, report)
             if settings.packing != "concat":
                 directory = settings.dir / source.name / "train"
                 build_packs(directory, settings.packing, settings.sequence_length, workers, report)

@@ -15,6 +15,7 @@ from pathlib import Path
 from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.corpus import Corpus
+from bigtrain.data.filters import Filters
 from bigtrain.data.funnel import Funnel
 from bigtrain.data.hashing import digest
 from bigtrain.data.layout import (
@@ -35,13 +36,19 @@ from bigtrain.data.workers import Workers
 
 
 def build_source(
-    source: SourceSettings, settings: DataSettings, corpus: Corpus, workers: Workers, report: Callable[[str], None]
+    source: SourceSettings,
+    settings: DataSettings,
+    corpus: Corpus,
+    filters: Filters,
+    workers: Workers,
+    report: Callable[[str], None],
 ) -> None:
     """Write both splits of a source, or check that those there are the ones asked for."""
     folder = settings.dir / source.name
     tokenizer_file = settings.dir / TOKENIZER_FILE
     tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
-    request = source_request(source, settings, tokenizer_id)
+    evaluation = {"evaluation_texts": filters.evaluation.identity} if filters.evaluation else {}
+    request = {**source_request(source, settings, tokenizer_id), **evaluation}
     if (folder / "train" / MANIFEST).exists():
         _check_finished(folder, request, corpus)
         discard_unfinished(folder, keep=None)
@@ -50,7 +57,7 @@ def build_source(
 
     pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
     end_of_text = settings.tokenizer.end_of_text
-    tokenize = TokenizePiece(source.name, source.clean, tokenizer_file, end_of_text, settings.validation.fraction)
+    tokenize = TokenizePiece(source.name, filters, tokenizer_file, end_of_text, settings.validation.fraction)
     pieces = islice(corpus.pieces(), pairs[-1].next_piece if pairs else 0, None)
     meter = ProgressMeter(source.name, report)
     for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):

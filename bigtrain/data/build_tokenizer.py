@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.files import write_atomically
+from bigtrain.data.filters import Filters
 from bigtrain.data.layout import Record, read_record, require_same, tokenizer_request, write_record
 from bigtrain.data.manifest import changed_error
 from bigtrain.data.selection import SelectDocuments
@@ -29,6 +30,7 @@ def build_tokenizer(
     settings: DataSettings,
     vocab_size: int,
     corpora: Mapping[str, Corpus],
+    filters: Mapping[str, Filters],
     workers: Workers,
     report: Callable[[str], None],
 ) -> None:
@@ -46,7 +48,7 @@ def build_tokenizer(
     else:
         check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
         report("tokenizer: training")
-        content = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, workers))
+        content = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, filters, workers))
     tokenizer = parse_tokenizer(content)
     end_of_text_id(tokenizer, settings.tokenizer.end_of_text)
     tokens = vocabulary_size(tokenizer)
@@ -67,13 +69,18 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
         require_same(settings.dir, {"tokenizer hash": record["hash"]}, {"tokenizer hash": given})
 
 
-def _training_texts(settings: DataSettings, corpora: Mapping[str, Corpus], workers: Workers) -> Iterator[str]:
+def _training_texts(
+    settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], workers: Workers
+) -> Iterator[str]:
     """Documents of the training split, cleaned, `train_bytes` in all, taken evenly over the sources.
 
     The next ones come from the source that has given the fewest bytes; one that is exhausted leaves its share to the
     others.
     """
-    texts = {source.name: _texts_of(source, settings, corpora[source.name], workers) for source in settings.sources}
+    fraction = settings.validation.fraction
+    texts = {
+        name: _texts_of(corpus, SelectDocuments(filters[name], fraction), workers) for name, corpus in corpora.items()
+    }
     given = dict.fromkeys(texts, 0)
     while texts and sum(given.values()) < settings.tokenizer.train_bytes:
         source = min(texts, key=lambda name: given[name])
@@ -85,7 +92,6 @@ def _training_texts(settings: DataSettings, corpora: Mapping[str, Corpus], worke
         yield text
 
 
-def _texts_of(source: SourceSettings, settings: DataSettings, corpus: Corpus, workers: Workers) -> Iterator[str]:
-    select = SelectDocuments(source.clean, settings.validation.fraction)
+def _texts_of(corpus: Corpus, select: SelectDocuments, workers: Workers) -> Iterator[str]:
     for selection in workers.map_in_order(select, corpus.pieces()):
         yield from (document.text for document in selection.train)

@@ -55,6 +55,8 @@ def data_card(
             "path": str(settings.tokenizer.path) if settings.tokenizer.path else None,
         },
         "dedup": settings.dedup.method,
+        "near_duplicates": settings.dedup.model_dump(exclude={"method"}) if settings.dedup.method == "near" else None,
+        "decontaminate": settings.decontaminate and settings.decontaminate.model_dump(mode="json"),
         "validation_fraction": settings.validation.fraction,
         "sources": sources,
     }
@@ -88,7 +90,6 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
     cleaning = [
         (source["name"], f"`{json.dumps(step)}`") for source in sources for step in source["clean"]
     ]  # in the order in which documents pass them
-    deduplicated = {"none": "Documents were not deduplicated.", "exact": "Of equal documents only the first was kept."}
     paragraphs = [
         heading,
         f"What the first {card['consumed_samples']:,} samples of {card['sequence_length']:,} tokens were made of.",
@@ -96,7 +97,8 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         _table(("source", "kind", "from", "licence", "samples seen", "share", "epochs"), seen),
         f"{below} Cleaning",
         _table(("source", "rule"), cleaning) if cleaning else "No document was filtered or rewritten.",
-        deduplicated.get(card["dedup"], f"Deduplication: {card['dedup']}."),
+        _deduplicated(card),
+        _decontaminated(card),
         f"{below} Datasets",
         f"{card['validation_fraction']:.2%} of the documents, chosen by a hash of their origin, are held out for "
         "validation and never trained on. A dataset id is the root of a Merkle tree over every byte.",
@@ -112,6 +114,29 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
 
 def _describe(dataset: Dataset) -> Card:
     return {"dataset_id": dataset.dataset_id, "documents": dataset.manifest.documents, "tokens": dataset.tokens}
+
+
+def _deduplicated(card: Card) -> str:
+    if card["dedup"] == "none":
+        return "Documents were not deduplicated."
+    if card["dedup"] == "exact":
+        return "Of equal documents only the first was kept."
+    near = card["near_duplicates"]
+    return (
+        f"Of equal and nearly equal documents only the first was kept: MinHash over {near['ngram']}-grams of words, "
+        f"{near['bands']} bands of {near['rows']} rows, which finds half of the pairs with a Jaccard similarity of "
+        f"{(1 - 0.5 ** (1 / near['bands'])) ** (1 / near['rows']):.2f}."
+    )
+
+
+def _decontaminated(card: Card) -> str:
+    if card["decontaminate"] is None:
+        return "Evaluation texts were not looked for in the documents."
+    paths = ", ".join(f"`{path}`" for path in card["decontaminate"]["paths"])
+    return (
+        f"Documents were removed that share {card['decontaminate']['ngram']} consecutive words with an evaluation text "
+        f"in {paths}."
+    )
 
 
 def _whence(source: Card) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.clean import NO_TEXT, Verdict
+from bigtrain.data.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.documents import Document
 from bigtrain.data.files import write_atomically
 
@@ -23,6 +24,7 @@ EXAMPLES = 3
 EXAMPLE_CHARACTERS = 200
 
 DUPLICATE = Verdict("dedup", "the same text as an earlier document")
+NEAR_DUPLICATE = Verdict("dedup", "nearly the same text as an earlier document")
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Removal(Count):
     rule: str = ""
     reason: str = ""
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text or of the ids."""
+    """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text or of the ids; the
+    evidence, where a verdict has some."""
 
 
 @dataclass
@@ -75,7 +78,8 @@ class Funnel:
         removal.add(1, size)
         if len(removal.examples) < EXAMPLES:
             excerpt = document.excerpt(EXAMPLE_CHARACTERS)
-            removal.examples.append({"file": document.file, "position": document.position, "text": excerpt})
+            example = {"file": document.file, "position": document.position, "text": excerpt}
+            removal.examples.append(example | ({"evidence": verdict.evidence} if verdict.evidence else {}))
 
     def add(self, later: Funnel) -> None:
         """Take in the funnel of documents that come after these."""
@@ -115,7 +119,7 @@ class Funnel:
 
     def write(self, folder: Path, rules: Sequence[str]) -> None:
         """Write funnel.json of a source, removals in the order in which its rules apply."""
-        order = [NO_TEXT.rule, *rules, DUPLICATE.rule]
+        order = [NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule]
         self.removed.sort(key=lambda removal: (order.index(removal.rule), -removal.documents, removal.reason))
         content = json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
         write_atomically(folder / FUNNEL, lambda file: file.write(content))

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
-from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data.clean import NO_TEXT, Verdict, clean
+from bigtrain.data.clean import Verdict
 from bigtrain.data.documents import Document, Piece, is_held_out
-from bigtrain.data.funnel import DUPLICATE, Funnel
+from bigtrain.data.filters import Filters
+from bigtrain.data.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel
+
+
+class Mark(IntEnum):
+    """What deduplication found out about a document."""
+
+    KEPT = 0
+    EXACT = 1
+    """An earlier document has the same text."""
+    NEAR = 2
+    """An earlier document has nearly the same text."""
+
+
+DUPLICATES = {Mark.EXACT: DUPLICATE, Mark.NEAR: NEAR_DUPLICATE}
 
 
 @dataclass(frozen=True)
@@ -17,8 +31,10 @@ class DistinctPiece:
     """A piece, and which of its documents are duplicates."""
 
     piece: Piece
-    duplicates: bytes
-    """A byte for each document, 1 where an earlier one has the same text."""
+    marks: bytes
+    """A `Mark` for each document."""
+    originals: Mapping[int, str] = field(default_factory=dict)
+    """Of some duplicates, by their index in the piece, which document is kept instead: `SOURCE:FILE:POSITION`."""
 
     def documents(self) -> Iterator[Document]:
         """All documents of the piece, duplicates too."""
@@ -36,17 +52,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectDocuments:
-    """Reads a piece, drops duplicates, and applies the rules; this object travels to the worker processes."""
+    """Reads a piece, drops duplicates, and applies the filters; this object travels to the worker processes."""
 
-    rules: tuple[CleanStep, ...]
+    filters: Filters
     validation_fraction: float
 
     def __call__(self, piece: Piece) -> Selection:
         """Select from one piece."""
         selection = Selection()
-        for document, is_duplicate in _marked(piece):
+        for document, duplicate in _marked(piece):
             size = len(document.content)
-            cleaned = DUPLICATE if is_duplicate else clean_document(document, self.rules)
+            cleaned = duplicate or self.filters(document)
             if isinstance(cleaned, Verdict):
                 selection.funnel.remove(document, size, cleaned)
                 continue
@@ -56,23 +72,20 @@ class SelectDocuments:
         return selection
 
 
-def clean_document(document: Document, rules: Sequence[CleanStep]) -> Document | Verdict:
-    """A document as its rules leave it. Token ids stay as they are: a source of these has no rules."""
-    if document.ids is not None:
-        return document if document.ids else NO_TEXT
-    result = clean(document.text, rules)
-    return result if isinstance(result, Verdict) else replace(document, text=result)
-
-
-def _marked(piece: Piece) -> Iterator[tuple[Document, bool]]:
+def _marked(piece: Piece) -> Iterator[tuple[Document, Verdict | None]]:
+    """The documents of a piece, and the verdict on those that are duplicates."""
     if not isinstance(piece, DistinctPiece):
-        return ((document, False) for document in piece.documents())
+        return ((document, None) for document in piece.documents())
     documents = list(piece.documents())
-    if len(documents) != len(piece.duplicates):
+    if len(documents) != len(piece.marks):
         raise BigtrainError(
             "a corpus has changed while it was being built",
             found=f"{len(documents)} documents in a piece",
-            wanted=f"{len(piece.duplicates)}, as when duplicates were looked for",
+            wanted=f"{len(piece.marks)}, as when duplicates were looked for",
             fix="start the build again when nothing writes to the corpus",
         )
-    return ((document, bool(mark)) for document, mark in zip(documents, piece.duplicates, strict=True))
+    verdicts = (
+        replace(DUPLICATES[Mark(mark)], evidence=piece.originals.get(index, "")) if mark else None
+        for index, mark in enumerate(piece.marks)
+    )
+    return zip(documents, verdicts, strict=True)

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.documents import Document, Piece, document_id
+from bigtrain.data.filters import Filters
 from bigtrain.data.funnel import Funnel
 from bigtrain.data.selection import SelectDocuments
 from bigtrain.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
@@ -44,14 +44,14 @@ class TokenizePiece:
     """Reads, cleans and tokenizes one piece; this object travels to the worker processes."""
 
     source: str
-    rules: tuple[CleanStep, ...]
+    filters: Filters
     tokenizer_file: Path
     end_of_text: str
     validation_fraction: float
 
     def __call__(self, piece: Piece) -> TokenizedPiece:
         """Select the piece's documents and tokenize those of either split."""
-        selection = SelectDocuments(self.rules, self.validation_fraction)(piece)
+        selection = SelectDocuments(self.filters, self.validation_fraction)(piece)
         train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
         selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
         return TokenizedPiece(train, validation, selection.funnel)

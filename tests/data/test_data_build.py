@@ -22,6 +22,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.data import Dataset, build, load_tokenizer, open_datasets
 from bigtrain.data.corpus import open_corpus, read_documents
 from bigtrain.data.documents import document_id, is_held_out
+from bigtrain.data.filters import Filters
 
 VOCABULARY = 512
 corpus = importlib.import_module("bigtrain.data.corpus.corpus")
@@ -277,7 +278,7 @@ def test_a_tokenizer_is_trained_evenly_on_the_training_split_within_its_budget(t
     settings = data_settings(tmp_path / "data", big, small, tokenizer=TokenizerSettings(train_bytes=60_000))
     with Workers(1) as workers:
         corpora = {source.name: open_corpus(source) for source in settings.sources}
-        texts = list(_training_texts(settings, corpora, workers))
+        texts = list(_training_texts(settings, corpora, {name: Filters() for name in corpora}, workers))
     given = {name: [d for d in read_documents(s) if d.text in set(texts)] for name, s in (("b", big), ("s", small))}
     assert 60_000 <= sum(len(text) for text in texts) < 62_000
     assert not any(is_held_out(d.file, d.position, 0.1) for documents in given.values() for d in documents)

@@ -171,17 +171,17 @@ def test_a_build_that_stopped_goes_on_to_the_same_bytes_and_the_same_funnel(
 def test_a_build_that_stopped_while_looking_for_duplicates_starts_that_source_again(
     built: DataSettings, tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bigtrain.data import dedup
+    from bigtrain.data.dedup import document_keys
 
     settings = settings_for(tmp_path / "data", files)
-    real = dedup.write_atomically
+    real = document_keys.write_atomically
 
     def stop(path: Path, write: Any) -> None:
         if path.name == "second.json":
             raise KeyboardInterrupt
         real(path, write)
 
-    monkeypatch.setattr(dedup, "write_atomically", stop)
+    monkeypatch.setattr(document_keys, "write_atomically", stop)
     with pytest.raises(KeyboardInterrupt):
         make(settings)
     monkeypatch.undo()
@@ -282,5 +282,5 @@ def test_marks_are_those_of_a_dictionary_for_any_portion(sources: list[list[int]
         for value in source:
             wanted[-1].append(value in seen)
             seen |= {value} - {0}
-    marks = mark_duplicates(arrays, at_once)
+    marks = mark_duplicates(arrays, keys_at_once=at_once).marks
     assert [m.tolist() for m in marks] == wanted

@@ -39,6 +39,8 @@ class Verdict:
     """The rule's name, as in the settings."""
     reason: str
     """What it found, in a few words: the same for all documents that it removes on this ground."""
+    evidence: str = ""
+    """What shows it in this document: the words that an evaluation text has too, or the document kept instead."""
 
 
 def sentences(text: str) -> int:

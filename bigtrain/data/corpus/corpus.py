@@ -85,16 +85,16 @@ def corpus_of_files(files: list[CorpusFile], pieces: Callable[[], Iterator[Piece
     return Corpus(stamp, f"{len(files):,} files, {sum(file.size for file in files) / 1e6:,.1f} MB", pieces)
 
 
-def find_files(source: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list[CorpusFile]:
+def find_files(where: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list[CorpusFile]:
     """The files that a path setting means: a file, a folder (all files below it) or a glob (with `**`).
 
     A URL means the same of the files behind it. Hidden files are left out; in a folder, only names that end in one of
-    `suffixes` count where some are given. Raises BigtrainError where there are none.
+    `suffixes` count where some are given. Raises BigtrainError, naming the setting `where`, where there are none.
     """
     if "://" in pattern:
         from bigtrain.data.corpus.remote_files import find_remote_files
 
-        return find_remote_files(source, pattern, suffixes)
+        return find_remote_files(where, pattern, suffixes)
     path = Path(pattern).expanduser()
     if path.is_file():
         return describe_files([path], path.parent)
@@ -107,15 +107,15 @@ def find_files(source: str, pattern: str, suffixes: tuple[str, ...] = ()) -> lis
         found = root.glob(str(Path(*path.parts[fixed:])))
     files = [p for p in found if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts)]
     if not files:
-        raise no_files(source, pattern, suffixes if path.is_dir() else ())
+        raise no_files(where, pattern, suffixes if path.is_dir() else ())
     return describe_files(files, root)
 
 
-def no_files(source: str, pattern: str, suffixes: tuple[str, ...]) -> BigtrainError:
+def no_files(where: str, pattern: str, suffixes: tuple[str, ...]) -> BigtrainError:
     """The error for a path that means no files."""
     wanted = "a file, a folder with files in it, or a glob that matches some"
     return BigtrainError(
-        f"data.sources: {source!r} finds no files at its path",
+        f"{where} finds no files at its path",
         found=pattern,
         wanted=wanted + (f" ({', '.join(suffixes)})" if suffixes else ""),
         fix="correct the path; a relative one starts at the current directory",

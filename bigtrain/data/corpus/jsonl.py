@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
@@ -39,28 +39,33 @@ class _Lines:
     field: str
 
     def documents(self) -> Iterator[Document]:
-        for line_index, line in enumerate(self.lines, start=self.first_line):
-            if not line.strip():
-                continue
+        for line_index, record in self.records():
             where = f"{self.path}:{line_index + 1}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise BigtrainError(
-                    f"{where} is not JSON: {error}",
-                    found=line[:80].decode(errors="replace").rstrip(),
-                    wanted="one JSON object on each line",
-                    fix="correct or remove that line",
-                ) from None
             if not isinstance(record, dict) or self.field not in record:
                 raise missing_field(where, self.field, record if isinstance(record, dict) else ())
             text = record[self.field]
             if not isinstance(text, str):
                 raise not_text(where, self.field, text)
-            yield Document(_without_surrogates(text), self.name, line_index)
+            yield Document(without_surrogates(text), self.name, line_index)
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """What each line that is not blank holds, with its index in the file."""
+        for line_index, line in enumerate(self.lines, start=self.first_line):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise BigtrainError(
+                    f"{self.path}:{line_index + 1} is not JSON: {error}",
+                    found=line[:80].decode(errors="replace").rstrip(),
+                    wanted="one JSON object on each line",
+                    fix="correct or remove that line",
+                ) from None
+            yield line_index, record
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     r"""JSON can spell half a surrogate pair (`"\ud800"`), which is no character: it becomes U+FFFD."""
     try:
         text.encode()
@@ -87,11 +92,17 @@ def _pieces(file: CorpusFile, field: str) -> Iterator[_Lines]:
             first_line += len(lines)
 
 
+def read_records(file: CorpusFile) -> Iterator[dict[str, Any]]:
+    """The JSON objects of one file. Raises BigtrainError with file and line for what is not JSON."""
+    for lines in _pieces(file, ""):
+        yield from (record for _, record in lines.records() if isinstance(record, dict))
+
+
 def jsonl(source: SourceSettings) -> Corpus:
     """Each line's `text_field` is one document, its position the line's index.
 
     Raises BigtrainError with file and line for what is not a JSON object with that field.
     """
     assert source.path is not None
-    files = find_files(source.name, source.path, SUFFIXES)
+    files = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
     return corpus_of_files(files, lambda: (piece for file in files for piece in _pieces(file, source.text_field)))

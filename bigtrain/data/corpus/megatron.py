@@ -166,8 +166,8 @@ def _pairs(source: SourceSettings) -> list[tuple[CorpusFile, CorpusFile]]:
     files: list[CorpusFile] = []
     for suffix in SUFFIXES:  # a prefix, one of the two files, or a glob of either
         with suppress(BigtrainError):
-            files += find_files(source.name, stem + suffix)
-    files = files or find_files(source.name, source.path, SUFFIXES)
+            files += find_files(f"data.sources: {source.name!r}", stem + suffix)
+    files = files or find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
     named = {file.name: file for file in files if file.name.endswith(SUFFIXES)}
     stems = sorted({name[:-4] for name in named})
     for name in stems:

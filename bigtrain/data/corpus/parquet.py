@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,23 @@ def _batches(file: CorpusFile, column: str) -> Iterator[list[Any]]:
             yield batch.column(0).to_pylist()
 
 
+def read_rows(file: CorpusFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one file, with those of `columns` that it has. Raises BigtrainError where it has none of them."""
+    from pyarrow import parquet as pq
+
+    with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:
+        present = [column for column in columns if column in opened.schema_arrow.names]
+        if not present:
+            raise missing_field(file.path, columns[0], opened.schema_arrow.names)
+        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=present, use_threads=False):
+            yield from batch.to_pylist()
+
+
 def parquet(source: SourceSettings) -> Corpus:
     """Each row's `text_field` is one document, its position the row's index.
 
     Raises BigtrainError for what is not a Parquet file with such a column of text.
     """
     assert source.path is not None
-    files = find_files(source.name, source.path, SUFFIXES)
+    files = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
     return corpus_of_files(files, lambda: (piece for file in files for piece in _pieces(file, source.text_field)))

@@ -9,9 +9,9 @@ from bigtrain.data.corpus.corpus import CorpusFile, no_files, reading
 from bigtrain.data.remote import file_system
 
 
-def find_remote_files(source: str, url: str, suffixes: tuple[str, ...]) -> list[CorpusFile]:
+def find_remote_files(where: str, url: str, suffixes: tuple[str, ...]) -> list[CorpusFile]:
     """The files that a URL means, by the rules of `find_files`. Raises BigtrainError where there are none."""
-    files, path = file_system(url.rstrip("/"), f"data.sources: {source!r}")
+    files, path = file_system(url.rstrip("/"), where)
     files.invalidate_cache()  # of listings: the corpus may have changed since this process last looked
     with reading(url):
         if files.isfile(path):
@@ -29,7 +29,7 @@ def find_remote_files(source: str, url: str, suffixes: tuple[str, ...]) -> list[
             if info["type"] == "file" and not any(part.startswith(".") for part in parts.split("/")):
                 described.append(CorpusFile(files.unstrip_protocol(name), parts, info["size"] or 0, _version(info)))
     if not described:
-        raise no_files(source, url, suffixes)
+        raise no_files(where, url, suffixes)
     return sorted(described, key=lambda file: file.name)
 
 

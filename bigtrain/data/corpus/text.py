@@ -17,20 +17,24 @@ class _TextFiles:
 
     def documents(self) -> Iterator[Document]:
         for file in self.files:
-            try:
-                text = file.read().decode()
-            except UnicodeDecodeError as error:
-                raise BigtrainError(
-                    f"{file.path} is not UTF-8 text",
-                    found=f"byte 0x{error.object[error.start]:02x} at offset {error.start:,}",
-                    wanted="UTF-8",
-                    fix="convert the file, or narrow the path to the text files with a glob such as 'corpus/**/*.txt'",
-                ) from None
-            yield Document(text, file.name, 0)
+            yield Document(read_text(file), file.name, 0)
+
+
+def read_text(file: CorpusFile) -> str:
+    """All of one file. Raises BigtrainError where it is not UTF-8."""
+    try:
+        return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise BigtrainError(
+            f"{file.path} is not UTF-8 text",
+            found=f"byte 0x{error.object[error.start]:02x} at offset {error.start:,}",
+            wanted="UTF-8",
+            fix="convert the file, or narrow the path to the text files with a glob such as 'corpus/**/*.txt'",
+        ) from None
 
 
 def text(source: SourceSettings) -> Corpus:
     """Every file that `path` means is one document. Raises BigtrainError for a file that is not UTF-8."""
     assert source.path is not None
-    files = find_files(source.name, source.path)
+    files = find_files(f"data.sources: {source.name!r}", source.path)
     return corpus_of_files(files, lambda: (_TextFiles(group) for group in grouped_by_size(files)))
