@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 LENGTH, BATCH = 2048, 8
-PEER_PACKAGES = {"litdata": ["litdata"], "mosaicml-streaming": ["mosaicml-streaming"]}
 CONTESTANTS = ("bigtrain", "memmap", "datasets", "litdata", "mosaicml-streaming")
 
 
@@ -142,6 +141,7 @@ with MDSWriter(out=sys.argv[2], columns={{"tokens": "ndarray:uint16"}}) as out:
 
 
 def compare(args: argparse.Namespace) -> None:
+    from build_speed import build_speed
     from record import spread, write_result
 
     rates: dict[str, list[dict[str, float]]] = {}
@@ -174,10 +174,11 @@ def compare(args: argparse.Namespace) -> None:
             f"{rows[name]['per_second']['median'] / 1e6:11.1f}  "
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
+    build = build_speed(min(args.repeats, 3), args.peers, failures)
+    result = {"loader": rows, "not_measured": failures, **closed_form(args.data), "build": build}
+    print(json.dumps({key: result[key] for key in ("resume", "planning", "build")}, indent=1))
     for name, why in failures.items():
         print(f"{name:20} not measured: {why}")
-    result = {"loader": rows, "not_measured": failures, **closed_form(args.data), "build": build_speed(args.repeats)}
-    print(json.dumps({key: result[key] for key in ("resume", "planning", "build")}, indent=1))
     print(write_result("data", result, args.out))
 
 
@@ -185,6 +186,7 @@ def prepare(data: Path, work: Path, peers: Path, failures: dict[str, str]) -> di
     """Write the same tokens in every contestant's format; the Python that each runs under."""
     import numpy as np
     from datasets import Dataset as HubDataset
+    from peers import environment, reason
 
     shards = sorted((data / "source" / "train").glob("*.tok"))
     tokens = np.concatenate([np.fromfile(shard, np.uint16) for shard in shards])
@@ -194,43 +196,15 @@ def prepare(data: Path, work: Path, peers: Path, failures: dict[str, str]) -> di
     pythons = {name: Path(sys.executable) for name in ("bigtrain", "memmap", "datasets")}
     for name, script in (("litdata", WRITE_LITDATA), ("mosaicml-streaming", WRITE_MOSAIC)):
         try:
-            python = environment(peers / name, PEER_PACKAGES[name])
+            python = environment(peers, name)
             (work / "write.py").write_text(script.format(length=LENGTH))
             target = work / ("litdata" if name == "litdata" else "mosaic")
             command = [str(python), str(work / "write.py"), str(work / "tokens.bin"), str(target)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             pythons[name] = python
         except subprocess.SubprocessError as error:
-            failures[name] = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
+            failures[name] = reason(error)
     return pythons
-
-
-def environment(folder: Path, packages: list[str]) -> Path:
-    """A virtual environment with a peer in it, made once."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "torch>=2.11,<2.14", "numpy"], check=True, capture_output=True, text=True)
-        subprocess.run([*pip, "torch>=2.11,<2.14", *packages], check=True, capture_output=True, text=True)
-        if packages == PEER_PACKAGES["mosaicml-streaming"]:
-            _stand_in_for_torchvision(python)
-        (folder / "ready").touch()
-    return python
-
-
-def _stand_in_for_torchvision(python: Path) -> None:
-    """streaming imports a class of torchvision, unused for tokens; torchvision has no build for a CPU-only torch."""
-    script = (
-        "import pathlib, sysconfig\n"
-        "package = pathlib.Path(sysconfig.get_path('purelib')) / 'torchvision'\n"
-        "(package / 'transforms').mkdir(parents=True)\n"
-        "(package / '__init__.py').touch(); (package / 'transforms' / '__init__.py').touch()\n"
-        "(package / 'datasets.py').write_text('class VisionDataset: pass\\n')\n"
-        "(package / 'transforms' / 'functional.py').write_text('to_tensor = None\\n')\n"
-    )
-    subprocess.run([str(python), "-m", "pip", "uninstall", "-qy", "torchvision"], check=True, capture_output=True)
-    subprocess.run([str(python), "-c", script], check=True, capture_output=True)
 
 
 def closed_form(data: Path) -> dict[str, Any]:
@@ -260,57 +234,6 @@ def closed_form(data: Path) -> dict[str, Any]:
             seconds.append(1e6 * (time.perf_counter() - started) / 1024)
         planning[f"microseconds a sample at sample {first}"] = spread(seconds)
     return {"resume": resume, "planning": planning}
-
-
-def build_speed(repeats: int) -> dict[str, Any]:
-    """MB/s of tokenizing the standard library: a plain `tokenizers` loop, and bigtrain with one and two processes."""
-    from record import spread
-
-    from bigtrain.config import DataSettings, SourceSettings, TokenizerSettings
-    from bigtrain.data import build
-    from bigtrain.data.corpus import read_documents
-    from bigtrain.data.tokenizer import load_tokenizer
-
-    source = SourceSettings(name="source", kind="python_stdlib")
-    with tempfile.TemporaryDirectory() as folder:
-        texts = [document.text for document in read_documents(source)]
-        megabytes = sum(len(text.encode()) for text in texts) / 1e6
-
-        def settings(name: str, workers: int, tokenizer: Path | None) -> DataSettings:
-            return DataSettings(
-                dir=Path(folder) / name,
-                tokenizer=TokenizerSettings(path=tokenizer, vocab_size=4096, train_bytes=5_000_000),
-                sources=[source],
-                sequence_length=LENGTH,
-                workers=workers,
-            )
-
-        trained = settings("tokenizer", 2, None)
-        build(trained, vocab_size=4096, report=lambda _: None)
-        tokenizer = load_tokenizer(trained.dir)
-        rates: dict[str, list[float]] = {"plain tokenizers loop": [], "1 process": [], "2 processes": []}
-        for repeat in range(min(repeats, 3)):
-            started = time.perf_counter()
-            for text in texts:
-                tokenizer.encode(text)
-            rates["plain tokenizers loop"].append(megabytes / (time.perf_counter() - started))
-            for workers, name in ((1, "1 process"), (2, "2 processes")):
-                target = settings(f"{repeat}-{workers}", workers, trained.dir)
-                started = time.perf_counter()
-                build(target, vocab_size=4096, report=lambda _: None)
-                rates[name].append(megabytes / (time.perf_counter() - started))
-    ratios = {
-        "1 process over the plain loop": ("1 process", "plain tokenizers loop"),
-        "2 processes over 1": ("2 processes", "1 process"),
-    }
-    return {
-        "megabytes": megabytes,
-        **{name: spread(values) for name, values in rates.items()},
-        **{
-            name: spread([a / b for a, b in zip(rates[ours], rates[theirs], strict=True)])
-            for name, (ours, theirs) in ratios.items()
-        },
-    }
 
 
 if __name__ == "__main__":
