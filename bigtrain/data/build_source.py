@@ -58,8 +58,9 @@ def build_source(
     pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
     end_of_text = settings.tokenizer.end_of_text
     tokenize = TokenizePiece(source.name, filters, tokenizer_file, end_of_text, settings.validation.fraction)
-    pieces = islice(corpus.pieces(), pairs[-1].next_piece if pairs else 0, None)
-    meter = ProgressMeter(source.name, report)
+    pieces = corpus.pieces()
+    behind = sum(piece.extent for piece in islice(pieces, pairs[-1].next_piece if pairs else 0))
+    meter = ProgressMeter(source.name, report, extent=corpus.extent, done=behind)
     for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):
         pairs.append(pair)
     meter.finish()
@@ -158,7 +159,7 @@ def _write_pairs(
         corpus = digest(bytes.fromhex(corpus) + ids, person=b"corpus").hex()
         next_piece += 1
         funnel.add(piece.funnel)
-        meter.add(piece.funnel.read.bytes, piece.funnel.tokens)
+        meter.add(piece.extent, piece.funnel.read.bytes, piece.funnel.tokens)
         if sum(writer.tokens for writer in writers.values()) >= shard_tokens:
             yield commit()
             index, writers = index + 1, {}

@@ -48,6 +48,11 @@ class Document:
 class Piece(Protocol):
     """About a megabyte of a corpus: what one worker process reads and tokenizes at a time. It is pickled."""
 
+    @property
+    def extent(self) -> int:
+        """How much of the corpus it is, in the unit of `Corpus.extent`."""
+        ...
+
     def documents(self) -> Iterator[Document]:
         """The documents of this piece, in order."""
         ...

@@ -12,6 +12,7 @@ from bigtrain.data.files import TEMPORARY_SUFFIX, write_atomically
 from bigtrain.data.funnel import Funnel
 from bigtrain.data.layout import SPLITS, Split
 from bigtrain.data.manifest import ShardRecord
+from bigtrain.wording import duration
 
 REPORT_SECONDS = 2.0
 
@@ -87,25 +88,58 @@ def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
 
 
 class ProgressMeter:
-    """Reports text and tokens so far, and the speed, every couple of seconds."""
+    """Reports every couple of seconds: text and tokens so far, the speed, the share done and the time to go.
 
-    def __init__(self, source: str, report: Callable[[str], None]) -> None:
-        self._source, self._report = source, report
-        self._started = self._last = time.perf_counter()
+    Speeds and the time to go are of this process: what a build before it has done counts as done, but took no time.
+
+    Args:
+        source: what is built.
+        report: is called with a line.
+        extent: of the whole corpus; None where it is not known.
+        done: extent of what an earlier build has done.
+        clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        report: Callable[[str], None],
+        *,
+        extent: int | None,
+        done: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._source, self._report, self._clock = source, report, clock
+        self._extent, self._behind, self._done = extent, done, done
+        self._started = self._last = clock()
         self._bytes = self._tokens = 0
 
-    def add(self, text_bytes: int, tokens: int) -> None:
+    def add(self, extent: int, text_bytes: int, tokens: int) -> None:
         """Count more work done."""
+        self._done += extent
         self._bytes += text_bytes
         self._tokens += tokens
-        if time.perf_counter() - self._last >= REPORT_SECONDS:
-            self._last = time.perf_counter()
-            self.finish()
+        now = self._clock()
+        if now - self._last >= REPORT_SECONDS:
+            self._last = now
+            self._report(f"{self._so_far(now)}{self._to_go(now)}")
 
     def finish(self) -> None:
-        """Report now."""
-        seconds = time.perf_counter() - self._started
-        self._report(
+        """Report that all is done."""
+        self._report(self._so_far(self._clock()))
+
+    def _so_far(self, now: float) -> str:
+        seconds = now - self._started
+        speeds = (amount / 1e6 / max(seconds, 1e-9) for amount in (self._bytes, self._tokens))
+        return (
             f"{self._source}: {self._bytes / 1e6:,.1f} MB of text, {self._tokens / 1e6:,.2f} M tokens, {seconds:.1f} s "
-            f"({self._bytes / 1e6 / seconds:.1f} MB/s, {self._tokens / 1e6 / seconds:.2f} M tokens/s)"
+            "({:.1f} MB/s, {:.2f} M tokens/s)".format(*speeds)
         )
+
+    def _to_go(self, now: float) -> str:
+        fresh = self._done - self._behind
+        if not self._extent or not fresh:
+            return ""
+        share = min(self._done / self._extent, 1.0)
+        seconds = (now - self._started) * max(self._extent - self._done, 0) / fresh
+        return f", {share:.0%} done, {duration(seconds)} to go"

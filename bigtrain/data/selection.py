@@ -36,6 +36,11 @@ class DistinctPiece:
     originals: Mapping[int, str] = field(default_factory=dict)
     """Of some duplicates, by their index in the piece, which document is kept instead: `SOURCE:FILE:POSITION`."""
 
+    @property
+    def extent(self) -> int:
+        """That of the piece."""
+        return self.piece.extent
+
     def documents(self) -> Iterator[Document]:
         """All documents of the piece, duplicates too."""
         return self.piece.documents()

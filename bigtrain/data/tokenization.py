@@ -37,6 +37,8 @@ class TokenizedPiece:
     train: TokenizedDocuments
     validation: TokenizedDocuments
     funnel: Funnel
+    extent: int
+    """How much of the corpus the piece was."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class TokenizePiece:
         selection = SelectDocuments(self.filters, self.validation_fraction)(piece)
         train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
         selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
-        return TokenizedPiece(train, validation, selection.funnel)
+        return TokenizedPiece(train, validation, selection.funnel, piece.extent)
 
     def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
         tokenizer, end, vocabulary = _load(self.tokenizer_file, self.end_of_text)

@@ -27,6 +27,9 @@ class Corpus:
     summary: str
     """The same for people, e.g. `1,789 files, 31.5 MB`."""
     pieces: Callable[[], Iterator[Piece]]
+    extent: int | None = None
+    """What the extents of its pieces add up to, as near as can be told in advance: bytes of files, or rows. None where
+    nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,13 @@ def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:
 def corpus_of_files(files: list[CorpusFile], pieces: Callable[[], Iterator[Piece]]) -> Corpus:
     """A corpus whose stamp covers name, size and modification time of its files."""
     stamp = identity([[file.name, file.size, file.version] for file in files])
-    return Corpus(stamp, f"{len(files):,} files, {sum(file.size for file in files) / 1e6:,.1f} MB", pieces)
+    size = total_size(files)
+    return Corpus(stamp, f"{len(files):,} files, {size / 1e6:,.1f} MB", pieces, extent=size)
+
+
+def total_size(files: Iterable[CorpusFile]) -> int:
+    """Bytes of all files together."""
+    return sum(file.size for file in files)
 
 
 def find_files(where: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list[CorpusFile]:

@@ -22,6 +22,10 @@ class _Rows:
     first_row: int
     texts: list[str]
 
+    @property
+    def extent(self) -> int:
+        return len(self.texts)
+
     def documents(self) -> Iterator[Document]:
         for row, text in enumerate(self.texts, start=self.first_row):
             yield Document(text, self.file, row)
@@ -81,6 +85,7 @@ def huggingface(source: SourceSettings) -> Corpus:
         stamp=identity([len(dataset), source.path, source.subset, source.split, _content_sample(dataset, source)]),
         summary=f"{len(dataset):,} rows",
         pieces=lambda: _pieces(dataset, source, file),
+        extent=len(dataset),
     )
 
 

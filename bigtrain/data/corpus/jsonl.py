@@ -37,6 +37,8 @@ class _Lines:
     first_line: int
     lines: list[bytes]
     field: str
+    extent: int
+    """Bytes of the file, compressed as it is."""
 
     def documents(self) -> Iterator[Document]:
         for line_index, record in self.records():
@@ -74,22 +76,21 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-def _open(file: CorpusFile) -> BinaryIO:
-    stream = file.open()
+def _decompressed(file: CorpusFile, stream: BinaryIO) -> BinaryIO:
     if file.name.endswith(".gz"):
         return cast(BinaryIO, gzip.open(stream, "rb"))
     if file.name.endswith(".zst"):
-        decompressed = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=True)
+        decompressed = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
         return io.BufferedReader(decompressed, buffer_size=1 << 20)
     return stream
 
 
 def _pieces(file: CorpusFile, field: str) -> Iterator[_Lines]:
-    first_line = 0
-    with reading(file.path), _open(file) as stream:
+    first_line = position = 0
+    with reading(file.path), file.open() as raw, _decompressed(file, raw) as stream:
         while lines := stream.readlines(PIECE_BYTES):
-            yield _Lines(file.path, file.name, first_line, lines, field)
-            first_line += len(lines)
+            yield _Lines(file.path, file.name, first_line, lines, field, raw.tell() - position)
+            first_line, position = first_line + len(lines), raw.tell()
 
 
 def read_records(file: CorpusFile) -> Iterator[dict[str, Any]]:

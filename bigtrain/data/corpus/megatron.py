@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from shutil import copyfileobj
 from tempfile import TemporaryFile
@@ -28,7 +28,15 @@ import numpy.typing as npt
 
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data.corpus.corpus import PIECE_BYTES, Corpus, CorpusFile, corpus_of_files, find_files, reading
+from bigtrain.data.corpus.corpus import (
+    PIECE_BYTES,
+    Corpus,
+    CorpusFile,
+    corpus_of_files,
+    find_files,
+    reading,
+    total_size,
+)
 from bigtrain.data.documents import Document
 
 SUFFIXES = (".bin", ".idx")
@@ -50,6 +58,10 @@ class _Sequences:
     first_document: int
     starts: I64
     """[documents + 1], where each begins in the file, in bytes; the last entry is the end."""
+
+    @property
+    def extent(self) -> int:
+        return int(self.starts[-1] - self.starts[0])
 
     def documents(self) -> Iterator[Document]:
         start, end = int(self.starts[0]), int(self.starts[-1])
@@ -209,7 +221,8 @@ def megatron(source: SourceSettings) -> Corpus:
     Raises BigtrainError for a file that is not whole or whose other half is missing.
     """
     pairs = _pairs(source)
-    return corpus_of_files(
+    corpus = corpus_of_files(
         [file for pair in pairs for file in pair],
         lambda: (piece for data, index in pairs for piece in _pieces(data, index)),
     )
+    return replace(corpus, extent=total_size(data for data, _ in pairs))

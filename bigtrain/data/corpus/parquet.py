@@ -30,6 +30,8 @@ class _Rows:
     name: str
     first_row: int
     texts: list[str]
+    extent: int
+    """Bytes of the file, by the number of rows."""
 
     def documents(self) -> Iterator[Document]:
         for row, text in enumerate(self.texts, start=self.first_row):
@@ -38,28 +40,31 @@ class _Rows:
 
 def _pieces(file: CorpusFile, column: str) -> Iterator[_Rows]:
     texts: list[str] = []
-    first_row = size = 0
-    for rows in _batches(file, column):
+    first_row = size = position = 0
+    for rows, end in _batches(file, column):
         for text in rows:
             if not isinstance(text, str):
                 raise not_text(f"{file.path}: row {first_row + len(texts)}", column, text)
             texts.append(text)
             size += len(text)
         if size >= PIECE_BYTES:
-            yield _Rows(file.name, first_row, texts)
-            first_row, texts, size = first_row + len(texts), [], 0
+            yield _Rows(file.name, first_row, texts, end - position)
+            first_row, position, texts, size = first_row + len(texts), end, [], 0
     if texts:
-        yield _Rows(file.name, first_row, texts)
+        yield _Rows(file.name, first_row, texts, file.size - position)
 
 
-def _batches(file: CorpusFile, column: str) -> Iterator[list[Any]]:
+def _batches(file: CorpusFile, column: str) -> Iterator[tuple[list[Any], int]]:
+    """Values of a column, and where in the file's bytes these rows end if all rows are alike."""
     from pyarrow import parquet as pq
 
     with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:
         if column not in opened.schema_arrow.names:
             raise missing_field(file.path, column, opened.schema_arrow.names)
+        rows = 0
         for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False):
-            yield batch.column(0).to_pylist()
+            rows += len(batch)
+            yield batch.column(0).to_pylist(), file.size * rows // opened.metadata.num_rows
 
 
 def read_rows(file: CorpusFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from bigtrain.config.data_settings import SourceSettings
-from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, describe_files, grouped_by_size
+from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, describe_files, grouped_by_size, total_size
 from bigtrain.data.documents import Document
 
 NOT_STANDARD = {"site-packages", "dist-packages"}
@@ -23,6 +23,10 @@ TOPICS = "pydoc_data/topics.py"
 class _Modules:
     files: list[CorpusFile]
     content: Literal["source", "documentation"]
+
+    @property
+    def extent(self) -> int:
+        return total_size(self.files)
 
     def documents(self) -> Iterator[Document]:
         for file in self.files:

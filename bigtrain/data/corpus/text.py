@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, find_files, grouped_by_size
+from bigtrain.data.corpus.corpus import Corpus, CorpusFile, corpus_of_files, find_files, grouped_by_size, total_size
 from bigtrain.data.documents import Document
 
 
 @dataclass(frozen=True)
 class _TextFiles:
     files: list[CorpusFile]
+
+    @property
+    def extent(self) -> int:
+        return total_size(self.files)
 
     def documents(self) -> Iterator[Document]:
         for file in self.files:
