@@ -30,8 +30,10 @@ def make_plan(data: DataSettings, train: TrainSettings, packings: Sequence[Packi
         packings: the training split of each of `data.sources`, in that order.
 
     Raises:
-        BigtrainError: a source is empty, or weights cannot be made exact.
+        BigtrainError: a source is empty, weights cannot be made exact, or the cache of remote data is too small.
     """
+    if data.remote is not None:
+        _require_cache(data, packings)
     sources = [_planned(source, packing, data) for source, packing in zip(data.sources, packings, strict=True)]
     skips, unlabelled = _skips(data.skip, train.batches)
     phases = [Phase(0, _first_weights(data.sources, sources))]
@@ -58,6 +60,24 @@ def require_samples(plan: Plan, samples: int) -> None:
             found=f"{plan.samples:,} samples, {plan.samples * plan.sequence_length:,} tokens, in all epochs together",
             wanted=f"{samples:,} samples, {samples * plan.sequence_length:,} tokens",
             fix="raise max_epochs of a source or leave it out, or train on fewer tokens",
+        )
+
+
+def _require_cache(data: DataSettings, packings: Sequence[Packing]) -> None:
+    """Refuse an order of samples in which nearly every one would fetch a block of its own."""
+    datasets = [packing.dataset for packing in packings]
+    total = sum(dataset.tokens * dataset.token_bytes for dataset in datasets)
+    if data.shuffle_blocks is None:
+        wanted, remedy = total, "set data.shuffle_blocks, for example to 16, or data.cache_bytes to as much as all data"
+    else:
+        window = sum((SHUFFLE_BYTES + 2 * d.manifest.block_bytes) * data.shuffle_blocks for d in datasets) * 3 // 2
+        wanted, remedy = min(total, window), "raise data.cache_bytes, or lower data.shuffle_blocks"
+    if data.cache_bytes < wanted:
+        raise BigtrainError(
+            "the cache of remote data cannot hold what is mixed at a time, so nearly every sample would fetch a block",
+            found=f"data.cache_bytes {data.cache_bytes:,}",
+            wanted=f"at least {wanted:,}",
+            fix=remedy,
         )
 
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from remote_support import BUCKET, SLOW_SECONDS, Proxy, S3Server, s3_environment
 from remote_worker import PLACE, QUICK, VOCABULARY
 
+import bigtrain.data.planning
 import bigtrain.data.shards
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
@@ -320,6 +321,37 @@ def test_a_step_waits_for_many_blocks_side_by_side(original: Path, mirror: Path,
     assert seconds < requests * SLOW_SECONDS / 6  # 16 at a time
     assemble([packing], np.zeros_like(rows), rows)
     assert len(proxy.requests) == requests  # all was here
+
+
+@pytest.mark.parametrize(("window", "at_most"), [(2, 1.5), (None, 1000.0)])
+def test_an_epoch_in_windows_of_blocks_fetches_each_block_about_once(
+    original: Path, mirror: Path, proxy: Proxy, window: int | None, at_most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bigtrain.data.planning, "SHUFFLE_BYTES", 8 * BLOCK)
+    dataset = opened(mirror, budget=2 * 10 * BLOCK * 3 // 2)
+    settings = data_settings(mirror, SourceSettings(name="any", kind="python_stdlib"), shuffle_blocks=window)
+    packings = open_packings(settings, [dataset])
+    plan = make_plan(settings, TrainSettings(steps=1, global_batch_size=8), packings)
+    proxy.suffix = ".tok"
+    with Loader(plan, packings, micro_batch_size=8) as loader:
+        tokens = sum(next(loader).input_tokens for _ in range(plan.sources[0].sequences // 8))
+    assert tokens > 0.99 * dataset.tokens
+    blocks = sum(len(shard.record.files[0].blocks) for shard in dataset.shards)
+    fetched = len([path for path in proxy.requests if path.endswith(".tok")])
+    assert blocks <= fetched <= at_most * blocks
+    if window is None:
+        assert fetched > 5 * blocks  # what windows are good for
+
+
+def test_a_cache_that_is_too_small_for_what_is_mixed_is_refused(built) -> None:
+    remote = built.model_copy(update={"remote": f"s3://{BUCKET}/built", "cache_bytes": 1000})
+    packings = open_packings(built, open_datasets(built, model_vocab_size=512))
+    train = TrainSettings(steps=1, global_batch_size=8)
+    with pytest.raises(BigtrainError, match=r"data\.shuffle_blocks, for example"):
+        make_plan(remote, train, packings)
+    with pytest.raises(BigtrainError, match=r"lower data\.shuffle_blocks"):
+        make_plan(remote.model_copy(update={"shuffle_blocks": 4}), train, packings)
+    make_plan(remote.model_copy(update={"cache_bytes": 10**6}), train, packings)
 
 
 def test_a_store_that_fails_in_the_background_is_the_users_error(built, proxy: Proxy, tmp_path: Path) -> None:

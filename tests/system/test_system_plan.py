@@ -1,0 +1,80 @@
+"""A run may change what it has not trained on yet, and nothing else; and can still say what it was trained on."""
+
+import pytest
+import yaml
+from house import House, as_json, small_settings
+
+PAST = "data.phases=[{from_tokens: 500, weights: {json: 1}}]"
+AHEAD = [
+    "data.phases=[{from_tokens: 4000, weights: {json: 1, email: 2}}]",
+    "data.skip=[{steps: [9, 10], reason: spike}, {source: json, files: '*coder.py', from_step: 8, reason: boring}]",
+    "data.sources.0.max_epochs=40",
+]
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A run with a batch-size warm-up that was stopped after step 6, and went on with other data ahead."""
+    directory = tmp_path_factory.mktemp("plan")
+    settings = small_settings(directory)
+    settings["data"]["packing"] = "best_fit"
+    settings["train"]["batch_size_warmup"] = [{"steps": 3, "global_batch_size": 4}]
+    config = directory / "run.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    house = House(directory, config)
+    assert house.bigtrain("data", "build", config).returncode == 0
+    status, output = house.train(2, "train.stop_after=6")
+    assert status == 75, output
+    before = (house.run / "config.yaml").read_text()
+
+    status, output = house.train(1, PAST)
+    assert status == 1
+    assert "phases differ; the same only up to step 3, sample 8" in output
+    assert "Traceback" not in output
+    assert (house.run / "config.yaml").read_text() == before
+
+    ahead = directory / "ahead.yaml"
+    shown = house.bigtrain("config", "show", config, *AHEAD)
+    ahead.write_text(shown.stdout)
+    house.parting = as_json(house.bigtrain("data", "diff", house.run, ahead, "--json"))
+    house.told = house.bigtrain("data", "diff", house.run, ahead).stdout
+    status, output = house.train(2, *AHEAD)
+    assert status == 0, output
+    return house
+
+
+def test_diff_says_from_which_step_on_the_data_are_others_and_that_the_run_may_change_over(changed):
+    assert changed.parting["same_before"] == {"sample": 4 * 3 + 8 * 4, "step": 8, "tokens": 64 * (4 * 3 + 8 * 4)}
+    assert changed.parting["differs"] == ["sources", "phases", "skipped", "unlabelled"]
+    assert changed.parting["consumed"] == [4 * 3 + 8 * 3, None]
+    assert "all batches before step 8 are the same" in changed.told
+    assert "may change over" in changed.told
+
+
+def test_where_gives_the_digest_of_every_step_across_all_changes(changed):
+    from bigtrain.run.provenance import documents_of_step
+
+    steps, numbers = [], []
+    for record in changed.metrics():
+        found = documents_of_step(changed.run, record["step"])
+        assert found["batch_digest"] == record["batch_digest"]
+        samples = [sample["sample"] for sample in found["samples"]]
+        assert samples[-1] + 1 == record["consumed_samples"]
+        parts = [part for sample in found["samples"] for part in sample["documents"]]
+        labels = sum(
+            part["end"] - part["start"] - (part["end"] == part["tokens"]) for part in parts if part["labelled"]
+        )
+        assert labels == record["tokens"]
+        skipped = {part["file"] for part in parts if not part["labelled"]}
+        assert all(file.endswith("coder.py") and record["step"] >= 8 for file in skipped)
+        steps.append(record["step"])
+        numbers += samples
+    assert steps == list(range(1, 13))
+    assert numbers == list(range(4 * 3 + 8 * 9))
+
+
+def test_when_tells_that_a_skipped_document_has_no_labels(changed):
+    found = as_json(changed.bigtrain("data", "when", changed.run, "--document", "json:encoder.py", "--json"))
+    assert {row["labelled"] for row in found["appearances"] if row["step"] < 8} <= {True}
+    assert {row["labelled"] for row in found["appearances"] if row["step"] >= 8} <= {False}
+    assert found["appearances"]
