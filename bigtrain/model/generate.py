@@ -18,6 +18,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     end_of_text: int | None = None,
+    vocab_size: int | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Continue prompts of equal length. The same arguments give the same tokens.
@@ -30,6 +31,7 @@ def generate(
         top_k: sample among this many likeliest tokens.
         top_p: sample among the likeliest tokens that together have this probability (Holtzman et al., 2020).
         end_of_text: a row ends with this token and is filled up with it.
+        vocab_size: ids from here on are never drawn: an embedding may have more rows than the tokenizer has tokens.
         seed: of the random draws.
 
     Returns:
@@ -39,7 +41,7 @@ def generate(
     done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     for _ in range(max_new_tokens):
         context = input_ids[:, -model.settings.max_position_embeddings :]
-        logits = model.lm_head(model.hidden(context)[:, -1]).float()
+        logits = model.lm_head(model.hidden(context)[:, -1]).float()[:, :vocab_size]
         token = _sample(logits, temperature, top_k, top_p, generator)
         if end_of_text is not None:
             token = token.masked_fill(done[:, None], end_of_text)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, load_weights, newest_verified, verify
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, open_mirror, validation_batches
+from bigtrain.data.tokenizer import vocabulary_size
 from bigtrain.model import Decoder, build_model, generate
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import SourceLoss, sum_of_losses
@@ -119,6 +120,7 @@ class TrainedModel:
             top_k=top_k or None,
             top_p=top_p if top_p < 1 else None,
             end_of_text=end_of_text,
+            vocab_size=vocabulary_size(self.tokenizer),
             seed=seed,
         )
         completion: str = self.tokenizer.decode(output[0, len(prompt_ids) :].tolist(), skip_special_tokens=True)

@@ -45,3 +45,13 @@ def test_a_row_ends_with_end_of_text_and_the_context_may_be_exceeded(model: Deco
     ended = generate(model, PROMPT[:1], max_new_tokens=70, temperature=0, end_of_text=end)
     assert ended[0, -1] == end
     assert end not in ended[0, 3:-1]
+
+
+def test_an_id_that_the_tokenizer_does_not_have_is_never_drawn(model: Decoder) -> None:
+    greedy = generate(model, PROMPT, max_new_tokens=8, temperature=0)
+    limit = int(greedy[:, 3:].max())  # which without a limit is drawn
+    limited = generate(model, PROMPT, max_new_tokens=8, temperature=0, vocab_size=limit)
+    assert torch.equal(limited[:, 3:], model.logits(limited)[:, 2:-1, :limit].argmax(-1))
+    for options in ({}, {"top_k": 5}, {"top_p": 0.9}, {"temperature": 5.0}):
+        assert generate(model, PROMPT, max_new_tokens=8, vocab_size=limit, **options)[:, 3:].max() < limit
+    assert generate(model, PROMPT, max_new_tokens=8, temperature=5.0)[:, 3:].max() >= limit
