@@ -121,10 +121,15 @@ def _row(what: str, count: Count, read: int, bars: list[tuple[int, int, str]]) -
 
 def _examples(source: str, funnel: Funnel) -> str:
     rows = [
-        (f"{removal.rule}: {removal.reason}", f"{example['file']}:{example['position']}", example["text"])
+        (
+            f"{removal.rule}: {removal.reason}",
+            f"{example['file']}:{example['position']}",
+            example.get("evidence", ""),
+            example["text"],
+        )
         for removal in funnel.removed
         for example in removal.examples
     ]
-    header = ("removed by", "document", "its beginning")
+    header = ("removed by", "document", "evidence", "its beginning")
     summary = f"<summary>Examples of what was removed from {text(source)}</summary>"
     return f'<details class="examples">{summary}{table(rows, header=header)}</details>'

@@ -27,7 +27,7 @@ STEPS = ["gopher_quality", "c4", "pii"]
 def funnels(draw: st.DrawFn) -> Funnel:
     """Funnels of up to a million documents, that say anything."""
     funnel = Funnel(tokens=draw(st.integers(0, 10**12)))
-    verdicts = st.builds(Verdict, st.sampled_from(["gopher_quality", "c4"]), st.text(max_size=12))
+    verdicts = st.builds(Verdict, st.sampled_from(["gopher_quality", "c4"]), st.text(max_size=12), st.text(max_size=9))
     for verdict in draw(st.lists(verdicts, max_size=5)):
         document = Document(draw(st.text(max_size=20)), draw(st.text(max_size=8)), draw(st.integers(0, 99)))
         funnel.remove(document, len(document.content), verdict)
@@ -78,7 +78,15 @@ def check(page: str, values: dict[str, dict[str, Any]]) -> None:
     tables = root.findall(".//table")
     examples = [
         [
-            [visible(f"{r['rule']}: {r['reason']}"), visible(f"{e['file']}:{e['position']}"), visible(e["text"])]
+            [
+                visible(t)
+                for t in (
+                    f"{r['rule']}: {r['reason']}",
+                    f"{e['file']}:{e['position']}",
+                    e.get("evidence", ""),
+                    e["text"],
+                )
+            ]
             for r in value["removed"]
             for e in r["examples"]
         ]
