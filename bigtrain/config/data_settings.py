@@ -145,9 +145,10 @@ class DedupSettings(Section):
 
     method: Literal["none", "exact", "near"] = "none"
     """`exact`: equal texts, after cleaning; `near`: those, and texts whose sets of word n-grams have a large part in
-    common (MinHash with locality-sensitive hashing). Over both splits. It reads and cleans the sources once more."""
+    common (MinHash with locality-sensitive hashing), directly or through others. Over both splits. Token ids of a
+    megatron source are compared for equality only. It reads and cleans the sources once more."""
     ngram: PositiveInt = 5
-    """near: words in one n-gram."""
+    """near: words in one n-gram, in lower case and without punctuation; a shorter document is one by itself."""
     bands: PositiveInt = 14
     """near: two documents are duplicates when all hashes of one band agree: at a Jaccard similarity s with probability
     1 - (1 - s^rows)^bands. FineWeb's 14 bands of 8 rows find 77% of the pairs at 0.75 and 92% at 0.8."""
@@ -167,9 +168,10 @@ class DecontaminateSettings(Section):
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files, folders or globs of the evaluation texts: text, .jsonl (also .gz, .zst) or .parquet."""
     text_fields: tuple[str, ...] = ("text",)
-    """jsonl, parquet: the fields to read; each that an item has is a text."""
+    """jsonl, parquet: the fields to read; each that an item has is a text, or each string of a list in it."""
     ngram: PositiveInt = 13
-    """Words in one n-gram, in lower case and without punctuation; a shorter evaluation text is an n-gram by itself."""
+    """Words in one n-gram, in lower case and without punctuation; a shorter evaluation text is an n-gram by
+    itself if it has 5 words."""
 
 
 class ValidationSettings(Section):
