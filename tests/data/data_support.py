@@ -11,6 +11,7 @@ import numpy as np
 
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
+from bigtrain.data.build import build
 from bigtrain.data.manifest import Manifest
 from bigtrain.data.mixture import Phase
 from bigtrain.data.pack.build_pack import build_packs
@@ -22,6 +23,7 @@ from bigtrain.data.tokenization import TokenizedDocuments, token_dtype
 from bigtrain.data.workers import Workers
 
 END = 0
+VOCABULARY = 512
 WORDS = [
     "the",
     "quick",
@@ -108,6 +110,13 @@ def data_settings(directory: Path, *sources: SourceSettings, **changes: object) 
 
 def jsonl_source(path: Path, name: str = "lines", **changes: object) -> SourceSettings:
     return SourceSettings.model_validate({"name": name, "kind": "jsonl", "path": str(path), **changes})
+
+
+def make(settings: DataSettings, vocab_size: int = VOCABULARY) -> list[str]:
+    """Build, and return what it reported."""
+    lines: list[str] = []
+    build(settings, vocab_size=vocab_size, report=lines.append)
+    return lines
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_support import contents, data_settings, jsonl_source, sentences, write_jsonl
+from data_support import VOCABULARY, contents, data_settings, jsonl_source, make, sentences, write_jsonl
 
 from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.config.errors import BigtrainError
@@ -24,24 +22,7 @@ from bigtrain.data.corpus import open_corpus, read_documents
 from bigtrain.data.documents import document_id, is_held_out
 from bigtrain.data.filters import Filters
 
-VOCABULARY = 512
-corpus = importlib.import_module("bigtrain.data.corpus.corpus")
-jsonl = importlib.import_module("bigtrain.data.corpus.jsonl")  # its package holds a function of the same name
-
-
-def make(settings: DataSettings, vocab_size: int = VOCABULARY) -> list[str]:
-    lines: list[str] = []
-    build(settings, vocab_size=vocab_size, report=lines.append)
-    return lines
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_pieces() -> Iterator[None]:
-    """Pieces of 20 kB, so that small corpora have many."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE_BYTES", 20_000)
-        patch.setattr(jsonl, "PIECE_BYTES", 20_000)
-        yield
+pytestmark = pytest.mark.usefixtures("small_pieces")
 
 
 @pytest.fixture(scope="module")

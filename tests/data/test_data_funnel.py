@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_support import contents, data_settings, jsonl_source, sentences, write_jsonl
+from data_support import VOCABULARY, contents, data_settings, jsonl_source, make, sentences, write_jsonl
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -21,31 +19,14 @@ from bigtrain.cli.data_commands import app
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data import Dataset, build, load_tokenizer, open_datasets, read_funnels
+from bigtrain.data import Dataset, load_tokenizer, open_datasets, read_funnels
 from bigtrain.data.clean import Verdict, clean
 from bigtrain.data.corpus import read_documents
 from bigtrain.data.dedup import mark_duplicates
 from bigtrain.data.documents import is_held_out
 
-VOCABULARY = 512
 RULES = [{"gopher_quality": {"min_words": 20, "min_stop_words": 1}}, {"c4": {"min_sentences": 1}}, "pii"]
-corpus = importlib.import_module("bigtrain.data.corpus.corpus")
-jsonl = importlib.import_module("bigtrain.data.corpus.jsonl")
-
-
-def make(settings: DataSettings) -> list[str]:
-    lines: list[str] = []
-    build(settings, vocab_size=VOCABULARY, report=lines.append)
-    return lines
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_pieces() -> Iterator[None]:
-    """Pieces of 20 kB, so that small corpora have many."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE_BYTES", 20_000)
-        patch.setattr(jsonl, "PIECE_BYTES", 20_000)
-        yield
+pytestmark = pytest.mark.usefixtures("small_pieces")
 
 
 @pytest.fixture(scope="module")

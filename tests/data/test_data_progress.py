@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,9 @@ from bigtrain.data import build
 from bigtrain.data.corpus import open_corpus
 from bigtrain.data.progress import ProgressMeter
 
-KINDS = ("corpus", "jsonl", "parquet", "huggingface")
+pytestmark = pytest.mark.usefixtures("small_pieces")
 TEXTS = sentences(400, 11)
 MANY = sentences(1500, 12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_pieces() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in KINDS:
-            patch.setattr(importlib.import_module(f"bigtrain.data.corpus.{name}"), "PIECE_BYTES", 20_000)
-        yield
 
 
 def metered(extent: int | None, done: int = 0) -> tuple[list[str], list[float], ProgressMeter]:
