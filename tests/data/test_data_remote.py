@@ -323,24 +323,31 @@ def test_a_step_waits_for_many_blocks_side_by_side(original: Path, mirror: Path,
     assert len(proxy.requests) == requests  # all was here
 
 
-@pytest.mark.parametrize(("window", "at_most"), [(2, 1.5), (None, 1000.0)])
-def test_an_epoch_in_windows_of_blocks_fetches_each_block_about_once(
-    original: Path, mirror: Path, proxy: Proxy, window: int | None, at_most: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bigtrain.data.planning, "SHUFFLE_BYTES", 8 * BLOCK)
-    dataset = opened(mirror, budget=2 * 10 * BLOCK * 3 // 2)
-    settings = data_settings(mirror, SourceSettings(name="any", kind="python_stdlib"), shuffle_blocks=window)
+def fetched_blocks(dataset: Dataset, proxy: Proxy, window: int | None, batches: int) -> tuple[int, int]:
+    """Requests for blocks that so many batches of 8 samples take, and the tokens in them."""
+    settings = data_settings(Path("any"), SourceSettings(name="any", kind="python_stdlib"), shuffle_blocks=window)
     packings = open_packings(settings, [dataset])
     plan = make_plan(settings, TrainSettings(steps=1, global_batch_size=8), packings)
-    proxy.suffix = ".tok"
+    assert 8 * batches <= plan.sources[0].sequences
     with Loader(plan, packings, micro_batch_size=8) as loader:
-        tokens = sum(next(loader).input_tokens for _ in range(plan.sources[0].sequences // 8))
-    assert tokens > 0.99 * dataset.tokens
+        tokens = sum(next(loader).input_tokens for _ in range(batches))
+    return len([path for path in proxy.requests if path.endswith(".tok")]), tokens
+
+
+def test_an_epoch_in_windows_of_blocks_fetches_each_block_about_once(
+    original: Path, mirror: Path, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bigtrain.data.planning, "SHUFFLE_BYTES", 8 * BLOCK)
+    budget = 2 * 10 * BLOCK * 3 // 2  # as `make_plan` demands
+    dataset = opened(mirror, budget=budget)
     blocks = sum(len(shard.record.files[0].blocks) for shard in dataset.shards)
-    fetched = len([path for path in proxy.requests if path.endswith(".tok")])
-    assert blocks <= fetched <= at_most * blocks
-    if window is None:
-        assert fetched > 5 * blocks  # what windows are good for
+    fetched, tokens = fetched_blocks(dataset, proxy, 2, -(-dataset.tokens // 32) // 8)
+    assert tokens > 0.99 * dataset.tokens
+    assert blocks <= fetched <= 1.5 * blocks
+
+    proxy.requests.clear()  # and what they are good for: a tenth of an epoch without them
+    evenly = opened(fresh_mirror(original, tmp_path / "evenly"), budget=budget)
+    assert fetched_blocks(evenly, proxy, None, 58)[0] > 2 * blocks
 
 
 def test_a_cache_that_is_too_small_for_what_is_mixed_is_refused(built) -> None:
