@@ -48,6 +48,8 @@ class SourceSettings(Section):
     """huggingface: the configuration name of a dataset that has several."""
     split: str = "train"
     """huggingface: the split to read."""
+    streaming: bool = False
+    """huggingface: read rows as they arrive instead of storing the dataset on this machine first."""
     weight: NonNegativeFloat | None = None
     """Share of the mixture, relative to the other sources; 0 for a source that only a later phase draws from. Default:
     in proportion to its tokens. Give it for all sources or for none, those with 0 aside."""
@@ -75,6 +77,7 @@ class SourceSettings(Section):
             "content": ("python_stdlib",),
             "subset": ("huggingface",),
             "split": ("huggingface",),
+            "streaming": ("huggingface",),
         }
         for key, kinds in kinds_of_key.items():
             value = getattr(self, key)

@@ -93,6 +93,7 @@ OPERATION = frozenset(
         "data.tokenizer.path",
         "data.sources.N.path",
         "data.sources.N.license",
+        "data.sources.N.streaming",
         # how the same work is cut and spread
         "data.shard_tokens",
         "data.workers",

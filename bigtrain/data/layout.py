@@ -34,8 +34,8 @@ ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None}
 """Settings that the first records do not name, with the value that those data were built with."""
 
 
-ABOUT_TRAINING = {"weight", "max_epochs"}
-"""Keys of a source that say how it is trained on: they change nothing that is built."""
+ABOUT_TRAINING = {"weight", "max_epochs", "streaming"}
+"""Keys of a source that say how it is read or trained on: they change nothing that is built."""
 
 
 def tokenizer_request(settings: DataSettings) -> Record:

@@ -14,6 +14,7 @@ import torch
 
 from bigtrain.checkpoint import Checkpoint, Search, load, newest_verified
 from bigtrain.config import BigtrainError, Settings
+from bigtrain.data import Plan
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, start
 from bigtrain.model import Decoder, build_model, count_parameters, flops_per_token
@@ -166,9 +167,28 @@ def introduce(run: TrainingRun, search: Search) -> None:
         problems = "; ".join(rejected.problems)
         run.note("fallback", checkpoint=rejected.checkpoint.path.name, problems=problems)
         logger.warning(f"{rejected.checkpoint.path.name} is passed over: {problems}")
-    start = {"world_size": topology.world_size, "wandb_run_id": run.tracker.run_id, "version": __version__}
+    start = {
+        "world_size": topology.world_size,
+        "wandb_run_id": run.tracker.run_id,
+        "version": __version__,
+        "plan_id": run.plan.plan_id,
+    }
     if run.step:
         run.note("resume", from_checkpoint=f"step-{run.step:08d}", **start)
         logger.info(f"step {run.step}  going on from the checkpoint of this step")
+        tell_of_another_plan(run, search)
     else:
         run.note("start", **start)
+
+
+def tell_of_another_plan(run: TrainingRun, search: Search) -> None:
+    """Record that what lies ahead of the run is no longer what it was planned to be."""
+    assert search.newest is not None
+    then = search.newest.manifest.cursor.plan_id
+    if then != run.plan.plan_id:
+        before = Plan.from_json(search.newest.manifest.state["plan"])
+        sample = run.plan.first_difference(before)
+        assert sample is not None
+        step, parts = run.plan.batches.step_of(sample), run.plan.parts_unlike(before)
+        run.note("plan", from_plan=then, to_plan=run.plan.plan_id, differs=parts, same_before_step=step)
+        logger.info(f"step {run.step}  the data plan has changed in {', '.join(parts)}, from step {step:,} on")

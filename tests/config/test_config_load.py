@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.config import load_settings
+from bigtrain.config import BigtrainError, load_settings
 
 
 def test_what_is_left_out_takes_the_default(good: str, write: Callable[[str], Path]) -> None:
@@ -82,3 +82,13 @@ def test_free_extras_for_deepspeed_are_taken_as_they_are(good: str, write: Calla
         "zero_optimization": {"reduce_bucket_size": 1e8},
         "other": [1, "a", None],
     }
+
+
+def test_the_embedding_is_as_large_as_the_trained_tokenizer_padded_to_a_multiple_of_64(
+    good: str, write: Callable[[str], Path]
+) -> None:
+    assert load_settings(write(good.replace("  vocab_size: 8192\n", ""))).model.vocab_size == 8192
+    without = good.replace("  vocab_size: 8192\n", "").replace("  dir:", "  tokenizer:\n    vocab_size: 1000\n  dir:")
+    assert load_settings(write(without)).model.vocab_size == 1024
+    with pytest.raises(BigtrainError, match=r"model\.vocab_size is missing"):  # its size is in a file
+        load_settings(write(without.replace("    vocab_size: 1000", "    path: tokenizer.json")))

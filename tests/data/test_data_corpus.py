@@ -110,6 +110,8 @@ def test_huggingface_reads_saved_datasets_and_folders_of_parquet_and_json(
         found = read(kind="huggingface", path=str(tmp_path / name), split=split, text_field="body")
         assert [(d.text, d.position) for d in found] == [(f"row {i}", i) for i in range(600)]
         assert {d.file for d in found} == {f"{name}/{split}"}
+        streamed = {"path": str(tmp_path / name), "split": split, "text_field": "body", "streaming": True}
+        assert read(kind="huggingface", **streamed) == found
 
     settings = SourceSettings(name="s", kind="huggingface", path=str(tmp_path / "parquet"), text_field="bodi")
     with pytest.raises(BigtrainError, match=r"(?s)no field 'bodi'.*body, n.*text_field: body"):

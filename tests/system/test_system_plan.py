@@ -51,6 +51,12 @@ def test_diff_says_from_which_step_on_the_data_are_others_and_that_the_run_may_c
     assert "may change over" in changed.told
 
 
+def test_the_change_is_recorded(changed):
+    (event,) = [event for event in changed.events() if event["event"] == "plan"]
+    assert (event["step"], event["same_before_step"]) == (6, 8)
+    assert event["differs"] == changed.parting["differs"]
+
+
 def test_where_gives_the_digest_of_every_step_across_all_changes(changed):
     from bigtrain.run.provenance import documents_of_step
 

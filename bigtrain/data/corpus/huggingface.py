@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ def _load(source: SourceSettings) -> Any:
     try:
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             dataset = datasets.load_from_disk(str(folder))
-            return dataset[source.split] if isinstance(dataset, datasets.DatasetDict) else dataset
+            dataset = dataset[source.split] if isinstance(dataset, datasets.DatasetDict) else dataset
+            return dataset.to_iterable_dataset() if source.streaming else dataset
         path = str(folder) if folder.exists() else source.path
-        return datasets.load_dataset(path, source.subset, split=source.split)
+        return datasets.load_dataset(path, source.subset, split=source.split, streaming=source.streaming)
     except Exception as error:  # the library raises anything from KeyError to network errors
         raise BigtrainError(
             f"data.sources: {source.name!r} cannot be loaded with the datasets library: "
@@ -52,11 +53,11 @@ def _load(source: SourceSettings) -> Any:
         ) from error
 
 
-def _pieces(dataset: Any, source: SourceSettings, file: str) -> Iterator[_Rows]:
+def _pieces(batches: Iterable[dict[str, list[Any]]], source: SourceSettings, file: str) -> Iterator[_Rows]:
     texts: list[str] = []
     first_row = size = 0
-    for start in range(0, len(dataset), ROWS_AT_ONCE):
-        for text in dataset[start : start + ROWS_AT_ONCE][source.text_field]:
+    for batch in batches:
+        for text in batch[source.text_field]:
             if not isinstance(text, str):
                 raise not_text(f"{file}: row {first_row + len(texts)}", source.text_field, text)
             texts.append(text)
@@ -76,20 +77,27 @@ def huggingface(source: SourceSettings) -> Corpus:
     """
     assert source.path is not None
     dataset = _load(source)
-    if source.text_field not in dataset.column_names:
-        raise missing_field(f"data.sources: {source.name!r}", source.text_field, dataset.column_names)
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may not know them before it is read
+    if source.text_field not in columns:
+        raise missing_field(f"data.sources: {source.name!r}", source.text_field, columns)
     dataset = dataset.select_columns([source.text_field])
     name = Path(source.path).name if Path(source.path).expanduser().exists() else source.path
     file = "/".join(part for part in (name, source.subset, source.split) if part)
+    rows = None if source.streaming else len(dataset)
     return Corpus(
-        stamp=identity([len(dataset), source.path, source.subset, source.split, _content_sample(dataset, source)]),
-        summary=f"{len(dataset):,} rows",
-        pieces=lambda: _pieces(dataset, source, file),
-        extent=len(dataset),
+        stamp=identity([rows, source.path, source.subset, source.split, _content_sample(dataset, source, rows)]),
+        summary="a stream of rows" if rows is None else f"{rows:,} rows",
+        pieces=lambda: _pieces(dataset.iter(ROWS_AT_ONCE), source, file),
+        extent=rows,
     )
 
 
-def _content_sample(dataset: Any, source: SourceSettings) -> list[object]:
-    """Sizes of the underlying files and some rows: the library's own fingerprint changes from load to load."""
-    rows = sorted({len(dataset) * i // 16 for i in range(16)} & set(range(len(dataset))))
-    return [dataset[row][source.text_field] for row in rows] + [dataset.dataset_size]
+def _content_sample(dataset: Any, source: SourceSettings, rows: int | None) -> list[object]:
+    """Some rows, and the size of the underlying files: the library's own fingerprint changes from load to load.
+
+    Of a stream only the first rows are at hand.
+    """
+    if rows is None:
+        return [row[source.text_field] for row in dataset.take(16)]
+    sample = sorted({rows * i // 16 for i in range(16)} & set(range(rows)))
+    return [dataset[row][source.text_field] for row in sample] + [dataset.dataset_size]
