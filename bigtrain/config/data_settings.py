@@ -203,9 +203,9 @@ class DataSettings(Section):
     skip: tuple[SkipSettings, ...] = ()
     """What is not trained on after all. Add to the end: what a run has seen already cannot be changed."""
     shuffle_blocks: PositiveInt | None = None
-    """How many blocks of 32 MiB of a source are mixed with each other at a time. With `remote`, such a window is used up
-    before the next is fetched, so cache_bytes need not hold more. Default: every sample of a source is mixed with all
-    others, which suits local disks."""
+    """How many blocks of 32 MiB of a source are mixed with each other at a time. With `remote`, such a window is used
+    up before the next is fetched, so cache_bytes need not hold more. Default: every sample of a source is mixed with
+    all others, which suits local disks."""
     sequence_length: PositiveInt
     """Tokens in one training sample."""
     dedup: DedupSettings = DedupSettings()
