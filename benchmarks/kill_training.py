@@ -184,7 +184,8 @@ def training_config(work: Path, steps: int, data: dict[str, Any]) -> Path:
         "train": {"steps": steps, "global_batch_size": BATCH, "micro_batch_size": 2, "seed": 7},
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"name": "wsd", "warmup_steps": 5, "decay_steps": 10},
-        "engine": {"zero_stage": 2, "precision": "fp32"},
+        # ranks whose launcher is killed before they have joined wait for it so long
+        "engine": {"zero_stage": 2, "precision": "fp32", "process_group_timeout_minutes": 1.0},
         "checkpoint": {"every_steps": 5, "keep": 3},
         "evaluate": {"max_sequences": 4},
         "tracking": {"wandb": "disabled", "log_every_steps": 50},
