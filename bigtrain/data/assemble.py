@@ -58,7 +58,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
         BigtrainError: a shard cannot be read, or holds an id that is not in the vocabulary.
     """
     rows, length = len(sequences), packings[0].sequence_length
-    ids, labels = np.empty((rows, length), np.int32), np.empty((rows, length), np.int32)
+    ids, labels, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
     input_tokens = np.zeros(rows, np.int64)
     ends, cuts = [], [np.arange(0, (rows + 1) * length, length)]  # of documents, and of spans
     for source in np.unique(sources).tolist():
@@ -81,11 +81,12 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
     boundaries = np.concatenate((end, *cuts))
     boundaries.sort()
     boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]
-    starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries))
+    starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries)).reshape(rows, length)
+    np.subtract(_arange(rows * length).reshape(rows, length), starts, out=positions)
     return Rows(
         input_ids=ids,
         labels=labels,
-        positions=np.subtract(_arange(rows * length), starts, out=starts).reshape(rows, length),
+        positions=positions,
         boundaries=boundaries,
         label_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
         input_tokens=input_tokens,

@@ -20,8 +20,8 @@ from bigtrain.data.packing import Packing, fetch
 from bigtrain.data.plan import Plan, SampleAddresses
 from bigtrain.data.unlabelled import Unlabelled, find_unlabelled
 
-ROWS_AT_ONCE = 64
-"""Rows that are assembled together, at least, once the loader has run for a while: numpy likes large arrays."""
+TOKENS_AT_ONCE = 1 << 18
+"""Tokens that are assembled together, about, once the loader has run for a while: numpy likes large arrays."""
 ROWS_AHEAD = 1024
 """Rows that are planned at a time."""
 POLL_SECONDS = 1.0
@@ -29,11 +29,13 @@ POLL_SECONDS = 1.0
 I64 = npt.NDArray[np.int64]
 
 
-class PlannedShare(NamedTuple):
-    """One rank's share of a step."""
+class PlannedGroup(NamedTuple):
+    """One rank's shares of some steps in a row."""
 
+    sizes: list[int]
+    """Samples of each share."""
     samples: I64
-    """[n]"""
+    """[n], of all of them."""
     addresses: SampleAddresses
     """Of these samples."""
 
@@ -52,7 +54,7 @@ class Loader:
         micro_batch_size: samples in one forward pass.
         rank: this process.
         world_size: all processes.
-        prefetch: groups of batches held ready; in a group are ROWS_AT_ONCE rows, or one batch where that has more.
+        prefetch: groups of batches held ready; in a group are TOKENS_AT_ONCE, or one batch where that has more.
 
     Raises:
         BigtrainError: a global batch size does not divide into micro-batches on all ranks.
@@ -135,50 +137,44 @@ class Loader:
         except BaseException as error:
             self._queue.put(error)
 
-    def _groups(self) -> Iterator[list[PlannedShare]]:
-        """The shares of all steps, in groups: the first alone, so that it comes at once, then more and more rows."""
-        rows_at_once = 1
-        group: list[PlannedShare] = []
-        for share in self._planned():
-            group.append(share)
-            if sum(len(share.samples) for share in group) >= rows_at_once:
-                yield group
-                group, rows_at_once = [], min(2 * rows_at_once, ROWS_AT_ONCE)
-
-    def _planned(self) -> Iterator[PlannedShare]:
-        """This rank's share of every step, planned some steps ahead."""
-        batches, step = self._plan.batches, self._first_step
+    def _groups(self) -> Iterator[PlannedGroup]:
+        """This rank's shares of all steps: the first alone, so that it comes at once, then more and more at a time."""
+        step, rows_at_once, most_rows = self._first_step, 1, max(1, TOKENS_AT_ONCE // self._plan.sequence_length)
         while True:
             shares: list[I64] = []
             while sum(map(len, shares)) < ROWS_AHEAD:
-                samples = batches.samples_of(step + len(shares))
-                share = len(samples) // self._world_size
-                shares.append(np.arange(samples.start, samples.stop)[self._rank * share : (self._rank + 1) * share])
-            addresses = self._plan.locate_many(np.concatenate(shares))
-            first = 0
-            for own in shares:
-                last = first + len(own)
-                yield PlannedShare(own, SampleAddresses(*(field[first:last] for field in addresses)))
-                first = last
+                samples = self._plan.batches.samples_of(step + len(shares))
+                size = len(samples) // self._world_size
+                start = samples.start + self._rank * size
+                shares.append(np.arange(start, start + size))
             step += len(shares)
+            planned = np.concatenate(shares)
+            addresses = self._plan.locate_many(planned)
+            first = 0
+            while shares:
+                sizes: list[int] = []
+                while shares and sum(sizes) < rows_at_once:
+                    sizes.append(len(shares.pop(0)))
+                own = slice(first, first + sum(sizes))
+                yield PlannedGroup(sizes, planned[own], SampleAddresses(*(field[own] for field in addresses)))
+                first, rows_at_once = own.stop, min(2 * rows_at_once, most_rows)
 
-    def _assembled(self, group: list[PlannedShare], unlabelled: list[Unlabelled]) -> list[RankBatch]:
+    def _assembled(self, group: PlannedGroup, unlabelled: list[Unlabelled]) -> list[RankBatch]:
         """The batches of a group of steps."""
-        samples = np.concatenate([share.samples for share in group])
-        addresses = SampleAddresses(*map(np.concatenate, zip(*(share.addresses for share in group), strict=True)))
+        samples, addresses = group.samples, group.addresses
         fetch(self._packings, addresses.source, addresses.sequence)
         rows = assemble(self._packings, addresses.source, addresses.sequence)
         for skip in unlabelled:
             skip.apply(rows, samples, addresses)
         micro_batches = micro_batches_of(rows, self._micro_batch_size)
         batches, first = [], 0
-        for share in group:
-            last = first + len(share.samples)
+        for size in group.sizes:
+            last = first + size
             own = micro_batches[first // self._micro_batch_size : last // self._micro_batch_size]
-            position = self._rank * len(share.samples)  # of this rank's first row in the global batch
+            position = self._rank * size  # of this rank's first row in the global batch
             batches.append(
                 RankBatch(
-                    first_sample=int(share.samples[0]) - position,
+                    first_sample=int(samples[first]) - position,
                     micro_batches=own,
                     label_tokens=sum(batch.label_tokens for batch in own),
                     input_tokens=sum(batch.input_tokens for batch in own),
