@@ -103,7 +103,8 @@ class TrainingRun:
         """This rank's share of the next global batch, and what the ranks agreed on for the step.
 
         Raises:
-            BigtrainError: some rank could not load its share; raised on every rank.
+            BigtrainError: some rank could not load its share, or nothing in the batch has a label; raised on every
+                rank.
         """
         self.meter.start_step()
         started = time.perf_counter()
@@ -127,6 +128,15 @@ class TrainingRun:
         if failed:
             raise_first(self.topology, error)
         assert batch is not None
+        if not label_tokens:
+            step = self.step + 1
+            raise BigtrainError(
+                f"step {step} has nothing to train on: no token of its batch has a label",
+                found=f"{int(input_tokens):,} tokens, each of a document in data.skip or the last of its part of one",
+                wanted="at least one label",
+                fix=f"leave the batch out: add {{steps: [{step}, {step}], reason: ...}} to the end of data.skip; or "
+                "skip fewer documents, or give their source a weight of 0 from here on with data.phases",
+            ).on_all_ranks()
         reasons = self.topology.all_gather(self.stop.reason) if stop else []
         return batch, Agreement(
             label_tokens=int(label_tokens),

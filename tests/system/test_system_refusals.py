@@ -143,3 +143,13 @@ def test_two_jobs_in_one_run_directory_are_refused(house):
     finally:
         first.kill()
         first.wait()
+
+
+def test_a_batch_in_which_every_document_is_skipped_ends_the_run_with_what_to_do(house):
+    skip = "{source: %s, files: '*', from_step: 3, reason: all of it}"
+    status, output = house.train(2, f"data.skip=[{skip % 'json'}, {skip % 'email'}]")
+    assert status == 1
+    assert "step 3 has nothing to train on: no token of its batch has a label" in output
+    assert "add {steps: [3, 3], reason: ...} to the end of data.skip" in output
+    assert "Traceback" not in output
+    assert [record["step"] for record in house.metrics()] == [1, 2]
