@@ -53,6 +53,14 @@ class Document:
             address = address[:-1]
         return self.places[address]
 
+    def holds(self, address: Address) -> bool:
+        """Whether there is a value at this address, given by itself or inside that of an override."""
+        try:
+            self.value(address)
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
+
     def value(self, address: Address) -> Any:
         """The value at an address that is in the tree."""
         value: Any = self.tree

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from bigtrain.config.document import Address, Document, Problem, dotted
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.keys import Key, find
+from bigtrain.config.keys import Key, find, general
 from bigtrain.config.suggest import unknown_key
 
 
@@ -152,11 +152,11 @@ def _broken_rule(message: str, address: Address, document: Document) -> Problem:
         if find(dotted(inner)) is None:
             inner = tuple(word.split("."))
         key = find(dotted(inner))
-        if key is None or key.kind == "section":
+        if key is None or key.kind == "section" or key.path != general(dotted(inner)):  # a free name in a mapping
             continue
-        if inner in document.places:
-            given.append(document.places[inner])
-            edits.append(f"{dotted(inner)} ({document.places[inner].text})")
+        if document.holds(inner):
+            given.append(document.place(inner))
+            edits.append(f"{dotted(inner)} ({given[-1].text})")
         else:
             default = "" if key.default is None else f", so {_shown(key.default)}"
             edits.append(f"{dotted(inner)} (not given{default})")

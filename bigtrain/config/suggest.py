@@ -88,9 +88,11 @@ def _right_names(section: str, name: str) -> list[str]:
     from difflib import get_close_matches
 
     keys = [key for key in all_keys().values() if key.path]
+    here = [key.name for key in keys_of(section)]
+    if nearly_here := get_close_matches(name, here, n=1, cutoff=0.9):  # `weight` where there is `weights`
+        return [f"{section}.{nearly_here[0]}" if section else nearly_here[0]]
     if same_name := [key.path for key in keys if key.name == name]:
         return same_name
-    here = [key.name for key in keys_of(section)]
     if close := get_close_matches(name, here, n=1, cutoff=0.6):
         return [f"{section}.{close[0]}" if section else close[0]]
     anywhere = {key.name: key.path for key in keys}

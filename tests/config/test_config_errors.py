@@ -53,6 +53,11 @@ def refusal_of_line(good: str, refusal: Callable[..., str]) -> Callable[[str, st
             "unknown key data.tokenizer.vocabsize\n  wanted: data.tokenizer.vocab_size\n"
             "  fix:    rename it to vocab_size",
         ),
+        (
+            "  sequence_length: 128",
+            "  sequence_length: 128\n  phases:\n    - from_tokens: 9\n      weight: {web: 1}",
+            "unknown key data.phases.0.weight\n  wanted: data.phases.0.weights\n  fix:    rename it to weights",
+        ),
     ],
 )
 def test_a_misspelt_key_is_answered_with_the_right_one(
@@ -283,6 +288,24 @@ def test_a_broken_rule_of_a_section_names_the_sections_line_and_where_each_key_i
     assert refusal(good.replace("  steps: 10\n", "  steps: 10\n  tokens: 10\n")) == (
         "c.yaml:20: train: give exactly one of train.steps and train.tokens\n"
         "  fix:    change train.steps (c.yaml:21) or train.tokens (c.yaml:22)"
+    )
+
+
+def test_a_broken_rule_inside_an_override_names_the_override(good: str, refusal: Callable[..., str]) -> None:
+    override = "data.skip=[{steps: [9, 8], reason: x}]"
+    assert refusal(good, override) == (
+        f"override {override}: data.skip.0: steps [9, 8]: the first comes after the last\n"
+        f"  fix:    change data.skip.0.steps (override {override})"
+    )
+
+
+def test_a_broken_rule_of_a_free_mapping_takes_no_word_of_the_message_for_a_key(
+    good: str, refusal: Callable[..., str]
+) -> None:
+    override = "data.phases=[{from_tokens: 9, weights: {web: 0}}]"
+    assert refusal(good, override) == (
+        f"override {override}: data.phases.0.weights: every weight is 0; give at least one source a weight above 0\n"
+        "  fix:    see: bigtrain config explain data.phases.0.weights"
     )
 
 
