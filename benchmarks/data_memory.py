@@ -252,7 +252,7 @@ def ask(run: Path, dataset: Path) -> dict[str, Any]:
         "when --document SOURCE:FILE:POSITION": ("when", str(run), "--document", f"{source}:{file}:{position}"),
         "when --document ID": ("when", str(run), "--document", identity),
     }
-    answers = {}
+    answers: dict[str, Any] = {}
     for name, arguments in questions.items():
         seconds = []
         for _ in range(3):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.files import write_atomically
 from bigtrain.data.manifest import MANIFEST
+from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.store import Dataset
 
 INDEX = "documents.index"
@@ -107,9 +108,11 @@ def _entries(dataset: Dataset) -> Iterator[tuple[U64, U64]]:
     keys: list[U64] = []
     places: list[U64] = []
     for shard, stored in enumerate(dataset.shards):
-        own = id_halves(stored.documents.id)[:, 0]
+        path = dataset.fetched(stored.record.files[1])
+        columns = DocumentColumns.parse(memoryview(path.read_bytes()), path)  # not mapped: a mapping stays
+        own = id_halves(columns.id)[:, 0]
         for start in range(0, len(own), ROWS_AT_ONCE):
-            keys.append(own[start : start + ROWS_AT_ONCE])
+            keys.append(own[start : start + ROWS_AT_ONCE].copy())
             places.append(np.arange(start, start + len(keys[-1]), dtype=np.uint64) + np.uint64(shard << 32))
             if sum(map(len, keys)) >= ROWS_AT_ONCE:
                 yield np.concatenate(keys), np.concatenate(places)
