@@ -1,4 +1,4 @@
-"""bigtrain data build|funnel|verify|where|when|card|index."""
+"""bigtrain data build|funnel|verify|where|when|diff|card|index."""
 
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ def diff(
     print_table("Samples in the whole schedule", ("source", str(one), str(other)), rows)
     parting = found["same_before"]
     if parting is None:
-        typer.echo(f"the same plan, {found['plans'][0]}")
+        differs = f"they differ in {', '.join(found['differs'])}, and every batch is the same"
+        typer.echo(differs if found["differs"] else f"the same plan, {found['plans'][0]}")
         return
     typer.echo(
         f"they differ in {', '.join(found['differs'])}; all batches before step {parting['step']:,} are the same "

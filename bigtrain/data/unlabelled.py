@@ -18,7 +18,9 @@ from bigtrain.data.assemble import IGNORED, Rows
 from bigtrain.data.packing import Packing
 from bigtrain.data.plan import DocumentSkip, Plan, SampleAddresses
 from bigtrain.data.store import Dataset
-from bigtrain.data.stored_document import find_document
+from bigtrain.data.stored_document import StoredDocument, find_document
+
+NEVER_TRAINED_ON = "what is held out or was removed when the data were built is never trained on"
 
 I64 = npt.NDArray[np.int64]
 
@@ -68,8 +70,7 @@ def find_unlabelled(plan: Plan, packings: Sequence[Packing]) -> list[Unlabelled]
 
 
 def _find(skip: DocumentSkip, source: int, packing: Packing) -> Unlabelled:
-    named = [find_document([packing.dataset], document) for document in skip.ids]
-    ranges = {(document.start, document.end) for document in named}
+    ranges = {(document.start, document.end) for name in skip.ids for document in [_with_id(packing.dataset, name)]}
     if skip.files is not None:
         ranges |= set(_documents_of_files(packing.dataset, skip.files))
     if not ranges:
@@ -77,10 +78,22 @@ def _find(skip: DocumentSkip, source: int, packing: Packing) -> Unlabelled:
             "data.skip: nothing to skip",
             found=f"no training document of source {skip.source!r} from a file like {skip.files!r}",
             wanted="a pattern that matches the names of files that `bigtrain data where` prints",
-            fix="correct the pattern, or remove the item: the documents may be held out or filtered",
+            fix=f"correct the pattern, or remove the item: {NEVER_TRAINED_ON}",
         )
     starts, ends = np.array(sorted(ranges), np.int64).T
     return Unlabelled(source, packing, skip.from_sample, starts, ends)
+
+
+def _with_id(dataset: Dataset, document: str) -> StoredDocument:
+    try:
+        return find_document([dataset], document)
+    except BigtrainError as error:
+        raise BigtrainError(
+            f"data.skip: source {dataset.name!r} has no training document {document}",
+            found=error.found,
+            wanted="an id of one of its training documents, as `bigtrain data where` prints it",
+            fix=f"correct the id or the source, or remove the id: {NEVER_TRAINED_ON}",
+        ) from None
 
 
 def _documents_of_files(dataset: Dataset, pattern: str) -> list[tuple[int, int]]:

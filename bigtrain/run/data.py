@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, Loader, Packing, Plan, make_plan, open_datasets, open_packings, require_samples
+from bigtrain.data.unlabelled import find_unlabelled
 
 if TYPE_CHECKING:
     from bigtrain.engine.topology import Topology  # imports torch, which questions about data do without
@@ -40,7 +41,12 @@ class RunData:
         return [packing.dataset for packing in self.train]
 
     def loader(self, settings: Settings, topology: Topology, first_sample: int) -> Loader:
-        """This rank's batches from a sample number on."""
+        """This rank's batches from a sample number on.
+
+        Raises:
+            BigtrainError: a batch does not divide over the ranks, or an item of data.skip matches no document.
+        """
+        find_unlabelled(self.plan, self.train)  # the loader's thread would say so when the run has begun to write
         return Loader(
             self.plan,
             self.train,

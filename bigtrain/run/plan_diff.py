@@ -7,6 +7,7 @@ from typing import Any
 
 from bigtrain.config import Settings, load_settings
 from bigtrain.data import Plan
+from bigtrain.data.unlabelled import find_unlabelled
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.records import newest_metrics
@@ -21,12 +22,14 @@ def compare_plans(one: Path, other: Path) -> dict[str, Any]:
         consumed: for each of the two that is a run, how many samples it has done.
 
     Raises:
-        BigtrainError: no run or configuration, or its data have not been built.
+        BigtrainError: no run or configuration, its data have not been built, or data.skip names no document of them.
     """
-    opened = [(_settings(place), RunData.open(_settings(place)).plan) for place in (one, other)]
-    (_, first), (_, second) = opened
+    opened = [(_settings(place), RunData.open(_settings(place))) for place in (one, other)]
+    for _, data in opened:
+        find_unlabelled(data.plan, data.train)  # a diff says what a run may change over to: training would refuse it
+    counts = [_samples_of_sources(settings, data.plan) for settings, data in opened]
+    first, second = (data.plan for _, data in opened)
     sample = first.first_difference(second)
-    counts = [_samples_of_sources(settings, plan) for settings, plan in opened]
     return {
         "plans": [first.plan_id, second.plan_id],
         "differs": first.parts_unlike(second),

@@ -187,8 +187,8 @@ def tell_of_another_plan(run: TrainingRun, search: Search) -> None:
     then = search.newest.manifest.cursor.plan_id
     if then != run.plan.plan_id:
         before = Plan.from_json(search.newest.manifest.state["plan"])
-        sample = run.plan.first_difference(before)
-        assert sample is not None
-        step, parts = run.plan.batches.step_of(sample), run.plan.parts_unlike(before)
+        sample, parts = run.plan.first_difference(before), run.plan.parts_unlike(before)
+        step = None if sample is None else run.plan.batches.step_of(sample)
         run.note("plan", from_plan=then, to_plan=run.plan.plan_id, differs=parts, same_before_step=step)
-        logger.info(f"step {run.step}  the data plan has changed in {', '.join(parts)}, from step {step:,} on")
+        since = "which moves no batch" if step is None else f"from step {step:,} on"
+        logger.info(f"step {run.step}  the data plan has changed in {', '.join(parts)}, {since}")

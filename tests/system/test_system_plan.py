@@ -1,5 +1,7 @@
 """A run may change what it has not trained on yet, and nothing else; and can still say what it was trained on."""
 
+import sysconfig
+
 import pytest
 import yaml
 from house import House, as_json, small_settings
@@ -84,3 +86,41 @@ def test_when_tells_that_a_skipped_document_has_no_labels(changed):
     assert {row["labelled"] for row in found["appearances"] if row["step"] < 8} <= {True}
     assert {row["labelled"] for row in found["appearances"] if row["step"] >= 8} <= {False}
     assert found["appearances"]
+
+
+@pytest.mark.parametrize(
+    ("which", "told"),
+    [
+        ({"files": "*.md"}, "no training document of source 'json' from a file like '*.md'"),
+        ({"ids": ["ab" * 16]}, f"source 'json' has no training document {'ab' * 16}"),
+    ],
+)
+def test_a_skip_that_matches_no_document_is_refused_before_anything_is_written(changed, tmp_path, which, told):
+    before = {path: (changed.run / path).read_bytes() for path in ("config.yaml", "events.jsonl")}
+    settings = yaml.safe_load(before["config.yaml"])
+    settings["data"]["skip"].append({"source": "json", "from_step": 13, "reason": "no such document", **which})
+    config = tmp_path / "skip.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    for result in (changed.bigtrain("train", config), changed.bigtrain("data", "diff", config, config)):
+        assert result.returncode == 1
+        assert told in result.stderr
+    assert before == {path: (changed.run / path).read_bytes() for path in before}
+
+
+def test_a_source_that_nothing_is_drawn_from_yet_can_be_added_to_a_run(house):
+    settings = yaml.safe_load(house.config.read_text())
+    settings["data"]["dir"] = str(house.directory / "data")
+    house.config.write_text(yaml.safe_dump(settings))
+    assert house.bigtrain("data", "build", house.config).returncode == 0
+    assert house.train(1, "train.stop_after=1")[0] == 75
+
+    late = {"name": "late", "kind": "text", "path": sysconfig.get_path("stdlib") + "/html/*.py", "weight": 0}
+    settings["data"]["sources"].append(late)
+    house.config.write_text(yaml.safe_dump(settings))
+    assert house.bigtrain("data", "build", house.config).returncode == 0
+    told = house.bigtrain("data", "diff", house.run, house.config).stdout
+    assert "they differ in sources, phases, and every batch is the same" in told
+    status, output = house.train(1, "train.stop_after=2")
+    assert status == 75, output
+    (event,) = [event for event in house.events() if event["event"] == "plan"]
+    assert event["same_before_step"] is None
