@@ -234,7 +234,7 @@ class DataSettings(Section):
     @field_validator("remote")
     @classmethod
     def _remote_is_a_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"[a-z][a-z0-9+.-]*://[^/]", value):
+        if value is not None and not re.match(r"(file:///|[a-z][a-z0-9+.-]*://)[^/]", value):
             raise ValueError(f"{value!r} is no URL such as s3://bucket/folder; a folder on this machine goes into dir")
         return value
 
@@ -291,4 +291,5 @@ def _require_known(where: str, named: Sequence[str | None], names: Sequence[str]
 
 def _written_alone_too(schema: dict[str, Any], key: str) -> None:
     schema["type"] = ["object", "string"]
+    schema["x-alone"] = key  # for overrides of it
     schema["pattern"] = f"^({'|'.join(schema['properties'][key]['enum'])})$"

@@ -28,6 +28,10 @@ class Key:
     default: Any
     allowed: tuple[Any, ...] = ()
     """The values to choose from, where these are few."""
+    nullable: bool = False
+    """Whether a section may be null."""
+    alone: str | None = None
+    """The key of a section that text in place of the whole section is the value of."""
 
     @property
     def name(self) -> str:
@@ -74,14 +78,16 @@ def keys_of(section: str) -> list[Key]:
 
 
 def _walk(schema: dict[str, Any], path: str, definitions: dict[str, Any], *, required: bool) -> Iterator[Key]:
-    default = schema.get("default")
+    default, nullable = schema.get("default"), {"type": "null"} in schema.get("anyOf", ())
     schema = next((choice for choice in schema.get("anyOf", ()) if "$ref" in choice), schema)  # a section or null
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     meaning = schema.get("description", "").replace("\n", " ")
 
     if "properties" in schema:
-        yield Key(path, "section", meaning, "a section", required, default)
+        yield Key(
+            path, "section", meaning, "a section", required, default, nullable=nullable, alone=schema.get("x-alone")
+        )
         for name, inner in schema["properties"].items():
             inner_path = f"{path}.{name}" if path else name
             yield from _walk(inner, inner_path, definitions, required=name in schema.get("required", ()))

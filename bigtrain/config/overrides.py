@@ -33,7 +33,9 @@ def _parse(override: str) -> tuple[str, Any]:
 
 def _put(document: Document, path: str, value: Any, place: Place) -> None:
     key = find(path)
-    if key is not None and key.kind == "section":
+    if key is not None and key.alone is not None and isinstance(value, str):
+        path = f"{path}.{key.alone}"
+    elif key is not None and key.kind == "section" and not (value is None and key.nullable):
         raise BigtrainError(
             f"{path} is a section",
             wanted="one key of it",
@@ -48,6 +50,7 @@ def _put(document: Document, path: str, value: Any, place: Place) -> None:
         if isinstance(holder, dict) and holder.get(part) is None:
             holder[part] = _new_section(address)
             document.places.setdefault(address, place)
+        _write_out(holder, address, document)
         holder = holder[step]
     step = _step(holder, address, last, document)
     holder[step] = value
@@ -55,6 +58,14 @@ def _put(document: Document, path: str, value: Any, place: Place) -> None:
     for inside in [known for known in document.places if known[: len(address)] == address]:
         del document.places[inside]
     document.places[address] = place
+
+
+def _write_out(holder: Any, address: Address, document: Document) -> None:
+    """Make `dedup: near` the section `dedup: {method: near}`, so that its other keys can be set."""
+    key, step = find(dotted(address)), address[-1]
+    if key is not None and key.alone is not None and isinstance(holder[step], str):
+        holder[step] = {key.alone: holder[step]}
+        document.places[*address, key.alone] = document.place(address)
 
 
 def _new_section(address: Address) -> dict[str, Any]:

@@ -148,9 +148,10 @@ def _broken_rule(message: str, address: Address, document: Document) -> Problem:
     given, edits = [], []
     names = re.sub(r"'[^']*'", "", message)  # what is quoted is a value, even where it reads like a key
     for word in dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*", names)):
-        inner = (*address, *word.split("."))
+        named = tuple(int(part) if part.isdecimal() else part for part in word.split("."))
+        inner = (*address, *named)
         if find(dotted(inner)) is None:
-            inner = tuple(word.split("."))
+            inner = named
         key = find(dotted(inner))
         if key is None or key.kind == "section" or key.path != general(dotted(inner)):  # a free name in a mapping
             continue

@@ -68,6 +68,9 @@ def unknown_key(path: str, place: str | None = None) -> BigtrainError:
             wanted="train.global_batch_size / (number of processes * train.micro_batch_size)",
             fix="remove it; set train.global_batch_size and train.micro_batch_size",
         )
+    if ":" in name:  # `{steps:3}`, which YAML takes for one word
+        key, value = name.split(":", 1)
+        return BigtrainError(what, wanted=f"{key}: {value}", fix="put a blank behind the colon")
     if path and find(path) is not None:  # a file with `train.steps: 20` at its top level
         return BigtrainError(what, wanted="sections, one inside the other", fix=f"put `{name}:` under `{section}:`")
     if name in OTHER_TOOLS:

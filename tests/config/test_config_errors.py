@@ -299,6 +299,24 @@ def test_a_broken_rule_inside_an_override_names_the_override(good: str, refusal:
     )
 
 
+def test_a_broken_rule_names_items_of_lists_by_where_they_were_given(good: str, refusal: Callable[..., str]) -> None:
+    override = "train.batch_size_warmup=[{steps: 3, global_batch_size: 3}]"
+    assert refusal(good, "train.micro_batch_size=2", override).endswith(
+        f"fix:    change train.batch_size_warmup.0.global_batch_size (override {override}) or "
+        "train.micro_batch_size (override train.micro_batch_size=2)"
+    )
+
+
+def test_a_forgotten_blank_behind_a_colon_is_told(good: str, refusal: Callable[..., str]) -> None:
+    answer = refusal(good, "train.batch_size_warmup=[{steps:3, global_batch_size: 4}]")
+    assert "wanted: steps: 3\n  fix:    put a blank behind the colon" in answer
+
+
+@pytest.mark.parametrize("url", ["built/web", "/mnt/web", "s3:///web", "file://"])
+def test_data_behind_something_that_is_no_url_are_refused(good: str, refusal: Callable[..., str], url: str) -> None:
+    assert f"{url!r} is no URL such as s3://bucket/folder" in refusal(good, f"data.remote={url}")
+
+
 def test_a_broken_rule_of_a_free_mapping_takes_no_word_of_the_message_for_a_key(
     good: str, refusal: Callable[..., str]
 ) -> None:
@@ -422,6 +440,7 @@ def test_a_trained_vocabulary_larger_than_the_embedding_is_refused_whether_typed
         ["data.tokenizer.vocab_size=8192"],
         ["data.tokenizer.path=tokenizer.json", "model.vocab_size=512"],
         ["data.sources.0.split=train"],
+        ["data.remote=file:///mnt/web"],
     ],
 )
 def test_what_just_fits_is_taken(good: str, write: Callable[[str], Path], overrides: list[str]) -> None:

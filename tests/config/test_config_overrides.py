@@ -130,3 +130,25 @@ def test_a_rule_broken_by_an_override_names_the_override_and_the_line(good: str,
         "  fix:    change train.global_batch_size (c.yaml:22) or "
         "train.micro_batch_size (override train.micro_batch_size=3)"
     )
+
+
+@pytest.mark.parametrize("written", ["near", "{method: near}", "{method: near, bands: 9}"])
+def test_a_section_written_as_one_word_can_be_overridden_like_any_other(
+    good: str, write: Callable[[str], Path], written: str
+) -> None:
+    path = write(good.replace("  sequence_length", f"  dedup: {written}\n  sequence_length"))
+    dedup = load_settings(path, ["data.dedup.bands=20"]).data.dedup
+    assert (dedup.method, dedup.bands) == ("near", 20)
+    assert load_settings(path, ["data.dedup=exact"]).data.dedup.method == "exact"
+
+
+def test_a_section_written_as_one_word_is_still_told_where_it_is_wrong(good: str, refusal: Callable[..., str]) -> None:
+    text = good.replace("  sequence_length", "  dedup: nearly\n  sequence_length")
+    assert refusal(text, "data.dedup.bands=20").startswith("c.yaml:19: data.dedup.method cannot be 'nearly'")
+    assert refusal(good, "data.dedup=3").startswith("override data.dedup=3: data.dedup is a section")
+
+
+def test_a_section_that_may_be_absent_can_be_taken_away(good: str, write: Callable[[str], Path]) -> None:
+    path = write(good.replace("  sequence_length", "  decontaminate: {paths: [x]}\n  sequence_length"))
+    assert load_settings(path).data.decontaminate is not None
+    assert load_settings(path, ["data.decontaminate=null"]).data.decontaminate is None
