@@ -118,6 +118,14 @@ def test_huggingface_reads_saved_datasets_and_folders_of_parquet_and_json(
         open_corpus(settings)
     with pytest.raises(BigtrainError, match="cannot be loaded"):
         read(kind="huggingface", path=str(tmp_path / "nothing-here"))
+    for name, asked, found in (
+        ("saved", {"subset": "en"}, "no subsets; no splits"),
+        ("saved", {"split": "dev"}, "no subsets; no splits"),
+        ("saved-splits", {"split": "train"}, "no subsets; split dev"),
+        ("saved-splits", {"split": "dev", "subset": "en"}, "no subsets; split dev"),
+    ):
+        with pytest.raises(BigtrainError, match=found):
+            read(kind="huggingface", path=str(tmp_path / name), text_field="body", **asked)
 
 
 def test_the_standard_library_is_read_as_source_and_as_documentation_of_the_same_files() -> None:

@@ -38,11 +38,12 @@ def _load(source: SourceSettings) -> Any:
     folder = Path(source.path).expanduser()
     try:
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            dataset = datasets.load_from_disk(str(folder))
-            dataset = dataset[source.split] if isinstance(dataset, datasets.DatasetDict) else dataset
+            dataset = _split_of(datasets.load_from_disk(str(folder)), source)
             return dataset.to_iterable_dataset() if source.streaming else dataset
         path = str(folder) if folder.exists() else source.path
         return datasets.load_dataset(path, source.subset, split=source.split, streaming=source.streaming)
+    except BigtrainError:
+        raise
     except Exception as error:  # the library raises anything from KeyError to network errors
         raise BigtrainError(
             f"data.sources: {source.name!r} cannot be loaded with the datasets library: "
@@ -51,6 +52,25 @@ def _load(source: SourceSettings) -> Any:
             wanted="a dataset id on the hub, or a local folder",
             fix="check path, subset and split; a hub id needs the network once",
         ) from error
+
+
+def _split_of(saved: Any, source: SourceSettings) -> Any:
+    """What `save_to_disk` wrote is one dataset, or one for each split; neither has subsets.
+
+    Raises:
+        BigtrainError: it has no such split or subset.
+    """
+    several = isinstance(saved, dict)
+    splits = list(saved) if several else [str(saved.split)] if saved.split else []
+    default = SourceSettings.model_fields["split"].default
+    if source.subset is not None or source.split not in (splits if several else [*splits, default]):
+        raise BigtrainError(
+            f"data.sources: {source.name!r} asks for what its saved dataset does not have",
+            found="no subsets; " + (f"split {' or '.join(splits)}" if splits else "no splits"),
+            wanted=f"subset {source.subset}, split {source.split}",
+            fix="remove subset, and set split to one that is there; or set path to another folder",
+        )
+    return saved[source.split] if several else saved
 
 
 def _pieces(batches: Iterable[dict[str, list[Any]]], source: SourceSettings, file: str) -> Iterator[_Rows]:
