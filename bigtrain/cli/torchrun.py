@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
     for number in HANDED_ON:
         signal.signal(number, _hand_on)
+    os.environ["BIGTRAIN_LAUNCHER_PID"] = str(os.getpid())  # by which workers notice that we died: bigtrain/run/stop.py
     try:
         _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except ChildFailedError as error:

@@ -78,6 +78,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         )
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
         introduce(run, search)
+        stop.training_begins()
         yield run
 
 

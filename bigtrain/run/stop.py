@@ -8,6 +8,10 @@ import signal
 import sys
 from types import FrameType
 
+import psutil
+
+LAUNCHER = "BIGTRAIN_LAUNCHER_PID"
+"""Environment variable: the process that started the ranks, as `bigtrain/cli/torchrun.py` sets it."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 
@@ -23,11 +27,18 @@ class StopRequest:
         self.reason: str | None = None
 
     def listen(self) -> None:
-        """Install the handlers, and ask for a signal of our own when the launcher dies."""
+        """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
+        commit, and without the launcher the ranks would never meet.
+        """
         for signal_number in STOP_SIGNALS:
             signal.signal(signal_number, self._handle)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        _when_launcher_dies(signal.SIGKILL)
+        if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
+            sys.exit("error: the launcher of this process died before it had begun")
+
+    def training_begins(self) -> None:
+        """From here on a launcher that dies is a request to stop."""
+        _when_launcher_dies(signal.SIGTERM)
 
     def ignore(self) -> None:
         """The run is over and committed: a late signal must not turn that into a failure."""
@@ -38,3 +49,15 @@ class StopRequest:
         if self.reason is not None:
             os._exit(128 + signal_number)
         self.reason = signal.Signals(signal_number).name
+
+
+def _when_launcher_dies(signal_number: signal.Signals) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import time
 
+import psutil
 import pytest
 from house import STATUS_STOPPED, curve, finish, workers_of
 
@@ -22,6 +24,27 @@ def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, 
     assert status == 0, output
     assert curve(house.metrics()) == curve(undisturbed.metrics())
     assert any(event["event"] == "resume" for event in house.events())
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed_while_they_start(undisturbed, house):
+    for delay in (0.0, 1.0, 3.0):
+        training = house.start_training(2)
+        while not (ranks := workers_of(training)):
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.kill(training.pid, signal.SIGKILL)
+        finish(training, timeout=60)  # until nobody holds the other end of its output
+        assert not [rank for rank in ranks if is_running(rank)]
+    status, output = house.train(2)
+    assert status == 0, output
+    assert curve(house.metrics()) == curve(undisturbed.metrics())
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
