@@ -166,7 +166,7 @@ class DedupSettings(Section):
 
 class DecontaminateSettings(Section):
     """Drops documents that share a long n-gram with texts that a model is evaluated on (Brown et al. 2020, appendix
-    C)."""
+    C). Token ids of a megatron source are not looked at."""
 
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files, folders or globs of the evaluation texts: text, .jsonl (also .gz, .zst) or .parquet."""

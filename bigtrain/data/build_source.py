@@ -68,8 +68,10 @@ def build_source(
     if not any(pair.train for pair in pairs):
         raise BigtrainError(
             f"data.sources: {source.name!r} has no text to train on",
-            found=f"{corpus.summary}; {sum(r.documents for r in funnel.removed):,} documents removed, "
-            f"{funnel.validation.documents:,} held out",
+            found="; ".join(
+                [corpus.summary, *(f"{r.documents:,} removed by {r.rule}: {r.reason}" for r in funnel.removed)]
+            )
+            + f"; {funnel.validation.documents:,} held out",
             wanted="documents that are not empty and that the source's rules keep",
             fix="check the source's path and clean; for a very small corpus lower data.validation.fraction",
         )

@@ -58,6 +58,8 @@ def data_card(
         "near_duplicates": settings.dedup.model_dump(exclude={"method"}) if settings.dedup.method == "near" else None,
         "decontaminate": settings.decontaminate and settings.decontaminate.model_dump(mode="json"),
         "validation_fraction": settings.validation.fraction,
+        "phases": [phase.model_dump(mode="json") for phase in settings.phases],
+        "skip": [skip.model_dump(mode="json") for skip in settings.skip],
         "sources": sources,
     }
 
@@ -90,11 +92,13 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
     cleaning = [
         (source["name"], f"`{json.dumps(step)}`") for source in sources for step in source["clean"]
     ]  # in the order in which documents pass them
+    left_out = [(_skipped(skip), skip["reason"]) for skip in card["skip"]]
     paragraphs = [
         heading,
         f"What the first {card['consumed_samples']:,} samples of {card['sequence_length']:,} tokens were made of.",
         f"{below} Sources",
         _table(("source", "kind", "from", "licence", "samples seen", "share", "epochs"), seen),
+        *([f"{below} Left out of training", _table(("what", "why"), left_out)] if left_out else []),
         f"{below} Cleaning",
         _table(("source", "rule"), cleaning) if cleaning else "No document was filtered or rewritten.",
         _deduplicated(card),
@@ -107,7 +111,8 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         f"- Tokenizer `{tokenizer['hash']}`, {tokenizer['vocab_size']:,} tokens, {origin}; "
         f"`{tokenizer['end_of_text']}` ends a document.\n"
         f"- Plan `{card['plan_id']}`, seed {card['seed']}, packing {card['packing']}.\n"
-        f"- Written by bigtrain {card['version']}.",
+        + "".join(f"- From {phase['from_tokens']:,} tokens on mixed {_mixed(phase)}.\n" for phase in card["phases"])
+        + f"- Written by bigtrain {card['version']}.",
     ]
     return "\n\n".join(paragraphs) + "\n"
 
@@ -125,7 +130,7 @@ def _deduplicated(card: Card) -> str:
     return (
         f"Of equal and nearly equal documents only the first was kept: MinHash over {near['ngram']}-grams of words, "
         f"{near['bands']} bands of {near['rows']} rows, which finds half of the pairs with a Jaccard similarity of "
-        f"{(1 - 0.5 ** (1 / near['bands'])) ** (1 / near['rows']):.2f}."
+        f"{(1 - 0.5 ** (1 / near['bands'])) ** (1 / near['rows']):.2f}.{_no_words(card, 'compared for equality only')}"
     )
 
 
@@ -135,8 +140,29 @@ def _decontaminated(card: Card) -> str:
     paths = ", ".join(f"`{path}`" for path in card["decontaminate"]["paths"])
     return (
         f"Documents were removed that share {card['decontaminate']['ngram']} consecutive words with an evaluation text "
-        f"in {paths}."
+        f"in {paths}.{_no_words(card, 'not looked at')}"
     )
+
+
+def _no_words(card: Card, what: str) -> str:
+    """What holds for sources of token ids, where words are compared."""
+    names = [source["name"] for source in card["sources"] if source["kind"] == "megatron"]
+    return f" Token ids ({', '.join(names)}) were {what}." if names else ""
+
+
+def _skipped(skip: Card) -> str:
+    """An item of data.skip in words."""
+    if skip["steps"] is not None:
+        return f"the batches planned for steps {skip['steps'][0]:,} to {skip['steps'][1]:,}"
+    files = [f"files like `{skip['files']}`"] if skip["files"] is not None else []
+    ids = ["document " + ", ".join(f"`{document}`" for document in skip["ids"])] if skip["ids"] else []
+    return (
+        f"{skip['source']}: {' and '.join(files + ids)}, from step {skip['from_step']:,} on (in the batch, no labels)"
+    )
+
+
+def _mixed(phase: Card) -> str:
+    return ", ".join(f"{source} {weight:g}" for source, weight in phase["weights"].items())
 
 
 def _whence(source: Card) -> str:

@@ -88,3 +88,27 @@ def test_a_licence_may_be_added_after_the_build(made: DataSettings) -> None:
     build(later, vocab_size=512, report=lambda line: None)
     assert [d.dataset_id for d in opened(later)[0]] == [d.dataset_id for d in opened(made)[0]]
     assert [source["license"] for source in card_at(later, 1)["sources"]] == ["MIT", "MIT"]
+
+
+def test_the_card_says_what_was_left_out_and_how_the_mixture_changed(made: DataSettings) -> None:
+    assert "Left out" not in card_as_markdown(card_at(made, 10))
+    skip = [
+        {"steps": [3, 4], "reason": "a spike"},
+        {"source": "web", "files": "*.jsonl", "ids": ["ab" * 16], "from_step": 7, "reason": "spam | ads"},
+    ]
+    phases = [{"from_tokens": 4000, "weights": {"web": 1, "books": 2.5}}]
+    edited = DataSettings.model_validate({**made.model_dump(mode="json"), "skip": skip, "phases": phases}, strict=False)
+    train, held_out, plan = opened(made)
+    markdown = card_as_markdown(json.loads(json.dumps(data_card(edited, train, held_out, plan, 10))))
+    assert "| the batches planned for steps 3 to 4 | a spike |" in markdown
+    assert f"web: files like `*.jsonl` and document `{'ab' * 16}`, from step 7 on" in markdown
+    assert r"| spam \| ads |" in markdown
+    assert "- From 4,000 tokens on mixed web 1, books 2.5.\n- Written" in markdown
+
+
+def test_the_card_does_not_claim_that_words_of_token_ids_were_compared(made: DataSettings) -> None:
+    card = card_at(made, 10)
+    card |= {"decontaminate": {"paths": ["x"], "ngram": 13}}
+    assert "Token ids" not in card_as_markdown(card)
+    card["sources"][0]["kind"] = "megatron"
+    assert "Token ids (web) were not looked at." in card_as_markdown(card)
