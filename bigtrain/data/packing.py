@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.data.pack.pack_file import PackManifest, ShardPack
-from bigtrain.data.store import Dataset
+from bigtrain.data.store import Dataset, check_size
 
 I64 = npt.NDArray[np.int64]
 
@@ -91,12 +91,15 @@ class IndexedPacking:
     """Spans as an index says.
 
     Raises:
-        BigtrainError: there is no index, or it is of other data.
+        BigtrainError: there is no index, it is of other data, or a file of it is missing or has another size.
     """
 
     def __init__(self, dataset: Dataset, packing: str, sequence_length: int) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length
         self._manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id)
+        if dataset.mirror is None:
+            for pack in self._manifest.shards:
+                check_size(dataset.directory, pack.file, "restore the file, or remove it and build the data again")
         self.rows = self._manifest.rows
         self.pack_id: str | None = self._manifest.pack_id
         self._starts = np.array(self._manifest.starts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -16,6 +15,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.layout import Split, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.mapping import map_file
 from bigtrain.data.mirror import Mirror, open_mirror
 from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
@@ -67,15 +67,9 @@ class Shard:
     def check_sizes(self) -> None:
         """Raise BigtrainError where a file is missing or has another size than the manifest says."""
         for file in self.record.files:
-            path = self._directory / file.name
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.size:
-                raise BigtrainError(
-                    f"{path} is not what its manifest says",
-                    found="no file" if size is None else f"{size:,} bytes",
-                    wanted=f"{file.size:,} bytes",
-                    fix="restore the file, or remove its source's folder and build the data again",
-                )
+            check_size(
+                self._directory, file, "restore the file, or remove its source's folder and build the data again"
+            )
 
     def slice(self, start: int, end: int) -> Tokens:
         """Tokens [start, end) as far as there are, as they stand in the file; not to be written to."""
@@ -90,8 +84,7 @@ class Shard:
         return self._windows
 
     def _map(self, file: FileRecord) -> memoryview:
-        with (self._directory / file.name).open("rb") as stream:
-            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        return map_file(self._directory / file.name)
 
 
 class RemoteShard(Shard):
@@ -218,6 +211,19 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
             shard.check_sizes()
         datasets.append(dataset)
     return datasets
+
+
+def check_size(directory: Path, file: FileRecord, fix: str) -> None:
+    """Raise BigtrainError where a file is missing or has another size than the manifest says."""
+    path = directory / file.name
+    size = path.stat().st_size if path.is_file() else None
+    if size != file.size:
+        raise BigtrainError(
+            f"{path} is not what its manifest says",
+            found="no file" if size is None else f"{size:,} bytes",
+            wanted=f"{file.size:,} bytes",
+            fix=fix,
+        )
 
 
 def _not_built(folder: Path) -> BigtrainError:

@@ -25,6 +25,8 @@ from bigtrain.data import build, verify
 from bigtrain.data.manifest import Manifest
 from bigtrain.data.pack import PackManifest, ShardPack, best_fit, buckets, pack_shard
 from bigtrain.data.pack.build_pack import build_packs
+from bigtrain.data.packing import IndexedPacking
+from bigtrain.data.store import Dataset
 from bigtrain.data.workers import Workers
 
 PACKINGS = ("best_fit", "buckets")
@@ -241,6 +243,19 @@ def test_damaged_packs_are_made_again(made: Path, folder: Path, damage: str) -> 
             PackManifest.read(folder, "best_fit", T)
     packed(folder, "best_fit")
     assert contents(folder) == contents(made)
+
+
+@pytest.mark.parametrize(("kept", "found"), [(None, "no file"), (100, "100 bytes")])
+def test_a_pack_that_is_missing_or_cut_off_is_told_before_it_is_read(
+    folder: Path, kept: int | None, found: str
+) -> None:
+    path = folder / f"00001.best_fit-{T}.pack"
+    begin = path.read_bytes()[:kept]
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(begin)
+    with pytest.raises(BigtrainError, match=rf"(?s){path.name} is not what its manifest says.*{found}.*build the data"):
+        IndexedPacking(Dataset(folder), "best_fit", T)
 
 
 def test_data_that_are_not_packed_say_how_to_pack_them(made: Path) -> None:
