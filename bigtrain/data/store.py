@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -15,7 +16,6 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.layout import Split, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
-from bigtrain.data.mapping import map_file
 from bigtrain.data.mirror import Mirror, open_mirror
 from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
@@ -84,7 +84,8 @@ class Shard:
         return self._windows
 
     def _map(self, file: FileRecord) -> memoryview:
-        return map_file(self._directory / file.name)
+        with (self._directory / file.name).open("rb") as stream:
+            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class RemoteShard(Shard):
