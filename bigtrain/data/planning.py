@@ -56,10 +56,11 @@ def require_samples(plan: Plan, samples: int) -> None:
     """Raise BigtrainError where a plan ends before a run of so many samples does."""
     if plan.samples is not None and plan.samples < samples:
         raise BigtrainError(
-            "the sources run dry before training ends: each has given its max_epochs",
+            "the sources run dry before training ends: each that is still drawn from has given its max_epochs",
             found=f"{plan.samples:,} samples, {plan.samples * plan.sequence_length:,} tokens, in all epochs together",
             wanted=f"{samples:,} samples, {samples * plan.sequence_length:,} tokens",
-            fix="raise max_epochs of a source or leave it out, or train on fewer tokens",
+            fix="raise max_epochs of a source or leave it out, give another one a weight in the last phase, or train "
+            "on fewer tokens",
         )
 
 

@@ -96,8 +96,10 @@ class TrainedModel:
         if not rows:
             raise BigtrainError(
                 "there are no held-out documents to evaluate on",
-                found=f"data.validation.fraction {self.settings.data.validation.fraction}",
-                fix="set data.validation.fraction above 0, build the data and train again",
+                found=f"held out of {', '.join(dataset.name for dataset in opened['validation'])}: "
+                f"{sum(dataset.tokens for dataset in opened['validation']):,} tokens, by data.validation.fraction "
+                f"{self.settings.data.validation.fraction}",
+                fix="raise data.validation.fraction or add documents, build in another data.dir and train again",
             )
         return rows
 
