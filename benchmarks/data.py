@@ -20,7 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigtrain.data import Packing, Plan
 
 LENGTH, BATCH = 2048, 8
 CONTESTANTS = ("bigtrain", "memmap", "datasets", "litdata", "mosaicml-streaming")
@@ -56,14 +59,26 @@ def measure(batches: Iterator[int], seconds: float) -> dict[str, float]:
     }
 
 
-def bigtrain_loader(work: Path, data: Path) -> Iterator[int]:
-    from bigtrain.data import Dataset, Loader, Plan
-    from bigtrain.data.plan import Phase, PlannedSource
+def plan_over(data: Path) -> tuple[Plan, Packing]:
+    """The plan of a run over the source code, and the source."""
+    from bigtrain.config import BatchSchedule
+    from bigtrain.data import Dataset, Plan
+    from bigtrain.data.mixture import Phase
+    from bigtrain.data.packing import ConcatPacking
+    from bigtrain.data.plan import PlannedSource
 
     dataset = Dataset(data / "source" / "train")
-    source = PlannedSource(dataset.name, dataset.dataset_id, dataset.tokens, dataset.sequences(LENGTH))
-    plan = Plan([source], [Phase(0, (1,))], seed=0, sequence_length=LENGTH, packing="concat")
-    with Loader(plan, [dataset], global_batch_size=BATCH, micro_batch_size=BATCH) as loader:
+    packing = ConcatPacking(dataset, LENGTH)
+    source = PlannedSource(dataset.name, dataset.dataset_id, dataset.tokens, packing.rows)
+    plan = Plan([source], [Phase(0, (1,))], seed=0, sequence_length=LENGTH, batches=BatchSchedule([], BATCH))
+    return plan, packing
+
+
+def bigtrain_loader(work: Path, data: Path) -> Iterator[int]:
+    from bigtrain.data import Loader
+
+    plan, packing = plan_over(data)
+    with Loader(plan, [packing], micro_batch_size=BATCH) as loader:
         for batch in loader:
             yield batch.micro_batches[0].input_ids.numel()
 
@@ -212,18 +227,15 @@ def closed_form(data: Path) -> dict[str, Any]:
     import numpy as np
     from record import spread
 
-    from bigtrain.data import Dataset, Loader, Plan
-    from bigtrain.data.plan import Phase, PlannedSource
+    from bigtrain.data import Loader
 
-    dataset = Dataset(data / "source" / "train")
-    source = PlannedSource(dataset.name, dataset.dataset_id, dataset.tokens, dataset.sequences(LENGTH))
-    plan = Plan([source], [Phase(0, (1,))], seed=0, sequence_length=LENGTH, packing="concat")
+    plan, packing = plan_over(data)
     resume, planning = {}, {}
     for first in (10**6, 10**8, 10**9):
         seconds = []
         for _ in range(9):
             started = time.perf_counter()
-            with Loader(plan, [dataset], first_sample=first, global_batch_size=BATCH, micro_batch_size=BATCH) as loader:
+            with Loader(plan, [packing], first_sample=first, micro_batch_size=BATCH) as loader:
                 next(loader)
                 seconds.append(1e3 * (time.perf_counter() - started))
         resume[f"milliseconds at sample {first}"] = spread(seconds)

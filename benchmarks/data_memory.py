@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def enlarge(dataset: Path, samples: int) -> None:
     Manifest(**{**kept, "dtype": "<u2", "shards": shards}).write(dataset)
 
 
-def write_documents(path: Path, family: int, tokens: int, file: str | None = None) -> tuple[Path, int, list[str]]:
+def write_documents(path: Path, family: int, tokens: int, file: str | None = None) -> tuple[Path, int, Sequence[str]]:
     """The `.doc` file of SHARD_SAMPLES documents of about a sample's length; its size and block hashes."""
     from bigtrain.data.shards import BlockHasher, ShardWriter
     from bigtrain.data.tokenization import TokenizedDocuments

@@ -171,13 +171,14 @@ def when(
 @app.command()
 def diff(
     one: Annotated[Path, typer.Argument(metavar="A", help="A run directory or a configuration.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another; or the same, with key=value for it behind.")],
+    overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show from which step on two runs or configurations train on other data, and whether a run may change over."""
     from bigtrain.run.plan_diff import compare_plans
 
-    found = compare_plans(one, other)
+    found = compare_plans(one, other, overrides or [])
     if as_json:
         print_json(found)
         return

@@ -20,8 +20,9 @@ from bigtrain.data.packing import Packing, fetch
 from bigtrain.data.plan import Plan, SampleAddresses
 from bigtrain.data.unlabelled import Unlabelled, find_unlabelled
 
-TOKENS_AT_ONCE = 1 << 18
-"""Tokens that are assembled together, about, once the loader has run for a while: numpy likes large arrays."""
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 18, 128
+"""What is assembled together at most, once the loader has run for a while: numpy likes large arrays. (A batch with more
+is assembled whole.)"""
 ROWS_AHEAD = 1024
 """Rows that are planned at a time."""
 POLL_SECONDS = 1.0
@@ -54,7 +55,7 @@ class Loader:
         micro_batch_size: samples in one forward pass.
         rank: this process.
         world_size: all processes.
-        prefetch: groups of batches held ready; in a group are TOKENS_AT_ONCE, or one batch where that has more.
+        prefetch: groups of batches held ready.
 
     Raises:
         BigtrainError: a global batch size does not divide into micro-batches on all ranks.
@@ -139,7 +140,8 @@ class Loader:
 
     def _groups(self) -> Iterator[PlannedGroup]:
         """This rank's shares of all steps: the first alone, so that it comes at once, then more and more at a time."""
-        step, rows_at_once, most_rows = self._first_step, 1, max(1, TOKENS_AT_ONCE // self._plan.sequence_length)
+        step, rows_at_once = self._first_step, 1
+        most_rows = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // self._plan.sequence_length))
         while True:
             shares: list[I64] = []
             while sum(map(len, shares)) < ROWS_AHEAD:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.manifest import changed_error
+from bigtrain.data.mapping import map_file
 from bigtrain.data.pack.pack_file import PackManifest, ShardPack
 from bigtrain.data.store import Dataset, check_size
 
@@ -131,7 +133,11 @@ class IndexedPacking:
 
     def _pack(self, shard: int) -> ShardPack:
         if shard not in self._packs:
-            path = self.dataset.fetched(self._manifest.shards[shard].file)
+            file = self._manifest.shards[shard].file
+            path = self.dataset.fetched(file)
+            bad = file.bad_block(map_file(path), self._manifest.block_bytes)
+            if bad is not None:  # ids would still be in range, and the rows quietly be others
+                raise changed_error(path, f"another block {bad}", "the blocks that its manifest names")
             self._packs[shard] = ShardPack.open(path)
         return self._packs[shard]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.data.files import TEMPORARY_SUFFIX, write_atomically
@@ -38,7 +38,9 @@ class ShardPair:
 
     def write(self, folder: Path) -> None:
         """Say that these shards are finished."""
-        write_atomically(_progress_file(folder, self.index), lambda file: file.write(json.dumps(asdict(self)).encode()))
+        shards = {split: shard and shard.to_json() for split in SPLITS for shard in [self.of(split)]}
+        content = json.dumps({**vars(self), "funnel": self.funnel.to_json(), **shards}).encode()
+        write_atomically(_progress_file(folder, self.index), lambda file: file.write(content))
 
     @classmethod
     def read(cls, folder: Path, index: int) -> ShardPair:

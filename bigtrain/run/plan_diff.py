@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from bigtrain.run.directory import RunDirectory
 from bigtrain.run.records import newest_metrics
 
 
-def compare_plans(one: Path, other: Path) -> dict[str, Any]:
+def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compare the plans of two runs or configurations, without looking at a sample.
+
+    Args:
+        one: a run directory or a configuration.
+        other: another, or the same one under other settings.
+        overrides: `key=value`, as for training, applied to `other`.
 
     Returns:
         plans (the two ids), differs (the parts that are not equal), same_before: the sample, step and tokens before
@@ -24,7 +30,7 @@ def compare_plans(one: Path, other: Path) -> dict[str, Any]:
     Raises:
         BigtrainError: no run or configuration, its data have not been built, or data.skip names no document of them.
     """
-    opened = [(_settings(place), RunData.open(_settings(place))) for place in (one, other)]
+    opened = [(settings, RunData.open(settings)) for settings in (_settings(one), _settings(other, overrides))]
     for _, data in opened:
         find_unlabelled(data.plan, data.train)  # a diff says what a run may change over to: training would refuse it
     counts = [_samples_of_sources(settings, data.plan) for settings, data in opened]
@@ -48,8 +54,8 @@ def compare_plans(one: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def _settings(place: Path) -> Settings:
-    return RunDirectory.of_existing_run(place).settings() if place.is_dir() else load_settings(place)
+def _settings(place: Path, overrides: Sequence[str] = ()) -> Settings:
+    return load_settings(RunDirectory.of_existing_run(place).config if place.is_dir() else place, overrides)
 
 
 def _samples_of_sources(settings: Settings, plan: Plan) -> dict[str, int]:

@@ -190,6 +190,13 @@ def tell_of_another_plan(run: TrainingRun, search: Search) -> None:
         before = Plan.from_json(search.newest.manifest.state["plan"])
         sample, parts = run.plan.first_difference(before), run.plan.parts_unlike(before)
         step = None if sample is None else run.plan.batches.step_of(sample)
-        run.note("plan", from_plan=then, to_plan=run.plan.plan_id, differs=parts, same_before_step=step)
+        run.note(
+            "plan",
+            from_plan=then,
+            to_plan=run.plan.plan_id,
+            differs=parts,
+            same_before_step=step,
+            skip=[skip.model_dump(mode="json", exclude_none=True) for skip in run.settings.data.skip],
+        )
         since = "which moves no batch" if step is None else f"from step {step:,} on"
         logger.info(f"step {run.step}  the data plan has changed in {', '.join(parts)}, {since}")

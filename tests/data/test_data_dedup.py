@@ -116,7 +116,9 @@ def test_a_signature_holds_the_smallest_image_under_each_permutation(texts: list
 
 def test_keys_stay_what_they_are_for_data_are_built_with_them() -> None:
     keys = MinHash(ngram=3, bands=2, rows=3).keys("Readability counts. Special cases aren't special enough.")
-    assert keys == [16852788772337405386, 7997349236531951238]
+    assert keys == [9595479758612121873, 11777404795128028497]
+    more = MinHash(ngram=3, bands=3, rows=3).keys("Readability counts. Special cases aren't special enough.")
+    assert more[:2] == keys  # more bands find what fewer find, and more
 
 
 def test_similarity_is_estimated_within_the_error_of_so_many_hashes_as_by_datasketch(
@@ -332,17 +334,17 @@ def test_killed_while_it_looks_for_duplicates_it_goes_on_at_that_source_to_the_s
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
     (tmp_path / "build.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "settings.json")]
-    for line in ("second: looking for duplicates", "tokenizer: training"):
+    for line in ("second: looking for duplicates", "tokenizer: "):  # training, or done if the first kill came late
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         seen = []
         for printed in process.stdout:
             seen.append(printed.strip())
-            if seen[-1] == line:
+            if seen[-1].startswith(line):
                 time.sleep(0.05)
                 process.kill()
         process.wait()
-        assert line in seen
+        assert any(printed.startswith(line) for printed in seen)
     assert "first: looking for duplicates" not in seen  # the second time
     make(settings)
     assert contents(settings.dir) == contents(built.dir)

@@ -222,7 +222,7 @@ def test_rules_that_leave_nothing_are_told(tmp_path: Path) -> None:
     good = data_settings(tmp_path / "data", jsonl_source(path))
     make(good)
     none = jsonl_source(path, "other", clean=[{"gopher_quality": {"min_words": 10_000}}])
-    with pytest.raises(BigtrainError, match="60 documents removed"):
+    with pytest.raises(BigtrainError, match="60 removed by gopher_quality"):
         make(good.model_copy(update={"sources": [*good.sources, none]}))
 
 

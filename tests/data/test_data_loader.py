@@ -114,6 +114,18 @@ def test_a_failure_in_the_background_is_raised_at_every_call(
     assert time.monotonic() - started < 10
 
 
+def test_a_pack_with_a_flipped_byte_stops_instead_of_changing_the_rows(tmp_path: Path) -> None:
+    dataset = random_dataset(tmp_path, 900)
+    build_packs_of(tmp_path, "best_fit", LENGTH)
+    packed = plan_over([dataset], [1], length=LENGTH, packing="best_fit")
+    file = tmp_path / f"00001.best_fit-{LENGTH}.pack"
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BigtrainError, match=r"00001\.best_fit-16\.pack was changed"):
+        take(packed, 10)
+
+
 def test_a_thread_that_dies_is_noticed_within_seconds(
     planned: tuple[Plan, list[Packing]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

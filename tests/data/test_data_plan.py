@@ -284,7 +284,7 @@ def test_a_source_with_max_epochs_runs_dry_and_a_run_that_is_too_long_is_refused
     counts = [source.sequences for source in plan.sources]
     assert plan.samples == counts[0] * 3 // 2 + 2 * counts[1]
     require_samples(plan, plan.samples)
-    with pytest.raises(BigtrainError, match="run dry.*each that is still drawn from") as error:
+    with pytest.raises(BigtrainError, match=r"run dry.*each that is still drawn from") as error:
         require_samples(plan, plan.samples + 1)
     assert f"{plan.samples:,} samples" in str(error.value)
 

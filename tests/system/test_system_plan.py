@@ -40,6 +40,10 @@ def changed(tmp_path_factory):
     ahead.write_text(shown.stdout)
     house.parting = as_json(house.bigtrain("data", "diff", house.run, ahead, "--json"))
     house.told = house.bigtrain("data", "diff", house.run, ahead).stdout
+    assert (
+        as_json(house.bigtrain("data", "diff", house.run, house.run, *AHEAD, "--json"))["same_before"]
+        == (house.parting["same_before"])
+    )
     status, output = house.train(2, *AHEAD)
     assert status == 0, output
     return house
@@ -57,6 +61,7 @@ def test_the_change_is_recorded(changed):
     (event,) = [event for event in changed.events() if event["event"] == "plan"]
     assert (event["step"], event["same_before_step"]) == (6, 8)
     assert event["differs"] == changed.parting["differs"]
+    assert [skip["reason"] for skip in event["skip"]] == ["spike", "boring"]
 
 
 def test_where_gives_the_digest_of_every_step_across_all_changes(changed):

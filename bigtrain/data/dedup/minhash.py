@@ -76,6 +76,6 @@ def _minima(ngrams: U64, count: int) -> U32:
 
 @lru_cache(maxsize=4)
 def _permutations(count: int) -> tuple[U32, U32]:
-    """The odd factors and the summands: fixed, whatever numpy's generators will do."""
+    """The odd factors and the summands: fixed, whatever numpy does; more of them begin with those of fewer."""
     numbers = (mixed(_SEED + np.arange(2 * count, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
-    return numbers[:count] | np.uint32(1), numbers[count:]
+    return numbers[0::2] | np.uint32(1), numbers[1::2]

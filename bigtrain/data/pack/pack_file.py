@@ -21,7 +21,6 @@ Rows are numbered in the order of their first spans. So `start` and `row` say ev
 from __future__ import annotations
 
 import json
-import mmap
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.data.files import write_atomically
 from bigtrain.data.hashing import canonical_json, identity
 from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error
+from bigtrain.data.mapping import map_file
 
 FORMAT = 1
 PACK_MAGIC = b"btpack\0\1"
@@ -135,8 +135,7 @@ class ShardPack:
     @classmethod
     def open(cls, path: Path) -> ShardPack:
         """Map a file. Raises BigtrainError where it is not such a file, OSError where it cannot be opened."""
-        with path.open("rb") as stream:
-            return cls.parse(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)), path)
+        return cls.parse(map_file(path), path)
 
     def fault(self, offset: I64, sequence_length: int) -> str | None:
         """What is wrong with this as the pack of a shard with documents at `offset` [n+1]; None if nothing is."""
@@ -169,12 +168,12 @@ class PackRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
-        return {**vars(self), "file": vars(self.file)}
+        return {**vars(self), "file": self.file.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> PackRecord:
         """Back from `to_json`."""
-        return cls(**{**value, "file": FileRecord(**value["file"])})
+        return cls(**{**value, "file": FileRecord.from_json(value["file"])})
 
 
 @dataclass(frozen=True)
