@@ -195,7 +195,7 @@ def training_config(work: Path, steps: int, data: dict[str, Any]) -> Path:
 
 
 def choose(launcher: psutil.Process, moments: random.Random) -> tuple[str, list[psutil.Process]]:
-    """Victims: one rank, all ranks, or everyone; everyone where there are no ranks yet."""
+    """Victims: one rank, all ranks, the launcher, or everyone; everyone where there are no ranks yet."""
     ranks = launcher.children()
     if not ranks:
         return everyone(launcher, moments)
@@ -203,6 +203,7 @@ def choose(launcher: psutil.Process, moments: random.Random) -> tuple[str, list[
         [
             ("one rank", [moments.choice(ranks)]),
             ("all ranks", ranks),
+            ("the launcher", [launcher]),
             everyone(launcher, moments),
         ]
     )
