@@ -15,15 +15,22 @@ from pathlib import Path
 
 from bigtrain.config.errors import BigtrainError
 
+MADV_RANDOM = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def map_file(path: Path) -> memoryview:
+def map_file(path: Path, *, at_random: bool = False) -> memoryview:
     """The bytes of a file, read from disk as they are looked at; unmapped when nobody holds them any more.
+
+    Args:
+        path: the file.
+        at_random: bytes are looked at here and there. The system then reads no more than those: else 128 KiB or more
+            for each place, most of it for nothing.
 
     Raises:
         OSError: the file cannot be opened.
@@ -39,6 +46,8 @@ def map_file(path: Path) -> memoryview:
             raise _refused(path, ctypes.get_errno())
     finally:
         os.close(descriptor)
+    if at_random:
+        _LIBC.madvise(address, size, MADV_RANDOM)
     data = (ctypes.c_ubyte * size).from_address(address)
     weakref.finalize(data, _LIBC.munmap, address, size).atexit = False
     return memoryview(data).cast("B").toreadonly()

@@ -85,7 +85,7 @@ class Shard:
         return self._windows
 
     def _map(self, file: FileRecord) -> memoryview:
-        return map_file(self._directory / file.name)
+        return map_file(self._directory / file.name, at_random=True)
 
 
 class RemoteShard(Shard):
