@@ -143,12 +143,14 @@ class Loader:
         step, rows_at_once = self._first_step, 1
         most_rows = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // self._plan.sequence_length))
         while True:
-            shares: list[I64] = []
-            while sum(map(len, shares)) < ROWS_AHEAD:
+            shares: deque[I64] = deque()
+            rows = 0
+            while rows < ROWS_AHEAD:
                 samples = self._plan.batches.samples_of(step + len(shares))
                 size = len(samples) // self._world_size
                 start = samples.start + self._rank * size
                 shares.append(np.arange(start, start + size))
+                rows += size
             step += len(shares)
             planned = np.concatenate(shares)
             addresses = self._plan.locate_many(planned)
@@ -156,7 +158,7 @@ class Loader:
             while shares:
                 sizes: list[int] = []
                 while shares and sum(sizes) < rows_at_once:
-                    sizes.append(len(shares.pop(0)))
+                    sizes.append(len(shares.popleft()))
                 own = slice(first, first + sum(sizes))
                 yield PlannedGroup(sizes, planned[own], SampleAddresses(*(field[own] for field in addresses)))
                 first, rows_at_once = own.stop, min(2 * rows_at_once, most_rows)
