@@ -164,6 +164,11 @@ def introduce(run: TrainingRun, search: Search) -> None:
         f"{quantity(batch * settings.data.sequence_length)} tokens, in micro-batches of "
         f"{settings.train.micro_batch_size} with {accumulation} accumulated; plan {run.plan.plan_id[:12]}"
     )
+    for key in behind_the_end(settings):
+        logger.warning(f"{key} begins behind the last step: it changes nothing in this run")
+    for dataset in run.held_out:
+        if not dataset.tokens:
+            logger.warning(f"source {dataset.name} has no held-out documents: it is not evaluated")
     for rejected in search.rejected:
         problems = "; ".join(rejected.problems)
         run.note("fallback", checkpoint=rejected.checkpoint.path.name, problems=problems)
@@ -180,6 +185,16 @@ def introduce(run: TrainingRun, search: Search) -> None:
         tell_of_another_plan(run, search)
     else:
         run.note("start", **start)
+
+
+def behind_the_end(settings: Settings) -> list[str]:
+    """The keys of what would only begin after the schedule."""
+    last, tokens = settings.total_steps, settings.train.batches.consumed_after(settings.total_steps)
+    phases = [phase.from_tokens >= tokens * settings.data.sequence_length for phase in settings.data.phases]
+    skips = [(skip.steps[0] if skip.steps else skip.from_step) > last for skip in settings.data.skip]
+    return [f"data.phases.{i}" for i, late in enumerate(phases) if late] + [
+        f"data.skip.{i}" for i, late in enumerate(skips) if late
+    ]
 
 
 def tell_of_another_plan(run: TrainingRun, search: Search) -> None:

@@ -8,7 +8,7 @@ from house import House, as_json, small_settings
 
 PAST = "data.phases=[{from_tokens: 500, weights: {json: 1}}]"
 AHEAD = [
-    "data.phases=[{from_tokens: 4000, weights: {json: 1, email: 2}}]",
+    "data.phases=[{from_tokens: 4000, weights: {json: 1, email: 2}}, {from_tokens: 999999, weights: {json: 1}}]",
     "data.skip=[{steps: [9, 10], reason: spike}, {source: json, files: '*coder.py', from_step: 8, reason: boring}]",
     "data.sources.0.max_epochs=40",
 ]
@@ -46,6 +46,7 @@ def changed(tmp_path_factory):
     )
     status, output = house.train(2, *AHEAD)
     assert status == 0, output
+    assert "data.phases.1 begins behind the last step" in output
     return house
 
 
