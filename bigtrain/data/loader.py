@@ -18,7 +18,7 @@ from bigtrain.data.assemble import assemble
 from bigtrain.data.batch import RankBatch, digest_rows, micro_batches_of, wrap_int64
 from bigtrain.data.packing import Packing, fetch
 from bigtrain.data.plan import Plan, SampleAddresses
-from bigtrain.data.unlabelled import Unlabelled, find_unlabelled
+from bigtrain.data.unlabelled import find_unlabelled
 
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 18, 128
 """What is assembled together at most, once the loader has run for a while: numpy likes large arrays. (A batch with more
@@ -58,7 +58,8 @@ class Loader:
         prefetch: groups of batches held ready.
 
     Raises:
-        BigtrainError: a global batch size does not divide into micro-batches on all ranks.
+        BigtrainError: a global batch size does not divide into micro-batches on all ranks, or the plan skips a document
+            that is not there.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Loader:
             raise ValueError(f"no step begins with sample {first_sample}")
         self._micro_batch_size = micro_batch_size
         self._rank, self._world_size = rank, world_size
+        self._unlabelled = find_unlabelled(plan, packings)
         self._ready: deque[RankBatch] = deque()
         self._queue: queue.Queue[list[RankBatch] | BaseException] = queue.Queue(prefetch)
         self._failure: BaseException | None = None
@@ -130,9 +132,8 @@ class Loader:
 
     def _produce(self) -> None:
         try:
-            unlabelled = find_unlabelled(self._plan, self._packings)
             for group in self._groups():
-                self._queue.put(self._assembled(group, unlabelled))
+                self._queue.put(self._assembled(group))
                 if self._closed.is_set():
                     return
         except BaseException as error:
@@ -163,12 +164,12 @@ class Loader:
                 yield PlannedGroup(sizes, planned[own], SampleAddresses(*(field[own] for field in addresses)))
                 first, rows_at_once = own.stop, min(2 * rows_at_once, most_rows)
 
-    def _assembled(self, group: PlannedGroup, unlabelled: list[Unlabelled]) -> list[RankBatch]:
+    def _assembled(self, group: PlannedGroup) -> list[RankBatch]:
         """The batches of a group of steps."""
         samples, addresses = group.samples, group.addresses
         fetch(self._packings, addresses.source, addresses.sequence)
         rows = assemble(self._packings, addresses.source, addresses.sequence)
-        for skip in unlabelled:
+        for skip in self._unlabelled:
             skip.apply(rows, samples, addresses)
         micro_batches = micro_batches_of(rows, self._micro_batch_size)
         batches, first = [], 0

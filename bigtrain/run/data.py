@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, Loader, Packing, Plan, make_plan, open_datasets, open_packings, require_samples
-from bigtrain.data.unlabelled import find_unlabelled
 
 if TYPE_CHECKING:
     from bigtrain.engine.topology import Topology  # imports torch, which questions about data do without
@@ -46,7 +45,6 @@ class RunData:
         Raises:
             BigtrainError: a batch does not divide over the ranks, or an item of data.skip matches no document.
         """
-        find_unlabelled(self.plan, self.train)  # the loader's thread would say so when the run has begun to write
         return Loader(
             self.plan,
             self.train,
