@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.errors import BigtrainError
-from bigtrain.data.corpus.corpus import PIECE_BYTES, Corpus, missing_field, not_text
-from bigtrain.data.documents import Document
+from bigtrain.data.corpus.corpus import Corpus, missing_field
+from bigtrain.data.corpus.rows import ROWS_AT_ONCE, pieces_of_rows
 from bigtrain.data.hashing import identity
-
-ROWS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class _Rows:
-    file: str
-    first_row: int
-    texts: list[str]
-
-    @property
-    def extent(self) -> int:
-        return len(self.texts)
-
-    def documents(self) -> Iterator[Document]:
-        for row, text in enumerate(self.texts, start=self.first_row):
-            yield Document(text, self.file, row)
 
 
 def _load(source: SourceSettings) -> Any:
@@ -73,20 +55,12 @@ def _split_of(saved: Any, source: SourceSettings) -> Any:
     return saved[source.split] if several else saved
 
 
-def _pieces(batches: Iterable[dict[str, list[Any]]], source: SourceSettings, file: str) -> Iterator[_Rows]:
-    texts: list[str] = []
-    first_row = size = 0
-    for batch in batches:
-        for text in batch[source.text_field]:
-            if not isinstance(text, str):
-                raise not_text(f"{file}: row {first_row + len(texts)}", source.text_field, text)
-            texts.append(text)
-            size += len(text)
-        if size >= PIECE_BYTES:
-            yield _Rows(file, first_row, texts)
-            first_row, texts, size = first_row + len(texts), [], 0
-    if texts:
-        yield _Rows(file, first_row, texts)
+def _batches(dataset: Any, field: str) -> Iterator[tuple[list[Any], int]]:
+    """Values of a column, and the number of rows up to the last of them."""
+    rows = 0
+    for batch in dataset.iter(ROWS_AT_ONCE):
+        rows += len(batch[field])
+        yield batch[field], rows
 
 
 def huggingface(source: SourceSettings) -> Corpus:
@@ -103,11 +77,11 @@ def huggingface(source: SourceSettings) -> Corpus:
     dataset = dataset.select_columns([source.text_field])
     name = Path(source.path).name if Path(source.path).expanduser().exists() else source.path
     file = "/".join(part for part in (name, source.subset, source.split) if part)
-    rows = None if source.streaming else len(dataset)
+    rows, field = None if source.streaming else len(dataset), source.text_field
     return Corpus(
         stamp=identity([rows, source.path, source.subset, source.split, _content_sample(dataset, source, rows)]),
         summary="a stream of rows" if rows is None else f"{rows:,} rows",
-        pieces=lambda: _pieces(dataset.iter(ROWS_AT_ONCE), source, file),
+        pieces=lambda: pieces_of_rows(_batches(dataset, field), name=file, place=file, field=field),
         extent=rows,
     )
 

@@ -3,55 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.corpus.corpus import (
-    PIECE_BYTES,
     Corpus,
     CorpusFile,
     corpus_of_files,
     find_files,
     missing_field,
-    not_text,
     reading,
 )
-from bigtrain.data.documents import Document
+from bigtrain.data.corpus.rows import ROWS_AT_ONCE, Rows, pieces_of_rows
 
 SUFFIXES = (".parquet",)
-ROWS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Consecutive rows of one file."""
-
-    name: str
-    first_row: int
-    texts: list[str]
-    extent: int
-    """Bytes of the file, by the number of rows."""
-
-    def documents(self) -> Iterator[Document]:
-        for row, text in enumerate(self.texts, start=self.first_row):
-            yield Document(text, self.name, row)
-
-
-def _pieces(file: CorpusFile, column: str) -> Iterator[_Rows]:
-    texts: list[str] = []
-    first_row = size = position = 0
-    for rows, end in _batches(file, column):
-        for text in rows:
-            if not isinstance(text, str):
-                raise not_text(f"{file.path}: row {first_row + len(texts)}", column, text)
-            texts.append(text)
-            size += len(text)
-        if size >= PIECE_BYTES:
-            yield _Rows(file.name, first_row, texts, end - position)
-            first_row, position, texts, size = first_row + len(texts), end, [], 0
-    if texts:
-        yield _Rows(file.name, first_row, texts, file.size - position)
+def _pieces(file: CorpusFile, column: str) -> Iterator[Rows]:
+    return pieces_of_rows(_batches(file, column), name=file.name, place=file.path, field=column)
 
 
 def _batches(file: CorpusFile, column: str) -> Iterator[tuple[list[Any], int]]:
