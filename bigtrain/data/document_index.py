@@ -8,7 +8,6 @@ It is a hint: what it points to is compared with the id itself, and one of anoth
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.files import write_atomically
 from bigtrain.data.manifest import MANIFEST
+from bigtrain.data.mapping import map_file
 from bigtrain.data.shards import DocumentColumns
 from bigtrain.data.store import Dataset
 
@@ -132,8 +132,7 @@ def look_up(dataset: Dataset, document_id: bytes) -> list[tuple[int, int]] | Non
     count = dataset.manifest.documents
     if not path.is_file() or path.stat().st_size != len(header) + 16 * count:
         return None
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = map_file(path, at_random=True)
     if data[: len(header)] != header:
         return None
     columns: U64 = np.frombuffer(data, "<u8", offset=len(header)).reshape(2, count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, wraps
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Copied = TypeVar("Copied", int, str)
+Sealed = TypeVar("Sealed")
 
 
 def without_gc(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -86,6 +88,13 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", BlockHashes(self.blocks))
+
+    def size_in(self, directory: Path) -> int | None:
+        """The size of the file of this name in a folder; None where there is none."""
+        try:  # pathlib takes ten times as long, and there may be many files
+            return os.stat(f"{directory}/{self.name}").st_size  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def bad_block(self, data: memoryview, block_bytes: int) -> int | None:
         """The first block of these bytes, which should be the file's, that is another one; None where all are right."""
@@ -176,33 +185,65 @@ class Manifest:
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
-    @without_gc
     def read(cls, directory: Path) -> Manifest:
         """Read a dataset's manifest. Raises BigtrainError where it is missing, changed, or of another format."""
-        path = directory / MANIFEST
-        try:
-            value = json.loads(path.read_bytes())
-            if value["format"] != FORMAT:
-                raise BigtrainError(
-                    f"{path} is of a format that this version of bigtrain does not read",
-                    found=f"format {value['format']}",
-                    wanted=f"format {FORMAT}",
-                    fix="build the data again, or use the version of bigtrain that wrote it",
-                )
-            dataset_id, tokens, documents = value.pop("dataset_id"), value.pop("tokens"), value.pop("documents")
-            actual_id = identity(value)
-            value["shards"] = [ShardRecord.from_json(shard) for shard in value["shards"]]
-            manifest = cls(**value)
-        except FileNotFoundError:
+        missing = BigtrainError(
+            f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
+        )
+        fix = "build the data again, or use the version of bigtrain that wrote it"
+        return read_sealed(
+            directory / MANIFEST, cls._from_json, "dataset_id", ("tokens", "documents"), FORMAT, missing, fix
+        )
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> Manifest:
+        return cls(**{**value, "shards": [ShardRecord.from_json(shard) for shard in value["shards"]]})
+
+
+@without_gc
+def read_sealed(
+    path: Path,
+    from_json: Callable[[dict[str, Any]], Sealed],
+    id_name: str,
+    totals: Sequence[str],
+    format: int,
+    missing: BigtrainError,
+    fix: str,
+) -> Sealed:
+    """Read a file that holds the hash of its own content.
+
+    Args:
+        path: the file, JSON.
+        from_json: makes the object of the content.
+        id_name: the key of the hash; a cached property of the object.
+        totals: keys that are no part of the content; properties of the object.
+        format: the one that is read.
+        missing: is raised where there is no file.
+        fix: what to do about another format.
+
+    Raises:
+        BigtrainError: it is missing, changed, or of another format.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if value["format"] != format:
             raise BigtrainError(
-                f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise changed_error(path, f"{type(error).__name__}: {error}", "a manifest as bigtrain wrote it") from error
-        if (actual_id, manifest.tokens, manifest.documents) != (dataset_id, tokens, documents):
-            raise changed_error(path, f"dataset id {dataset_id}", f"{actual_id}, the hash of its content")
-        vars(manifest)["dataset_id"] = actual_id  # as cached_property keeps it
-        return manifest
+                f"{path} is of a format that this version of bigtrain does not read",
+                found=f"format {value['format']}",
+                wanted=f"format {format}",
+                fix=fix,
+            )
+        recorded = [value.pop(name) for name in (id_name, *totals)]
+        actual_id = identity(value)
+        sealed = from_json(value)
+    except FileNotFoundError:
+        raise missing from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise changed_error(path, f"{type(error).__name__}: {error}", "a manifest as bigtrain wrote it") from error
+    if [actual_id, *(getattr(sealed, name) for name in totals)] != recorded:
+        raise changed_error(path, f"{id_name.replace('_', ' ')} {recorded[0]}", f"{actual_id}, the hash of its content")
+    vars(sealed)[id_name] = actual_id  # as cached_property keeps it
+    return sealed
 
 
 def changed_error(path: Path, found: str, wanted: str) -> BigtrainError:

@@ -11,12 +11,9 @@ DIR/cache/               blocks of the *.tok files: `block_cache.py`
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import xxhash
 
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.errors import BigtrainError
@@ -132,9 +129,6 @@ def _whole_json(data: bytes) -> bytes:
 
 def _is_whole(path: Path, record: FileRecord, block_bytes: int) -> bool:
     try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == record.size and all(
-                xxhash.xxh3_128_hexdigest(file.read(block_bytes)) == wanted for wanted in record.blocks
-            )
+        return record.bad_block(memoryview(path.read_bytes()), block_bytes) is None
     except FileNotFoundError:
         return False

@@ -68,7 +68,7 @@ def finished_pairs(folder: Path) -> list[ShardPair]:
 
 def _is_complete(directory: Path, shard: ShardRecord | None) -> bool:
     files = shard.files if shard else []
-    return all((directory / f.name).is_file() and (directory / f.name).stat().st_size == f.size for f in files)
+    return all(file.size_in(directory) == file.size for file in files)
 
 
 def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:

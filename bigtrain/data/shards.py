@@ -26,12 +26,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from bigtrain.data.columns import ColumnReader
 from bigtrain.data.documents import ID_BYTES
 from bigtrain.data.files import TEMPORARY_SUFFIX, commit, write_atomically
 from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
@@ -146,21 +147,14 @@ class DocumentColumns:
         if bytes(data[:8]) != DOC_MAGIC:
             raise changed_error(path, repr(bytes(data[:8])), repr(DOC_MAGIC))
         count, files = (int(n) for n in np.frombuffer(data, "<u8", 2, len(DOC_MAGIC)))
-        start = len(DOC_MAGIC) + 16
-
-        def column(dtype: str, length: int) -> npt.NDArray[Any]:
-            nonlocal start
-            values = np.frombuffer(data, dtype, length, start)
-            start += values.nbytes
-            return values
-
+        column = ColumnReader(data, len(DOC_MAGIC) + 16)
         return cls(
             offset=column("<i8", count + 1),
             id=column(f"V{ID_BYTES}", count),
             position=column("<u8", count),
             file=column("<u4", count + count % 2)[:count],
             name_end=column("<u8", files),
-            names=data[start:],
+            names=data[column.position :],
         )
 
     def file_name(self, document: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -216,14 +215,10 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
 
 def check_size(directory: Path, file: FileRecord, fix: str) -> None:
     """Raise BigtrainError where a file is missing or has another size than the manifest says."""
-    path = f"{directory}/{file.name}"  # pathlib takes ten times as long, and there may be many files
-    try:
-        size = os.stat(path).st_size  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        size = None
+    size = file.size_in(directory)
     if size != file.size:
         raise BigtrainError(
-            f"{path} is not what its manifest says",
+            f"{directory / file.name} is not what its manifest says",
             found="no file" if size is None else f"{size:,} bytes",
             wanted=f"{file.size:,} bytes",
             fix=fix,

@@ -8,7 +8,6 @@ them. The manifest comes last, then the notes go.
 from __future__ import annotations
 
 import json
-import mmap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.data.files import TEMPORARY_SUFFIX, write_atomically
 from bigtrain.data.hashing import canonical_json
 from bigtrain.data.manifest import FileRecord, Manifest, ShardRecord, changed_error
+from bigtrain.data.mapping import map_file
 from bigtrain.data.pack.pack_file import FORMAT, I64, PackManifest, PackRecord, ShardPack, pack_path
 from bigtrain.data.pack.pack_shard import pack_shard
 from bigtrain.data.progress import REPORT_SECONDS
@@ -51,7 +51,7 @@ def build_packs(
     name = f"{dataset.source}: {packing}-{sequence_length}"
     try:
         manifest = PackManifest.read(directory, packing, sequence_length, dataset.dataset_id)
-        there = all(_has_size(directory, shard.file) for shard in manifest.shards)
+        there = all(shard.file.size_in(directory) == shard.file.size for shard in manifest.shards)
     except BigtrainError:
         there = False  # missing, damaged or of other shards: made from the shards in any case
     if there:
@@ -148,9 +148,7 @@ class PackJob:
 def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
     """[n+1], the documents of a shard. Raises BigtrainError where they are not those of the manifest."""
     path = directory / shard.files[1].name
-    with path.open("rb") as stream:
-        data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    offset = DocumentColumns.parse(data, path).offset
+    offset = DocumentColumns.parse(map_file(path), path).offset
     rising = offset[0] == 0 and bool(np.all(np.diff(offset) > 0))
     if not rising or (len(offset) - 1, offset[-1]) != (shard.documents, shard.tokens):
         found = f"{len(offset) - 1:,} documents up to token {offset[-1]:,}" + ("" if rising else ", not in order")
@@ -162,11 +160,6 @@ def _file_record(name: str, data: bytes) -> FileRecord:
     hasher = BlockHasher()
     hasher.update(memoryview(data))
     return hasher.record(name)
-
-
-def _has_size(directory: Path, file: FileRecord) -> bool:
-    path = directory / file.name
-    return path.is_file() and path.stat().st_size == file.size
 
 
 def _discard_others(directory: Path, manifest: PackManifest) -> None:

@@ -20,10 +20,9 @@ Rows are numbered in the order of their first spans. So `start` and `row` say ev
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -33,9 +32,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.config.errors import BigtrainError
+from bigtrain.data.columns import ColumnReader
 from bigtrain.data.files import write_atomically
 from bigtrain.data.hashing import canonical_json, identity
-from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error
+from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error, read_sealed
 from bigtrain.data.mapping import map_file
 
 FORMAT = 1
@@ -117,14 +117,7 @@ class ShardPack:
         size = HEADER_BYTES + 8 * (spans + 1) + 4 * (spans + spans % 2) + 8 * (rows + 1) + 4 * spans
         if len(data) != size:
             raise changed_error(path, f"{len(data):,} bytes", f"{size:,} bytes for {rows:,} rows of {spans:,} spans")
-        position = HEADER_BYTES
-
-        def column(dtype: str, length: int) -> npt.NDArray[Any]:
-            nonlocal position
-            values = np.frombuffer(data, dtype, length, position)
-            position += values.nbytes
-            return values
-
+        column = ColumnReader(data, HEADER_BYTES)
         return cls(
             start=column("<i8", spans + 1),
             row=column("<u4", spans + spans % 2)[:spans],
@@ -188,10 +181,11 @@ class PackManifest:
     """In the order of the dataset's."""
     block_bytes: int = BLOCK_BYTES
     format: int = FORMAT
-    pack_id: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pack_id", identity(self._content()))
+    @cached_property
+    def pack_id(self) -> str:
+        """The hash of all of this: a Merkle root, for the hashes of the blocks are in it."""
+        return identity(self._content())
 
     @cached_property
     def starts(self) -> list[int]:
@@ -242,28 +236,13 @@ class PackManifest:
             BigtrainError: it is missing, changed, of another format, or of other shards than those beside it.
         """
         path = manifest_path(directory, packing, sequence_length)
-        try:
-            value = json.loads(path.read_bytes())
-            if value["format"] != FORMAT:
-                raise BigtrainError(
-                    f"{path} is of a format that this version of bigtrain does not read",
-                    found=f"format {value['format']}",
-                    wanted=f"format {FORMAT}",
-                    fix="make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it",
-                )
-            pack_id, rows, tokens = value.pop("pack_id"), value.pop("rows"), value.pop("tokens")
-            value["shards"] = [PackRecord.from_json(shard) for shard in value["shards"]]
-            manifest = cls(**value)
-        except FileNotFoundError:
-            raise BigtrainError(
-                f"the data in {directory} are not packed for data.packing {packing}, sequence_length {sequence_length}",
-                found=f"no {path.name}",
-                fix="pack them: bigtrain data build CONFIG",
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise changed_error(path, f"{type(error).__name__}: {error}", "a manifest as bigtrain wrote it") from error
-        if (manifest.pack_id, manifest.rows, manifest.tokens) != (pack_id, rows, tokens):
-            raise changed_error(path, f"pack id {pack_id}", f"{manifest.pack_id}, the hash of its content")
+        missing = BigtrainError(
+            f"the data in {directory} are not packed for data.packing {packing}, sequence_length {sequence_length}",
+            found=f"no {path.name}",
+            fix="pack them: bigtrain data build CONFIG",
+        )
+        fix = "make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it"
+        manifest = read_sealed(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
         if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
             raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
         dataset_id = Manifest.read(directory).dataset_id if dataset_id is None else dataset_id
@@ -275,6 +254,10 @@ class PackManifest:
                 fix="make it again: bigtrain data build CONFIG",
             )
         return manifest
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> PackManifest:
+        return cls(**{**value, "shards": [PackRecord.from_json(shard) for shard in value["shards"]]})
 
 
 def find_packs(directory: Path) -> list[tuple[str, int]]:
