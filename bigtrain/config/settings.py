@@ -7,12 +7,13 @@ need one section only stand in that section; rules that span sections stand in `
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
 
 
@@ -48,6 +49,9 @@ class ModelSettings(Section):
     """Added to the variance in every norm (`rms_norm_eps`, `layer_norm_epsilon` at Hugging Face)."""
     tie_word_embeddings: bool = False
     """Use the embedding matrix as the output projection too."""
+    expect_parameters: str | PositiveInt | None = None
+    """How many parameters you believe this model has, for example 124M or 1.24B; it has to be right in the digits
+    given, or nothing starts."""
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights; projections back into the residual stream get it divided by
     sqrt(2 * num_hidden_layers) (GPT-2 paper, section 2.3)."""
@@ -124,19 +128,38 @@ class TrainSettings(Section):
         return self
 
 
+class ParameterGroup(Section):
+    """Other hyper-parameters for some parameters."""
+
+    match: str
+    """Which: a pattern such as `embed_tokens.*` or `*.mlp.*.weight`, against the whole name of the parameter. The first
+    group that matches counts."""
+    weight_decay: NonNegativeFloat | None = None
+    """Their weight decay. Default: as without the group."""
+    lr_scale: NonNegativeFloat = 1.0
+    """Their learning rate as a multiple of that of all others; 0 freezes them."""
+
+
 class OptimizerSettings(Section):
     """The optimizer and its gradient clipping."""
 
-    name: Literal["adamw"] = "adamw"
-    """`adamw`: Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    name: Literal["adamw", "muon", "lion"] = "adamw"
+    """`adamw`: Adam with decoupled weight decay (Loshchilov and Hutter, 2019). `muon`: orthogonalised momentum for the
+    matrices inside the blocks (Jordan et al., 2024; updates scaled to AdamW's size as in Liu et al., 2025) and AdamW
+    for embeddings, head, norms and biases. `lion`: sign of the interpolated momentum (Chen et al., 2023)."""
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate; the schedule multiplies it."""
     betas: tuple[OpenUnitInterval, OpenUnitInterval] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
+    """Decay rates of the first and second moment (adamw, and what muon leaves to it), or of the update and the momentum
+    (lion)."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
+    momentum: OpenUnitInterval = 0.95
+    """muon: decay rate of the momentum, in Nesterov's form."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices; norms and biases get none."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Other weight decays or learning rates for parameters by name."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this global L2 norm. 0 turns clipping off."""
 
@@ -144,55 +167,72 @@ class OptimizerSettings(Section):
 class ScheduleSettings(Section):
     """The learning rate over the steps; it never rises after its end."""
 
+    by: Literal["step", "token"] = "step"
+    """What the schedule counts. They differ where train.batch_size_warmup makes early steps shorter: by `token`,
+    half-way is where half of the tokens are."""
     name: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
     """`constant`, `linear` or `cosine` decay to the end, `wsd` (warm-up, stable, decay), or `inverse_sqrt`."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises linearly from 0."""
+    warmup_tokens: NonNegativeInt | None = None
+    """The same in tokens, where the schedule goes by token."""
     decay_steps: PositiveInt | None = None
     """wsd: the last steps, over which the rate falls. Default: a fifth of all steps."""
+    decay_tokens: PositiveInt | None = None
+    """The same in tokens, where the schedule goes by token. Default: a fifth of all tokens."""
     min_lr_ratio: UnitInterval = 0.1
     """The rate at the end, as a share of the peak (linear, cosine, wsd)."""
 
+    @property
+    def warmup(self) -> int:
+        """The length of the warm-up, in what the schedule counts."""
+        return (self.warmup_tokens or 0) if self.by == "token" else self.warmup_steps
+
+    @property
+    def decay(self) -> int | None:
+        """The length of wsd's decay, in what the schedule counts; None for the default."""
+        return self.decay_tokens if self.by == "token" else self.decay_steps
+
     @model_validator(mode="after")
-    def _decay_steps_of_wsd(self) -> ScheduleSettings:
-        if self.decay_steps is not None and self.name != "wsd":
+    def _one_unit(self) -> ScheduleSettings:
+        other = "steps" if self.by == "token" else "tokens"
+        for part in ("warmup", "decay"):
+            if getattr(self, f"{part}_{other}"):
+                raise ValueError(
+                    f"{part}_{other} {getattr(self, f'{part}_{other}')} with by {self.by}; write {part}_{self.by}s or "
+                    f"change by"
+                )
+        if self.decay is not None and self.name != "wsd":
             raise ValueError(
-                f"decay_steps {self.decay_steps} is for name wsd, found name {self.name}; remove it or write name: wsd"
+                f"decay_{self.by}s {self.decay} is for name wsd, found name {self.name}; remove it or write name: wsd"
             )
         return self
 
 
-class EngineSettings(Section):
-    """How the work is spread and computed. Only `precision` and the raw extras change the mathematics."""
-
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What DeepSpeed ZeRO partitions over the ranks: 0 nothing, 1 optimizer states, 2 and gradients, 3 and
-    parameters."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp32`: all in float32."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, the cheap ones, or all inside a block."""
-    compile: bool = False
-    """Compile each decoder block with torch.compile."""
-    attn_implementation: Literal["auto", "varlen", "blockwise", "sdpa", "reference"] = "auto"
-    """Attention back-end: `varlen` FlashAttention on CUDA, `blockwise` the same algorithm in batched matrix products
-    (the fastest on a CPU), `sdpa` (PyTorch's flash kernel) anywhere, `reference` naive and slow. `auto` takes the
-    best there is."""
-    process_group_timeout_minutes: PositiveFloat = 10.0
-    """A collective that takes longer than this ends the job."""
-    deepspeed: dict[str, Any] = Field({})
-    """Raw extras for DeepSpeed's configuration; a key that bigtrain sets itself is refused."""
-
-
 class CheckpointSettings(Section):
-    """When to save and what to keep. A checkpoint is always saved at the end and when the run is stopped."""
+    """When to save, where to, and what to keep. A checkpoint is always saved at the end and when the run is stopped."""
 
     every_steps: PositiveInt | None = None
     """Save after every so many steps."""
-    every_minutes: PositiveFloat | None = None
-    """Save when this much time has passed since the last save."""
+    every_minutes: PositiveFloat | Literal["auto"] | None = None
+    """Save when this much time has passed since the last save. `auto`: as often as loses least, from the cost of a save
+    and the observed rate of failures (Young, 1974; Daly, 2006)."""
     keep: PositiveInt | None = None
     """Keep this many of the newest verified checkpoints. Default: all of them."""
+    keep_every_steps: PositiveInt | None = None
+    """Keep those of every so many steps for ever, beside the newest."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written: a save costs the training a copy of its state. false: wait."""
+    dir: str | None = None
+    """Where checkpoints go: a folder, or a URL for fsspec such as s3://bucket/name. Default: RUN/checkpoints."""
+    local_dir: UserPath | None = None
+    """A folder on a disk of each node, for a first copy of every checkpoint: a restart on the same nodes reads from
+    there. The directory of the run, or `dir`, gets every `durable_every`-th."""
+    durable_every: PositiveInt = 1
+    """With local_dir: which of the saves also go to the durable place. The last one of a run always does."""
+    allow_change: tuple[str, ...] = ()
+    """Keys that change the mathematics and may differ from the checkpoint all the same, for example train.steps to
+    train longer; recorded in events.jsonl."""
 
 
 class TrackingSettings(Section):
@@ -254,6 +294,17 @@ class Settings(Section):
         return self.train.batches.step_of(-(-self.train.tokens // self.data.sequence_length) - 1)
 
     @property
+    def schedule_length(self) -> int:
+        """How long the schedule is, in what it counts: steps, or tokens."""
+        return self.schedule_position(self.total_steps)
+
+    def schedule_position(self, step: int) -> int:
+        """Where the schedule stands at the end of a step, in what it counts: steps, or tokens."""
+        if self.schedule.by == "step":
+            return step
+        return self.train.batches.consumed_after(step) * self.data.sequence_length
+
+    @property
     def validation_batch_size(self) -> int:
         """Sequences in one forward pass of an evaluation, with the default filled in."""
         return self.evaluate.micro_batch_size or self.train.micro_batch_size
@@ -273,11 +324,6 @@ class Settings(Section):
                     f"{key}.global_batch_size {size} is not a multiple of "
                     f"train.micro_batch_size {self.train.micro_batch_size}"
                 )
-        if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
-            raise ValueError(
-                "engine.zero_stage 0 with engine.precision bf16 has no float32 gradient accumulation in DeepSpeed; "
-                "use zero_stage 1 or precision fp32"
-            )
         if self.data.tokenizer.path is None and self.data.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"data.tokenizer.vocab_size {self.data.tokenizer.vocab_size} is larger than model.vocab_size "
@@ -287,15 +333,51 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _steps_fit_the_run(self) -> Settings:
-        if self.train.steps is not None:
-            length = f"train.steps {self.train.steps}"
-        else:
-            length = f"the {self.total_steps} steps of train.tokens {self.train.tokens}"
-        warmup, decay = self.schedule.warmup_steps, self.schedule.decay_steps
-        if warmup + (decay or 0) > self.total_steps:
-            plus_decay = f" + schedule.decay_steps {decay}" if decay else ""
-            raise ValueError(f"schedule.warmup_steps {warmup}{plus_decay} is more than {length}")
-        if self.train.stop_after is not None and self.train.stop_after > self.total_steps:
-            raise ValueError(f"train.stop_after {self.train.stop_after} is more than {length}")
+    def _work_divides_over_the_ranks(self) -> Settings:
+        model, engine = self.model, self.engine
+        tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
+        wholes = {
+            "tensor_parallel_size": (
+                tensor,
+                {
+                    "model.num_attention_heads": model.num_attention_heads,
+                    "model.num_key_value_heads": model.key_value_heads,
+                    "model.intermediate_size": model.intermediate_size,
+                },
+            ),
+            "sequence_parallel_size": (
+                sequence,
+                {
+                    "model.num_attention_heads": model.num_attention_heads,
+                    "model.num_key_value_heads": model.key_value_heads,
+                    "data.sequence_length": self.data.sequence_length,
+                },
+            ),
+        }
+        for key, (parts, quantities) in wholes.items():
+            for name, whole in quantities.items():
+                if whole % parts:
+                    raise ValueError(f"{name} {whole} is no multiple of engine.{key} {parts}, which shares it out")
+        if self.optimizer.name == "muon" and tensor > 1:
+            raise ValueError(
+                "optimizer.name muon needs whole matrices, and engine.tensor_parallel_size cuts them; use ZeRO alone"
+            )
+        if self.optimizer.name == "muon" and engine.offload_optimizer != "none":
+            raise ValueError(
+                "optimizer.name muon orthogonalises matrices on the device; set engine.offload_optimizer to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits_the_run(self) -> Settings:
+        steps, unit = self.total_steps, self.schedule.by
+        whole = f"train.steps {steps}" if self.train.steps else f"the {steps} steps of train.tokens {self.train.tokens}"
+        warmup, decay = self.schedule.warmup, self.schedule.decay
+        total = self.schedule_length
+        if warmup + (decay or 0) > total:
+            plus_decay = f" + schedule.decay_{unit}s {decay}" if decay else ""
+            length = whole if unit == "step" else f"the {total} tokens of {whole}"
+            raise ValueError(f"schedule.warmup_{unit}s {warmup}{plus_decay} is more than {length}")
+        if self.train.stop_after is not None and self.train.stop_after > steps:
+            raise ValueError(f"train.stop_after {self.train.stop_after} is more than {whole}")
         return self

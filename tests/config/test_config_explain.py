@@ -16,22 +16,24 @@ from bigtrain.config.reference import reference
 def test_a_key_is_explained_with_meaning_type_default_and_whether_it_may_change() -> None:
     assert str(explain("engine.precision")) == (
         "engine.precision\n"
-        "  `bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp32`: all in float32.\n"
+        "  `bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with\n"
+        "  loss scaling beside that; `fp32`: all in float32.\n"
         "\n"
-        "  type:      bf16 or fp32\n"
+        "  type:      bf16 or fp16 or fp32\n"
         "  default:   bf16\n"
         "  on resume: must stay the same"
     )
     assert explain("engine.precision").as_dict() == {
         "key": "engine.precision",
         "meaning": (
-            "`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp32`: all in float32."
+            "`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with loss "
+            "scaling beside that; `fp32`: all in float32."
         ),
-        "type": "bf16 or fp32",
+        "type": "bf16 or fp16 or fp32",
         "required": False,
         "default": "bf16",
         "on_resume": "must stay the same",
-        "allowed": ["bf16", "fp32"],
+        "allowed": ["bf16", "fp16", "fp32"],
     }
 
 
