@@ -19,7 +19,7 @@ def test_a_key_is_explained_with_meaning_type_default_and_whether_it_may_change(
         "  `bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with\n"
         "  loss scaling beside that; `fp32`: all in float32.\n"
         "\n"
-        "  type:      bf16 or fp16 or fp32\n"
+        "  type:      bf16, fp16 or fp32\n"
         "  default:   bf16\n"
         "  on resume: must stay the same"
     )
@@ -29,7 +29,7 @@ def test_a_key_is_explained_with_meaning_type_default_and_whether_it_may_change(
             "`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with loss "
             "scaling beside that; `fp32`: all in float32."
         ),
-        "type": "bf16 or fp16 or fp32",
+        "type": "bf16, fp16 or fp32",
         "required": False,
         "default": "bf16",
         "on_resume": "must stay the same",
