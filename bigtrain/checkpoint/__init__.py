@@ -19,7 +19,7 @@ Nothing is pickled. `load_weights` reads the float32 weights without an engine o
 """
 
 from bigtrain.checkpoint.compatibility import check_compatible
-from bigtrain.checkpoint.fragment import MASTER, Fragment
+from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
 from bigtrain.checkpoint.load import Loaded, load, load_weights
 from bigtrain.checkpoint.manifest import Cursor, Manifest, read_manifest
 from bigtrain.checkpoint.ranks import ALONE, Ranks
@@ -45,6 +45,7 @@ __all__ = [
     "Ranks",
     "Rejected",
     "Search",
+    "Shard",
     "check_compatible",
     "list_checkpoints",
     "load",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,8 +12,21 @@ MASTER = "master"
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The part of a parameter that ranks which share its matrix product hold: [start, start + length) of one dimension.
+
+    Flattened, a shard of dimension 0 is a range of the flattened parameter; one of dimension 1 is a comb.
+    """
+
+    dim: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Fragment:
-    """Elements [offset, offset + data.numel()) of one flattened tensor, as one rank holds them.
+    """Elements [offset, offset + data.numel()) of one flattened tensor, or of a flattened shard of it, as one rank
+    holds them.
 
     Knows neither ZeRO stage nor rank: a checkpoint is a set of fragments, and whoever needs other ones cuts and
     joins them by name, kind and offset.
@@ -26,21 +39,23 @@ class Fragment:
     shape: tuple[int, ...]
     """The shape of the whole parameter."""
     offset: int
-    """Where the piece begins, in elements of the flattened parameter."""
+    """Where the piece begins, in elements of the flattened parameter, or of its flattened shard."""
     data: torch.Tensor
     """1-D float32 view of live memory [length]: saving reads it, loading writes it."""
-    replicated: bool = False
-    """Whether every rank holds the same piece; then each rank saves only its share of it."""
+    shard: Shard | None = None
+    """The shard that the piece is of, where tensor parallelism has cut the parameter."""
+    holder: int = 0
+    """Which of the ranks that hold this very piece this one is."""
+    holders: int = 1
+    """How many ranks hold this very piece: each saves an equal part of it, and all load the whole of it."""
 
     @property
     def size(self) -> int:
         """Elements of the whole parameter."""
         return math.prod(self.shape)
 
-    def share(self, rank: int, world_size: int) -> Fragment:
-        """The part that this rank has to save: all of it, or an equal slice where every rank holds the same."""
-        if not self.replicated:
-            return self
+    def share(self) -> Fragment:
+        """The part that this rank has to save: all of it, or an equal slice where others hold the same."""
         length = self.data.numel()
-        start, end = rank * length // world_size, (rank + 1) * length // world_size
-        return Fragment(self.name, self.kind, self.shape, self.offset + start, self.data[start:end], True)
+        start, end = (i * length // self.holders for i in (self.holder, self.holder + 1))
+        return replace(self, offset=self.offset + start, data=self.data[start:end])

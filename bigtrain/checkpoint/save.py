@@ -48,7 +48,7 @@ def save(
     final = checkpoint_path(run_dir, cursor.step)
     failed = f"the checkpoint of step {cursor.step} could not be written to {final}"
     file_name = f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}.safetensors"
-    shares = [fragment.share(ranks.rank, ranks.world_size) for fragment in fragments]
+    shares = [fragment.share() for fragment in fragments]
     own = [share for share in shares if share.data.numel()]
 
     def prepare() -> None:

@@ -57,6 +57,8 @@ class Engine:
         self._stage = settings.engine.zero_stage
         self._max_grad_norm = settings.optimizer.max_grad_norm
         self._device = topology.device
+        # Stage 0 has all state on every rank.
+        self._copies = (topology.rank, topology.world_size) if self._stage == 0 else (0, 1)
         # Stage 3 divides by the number of ranks and cannot be told not to; the others sum.
         self._gradient_factor = topology.world_size if self._stage == 3 else 1
         self._optimizer = build_optimizer(model, settings.optimizer)
@@ -112,7 +114,7 @@ class Engine:
 
     def fragments(self) -> list[Fragment]:
         """This rank's part of the training state, as views: master weights and both moments of AdamW."""
-        return fragments(self._optimizer, self._ranges, replicated=self._stage == 0)
+        return fragments(self._optimizer, self._ranges, *self._copies)
 
     @property
     def optimizer_steps(self) -> int:

@@ -95,13 +95,13 @@ def create_moments(optimizer: Optimizer, owners: list[torch.Tensor]) -> None:
         }
 
 
-def fragments(optimizer: Optimizer, ranges: list[OwnedRange], *, replicated: bool) -> list[Fragment]:
-    """Views of the master weights and of every moment, cut at the parameters' bounds."""
+def fragments(optimizer: Optimizer, ranges: list[OwnedRange], holder: int, holders: int) -> list[Fragment]:
+    """Views of the master weights and of every moment, cut at the parameters' bounds; `holders` ranks have the same."""
     pieces = []
     for each in ranges:
         state = optimizer.state[each.owner]
         tensors = {MASTER: each.owner.detach(), **{kind: value for kind, value in state.items() if value.ndim > 0}}
         for kind, tensor in tensors.items():
             view = tensor.view(-1)[each.start : each.start + each.length]
-            pieces.append(Fragment(each.name, kind, each.shape, each.offset, view, replicated))
+            pieces.append(Fragment(each.name, kind, each.shape, each.offset, view, holder=holder, holders=holders))
     return pieces

@@ -81,8 +81,14 @@ def test_any_cut_loads_into_any_other_bit_for_bit(
 @pytest.mark.parametrize("world_size", [1, 3, 8])
 def test_what_all_ranks_hold_is_written_once(tmp_path: Path, world_size: int) -> None:
     state = tensors()
-    whole = [Fragment(name, kind, SHAPES[name], 0, data, replicated=True) for (name, kind), data in state.items()]
-    on_ranks(world_size, lambda ranks: save_fragments(tmp_path, 1, whole, ranks))
+
+    def held_by(rank: int) -> list[Fragment]:
+        return [
+            Fragment(name, kind, SHAPES[name], 0, data, holder=rank, holders=world_size)
+            for (name, kind), data in state.items()
+        ]
+
+    on_ranks(world_size, lambda ranks: save_fragments(tmp_path, 1, held_by(ranks.rank), ranks))
     path = list_checkpoints(tmp_path)[0].path
     stored = sum(
         tensor.numel()
