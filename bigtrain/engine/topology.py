@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from bigtrain.checkpoint.ranks import Ranks
+
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
@@ -29,6 +31,8 @@ class Topology:
     local_rank: int
     local_world_size: int
     device: torch.device
+    timeout: timedelta
+    """What every collective may take."""
 
     def sum_across_ranks(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks, the same on every rank; whole numbers stay int, exact modulo 2^64.
@@ -53,6 +57,14 @@ class Topology:
         dist.broadcast_object_list(box, src=source)
         return box[0]
 
+    def behind(self) -> Ranks:
+        """The same ranks over a gloo group of its own, for a thread that works behind the training.
+
+        Collectives of two threads over one group would meet in different orders on different ranks. Every rank calls
+        it, once.
+        """
+        return _Behind(self.rank, self.world_size, dist.new_group(backend="gloo", timeout=self.timeout))
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
@@ -61,6 +73,18 @@ class Topology:
         """Leave the process group. Only after a run that ended well: after a failure peers may never answer."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Behind:
+    rank: int
+    world_size: int
+    _group: Any
+
+    def all_gather(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
 
 
 def start(timeout_minutes: float) -> Topology:
@@ -87,17 +111,18 @@ def start(timeout_minutes: float) -> Topology:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(_threads(local_world_size))
 
+    timeout = timedelta(minutes=timeout_minutes)
     rendezvous: dict[str, Any] = {}
     if not launched:
         # A store in memory needs no port, so that two runs on one machine never collide.
         rendezvous = {"store": HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
         **rendezvous,
     )
-    return Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
+    return Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device, timeout)
 
 
 def leave(status: int) -> NoReturn:
