@@ -21,6 +21,7 @@ from bigtrain.model import Decoder, build_model, count_parameters, flops_per_tok
 from bigtrain.run.continuation import check_continuation
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
+from bigtrain.run.expected import check_expected_parameters
 from bigtrain.run.meter import Meter, measure_matmul_peak
 from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
@@ -44,6 +45,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
     """
     stop = StopRequest()
     stop.listen()
+    check_expected_parameters(settings.model)
     with ranks(settings) as topology, ExitStack() as held:
         data = on_every_rank(topology, lambda: RunData.open(settings))
         directory = RunDirectory(settings.run_dir)
