@@ -1,28 +1,65 @@
-"""Whether a checkpoint may be continued with the settings of today."""
+"""Whether a checkpoint may be continued with the settings of today: the lock on what the user meant."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from bigtrain.checkpoint.manifest import Manifest
 from bigtrain.config.errors import BigtrainError
+from bigtrain.config.keys import find, general
 
 
-def check_compatible(manifest: Manifest, mathematics: Mapping[str, Any]) -> None:
-    """Refuse to continue a checkpoint under other mathematics.
+class Change(NamedTuple):
+    """A setting that changes the mathematics and is another one than that of the checkpoint."""
+
+    key: str
+    then: Any
+    now: Any
+
+
+def check_compatible(manifest: Manifest, mathematics: Mapping[str, Any], allowed: Sequence[str] = ()) -> list[Change]:
+    """Refuse to continue a checkpoint under other mathematics, unless the keys that differ are allowed to.
 
     Args:
         mathematics: the settings of today that change the result: `bigtrain.config.mathematics(settings)`.
+        allowed: `checkpoint.allow_change`.
+
+    Returns:
+        The differences, all of them allowed.
 
     Raises:
-        BigtrainError: names every key that differs, with both values.
+        BigtrainError: names every other key that differs, with both values.
     """
-    then, now = manifest.mathematics, mathematics
-    if keys := [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]:
+    changes = changes_since(manifest.mathematics, mathematics)
+    if refused := [change for change in changes if not is_allowed(change.key, allowed)]:
+        keys = ", ".join([*allowed, *(change.key for change in refused)])
         raise BigtrainError(
             f"settings that change the result differ from those of the checkpoint of step {manifest.cursor.step}",
-            found=", ".join(f"{key}: {now.get(key)}" for key in keys),
-            wanted=", ".join(f"{key}: {then.get(key)}" for key in keys),
-            fix="restore these values, or start another run in a new run_dir",
+            found=", ".join(f"{change.key}: {change.now}" for change in refused),
+            wanted=", ".join(f"{change.key}: {change.then}" for change in refused),
+            fix="restore these values, or start another run in a new run_dir; or, if you mean it, write "
+            f"checkpoint.allow_change=[{keys}]",
         )
+    return changes
+
+
+def changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Where two mathematics differ. A key that one side does not have counts as its default: a checkpoint that is older
+    than the key was written by what is the default today."""
+    changes = [Change(key, _value(then, key), _value(now, key)) for key in sorted(then.keys() | now.keys())]
+    return [change for change in changes if change.then != change.now]
+
+
+def is_allowed(key: str, allowed: Sequence[str]) -> bool:
+    """Whether one of the allowed keys is this one, or holds it."""
+    # A length in tokens is compared in steps: bigtrain.config.mathematics.
+    names = ["train.steps" if name == "train.tokens" else name for name in allowed]
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _value(mathematics: Mapping[str, Any], key: str) -> Any:
+    if key in mathematics:
+        return mathematics[key]
+    known = find(key)
+    return known.default if known is not None and known.path == general(key) else None

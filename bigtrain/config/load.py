@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bigtrain.config.allow_change import problems_of_allow_change
 from bigtrain.config.data_settings import TokenizerSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.overrides import apply_overrides
@@ -45,6 +46,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     try:
         # As JSON, pydantic's strict mode takes text for a path and a list for a tuple, and coerces nothing else.
         settings = Settings.model_validate_json(json.dumps(document.tree), strict=True)
+        problems = problems + problems_of_allow_change(settings, document)
     except ValidationError as error:
         problems = problems + problems_of(error, document)
     raise_together(problems, document.file)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from bigtrain.checkpoint import Manifest, Search, check_compatible
+from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import BigtrainError, Settings, mathematics
 from bigtrain.data import Plan
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.records import read_json_lines
 
 
-def check_continuation(directory: RunDirectory, search: Search, settings: Settings, plan: Plan) -> None:
+def check_continuation(directory: RunDirectory, search: Search, settings: Settings, plan: Plan) -> list[Change]:
     """Make sure that going on from here is what the user means.
+
+    Returns:
+        The settings that change the mathematics from here on, with the user's leave.
 
     Raises:
         BigtrainError: the settings would change the mathematics, or checkpoints that were committed are gone or bad:
             that never means a quiet start at step 0.
     """
     if search.newest is not None:
-        check_compatible(search.newest.manifest, mathematics(settings))
-        check_plan(search.newest.manifest, plan)
-        return
+        manifest = search.newest.manifest
+        changes = check_compatible(manifest, mathematics(settings), settings.checkpoint.allow_change)
+        check_length(manifest, settings)
+        check_plan(manifest, plan)
+        return changes
     commits = [event["step"] for event in read_json_lines(directory.events) if event["event"] == "commit"]
     if commits or search.rejected:
         raise BigtrainError(
@@ -28,6 +34,22 @@ def check_continuation(directory: RunDirectory, search: Search, settings: Settin
             or f"no checkpoint under {directory.checkpoints}, though one of step {max(commits)} was committed",
             wanted="a checkpoint whose every byte is right",
             fix="put the checkpoints back, or start from step 0 in another run_dir",
+        )
+    return []
+
+
+def check_length(manifest: Manifest, settings: Settings) -> None:
+    """Refuse a schedule that would have ended before the checkpoint.
+
+    Raises:
+        BigtrainError: names both steps.
+    """
+    if settings.total_steps < manifest.cursor.step:
+        raise BigtrainError(
+            "the schedule would end before the step that the run has come to",
+            found=f"train.steps {settings.total_steps}",
+            wanted=f"at least {manifest.cursor.step}, the step of the newest checkpoint",
+            fix="raise train.steps, or use the checkpoint of an earlier step in a new run_dir",
         )
 
 

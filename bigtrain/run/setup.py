@@ -13,11 +13,20 @@ from typing import Any
 import torch
 
 from bigtrain.checkpoint import Checkpoint, Search, load, newest_verified
+from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Plan
+from bigtrain.engine.construction import DTYPES, construction, whole_parameters
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, start
-from bigtrain.model import Decoder, build_model, count_parameters, flops_per_token
+from bigtrain.model import (
+    Decoder,
+    SequenceParallel,
+    build_model,
+    count_parameters,
+    flops_per_token,
+    initialize,
+)
 from bigtrain.run.continuation import check_continuation
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
@@ -28,7 +37,6 @@ from bigtrain.run.stop import StopRequest
 from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank
 from bigtrain.run.tracking import Tracker
-from bigtrain.run.trained import COMPUTE_DTYPES
 from bigtrain.run.training import TrainingRun
 from bigtrain.version import __version__
 from bigtrain.wording import quantity
@@ -52,13 +60,13 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         on_first_rank(topology, lambda: claim(directory))
         held.callback(directory.unlock)
         search = newest_verified(directory.root, ranks=topology)
-        on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan))
+        changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan))
         first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
         loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
         held.callback(loader.close)
 
         log_to(topology.rank, directory.rank_log(topology.rank))
-        engine = Engine(initial_model(settings, topology), settings, topology)
+        engine = Engine(new_model(settings, topology, fill=search.newest is None), settings, topology)
         state = restore(engine, search.newest, topology) if search.newest else {}
         keeps_records = topology.rank == 0
         if keeps_records:
@@ -80,6 +88,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         )
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
         introduce(run, search)
+        tell_of_changes(run, changes)
         stop.training_begins()
         yield run
 
@@ -90,7 +99,10 @@ def ranks(settings: Settings) -> Iterator[Topology]:
 
     A rank that fails alone goes without a word to the others: they may be inside a collective and would never answer.
     """
-    topology = start(settings.engine.process_group_timeout_minutes)
+    engine = settings.engine
+    topology = start(
+        engine.process_group_timeout_minutes, engine.tensor_parallel_size, engine.sequence_parallel_size
+    )
     try:
         yield topology
     except BigtrainError as error:
@@ -114,19 +126,28 @@ def claim(directory: RunDirectory) -> None:
     directory.lock()
 
 
-def initial_model(settings: Settings, topology: Topology) -> Decoder:
-    """The model with its initial weights, the same on every rank."""
-    with torch.device("meta"):
+def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
+    """The model as the engine wants it; its parameters mean nothing yet unless `fill` asks for the initial weights."""
+    with construction(settings, topology):
         model = build_model(
             settings.model,
             attn_implementation=settings.engine.attn_implementation,
             activation_checkpointing=settings.engine.activation_checkpointing,
+            sequence_parallel=sequence_parallel(topology),
         )
-    model.to_empty(device=topology.device)
-    model.init_weights(settings.train.seed)
+    if fill:
+        for name, parameter in whole_parameters(model):
+            initialize(name, parameter, settings.model, settings.train.seed)
     if settings.engine.compile:
         model.compile_blocks()
     return model
+
+
+def sequence_parallel(topology: Topology) -> SequenceParallel | None:
+    """The ranks that share each sequence with this one, for the model; None where nobody does."""
+    if topology.sequence_size == 1:
+        return None
+    return SequenceParallel(topology.shard_rank, topology.sequence_size, topology.sharing.group)
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[str, Any]:
@@ -140,7 +161,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[
 
 def meter_for(settings: Settings, topology: Topology) -> Meter:
     """The meter, with the matrix-product peak of all ranks together measured at the same time."""
-    peak = measure_matmul_peak(topology.device, COMPUTE_DTYPES[settings.engine.precision])
+    peak = measure_matmul_peak(topology.device, DTYPES[settings.engine.precision])
     return Meter(
         flops_per_token=flops_per_token(settings.model, settings.data.sequence_length),
         peak_flops=topology.sum_across_ranks([peak])[0],
@@ -152,7 +173,7 @@ def introduce(run: TrainingRun, search: Search) -> None:
     """Say once what this run is and where it starts."""
     settings, topology = run.settings, run.topology
     batch = run.plan.batches.sizes[-1]
-    accumulation = batch // (topology.world_size * settings.train.micro_batch_size)
+    accumulation = batch // (topology.data_size * settings.train.micro_batch_size)
     logger.info(
         f"bigtrain {__version__}: {settings.model.family}, {count_parameters(settings.model):,} parameters, "
         f"{settings.engine.precision}, ZeRO stage {settings.engine.zero_stage}"
@@ -187,6 +208,13 @@ def introduce(run: TrainingRun, search: Search) -> None:
         tell_of_another_plan(run, search)
     else:
         run.note("start", **start)
+
+
+def tell_of_changes(run: TrainingRun, changes: list[Change]) -> None:
+    """Record which settings change the mathematics from here on."""
+    for change in changes:
+        run.note("change", key=change.key, **{"from": change.then, "to": change.now})
+        logger.info(f"step {run.step}  {change.key} changes from {change.then} to {change.now}, as it was allowed to")
 
 
 def behind_the_end(settings: Settings) -> list[str]:
