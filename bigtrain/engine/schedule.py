@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the position in the schedule: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ import math
 from bigtrain.config.settings import ScheduleSettings
 
 
-def learning_rate(step: int, total_steps: int, schedule: ScheduleSettings, peak: float) -> float:
-    """The learning rate of optimizer step `step`, counted from 1 as in metrics.jsonl.
+def learning_rate(position: int, length: int, schedule: ScheduleSettings, peak: float) -> float:
+    """The learning rate of the optimizer step at whose end the schedule stands at `position` of `length`.
 
-    The rate rises linearly from 0 (before step 1) to its peak on step `warmup_steps`, and reaches the end of its
-    decay on the last step, total_steps. It stays there after the end of the schedule: no schedule rises again.
+    Both count what `schedule.by` says: steps, the first step's position being 1, or tokens. The rate is the same
+    whichever it is wherever all steps have equally many tokens, and it depends on nothing else, so no number of
+    resumes changes it.
 
-    With w = warmup_steps and p the progress from 0 (step w, the peak) to 1 (the last step):
+    The rate rises linearly from 0 (position 0, before the first step) to its peak at the end of the warm-up, and
+    reaches the end of its decay on the last step, at position `length`. It stays there: no schedule rises again.
+
+    With w the length of the warm-up and p the progress from 0 (at w, the peak) to 1 (at `length`):
 
     - constant:      peak
     - linear:        peak * (1 - (1 - r) * p),                       r = min_lr_ratio
     - cosine:        peak * (r + (1 - r) * (1 + cos(pi * p)) / 2)    (Loshchilov and Hutter, 2017, eq. 5)
-    - wsd:           peak, then linear over the last decay_steps     (Hu et al., 2024, section 4)
-    - inverse_sqrt:  peak * sqrt(w / step), w at least 1             (Vaswani et al., 2017, section 5.3)
+    - wsd:           peak, then linear over the decay, by default the last fifth   (Hu et al., 2024, section 4)
+    - inverse_sqrt:  peak * sqrt(w / position); without a warm-up 1 takes the place of w  (Vaswani et al., 2017,
+                     section 5.3)
     """
-    warmup = schedule.warmup_steps
-    step = min(step, total_steps)
-    if step < warmup:
-        return peak * step / warmup
+    warmup = schedule.warmup
+    position = min(position, length)
+    if position < warmup:
+        return peak * position / warmup
     if schedule.name == "constant":
         return peak
     if schedule.name == "inverse_sqrt":
         reference = max(warmup, 1)
-        return peak * math.sqrt(reference / max(step, reference))
+        return peak * math.sqrt(reference / max(position, reference))
 
-    start = warmup
+    start: float = warmup
     if schedule.name == "wsd":
-        decay = schedule.decay_steps or max(1, total_steps // 5)
-        start = max(warmup, total_steps - decay)
-    progress = max(0, step - start) / max(1, total_steps - start)
+        start = max(warmup, length - (schedule.decay or length / 5))
+    progress = max(0.0, position - start) / (length - start) if length > start else 0.0
     if schedule.name == "cosine":
         remaining = (1 + math.cos(math.pi * progress)) / 2
     else:

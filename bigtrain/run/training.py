@@ -174,7 +174,9 @@ class TrainingRun:
 
     def learning_rate_of(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
-        return learning_rate(step, self.total_steps, self.settings.schedule, self.settings.optimizer.learning_rate)
+        settings = self.settings
+        position, length = settings.schedule_position(step), settings.schedule_length
+        return learning_rate(position, length, settings.schedule, settings.optimizer.learning_rate)
 
     def record(self, agreed: Agreement, loss: float, update: StepResult) -> None:
         """Write the step to metrics.jsonl, to W&B and, now and then, to the terminal."""

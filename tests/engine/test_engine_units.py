@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engine_support import TinyDecoder, settings
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bigtrain.config.errors import BigtrainError
@@ -71,13 +71,57 @@ def test_schedules_rise_to_the_peak_and_never_again(schedule: ScheduleSettings, 
         assert rates[peak] == pytest.approx(PEAK) and rates[0] == pytest.approx(PEAK / schedule.warmup_steps)
 
 
-@given(schedule=schedules, total=st.integers(62, 300))
-def test_decays_end_on_the_last_step_at_the_minimum_ratio(schedule: ScheduleSettings, total: int) -> None:
-    last = learning_rate(total, total, schedule, PEAK)
+@given(schedule=schedules, total=st.integers(62, 300), resumes=st.sets(st.integers(1, 300)))
+def test_decays_end_on_the_last_step_at_exactly_the_minimum_ratio_after_any_number_of_resumes(
+    schedule: ScheduleSettings, total: int, resumes: set[int]
+) -> None:
+    """The rate is a function of the position alone: a process that starts in the middle has nothing to remember."""
+    bounds = [0, *sorted(step for step in resumes if step < total), total]
+    rates = [
+        learning_rate(step, total, schedule, PEAK)
+        for start, end in pairwise(bounds)
+        for step in range(start + 1, end + 1)
+    ]
+    assert rates == [learning_rate(step, total, schedule, PEAK) for step in range(1, total + 1)]
     if schedule.name in ("linear", "cosine", "wsd"):
-        assert last == pytest.approx(PEAK * schedule.min_lr_ratio, abs=1e-15)
+        assert rates[-1] == PEAK * schedule.min_lr_ratio
     elif schedule.name == "constant":
-        assert last == PEAK
+        assert rates[-1] == PEAK
+
+
+@given(schedule=schedules, total=st.integers(61, 300), tokens=st.integers(1, 10**9))
+def test_by_token_and_by_step_are_the_same_where_all_batches_are_equal(
+    schedule: ScheduleSettings, total: int, tokens: int
+) -> None:
+    assume(schedule.name != "inverse_sqrt" or schedule.warmup)  # else its reference is the first step, or token
+    by_token = ScheduleSettings(
+        by="token",
+        name=schedule.name,
+        warmup_tokens=schedule.warmup * tokens,
+        decay_tokens=schedule.decay and schedule.decay * tokens,
+        min_lr_ratio=schedule.min_lr_ratio,
+    )
+    for step in range(1, total + 1):
+        rate = learning_rate(step * tokens, total * tokens, by_token, PEAK)
+        assert rate == pytest.approx(learning_rate(step, total, schedule, PEAK), rel=1e-12, abs=1e-18)
+
+
+@given(ratio=st.floats(0, 1), warmup=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 32)), max_size=3))
+def test_by_token_half_way_is_where_half_of_the_tokens_are(ratio: float, warmup: list[tuple[int, int]]) -> None:
+    """A run with a batch-size warm-up stands where a run of equal batches stands after as many tokens."""
+    case = settings({"stage": 1}).model_dump()
+    case["train"] |= {"steps": 200, "global_batch_size": 32, "micro_batch_size": 1}
+    case["train"]["batch_size_warmup"] = [{"steps": steps, "global_batch_size": size} for steps, size in warmup]
+    case["schedule"] = {"by": "token", "name": "cosine", "min_lr_ratio": ratio}
+    chosen = Settings.model_validate(case)
+    positions = [chosen.schedule_position(step) for step in range(201)]
+    assert positions[0] == 0 and positions[-1] == chosen.schedule_length
+    assert [b - a for a, b in pairwise(positions)] == [
+        len(chosen.train.batches.samples_of(step)) * chosen.data.sequence_length for step in range(1, 201)
+    ]
+    rates = [learning_rate(at, chosen.schedule_length, chosen.schedule, PEAK) for at in positions]
+    assert rates[-1] == PEAK * ratio
+    assert all(b <= a for a, b in pairwise(rates))
 
 
 @given(schedule=schedules)
@@ -85,7 +129,7 @@ def test_schedules_have_no_jumps(schedule: ScheduleSettings) -> None:
     """Ten thousand steps: neighbours differ by no more than the steepest of warm-up and decay explains."""
     total = 10_000
     warmup = schedule.warmup_steps
-    decay = schedule.decay_steps or total // 5
+    decay = schedule.decay_steps or total / 5
     steepest = PEAK * max(1 / max(warmup, 1), 1 / decay, 2 / (total - warmup))
     rates = [learning_rate(step, total, schedule, PEAK) for step in range(total)]
     assert max(abs(a - b) for a, b in pairwise(rates)) <= steepest * (1 + 1e-9)
