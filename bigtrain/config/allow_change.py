@@ -25,7 +25,7 @@ def _error(key: str, place: Place) -> BigtrainError | None:
     known = find(key) if key else None
     if known is None:
         return unknown_key(key, f"{place.text}: checkpoint.allow_change")
-    if known.kind == "section":
+    if known.kind == "section" or key == "data.sources":
         return BigtrainError(
             f"{where} a section", found=key, wanted="single keys", fix=f"see: bigtrain config explain {key}"
         )
