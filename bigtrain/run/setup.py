@@ -27,12 +27,13 @@ from bigtrain.model import (
     flops_per_token,
     initialize,
 )
+from bigtrain.run.cadence import Cadence, history_of
 from bigtrain.run.continuation import check_continuation
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.expected import check_expected_parameters
 from bigtrain.run.meter import Meter, measure_matmul_peak
-from bigtrain.run.records import JsonLines
+from bigtrain.run.records import JsonLines, read_json_lines
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank
@@ -85,6 +86,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             step=search.newest.step if search.newest else 0,
             metrics=JsonLines(directory.metrics) if keeps_records else None,
             events=JsonLines(directory.events) if keeps_records else None,
+            cadence=cadence_for(settings, topology, directory) if keeps_records else None,
         )
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
         introduce(run, search)
@@ -167,6 +169,13 @@ def meter_for(settings: Settings, topology: Topology) -> Meter:
         peak_flops=topology.sum_across_ranks([peak])[0],
         total_steps=settings.total_steps,
     )
+
+
+def cadence_for(settings: Settings, topology: Topology, directory: RunDirectory) -> Cadence | None:
+    """What chooses the time between two saves, where that is left to us."""
+    if settings.checkpoint.every_minutes != "auto":
+        return None
+    return Cadence(history_of(read_json_lines(directory.events)), topology.world_size)
 
 
 def introduce(run: TrainingRun, search: Search) -> None:

@@ -16,6 +16,7 @@ from bigtrain.data import Dataset, Loader, Plan, RankBatch, format_digest
 from bigtrain.engine.engine import Engine, StepResult
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
+from bigtrain.run.cadence import Cadence
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.meter import Meter
@@ -59,6 +60,8 @@ class TrainingRun:
     metrics: JsonLines | None = None
     events: JsonLines | None = None
     """Rank 0 alone keeps records."""
+    cadence: Cadence | None = None
+    """Of rank 0, where it chooses the time between two saves."""
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
     _last_save: float = field(default_factory=time.monotonic, init=False)
@@ -241,6 +244,10 @@ class TrainingRun:
         self._prune()
         seconds = time.perf_counter() - started
         self._last_save, self._saved_step = time.monotonic(), self.step
+        if self.cadence is not None:
+            self.cadence.saved(stall_seconds=seconds, durable_seconds=seconds)
+            if news := self.cadence.news():
+                logger.info(f"step {self.step}  {news}")
         self.note("commit", seconds=round(seconds, 3), checkpoint=checkpoint.path.name)
         logger.info(f"step {self.step}  checkpoint committed to {checkpoint.path} in {seconds:.1f}s")
 
@@ -267,4 +274,12 @@ class TrainingRun:
 
     def _minutes_are_over(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes
-        return minutes is not None and time.monotonic() - self._last_save > 60 * minutes
+        if minutes is None:
+            return False
+        if minutes == "auto":
+            return self.cadence is not None and self._seconds_since_save > self.cadence.interval_seconds
+        return self._seconds_since_save > 60 * minutes
+
+    @property
+    def _seconds_since_save(self) -> float:
+        return time.monotonic() - self._last_save
