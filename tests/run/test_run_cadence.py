@@ -110,7 +110,7 @@ def test_the_first_save_comes_early_and_then_its_cost_decides(monkeypatch: pytes
     assert of.interval_seconds == cadence.FIRST_SAVE_SECONDS and of.news() is None
     of.saved(2.0, 2.0)
     assert of.interval_seconds == pytest.approx(optimal_interval(2.0, 15 * HOUR))
-    assert "saving every 465s" in str(of.news()) and of.news() is None
+    assert "saving every 463s" in str(of.news()) and of.news() is None
     of.saved(2.2, 2.2)
     assert of.news() is None  # not by more than a fifth
     for _ in range(5):
