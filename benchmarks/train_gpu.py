@@ -329,9 +329,9 @@ def train_bigtrain(settings: Settings, data: Data, topology: Topology) -> tuple[
     import torch
 
     from bigtrain.engine.engine import Engine
-    from bigtrain.run.setup import initial_model
+    from bigtrain.run.setup import new_model
 
-    engine = Engine(initial_model(settings, topology), settings, topology)
+    engine = Engine(new_model(settings, topology, fill=True), settings, topology)
     seconds, losses = [], []
     for batch in data.packed(settings.train.micro_batch_size):
         synchronize(topology.device)
@@ -495,7 +495,8 @@ def tiny_model() -> ModelSettings:
 def settings_for(case: Case, model: ModelSettings, work: Work, micro_batch_size: int, compiled: bool) -> Settings:
     """The settings of a run that does this work. Its folders are never touched."""
     from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings
-    from bigtrain.config.settings import EngineSettings, Settings, TrainSettings
+    from bigtrain.config.engine_settings import EngineSettings
+    from bigtrain.config.settings import Settings, TrainSettings
 
     return Settings(
         run_dir=Path("unused"),

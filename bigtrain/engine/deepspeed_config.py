@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import Settings
 
@@ -12,7 +14,6 @@ _RESERVED = {
     "train_batch_size": "train.global_batch_size",
     "optimizer": "the section optimizer",
     "scheduler": "the section schedule",
-    "fp16": "engine.precision",
     "amp": "engine.precision",
     "torch_autocast": "engine.precision",
 }
@@ -24,7 +25,8 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
     Raises:
         BigtrainError: the extras hold a key that bigtrain sets.
     """
-    stage, precision = settings.engine.zero_stage, settings.engine.precision
+    engine = settings.engine
+    stage, precision = engine.zero_stage, engine.precision
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.train.micro_batch_size,
         # The engine scales each loss by its share of the global batch; DeepSpeed must not divide by a count of its
@@ -47,6 +49,14 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
             "check_grad_overflow": True,
             "immediate_grad_update": False,
         },
+        "fp16": {
+            "enabled": precision == "fp16",
+            "loss_scale": engine.loss_scale,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        },
         "zero_optimization": {
             "stage": stage,
             # Stage 1 reduces once a step, after the last backward pass; with overlap_comm it never would, because
@@ -58,13 +68,29 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
             # Defaults 5e8: buffers of 2 GB in float32. 200 MB saturate a network as well.
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
+            **_offload("offload_optimizer", engine.offload_optimizer),
+            **_offload("offload_param", engine.offload_param),
+            "zero_hpz_partition_size": engine.zero_hpz_partition_size,
+            "zero_quantized_weights": engine.zero_quantized_weights,
+            "zero_quantized_gradients": engine.zero_quantized_gradients,
         },
+        # Default: DeepSpeed's own Adam, which has to be compiled. PyTorch's fused one is vectorised on a CPU as well.
+        "zero_force_ds_cpu_optimizer": False,
+        "tensor_parallel": {"autotp_size": engine.tensor_parallel_size if engine.tensor_parallel_size > 1 else 0},
         # Default: synchronises the device twice a step. bigtrain has its own meter.
         "timers": {"throughput": {"enabled": False}},
         "wall_clock_breakdown": False,
-        "zero_allow_untested_optimizer": False,
+        # Muon and Lion are ours; that they work with every stage is tested here.
+        "zero_allow_untested_optimizer": True,
     }
     return _merged(config, settings.engine.deepspeed, "engine.deepspeed")
+
+
+def _offload(what: str, device: str) -> dict[str, Any]:
+    if device == "none":
+        return {}
+    # Pinned memory makes copies to a GPU asynchronous; without one there is nothing to pin for.
+    return {what: {"device": device, "pin_memory": torch.cuda.is_available()}}
 
 
 def _merged(config: dict[str, Any], extras: dict[str, Any], where: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ number of micro-batches and the number of labels in each.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,15 @@ import torch
 from torch import nn
 
 from bigtrain.checkpoint.fragment import Fragment
+from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import Settings
 from bigtrain.engine.deepspeed_config import deepspeed_config
-from bigtrain.engine.fragments import create_moments, fragments, owned_ranges, owners
+from bigtrain.engine.deepspeed_import import import_deepspeed
+from bigtrain.engine.fragments import create_moments, fragments, owned_ranges, owners, places
 from bigtrain.engine.optimizer import build_optimizer
 from bigtrain.engine.topology import Topology
+
+_SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ class Engine:
         Raises:
             BigtrainError: `engine.deepspeed` holds a key that bigtrain sets.
         """
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self._stage = settings.engine.zero_stage
+        self.scales_loss = settings.engine.precision == "fp16"
         self._max_grad_norm = settings.optimizer.max_grad_norm
         self._device = topology.device
-        # Stage 0 has all state on every rank.
-        self._copies = (topology.rank, topology.world_size) if self._stage == 0 else (0, 1)
+        # Ranks that share matrices have the same loss each: the first says it for all.
+        self._tells_loss = topology.tensor_size == 1 or topology.shard_rank == 0
         # Stage 3 divides by the number of ranks and cannot be told not to; the others sum.
         self._gradient_factor = topology.world_size if self._stage == 3 else 1
         self._optimizer = build_optimizer(model, settings.optimizer)
@@ -74,6 +78,7 @@ class Engine:
         self._wrapper = self._deepspeed.optimizer
         self._ranges = owned_ranges(model, self._optimizer, self._wrapper, self._stage)
         self._owners = owners(self._optimizer, self._wrapper, self._stage)
+        self._places = places(model, topology, self._stage)
         create_moments(self._optimizer, self._owners)
 
     @property
@@ -90,48 +95,69 @@ class Engine:
             scale: 1 / number of labelled tokens in the global batch, all ranks and micro-batches together.
 
         Returns:
-            The loss sum over this micro-batch, unscaled, float32 scalar, without a graph.
+            The loss sum over this rank's part of the micro-batch, unscaled, float32 scalar, without a graph. Added up
+            over all ranks, every labelled token counts once.
         """
         loss: torch.Tensor = self._deepspeed(**inputs)
         self._deepspeed.backward(loss * (scale * self._gradient_factor), scale_wrt_gas=False)
-        return loss.detach()
+        return self._told(loss.detach())
 
     def step(self, learning_rate: float) -> StepResult:
         """Reduce the gradient over the ranks, clip it, update the weights at this learning rate, and forget it."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._deepspeed.step()
+        try:
+            self._deepspeed.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise BigtrainError(
+                "the gradients overflow float16 even without loss scaling",
+                found="a loss scale of 1",
+                fix="lower optimizer.learning_rate, or use engine.precision bf16 in a new run",
+            ).on_all_ranks() from error
         norm = self._grad_norm if self._stage == 0 else float(self._deepspeed.get_global_grad_norm())
         return StepResult(norm, applied=math.isfinite(norm))
 
     @torch.no_grad()
     def evaluate(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The loss sum over one batch, float32 scalar, in evaluation mode. Every rank has to call it equally often."""
+        """The loss sum over this rank's part of one batch, float32 scalar, in evaluation mode.
+
+        Every rank has to call it equally often.
+        """
         self.module.eval()
         loss: torch.Tensor = self.module(**inputs)
         self.module.train()
-        return loss
+        return self._told(loss)
 
     def fragments(self) -> list[Fragment]:
         """This rank's part of the training state, as views: master weights and both moments of AdamW."""
-        return fragments(self._optimizer, self._ranges, *self._copies)
+        return fragments(self._optimizer, self._ranges, self._places)
 
     @property
     def optimizer_steps(self) -> int:
         """Steps that AdamW has applied; its bias correction depends on them."""
         return int(self._optimizer.state[self._owners[0]]["step"])
 
-    def restore(self, optimizer_steps: int) -> None:
+    def restore(self, optimizer_steps: int, loss_scaler: Mapping[str, float] | None = None) -> None:
         """After new values were copied into the fragments: set AdamW's counters and refresh the model's weights.
 
         Every rank has to call it.
         """
+        if loss_scaler:
+            vars(self._wrapper.loss_scaler).update(loss_scaler)
         for state in self._optimizer.state.values():
             state["step"].fill_(optimizer_steps)
         if self._stage in (1, 2):
             self._wrapper.update_lp_params()
         elif self._stage == 3:
             _refresh_stage_3(self._wrapper)
+
+    def loss_scaler(self) -> dict[str, float]:
+        """The state of float16's dynamic loss scaling, for `restore`; empty where nothing is scaled."""
+        if not self.scales_loss:
+            return {}
+        return {name: value for name, value in vars(self._wrapper.loss_scaler).items() if name in _SCALER_STATE}
 
     def rng_state(self) -> dict[str, torch.Tensor]:
         """The state of torch's random generators on this rank, uint8."""
@@ -145,6 +171,9 @@ class Engine:
         torch.set_rng_state(state["cpu"])
         if self._device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self._device)
+
+    def _told(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss if self._tells_loss else torch.zeros_like(loss)
 
     def _clip_gradients(self, *_: object) -> None:
         """Stage 0, between reduction and update: what ZeRO's optimizers do themselves."""
@@ -166,15 +195,3 @@ def _refresh_stage_3(wrapper: Any) -> None:
     if kept_whole := wrapper.persistent_parameters:
         kept_whole[0].partition(kept_whole)
         kept_whole[0].all_gather(kept_whole)
-
-
-def _import_deepspeed() -> Any:
-    import deepspeed
-
-    # Stage 3 calls collectives under names that PyTorch 2.13 has renamed, once a module and micro-batch.
-    warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
-    # bf16 at stage 1 calls it time and again at start: a full garbage collection and a table on stdout each.
-    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
-    # A C++ shared-memory all-reduce that is compiled at first start and then unused for the group we bring.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bigtrain.checkpoint.fragment import MASTER, Fragment
+from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
+from bigtrain.engine.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,21 @@ class OwnedRange:
 
     name: str
     shape: tuple[int, ...]
+    """Of the parameter as this rank's model has it: of a shard, where matrices are shared."""
     offset: int
     length: int
     owner: torch.Tensor
     start: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a parameter of this rank's model is a part of, and who has the same part."""
+
+    shape: tuple[int, ...]
+    shard: Shard | None
+    holder: int
+    holders: int
 
 
 def owners(optimizer: Optimizer, wrapper: Any, stage: int) -> list[torch.Tensor]:
@@ -95,13 +107,40 @@ def create_moments(optimizer: Optimizer, owners: list[torch.Tensor]) -> None:
         }
 
 
-def fragments(optimizer: Optimizer, ranges: list[OwnedRange], holder: int, holders: int) -> list[Fragment]:
-    """Views of the master weights and of every moment, cut at the parameters' bounds; `holders` ranks have the same."""
+def places(model: nn.Module, topology: Topology, stage: int) -> dict[str, Place]:
+    """Where each parameter belongs, by name.
+
+    AutoTP hangs on every parameter of a layer that it has replaced how it was cut; others are whole on each rank of the
+    group. Stage 0 has all on every rank.
+    """
+    holder, holders = (topology.rank, topology.world_size) if stage == 0 else (0, 1)
+    by_name = {}
+    for name, parameter in model.named_parameters():
+        cut: dict[str, Any] = getattr(parameter, "ds_autotp_universal_checkpoint_meta", {})
+        dim, sizes = cut.get("partition_dim"), cut.get("partition_sizes")
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if dim is None or sizes is None:
+            shared = topology.tensor_size > 1
+            by_name[name] = Place(
+                shape, None, *((topology.shard_rank, topology.tensor_size) if shared else (holder, holders))
+            )
+            continue
+        start = sum(sizes[: topology.shard_rank])
+        whole = (*shape[:dim], sum(sizes), *shape[dim + 1 :])
+        by_name[name] = Place(whole, Shard(dim, start, sizes[topology.shard_rank]), holder, holders)
+    return by_name
+
+
+def fragments(optimizer: Optimizer, ranges: list[OwnedRange], places: dict[str, Place]) -> list[Fragment]:
+    """Views of the master weights and of every moment, cut at the parameters' bounds."""
     pieces = []
     for each in ranges:
         state = optimizer.state[each.owner]
         tensors = {MASTER: each.owner.detach(), **{kind: value for kind, value in state.items() if value.ndim > 0}}
         for kind, tensor in tensors.items():
             view = tensor.view(-1)[each.start : each.start + each.length]
-            pieces.append(Fragment(each.name, kind, each.shape, each.offset, view, holder=holder, holders=holders))
+            place = places[each.name]
+            pieces.append(
+                Fragment(each.name, kind, place.shape, each.offset, view, place.shard, place.holder, place.holders)
+            )
     return pieces

@@ -1,5 +1,12 @@
 """Who this process is among its peers: rank, world size, device, and the few collectives the program needs.
 
+Neighbouring ranks may share the samples they work on, each matrix cut between them (tensor parallelism) or each
+sequence (sequence parallelism); such a group is one in the eyes of the data:
+
+    rank        0  1  2  3  4  5  6  7        tensor_parallel_size 2
+    data_rank   0  0  1  1  2  2  3  3
+    shard_rank  0  1  0  1  0  1  0  1
+
 torch.distributed is initialised here, with the timeout of the settings, before DeepSpeed sees it: DeepSpeed's own
 initialisation waits half an hour for a lost peer and imports mpi4py when a launcher's variables are missing.
 """
@@ -18,8 +25,21 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from bigtrain.checkpoint.ranks import Ranks
+from bigtrain.config.errors import BigtrainError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+@dataclass(frozen=True)
+class SampleSharing:
+    """The ranks that work on the same samples as this one."""
+
+    size: int = 1
+    """How many they are."""
+    cuts_matrices: bool = False
+    """Whether they share each matrix; else each sequence."""
+    group: Any = None
+    """Their process group; None where this rank is alone."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,32 @@ class Topology:
     device: torch.device
     timeout: timedelta
     """What every collective may take."""
+    sharing: SampleSharing = SampleSharing()
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the `data_size` parts of a global batch this rank works on."""
+        return self.rank // self.sharing.size
+
+    @property
+    def data_size(self) -> int:
+        """Into how many parts a global batch is cut."""
+        return self.world_size // self.sharing.size
+
+    @property
+    def tensor_size(self) -> int:
+        """How many ranks share each matrix."""
+        return self.sharing.size if self.sharing.cuts_matrices else 1
+
+    @property
+    def sequence_size(self) -> int:
+        """How many ranks share each sequence."""
+        return 1 if self.sharing.cuts_matrices else self.sharing.size
+
+    @property
+    def shard_rank(self) -> int:
+        """This rank's number among those that work on the same samples; 0 speaks for all of them."""
+        return self.rank % self.sharing.size
 
     def sum_across_ranks(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks, the same on every rank; whole numbers stay int, exact modulo 2^64.
@@ -87,13 +133,18 @@ class _Behind:
         return gathered
 
 
-def start(timeout_minutes: float) -> Topology:
+def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parallel_size: int = 1) -> Topology:
     """Join the process group that torchrun describes, or form one of a single process where there is no launcher.
 
     Takes NCCL and one CUDA device a local rank where there are any, else gloo and a fair share of the cores.
 
     Args:
         timeout_minutes: a collective that takes longer than this ends the job.
+        tensor_parallel_size: how many neighbouring ranks share each matrix.
+        sequence_parallel_size: or each sequence; one of the two is 1.
+
+    Raises:
+        BigtrainError: the ranks do not divide into such groups.
     """
     launched = all(name in os.environ for name in _ALONE)
     for name, value in _ALONE.items():
@@ -122,7 +173,20 @@ def start(timeout_minutes: float) -> Topology:
         device_id=device if device.type == "cuda" else None,
         **rendezvous,
     )
-    return Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device, timeout)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    ranks_per_sample = tensor_parallel_size * sequence_parallel_size
+    if world_size % ranks_per_sample:
+        raise BigtrainError(
+            "the ranks do not divide into groups that share their samples",
+            found=f"{world_size} ranks",
+            wanted=f"a multiple of {ranks_per_sample}, for engine.tensor_parallel_size or sequence_parallel_size",
+            fix=f"start {-(-world_size // ranks_per_sample) * ranks_per_sample} ranks, or make that size smaller",
+        ).on_all_ranks()
+    sharing = SampleSharing()
+    if ranks_per_sample > 1:
+        group, _ = dist.new_subgroups(ranks_per_sample, timeout=timeout)  # type: ignore[no-untyped-call]
+        sharing = SampleSharing(ranks_per_sample, tensor_parallel_size > 1, group)
+    return Topology(rank, world_size, local_rank, local_world_size, device, timeout, sharing)
 
 
 def leave(status: int) -> NoReturn:

@@ -7,11 +7,23 @@ decoder                 embedding -> blocks -> norm -> head
   attention             projections around
     attention_backends  varlen | blockwise | sdpa | reference
 loss                    cross-entropy without all logits
-activation_checkpointing, initialize, counts, generate
+execution               how it is computed: back-end, what is recomputed, which ranks share sequences
+  activation_checkpointing, sequence_parallel
+initialize, counts, generate
 """
 
 from bigtrain.model.counts import count_parameters, flops_per_token
 from bigtrain.model.decoder import Decoder, build_model
 from bigtrain.model.generate import generate
+from bigtrain.model.initialize import initialize
+from bigtrain.model.sequence_parallel import SequenceParallel
 
-__all__ = ["Decoder", "build_model", "count_parameters", "flops_per_token", "generate"]
+__all__ = [
+    "Decoder",
+    "SequenceParallel",
+    "build_model",
+    "count_parameters",
+    "flops_per_token",
+    "generate",
+    "initialize",
+]

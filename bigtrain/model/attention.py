@@ -6,15 +6,17 @@ from torch import Tensor, nn
 
 from bigtrain.config.settings import ModelSettings
 from bigtrain.model.attention_backends import attention_backend
+from bigtrain.model.execution import Execution
 from bigtrain.model.rotary import Rotary
 
 
 class SelfAttention(nn.Module):
     """Causal attention with H query heads that share K key/value heads (Ainslie et al., 2023)."""
 
-    def __init__(self, settings: ModelSettings, bias: bool, implementation: str) -> None:
+    def __init__(self, settings: ModelSettings, bias: bool, execution: Execution) -> None:
         super().__init__()
-        self.implementation = implementation
+        self.implementation = execution.attn_implementation
+        self.sequence_parallel = execution.sequence_parallel
         self.head_width = settings.head_width
         query_width = settings.num_attention_heads * settings.head_width
         key_width = settings.key_value_heads * settings.head_width
@@ -24,13 +26,19 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(query_width, settings.hidden_size, bias=bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Map [B, T, C] to [B, T, C]; `cu_seqlens` bounds the documents among the B T tokens."""
+        """Map [B, T, C] to [B, T, C]; `cu_seqlens` bounds the documents among the B T tokens of whole rows."""
         query, key, value = (
             project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rotary is not None:
             query, key = rotary.rotate(query), rotary.rotate(key)
+        if (ranks := self.sequence_parallel) is not None:
+            query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
+        rows = query.shape[:2]
         query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
         attend = attention_backend(self.implementation, query)
         output = attend(query, key, value, cu_seqlens, max_seqlen)
-        return self.o_proj(output.reshape(*x.shape[:2], -1))
+        output = output.view(*rows, *output.shape[1:])
+        if ranks is not None:
+            output = ranks.gather_heads(output)
+        return self.o_proj(output.flatten(2))

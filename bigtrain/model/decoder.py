@@ -15,24 +15,24 @@ from bigtrain.config.settings import ModelSettings
 from bigtrain.model.activation_checkpointing import ACTIVATION_CHECKPOINTING
 from bigtrain.model.attention import SelfAttention
 from bigtrain.model.embedding import OutputHead, TokenEmbedding
-from bigtrain.model.families import FAMILIES, Family
+from bigtrain.model.execution import Execution
+from bigtrain.model.families import FAMILIES, TENSOR_PARALLEL_PLAN, Family
 from bigtrain.model.feed_forward import FEED_FORWARDS
 from bigtrain.model.initialize import initialize
 from bigtrain.model.norm import NORMS
 from bigtrain.model.rotary import Rotary, rotary_at
+from bigtrain.model.sequence_parallel import SequenceParallel
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)) (pre-norm residual form)."""
 
-    def __init__(
-        self, settings: ModelSettings, family: Family, attn_implementation: str, activation_checkpointing: str
-    ) -> None:
+    def __init__(self, settings: ModelSettings, family: Family, execution: Execution) -> None:
         super().__init__()
-        self.checkpointed = ACTIVATION_CHECKPOINTING[activation_checkpointing]
+        self.checkpointed = ACTIVATION_CHECKPOINTING[execution.activation_checkpointing]
         norm = NORMS[family.norm]
         self.input_layernorm = norm(settings.hidden_size, settings.norm_eps)
-        self.self_attn = SelfAttention(settings, family.attention_bias, attn_implementation)
+        self.self_attn = SelfAttention(settings, family.attention_bias, execution)
         self.post_attention_layernorm = norm(settings.hidden_size, settings.norm_eps)
         self.mlp = FEED_FORWARDS[family.feed_forward](
             settings.hidden_size, settings.intermediate_size, family.feed_forward_bias
@@ -50,9 +50,12 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A decoder-only language model. Made by `build_model`; its weights mean something after `init_weights`."""
 
-    def __init__(self, settings: ModelSettings, attn_implementation: str, activation_checkpointing: str) -> None:
+    _tp_plan = TENSOR_PARALLEL_PLAN  # where Hugging Face's models have theirs, and DeepSpeed looks
+
+    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
         super().__init__()
         self.settings = settings
+        self.sequence_parallel = execution.sequence_parallel
         self.compiled = False
         family = FAMILIES[settings.family]
         self.embed_tokens = TokenEmbedding(settings.vocab_size, settings.hidden_size)
@@ -61,10 +64,7 @@ class Decoder(nn.Module):
             if family.position == "learned"
             else None
         )
-        self.layers = nn.ModuleList(
-            Block(settings, family, attn_implementation, activation_checkpointing)
-            for _ in range(settings.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(Block(settings, family, execution) for _ in range(settings.num_hidden_layers))
         self.norm = NORMS[family.norm](settings.hidden_size, settings.norm_eps)
         self.lm_head = OutputHead(settings.vocab_size, settings.hidden_size)
         self._tie()
@@ -82,8 +82,11 @@ class Decoder(nn.Module):
             max_seqlen: the longest document, or more.
 
         Returns:
-            A float32 scalar: the sum over labelled tokens of -log p(label), in nats.
+            A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
+            ranks share sequences.
         """
+        if (ranks := self.sequence_parallel) is not None:
+            input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
         return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen), labels)
 
     def logits(
@@ -144,7 +147,11 @@ class Decoder(nn.Module):
 
 
 def build_model(
-    settings: ModelSettings, *, attn_implementation: str = "auto", activation_checkpointing: str = "none"
+    settings: ModelSettings,
+    *,
+    attn_implementation: str = "auto",
+    activation_checkpointing: str = "none",
+    sequence_parallel: SequenceParallel | None = None,
 ) -> Decoder:
     """The decoder of these settings on the current default device, `meta` included, with weights still to be filled
     by `init_weights` or a checkpoint.
@@ -153,5 +160,6 @@ def build_model(
         settings: the shape.
         attn_implementation: a key of `attention_backends.BACKENDS`, or `auto`.
         activation_checkpointing: `none`, `selective` or `full`.
+        sequence_parallel: the ranks that share each sequence with this one.
     """
-    return Decoder(settings, attn_implementation, activation_checkpointing)
+    return Decoder(settings, Execution(attn_implementation, activation_checkpointing, sequence_parallel))

@@ -74,6 +74,18 @@ def _affine(theirs: str, ours: str) -> tuple[WeightMap, WeightMap]:
     return WeightMap(f"{theirs}.weight", (f"{ours}.weight",)), WeightMap(f"{theirs}.bias", (f"{ours}.bias",))
 
 
+TENSOR_PARALLEL_PLAN = {
+    "layers.*.self_attn.q_proj": "colwise",
+    "layers.*.self_attn.k_proj": "colwise",
+    "layers.*.self_attn.v_proj": "colwise",
+    "layers.*.self_attn.o_proj": "rowwise",
+    "layers.*.mlp.gate_proj": "colwise",
+    "layers.*.mlp.up_proj": "colwise",
+    "layers.*.mlp.down_proj": "rowwise",
+}
+"""How ranks share the matrices of a block, in Hugging Face's words (Shoeybi et al., 2019, section 3): whole heads and
+inner features each, one sum behind attention and one behind the feed-forward layer. The same for every family."""
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         norm="rms_norm",

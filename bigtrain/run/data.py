@@ -50,6 +50,6 @@ class RunData:
             self.train,
             first_sample=first_sample,
             micro_batch_size=settings.train.micro_batch_size,
-            rank=topology.rank,
-            world_size=topology.world_size,
+            rank=topology.data_rank,
+            world_size=topology.data_size,
         )

@@ -65,11 +65,12 @@ def validation_losses(
             sequence_length=settings.data.sequence_length,
             max_sequences=settings.evaluate.max_sequences,
             micro_batch_size=settings.validation_batch_size,
-            rank=topology.rank,
-            world_size=topology.world_size,
+            rank=topology.data_rank,
+            world_size=topology.data_size,
         )
         loss, tokens = sum_of_losses(engine.evaluate, batches, topology.device)
-        loss, all_tokens = topology.sum_across_ranks([loss, float(tokens)])
+        counted = tokens if topology.shard_rank == 0 else 0
+        loss, all_tokens = topology.sum_across_ranks([loss, float(counted)])
         if all_tokens:
             losses.append(SourceLoss(dataset.name, loss / all_tokens, int(all_tokens)))
     return losses

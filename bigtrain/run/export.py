@@ -13,12 +13,13 @@ from bigtrain.config import BigtrainError
 from bigtrain.convert import compare_with_transformers, export_hf
 from bigtrain.data.card import card_as_markdown
 from bigtrain.data.tokenizer import TOKENIZER_FILE
+from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.run.data_card import CARD, card_of_run
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.model_card import model_card
 from bigtrain.run.records import read_json_lines
-from bigtrain.run.trained import COMPUTE_DTYPES, TrainedModel
+from bigtrain.run.trained import TrainedModel
 
 LARGEST_DIFFERENCE = 1e-2
 """Logits are of the order of 10; the order of summation in float32 explains differences of some 1e-5."""

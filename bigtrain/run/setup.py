@@ -16,8 +16,9 @@ from bigtrain.checkpoint import Checkpoint, Search, load, newest_verified
 from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Plan
-from bigtrain.engine.construction import DTYPES, construction, whole_parameters
+from bigtrain.engine.construction import construction, whole_parameters
 from bigtrain.engine.engine import Engine
+from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.engine.topology import Topology, start
 from bigtrain.model import (
     Decoder,
@@ -102,9 +103,7 @@ def ranks(settings: Settings) -> Iterator[Topology]:
     A rank that fails alone goes without a word to the others: they may be inside a collective and would never answer.
     """
     engine = settings.engine
-    topology = start(
-        engine.process_group_timeout_minutes, engine.tensor_parallel_size, engine.sequence_parallel_size
-    )
+    topology = start(engine.process_group_timeout_minutes, engine.tensor_parallel_size, engine.sequence_parallel_size)
     try:
         yield topology
     except BigtrainError as error:
@@ -163,7 +162,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[
 
 def meter_for(settings: Settings, topology: Topology) -> Meter:
     """The meter, with the matrix-product peak of all ranks together measured at the same time."""
-    peak = measure_matmul_peak(topology.device, DTYPES[settings.engine.precision])
+    peak = measure_matmul_peak(topology.device, COMPUTE_DTYPES[settings.engine.precision])
     return Meter(
         flops_per_token=flops_per_token(settings.model, settings.data.sequence_length),
         peak_flops=topology.sum_across_ranks([peak])[0],

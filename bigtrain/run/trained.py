@@ -15,11 +15,10 @@ from bigtrain.checkpoint import Checkpoint, list_checkpoints, load_weights, newe
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, open_mirror, validation_batches
 from bigtrain.data.tokenizer import vocabulary_size
+from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.model import Decoder, build_model, generate
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import SourceLoss, sum_of_losses
-
-COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

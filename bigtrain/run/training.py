@@ -118,11 +118,12 @@ class TrainingRun:
         except BigtrainError as caught:
             error = caught
         self._data_seconds = time.perf_counter() - started
+        counted = batch if self.topology.shard_rank == 0 else None  # ranks that share samples count them once
         label_tokens, input_tokens, digest, stop, save, failed = self.topology.sum_across_ranks(
             [
-                batch.label_tokens if batch else 0,
-                batch.input_tokens if batch else 0,
-                batch.digest if batch else 0,
+                counted.label_tokens if counted else 0,
+                counted.input_tokens if counted else 0,
+                counted.digest if counted else 0,
                 int(self.stop.reason is not None),
                 int(self.topology.rank == 0 and self._minutes_are_over()),
                 int(error is not None),
@@ -152,6 +153,8 @@ class TrainingRun:
     def optimize(self, batch: RankBatch, agreed: Agreement) -> tuple[float, StepResult]:
         """Forward, backward and update. Returns the mean loss over the global batch and what the update did.
 
+        A step whose gradient overflows float16 is done without an update: the loss scale was too large.
+
         Raises:
             BigtrainError: the loss or the gradient is not finite; nothing was updated.
         """
@@ -162,7 +165,9 @@ class TrainingRun:
             )
         update = self.engine.step(self.learning_rate_of(self.step + 1))
         loss = self.topology.sum_across_ranks([loss_sum.item()])[0] / agreed.label_tokens
-        if not (math.isfinite(loss) and math.isfinite(update.grad_norm)):
+        if math.isfinite(loss) and not update.applied and self.engine.scales_loss:
+            self.note("overflow", loss=loss, batch_digest=agreed.batch_digest, **self.engine.loss_scaler())
+        elif not (math.isfinite(loss) and math.isfinite(update.grad_norm)):
             self.note("not finite", loss=loss, grad_norm=update.grad_norm, batch_digest=agreed.batch_digest)
             raise BigtrainError(
                 f"the loss or the gradient norm of step {self.step + 1} is not finite; the step was not committed",

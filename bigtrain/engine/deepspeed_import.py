@@ -1,0 +1,25 @@
+"""Importing DeepSpeed, with what has to be said to it once a process."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+
+@functools.cache
+def import_deepspeed() -> Any:
+    """The package, quiet and without compilers."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    # Stage 3 calls collectives under names that PyTorch 2.13 has renamed, once a module and micro-batch.
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
+    # bf16 at stage 1 calls it time and again at start: a full garbage collection and a table on stdout each.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
+    # A C++ shared-memory all-reduce that is compiled at first start and then unused for the group we bring.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if get_accelerator().device_name() == "cpu":
+        # It says whether float16 is fast. PyTorch computes it on any CPU, which is enough to try a configuration.
+        get_accelerator().is_fp16_supported = lambda: True
+    return deepspeed
