@@ -29,7 +29,7 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds
     left @ right
-    while time.perf_counter() < end:
+    while not best or time.perf_counter() < end:
         _synchronize(device)
         start = time.perf_counter()
         for _ in range(4):
