@@ -25,8 +25,9 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import Settings
 from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.deepspeed_import import import_deepspeed
-from bigtrain.engine.fragments import create_moments, fragments, owned_ranges, owners, places
-from bigtrain.engine.optimizer import build_optimizer
+from bigtrain.engine.fragments import fragments, owned_ranges, owners, places
+from bigtrain.engine.muon import Muon
+from bigtrain.engine.optimizer import build_optimizer, create_moments
 from bigtrain.engine.topology import Topology
 
 _SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
@@ -54,7 +55,8 @@ class Engine:
         With bf16 the weights are rounded to bfloat16 first and the float32 masters start from the rounded values.
 
         Raises:
-            BigtrainError: `engine.deepspeed` holds a key that bigtrain sets.
+            BigtrainError: `engine.deepspeed` holds a key that bigtrain sets, or one of `optimizer.groups` is for no
+                parameter.
         """
         deepspeed = import_deepspeed()
         self._stage = settings.engine.zero_stage
@@ -80,6 +82,8 @@ class Engine:
         self._owners = owners(self._optimizer, self._wrapper, self._stage)
         self._places = places(model, topology, self._stage)
         create_moments(self._optimizer, self._owners)
+        if isinstance(self._optimizer, Muon):
+            self._optimizer.locate(list(self._owners), self._ranges, spread=self._stage > 0)
 
     @property
     def module(self) -> nn.Module:
@@ -105,7 +109,7 @@ class Engine:
     def step(self, learning_rate: float) -> StepResult:
         """Reduce the gradient over the ranks, clip it, update the weights at this learning rate, and forget it."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         try:
             self._deepspeed.step()
         except Exception as error:
@@ -131,16 +135,16 @@ class Engine:
         return self._told(loss)
 
     def fragments(self) -> list[Fragment]:
-        """This rank's part of the training state, as views: master weights and both moments of AdamW."""
+        """This rank's part of the training state, as views: master weights and the optimizer's moments."""
         return fragments(self._optimizer, self._ranges, self._places)
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that AdamW has applied; its bias correction depends on them."""
-        return int(self._optimizer.state[self._owners[0]]["step"])
+        """Steps that the optimizer has applied; AdamW's bias correction depends on them."""
+        return int(next(iter(self._optimizer.state.values()))["step"])
 
     def restore(self, optimizer_steps: int, loss_scaler: Mapping[str, float] | None = None) -> None:
-        """After new values were copied into the fragments: set AdamW's counters and refresh the model's weights.
+        """After new values were copied into the fragments: set the step counters and refresh the model's weights.
 
         Every rank has to call it.
         """
@@ -182,7 +186,7 @@ class Engine:
         self._grad_norm = float(norm)
         if not math.isfinite(self._grad_norm):
             self._grad_norm = math.inf
-            self._optimizer.zero_grad()  # AdamW leaves a parameter without gradient alone
+            self._optimizer.zero_grad()  # the optimizers leave a parameter without gradient alone
         elif self._max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
 

@@ -49,16 +49,21 @@ class Place:
     holders: int
 
 
-def owners(optimizer: Optimizer, wrapper: Any, stage: int) -> list[torch.Tensor]:
-    """The flat float32 tensors that the torch optimizer updates on this rank.
+def owners(optimizer: Optimizer, wrapper: Any, stage: int) -> dict[torch.Tensor, str]:
+    """The flat float32 tensors that the torch optimizer updates on this rank, each with the algorithm of its group.
+
+    The n-th owner of one rank and that of another hold parts of the same parameters.
 
     Args:
         optimizer: the torch optimizer, whose parameters DeepSpeed has replaced by its owners.
         wrapper: DeepSpeed's optimizer around it.
     """
     if stage == 3:  # between steps stage 3 hides them from the torch optimizer
-        return list(wrapper.fp32_partitioned_groups_flat)
-    return [owner for group in optimizer.param_groups for owner in group["params"]]
+        groups = [optimizer.param_groups[index] for _, index in sorted(wrapper.sub_group_to_group_id.items())]
+        return {
+            owner: group["algorithm"] for owner, group in zip(wrapper.fp32_partitioned_groups_flat, groups, strict=True)
+        }
+    return {owner: group["algorithm"] for group in optimizer.param_groups for owner in group["params"]}
 
 
 def owned_ranges(model: nn.Module, optimizer: Optimizer, wrapper: Any, stage: int) -> list[OwnedRange]:
@@ -91,20 +96,6 @@ def _of_stage_3(named: Iterable[tuple[str, Any]], wrapper: Any) -> Iterator[Owne
         if length > 0:  # else all padding
             owner = wrapper.fp32_partitioned_groups_flat[sub_group]
             yield OwnedRange(name, tuple(parameter.ds_shape), offset, length, owner, start)
-
-
-def create_moments(optimizer: Optimizer, owners: list[torch.Tensor]) -> None:
-    """Give AdamW the state that it would make at its first step, so that there is always something to save or load.
-
-    The layout is that of torch.optim.AdamW with fused=True: a float32 step counter on the owner's device, and both
-    moments.
-    """
-    for owner in owners:
-        optimizer.state[owner] = {
-            "step": torch.zeros((), dtype=torch.float32, device=owner.device),
-            "exp_avg": torch.zeros_like(owner, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(owner, requires_grad=False),
-        }
 
 
 def places(model: nn.Module, topology: Topology, stage: int) -> dict[str, Place]:

@@ -1,33 +1,119 @@
-"""AdamW with parameter groups chosen by name, so that a checkpoint finds each tensor's treatment again by its name."""
+"""Which optimizer updates which parameter, and how: by names and settings alone.
+
+Nothing of it is saved. A checkpoint holds tensors by name, and the next start derives the treatment of each from its
+settings again, at any ZeRO stage and world size.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
-from bigtrain.config.settings import OptimizerSettings
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import OptimizerSettings, ParameterGroup
+from bigtrain.engine.lion import Lion
+from bigtrain.engine.muon import Muon
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "muon": ("momentum_buffer",)}
+"""What each algorithm remembers of a parameter: tensors of its size."""
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
-    """AdamW (Loshchilov and Hutter, 2019, algorithm 2) over all parameters of the model, with two groups.
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """The optimizer over all trainable parameters of the model, in the groups of `parameter_groups`.
+
+    AdamW (Loshchilov and Hutter, 2019, algorithm 2) is PyTorch's own fused kernel, on CPU and CUDA: DeepSpeed's has to
+    be compiled at first start.
+
+    Raises:
+        BigtrainError: one of `optimizer.groups` is for no parameter of this model.
+    """
+    groups = parameter_groups(model, settings)
+    if settings.name == "lion":
+        return Lion(groups, betas=settings.betas)
+    if settings.name == "muon":
+        return Muon(groups, momentum=settings.momentum, betas=settings.betas, eps=settings.eps)
+    return AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The parameters with equal treatment together: name, params, algorithm, weight_decay and lr_scale.
 
     Matrices decay, the token embedding among them: as an output projection it is a matrix like any other, and GPT-2,
-    Llama and OLMo decay it too. Norms, biases and every other vector do not. A tied embedding is one parameter,
-    under the name `named_parameters` gives it first.
-
-    PyTorch's own fused kernel is used on CPU and CUDA: DeepSpeed's Adam has to be compiled at first start.
+    Llama and OLMo decay it too. Norms, biases and every other vector do not. Muon has the matrices inside the blocks
+    and leaves the rest to AdamW. `optimizer.groups` changes decay or rate of what it matches. A tied embedding is one
+    parameter, under the name `named_parameters` gives it first.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "name": "decay",
-            "params": [parameter for _, parameter in named if parameter.ndim >= 2],
-            "weight_decay": settings.weight_decay,
-        },
-        {
-            "name": "no_decay",
-            "params": [parameter for _, parameter in named if parameter.ndim < 2],
-            "weight_decay": 0.0,
-        },
-    ]
-    return AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    chosen = _chosen(list(parameters), settings.groups)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 hides the shape
+        by_muon = settings.name == "muon" and len(shape) == 2 and "layers." in name
+        group: dict[str, Any] = {
+            "name": "muon" if by_muon else "decay" if len(shape) >= 2 else "no_decay",
+            "algorithm": "adamw" if settings.name == "muon" and not by_muon else settings.name,
+            "weight_decay": settings.weight_decay if len(shape) >= 2 else 0.0,
+            "lr_scale": 1.0,
+        }
+        if name in chosen:
+            number, other = chosen[name]
+            group["name"] += f", optimizer.groups.{number}"
+            group["lr_scale"] = other.lr_scale
+            if other.weight_decay is not None:
+                group["weight_decay"] = other.weight_decay
+        group = groups.setdefault(group["name"], {**group, "params": []})
+        group["params"].append(parameter)
+        if by_muon:
+            group.setdefault("matrices", {})[name] = shape
+    return list(groups.values())
+
+
+def create_moments(optimizer: Optimizer, owners: Mapping[torch.Tensor, str]) -> None:
+    """Give each owner the state that its algorithm would make at its first step, so that there is always something to
+    save or load: a step counter on the owner's device, float32 as torch.optim.AdamW has it, and the moments.
+
+    Args:
+        optimizer: made by `build_optimizer`.
+        owners: the tensors that it updates, with the algorithm that does.
+    """
+    for owner, algorithm in owners.items():
+        optimizer.state[owner] = {
+            "step": torch.zeros((), dtype=torch.float32, device=owner.device),
+            **{moment: torch.zeros_like(owner, requires_grad=False) for moment in MOMENTS[algorithm]},
+        }
+
+
+def _chosen(names: list[str], groups: tuple[ParameterGroup, ...]) -> dict[str, tuple[int, ParameterGroup]]:
+    """The group of `optimizer.groups`, with its number, of each parameter that is in one: the first that matches."""
+    chosen: dict[str, tuple[int, ParameterGroup]] = {}
+    for number, group in enumerate(groups):
+        matching = [name for name in names if fnmatchcase(name, group.match)]
+        free = [name for name in matching if name not in chosen]
+        if not matching:
+            raise BigtrainError(
+                f"optimizer.groups.{number}.match matches no parameter",
+                found=group.match,
+                wanted=f"a pattern for whole names such as {', '.join(_near(group.match, names))}",
+                fix="correct the pattern (* stands for anything), or remove the group",
+            ).on_all_ranks()
+        if not free:
+            raise BigtrainError(
+                f"optimizer.groups.{number} is for nothing: an earlier group matches all that it matches",
+                found=f"{group.match}, behind {chosen[matching[0]][1].match}",
+                wanted="the special pattern before the general one: the first group that matches counts",
+                fix=f"move optimizer.groups.{number} to the front, or remove it",
+            ).on_all_ranks()
+        chosen |= dict.fromkeys(free, (number, group))
+    return chosen
+
+
+def _near(pattern: str, names: list[str]) -> list[str]:
+    word = pattern.replace("*", "")
+    containing = [name for name in names if word and word in name]
+    return containing[:3] or get_close_matches(word, names, n=3, cutoff=0.4) or names[:3]

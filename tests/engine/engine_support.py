@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from plain_optimizers import plain_optimizers
 from torch import nn
 
 from bigtrain.config.settings import Settings
@@ -31,7 +32,7 @@ class TinyDecoder(nn.Module):
         super().__init__()
         self.heads = heads
         self.embed = nn.Embedding(vocab, hidden)
-        self.blocks = nn.ModuleList(
+        self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
                     "attention_norm": nn.RMSNorm(hidden),
@@ -52,7 +53,7 @@ class TinyDecoder(nn.Module):
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         x = self.embed(input_ids)
         batch, length, hidden = x.shape
-        for block in self.blocks:
+        for block in self.layers:
             qkv = block["qkv"](block["attention_norm"](x)).view(batch, length, 3, self.heads, -1)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -108,7 +109,7 @@ def settings(case: dict[str, Any]) -> Settings:
                 "global_batch_size": GLOBAL_BATCH,
                 "micro_batch_size": case.get("micro_batch_size", 2),
             },
-            "optimizer": {"max_grad_norm": case.get("max_grad_norm", 1.0)},
+            "optimizer": {"max_grad_norm": case.get("max_grad_norm", 1.0), **case.get("optimizer", {})},
             "engine": {"zero_stage": case["stage"], "precision": case.get("precision", "fp32")},
         }
     )
@@ -127,14 +128,8 @@ def plain_loop(case: dict[str, Any], steps: int) -> dict[str, Any]:
     if bf16:
         model.to(torch.bfloat16)
     masters = [p.detach().float().clone().requires_grad_() for p in model.parameters()]
-    decay = [m for m in masters if m.ndim >= 2]
-    rest = [m for m in masters if m.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": chosen.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        betas=chosen.betas,
-        eps=chosen.eps,
-        foreach=False,
-    )
+    names = [name for name, _ in model.named_parameters()]
+    optimizers = plain_optimizers(dict(zip(names, masters, strict=True)), chosen)
     micro = case.get("micro_batch_size", 2) if bf16 else GLOBAL_BATCH
     losses, norms = [], []
     for step in range(steps):
@@ -154,9 +149,10 @@ def plain_loop(case: dict[str, Any], steps: int) -> dict[str, Any]:
         if chosen.max_grad_norm:
             for master in masters:
                 master.grad *= min(1.0, chosen.max_grad_norm / (float(norm) + 1e-6))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step) * group["lr_scale"]
+            optimizer.step()
         with torch.no_grad():
             for master, parameter in zip(masters, model.parameters(), strict=True):
                 parameter.copy_(master)

@@ -1,0 +1,136 @@
+"""Muon: orthogonalised momentum for matrices (Jordan et al., 2024), over owners that ZeRO has cut at any element.
+
+torch.optim.Muon needs whole matrices. DeepSpeed 0.19.8 has a Muon that works on its partitions, but takes gradient
+norm and clipping over the orthogonalised update, each stage at another place, and computes in float16. Here the
+momentum lies in flat owners, elementwise, like any other moment, and saves and reshards like one. Only the
+orthogonalisation, inside a step, brings the pieces of one matrix together on one rank, and sends the pieces of the
+result back:
+
+    owner --momentum, bfloat16--> pieces --all-to-all--> matrix --Newton-Schulz--> pieces --all-to-all--> owner
+
+in rounds of at most one matrix for each rank, which `muon_rounds` plans.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS, _zeropower_via_newtonschulz
+from torch.optim.adamw import adamw
+
+from bigtrain.engine.fragments import OwnedRange
+from bigtrain.engine.muon_rounds import Round, plan_rounds
+
+
+class Muon(Optimizer):
+    """Muon for groups with algorithm muon, AdamW for the others.
+
+    With gradient G, momentum B, learning rate r, decoupled weight decay d and m = `momentum`:
+
+        B  = m * B + (1 - m) * G
+        O  = orthogonalise(m * B + (1 - m) * G)                         (Nesterov's form)
+        P -= r * (0.2 * sqrt(max(rows, columns)) * O + d * P)           (Liu et al., 2025, equation 4)
+
+    The scale gives the update the root mean square of AdamW's, so that one learning rate suits both. This is
+    torch.optim.Muon with adjust_lr_fn="match_rms_adamw". The state (step counters, `momentum_buffer`, AdamW's moments)
+    is made by `create_moments`; before the first step `locate` has to be called. Parameters without a gradient are
+    left alone.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        """The groups of algorithm muon have `matrices`: the shapes of their parameters, by name."""
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "betas": betas, "eps": eps})
+        self._rounds: dict[Tensor, list[Round]] = {}
+
+    def locate(self, owners: Sequence[Tensor], ranges: Sequence[OwnedRange], *, spread: bool) -> None:
+        """Learn from all ranks where the matrices lie.
+
+        Args:
+            owners: what is updated here; the n-th holds pieces of the same matrices on all ranks.
+            ranges: the pieces of this rank.
+            spread: whether the ranks have different pieces. If not, each has everything and works alone.
+        """
+        matrices = {name: shape for group in self.param_groups for name, shape in group.get("matrices", {}).items()}
+        numbers = {owner: number for number, owner in enumerate(owners)}
+        here = {each.name: (numbers[each.owner], each.offset, each.length, each.start) for each in ranges}
+        own = torch.tensor([here.get(name, (-1, 0, 0, 0)) for name in matrices], device=owners[0].device)
+        of_ranks = [own]
+        if spread:
+            of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(of_ranks, own)
+        table = torch.stack(of_ranks, dim=1).cpu()  # [matrices, ranks, 4]
+        holders = table[:, :, 0].amax(dim=1)
+        for number, owner in enumerate(owners):
+            if rows := (holders == number).nonzero().flatten().tolist():
+                shapes = [list(matrices.values())[row] for row in rows]
+                self._rounds[owner] = plan_rounds(shapes, table[rows, :, 1:], dist.get_rank() if spread else 0)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update what has a gradient. All ranks call it for the same owners in the same order."""
+        assert closure is None
+        for group in self.param_groups:
+            owners = [owner for owner in group["params"] if owner.grad is not None]
+            if group["algorithm"] == "adamw":
+                self._adamw(owners, group)
+                continue
+            for owner in owners:
+                state = self.state[owner]
+                state["step"] += 1
+                state["momentum_buffer"].lerp_(owner.grad, 1 - group["momentum"])
+                owner.mul_(1 - group["lr"] * group["weight_decay"])
+                for matrices in self._rounds[owner]:
+                    self._update(owner, matrices, group)
+
+    def _update(self, owner: Tensor, matrices: Round, group: dict[str, Any]) -> None:
+        """One round: work on this rank's matrix, and update the owner's pieces of everyone's."""
+        assert owner.grad is not None
+        weights, gradient, momentum = (t.view(-1) for t in (owner, owner.grad, self.state[owner]["momentum_buffer"]))
+        # Newton-Schulz begins with a cast to bfloat16, so nothing is lost by casting before sending.
+        pieces = [gradient[part].lerp(momentum[part], group["momentum"]).bfloat16() for part in matrices.parts_of_owner]
+        received = matrices.to_workers(torch.cat(pieces))
+        result = received
+        if matrices.shape is not None:
+            whole = torch.empty(math.prod(matrices.shape), dtype=received.dtype, device=received.device)
+            for part, piece in zip(matrices.parts_of_matrix, torch.split(received, matrices.received), strict=True):
+                whole[part] = piece
+            direction = _orthogonal(whole.view(matrices.shape)).reshape(-1)
+            result = torch.cat([direction[part] for part in matrices.parts_of_matrix])
+        updates = torch.split(matrices.to_owners(result), matrices.sent)
+        for part, scale, update in zip(matrices.parts_of_owner, matrices.scales, updates, strict=True):
+            weights[part].add_(update, alpha=-group["lr"] * scale)
+
+    def _adamw(self, owners: list[Tensor], group: dict[str, Any]) -> None:
+        if not owners:
+            return
+        states = [self.state[owner] for owner in owners]
+        beta1, beta2 = group["betas"]
+        adamw(
+            owners,
+            [owner.grad for owner in owners if owner.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """About U V^T of the singular value decomposition U S V^T: torch.optim.Muon's own Newton-Schulz, in bfloat16."""
+    return _zeropower_via_newtonschulz(matrix, (DEFAULT_A, DEFAULT_B, DEFAULT_C), DEFAULT_NS_STEPS, EPS)
