@@ -76,6 +76,13 @@ _order = Kill.parse(os.environ[KILL]) if KILL in os.environ else None
 _passed: Counter[str] = Counter()
 
 
+def obey(order: Kill | None) -> None:
+    """Take this order in place of that in the environment; for processes that were forked."""
+    global _order
+    _order = order
+    _passed.clear()
+
+
 def reached(point: str) -> None:
     """This process has come to a point; if it was ordered to die here, it does."""
     if _order is None or point != _order.at or _order.rank not in ("*", os.environ.get("RANK", "0")):
