@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -173,20 +173,28 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
         device_id=device if device.type == "cuda" else None,
         **rendezvous,
     )
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    ranks_per_sample = tensor_parallel_size * sequence_parallel_size
-    if world_size % ranks_per_sample:
+    topology = Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device, timeout)
+    return share_samples(topology, tensor_parallel_size, sequence_parallel_size)
+
+
+def share_samples(topology: Topology, tensor_parallel_size: int, sequence_parallel_size: int) -> Topology:
+    """The same ranks, in neighbouring groups that share their samples. Every rank calls it.
+
+    Raises:
+        BigtrainError: the ranks do not divide into such groups.
+    """
+    size = tensor_parallel_size * sequence_parallel_size
+    if topology.world_size % size:
         raise BigtrainError(
             "the ranks do not divide into groups that share their samples",
-            found=f"{world_size} ranks",
-            wanted=f"a multiple of {ranks_per_sample}, for engine.tensor_parallel_size or sequence_parallel_size",
-            fix=f"start {-(-world_size // ranks_per_sample) * ranks_per_sample} ranks, or make that size smaller",
+            found=f"{topology.world_size} ranks",
+            wanted=f"a multiple of {size}, for engine.tensor_parallel_size or sequence_parallel_size",
+            fix=f"start {-(-topology.world_size // size) * size} ranks, or make that size smaller",
         ).on_all_ranks()
-    sharing = SampleSharing()
-    if ranks_per_sample > 1:
-        group, _ = dist.new_subgroups(ranks_per_sample, timeout=timeout)  # type: ignore[no-untyped-call]
-        sharing = SampleSharing(ranks_per_sample, tensor_parallel_size > 1, group)
-    return Topology(rank, world_size, local_rank, local_world_size, device, timeout, sharing)
+    if size == 1:
+        return topology
+    group, _ = dist.new_subgroups(size, timeout=topology.timeout)  # type: ignore[no-untyped-call]
+    return replace(topology, sharing=SampleSharing(size, tensor_parallel_size > 1, group))
 
 
 def leave(status: int) -> NoReturn:
