@@ -1,28 +1,32 @@
 """Reading a checkpoint into whatever owns the state now.
 
 A parameter lies in the files as pieces, cut where the ranks of then were divided; the fragments of now are cut
-elsewhere. Each rank reads the headers of all files, then copies the overlaps with its own fragments and nothing
-else. The same path serves the same cluster, another world size, another stage, and a single process that wants only
-the weights.
+elsewhere. The ranks share the reading of the headers; then each opens only the files that hold something of its own
+fragments, and copies the overlaps and nothing else. The same path serves the same cluster, another world size, stage or
+tensor-parallel size, and a single process that wants only the weights, one tensor after the other.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
+import xxhash
 
+from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
-from bigtrain.checkpoint.manifest import Manifest, read_manifest
+from bigtrain.checkpoint.manifest import Manifest
+from bigtrain.checkpoint.overlap import Shared, region_of, shared
 from bigtrain.checkpoint.ranks import Ranks, together
-from bigtrain.checkpoint.tensor_file import StoredPiece, read_rng, stored_pieces
+from bigtrain.checkpoint.storage import Reader
+from bigtrain.checkpoint.tensor_file import StoredPiece, bytes_of, read_header, read_rng, stored_pieces
 from bigtrain.config.errors import BigtrainError
+
+_BLOCK = 1 << 23
+"""Elements that are read at once where they cannot go straight to where they belong."""
 
 
 @dataclass(frozen=True)
@@ -34,44 +38,100 @@ class Loaded:
     """The random generators' state that this rank saved; None where the world size was another."""
 
 
-def load(path: Path, fragments: Sequence[Fragment], *, ranks: Ranks) -> Loaded:
+def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks) -> Loaded:
     """Fill this rank's fragments from a checkpoint, whatever stage and world size wrote it. Every rank calls it.
 
     Raises:
         BigtrainError: on every rank, when any cannot read, or the checkpoint is of another model.
     """
-    failed = f"the checkpoint {path} cannot be loaded"
+    failed = f"the checkpoint {checkpoint.location} cannot be loaded"
     own_shapes = {fragment.name: list(fragment.shape) for fragment in fragments}
     of_all_ranks = together(ranks, failed, lambda: own_shapes)
     model_shapes = {name: shape for shapes in of_all_ranks for name, shape in shapes.items()}
+
+    def open_part() -> tuple[Manifest, list[tuple[str, bytes]]]:
+        manifest = checkpoint.manifest
+        _check_same_model(manifest, model_shapes, {fragment.kind for fragment in fragments})
+        names = list(manifest.files)[ranks.rank :: ranks.world_size]
+        return manifest, [(name, zlib.compress(_header(checkpoint, name), 1)) for name in names]
+
+    parts = together(ranks, failed, open_part)
+    manifest = parts[ranks.rank][0]
+    heads = ((name, zlib.decompress(head)) for _, part in parts for name, head in part)
     loaded: list[Loaded] = []
 
     def read() -> None:
-        manifest = read_manifest(path)
-        _check_same_model(manifest, model_shapes, {fragment.kind for fragment in fragments})
-        _fill(path, manifest, fragments)
-        same_ranks = manifest.world_size == ranks.world_size
-        rng = read_rng(path / list(manifest.files)[ranks.rank]) if same_ranks else None
+        _fill(checkpoint, _index(heads, manifest, {(f.name, f.kind) for f in fragments}), fragments)
+        rng = None
+        if manifest.world_size == ranks.world_size:
+            with checkpoint.open(list(manifest.files)[ranks.rank]) as reader:
+                rng = read_rng(reader)
         loaded.append(Loaded(manifest, rng))
 
     together(ranks, failed, read)
     return loaded[0]
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All float32 weights by parameter name, whole. Needs neither an engine nor a process group.
+class Tensors:
+    """The whole tensors of a checkpoint, each read when it is asked for; needs no engine and no process group."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Read the headers.
+
+        Raises:
+            BigtrainError: the checkpoint is damaged or not whole.
+        """
+        self.manifest = checkpoint.manifest
+        self._checkpoint = checkpoint
+        heads = ((name, _header(checkpoint, name)) for name in self.manifest.files)
+        self._pieces = _index(heads, self.manifest)
+
+    def read(self, name: str, kind: str = MASTER) -> torch.Tensor:
+        """One tensor, float32. Raises BigtrainError."""
+        tensor = torch.empty(self.manifest.tensors[name], dtype=torch.float32)
+        whole = Fragment(name, kind, tuple(tensor.shape), 0, tensor.view(-1))
+        _fill(self._checkpoint, self._pieces, [whole])
+        return tensor
+
+    def digests(self) -> dict[tuple[str, str], str]:
+        """xxh3-128 of every tensor by (name, kind): the same however it was cut, one in memory at a time."""
+        return {
+            (name, kind): xxhash.xxh3_128(bytes_of(self.read(name, kind))).hexdigest()
+            for name in self.manifest.tensors
+            for kind in self.manifest.kinds
+        }
+
+
+class _Weights(Mapping[str, torch.Tensor]):
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._tensors = Tensors(checkpoint)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors.manifest.tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors.manifest.tensors)
+
+
+def load_weights(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+    """All float32 weights by parameter name, whole, each read anew when it is asked for.
+
+    Raises:
+        BigtrainError: now or then: the checkpoint is damaged or not whole.
+    """
+    return _Weights(checkpoint)
+
+
+def tensor_digests(checkpoint: Checkpoint) -> dict[tuple[str, str], str]:
+    """xxh3-128 of every whole tensor by (name, kind): two checkpoints of the same state have the same ones.
 
     Raises:
         BigtrainError: the checkpoint is damaged or not whole.
     """
-    manifest = read_manifest(path)
-    weights = {name: torch.empty(shape, dtype=torch.float32) for name, shape in manifest.tensors.items()}
-    _fill(
-        path,
-        manifest,
-        [Fragment(name, MASTER, tuple(weight.shape), 0, weight.view(-1)) for name, weight in weights.items()],
-    )
-    return weights
+    return Tensors(checkpoint).digests()
 
 
 def _check_same_model(manifest: Manifest, model: dict[str, list[int]], kinds: set[str]) -> None:
@@ -87,39 +147,75 @@ def _check_same_model(manifest: Manifest, model: dict[str, list[int]], kinds: se
         raise BigtrainError("the checkpoint lacks optimizer state", found=manifest.kinds, wanted=missing)
 
 
-def _fill(path: Path, manifest: Manifest, fragments: Sequence[Fragment]) -> None:
-    """Copy into every fragment the pieces it overlaps; every element must be covered."""
-    wanted = {(fragment.name, fragment.kind) for fragment in fragments}
+def _header(checkpoint: Checkpoint, name: str) -> bytes:
+    try:
+        with checkpoint.open(name) as reader:
+            return read_header(reader)
+    except OSError as error:
+        raise BigtrainError(f"{checkpoint.location} cannot be read", found=f"{name}: {error}") from error
+
+
+Index = Mapping[tuple[str, str], Sequence[StoredPiece]]
+
+
+def _index(heads: Iterable[tuple[str, bytes]], manifest: Manifest, wanted: set[tuple[str, str]] | None = None) -> Index:
+    """The pieces of every (name, kind), or of those that are wanted."""
     pieces: defaultdict[tuple[str, str], list[StoredPiece]] = defaultdict(list)
-    with ExitStack() as stack:
-        files: dict[Path, Any] = {}
-        try:
-            for file_name in manifest.files:
-                for piece in stored_pieces(path / file_name):
-                    if (piece.name, piece.kind) in wanted:
-                        pieces[piece.name, piece.kind].append(piece)
-            for fragment in fragments:
-                for piece in pieces[fragment.name, fragment.kind]:
-                    if piece.path not in files:
-                        files[piece.path] = stack.enter_context(safe_open(piece.path, framework="pt"))
-        except Exception as error:  # safetensors raises its own kinds for a truncated or foreign file
-            raise BigtrainError(f"{path} is damaged", found=f"{type(error).__name__}: {error}") from error
-        for fragment in fragments:
-            covered = sum(_copy_overlap(fragment, p, files[p.path]) for p in pieces[fragment.name, fragment.kind])
-            if covered != fragment.data.numel():
-                raise BigtrainError(
-                    f"{path} does not hold all of {fragment.kind} of {fragment.name}",
-                    found=f"{covered} elements",
-                    wanted=fragment.data.numel(),
-                )
+    for file, head in heads:
+        for piece in stored_pieces(file, head, manifest.tensors):
+            if wanted is None or (piece.name, piece.kind) in wanted:
+                pieces[piece.name, piece.kind].append(piece)
+    return pieces
 
 
-def _copy_overlap(fragment: Fragment, piece: StoredPiece, file: Any) -> int:
-    """Copy the elements that both have; how many they were."""
-    start = max(fragment.offset, piece.offset)
-    end = min(fragment.offset + fragment.data.numel(), piece.offset + piece.length)
-    if start >= end:
-        return 0
-    stored = file.get_slice(piece.key)[start - piece.offset : end - piece.offset]
-    fragment.data[start - fragment.offset : end - fragment.offset].copy_(stored)
-    return end - start
+def _fill(checkpoint: Checkpoint, pieces: Index, fragments: Sequence[Fragment]) -> None:
+    """Copy into every fragment what it shares with the stored pieces; every element must be covered."""
+    by_file: defaultdict[str, list[tuple[int, Shared, Fragment]]] = defaultdict(list)
+    for fragment in fragments:
+        region = region_of(fragment.shape, fragment.shard, fragment.offset, fragment.data.numel())
+        covered = 0
+        for piece in pieces.get((fragment.name, fragment.kind), ()):
+            for overlap in shared(piece.region, region):
+                covered += overlap.rows * overlap.columns
+                by_file[piece.file].append((piece.begin, overlap, fragment))
+        if covered != fragment.data.numel():
+            raise BigtrainError(
+                f"{checkpoint.location} does not hold all of {fragment.kind} of {fragment.name}",
+                found=f"{covered} elements",
+                wanted=fragment.data.numel(),
+            )
+    try:
+        for file in sorted(by_file):
+            with checkpoint.open(file) as reader:
+                for begin, overlap, fragment in sorted(by_file[file], key=lambda each: each[0] + 4 * each[1].source):
+                    _copy(reader, begin, overlap, fragment.data)
+    except OSError as error:
+        raise BigtrainError(f"{checkpoint.location} cannot be read", found=f"{file}: {error}") from error
+
+
+def _copy(reader: Reader, begin: int, overlap: Shared, target: torch.Tensor) -> None:
+    """Read a rectangle of a piece that begins at byte `begin` into a fragment's memory."""
+    columns = overlap.columns
+    straight = columns in (overlap.source_stride, overlap.target_stride) and overlap.rows == 1
+    straight = straight or columns == overlap.source_stride == overlap.target_stride
+    if straight and target.device.type == "cpu" and target.is_contiguous():
+        place = target[overlap.target : overlap.target + overlap.rows * columns]
+        reader.read_into(begin + 4 * overlap.source, bytes_of(place))
+        return
+    if overlap.rows == 1:  # a long run is as good as many short ones
+        overlap = Shared(columns, 1, overlap.source, 1, overlap.target, 1)
+    # Rows are read with what lies between them: one large read is cheaper than many small ones.
+    rows = max(1, min(overlap.rows, _BLOCK // max(1, overlap.source_stride)))
+    block = torch.empty((rows - 1) * overlap.source_stride + overlap.columns, dtype=torch.float32)
+    for row in range(0, overlap.rows, rows):
+        count = min(rows, overlap.rows - row)
+        part = block[: (count - 1) * overlap.source_stride + overlap.columns]
+        reader.read_into(begin + 4 * (overlap.source + row * overlap.source_stride), bytes_of(part))
+        size = (count, overlap.columns)
+        place = torch.as_strided(
+            target,
+            size,
+            (overlap.target_stride, 1),
+            target.storage_offset() + overlap.target + row * overlap.target_stride,
+        )
+        place.copy_(torch.as_strided(part, size, (overlap.source_stride, 1)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -13,7 +12,6 @@ import xxhash
 from bigtrain.checkpoint.tensor_file import FileSeal
 from bigtrain.config.errors import BigtrainError
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -49,7 +47,11 @@ class Manifest:
     tensors: dict[str, list[int]]
     """The shape of each parameter."""
     files: dict[str, FileSeal]
-    """Size and hash of each file beside the manifest."""
+    """Size and hash of each file beside the manifest, in rank order."""
+    layout: str = ""
+    """What decides which rank owns what. Where it is the same, a rank finds its own state in its own file again."""
+    partners: dict[str, str] = field(default_factory=dict)
+    """Of each file with parts of what several ranks hold: files with the same value make up the whole of it."""
     state: dict[str, Any] = field(default_factory=dict)
     """Whatever the run wants back, such as the W&B run id. JSON."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -61,19 +63,16 @@ class Manifest:
         return json.dumps({**fields, "digest": _digest(fields)}, indent=1, sort_keys=True)
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint, checked against its own digest.
+def parse_manifest(path: str, text: bytes) -> Manifest:
+    """The manifest in a file, checked against its own digest.
 
     Raises:
-        BigtrainError: there is none, it is damaged, or it is of a later format.
+        BigtrainError: it is damaged, or of a later format.
     """
-    path = directory / MANIFEST
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(text)
         digest = fields.pop("digest")
-    except FileNotFoundError:
-        raise BigtrainError(f"{directory} is not a committed checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BigtrainError(f"{path} cannot be read", found=f"{type(error).__name__}: {error}") from error
     if digest != _digest(fields):
         raise BigtrainError(f"{path} is damaged", found=f"digest {_digest(fields)}", wanted=digest)

@@ -52,7 +52,7 @@ def together(ranks: Ranks, what: str, action: Callable[[], T]) -> list[T]:
         value = action()
     except Exception as caught:
         error = caught
-    cause = _cause(error) if error else None
+    cause = cause_of(error) if error else None
     outcomes: list[tuple[str | None, str, Any]] = ranks.all_gather((cause, socket.gethostname(), value))
     causes = {cause for cause, _, _ in outcomes}
     if causes == {None}:
@@ -63,5 +63,6 @@ def together(ranks: Ranks, what: str, action: Callable[[], T]) -> list[T]:
     raise BigtrainError(what, found="\n          ".join(failed)).on_all_ranks() from error
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+    """An error in one line for people."""
     return str(error) if isinstance(error, (OSError, BigtrainError)) else f"{type(error).__name__}: {error}"

@@ -1,30 +1,40 @@
-"""One rank's fragments in one file, in the safetensors format.
+"""One rank's fragments in one file, in the safetensors format: made as an image in memory, then written as it is.
 
-Written here rather than with `safetensors.torch.save_file`, which first copies every tensor into one block of bytes
-in memory and neither hashes nor fsyncs: this writer streams from the live tensors and hashes on the way. What is
-written is read with the safetensors library, by us and by anybody.
+The training thread copies its fragments into the image and goes on; hashing and writing take as long as they like. The
+image is the one copy of the state that saving needs, and its memory serves the next save again. Written here rather
+than with `safetensors.torch.save_file`, which makes a block of bytes beside copies of the tensors, and neither hashes
+nor fsyncs. What is written is read with the safetensors library by anybody.
 
 Format (https://huggingface.co/docs/safetensors): header length (u64, little-endian), JSON header
 {key: {"dtype", "shape", "data_offsets"}}, then the tensors' bytes one after the other.
-A key is `kind/name/offset`: which piece of which parameter this is.
+
+A key says which piece of which parameter this is:
+
+    kind/name/offset                     elements from `offset` on of the flattened parameter
+    kind/name/offset@dim:start+length    the same of the flattened shard [start, start + length) of dimension `dim`
+    rng/generator/0                      the state of a random generator
+
+Shards of dimension 0 are ranges of the flattened parameter and are stored as such.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import xxhash
-from safetensors import safe_open
 
-from bigtrain.checkpoint.fragment import Fragment
+from bigtrain.checkpoint.fragment import Fragment, Shard
+from bigtrain.checkpoint.overlap import Region, region_of
+from bigtrain.checkpoint.storage import Reader
+from bigtrain.config.errors import BigtrainError
 
 RNG = "rng"
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
+_LARGEST_HEADER = 1 << 30
+_HASH_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -39,72 +49,149 @@ class FileSeal:
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """A fragment as it lies in a file: elements [offset, offset + length) of the flattened parameter."""
+    """A fragment as it lies in a file."""
 
-    path: Path
-    key: str
+    file: str
     name: str
     kind: str
-    offset: int
-    length: int
+    region: Region
+    """Which elements of the parameter."""
+    begin: int
+    """Where its bytes begin in the file."""
 
 
-def write_tensor_file(path: Path, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> FileSeal:
-    """Write fragments and the random generators' state to a new file and wait until it is durable.
+class Image:
+    """The bytes of a file, and the memory that holds them from one save to the next."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._size = 0
+
+    def fill(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
+        """Copy fragments and random state; when this returns they may change."""
+        # Random state comes last: its length is odd, and float32 must lie aligned.
+        tensors = {_key(f): f.data.detach() for f in fragments}
+        tensors |= {f"{RNG}/{generator}/0": state for generator, state in rng.items()}
+        head, places = _header(tensors)
+        self._size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
+        on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+        if self._memory.numel() < self._size:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # let go of the old before asking for the new
+            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=on_cuda)
+        self._memory[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        for tensor, start in zip(tensors.values(), places, strict=True):
+            place = self._memory[len(head) + start : len(head) + start + tensor.nbytes]
+            place.view(tensor.dtype).copy_(tensor.view(-1), non_blocking=True)
+        if on_cuda:
+            torch.cuda.synchronize()
+
+    @property
+    def data(self) -> memoryview:
+        """The file's bytes. On little-endian machines, the only ones PyTorch is built for, memory is the format."""
+        return bytes_of(self._memory[: self._size])
+
+    def seal(self) -> FileSeal:
+        """Hash it. xxhash lets other threads run meanwhile."""
+        return FileSeal(self._size, xxhash.xxh3_128(self.data).hexdigest())
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor in host memory, flat."""
+    return tensor.view(-1).numpy().data.cast("B")
+
+
+def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[int]]:
+    entries: dict[str, object] = {}
+    places, end = [], 0
+    for key, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        places.append(start)
+        entries[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # tensors begin aligned
+    return len(head).to_bytes(8, "little") + head, places
+
+
+def _key(fragment: Fragment) -> str:
+    shard = fragment.shard
+    if shard is None or shard.dim == 0:
+        start = region_of(fragment.shape, shard, fragment.offset, 0).start
+        return f"{fragment.kind}/{fragment.name}/{start}"
+    suffix = f"@{shard.dim}:{shard.start}+{shard.length}"
+    return f"{fragment.kind}/{fragment.name}/{fragment.offset}{suffix}"
+
+
+def seal_of(reader: Reader) -> FileSeal:
+    """Read a file through and seal it as it is now. Raises OSError."""
+    hasher, block = xxhash.xxh3_128(), memoryview(bytearray(min(_HASH_BLOCK, reader.size)))
+    for start in range(0, reader.size, _HASH_BLOCK):
+        part = block[: reader.size - start]
+        reader.read_into(start, part)
+        hasher.update(part)
+    return FileSeal(reader.size, hasher.hexdigest())
+
+
+def read_header(reader: Reader) -> bytes:
+    """The header of a file as it stands there, with its length before it.
 
     Raises:
-        OSError: the disk is full, the directory is gone or not writable, ...
+        OSError: it cannot be read.
+        BigtrainError: it is no safetensors file.
     """
-    tensors = {f"{f.kind}/{f.name}/{f.offset}": f.data for f in fragments}
-    tensors |= {f"{RNG}/{generator}/0": state for generator, state in rng.items()}
-    header: dict[str, object] = {}
-    end = 0
-    for key, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # tensors begin aligned
-
-    hasher, size = xxhash.xxh3_128(), 0
-    with path.open("xb") as file:
-        for block in (len(head).to_bytes(8, "little"), head):
-            file.write(block)
-            hasher.update(block)
-            size += len(block)
-        for tensor in tensors.values():
-            # On little-endian machines, the only ones PyTorch is built for, memory is the format.
-            data = tensor.detach().cpu().contiguous().numpy().data.cast("B")
-            file.write(data)
-            hasher.update(data)
-            size += len(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileSeal(size, hasher.hexdigest())
+    length = 8 + int.from_bytes(_read(reader, 0, 8), "little") if reader.size >= 8 else 0
+    if not 8 <= length <= min(reader.size, _LARGEST_HEADER):
+        raise BigtrainError(f"{reader} is damaged", found=f"a header of {length:,} bytes in a file of {reader.size:,}")
+    return _read(reader, 0, length)
 
 
-def seal_of(path: Path) -> FileSeal:
-    """Read a file through and seal it as it is now."""
-    hasher, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-            size += len(block)
-    return FileSeal(size, hasher.hexdigest())
+def stored_pieces(file: str, head: bytes, shapes: Mapping[str, Sequence[int]]) -> Iterator[StoredPiece]:
+    """What a file holds, from its header alone; random state left out.
 
+    Args:
+        head: what `read_header` returned.
+        shapes: of the whole parameters.
 
-def stored_pieces(path: Path) -> Iterator[StoredPiece]:
-    """What a file holds, from its header alone; random state left out."""
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
+    Raises:
+        BigtrainError: the header is not one that we write.
+    """
+    try:
+        for key, entry in json.loads(head[8:]).items():
             kind, rest = key.split("/", 1)
-            name, offset = rest.rsplit("/", 1)
-            if kind != RNG:
-                (length,) = file.get_slice(key).get_shape()
-                yield StoredPiece(path, key, name, kind, int(offset), length)
+            if kind == RNG:
+                continue
+            name, place = rest.rsplit("/", 1)
+            offset, _, suffix = place.partition("@")
+            (length,), (begin, end) = entry["shape"], entry["data_offsets"]
+            if entry["dtype"] != "F32" or end - begin != 4 * length:
+                raise ValueError(f"{key} is {entry}")
+            region = region_of(tuple(shapes[name]), _shard(suffix), int(offset), length)
+            yield StoredPiece(file, name, kind, region, len(head) + begin)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BigtrainError(f"{file} is damaged", found=f"{type(error).__name__}: {error}") from error
 
 
-def read_rng(path: Path) -> dict[str, torch.Tensor]:
+def _shard(suffix: str) -> Shard | None:
+    if not suffix:
+        return None
+    dim, _, bounds = suffix.partition(":")
+    start, _, length = bounds.partition("+")
+    return Shard(int(dim), int(start), int(length))
+
+
+def read_rng(reader: Reader) -> dict[str, torch.Tensor]:
     """The random generators' state in a file, by generator."""
-    with safe_open(path, framework="pt") as file:
-        keys = [key for key in file.keys() if key.startswith(f"{RNG}/")]  # noqa: SIM118
-        return {key.split("/")[1]: file.get_tensor(key) for key in keys}
+    head = read_header(reader)
+    state = {}
+    for key, entry in json.loads(head[8:]).items():
+        kind, generator, *_ = key.split("/")
+        if kind == RNG:
+            begin, end = entry["data_offsets"]
+            data = bytearray(_read(reader, len(head) + begin, end - begin))
+            state[generator] = torch.frombuffer(data, dtype=torch.uint8)
+    return state
+
+
+def _read(reader: Reader, start: int, length: int) -> bytes:
+    data = bytearray(length)
+    reader.read_into(start, memoryview(data))
+    return bytes(data)

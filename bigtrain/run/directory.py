@@ -19,9 +19,12 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from bigtrain.config import BigtrainError, Settings, dump_settings, load_settings
+
+if TYPE_CHECKING:
+    from bigtrain.checkpoint import Places
 
 LOCK_PATIENCE_SECONDS = 20.0
 
@@ -59,6 +62,12 @@ class RunDirectory:
     def settings(self) -> Settings:
         """The settings that the run was last started with."""
         return load_settings(self.config)
+
+    def places(self) -> Places:
+        """Where the run keeps its checkpoints."""
+        from bigtrain.checkpoint import Places
+
+        return Places.of(self.root, self.settings().checkpoint)
 
     def refuse_foreign(self) -> None:
         """Keep out of a directory with somebody else's files in it.

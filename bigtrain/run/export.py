@@ -44,7 +44,7 @@ def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: C
     trained = TrainedModel.open(run, step)
     settings = trained.settings
     export_hf(
-        load_weights(trained.checkpoint.path),
+        load_weights(trained.checkpoint),
         settings.model,
         settings.data.dir / TOKENIZER_FILE,
         out,

@@ -40,7 +40,7 @@ def train(settings: Settings) -> int:
 
 def leave(run: TrainingRun, reason: str) -> int:
     """Commit what is done and say why the run ends here; the next start goes on from this step."""
-    run.save()
+    run.save(last=True)
     run.close(reason, STOPPED)
     return STOPPED
 
@@ -49,6 +49,6 @@ def finish(run: TrainingRun) -> int:
     """Evaluate and commit the end of the schedule, unless an earlier start has already done so."""
     if run.has_trained:
         run.evaluate()
-        run.save()
+        run.save(last=True)
     run.close("all steps done", DONE)
     return DONE

@@ -5,14 +5,16 @@ Whatever can be wrong is found here, before the first step and before anything i
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import xxhash
 
-from bigtrain.checkpoint import Checkpoint, Search, load, newest_verified
+from bigtrain.checkpoint import Checkpoint, Places, Saver, Search, load, newest_verified
 from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Plan
@@ -61,7 +63,9 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         directory = RunDirectory(settings.run_dir)
         on_first_rank(topology, lambda: claim(directory))
         held.callback(directory.unlock)
-        search = newest_verified(directory.root, ranks=topology)
+        places = on_every_rank(topology, lambda: Places.of(directory.root, settings.checkpoint))
+        layout = layout_of(settings, topology)
+        search = newest_verified(places, ranks=topology, layout=layout)
         changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan))
         first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
         loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
@@ -70,6 +74,10 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         log_to(topology.rank, directory.rank_log(topology.rank))
         engine = Engine(new_model(settings, topology, fill=search.newest is None), settings, topology)
         state = restore(engine, search.newest, topology) if search.newest else {}
+        step = search.newest.step if search.newest else 0
+        durable_step = None if search.newest and places.is_local(search.newest) else step
+        saver = Saver(places, topology.behind(), settings.checkpoint, layout=layout, durable_step=durable_step)
+        held.callback(saver.close)
         keeps_records = topology.rank == 0
         if keeps_records:
             directory.write_config(settings)
@@ -83,8 +91,9 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             engine=engine,
             meter=meter_for(settings, topology),
             tracker=Tracker.start(settings, state.get("wandb_run_id")) if keeps_records else Tracker(),
+            saver=saver,
             stop=stop,
-            step=search.newest.step if search.newest else 0,
+            step=step,
             metrics=JsonLines(directory.metrics) if keeps_records else None,
             events=JsonLines(directory.events) if keeps_records else None,
             cadence=cadence_for(settings, topology, directory) if keeps_records else None,
@@ -151,9 +160,15 @@ def sequence_parallel(topology: Topology) -> SequenceParallel | None:
     return SequenceParallel(topology.shard_rank, topology.sequence_size, topology.sharing.group)
 
 
+def layout_of(settings: Settings, topology: Topology) -> str:
+    """A name for what decides which rank owns what of the state; where it is the same, they own the same again."""
+    decisive = [topology.world_size, settings.engine.model_dump(), settings.optimizer.model_dump()]
+    return xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+
+
 def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[str, Any]:
     """Put the engine where the checkpoint stands; returns the run's own state in it."""
-    loaded = load(checkpoint.path, engine.fragments(), ranks=topology)
+    loaded = load(checkpoint, engine.fragments(), ranks=topology)
     engine.restore(loaded.manifest.cursor.optimizer_steps)
     if loaded.rng is not None:
         engine.set_rng_state(loaded.rng)
@@ -200,10 +215,10 @@ def introduce(run: TrainingRun, search: Search) -> None:
     for dataset in run.held_out:
         if not dataset.tokens:
             logger.warning(f"source {dataset.name} has no held-out documents: it is not evaluated")
-    for rejected in search.rejected:
-        problems = "; ".join(rejected.problems)
-        run.note("fallback", checkpoint=rejected.checkpoint.path.name, problems=problems)
-        logger.warning(f"{rejected.checkpoint.path.name} is passed over: {problems}")
+    for passed_over in (*search.elsewhere, *search.rejected):
+        checkpoint, problems = passed_over.checkpoint, "; ".join(passed_over.problems)
+        run.note("fallback", checkpoint=checkpoint.name, place=checkpoint.location, problems=problems)
+        logger.warning(f"{checkpoint.location} is passed over: {problems}")
     start = {
         "world_size": topology.world_size,
         "wandb_run_id": run.tracker.run_id,

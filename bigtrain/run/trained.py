@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from bigtrain.checkpoint import Checkpoint, list_checkpoints, load_weights, newest_verified, verify
+from bigtrain.checkpoint import Checkpoint, load_weights, newest_verified, verify
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, open_mirror, validation_batches
 from bigtrain.data.tokenizer import vocabulary_size
@@ -49,13 +49,13 @@ class TrainedModel:
         """
         directory = RunDirectory.of_existing_run(run)
         settings = directory.settings()
-        checkpoint = open_checkpoint(directory.root, step)
+        checkpoint = open_checkpoint(directory, step)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):
             model = build_model(settings.model, attn_implementation=settings.engine.attn_implementation)
         model = model.to_empty(device="cpu")
         with torch.no_grad():
-            weights = load_weights(checkpoint.path)
+            weights = load_weights(checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
@@ -138,54 +138,56 @@ def evaluate_run(run: Path, step: int | None, *, with_yardsticks: bool) -> dict[
     return evaluation
 
 
-def open_checkpoint(run_dir: Path, step: int | None) -> Checkpoint:
+def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
     """The checkpoint of a step, or the newest verified one.
 
     Raises:
         BigtrainError: there is none, or not every byte of it is right.
     """
     if step is None:
-        search = newest_verified(run_dir)
+        search = newest_verified(run.places())
         if search.newest is not None:
             return search.newest
         raise BigtrainError(
-            f"{run_dir} has no checkpoint that can be trusted",
-            found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected) or "none",
+            f"{run.root} has no checkpoint that can be trusted",
+            found="; ".join(f"{r.checkpoint.name}: {', '.join(r.problems)}" for r in search.rejected) or "none",
             fix="train first: bigtrain train CONFIG",
         )
-    checkpoint = checkpoint_of_step(run_dir, step)
-    if problems := verify(checkpoint.path):
-        raise BigtrainError(f"{checkpoint.path} cannot be trusted", found="; ".join(problems))
-    return checkpoint
+    problems = {}
+    for checkpoint in checkpoints_of_step(run, step):
+        if not (found := verify(checkpoint)):
+            return checkpoint
+        problems[checkpoint.location] = "; ".join(found)
+    raise BigtrainError(f"{' and '.join(problems)} cannot be trusted", found="; ".join(problems.values()))
 
 
-def checkpoint_of_step(run_dir: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step, whether good or not.
+def checkpoints_of_step(run: RunDirectory, step: int) -> list[Checkpoint]:
+    """The checkpoints of a step, whether good or not: one, or with a local tier two.
 
     Raises:
         BigtrainError: there is none; names the steps there are.
     """
-    there = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run_dir)}
-    if step not in there:
-        raise BigtrainError(
-            f"{run_dir} has no checkpoint of step {step}",
-            found="steps " + ", ".join(map(str, there)) if there else "no checkpoint at all",
-            fix="give one of these steps, or none for the newest",
-        )
-    return there[step]
+    there = run.places().all()
+    if chosen := [checkpoint for checkpoint in there if checkpoint.step == step]:
+        return chosen
+    raise BigtrainError(
+        f"{run.root} has no checkpoint of step {step}",
+        found="steps " + ", ".join(map(str, sorted({c.step for c in there}))) if there else "no checkpoint at all",
+        fix="give one of these steps, or none for the newest",
+    )
 
 
 def verify_checkpoints(run: Path, step: int | None = None) -> dict[str, list[str]]:
-    """Hash every file of the checkpoints of a run, or of one of them: name -> what is wrong."""
-    root = RunDirectory.of_existing_run(run).root
-    chosen = list_checkpoints(root) if step is None else [checkpoint_of_step(root, step)]
-    return {checkpoint.path.name: verify(checkpoint.path) for checkpoint in chosen}
+    """Hash every file of the checkpoints of a run, or of one of them: place -> what is wrong."""
+    directory = RunDirectory.of_existing_run(run)
+    chosen = directory.places().all() if step is None else checkpoints_of_step(directory, step)
+    return {checkpoint.location: verify(checkpoint) for checkpoint in chosen}
 
 
 def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
     """What is committed: a row a checkpoint, from its manifest."""
     rows = []
-    for checkpoint in list_checkpoints(RunDirectory.of_existing_run(run).root):
+    for checkpoint in RunDirectory.of_existing_run(run).places().all():
         manifest = checkpoint.manifest
         rows.append(
             {
@@ -194,7 +196,7 @@ def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
                 "written by": f"{manifest.world_size} rank(s), ZeRO {manifest.zero_stage}",
                 "bytes": sum(seal.size for seal in manifest.files.values()),
                 "created": manifest.created,
-                "path": str(checkpoint.path),
+                "path": checkpoint.location,
             }
         )
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import Cursor, prune, save
+from bigtrain.checkpoint import Cursor, Saver
 from bigtrain.config import BigtrainError, Settings, mathematics
 from bigtrain.data import Dataset, Loader, Plan, RankBatch, format_digest
 from bigtrain.engine.engine import Engine, StepResult
@@ -55,6 +55,7 @@ class TrainingRun:
     engine: Engine
     meter: Meter
     tracker: Tracker
+    saver: Saver
     stop: StopRequest
     step: int
     metrics: JsonLines | None = None
@@ -106,9 +107,10 @@ class TrainingRun:
         """This rank's share of the next global batch, and what the ranks agreed on for the step.
 
         Raises:
-            BigtrainError: some rank could not load its share, or nothing in the batch has a label; raised on every
-                rank.
+            BigtrainError: some rank could not load its share, or write its part of the last checkpoint, or nothing in
+                the batch has a label; raised on every rank.
         """
+        self.note_commits()
         self.meter.start_step()
         started = time.perf_counter()
         batch: RankBatch | None = None
@@ -119,7 +121,7 @@ class TrainingRun:
             error = caught
         self._data_seconds = time.perf_counter() - started
         counted = batch if self.topology.shard_rank == 0 else None  # ranks that share samples count them once
-        label_tokens, input_tokens, digest, stop, save, failed = self.topology.sum_across_ranks(
+        label_tokens, input_tokens, digest, stop, save, failed, unsaved = self.topology.sum_across_ranks(
             [
                 counted.label_tokens if counted else 0,
                 counted.input_tokens if counted else 0,
@@ -127,8 +129,11 @@ class TrainingRun:
                 int(self.stop.reason is not None),
                 int(self.topology.rank == 0 and self._minutes_are_over()),
                 int(error is not None),
+                int(self.saver.failed),
             ]
         )
+        if unsaved:
+            self.saver.wait()  # it has failed on all ranks, or is about to
         if failed:
             raise_first(self.topology, error)
         assert batch is not None
@@ -229,32 +234,45 @@ class TrainingRun:
         )
         self.tracker.log({f"validation_loss/{source.name}": source.loss for source in losses}, self.step)
 
-    def save(self) -> None:
-        """Commit a checkpoint of this step, once."""
-        if self._saved_step == self.step:
-            return
-        started = time.perf_counter()
-        if self.metrics is not None:
-            self.metrics.sync()
-        checkpoint = save(
-            self.directory.root,
+    def save(self, last: bool = False) -> None:
+        """Save a checkpoint of this step, once; the last one of a start is durable when this returns.
+
+        Raises:
+            BigtrainError: this save, or the one before it, could not be written; raised on every rank.
+        """
+        if self._saved_step != self.step or (last and self.saver.durable_step != self.step):
+            self._begin_save(last)
+        if last:
+            self.saver.wait()
+        self.note_commits()
+
+    def _begin_save(self, last: bool) -> None:
+        stall = self.saver.save(
             Cursor(self.step, self.consumed_samples, self.plan.plan_id, self.engine.optimizer_steps),
             self.engine.fragments(),
             self.engine.rng_state(),
             mathematics=mathematics(self.settings),
             zero_stage=self.settings.engine.zero_stage,
             state={"wandb_run_id": self.tracker.run_id, "plan": self.plan.describe()},
-            ranks=self.topology,
+            last=last,
+            before=self.metrics.sync if self.metrics is not None else lambda: None,
         )
-        self._prune()
-        seconds = time.perf_counter() - started
         self._last_save, self._saved_step = time.monotonic(), self.step
-        if self.cadence is not None:
-            self.cadence.saved(stall_seconds=seconds, durable_seconds=seconds)
-            if news := self.cadence.news():
-                logger.info(f"step {self.step}  {news}")
-        self.note("commit", seconds=round(seconds, 3), checkpoint=checkpoint.path.name)
-        logger.info(f"step {self.step}  checkpoint committed to {checkpoint.path} in {seconds:.1f}s")
+        self.note("save", stall_seconds=round(stall, 4))
+
+    def note_commits(self) -> None:
+        """Record what has become durable since this was called last."""
+        for commit in self.saver.finished():
+            name, step, seconds = commit.checkpoint.name, commit.checkpoint.step, commit.seconds
+            self.note("commit", step=step, seconds=round(seconds, 3), checkpoint=name, local=commit.local)
+            logger.info(f"step {step}  checkpoint committed to {commit.checkpoint.location} in {seconds:.1f}s")
+            if commit.prune_problem:
+                self.note("prune failed", step=step, error=commit.prune_problem)
+                logger.warning(f"an old checkpoint could not be removed: {commit.prune_problem}")
+            if self.cadence is not None:
+                self.cadence.saved(stall_seconds=commit.stall_seconds, durable_seconds=seconds)
+                if news := self.cadence.news():
+                    logger.info(f"step {self.step}  {news}")
 
     def close(self, reason: str, exit_status: int) -> None:
         """Say why the run ends and release what it holds."""
@@ -267,15 +285,6 @@ class TrainingRun:
         """Add a line to events.jsonl."""
         if self.events is not None:
             self.events.append({"event": event, "step": self.step, **details})
-
-    def _prune(self) -> None:
-        keep = self.settings.checkpoint.keep
-        if keep is not None and self.topology.rank == 0:
-            try:
-                prune(self.directory.root, keep)
-            except OSError as error:  # what is committed is safe; only the room was not given back
-                self.note("prune failed", error=str(error))
-                logger.warning(f"an old checkpoint could not be removed: {error}")
 
     def _minutes_are_over(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes

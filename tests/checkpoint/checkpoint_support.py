@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, save
+from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, Places, save
 
 SHAPES: dict[str, tuple[int, ...]] = {"embed.weight": (7, 3), "layers.0/odd name.weight": (5,), "norm.weight": (1,)}
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -89,7 +89,7 @@ def save_step(run: Path, step: int, world_size: int = 2, seed: int = 0) -> list[
 
 def save_fragments(run: Path, step: int, own: list[Fragment], ranks: Any) -> Checkpoint:
     return save(
-        run,
+        Places.of(run),
         Cursor(step, step * 8, "plan-a", step),
         own,
         {"cpu": torch.arange(5, dtype=torch.uint8) + ranks.rank},

@@ -30,12 +30,11 @@ from bigtrain.checkpoint import (
     ALONE,
     Fragment,
     Loaded,
+    Places,
     check_compatible,
-    list_checkpoints,
     load,
     load_weights,
     newest_verified,
-    read_manifest,
 )
 from bigtrain.config.errors import BigtrainError
 
@@ -61,7 +60,7 @@ def test_any_cut_loads_into_any_other_bit_for_bit(
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
         saved = on_ranks(then[0], lambda ranks: save_fragments(run, 3, cut(state, then[1], ranks.rank), ranks))
-        path = saved[0].path
+        path = saved[0]
 
         def read(ranks: ThreadRank) -> list[Fragment]:
             own = cut({key: torch.zeros_like(value) for key, value in state.items()}, now[1], ranks.rank)
@@ -89,10 +88,10 @@ def test_what_all_ranks_hold_is_written_once(tmp_path: Path, world_size: int) ->
         ]
 
     on_ranks(world_size, lambda ranks: save_fragments(tmp_path, 1, held_by(ranks.rank), ranks))
-    path = list_checkpoints(tmp_path)[0].path
+    path = Places.of(tmp_path).all()[0]
     stored = sum(
         tensor.numel()
-        for file in path.glob("*.safetensors")
+        for file in path.path.glob("*.safetensors")
         for key, tensor in load_file(file).items()
         if not key.startswith("rng/")
     )
@@ -102,7 +101,7 @@ def test_what_all_ranks_hold_is_written_once(tmp_path: Path, world_size: int) ->
 
 def test_the_manifest_keeps_cursor_state_and_settings(tmp_path: Path) -> None:
     save_step(tmp_path, 12)
-    manifest = read_manifest(list_checkpoints(tmp_path)[0].path)
+    manifest = Places.of(tmp_path).all()[0].manifest
     assert (manifest.cursor.step, manifest.cursor.consumed_samples, manifest.cursor.plan_id) == (12, 96, "plan-a")
     assert (manifest.world_size, manifest.zero_stage, manifest.state) == (2, 2, {"wandb_run_id": "abc"})
     assert manifest.mathematics == MATHEMATICS and manifest.versions["torch"] == torch.__version__
@@ -111,7 +110,7 @@ def test_the_manifest_keeps_cursor_state_and_settings(tmp_path: Path) -> None:
 
 def test_random_state_comes_back_to_its_rank_and_only_at_the_same_world_size(tmp_path: Path) -> None:
     save_step(tmp_path, 1, world_size=2)
-    path = list_checkpoints(tmp_path)[0].path
+    path = Places.of(tmp_path).all()[0]
 
     def rng(ranks: ThreadRank) -> list[int] | None:
         state = load(path, cut(tensors(), even(ranks.world_size), ranks.rank), ranks=ranks).rng
@@ -129,7 +128,7 @@ def test_another_models_checkpoint_is_refused_naming_the_tensors(
     tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     save_step(tmp_path, 1)
-    path = list_checkpoints(tmp_path)[0].path
+    path = Places.of(tmp_path).all()[0]
     other = {**SHAPES, name: shape}
     own = [Fragment(n, "master", s, 0, torch.zeros(torch.Size(s).numel())) for n, s in other.items()]
     with pytest.raises(BigtrainError, match=message):
@@ -142,7 +141,7 @@ def test_another_models_checkpoint_is_refused_naming_the_tensors(
 
 def test_other_mathematics_is_refused_naming_key_and_both_values(tmp_path: Path) -> None:
     save_step(tmp_path, 1)
-    manifest = list_checkpoints(tmp_path)[0].manifest
+    manifest = Places.of(tmp_path).all()[0].manifest
     check_compatible(manifest, MATHEMATICS)
     changed = {**MATHEMATICS, "optimizer.learning_rate": 0.2}
     with pytest.raises(BigtrainError, match=r"optimizer.learning_rate: 0.2\n.*optimizer.learning_rate: 0.1"):
@@ -151,12 +150,12 @@ def test_other_mathematics_is_refused_naming_key_and_both_values(tmp_path: Path)
 
 def test_weights_load_without_deepspeed_or_a_process_group(tmp_path: Path) -> None:
     save_step(tmp_path, 1)
-    path = newest_verified(tmp_path).newest
+    path = newest_verified(Places.of(tmp_path)).newest
     assert path is not None
     script = (
-        "import sys, json, pathlib; from bigtrain.checkpoint import load_weights; import torch.distributed as dist;"
-        "w = load_weights(pathlib.Path(sys.argv[1]));"
+        "import sys, json; from bigtrain.checkpoint import Checkpoint, load_weights; import torch.distributed as dist;"
+        "w = load_weights(Checkpoint.at(sys.argv[1]));"
         "print(json.dumps([sorted(w), 'deepspeed' in sys.modules, dist.is_initialized()]))"
     )
-    out = subprocess.run([sys.executable, "-c", script, str(path.path)], capture_output=True, text=True, timeout=60)
+    out = subprocess.run([sys.executable, "-c", script, path.location], capture_output=True, text=True, timeout=60)
     assert json.loads(out.stdout) == [sorted(SHAPES), False, False], out.stderr

@@ -19,7 +19,7 @@ from checkpoint_support import on_ranks, save_step, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.checkpoint import list_checkpoints, load_weights, newest_verified, prune, verify
+from bigtrain.checkpoint import Checkpoint, Places, load_weights, newest_verified, prune, verify
 from bigtrain.config.errors import BigtrainError
 
 
@@ -38,7 +38,7 @@ def run(good: Path, tmp_path: Path) -> Path:
 
 
 def newest(run: Path) -> int | None:
-    found = newest_verified(run).newest
+    found = newest_verified(Places.of(run)).newest
     return found and found.step
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_named_and_fallen_back_from(
     run: Path, name: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(run / "checkpoints/step-00000030" / name)
-    found = newest_verified(run)
+    found = newest_verified(Places.of(run))
     assert found.newest is not None and found.newest.step == 20
     (rejected,) = found.rejected
     assert rejected.checkpoint.step == 30
@@ -83,24 +83,24 @@ def test_one_flipped_bit_anywhere_is_found(good: Path, data: st.DataObject) -> N
     place, bit = data.draw(st.integers(0, len(before) - 1)), data.draw(st.integers(0, 7))
     try:
         file.write_bytes(before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :])
-        assert any(file.name in problem for problem in verify(path))
+        assert any(file.name in problem for problem in verify(Checkpoint.at(path)))
     finally:
         file.write_bytes(before)
-    assert verify(path) == []
+    assert verify(Checkpoint.at(path)) == []
 
 
 def test_no_checkpoint_and_only_bad_checkpoints_are_told_apart(run: Path, tmp_path: Path) -> None:
-    nothing = newest_verified(tmp_path / "elsewhere")
+    nothing = newest_verified(Places.of(tmp_path / "elsewhere"))
     assert (nothing.newest, nothing.rejected) == (None, [])
-    for checkpoint in list_checkpoints(run):
+    for checkpoint in Places.of(run).all():
         truncate(checkpoint.path / "state-00000-of-00002.safetensors")
-    found = newest_verified(run)
+    found = newest_verified(Places.of(run))
     assert found.newest is None and [bad.checkpoint.step for bad in found.rejected] == [30, 20, 10]
 
 
 def test_every_rank_finds_the_same(run: Path) -> None:
     truncate(run / "checkpoints/step-00000030/state-00001-of-00002.safetensors")
-    searches = on_ranks(3, lambda ranks: newest_verified(run, ranks=ranks))
+    searches = on_ranks(3, lambda ranks: newest_verified(Places.of(run), ranks=ranks))
     assert searches[0] == searches[1] == searches[2] and searches[0].newest.step == 20
 
 
@@ -126,19 +126,19 @@ def test_a_foreign_file_in_place_of_the_directory_is_a_clear_error_on_every_rank
 
 
 def test_pruning_keeps_the_newest_good_ones(run: Path) -> None:
-    assert prune(run, keep=3) == []
-    assert [checkpoint.step for checkpoint in prune(run, keep=2)] == [10]
-    assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [20, 30]
+    assert prune(Places.of(run).durable, keep=3) == []
+    assert [checkpoint.step for checkpoint in prune(Places.of(run).durable, keep=2)] == [10]
+    assert [checkpoint.step for checkpoint in Places.of(run).all()] == [20, 30]
 
 
 def test_pruning_never_removes_the_newest_good_one(run: Path) -> None:
     for step in (20, 30):
         data = run / f"checkpoints/step-000000{step}/state-00000-of-00002.safetensors"
         data.write_bytes(data.read_bytes()[:-1] + b"?")
-    prune(run, keep=1)
+    prune(Places.of(run).durable, keep=1)
     assert newest(run) == 10
     truncate(run / "checkpoints/step-00000010/manifest.json")
-    assert prune(run, keep=1) == []
+    assert prune(Places.of(run).durable, keep=1) == []
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_full_disk_is_an_error_on_every_rank_and_leaves_earlier_checkpoints(sm
             break
     assert step > 1
     assert all(isinstance(error, BigtrainError) and "No space left on device" in str(error) for error in outcome)
-    assert newest(small_disk) == step - 1 and len(load_weights(list_checkpoints(small_disk)[-1].path)) == 3
+    assert newest(small_disk) == step - 1 and len(load_weights(Places.of(small_disk).all()[-1])) == 3
     assert not list((small_disk / "checkpoints").glob(".*"))
 
 
@@ -168,7 +168,7 @@ LIMITED = """
 import json, resource, sys
 from pathlib import Path
 from checkpoint_support import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import newest_verified
+from bigtrain.checkpoint import Places, newest_verified
 from bigtrain.engine.topology import leave, start
 topology, run = start(timeout_minutes=1), Path(sys.argv[1])
 own = cut(tensors(), even(2), topology.rank)
@@ -183,7 +183,7 @@ except Exception as error:
 resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
 messages = topology.all_gather(message)
 if topology.rank == 0:
-    found = newest_verified(run)
+    found = newest_verified(Places.of(run))
     Path(sys.argv[2]).write_text(json.dumps([messages, found.newest.step, len(found.rejected)]))
 topology.barrier()
 topology.shutdown()
@@ -213,9 +213,9 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from checkpoint_support import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import ALONE, newest_verified
+from bigtrain.checkpoint import ALONE, Places, newest_verified
 run = Path(sys.argv[1])
-found = newest_verified(run).newest
+found = newest_verified(Places.of(run)).newest
 for step in range(found.step + 1 if found else 1, 10**6):
     save_fragments(run, step, cut(tensors(step), even(1), 0), ALONE)
     print(step, flush=True)
@@ -234,9 +234,9 @@ def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path) -
             time.sleep(random.Random(attempt).uniform(0, 0.2))
             process.send_signal(signal.SIGKILL)
             last = max([last, *map(int, process.stdout.read().split())])
-        found = newest_verified(tmp_path)
+        found = newest_verified(Places.of(tmp_path))
         assert found.newest is not None and found.newest.step in (last, last + 1) and found.rejected == []
-        weights = load_weights(found.newest.path)
+        weights = load_weights(found.newest)
         assert weights["embed.weight"].flatten().tolist() == pytest.approx(
             tensors(found.newest.step)["embed.weight", "master"].tolist(), nan_ok=True
         )

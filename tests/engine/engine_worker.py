@@ -12,7 +12,7 @@ import deepspeed
 import torch
 from engine_support import build, learning_rate, settings, train
 
-from bigtrain.checkpoint import Cursor, load, load_weights, save
+from bigtrain.checkpoint import Checkpoint, Cursor, Places, load, load_weights, save
 from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import leave, start
@@ -48,7 +48,7 @@ def train_and_save(job: dict[str, Any]) -> dict[str, Any]:
 
 def resume(job: dict[str, Any]) -> dict[str, Any]:
     engine = new_engine(job)
-    loaded = load(Path(job["from"]), engine.fragments(), ranks=topology)
+    loaded = load(Checkpoint.at(job["from"]), engine.fragments(), ranks=topology)
     engine.restore(loaded.manifest.cursor.optimizer_steps)
     assert loaded.rng is not None
     engine.set_rng_state(loaded.rng)
@@ -61,9 +61,9 @@ def reshard(job: dict[str, Any]) -> list[dict[str, Any]]:
     engine = new_engine(job)
     results = []
     for source, target in zip(job["from"], job["to"], strict=True):
-        loaded = load(Path(source), engine.fragments(), ranks=topology)
+        loaded = load(Checkpoint.at(source), engine.fragments(), ranks=topology)
         engine.restore(loaded.manifest.cursor.optimizer_steps)
-        masters = load_weights(Path(source))
+        masters = load_weights(Checkpoint.at(source))
         stage_3 = job["case"]["stage"] == 3
         with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=stage_3):
             same = all(torch.equal(p, masters[name].to(p.dtype)) for name, p in engine.module.named_parameters())
@@ -79,7 +79,7 @@ def new_engine(job: dict[str, Any]) -> Engine:
 
 def commit(engine: Engine, job: dict[str, Any], step: int) -> None:
     save(
-        Path(job["to"]),
+        Places.of(Path(job["to"])),
         Cursor(step, step * 8, "plan", engine.optimizer_steps),
         engine.fragments(),
         engine.rng_state(),

@@ -9,20 +9,20 @@ import pytest
 import torch
 from engine_support import HALF, STAGES, WORLD_SIZES, resaved, saved
 
-from bigtrain.checkpoint import ALONE, Fragment, Search, load, newest_verified, read_manifest
+from bigtrain.checkpoint import ALONE, Fragment, Places, Search, load, newest_verified
 
 
 def everything(run: Path) -> dict[tuple[str, str], torch.Tensor]:
     """All tensors of all kinds, whole."""
-    found: Search = newest_verified(run)
+    found: Search = newest_verified(Places.of(run))
     assert found.newest is not None and not found.rejected
-    manifest = read_manifest(found.newest.path)
+    manifest = found.newest.manifest
     whole = [
         Fragment(name, kind, tuple(shape), 0, torch.full((torch.Size(shape).numel(),), torch.nan))
         for name, shape in manifest.tensors.items()
         for kind in manifest.kinds
     ]
-    load(found.newest.path, whole, ranks=ALONE)
+    load(found.newest, whole, ranks=ALONE)
     return {(fragment.name, fragment.kind): fragment.data for fragment in whole}
 
 

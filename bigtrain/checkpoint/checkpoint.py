@@ -1,0 +1,123 @@
+"""One checkpoint: a step in a storage, and whether its every byte is right."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigtrain.checkpoint.folder import COMMITTED, MANIFEST, step_name
+from bigtrain.checkpoint.manifest import Manifest, parse_manifest
+from bigtrain.checkpoint.ranks import ALONE, Ranks
+from bigtrain.checkpoint.storage import Reader, Storage, storage_at
+from bigtrain.checkpoint.tensor_file import FileSeal, seal_of
+from bigtrain.config.errors import BigtrainError
+
+_HASHING_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What lies under a committed name, whether whole or not."""
+
+    step: int
+    storage: Storage
+
+    @classmethod
+    def at(cls, location: str | Path) -> Checkpoint:
+        """The checkpoint at a folder or URL that ends in its own name.
+
+        Raises:
+            BigtrainError: the name is not one of a checkpoint.
+        """
+        parent, _, name = str(location).rstrip("/").rpartition("/")
+        if not (match := COMMITTED.fullmatch(name)):
+            raise BigtrainError(f"{location} is not a checkpoint", found=name, wanted="a name such as step-00000100")
+        return cls(int(match[1]), storage_at(parent or "."))
+
+    @property
+    def name(self) -> str:
+        """Its name in its storage."""
+        return step_name(self.step)
+
+    @property
+    def location(self) -> str:
+        """The folder or URL that it is."""
+        return self.storage.location(self.step)
+
+    @property
+    def path(self) -> Path:
+        """The folder that it is; meaningless where it lies behind a URL."""
+        return Path(self.location)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Read anew each time.
+
+        Raises:
+            BigtrainError: the manifest is missing or damaged.
+        """
+        path = f"{self.location}/{MANIFEST}"
+        try:
+            with self.open(MANIFEST) as reader:
+                text = bytearray(reader.size)
+                reader.read_into(0, memoryview(text))
+        except (FileNotFoundError, NotADirectoryError):
+            raise BigtrainError(f"{self.location} is not a committed checkpoint: it has no {MANIFEST}") from None
+        except OSError as error:
+            raise BigtrainError(f"{path} cannot be read", found=str(error)) from error
+        return parse_manifest(path, bytes(text))
+
+    def open(self, name: str) -> AbstractContextManager[Reader]:
+        """One of its files."""
+        return self.storage.open(self.step, name)
+
+
+def list_checkpoints(storage: Storage) -> list[Checkpoint]:
+    """All that lies under a committed name, oldest first, whether whole or not."""
+    return [Checkpoint(step, storage) for step in storage.steps()]
+
+
+def verify(checkpoint: Checkpoint, *, contents: bool = True, ranks: Ranks = ALONE) -> list[str]:
+    """What is wrong with a checkpoint; an empty list means that every byte is right.
+
+    Args:
+        contents: hash every file. False: only the manifest and the files' sizes.
+        ranks: share the reading among these; the answer is the same on all.
+    """
+    try:
+        files = checkpoint.manifest.files
+        found = problems_of(checkpoint, files, list(files)[ranks.rank :: ranks.world_size], contents)
+    except (BigtrainError, OSError) as error:
+        found = [str(error)]
+    return merged(ranks.all_gather(found))
+
+
+def problems_of(
+    checkpoint: Checkpoint, files: dict[str, FileSeal], names: Collection[str], contents: bool
+) -> list[str]:
+    """What is wrong with some files of a checkpoint, as this process sees them."""
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing and reading let each other run
+        found = threads.map(lambda name: _problem(checkpoint, name, files[name], contents), names)
+        return [problem for problem in found if problem]
+
+
+def merged(problems: list[list[str]]) -> list[str]:
+    """The problems of all ranks, each once."""
+    return list(dict.fromkeys(problem for of_rank in problems for problem in of_rank))
+
+
+def _problem(checkpoint: Checkpoint, name: str, seal: FileSeal, contents: bool) -> str | None:
+    try:
+        with checkpoint.open(name) as reader:
+            if reader.size != seal.size:
+                return f"{name}: {reader.size} bytes, wanted {seal.size}"
+            if contents and (found := seal_of(reader)) != seal:
+                return f"{name}: contents changed (xxh3-128 {found.xxh3_128}, wanted {seal.xxh3_128})"
+    except FileNotFoundError:
+        return f"{name}: missing"
+    except (OSError, BigtrainError) as error:
+        return f"{name}: cannot be read ({error})"
+    return None

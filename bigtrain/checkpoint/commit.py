@@ -1,0 +1,124 @@
+"""The protocol by which the ranks make one checkpoint in one storage: all of it, or nothing that counts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+
+from bigtrain.checkpoint.checkpoint import Checkpoint
+from bigtrain.checkpoint.fragment import Fragment
+from bigtrain.checkpoint.manifest import Cursor, Manifest
+from bigtrain.checkpoint.ranks import Ranks, together
+from bigtrain.checkpoint.storage import Storage
+from bigtrain.checkpoint.tensor_file import FileSeal
+from bigtrain.faults import reached
+from bigtrain.version import __version__
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a rank tells of its part of the state."""
+
+    shapes: dict[str, list[int]]
+    """Of the whole parameters it has a part of."""
+    kinds: list[str]
+    partner: str
+    """The same for the ranks that hold the same pieces and share the saving of them; empty for a rank that shares
+    nothing."""
+
+    @classmethod
+    def of(cls, fragments: Sequence[Fragment]) -> Contents:
+        """Of all fragments that a rank holds, before they are shared out."""
+        held = [(f.name, f.kind, f.offset, f.shard, f.data.numel()) for f in fragments if f.holders > 1]
+        return cls(
+            {fragment.name: list(fragment.shape) for fragment in fragments},
+            sorted({fragment.kind for fragment in fragments}),
+            xxhash.xxh3_64_hexdigest(repr(sorted(held, key=repr)).encode()) if held else "",
+        )
+
+
+@dataclass(frozen=True)
+class About:
+    """What the manifest says beside what is in the files."""
+
+    cursor: Cursor
+    mathematics: Mapping[str, Any]
+    zero_stage: int
+    state: Mapping[str, Any]
+    layout: str
+
+
+def commit(
+    storage: Storage, about: About, contents: Contents, data: memoryview, seal: FileSeal, *, leads: bool, ranks: Ranks
+) -> Checkpoint:
+    """Write this rank's file and commit the checkpoint. Every rank calls it.
+
+    Args:
+        data: the file, of which `seal` is the seal.
+        leads: whether this rank prepares and commits in this storage: one rank of those that see it does.
+
+    Raises:
+        BigtrainError: on every rank, when any rank could not write. Earlier checkpoints are untouched.
+    """
+    step = about.cursor.step
+    failed = f"the checkpoint of step {step} could not be written to {storage.location(step)}"
+
+    def prepare() -> str:
+        if leads:
+            storage.prepare(step)
+        return uuid.uuid4().hex[:8]
+
+    def write() -> tuple[str, FileSeal, Contents]:
+        name = storage.file_name(f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}", attempt)
+        storage.write(step, name, data)
+        reached("save.written")
+        return name, seal, contents
+
+    def publish() -> None:
+        if leads:
+            reached("save.manifest")
+            storage.commit(step, _manifest(about, written).to_json().encode())
+
+    try:
+        attempt, *_ = together(ranks, failed, prepare)
+        written = together(ranks, failed, write)
+        together(ranks, failed, publish)
+    except Exception:
+        if leads:
+            storage.abandon(step)
+        raise
+    return Checkpoint(step, storage)
+
+
+def _manifest(about: About, written: Sequence[tuple[str, FileSeal, Contents]]) -> Manifest:
+    shapes = {name: shape for _, _, contents in written for name, shape in contents.shapes.items()}
+    return Manifest(
+        cursor=about.cursor,
+        world_size=len(written),
+        zero_stage=about.zero_stage,
+        mathematics=dict(about.mathematics),
+        versions=_versions(),
+        kinds=sorted({kind for _, _, contents in written for kind in contents.kinds}),
+        tensors=dict(sorted(shapes.items())),
+        files={name: seal for name, seal, _ in written},
+        layout=about.layout,
+        partners={name: contents.partner for name, _, contents in written if contents.partner},
+        state=dict(about.state),
+    )
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {
+        "bigtrain": __version__,
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+        "python": platform.python_version(),
+    }

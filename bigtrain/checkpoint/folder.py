@@ -1,0 +1,140 @@
+"""Checkpoints in a folder, where a crash at any instant leaves either all of one or nothing that counts.
+
+The argument. A directory under its final name `step-N` comes into being by one rename, which POSIX makes atomic.
+Before the rename every file in it, the manifest last, was written and fsynced, and so was the staging directory
+itself; after it the parent is fsynced. So whoever sees `step-N/manifest.json` sees a manifest that was complete, of
+files that were complete. Killed earlier, only a name beginning with a dot is left, which nothing reads and the next
+save removes. Where the disk breaks its promise, the hashes in the manifest show it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigtrain.checkpoint.storage import Reader, blocks
+from bigtrain.faults import reached
+
+MANIFEST = "manifest.json"
+COMMITTED = re.compile(r"step-(\d{8,})")
+_LEFTOVER = re.compile(r"\.step-\d{8,}\.(staging|pruned|replaced-\d+)")
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory on a local or shared file system: a `Storage`."""
+
+    directory: Path
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def location(self, step: int) -> str:
+        """See Storage."""
+        return str(self._final(step))
+
+    def steps(self) -> list[int]:
+        """See Storage."""
+        paths = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(int(match[1]) for path in paths if (match := COMMITTED.fullmatch(path.name)))
+
+    @contextmanager
+    def open(self, step: int, name: str) -> Iterator[Reader]:
+        """See Storage."""
+        handle = os.open(self._final(step) / name, os.O_RDONLY)
+        try:
+            yield _OpenFile(self._final(step) / name, handle)
+        finally:
+            os.close(handle)
+
+    def prepare(self, step: int) -> None:
+        """See Storage."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path)
+        self._staging(step).mkdir()
+
+    def file_name(self, stem: str, attempt: str) -> str:
+        """See Storage. What is staged meets nothing of another attempt."""
+        return f"{stem}.safetensors"
+
+    def write(self, step: int, name: str, data: memoryview) -> None:
+        """See Storage."""
+        with (self._staging(step) / name).open("xb", buffering=0) as file:
+            for index, block in enumerate(blocks(data, _BLOCK)):
+                if index == len(data) // _BLOCK // 2:
+                    reached("save.writing")
+                written = 0
+                while written < len(block):
+                    written += file.write(block[written:])
+            os.fsync(file.fileno())
+
+    def commit(self, step: int, manifest: bytes) -> None:
+        """See Storage. A bad checkpoint of that name steps aside first."""
+        self.write(step, MANIFEST, memoryview(manifest))
+        staging, final = self._staging(step), self._final(step)
+        _fsync_directory(staging)
+        reached("save.staged")
+        replaced = final.with_name(f".{final.name}.replaced-{time.time_ns()}")
+        if final.exists():
+            final.rename(replaced)
+        staging.rename(final)
+        reached("save.renamed")
+        _fsync_directory(self.directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def abandon(self, step: int) -> None:
+        """See Storage."""
+        shutil.rmtree(self._staging(step), ignore_errors=True)
+
+    def remove(self, step: int) -> None:
+        """See Storage."""
+        aside = self._final(step).with_name(f".{self._final(step).name}.pruned")
+        self._final(step).rename(aside)  # out of sight first: a half-removed one must not look like a checkpoint
+        reached("save.pruning")
+        shutil.rmtree(aside)
+
+    def _final(self, step: int) -> Path:
+        return self.directory / step_name(step)
+
+    def _staging(self, step: int) -> Path:
+        return self.directory / f".{step_name(step)}.staging"
+
+
+class _OpenFile:
+    def __init__(self, path: Path, handle: int) -> None:
+        self._path, self._handle = path, handle
+        self.size = os.fstat(handle).st_size
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def read_into(self, start: int, target: memoryview) -> None:
+        target = target.cast("B")
+        done = 0
+        while done < len(target):
+            count = os.preadv(self._handle, [target[done:]], start + done)
+            if not count:
+                raise OSError(f"{self._path} ends at byte {start + done:,}, wanted {start + len(target):,}")
+            done += count
+
+
+def step_name(step: int) -> str:
+    """The name of a step's checkpoint, in any storage."""
+    return f"step-{step:08d}"
+
+
+def _fsync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,169 @@
+"""The one or two places where a run's checkpoints lie, and which checkpoint in them is the newest good one.
+
+The durable place is RUN/checkpoints, or what `checkpoint.dir` names. With `checkpoint.local_dir` there is a tier before
+it, a folder on a disk of each node:
+
+- Every save goes to the local tier first: each rank's file to its own node, under a manifest of all files, committed by
+  one rename a node once the files of all ranks are durable. The first save after a start, each `durable_every`-th
+  after it and the last one of a run go on to the durable place. So what is durable is never older than `durable_every`
+  saves, however often the run starts anew.
+- Nodes do not see each other's disks. A step can be read from the local tier when every rank finds there the same
+  manifest and all files that it may need: its own (and those of the ranks that it shares parts with) where world size,
+  engine and optimizer are as they were, else all of them.
+- What is newest follows from the steps' numbers and the hashes over both tiers, every time anew; at the same step the
+  local one wins. There is no pointer that could lie, and no clock in it.
+- The local tier keeps the newest two. It is a cache: losing it costs time, never a run.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
+from bigtrain.checkpoint.folder import Folder
+from bigtrain.checkpoint.manifest import Manifest
+from bigtrain.checkpoint.ranks import ALONE, Ranks, together
+from bigtrain.checkpoint.storage import Storage, storage_at
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.settings import CheckpointSettings
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run's checkpoints lie."""
+
+    durable: Storage
+    local: Folder | None = None
+
+    @classmethod
+    def of(cls, run_dir: Path, settings: CheckpointSettings | None = None) -> Places:
+        """Those that the settings name. Several runs may share a local_dir: each has a folder of its own in it.
+
+        Raises:
+            BigtrainError: the protocol of `checkpoint.dir` is unknown, or its package is not installed.
+        """
+        settings = settings or CheckpointSettings()
+        local = None
+        if settings.local_dir is not None:
+            root = run_dir.resolve()
+            local = Folder(settings.local_dir / f"{root.name}-{xxhash.xxh3_64_hexdigest(str(root).encode())[:8]}")
+        return cls(storage_at(settings.dir or run_dir / "checkpoints"), local)
+
+    def all(self) -> list[Checkpoint]:
+        """What this process sees in both, oldest first, durable before local."""
+        storages = [self.durable] if self.local is None else [self.durable, self.local]
+        found = [checkpoint for storage in storages for checkpoint in list_checkpoints(storage)]
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def is_local(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint lies in the local tier."""
+        return self.local is not None and checkpoint.storage is self.local
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A checkpoint that cannot be trusted, and why."""
+
+    checkpoint: Checkpoint
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The outcome of looking for something to resume from.
+
+    `newest is None and not rejected`: none was ever committed (or all were taken away). `newest is None and rejected`:
+    there were some and all are bad. Only the caller knows whether the run's own records say that there must be one.
+    """
+
+    newest: Checkpoint | None
+    rejected: list[Rejected]
+    elsewhere: list[Rejected]
+    """Newer local copies that cannot serve these ranks: a node has lost or never committed them, or they are cut in
+    another way. Nothing is wrong with the run."""
+
+
+def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "") -> Search:
+    """The newest checkpoint whose every byte is right, and the newer ones that were passed over.
+
+    Every rank calls it and gets the same answer: what is there is decided together, reading is shared.
+
+    Args:
+        layout: of these ranks, as in the manifest; where it is the same, the local tier can serve each rank its own.
+    """
+    (durable, *_) = together(ranks, f"{places.durable} cannot be read", lambda: places.durable.steps())
+    local = places.local
+    here = together(ranks, f"{local} cannot be read", lambda: _local_manifests(local, layout))
+    rejected: list[Rejected] = []
+    elsewhere: list[Rejected] = []
+    for step in sorted({*durable, *(step for of_rank in here for step in of_rank)}, reverse=True):
+        if local is not None and any(step in of_rank for of_rank in here):
+            copy = Checkpoint(step, local)
+            missing = _why_not_here(copy, [of_rank.get(step) for of_rank in here], layout, ranks)
+            if missing:
+                elsewhere.append(Rejected(copy, missing))
+            elif problems := verify(copy, ranks=ranks):
+                rejected.append(Rejected(copy, problems))
+            else:
+                return Search(copy, rejected, elsewhere)
+        if step in durable:
+            checkpoint = Checkpoint(step, places.durable)
+            if not (problems := verify(checkpoint, ranks=ranks)):
+                return Search(checkpoint, rejected, elsewhere)
+            rejected.append(Rejected(checkpoint, problems))
+    return Search(None, rejected, elsewhere)
+
+
+def _local_manifests(local: Folder | None, layout: str) -> dict[int, str]:
+    """The steps in the local tier of this node, and a hash of each one's manifest."""
+    found = {}
+    for checkpoint in list_checkpoints(local) if local is not None else []:
+        try:
+            found[checkpoint.step] = xxhash.xxh3_128_hexdigest(checkpoint.manifest.to_json().encode())
+        except BigtrainError:
+            continue  # of no use here; the durable place is what has to be whole
+    return found
+
+
+def _why_not_here(copy: Checkpoint, digests: list[str | None], layout: str, ranks: Ranks) -> list[str]:
+    """Why a local copy cannot serve all ranks, the same list on every rank; empty where it can."""
+    if None in digests:
+        lacking = [str(rank) for rank, digest in enumerate(digests) if digest is None]
+        return [f"the node of rank {', '.join(lacking)} has no copy of it"]
+    if len(set(digests)) > 1:
+        return ["the nodes hold copies of different attempts"]
+    manifest = copy.manifest
+    return merged(ranks.all_gather(problems_of(copy, manifest.files, _needed(manifest, layout, ranks), contents=False)))
+
+
+def _needed(manifest: Manifest, layout: str, ranks: Ranks) -> list[str]:
+    """The files that hold all that this rank may have to load."""
+    names = list(manifest.files)
+    if not layout or layout != manifest.layout:
+        return names
+    own = names[ranks.rank]
+    partner = manifest.partners.get(own)
+    return [name for name in names if name == own or (partner and manifest.partners.get(name) == partner)]
+
+
+def leads_here(folder: Folder, ranks: Ranks) -> bool:
+    """Whether this rank is the lowest of those that see this very folder: one a node. Every rank calls it.
+
+    Found out by leaving a mark and looking who else has left one: host names and device numbers can mislead.
+    """
+    failed = f"checkpoint.local_dir: {folder} cannot be written"
+
+    def leave_mark() -> str:
+        folder.directory.mkdir(parents=True, exist_ok=True)
+        mark = f".rank-{ranks.rank}-{uuid.uuid4().hex}"
+        (folder.directory / mark).touch()
+        return mark
+
+    marks = together(ranks, failed, leave_mark)
+    seen = together(ranks, failed, lambda: [(folder.directory / mark).exists() for mark in marks])[ranks.rank]
+    (folder.directory / marks[ranks.rank]).unlink()
+    return seen.index(True) == ranks.rank
