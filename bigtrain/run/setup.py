@@ -78,6 +78,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         durable_step = None if search.newest and places.is_local(search.newest) else step
         saver = Saver(places, topology.behind(), settings.checkpoint, layout=layout, durable_step=durable_step)
         held.callback(saver.close)
+        saver.reserve(engine.fragments(), engine.rng_state())
         keeps_records = topology.rank == 0
         if keeps_records:
             directory.write_config(settings)
@@ -169,7 +170,7 @@ def layout_of(settings: Settings, topology: Topology) -> str:
 def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[str, Any]:
     """Put the engine where the checkpoint stands; returns the run's own state in it."""
     loaded = load(checkpoint, engine.fragments(), ranks=topology)
-    engine.restore(loaded.manifest.cursor.optimizer_steps)
+    engine.restore(loaded.manifest.cursor.optimizer_steps, loaded.manifest.state["loss_scaler"])
     if loaded.rng is not None:
         engine.set_rng_state(loaded.rng)
     return loaded.manifest.state

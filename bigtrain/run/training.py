@@ -22,7 +22,7 @@ from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.meter import Meter
 from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
-from bigtrain.run.together import raise_first
+from bigtrain.run.together import on_every_rank, raise_first
 from bigtrain.run.tracking import Tracker
 from bigtrain.wording import duration, quantity
 
@@ -133,7 +133,7 @@ class TrainingRun:
             ]
         )
         if unsaved:
-            self.saver.wait()  # it has failed on all ranks, or is about to
+            on_every_rank(self.topology, self.saver.wait)  # it has failed on all ranks, or is about to
         if failed:
             raise_first(self.topology, error)
         assert batch is not None
@@ -253,7 +253,11 @@ class TrainingRun:
             self.engine.rng_state(),
             mathematics=mathematics(self.settings),
             zero_stage=self.settings.engine.zero_stage,
-            state={"wandb_run_id": self.tracker.run_id, "plan": self.plan.describe()},
+            state={
+                "wandb_run_id": self.tracker.run_id,
+                "plan": self.plan.describe(),
+                "loss_scaler": self.engine.loss_scaler(),
+            },
             last=last,
             before=self.metrics.sync if self.metrics is not None else lambda: None,
         )
