@@ -77,7 +77,8 @@ class RunDirectory:
         """
         if self.root.exists() and not self.root.is_dir():
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
-        ours = {self.logs.name, ".lock"}  # left by a start that was killed before config.yaml was written
+        # Left by a start that was killed before config.yaml was written, or by `verify-resume --keep`.
+        ours = {self.logs.name, ".lock", "verify-resume"}
         strangers = sorted({path.name for path in self.root.iterdir()} - ours) if self.root.is_dir() else []
         if strangers and not self.config.is_file():
             raise BigtrainError(

@@ -19,23 +19,28 @@ def train(settings: Settings) -> int:
         BigtrainError: the settings, the data, the run directory or the environment are wrong; nothing was lost.
     """
     with open_run(settings) as run:
-        while run.step < run.last_step:
-            batch, agreed = run.fetch()
-            if agreed.stop_reason:
-                return leave(run, reason=agreed.stop_reason)
-            if agreed.save_is_due:
-                run.save()
+        return to_the_end(run)
 
-            loss, update = run.optimize(batch, agreed)
-            run.record(agreed, loss, update)
 
-            if run.evaluation_is_due:
-                run.evaluate()
-            if run.save_is_due:
-                run.save()
-        if run.step < run.total_steps:
-            return leave(run, reason="train.stop_after")
-        return finish(run)
+def to_the_end(run: TrainingRun) -> int:
+    """The loop itself, from wherever the run stands."""
+    while run.step < run.last_step:
+        batch, agreed = run.fetch()
+        if agreed.stop_reason:
+            return leave(run, reason=agreed.stop_reason)
+        if agreed.save_is_due:
+            run.save()
+
+        loss, update = run.optimize(batch, agreed)
+        run.record(agreed, loss, update)
+
+        if run.evaluation_is_due:
+            run.evaluate()
+        if run.save_is_due:
+            run.save()
+    if run.step < run.total_steps:
+        return leave(run, reason="train.stop_after")
+    return finish(run)
 
 
 def leave(run: TrainingRun, reason: str) -> int:

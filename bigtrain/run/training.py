@@ -16,6 +16,7 @@ from bigtrain.data import Dataset, Loader, Plan, RankBatch, format_digest
 from bigtrain.engine.engine import Engine, StepResult
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
+from bigtrain.faults import reached
 from bigtrain.run.cadence import Cadence
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
@@ -163,6 +164,7 @@ class TrainingRun:
         Raises:
             BigtrainError: the loss or the gradient is not finite; nothing was updated.
         """
+        reached("step")
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.topology.device)
         for micro_batch in batch.micro_batches:
             loss_sum += self.engine.forward_backward(
