@@ -8,7 +8,7 @@ decoder                 embedding -> blocks -> norm -> head
     attention_backends  varlen | blockwise | sdpa | reference
 loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
-  activation_checkpointing, sequence_parallel
+  activation_checkpointing, sequence_parallel, float8
 initialize, counts, generate
 """
 

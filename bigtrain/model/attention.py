@@ -20,10 +20,10 @@ class SelfAttention(nn.Module):
         self.head_width = settings.head_width
         query_width = settings.num_attention_heads * settings.head_width
         key_width = settings.key_value_heads * settings.head_width
-        self.q_proj = nn.Linear(settings.hidden_size, query_width, bias=bias)
-        self.k_proj = nn.Linear(settings.hidden_size, key_width, bias=bias)
-        self.v_proj = nn.Linear(settings.hidden_size, key_width, bias=bias)
-        self.o_proj = nn.Linear(query_width, settings.hidden_size, bias=bias)
+        self.q_proj = execution.linear(settings.hidden_size, query_width, bias=bias)
+        self.k_proj = execution.linear(settings.hidden_size, key_width, bias=bias)
+        self.v_proj = execution.linear(settings.hidden_size, key_width, bias=bias)
+        self.o_proj = execution.linear(query_width, settings.hidden_size, bias=bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Map [B, T, C] to [B, T, C]; `cu_seqlens` bounds the documents among the B T tokens of whole rows."""

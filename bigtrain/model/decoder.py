@@ -18,6 +18,7 @@ from bigtrain.model.embedding import OutputHead, TokenEmbedding
 from bigtrain.model.execution import Execution
 from bigtrain.model.families import FAMILIES, TENSOR_PARALLEL_PLAN, Family
 from bigtrain.model.feed_forward import FEED_FORWARDS
+from bigtrain.model.float8 import require_float8
 from bigtrain.model.initialize import initialize
 from bigtrain.model.norm import NORMS
 from bigtrain.model.rotary import Rotary, rotary_at
@@ -35,7 +36,7 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(settings, family.attention_bias, execution)
         self.post_attention_layernorm = norm(settings.hidden_size, settings.norm_eps)
         self.mlp = FEED_FORWARDS[family.feed_forward](
-            settings.hidden_size, settings.intermediate_size, family.feed_forward_bias
+            settings.hidden_size, settings.intermediate_size, family.feed_forward_bias, execution.linear
         )
 
     def forward(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -152,6 +153,7 @@ def build_model(
     attn_implementation: str = "auto",
     activation_checkpointing: str = "none",
     sequence_parallel: SequenceParallel | None = None,
+    float8: bool = False,
 ) -> Decoder:
     """The decoder of these settings on the current default device, `meta` included, with weights still to be filled
     by `init_weights` or a checkpoint.
@@ -161,5 +163,11 @@ def build_model(
         attn_implementation: a key of `attention_backends.BACKENDS`, or `auto`.
         activation_checkpointing: `none`, `selective` or `full`.
         sequence_parallel: the ranks that share each sequence with this one.
+        float8: let the linear layers of the blocks multiply in 8 bits.
+
+    Raises:
+        BigtrainError: float8 does not go with this shape or device.
     """
-    return Decoder(settings, Execution(attn_implementation, activation_checkpointing, sequence_parallel))
+    if float8:
+        require_float8(settings)
+    return Decoder(settings, Execution(attn_implementation, activation_checkpointing, sequence_parallel, float8))

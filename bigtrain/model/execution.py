@@ -1,9 +1,13 @@
-"""How a model's function is computed: choices that change speed, memory and the ranks at work, not the mathematics."""
+"""How a model's function is computed: choices that change speed, memory, rounding and the ranks at work, and not what
+it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
+from bigtrain.model.float8 import Float8Linear
 from bigtrain.model.sequence_parallel import SequenceParallel
 
 
@@ -17,3 +21,10 @@ class Execution:
     """A key of `activation_checkpointing.ACTIVATION_CHECKPOINTING`."""
     sequence_parallel: SequenceParallel | None = None
     """The ranks that share each sequence; None where a rank has whole ones."""
+    float8: bool = False
+    """Whether the linear layers of the blocks multiply in 8 bits."""
+
+    @property
+    def linear(self) -> type[nn.Linear]:
+        """The linear layer of the blocks."""
+        return Float8Linear if self.float8 else nn.Linear
