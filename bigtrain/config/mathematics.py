@@ -55,8 +55,6 @@ MATHEMATICS = frozenset(
         "engine.zero_quantized_weights",
         "engine.zero_quantized_gradients",
         "engine.deepspeed",
-        "engine.deepspeed.zero_optimization.zero_quantized_weights",
-        "engine.deepspeed.zero_optimization.zero_quantized_gradients",
     }
 )
 

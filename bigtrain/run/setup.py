@@ -21,6 +21,7 @@ from bigtrain.data import Plan
 from bigtrain.engine.construction import construction, whole_parameters
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.engine.requirements import check_machine
 from bigtrain.engine.topology import Topology, start
 from bigtrain.model import (
     Decoder,
@@ -59,6 +60,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
     stop.listen()
     check_expected_parameters(settings.model)
     with ranks(settings) as topology, ExitStack() as held:
+        check_machine(settings, topology)
         data = on_every_rank(topology, lambda: RunData.open(settings))
         directory = RunDirectory(settings.run_dir)
         on_first_rank(topology, lambda: claim(directory))

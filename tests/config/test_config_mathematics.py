@@ -41,7 +41,7 @@ def test_an_unclassified_key_is_an_error_not_a_guess() -> None:
         "engine.precision=fp32",
         "model.tie_word_embeddings=true",
         "engine.deepspeed.random_ltd.enabled=true",
-        "engine.deepspeed.zero_optimization.zero_quantized_gradients=true",
+        "optimizer.momentum=0.9",
     ],
 )
 def test_what_changes_the_mathematics_shows(good: str, write: Callable[[str], Path], override: str) -> None:

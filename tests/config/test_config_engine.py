@@ -1,0 +1,62 @@
+"""Combinations of settings that cannot work are refused when they are read, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bigtrain.config import load_settings
+
+REFUSED = {
+    "engine.zero_stage=0 engine.precision=bf16": "no float32 gradient accumulation",
+    "engine.zero_stage=0 engine.precision=fp16": "no float32 gradient accumulation",
+    "engine.zero_stage=0 engine.precision=fp32 engine.offload_optimizer=cpu": "zero_stage 0 partitions nothing",
+    "engine.zero_stage=2 engine.offload_param=cpu": "only zero_stage 3 has, found 2",
+    "engine.zero_stage=2 engine.zero_hpz_partition_size=2": "only zero_stage 3 has, found 2",
+    "engine.zero_stage=1 engine.zero_quantized_weights=true": "only zero_stage 3 has, found 1",
+    "engine.zero_stage=2 engine.zero_quantized_gradients=true": "only zero_stage 3 has, found 2",
+    "engine.loss_scale=128": "for precision fp16, found bf16",
+    "engine.float8=true engine.precision=fp32": "they need precision bf16, found fp32",
+    "engine.tensor_parallel_size=2 engine.zero_stage=3": "stage 3 already cuts every matrix",
+    "engine.tensor_parallel_size=2 engine.zero_stage=0 engine.precision=fp32": "gradient norm",
+    "engine.tensor_parallel_size=2 engine.sequence_parallel_size=2": "cannot be used together",
+    "engine.tensor_parallel_size=2 engine.float8=true": "replaces the layers that float8 would",
+    "engine.tensor_parallel_size=2 engine.offload_optimizer=cpu": "not tested together",
+    "engine.tensor_parallel_size=3": "model.num_attention_heads 4 is no multiple of engine.tensor_parallel_size 3",
+    "engine.tensor_parallel_size=4 model.num_key_value_heads=2": "model.num_key_value_heads 2 is no multiple",
+    "engine.tensor_parallel_size=4 model.intermediate_size=130": "model.intermediate_size 130 is no multiple",
+    "engine.sequence_parallel_size=3": "model.num_attention_heads 4 is no multiple of engine.sequence_parallel_size 3",
+    "engine.sequence_parallel_size=4 data.sequence_length=126": "data.sequence_length 126 is no multiple",
+    "engine.tensor_parallel_size=2 optimizer.name=muon": "muon needs whole matrices",
+    "engine.offload_optimizer=cpu optimizer.name=muon": "muon orthogonalises matrices on the device",
+    "schedule.by=token schedule.warmup_steps=5": "warmup_steps 5 with by token; write warmup_tokens",
+    "schedule.warmup_tokens=5": "warmup_tokens 5 with by step; write warmup_steps",
+    "schedule.by=token schedule.warmup_tokens=20000": "more than the 10240 tokens of train.steps 10",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_what_cannot_work_is_refused_with_the_reason(refusal: Callable[..., str], good: str, overrides: str) -> None:
+    message = refusal(good, *overrides.split())
+    assert REFUSED[overrides] in message
+    assert "  fix:    change " in message  # and names the keys
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "engine.zero_stage=3 engine.offload_param=cpu engine.offload_optimizer=cpu",
+        "engine.zero_stage=3 engine.zero_hpz_partition_size=2",
+        "engine.tensor_parallel_size=4",
+        "engine.sequence_parallel_size=4 engine.zero_stage=3",
+        "engine.precision=fp16 engine.loss_scale=128",
+        "optimizer.name=muon engine.zero_stage=3",
+        "schedule.by=token schedule.warmup_tokens=1024 schedule.name=wsd schedule.decay_tokens=2048",
+    ],
+)
+def test_what_can_work_is_not(good: str, tmp_path: Path, overrides: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(good)
+    load_settings(path, overrides.split())
