@@ -172,6 +172,8 @@ def _fill(checkpoint: Checkpoint, pieces: Index, fragments: Sequence[Fragment]) 
     """Copy into every fragment what it shares with the stored pieces; every element must be covered."""
     by_file: defaultdict[str, list[tuple[int, Shared, Fragment]]] = defaultdict(list)
     for fragment in fragments:
+        if not fragment.data.numel():
+            continue
         region = region_of(fragment.shape, fragment.shard, fragment.offset, fragment.data.numel())
         covered = 0
         for piece in pieces.get((fragment.name, fragment.kind), ()):
@@ -195,15 +197,12 @@ def _fill(checkpoint: Checkpoint, pieces: Index, fragments: Sequence[Fragment]) 
 
 def _copy(reader: Reader, begin: int, overlap: Shared, target: torch.Tensor) -> None:
     """Read a rectangle of a piece that begins at byte `begin` into a fragment's memory."""
-    columns = overlap.columns
-    straight = columns in (overlap.source_stride, overlap.target_stride) and overlap.rows == 1
-    straight = straight or columns == overlap.source_stride == overlap.target_stride
-    if straight and target.device.type == "cpu" and target.is_contiguous():
-        place = target[overlap.target : overlap.target + overlap.rows * columns]
-        reader.read_into(begin + 4 * overlap.source, bytes_of(place))
-        return
-    if overlap.rows == 1:  # a long run is as good as many short ones
-        overlap = Shared(columns, 1, overlap.source, 1, overlap.target, 1)
+    length = overlap.rows * overlap.columns
+    if overlap.rows == 1 or overlap.columns == overlap.source_stride == overlap.target_stride:
+        if target.device.type == "cpu":  # straight to where it belongs
+            reader.read_into(begin + 4 * overlap.source, bytes_of(target[overlap.target : overlap.target + length]))
+            return
+        overlap = Shared(length, 1, overlap.source, 1, overlap.target, 1)  # one run, to be read in blocks
     # Rows are read with what lies between them: one large read is cheaper than many small ones.
     rows = max(1, min(overlap.rows, _BLOCK // max(1, overlap.source_stride)))
     block = torch.empty((rows - 1) * overlap.source_stride + overlap.columns, dtype=torch.float32)

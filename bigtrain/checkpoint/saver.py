@@ -112,6 +112,11 @@ class Saver:
             self._thread.join()
             self._thread = None
 
+    def reserve(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
+        """Have the memory for the copy ready before the first save, behind the training."""
+        own = _own(fragments)
+        self._behind(lambda: self._image.reserve(own, rng))
+
     def save(
         self,
         cursor: Cursor,
@@ -143,8 +148,7 @@ class Saver:
         started = time.perf_counter()
         self.wait()
         reached("save.begun")
-        shares = [fragment.share() for fragment in fragments]
-        self._image.fill([share for share in shares if share.data.numel()], rng)
+        self._image.fill(_own(fragments), rng)
         reached("save.copied")
         stall = time.perf_counter() - started
         about, contents = About(cursor, mathematics, zero_stage, state, self._layout), Contents.of(fragments)
@@ -159,8 +163,7 @@ class Saver:
                 removed, problem = self._cleared(storage, cursor.step)
                 self._commits.append(Commit(done, local, stall, seconds, removed, problem))
 
-        self._thread = threading.Thread(target=self._remember_failure, args=(work,), name="saver", daemon=True)
-        self._thread.start()
+        self._behind(work)
         if not self._settings.asynchronous:
             self.wait()
         return time.perf_counter() - started
@@ -177,14 +180,18 @@ class Saver:
         self._until_durable -= 1
         return chosen
 
+    def _behind(self, work: Callable[[], None]) -> None:
+        self.close()
+        self._thread = threading.Thread(target=self._remember_failure, args=(work,), name="saver", daemon=True)
+        self._thread.start()
+
     def _remember_failure(self, work: Callable[[], None]) -> None:
         try:
             work()
         except BigtrainError as error:
             self._error = error
-        except Exception as error:  # the other ranks did not answer
-            lost = "the ranks lost each other while a checkpoint was written"
-            self._error = BigtrainError(lost, found=cause_of(error))
+        except Exception as error:  # the other ranks did not answer, or there is no memory
+            self._error = BigtrainError("a checkpoint could not be saved", found=cause_of(error))
 
     def _cleared(self, storage: Storage, step: int) -> tuple[list[Checkpoint], str | None]:
         """Remove what is not to be kept beside this step; what went, and why it could not."""
@@ -204,6 +211,11 @@ class Saver:
         for there in doomed:
             storage.remove(there)
         return [Checkpoint(there, storage) for there in doomed]
+
+
+def _own(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """What this rank saves."""
+    return [share for share in (fragment.share() for fragment in fragments) if share.data.numel()]
 
 
 def save(

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xxhash
@@ -66,18 +67,26 @@ class Image:
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._size = 0
+        self._pinned = False
+
+    def reserve(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
+        """Get the memory that the fragments need, and touch it: the first use of a page costs more than the copy."""
+        tensors = _tensors(fragments, rng)
+        self._resize(len(_header(tensors)[0]) + sum(tensor.nbytes for tensor in tensors.values()))
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            self._pin()
+        else:
+            self._memory.zero_()
 
     def fill(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
         """Copy fragments and random state; when this returns they may change."""
-        # Random state comes last: its length is odd, and float32 must lie aligned.
-        tensors = {_key(f): f.data.detach() for f in fragments}
-        tensors |= {f"{RNG}/{generator}/0": state for generator, state in rng.items()}
+        tensors = _tensors(fragments, rng)
         head, places = _header(tensors)
-        self._size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
         on_cuda = any(tensor.is_cuda for tensor in tensors.values())
-        if self._memory.numel() < self._size:
-            self._memory = torch.empty(0, dtype=torch.uint8)  # let go of the old before asking for the new
-            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=on_cuda)
+        self._size = len(head) + sum(tensor.nbytes for tensor in tensors.values())
+        self._resize(self._size)
+        if on_cuda:
+            self._pin()
         self._memory[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         for tensor, start in zip(tensors.values(), places, strict=True):
             place = self._memory[len(head) + start : len(head) + start + tensor.nbytes]
@@ -93,6 +102,38 @@ class Image:
     def seal(self) -> FileSeal:
         """Hash it. xxhash lets other threads run meanwhile."""
         return FileSeal(self._size, xxhash.xxh3_128(self.data).hexdigest())
+
+    def release(self) -> None:
+        """Give the memory back."""
+        if self._pinned:
+            _check_cuda(_cuda().cudaHostUnregister(self._memory.data_ptr()))
+        self._memory, self._pinned = torch.empty(0, dtype=torch.uint8), False
+
+    def _resize(self, size: int) -> None:
+        if self._memory.numel() < size:
+            self.release()  # before asking for more
+            self._memory = torch.empty(size, dtype=torch.uint8)
+
+    def _pin(self) -> None:
+        """Let the device write straight into the memory. PyTorch's own pinned memory comes in powers of two."""
+        if not self._pinned:
+            memory = self._memory
+            _check_cuda(_cuda().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+            self._pinned = True
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _check_cuda(status: int) -> None:
+    if int(status):
+        raise OSError(f"the host memory for checkpoints cannot be pinned: CUDA error {int(status)}")
+
+
+def _tensors(fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Random state comes last: its length is odd, and float32 must lie aligned.
+    return {_key(f): f.data.detach() for f in fragments} | {f"{RNG}/{name}/0": state for name, state in rng.items()}
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

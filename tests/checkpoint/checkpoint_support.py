@@ -77,7 +77,7 @@ def even(world_size: int) -> dict[str, list[int]]:
     return {name: [rank * size // world_size for rank in range(world_size + 1)] for name, size in sizes.items()}
 
 
-def save_step(run: Path, step: int, world_size: int = 2, seed: int = 0) -> list[Checkpoint | Exception]:
+def save_step(run: Path | Places, step: int, world_size: int = 2, seed: int = 0) -> list[Checkpoint | Exception]:
     """A checkpoint of `tensors(seed)`, cut evenly."""
 
     def work(ranks: ThreadRank) -> Checkpoint:
@@ -87,17 +87,21 @@ def save_step(run: Path, step: int, world_size: int = 2, seed: int = 0) -> list[
     return on_ranks(world_size, work)
 
 
-def save_fragments(run: Path, step: int, own: list[Fragment], ranks: Any) -> Checkpoint:
-    return save(
-        Places.of(run),
-        Cursor(step, step * 8, "plan-a", step),
-        own,
-        {"cpu": torch.arange(5, dtype=torch.uint8) + ranks.rank},
-        mathematics=MATHEMATICS,
-        zero_stage=2,
-        state={"wandb_run_id": "abc"},
-        ranks=ranks,
-    )
+def save_fragments(run: Path | Places, step: int, own: list[Fragment], ranks: Any) -> Checkpoint:
+    places = Places.of(run) if isinstance(run, Path) else run
+    return save(places, **described(step, own, ranks), ranks=ranks)
+
+
+def described(step: int, own: list[Fragment], ranks: Any) -> dict[str, Any]:
+    """What a save is told."""
+    return {
+        "cursor": Cursor(step, step * 8, "plan-a", step),
+        "fragments": own,
+        "rng": {"cpu": torch.arange(5, dtype=torch.uint8) + ranks.rank},
+        "mathematics": MATHEMATICS,
+        "zero_stage": 2,
+        "state": {"wandb_run_id": "abc"},
+    }
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

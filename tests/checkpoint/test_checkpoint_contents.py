@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from checkpoint_support import (
+    KINDS,
     MATHEMATICS,
     SHAPES,
     ThreadRank,
@@ -28,13 +31,17 @@ from safetensors.torch import load_file
 
 from bigtrain.checkpoint import (
     ALONE,
+    Checkpoint,
     Fragment,
     Loaded,
     Places,
+    Shard,
+    Tensors,
     check_compatible,
     load,
     load_weights,
     newest_verified,
+    tensor_digests,
 )
 from bigtrain.config.errors import BigtrainError
 
@@ -75,6 +82,98 @@ def test_any_cut_loads_into_any_other_bit_for_bit(
         weights = load_weights(path)
         assert {name: tuple(weight.shape) for name, weight in weights.items()} == SHAPES
         assert all(same_bits(weights[name].view(-1), state[name, "master"]) for name in SHAPES)
+
+
+WIDE: dict[str, tuple[int, ...]] = {"up.weight": (6, 5), "down.weight": (4, 7), "norm.weight": (5,)}
+
+
+@dataclass(frozen=True)
+class Division:
+    """`tensor` neighbouring ranks share each matrix, `data` such groups share the state of each of them."""
+
+    tensor: int
+    data: int
+    cuts: dict[str, tuple[int, list[int]]]
+    """Of each matrix: which dimension is cut, and where."""
+
+    def of(self, rank: int, state: dict[tuple[str, str], torch.Tensor]) -> list[Fragment]:
+        """Rank's fragments, as copies."""
+        group, member = divmod(rank, self.tensor)
+        pieces = []
+        for (name, kind), whole in state.items():
+            shard, part, holder, holders = None, whole, member, self.tensor
+            if name in self.cuts and self.tensor > 1:
+                dim, bounds = self.cuts[name]
+                start, end = bounds[member : member + 2]
+                shard, holder, holders = Shard(dim, start, end - start), 0, 1
+                part = whole.narrow(dim, start, end - start)
+            flat = part.reshape(-1)
+            start, end = (each * flat.numel() // self.data for each in (group, group + 1))
+            shape = tuple(whole.shape)
+            pieces.append(Fragment(name, kind, shape, start, flat[start:end].clone(), shard, holder, holders))
+        return pieces
+
+
+@st.composite
+def divisions(draw: st.DrawFn) -> Division:
+    tensor = draw(st.integers(1, 3))
+    cuts = {}
+    for name, shape in WIDE.items():
+        if len(shape) == 2:
+            dim = draw(st.integers(0, 1))
+            inner = draw(st.lists(st.integers(0, shape[dim]), min_size=tensor - 1, max_size=tensor - 1))
+            cuts[name] = dim, [0, *sorted(inner), shape[dim]]
+    return Division(tensor, draw(st.integers(1, 3)), cuts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(then=divisions(), now=divisions())
+def test_any_tensor_parallel_division_loads_into_any_other_bit_for_bit(then: Division, now: Division) -> None:
+    state = {
+        (name, kind): torch.randint(-(2**31), 2**31 - 1, shape).to(torch.int32).view(torch.float32)
+        for name, shape in WIDE.items()
+        for kind in KINDS
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory)
+        ranks = then.tensor * then.data
+        saved = on_ranks(ranks, lambda ranks: save_fragments(run, 3, then.of(ranks.rank, state), ranks))
+        assert isinstance(saved[0], Checkpoint), saved[0]
+
+        def read(ranks: ThreadRank) -> list[Fragment]:
+            own = now.of(ranks.rank, {key: torch.zeros_like(value) for key, value in state.items()})
+            load(saved[0], own, ranks=ranks)
+            return own
+
+        for rank, own in enumerate(on_ranks(now.tensor * now.data, read)):
+            for found, wanted in zip(own, now.of(rank, state), strict=True):
+                assert same_bits(found.data, wanted.data), found
+        stored = Tensors(saved[0])
+        assert all(same_bits(stored.read(*key), state[key]) for key in state)
+        digests = {key: xxhash.xxh3_128(value.numpy().tobytes()).hexdigest() for key, value in state.items()}
+        assert tensor_digests(saved[0]) == digests
+        stored_bytes = sum(t.nbytes for f in saved[0].path.glob("*.safetensors") for t in load_file(f).values())
+        assert stored_bytes == sum(t.nbytes for t in state.values()) + 5 * ranks  # once, and random state
+
+
+def test_a_large_comb_is_read_in_blocks_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that do not fit a block, and blocks that end in the middle of a matrix."""
+    whole = torch.arange(37 * 11, dtype=torch.float32).view(37, 11)
+    saved = save_fragments(tmp_path, 1, [Fragment("w", "master", (37, 11), 0, whole.view(-1))], ALONE)
+    for block in (1, 30, 100):
+        monkeypatch.setattr(sys.modules["bigtrain.checkpoint.load"], "_BLOCK", block)
+        own = Fragment("w", "master", (37, 11), 5, torch.zeros(37 * 4 - 9), Shard(1, 3, 4))
+        load(saved, [own], ranks=ALONE)
+        assert torch.equal(own.data, whole[:, 3:7].reshape(-1)[5:-4])
+
+
+def test_a_part_that_no_file_holds_is_named(tmp_path: Path) -> None:
+    state = {key: value for key, value in tensors().items() if key[0] == "embed.weight"}
+    pieces = cut(state, {"embed.weight": [0, 20, 21]}, 0)
+    saved = save_fragments(tmp_path, 1, pieces, ALONE)
+    whole = cut(state, {"embed.weight": [0, 21]}, 0)
+    with pytest.raises(BigtrainError, match=r"does not hold all of master of embed\.weight\n.*20 elements\n.*21"):
+        load(saved, whole, ranks=ALONE)
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 8])
