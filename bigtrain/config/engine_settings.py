@@ -100,6 +100,11 @@ class EngineSettings(Section):
             f"tensor_parallel_size {tensor} and sequence_parallel_size {sequence} cannot be used together; set one of "
             "them to 1",
         )
+        yield (
+            tensor > 1 and self.activation_checkpointing == "selective",
+            "tensor_parallel_size sums the results of matrix products in place, which activation_checkpointing selective "
+            "keeps for the backward pass: gradients would be wrong; use none or full",
+        )
         yield tensor > 1 and self.float8, "tensor_parallel_size replaces the layers that float8 would; use one of them"
         yield (
             tensor > 1 and self.offload_optimizer != "none",

@@ -22,6 +22,7 @@ REFUSED = {
     "engine.tensor_parallel_size=2 engine.zero_stage=3": "stage 3 already cuts every matrix",
     "engine.tensor_parallel_size=2 engine.zero_stage=0 engine.precision=fp32": "gradient norm",
     "engine.tensor_parallel_size=2 engine.sequence_parallel_size=2": "cannot be used together",
+    "engine.tensor_parallel_size=2 engine.activation_checkpointing=selective": "gradients would be wrong",
     "engine.tensor_parallel_size=2 engine.float8=true": "replaces the layers that float8 would",
     "engine.tensor_parallel_size=2 engine.offload_optimizer=cpu": "not tested together",
     "engine.tensor_parallel_size=3": "model.num_attention_heads 4 is no multiple of engine.tensor_parallel_size 3",
