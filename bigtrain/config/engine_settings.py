@@ -102,8 +102,8 @@ class EngineSettings(Section):
         )
         yield (
             tensor > 1 and self.activation_checkpointing == "selective",
-            "tensor_parallel_size sums the results of matrix products in place, which activation_checkpointing selective "
-            "keeps for the backward pass: gradients would be wrong; use none or full",
+            "tensor_parallel_size sums the results of matrix products in place, which activation_checkpointing "
+            "selective keeps for the backward pass: gradients would be wrong; use none or full",
         )
         yield tensor > 1 and self.float8, "tensor_parallel_size replaces the layers that float8 would; use one of them"
         yield (
