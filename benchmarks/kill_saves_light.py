@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,16 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import xxhash
+from forked import fork_ranks
 from save_phases import PHASES, Saves
 
 from bigtrain.checkpoint import Cursor, Fragment, Places, Saver, load, newest_verified, tensor_digests
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.tensor_file import bytes_of
-from bigtrain.config import BigtrainError, CheckpointSettings
-from bigtrain.engine.topology import leave, start
+from bigtrain.config import CheckpointSettings
+from bigtrain.engine.topology import start
 from bigtrain.faults import POINTS, Kill, obey
 from bigtrain.run.records import JsonLines, read_json_lines, read_metrics
 
@@ -96,8 +95,13 @@ class Ranks:
     """The processes of one start."""
 
     def __init__(self, folder: Path, shape: Shape, kill: Kill | None = None) -> None:
-        port = _free_port()
-        self.pids = [_forked(folder, shape, rank, port, kill) for rank in range(shape.ranks)]
+        def work() -> int:
+            obey(kill)
+            _train(folder, shape)
+            return 0
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.pids = fork_ranks(shape.ranks, work, folder / "ranks.log")
         self.statuses: dict[int, int] = {}
 
     def kill(self, *ranks: int) -> None:
@@ -200,7 +204,9 @@ def _to_the_end(folder: Path, shape: Shape, tally: Tally) -> None:
     ranks = Ranks(folder, shape)
     if not ranks.wait(600, all_of_them=True) or any(ranks.statuses.values()):
         ranks.kill(*range(shape.ranks))
-        raise RuntimeError(f"{folder} did not come to its end: {ranks.statuses}; {_errors(folder)}")
+        raise RuntimeError(
+            f"{folder} did not come to its end: {ranks.statuses}\n{(folder / 'ranks.log').read_text()[-3000:]}"
+        )
 
 
 def _compare(folder: Path, reference: Path, shape: Shape, tally: Tally) -> None:
@@ -228,32 +234,9 @@ def _compare(folder: Path, reference: Path, shape: Shape, tally: Tally) -> None:
         tally.problems.append(f"{folder.name}: the last checkpoint differs")
 
 
-def _forked(folder: Path, shape: Shape, rank: int, port: int, kill: Kill | None) -> int:
-    """Start a rank; its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        _when_parent_dies()
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(shape.ranks), "LOCAL_RANK": str(rank),
-                       "LOCAL_WORLD_SIZE": str(shape.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                       "OMP_NUM_THREADS": "1"}  # fmt: skip
-        obey(kill)
-        _train(folder, shape)
-        status = 0
-    except BaseException as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"errors-{rank}.log").open("a") as log:
-            log.write(f"{type(error).__name__}: {error}\n")
-    finally:
-        leave(status)
-
-
 def _train(folder: Path, shape: Shape) -> None:
     """What a rank does: find the newest checkpoint, load it, and go on to the last step, saving each."""
     topology = start(timeout_minutes=0.5)
-    folder.mkdir(parents=True, exist_ok=True)
     places = Places(Folder(folder / "checkpoints"))
     settings = CheckpointSettings(asynchronous=shape.asynchronous, keep=KEEP)
     saver = Saver(places, topology.behind(), settings)
@@ -315,30 +298,9 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     return list(read_json_lines(folder / "events.jsonl"))
 
 
-def _errors(folder: Path) -> str:
-    return "; ".join(path.read_text()[-1000:] for path in sorted(folder.glob("errors-*.log")))
-
-
 def _until(happened: Any, seconds: float = PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > end:
             raise RuntimeError(f"nothing was saved in {seconds} s")
         time.sleep(0.0005)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _when_parent_dies() -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    assert psutil.pid_exists(os.getppid())
-
-
-__all__ = ["BigtrainError", "killed_savers"]
