@@ -1,4 +1,4 @@
-"""bigtrain train|eval|generate|export|report."""
+"""bigtrain train|verify-resume|eval|generate|export|report."""
 
 from __future__ import annotations
 
@@ -31,6 +31,48 @@ def train(
     from bigtrain.run.loop import train
 
     raise typer.Exit(train(settings))
+
+
+def verify_resume(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    overrides: OverridesArgument = None,
+    processes: Annotated[
+        int | None, typer.Option("-n", "--processes", min=1, help="How many. Default: one a GPU, or 2 on a CPU.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="How many steps to train.")] = 12,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="What starts the ranks: a command line to which `-m bigtrain train CONFIG` is added."),
+    ] = None,
+    keep: Annotated[bool, typer.Option(help="Keep the runs, under RUN/verify-resume.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a little, kill -9, resume, and compare losses and tensors bit for bit, on your own machines."""
+    from bigtrain.config import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from bigtrain.run.verify_resume import FOLDER, Launcher, verify_resume
+
+    findings = verify_resume(settings, Launcher.of(launcher, processes), steps=steps, keep=keep, report=say)
+    ok = all(finding.ok for finding in findings)
+    if as_json:
+        print_json({"ok": ok, "checks": [vars(finding) for finding in findings]})
+    else:
+        rows = [[finding.check, "ok" if finding.ok else "FAILED", finding.found] for finding in findings]
+        print_table(f"Resuming {settings.run_dir}", ["check", "result", "found"], rows)
+    if keep:
+        say(f"the runs are under {settings.run_dir / FOLDER}")
+    raise typer.Exit(0 if ok else 1)
+
+
+def resave_and_train(config: Path, location: str) -> None:
+    """What a rank of `verify-resume` does in another shape."""
+    from bigtrain.config import load_settings
+
+    settings = load_settings(config)
+    from bigtrain.run.resave import resave_and_train
+
+    raise typer.Exit(resave_and_train(settings, location))
 
 
 def evaluate(
