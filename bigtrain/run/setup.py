@@ -147,6 +147,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
             attn_implementation=settings.engine.attn_implementation,
             activation_checkpointing=settings.engine.activation_checkpointing,
             sequence_parallel=sequence_parallel(topology),
+            float8=settings.engine.float8,
         )
     if fill:
         for name, parameter in whole_parameters(model):
