@@ -23,12 +23,14 @@ storage.py       where files lie: folder.py or object_store.py; each says how it
 commit.py        how the ranks make a checkpoint         saver.py        doing that behind the training
 checkpoint.py    one checkpoint, and verifying it        places.py       the tiers, and the newest good one in them
 load.py          files to fragments, or whole tensors    retention.py    which may go
-ranks.py         agreement                               compatibility.py  whether today's settings may go on from it
+compare.py       in what two differ                      compatibility.py  whether today's settings may go on from it
+ranks.py         agreement
 
 Nothing is pickled. `load_weights` reads the float32 weights without an engine or a process group.
 """
 
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
+from bigtrain.checkpoint.compare import compare
 from bigtrain.checkpoint.compatibility import check_compatible
 from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
 from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, tensor_digests
@@ -56,6 +58,7 @@ __all__ = [
     "Shard",
     "Tensors",
     "check_compatible",
+    "compare",
     "list_checkpoints",
     "load",
     "load_weights",

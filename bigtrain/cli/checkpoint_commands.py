@@ -1,4 +1,4 @@
-"""bigtrain checkpoint list|verify."""
+"""bigtrain checkpoint list|verify|diff|prune."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import typer
 
 from bigtrain.cli.printing import JsonOption, RunArgument, print_json, print_table
 
-app = typer.Typer(help="What is committed, and whether every byte is right.", no_args_is_help=True)
+app = typer.Typer(
+    help="What is committed, whether every byte is right, in what two differ, and what may go.", no_args_is_help=True
+)
 
 
 @app.command("list")
 def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     """List the committed checkpoints of a run."""
-    from bigtrain.run.trained import describe_checkpoints
+    from bigtrain.run.checkpoints import describe_checkpoints
 
     rows = describe_checkpoints(run)
     if as_json:
@@ -32,7 +34,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of every checkpoint. Status 1 when anything is wrong."""
-    from bigtrain.run.trained import verify_checkpoints
+    from bigtrain.run.checkpoints import verify_checkpoints
 
     results = verify_checkpoints(run, step)
     if as_json:
@@ -42,3 +44,41 @@ def verify(
             typer.echo(f"{name}: " + ("every byte is right" if not problems else "; ".join(problems)))
     if any(results.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="A", help="A run directory, or a checkpoint's folder or URL.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The same. Of a run the newest verified one is taken.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two checkpoints: cursor, settings that change the result, versions, and every tensor to the last bit."""
+    from bigtrain.run.checkpoints import diff_checkpoints, say_diff
+
+    difference = diff_checkpoints(one, other)
+    if as_json:
+        print_json(difference)
+    else:
+        typer.echo("\n".join(say_diff(difference)))
+
+
+@app.command()
+def prune(
+    run: RunArgument,
+    keep: Annotated[int | None, typer.Option(min=1, help="Default: checkpoint.keep of the run.")] = None,
+    keep_every: Annotated[
+        int | None, typer.Option(min=1, help="Keep those of every so many steps. Default: checkpoint.keep_every_steps.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old checkpoints; the newest verified one always stays."""
+    from bigtrain.run.checkpoints import prune_checkpoints
+
+    removed = prune_checkpoints(run, keep, keep_every, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "removed": removed})
+    for path in [] if as_json else removed:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+    if not removed and not as_json:
+        typer.echo("nothing to remove")

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from bigtrain.checkpoint import Checkpoint, load_weights, newest_verified, verify
+from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, open_mirror, validation_batches
 from bigtrain.data.tokenizer import vocabulary_size
 from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.model import Decoder, build_model, generate
+from bigtrain.run.checkpoints import open_checkpoint
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import SourceLoss, sum_of_losses
 
@@ -136,67 +137,3 @@ def evaluate_run(run: Path, step: int | None, *, with_yardsticks: bool) -> dict[
     with suppress(OSError):  # a run that may only be read can be evaluated as well
         RunDirectory(run).evaluation.write_text(json.dumps(evaluation, indent=2) + "\n")
     return evaluation
-
-
-def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
-    """The checkpoint of a step, or the newest verified one.
-
-    Raises:
-        BigtrainError: there is none, or not every byte of it is right.
-    """
-    if step is None:
-        search = newest_verified(run.places())
-        if search.newest is not None:
-            return search.newest
-        raise BigtrainError(
-            f"{run.root} has no checkpoint that can be trusted",
-            found="; ".join(f"{r.checkpoint.name}: {', '.join(r.problems)}" for r in search.rejected) or "none",
-            fix="train first: bigtrain train CONFIG",
-        )
-    problems = {}
-    for checkpoint in checkpoints_of_step(run, step):
-        if not (found := verify(checkpoint)):
-            return checkpoint
-        problems[checkpoint.location] = "; ".join(found)
-    raise BigtrainError(f"{' and '.join(problems)} cannot be trusted", found="; ".join(problems.values()))
-
-
-def checkpoints_of_step(run: RunDirectory, step: int) -> list[Checkpoint]:
-    """The checkpoints of a step, whether good or not: one, or with a local tier two.
-
-    Raises:
-        BigtrainError: there is none; names the steps there are.
-    """
-    there = run.places().all()
-    if chosen := [checkpoint for checkpoint in there if checkpoint.step == step]:
-        return chosen
-    raise BigtrainError(
-        f"{run.root} has no checkpoint of step {step}",
-        found="steps " + ", ".join(map(str, sorted({c.step for c in there}))) if there else "no checkpoint at all",
-        fix="give one of these steps, or none for the newest",
-    )
-
-
-def verify_checkpoints(run: Path, step: int | None = None) -> dict[str, list[str]]:
-    """Hash every file of the checkpoints of a run, or of one of them: place -> what is wrong."""
-    directory = RunDirectory.of_existing_run(run)
-    chosen = directory.places().all() if step is None else checkpoints_of_step(directory, step)
-    return {checkpoint.location: verify(checkpoint) for checkpoint in chosen}
-
-
-def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
-    """What is committed: a row a checkpoint, from its manifest."""
-    rows = []
-    for checkpoint in RunDirectory.of_existing_run(run).places().all():
-        manifest = checkpoint.manifest
-        rows.append(
-            {
-                "step": checkpoint.step,
-                "samples": manifest.cursor.consumed_samples,
-                "written by": f"{manifest.world_size} rank(s), ZeRO {manifest.zero_stage}",
-                "bytes": sum(seal.size for seal in manifest.files.values()),
-                "created": manifest.created,
-                "path": checkpoint.location,
-            }
-        )
-    return rows

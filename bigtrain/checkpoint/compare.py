@@ -1,0 +1,74 @@
+"""In what two checkpoints differ: cursor, settings, versions, and every tensor to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from bigtrain.checkpoint.checkpoint import Checkpoint
+from bigtrain.checkpoint.compatibility import changes_since
+from bigtrain.checkpoint.load import Tensors
+
+_BLOCK = 1 << 24
+
+
+def compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
+    """The differences, ready for JSON; two tensors are in memory at a time.
+
+    Returns:
+        cursor, settings, versions: key -> [of one, of the other], where they differ;
+        tensors: "kind/name" -> what differs, where not every bit is equal: the shapes, or the largest difference
+        and that over the largest magnitude in either, both None where there are numbers that are not finite;
+        equal_tensors, different_tensors: how many.
+
+    Raises:
+        BigtrainError: one of them is damaged or not whole.
+    """
+    a, b = Tensors(one), Tensors(other)
+    changes = changes_since(a.manifest.mathematics, b.manifest.mathematics)
+    tensors: dict[str, Any] = {}
+    every = {(name, kind) for stored in (a, b) for name in stored.manifest.tensors for kind in stored.manifest.kinds}
+    for name, kind in sorted(every, key=lambda each: (each[1], each[0])):
+        shapes = [stored.manifest.tensors.get(name) if kind in stored.manifest.kinds else None for stored in (a, b)]
+        if shapes[0] != shapes[1]:
+            tensors[f"{kind}/{name}"] = {"shapes": shapes}
+        elif difference := _difference(a.read(name, kind).view(-1), b.read(name, kind).view(-1)):
+            tensors[f"{kind}/{name}"] = difference
+    return {
+        "checkpoints": [one.location, other.location],
+        "cursor": _differing(asdict(a.manifest.cursor), asdict(b.manifest.cursor)),
+        "settings": {change.key: [change.then, change.now] for change in changes},
+        "versions": _differing(a.manifest.versions, b.manifest.versions),
+        "tensors": tensors,
+        "equal_tensors": len(every) - len(tensors),
+        "different_tensors": len(tensors),
+    }
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+    return {
+        key: [one.get(key), other.get(key)]
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    }
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, Any] | None:
+    """Between two flat float32 tensors of one size; None where every bit is equal."""
+    if torch.equal(a.view(torch.int32), b.view(torch.int32)):
+        return None
+    largest, scale, elements = 0.0, 0.0, 0
+    for start in range(0, a.numel(), _BLOCK):
+        x, y = a[start : start + _BLOCK], b[start : start + _BLOCK]
+        elements += int((x.view(torch.int32) != y.view(torch.int32)).sum())
+        x, y = x.double(), y.double()
+        largest = max(largest, float((x - y).abs().nan_to_num(nan=torch.inf).max()))
+        scale = max(scale, float(x.abs().max()), float(y.abs().max()))
+    finite = largest < torch.inf
+    return {
+        "elements": elements,
+        "largest_difference": largest if finite else None,
+        "relative": (largest / scale if scale else 0.0) if finite else None,
+    }
