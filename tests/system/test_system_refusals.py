@@ -50,6 +50,19 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_sizes(house
     refused(house.bigtrain("train", str(house.config), "model.vocab_size=512"), "1024", "512")
 
 
+def test_a_model_of_another_size_than_expected_is_refused_with_what_it_is_made_of(house):
+    result = house.bigtrain("train", str(house.config), "model.expect_parameters=124M")
+    refused(result, "embedding 65,536, blocks ", "final norm 64", "head (tied to the embedding) 0", "124M")
+    assert not house.run.exists()
+
+
+def test_leave_to_change_what_is_not_locked_is_refused_with_the_line(house):
+    config = edited(house, "checkpoint:\n", "checkpoint:\n  allow_change: [train.step]\n")
+    refused(house.bigtrain("train", config), "unknown key train.step", "train.steps", "config.yaml:")
+    config = edited(house, "[train.step]", "[engine.zero_stage]")
+    refused(house.bigtrain("train", config), "engine.zero_stage", "does not change the mathematics")
+
+
 def test_a_batch_that_does_not_divide_is_refused(house):
     refused(house.bigtrain("train", str(house.config), "train.micro_batch_size=3"), "8", "3", "micro_batch_size")
 

@@ -1,0 +1,217 @@
+"""Stopped, killed, lengthened or changed: what a run is after a resume, and how to prove it on one's own machine."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import yaml
+from house import CLI, ROOT, STATUS_STOPPED, House, curve
+
+from bigtrain.config import ScheduleSettings
+from bigtrain.engine.schedule import learning_rate
+
+PEAK = 3e-3
+COSINE = ("schedule.name=cosine", "schedule.decay_steps=null", "schedule.min_lr_ratio=0.1")
+
+
+class Forked:
+    """Training whose ranks are forked from a process that has imported everything: a start takes a second."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process = process
+
+    def train(self, house: House, *overrides: str, ranks: int = 1) -> tuple[int, str]:
+        log = house.directory / "forked.log"
+        log.unlink(missing_ok=True)
+        job = {"ranks": ranks, "arguments": ["train", str(house.config), *overrides], "log": str(log)}
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        return max(json.loads(self.process.stdout.readline())), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def forked():
+    command = [sys.executable, str(ROOT / "benchmarks/forked.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Forked(process)
+        process.stdin.close()
+
+
+def other_run(house: House, name: str, **sections) -> House:
+    """The same data and settings in another run directory."""
+    settings = yaml.safe_load(house.config.read_text())
+    settings["run_dir"] = str(house.directory / name)
+    for section, values in sections.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    config = house.directory / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    return House(house.directory, config)
+
+
+def steps_of(house: House, name: str) -> list[dict]:
+    return house.metrics(house.directory / name)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, ("schedule.min_lr_ratio=0.1",)], ids=["cosine", "wsd"])
+def test_schedules_end_where_they_should_after_any_number_of_stops(forked, house, schedule):
+    whole, cut = other_run(house, "whole"), other_run(house, "cut")
+    assert forked.train(whole, *schedule)[0] == 0
+    for stop in (1, 4, 10):
+        assert forked.train(cut, *schedule, f"train.stop_after={stop}")[0] == STATUS_STOPPED
+        assert steps_of(house, "cut")[-1]["step"] == stop
+    status, output = forked.train(cut, *schedule)
+    assert status == 0, output
+    assert curve(steps_of(house, "cut")) == curve(steps_of(house, "whole"))
+    rates = [m["learning_rate"] for m in steps_of(house, "cut")]
+    assert math.isclose(rates[-1], 0.1 * PEAK) and max(rates) == PEAK
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_a_wsd_run_that_is_lengthened_on_its_plateau_is_the_longer_run(forked, house):
+    long, short = other_run(house, "long", train={"steps": 18}), other_run(house, "short")
+    assert forked.train(long)[0] == 0
+    assert forked.train(short, "train.stop_after=7")[0] == STATUS_STOPPED
+    before = (house.directory / "short/metrics.jsonl").read_bytes()
+    status, output = forked.train(short, "train.steps=18")
+    assert status == 1 and output.count("error:") == 1 and "Traceback" not in output
+    assert "train.steps: 18" in output and "train.steps: 12" in output
+    assert "checkpoint.allow_change=[train.steps]" in output
+    assert (house.directory / "short/metrics.jsonl").read_bytes() == before
+
+    status, output = forked.train(short, "train.steps=18", "checkpoint.allow_change=[train.steps]")
+    assert status == 0 and "train.steps changes from 12 to 18" in output
+    assert curve(steps_of(house, "short")) == curve(steps_of(house, "long"))
+    (change,) = [e for e in house.events(house.directory / "short") if e["event"] == "change"]
+    assert (change["step"], change["key"], change["from"], change["to"]) == (7, "train.steps", 12, 18)
+    # The checkpoints know the new length: no leave is needed any more.
+    status, output = forked.train(short, "train.steps=18")
+    assert status == 0 and "all steps done" in output
+
+
+def test_a_finished_cosine_run_is_lengthened_along_the_new_curve(forked, house):
+    run = other_run(house, "run")
+    assert forked.train(run, *COSINE)[0] == 0
+    first = curve(steps_of(house, "run"))
+    status, output = forked.train(
+        run, *COSINE, "train.tokens=9216", "train.steps=null", "checkpoint.allow_change=[train.tokens]"
+    )
+    assert status == 0, output
+    metrics = steps_of(house, "run")
+    assert [m["step"] for m in metrics] == list(range(1, 19)) and curve(metrics)[:12] == first
+    schedule = ScheduleSettings(name="cosine", warmup_steps=2, min_lr_ratio=0.1)
+    expected = [learning_rate(step, 18, schedule, PEAK) for step in range(13, 19)]
+    assert [m["learning_rate"] for m in metrics[12:]] == expected
+    assert metrics[-1]["consumed_samples"] == 18 * 8
+
+
+def test_a_schedule_that_would_end_in_the_past_is_refused(forked, house):
+    run = other_run(house, "run")
+    assert forked.train(run, "train.stop_after=9")[0] == STATUS_STOPPED
+    status, output = forked.train(run, "train.steps=8", "checkpoint.allow_change=[train.steps]")
+    assert status == 1 and "train.steps 8" in output and "at least 9" in output and "Traceback" not in output
+
+
+def test_what_may_change_does_and_what_may_not_is_refused_beside_it(forked, house):
+    run = other_run(house, "run")
+    assert forked.train(run, "train.stop_after=4")[0] == STATUS_STOPPED
+    changed = ("optimizer.max_grad_norm=0.5", "optimizer.weight_decay=0.2", "engine.zero_stage=3")
+    status, output = forked.train(run, *changed, "checkpoint.allow_change=[optimizer.max_grad_norm]")
+    assert status == 1 and "optimizer.weight_decay: 0.2" in output and "zero_stage" not in output
+    assert "checkpoint.allow_change=[optimizer.max_grad_norm, optimizer.weight_decay]" in output
+    allow = "checkpoint.allow_change=[optimizer.max_grad_norm, optimizer.weight_decay]"
+    status, output = forked.train(run, *changed, allow, "train.stop_after=6")
+    assert status == STATUS_STOPPED, output
+    changes = [e for e in house.events(house.directory / "run") if e["event"] == "change"]
+    assert {e["key"]: (e["from"], e["to"]) for e in changes} == {
+        "optimizer.max_grad_norm": (1.0, 0.5),
+        "optimizer.weight_decay": (0.1, 0.2),
+    }
+
+
+def test_the_cadence_is_chosen_where_it_is_left_to_us(forked, house):
+    run = other_run(house, "run", checkpoint={"every_steps": None, "every_minutes": "auto"})
+    status, output = forked.train(run)
+    assert status == 0 and "saving every" in output and "is expected (0 so far)" in output
+
+
+def verify_resume(house: House, *arguments: str) -> tuple[int, dict]:
+    command = [*CLI, "verify-resume", str(house.config), "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=house.directory)
+    assert done.returncode in (0, 1) and done.stdout, done.stdout + done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_verify_resume_finds_every_promise_kept(house):
+    status, report = verify_resume(house, "-n", "2", "--steps", "9")
+    assert status == 0 and report["ok"], report
+    assert [check["check"].split(" of ")[0] for check in report["checks"]] == [
+        "an undisturbed run",
+        "kill -9 in a step",
+        "kill -9 in a save",
+        "every step",
+        "every tensor",
+        "every tensor loaded with ZeRO 3 and 1 process(es)",
+        "every step with ZeRO 3 and 1 process(es)",
+    ]
+    assert list(house.run.iterdir()) == []  # nothing of it is left
+
+
+TAMPER = """
+import os, sys
+from pathlib import Path
+from bigtrain.checkpoint import Checkpoint, Places, list_checkpoints
+from bigtrain.checkpoint.checkpoint import seal_of
+run = Path(sys.argv[1])
+found = list_checkpoints(Places.of(run).durable)
+if found and not (run / "tampered").exists():
+    checkpoint, manifest = found[-1], found[-1].manifest
+    (name,) = manifest.files
+    path = Path(checkpoint.location) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    path.write_bytes(data)
+    with checkpoint.open(name) as reader:
+        manifest.files[name] = seal_of(reader)  # as if it had been saved so
+    (path.parent / "manifest.json").write_text(manifest.to_json())
+    (run / "tampered").touch()
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.slow
+def test_verify_resume_notices_a_checkpoint_that_somebody_has_changed(house):
+    """The negative control: one bit of one tensor, under a manifest that vouches for it."""
+    script = house.directory / "tamper.py"
+    script.write_text(TAMPER)
+    launcher = f"{sys.executable} {script} {house.run}/verify-resume/disturbed"
+    status, report = verify_resume(house, "--launcher", launcher, "--steps", "6", "--keep")
+    assert (house.run / "verify-resume/disturbed/tampered").exists()
+    assert status == 1 and not report["ok"]
+    failed = [check["check"] for check in report["checks"] if not check["ok"]]
+    assert "every tensor of the checkpoint of step 6" in failed
+
+
+@pytest.mark.slow
+def test_verify_resume_says_so_when_nobody_could_be_killed(house):
+    script = house.directory / "deaf.py"
+    script.write_text("import os, sys; os.environ.pop('BIGTRAIN_KILL', 0); os.execv(sys.executable, sys.argv)")
+    launcher = f"{sys.executable} {script}"
+    command = [*CLI, "verify-resume", str(house.config), "--launcher", launcher, "--steps", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=house.directory)
+    assert done.returncode == 1 and "the rank that was to be killed was not" in done.stderr
+    assert "BIGTRAIN_KILL" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_saves_that_are_killed_in_every_phase_leave_what_was_committed(tmp_path):
+    """A short version of benchmarks/kill_saves.py, whose result of 300 kills is kept beside it."""
+    command = [sys.executable, ROOT / "benchmarks/kill_saves.py", "--small", f"--out={tmp_path}"]
+    parts = ["--savers=10", "--training=4", "--launched=0"]
+    done = subprocess.run([*command, *parts], capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "kill_saves.json").read_text())
+    for part, kills in (("savers", 10), ("training", 4)):
+        assert (result[part]["kills"], result[part]["wrong"]) == (kills, 0)
+        assert result[part]["resumes_compared"] >= kills and result[part]["tensors_compared_at_the_end"] > 0
