@@ -15,6 +15,7 @@ from plain_optimizers import plain_optimizers
 from torch import nn
 
 from bigtrain.config.settings import Settings
+from bigtrain.model.float8 import Float8Linear
 
 VOCAB, SEQUENCE = 96, 16
 GLOBAL_BATCH = 8
@@ -27,7 +28,13 @@ class TinyDecoder(nn.Module):
     """Norms, biases, attention, an MLP and a head that may be tied: one of everything the engine must treat right."""
 
     def __init__(
-        self, hidden: int = 32, layers: int = 2, heads: int = 2, tied: bool = False, vocab: int = VOCAB
+        self,
+        hidden: int = 32,
+        layers: int = 2,
+        heads: int = 2,
+        tied: bool = False,
+        vocab: int = VOCAB,
+        linear: type[nn.Linear] = nn.Linear,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -36,11 +43,11 @@ class TinyDecoder(nn.Module):
             nn.ModuleDict(
                 {
                     "attention_norm": nn.RMSNorm(hidden),
-                    "qkv": nn.Linear(hidden, 3 * hidden, bias=False),
-                    "out": nn.Linear(hidden, hidden, bias=False),
+                    "qkv": linear(hidden, 3 * hidden, bias=False),
+                    "out": linear(hidden, hidden, bias=False),
                     "mlp_norm": nn.RMSNorm(hidden),
-                    "up": nn.Linear(hidden, 3 * hidden),
-                    "down": nn.Linear(3 * hidden, hidden),
+                    "up": linear(hidden, 3 * hidden),
+                    "down": linear(3 * hidden, hidden),
                 }
             )
             for _ in range(layers)
@@ -66,7 +73,7 @@ class TinyDecoder(nn.Module):
 def build(case: dict[str, Any]) -> TinyDecoder:
     """The same weights every time."""
     torch.manual_seed(1234)
-    model = TinyDecoder(tied=case.get("tied", False))
+    model = TinyDecoder(tied=case.get("tied", False), linear=Float8Linear if case.get("float8") else nn.Linear)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.08) if parameter.ndim > 1 else nn.init.uniform_(parameter, 0.5, 1.0)
     return model
@@ -209,6 +216,8 @@ def parity_cases() -> list[dict[str, Any]]:
         for precision in ("fp32", "bf16") if stage else ("fp32",):
             cases.append({"stage": stage, "precision": precision, "micro_batch_size": 4, "max_grad_norm": 0.5})
             cases.append({**cases[-1], "micro_batch_size": 2, "max_grad_norm": 0.0, "tied": True})
+        if stage:
+            cases.append({**cases[-2], "float8": True})
     return cases
 
 

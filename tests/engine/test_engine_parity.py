@@ -17,7 +17,8 @@ TOLERANCES = {"fp32": {"loss": 1e-5, "norm": 1e-5}, "bf16": {"loss": 3e-3, "norm
 
 def case_name(index: int) -> str:
     case = parity_cases()[index]
-    return f"stage{case['stage']}-{case['precision']}-{'tied' if case.get('tied') else 'clipped'}"
+    precision = "float8" if case.get("float8") else case["precision"]
+    return f"stage{case['stage']}-{precision}-{'tied' if case.get('tied') else 'clipped'}"
 
 
 @functools.cache
