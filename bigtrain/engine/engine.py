@@ -194,6 +194,7 @@ class Engine:
 def _refresh_stage_3(wrapper: Any) -> None:
     """Copy the masters into the partitioned weights, and gather again those that stay whole on every rank."""
     wrapper._partition_all_parameters()
+    wrapper.invalidate_secondary_tensor()  # ZeRO++'s second copies are of the weights before
     for sub_group in range(len(wrapper.fp16_groups)):
         wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
     if kept_whole := wrapper.persistent_parameters:
