@@ -166,7 +166,7 @@ def build_model(
         float8: let the linear layers of the blocks multiply in 8 bits.
 
     Raises:
-        BigtrainError: float8 does not go with this shape or device.
+        BigtrainError: float8 does not go with this shape.
     """
     if float8:
         require_float8(settings)

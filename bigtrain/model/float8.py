@@ -71,10 +71,10 @@ def _multiply(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.d
 
 
 def require_float8(settings: ModelSettings) -> None:
-    """Raise where the model cannot be computed so.
+    """Make sure that this shape can be computed so.
 
     Raises:
-        BigtrainError: a width of the model is no multiple of 16, or the CUDA device is too old.
+        BigtrainError: a width of the model is no multiple of 16.
     """
     widths = {
         "model.hidden_size": settings.hidden_size,
@@ -87,13 +87,8 @@ def require_float8(settings: ModelSettings) -> None:
             raise BigtrainError(
                 f"engine.float8 multiplies matrices whose dimensions are multiples of {MULTIPLE}; {name} is none",
                 found=width,
-                wanted=f"{width // MULTIPLE * MULTIPLE} or {-(-width // MULTIPLE) * MULTIPLE}",
+                wanted=f"a multiple, for example {-(-width // MULTIPLE) * MULTIPLE}",
+                    str(near) for near in (width // MULTIPLE * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE) if near
+                ),
                 fix="change the shape of the model, or set engine.float8 to false",
-            )
-    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability()) < (8, 9):
-        raise BigtrainError(
-            "engine.float8 needs a GPU that multiplies in 8-bit floating point",
-            found=f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}",
-            wanted="compute capability 8.9 or later (Ada, Hopper, Blackwell)",
-            fix="set engine.float8 to false",
-        )
+            ).on_all_ranks()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +19,9 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import ScheduleSettings, Settings
 from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.optimizer import build_optimizer
+from bigtrain.engine.requirements import check_machine
 from bigtrain.engine.schedule import learning_rate
-from bigtrain.engine.topology import _threads
+from bigtrain.engine.topology import Topology, _threads
 
 PEAK = 3e-4
 
@@ -151,6 +153,23 @@ def test_matrices_decay_and_vectors_do_not(tied: bool) -> None:
     assert "embed.weight" in decay and ("head.weight" in decay) is not tied
     assert all(name.endswith(("norm.weight", ".bias")) for name in rest)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize(("capability", "works"), [((8, 0), False), ((8, 9), True), ((9, 0), True), ((12, 0), True)])
+def test_a_gpu_without_8_bit_products_is_refused_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], works: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
+    chosen = settings({"stage": 1, "precision": "bf16"})
+    chosen = chosen.model_copy(update={"engine": chosen.engine.model_copy(update={"float8": True})})
+    topology = Topology(0, 1, 0, 1, torch.device("cuda", 0), timedelta(minutes=1))
+    if works:
+        check_machine(chosen, topology)
+        return
+    with pytest.raises(BigtrainError, match=r"engine\.float8") as error:
+        check_machine(chosen, topology)
+    assert "8.0" in str(error.value.found) and error.value.shared
 
 
 @pytest.mark.parametrize(

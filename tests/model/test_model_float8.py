@@ -199,20 +199,5 @@ def test_a_width_that_is_no_multiple_of_16_is_refused_by_the_name_of_its_setting
 ) -> None:
     with pytest.raises(BigtrainError, match=named) as error:
         build_model(small_settings(**shape), float8=True)
-    assert "engine.float8" in str(error.value.fix)
+    assert "engine.float8" in str(error.value.fix) and error.value.shared
     build_model(small_settings(**shape))
-
-
-@pytest.mark.parametrize(("capability", "works"), [((8, 0), False), ((8, 9), True), ((9, 0), True), ((12, 0), True)])
-def test_a_gpu_without_8_bit_products_is_refused_when_the_model_is_built(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], works: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
-    if works:
-        build_model(small_settings(), float8=True)
-        return
-    with pytest.raises(BigtrainError, match=r"engine\.float8") as error:
-        build_model(small_settings(), float8=True)
-    assert "8.0" in str(error.value.found)
