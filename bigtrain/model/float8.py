@@ -88,7 +88,5 @@ def require_float8(settings: ModelSettings) -> None:
                 f"engine.float8 multiplies matrices whose dimensions are multiples of {MULTIPLE}; {name} is none",
                 found=width,
                 wanted=f"a multiple, for example {-(-width // MULTIPLE) * MULTIPLE}",
-                    str(near) for near in (width // MULTIPLE * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE) if near
-                ),
                 fix="change the shape of the model, or set engine.float8 to false",
             ).on_all_ranks()
