@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +93,20 @@ def cases() -> list[Case]:
     found.append(Case(1, 2, 4, clip=0.3, precision="bf16", tensor=2))
     found.append(Case(3, 4, clip=0.3, secondary=2))
     return found
+
+
+def state_cases() -> list[Case]:
+    """Every way in which state can be cut or lie somewhere else."""
+    return [
+        Case(0, 2, tied=True, sequence=2),
+        Case(1, 1, tied=True),
+        Case(1, 2, tied=True, tensor=2),
+        Case(1, 2, tied=True, precision="fp16"),
+        Case(2, 2, tied=True, offload="cpu"),
+        Case(2, 4, tied=True, tensor=2, precision="bf16"),
+        Case(3, 2, tied=True, sequence=2, offload="cpu"),
+        Case(3, 4, tied=True, secondary=2),
+    ]
 
 
 def settings(case: Case) -> Settings:
@@ -204,3 +222,20 @@ def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool) -> str:
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return json.dumps({"losses": losses, "norms": norms})
+
+
+def launch(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[Any]:
+    """The results of jobs for the worker, on so many ranks."""
+    (directory / "job.json").write_text(json.dumps(jobs))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    worker = str(Path(__file__).with_name("parity_worker.py"))
+    finished = subprocess.run(
+        [sys.executable, *(torchrun if world > 1 else []), worker, str(directory)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+    results: list[Any] = json.loads((directory / "result.json").read_text())
+    return results

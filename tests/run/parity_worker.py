@@ -1,42 +1,95 @@
-"""Trains the cases of one world size with the real model and engine; rank 0 writes losses and gradient norms.
+"""Jobs for one world size with the real model and engine; rank 0 writes what came out.
 
-One launch for many cases: importing DeepSpeed takes longer than most of them.
+One launch for many jobs: importing DeepSpeed takes longer than most of them.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.utils import groups
 from parity import ROWS, STEPS, Case, learning_rate, micro_batch, rows, settings
 
+from bigtrain.checkpoint import Checkpoint, Cursor, Places, load, save
+from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, leave, share_samples, start
 from bigtrain.run.setup import new_model
 
 
-def train(case: Case, alone: Topology) -> dict[str, list[float]]:
-    topology = share_samples(alone, case.tensor, case.sequence)
-    chosen = settings(case)
-    engine = Engine(new_model(chosen, topology, fill=True), chosen, topology)
-    share = ROWS // topology.data_size
-    losses, norms = [], []
-    for step in range(STEPS):
-        batch = rows(step)
-        labelled = int((batch["labels"] != -100).sum())
-        total = 0.0
-        for first in range(topology.data_rank * share, (topology.data_rank + 1) * share, case.micro_batch_size):
-            inputs = micro_batch(batch, first, first + case.micro_batch_size)
-            total += float(engine.forward_backward(inputs, 1 / labelled))
-        result = engine.step(learning_rate(step))
-        assert result.applied
-        losses.append(topology.sum_across_ranks([total])[0] / labelled)
-        norms.append(result.grad_norm)
-    return {"losses": losses, "norms": norms}
+class Training:
+    """One case in progress."""
+
+    def __init__(self, case: Case, alone: Topology, fill: bool = True) -> None:
+        forget_the_last_one()
+        self.case, self.topology = case, share_samples(alone, case.tensor, case.sequence)
+        self.settings = settings(case)
+        self.engine = Engine(new_model(self.settings, self.topology, fill=fill), self.settings, self.topology)
+
+    def train(self, steps: range) -> dict[str, list[float]]:
+        share, micro = ROWS // self.topology.data_size, self.case.micro_batch_size
+        losses, norms = [], []
+        for step in steps:
+            batch = rows(step)
+            labelled = int((batch["labels"] != -100).sum())
+            total = 0.0
+            for first in range(self.topology.data_rank * share, (self.topology.data_rank + 1) * share, micro):
+                inputs = micro_batch(batch, first, first + micro)
+                total += float(self.engine.forward_backward(inputs, 1 / labelled))
+            result = self.engine.step(learning_rate(step))
+            assert result.applied
+            losses.append(self.topology.sum_across_ranks([total])[0] / labelled)
+            norms.append(result.grad_norm)
+        return {"losses": losses, "norms": norms}
+
+    def save(self, run: str, step: int) -> None:
+        save(
+            Places.of(Path(run)),
+            Cursor(step, step * ROWS, "plan", self.engine.optimizer_steps),
+            self.engine.fragments(),
+            self.engine.rng_state(),
+            mathematics=mathematics(self.settings),
+            zero_stage=self.case.stage,
+            state={"loss_scaler": self.engine.loss_scaler()},
+            ranks=self.topology,
+        )
+
+    def load(self, run: str, step: int) -> None:
+        checkpoint = Checkpoint.at(Path(run) / "checkpoints" / f"step-{step:08d}")
+        manifest = load(checkpoint, self.engine.fragments(), ranks=self.topology).manifest
+        self.engine.restore(manifest.cursor.optimizer_steps, manifest.state["loss_scaler"])
 
 
-def forget_the_last_case() -> None:
+def curve(alone: Topology, case: Case) -> dict[str, list[float]]:
+    """The whole of it."""
+    return Training(case, alone).train(range(STEPS))
+
+
+def train_and_save(alone: Topology, case: Case, to: str, steps: int) -> dict[str, list[float]]:
+    """Save half-way, and go on: what a resumed run has to repeat."""
+    training = Training(case, alone)
+    training.train(range(steps))
+    training.save(to, steps)
+    return training.train(range(steps, 2 * steps))
+
+
+def resume(alone: Topology, case: Case, at: str, steps: int) -> dict[str, list[float]]:
+    training = Training(case, alone, fill=False)
+    training.load(at, steps)
+    return training.train(range(steps, 2 * steps))
+
+
+def resave(alone: Topology, case: Case, at: list[str], to: list[str], steps: int) -> None:
+    """Load one checkpoint after the other into one engine, and save what it then has."""
+    training = Training(case, alone, fill=False)
+    for source, target in zip(at, to, strict=True):
+        training.load(source, steps)
+        training.save(target, steps)
+
+
+def forget_the_last_one() -> None:
     """DeepSpeed keeps some things for the life of a process, which a run never has two of."""
     torch.nn.functional.linear = plain_linear  # stage 3 replaces it
     for name in ("_TENSOR_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP"):
@@ -48,11 +101,9 @@ def forget_the_last_case() -> None:
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
     plain_linear = torch.nn.functional.linear
-    topology = start(timeout_minutes=1)
-    results = []
-    for fields in json.loads((directory / "job.json").read_text()):
-        forget_the_last_case()
-        results.append(train(Case(**fields), topology))
+    topology = start(timeout_minutes=5)
+    jobs: list[dict[str, Any]] = json.loads((directory / "job.json").read_text())
+    results = [globals()[job.pop("do")](topology, Case(**job.pop("case")), **job) for job in jobs]
     if topology.rank == 0:
         (directory / "result.json").write_text(json.dumps(results))
     topology.barrier()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
-from parity import Case, cases, plain_loop
+from parity import Case, cases, launch, plain_loop
 
 # float32 differs in the order of sums only. In 16 bits every activation is rounded: 8 bits of mantissa in bfloat16,
 # 11 in float16; the loss of a whole batch averages most of it, the gradient norm less of it.
@@ -24,19 +19,8 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for world in sorted({case.world for case in cases()}):
         chosen = [case for case in cases() if case.world == world]
-        directory = tmp_path_factory.mktemp(f"world{world}")
-        (directory / "job.json").write_text(json.dumps([asdict(case) for case in chosen]))
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        worker = str(Path(__file__).with_name("parity_worker.py"))
-        finished = subprocess.run(
-            [sys.executable, *(torchrun if world > 1 else []), worker, str(directory)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
-        results = json.loads((directory / "result.json").read_text())
+        jobs = [{"do": "curve", "case": asdict(case)} for case in chosen]
+        results = launch(jobs, world, tmp_path_factory.mktemp(f"world{world}"))
         found |= {case.name: result for case, result in zip(chosen, results, strict=True)}
     return found
 
