@@ -51,7 +51,8 @@ def verify_resume(
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
-    from bigtrain.run.verify_resume import FOLDER, Launcher, verify_resume
+    from bigtrain.run.trial import FOLDER, Launcher
+    from bigtrain.run.verify_resume import verify_resume
 
     findings = verify_resume(settings, Launcher.of(launcher, processes), steps=steps, keep=keep, report=say)
     ok = all(finding.ok for finding in findings)

@@ -10,13 +10,7 @@ where it stops are ours. A victim may be on another machine, so it kills itself:
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,17 +19,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bigtrain.checkpoint import Checkpoint, Places, list_checkpoints, newest_verified, storage_at, tensor_digests
-from bigtrain.config import BigtrainError, Settings, dump_settings
+from bigtrain.checkpoint import Checkpoint, list_checkpoints, newest_verified, storage_at, tensor_digests
+from bigtrain.config import BigtrainError, Settings
 from bigtrain.faults import KILL, Kill
-from bigtrain.run.directory import RunDirectory
-from bigtrain.run.records import read_json_lines, read_metrics
+from bigtrain.run.trial import DONE, FOLDER, STOPPED, Launcher, Trial, beside, changed, clear, tried_settings
 
 Metrics = dict[str, Any]
 Digests = Mapping[tuple[str, str], str]
 
-FOLDER = "verify-resume"
-DONE, STOPPED = 0, 75
 EXACT = ("loss", "grad_norm", "learning_rate", "batch_digest", "consumed_samples")
 """What a resumed run has to repeat bit for bit."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
@@ -45,99 +36,12 @@ OF_RANK_0 = ("save.manifest", "save.staged", "save.renamed")
 
 
 @dataclass(frozen=True)
-class Launcher:
-    """How ranks are started."""
-
-    template: str
-    """A command line to which `-m bigtrain train CONFIG` can be added; {n} stands for the number of processes."""
-    processes: int | None
-    """That number; None where the command line says it itself."""
-
-    @classmethod
-    def of(cls, template: str | None, processes: int | None) -> Launcher:
-        """The one that was given, or torchrun on this machine: one process a GPU, or two on a CPU."""
-        if template is not None:
-            if ("{n}" in template) != (processes is not None):
-                raise BigtrainError(
-                    "the launcher has to be told the number of processes, or to know it itself",
-                    found=f"--launcher {template!r} and " + (f"-n {processes}" if processes else "no -n"),
-                    wanted="{n} in the launcher and -n, or neither",
-                    fix="write --launcher 'srun -n {n} ...' -n 16; without {n} no other world size is tried",
-                )
-            return cls(template, processes)
-        return cls(f"{shlex.quote(sys.executable)} -m bigtrain.cli.torchrun --standalone --nproc-per-node {{n}}",
-                   processes or _devices())  # fmt: skip
-
-    def command(self, processes: int | None, arguments: Sequence[str | Path]) -> list[str]:
-        """What starts so many ranks, each with `python -m bigtrain` and these arguments."""
-        launcher = shlex.split(self.template.replace("{n}", str(processes)))
-        return [*launcher, "-m", "bigtrain", *map(str, arguments)]
-
-
-@dataclass(frozen=True)
 class Finding:
     """One thing that was tried."""
 
     check: str
     ok: bool
     found: str
-
-
-@dataclass
-class Trial:
-    """One of the runs, and its starts."""
-
-    settings: Settings
-    launcher: Launcher
-    processes: int | None
-    log: Path
-
-    @property
-    def directory(self) -> RunDirectory:
-        """Where it runs."""
-        return RunDirectory(self.settings.run_dir)
-
-    @property
-    def places(self) -> Places:
-        """Where it saves."""
-        return Places.of(self.settings.run_dir, self.settings.checkpoint)
-
-    def start(self, *, kill: Kill | None = None, command: Sequence[str | Path] = ("train",)) -> int:
-        """Start it and wait until it ends; returns the launcher's exit status."""
-        config = self.log.with_suffix(".yaml")
-        config.write_text(dump_settings(self.settings), encoding="utf-8")
-        environment = {name: value for name, value in os.environ.items() if name != KILL}
-        if kill is not None:
-            environment[KILL] = str(kill)
-        name, *rest = command
-        with self.log.open("ab") as log:
-            command_line = self.launcher.command(self.processes, [name, config, *rest])
-            return subprocess.run(command_line, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
-
-    def finish(self, what: str, command: Sequence[str | Path] = ("train",)) -> None:
-        """Start it undisturbed.
-
-        Raises:
-            BigtrainError: it did not come to its end; holds the end of the log.
-        """
-        if (status := self.start(command=command)) not in (DONE, STOPPED):
-            raise BigtrainError(
-                f"{what} failed",
-                found=f"status {status}; the end of {self.log}:\n{self.tail()}",
-                wanted=f"status {DONE} or {STOPPED}",
-            )
-
-    def tail(self, lines: int = 15) -> str:
-        """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
-    def metrics(self) -> list[Metrics]:
-        """The loss curve."""
-        return read_metrics(self.directory.metrics)
-
-    def beginnings(self) -> list[int]:
-        """The step at which each of its starts began."""
-        return [e["step"] for e in read_json_lines(self.directory.events) if e["event"] in ("start", "resume")]
 
 
 def verify_resume(
@@ -164,7 +68,7 @@ def verify_resume(
     if steps < 3:
         raise BigtrainError("too few steps to stop between", found=f"{steps} steps", wanted="at least 3")
     folder = settings.run_dir / FOLDER
-    _clear(folder, settings)
+    clear(folder, settings)
     folder.mkdir(parents=True)
     try:
         findings = []
@@ -174,7 +78,7 @@ def verify_resume(
         return findings
     finally:
         if not keep:
-            _clear(folder, settings)
+            clear(folder, settings)
 
 
 def _findings(
@@ -188,7 +92,7 @@ def _findings(
     every = max(1, steps // 3)
 
     def trial(name: str) -> Trial:
-        tried = _tried(settings, folder / name, steps, every)
+        tried = tried_settings(settings, folder / name, steps, every)
         return Trial(tried, launcher, launcher.processes, folder / f"{name}.log")
 
     report(f"undisturbed: {steps} steps")
@@ -206,7 +110,14 @@ def _findings(
 
     disturbed = trial("disturbed")
     yield from _kills(disturbed, _orders(expected, every, world, chance), report)
-    yield Finding("every step of the killed run", *_same_curve(expected, disturbed.metrics()))
+    same, found = _same_curve(expected, disturbed.metrics())
+    if not same:
+        report("again: is it the machine that does not repeat itself?")
+        again = trial("again")
+        again.finish("the undisturbed run, repeated")
+        repeats = _same_curve(expected, again.metrics())[0]
+        found += f"; without a kill the run {'repeats itself' if repeats else 'does not repeat itself either'}"
+    yield Finding("every step of the killed run", same, found)
     last = list_checkpoints(disturbed.places.durable)[-1]
     yield Finding(f"every tensor of the checkpoint of step {steps}", *_same_tensors(tensors, tensor_digests(last)))
 
@@ -219,7 +130,7 @@ def _findings(
     tensors = tensor_digests(first)
     for later in saved[1:]:
         later.storage.remove(later.step)
-    copy = _beside(settings, folder / "resaved")
+    copy = beside(settings, folder / "resaved")
     reshaped.finish(f"the resume with {shape}", ("resave-and-train", copy))
     resaved = tensor_digests(Checkpoint(first.step, storage_at(copy)))
     yield Finding(f"every tensor loaded with {shape}", *_same_tensors(tensors, resaved))
@@ -272,12 +183,11 @@ def _reshaped(trial: Trial) -> tuple[Trial | None, str]:
     processes = trial.processes
     if processes is not None and processes % (2 * group) == 0:
         processes //= 2
-    for stage in (3, 2, 1, 0):
-        if stage == engine.zero_stage:
-            continue
+    others = [stage for stage in (3, 2, 1, 0) if stage != engine.zero_stage]
+    for stage in [*others, engine.zero_stage] if processes != trial.processes else others:
         tree = {"engine": {"zero_stage": stage}, "checkpoint": {"local_dir": None}}
         with suppress(ValidationError):
-            settings = _with(trial.settings, tree)
+            settings = changed(trial.settings, tree)
             shape = f"ZeRO {stage}" + ("" if processes == trial.processes else f" and {processes} process(es)")
             return Trial(settings, trial.launcher, processes, trial.log.with_name("reshaped.log")), shape
     return None, "no other shape goes with these settings"
@@ -300,9 +210,7 @@ def _near_curve(
     largest = max(abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"]) for ours, theirs in pairs)
     batches = all(ours["batch_digest"] == theirs["batch_digest"] for ours, theirs in pairs)
     whole = len(found) == len(expected)
-    text = f"{'the same' if batches else 'other'} batches in {len(pairs)} steps" + (
-        "" if whole else ", others are missing"
-    )
+    text = f"{'the same' if batches else 'other'} batches in {len(pairs)} steps{'' if whole else ', others missing'}"
     return (
         whole and batches and largest <= tolerance,
         f"{text}; largest relative difference of a loss {largest:.1e}, allowed {tolerance:.0e}",
@@ -319,59 +227,3 @@ def _same_tensors(expected: Digests, found: Digests) -> tuple[bool, str]:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         return False, f"{len(differing)} of {len(expected)} differ: {', '.join(differing[:3])}{more}"
     return True, f"{len(found)} weights and moments are the same bit for bit"
-
-
-def _tried(settings: Settings, run_dir: Path, steps: int, every: int) -> Settings:
-    """The user's settings for a trial: elsewhere, shorter, saved as often as the trial needs."""
-    checkpoint: dict[str, Any] = {
-        "every_steps": every,
-        "every_minutes": None,
-        "keep": None,
-        "keep_every_steps": None,
-        "dir": None if settings.checkpoint.dir is None else _beside(settings, run_dir),
-    }
-    if settings.checkpoint.local_dir is not None:
-        checkpoint["local_dir"] = str(settings.checkpoint.local_dir / FOLDER)
-    return _with(
-        settings,
-        {
-            "run_dir": str(run_dir),
-            "train": {"stop_after": steps},
-            "checkpoint": checkpoint,
-            "evaluate": {"every_steps": None, "max_sequences": 1},
-            "tracking": {"wandb": "disabled"},
-        },
-    )
-
-
-def _beside(settings: Settings, run_dir: Path) -> str:
-    """Where checkpoints of a trial go: to the same kind of place as those of the run."""
-    if settings.checkpoint.dir is None:
-        return str(run_dir)
-    return f"{settings.checkpoint.dir.rstrip('/')}/{FOLDER}/{run_dir.name}"
-
-
-def _with(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """Settings with some keys changed, checked as a whole."""
-    tree = settings.model_dump(mode="json")
-    for name, value in changes.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
-    return Settings.model_validate_json(json.dumps(tree), strict=True)
-
-
-def _clear(folder: Path, settings: Settings) -> None:
-    """Remove the runs, and what they put elsewhere."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if settings.checkpoint.local_dir is not None:
-        shutil.rmtree(settings.checkpoint.local_dir / FOLDER, ignore_errors=True)
-    if settings.checkpoint.dir is not None:
-        for name in ("undisturbed", "disturbed", "resaved"):
-            storage = storage_at(_beside(settings, folder / name))
-            for step in storage.steps():
-                storage.remove(step)
-
-
-def _devices() -> int:
-    import torch
-
-    return torch.cuda.device_count() or 2
