@@ -68,6 +68,8 @@ class Engine:
         # Stage 3 divides by the number of ranks and cannot be told not to; the others sum.
         self._gradient_factor = topology.world_size if self._stage == 3 else 1
         self._optimizer = build_optimizer(model, settings.optimizer)
+        # DeepSpeed warns of optimizers that it does not know; ours are tested with every stage.
+        deepspeed.runtime.zero.utils.ZERO_SUPPORTED_OPTIMIZERS.append(type(self._optimizer))
         if self._stage == 0:
             self._grad_norm = 0.0
             self._optimizer.register_step_pre_hook(self._clip_gradients)
