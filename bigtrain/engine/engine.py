@@ -150,7 +150,7 @@ class Engine:
 
         Every rank has to call it.
         """
-        if loss_scaler:
+        if loss_scaler and self.scales_loss:
             vars(self._wrapper.loss_scaler).update(loss_scaler)
         for state in self._optimizer.state.values():
             state["step"].fill_(optimizer_steps)
