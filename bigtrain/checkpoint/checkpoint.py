@@ -80,16 +80,22 @@ def list_checkpoints(storage: Storage) -> list[Checkpoint]:
     return [Checkpoint(step, storage) for step in storage.steps()]
 
 
-def verify(checkpoint: Checkpoint, *, contents: bool = True, ranks: Ranks = ALONE) -> list[str]:
+def verify(
+    checkpoint: Checkpoint, *, contents: bool = True, others_elsewhere: bool = False, ranks: Ranks = ALONE
+) -> list[str]:
     """What is wrong with a checkpoint; an empty list means that every byte is right.
 
     Args:
         contents: hash every file. False: only the manifest and the files' sizes.
+        others_elsewhere: files that are not here are no problem: in a local tier each node has its own.
         ranks: share the reading among these; the answer is the same on all.
     """
     try:
         files = checkpoint.manifest.files
-        found = problems_of(checkpoint, files, list(files)[ranks.rank :: ranks.world_size], contents)
+        names = list(files)[ranks.rank :: ranks.world_size]
+        if others_elsewhere:
+            names = [name for name in names if (checkpoint.path / name).exists()]
+        found = problems_of(checkpoint, files, names, contents)
     except (BigtrainError, OSError) as error:
         found = [str(error)]
     return merged(ranks.all_gather(found))

@@ -56,10 +56,12 @@ class Folder:
 
     def prepare(self, step: int) -> None:
         """See Storage."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self.directory.is_dir():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _fsync_directory(self.directory.parent)
         for path in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                shutil.rmtree(path)
+            if _LEFTOVER.fullmatch(path.name):  # what cannot be removed only takes room
+                shutil.rmtree(path, ignore_errors=True)
         self._staging(step).mkdir()
 
     def file_name(self, stem: str, attempt: str) -> str:

@@ -61,7 +61,7 @@ class Places:
 
     def is_local(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint lies in the local tier."""
-        return self.local is not None and checkpoint.storage is self.local
+        return self.local is not None and checkpoint.storage == self.local
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "") -
     Args:
         layout: of these ranks, as in the manifest; where it is the same, the local tier can serve each rank its own.
     """
-    (durable, *_) = together(ranks, f"{places.durable} cannot be read", lambda: places.durable.steps())
-    local = places.local
-    here = together(ranks, f"{local} cannot be read", lambda: _local_manifests(local, layout))
+    local, failed = places.local, f"{places.durable} cannot be read"
+    (durable, *_) = together(ranks, failed, lambda: places.durable.steps() if ranks.rank == 0 else [])
+    here = together(ranks, f"{local} cannot be read", lambda: _local_manifests(local))
     rejected: list[Rejected] = []
     elsewhere: list[Rejected] = []
     for step in sorted({*durable, *(step for of_rank in here for step in of_rank)}, reverse=True):
@@ -118,7 +118,7 @@ def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "") -
     return Search(None, rejected, elsewhere)
 
 
-def _local_manifests(local: Folder | None, layout: str) -> dict[int, str]:
+def _local_manifests(local: Folder | None) -> dict[int, str]:
     """The steps in the local tier of this node, and a hash of each one's manifest."""
     found = {}
     for checkpoint in list_checkpoints(local) if local is not None else []:

@@ -51,10 +51,16 @@ def checkpoints_of_step(run: RunDirectory, step: int) -> list[Checkpoint]:
 
 
 def verify_checkpoints(run: Path, step: int | None = None) -> dict[str, list[str]]:
-    """Hash every file of the checkpoints of a run, or of one of them: place -> what is wrong."""
+    """Hash every file of the checkpoints of a run, or of one of them: place -> what is wrong.
+
+    Of the local tier, what this node has of it.
+    """
     directory = RunDirectory.of_existing_run(run)
-    chosen = directory.places().all() if step is None else checkpoints_of_step(directory, step)
-    return {checkpoint.location: verify(checkpoint) for checkpoint in chosen}
+    places = directory.places()
+    chosen = places.all() if step is None else checkpoints_of_step(directory, step)
+    return {
+        checkpoint.location: verify(checkpoint, others_elsewhere=places.is_local(checkpoint)) for checkpoint in chosen
+    }
 
 
 def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
@@ -72,7 +78,8 @@ def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
             row["written by"] = f"{manifest.world_size} rank(s), ZeRO {manifest.zero_stage}"
             row["bytes"] = sum(seal.size for seal in manifest.files.values())
             row["created"] = manifest.created
-        rows.append({**row, "tier": "local" if places.is_local(checkpoint) else "durable", "path": checkpoint.location})
+        tier = {"tier": "local" if places.is_local(checkpoint) else "durable"} if places.local else {}
+        rows.append({**row, **tier, "path": checkpoint.location})
     return rows
 
 

@@ -12,15 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from checkpoint_support import on_ranks, save_step, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.checkpoint import Checkpoint, Places, load_weights, newest_verified, prune, verify
 from bigtrain.config.errors import BigtrainError
+from bigtrain.faults import KILL, Kill
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +168,133 @@ def test_a_full_disk_is_an_error_on_every_rank_and_leaves_earlier_checkpoints(sm
     assert not list((small_disk / "checkpoints").glob(".*"))
 
 
+@pytest.fixture
+def strace() -> str:
+    """The path of strace, which can make system calls fail."""
+    path = shutil.which("strace")
+    if path is None:
+        if os.environ.get("BIGTRAIN_REQUIRE"):
+            pytest.fail("needs the program strace")
+        pytest.skip("needs the program strace")
+    return path
+
+
+ONE_SAVE = """
+import sys
+from pathlib import Path
+from checkpoint_support import cut, even, save_fragments, tensors
+from bigtrain.checkpoint import ALONE
+save_fragments(Path(sys.argv[1]), 40, cut(tensors(), even(1), 0), ALONE)
+"""
+
+
+def run_under(command: list[str], script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script in a process whose system calls fail as `command` says."""
+    return subprocess.run(
+        [*command, sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "file"),
+    [
+        ("write", "state-00000-of-00001.safetensors"),
+        ("fsync", "state-00000-of-00001.safetensors"),
+        ("fsync", "manifest.json"),
+        ("/rename", ""),
+    ],
+)
+def test_an_input_output_error_while_writing_is_a_clear_error_and_harms_nothing(
+    run: Path, strace: str, call: str, file: str
+) -> None:
+    staging = run / "checkpoints/.step-00000040.staging"
+    inject = [strace, "-f", "-qq", "-o", "/dev/null", "-P", str(staging / file if file else staging)]
+    done = run_under([*inject, "-e", f"inject={call}:error=EIO"], ONE_SAVE, run)
+    assert done.returncode == 1 and "Input/output error" in done.stderr, done.stderr
+    assert "BigtrainError: the checkpoint of step 40 could not be written to" in done.stderr
+    assert newest(run) == 30 and not staging.exists()
+
+
+VERIFY = """
+import sys
+from pathlib import Path
+from bigtrain.checkpoint import Places, newest_verified
+found = newest_verified(Places.of(Path(sys.argv[1])))
+print(found.newest.step, [r.problems for r in found.rejected])
+"""
+
+
+@pytest.mark.parametrize("file", ["state-00001-of-00002.safetensors", "manifest.json"])
+def test_an_input_output_error_while_reading_is_named_and_fallen_back_from(run: Path, strace: str, file: str) -> None:
+    path = run / "checkpoints/step-00000030" / file
+    command = [strace, "-f", "-qq", "-o", "/dev/null", "-P", str(path), "-e", "inject=/^preadv:error=EIO"]
+    done = run_under(command, VERIFY, run)
+    assert done.stdout.startswith("20 ") and file in done.stdout and "Input/output error" in done.stdout, done.stderr
+
+
+def test_a_read_only_directory_is_a_clear_error_on_every_rank(run: Path) -> None:
+    mount = ["mount", "--bind", str(run), str(run)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(run)], check=True)
+        errors = save_step(run, 40)
+        assert all(isinstance(error, BigtrainError) and "Read-only file system" in str(error) for error in errors)
+        assert str(run / "checkpoints/step-00000040") in str(errors[0])
+        assert newest(run) == 30
+    finally:
+        subprocess.run(["umount", str(run)], check=True)
+
+
+def test_order_comes_from_the_step_though_the_clock_was_set_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Then:
+            return cls(1999, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(sys.modules["bigtrain.checkpoint.manifest"], "datetime", Then)
+    monkeypatch.setattr(time, "time_ns", lambda: 915_148_800 * 10**9)
+    monkeypatch.setattr(time, "time", lambda: 915_148_800.0)
+    save_step(run, 40)
+    save_step(run, 50)
+    for path in (run / "checkpoints/step-00000050").rglob("*"):
+        os.utime(path, (0, 0))
+    truncate(run / "checkpoints/step-00000040/manifest.json")
+    save_step(run, 40)  # what is replaced steps aside under a name with the time in it
+    found = newest_verified(Places.of(run)).newest
+    assert found is not None and found.step == 50 and found.manifest.created.startswith("1999")
+    assert [c.step for c in prune(Places.of(run).durable, keep=1)] == [10, 20, 30, 40]
+    assert newest(run) == 50
+
+
+def test_two_saves_in_a_row_of_one_step_leave_the_second(run: Path) -> None:
+    save_step(run, 30, seed=1)
+    save_step(run, 30, seed=2)
+    found = newest_verified(Places.of(run)).newest
+    assert found is not None
+    assert (
+        load_weights(found)["norm.weight"]
+        .view(torch.int32)
+        .equal(tensors(2)["norm.weight", "master"].view(torch.int32))
+    )
+
+
+def test_every_so_many_steps_are_kept_for_ever(run: Path) -> None:
+    for step in (40, 50, 60):
+        save_step(run, step)
+    places = Places.of(run)
+    assert [c.step for c in prune(places.durable, 1, 20, dry_run=True)] == [10, 30, 50]
+    assert len(places.all()) == 6
+    for ranks in (1, 2):
+        removed = on_ranks(ranks, lambda r: [c.step for c in prune(places.durable, 1, 20, ranks=r)])
+        assert removed == [[10, 30, 50] if ranks == 1 else []] * ranks
+    assert [c.step for c in places.all()] == [20, 40, 60]
+
+
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
@@ -212,23 +343,29 @@ def test_one_process_that_cannot_write_stops_all_with_its_cause(tmp_path: Path) 
 ENDLESS = """
 import sys
 from pathlib import Path
-from checkpoint_support import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import ALONE, Places, newest_verified
-run = Path(sys.argv[1])
-found = newest_verified(Places.of(run)).newest
+from checkpoint_support import cut, described, even, tensors
+from bigtrain.checkpoint import ALONE, Places, Saver, newest_verified
+from bigtrain.config.settings import CheckpointSettings
+settings = CheckpointSettings(asynchronous=sys.argv[2] == "behind", keep=2)
+places = Places.of(Path(sys.argv[1]))
+found = newest_verified(places).newest
+saver = Saver(places, ALONE, settings)
 for step in range(found.step + 1 if found else 1, 10**6):
-    save_fragments(run, step, cut(tensors(step), even(1), 0), ALONE)
-    print(step, flush=True)
+    saver.save(**described(step, cut(tensors(step), even(1), 0), ALONE))
+    for commit in saver.finished():
+        print(commit.checkpoint.step, flush=True)
 """
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["behind", "waiting"])
+def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path, how: str) -> None:
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    for attempt in range(4):
-        with subprocess.Popen([sys.executable, script, tmp_path], env=environment, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, script, tmp_path, how]
+    for attempt in range(2):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             last = int(process.stdout.readline())
             time.sleep(random.Random(attempt).uniform(0, 0.2))
@@ -240,6 +377,22 @@ def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path) -
         assert weights["embed.weight"].flatten().tolist() == pytest.approx(
             tensors(found.newest.step)["embed.weight", "master"].tolist(), nan_ok=True
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["save.copied", "save.staged", "save.pruning"])
+def test_kill_9_behind_the_training_leaves_what_was_committed(run: Path, point: str) -> None:
+    """benchmarks/kill_saves.py does this at every point, and to training runs."""
+    kill = {KILL: str(Kill("0", point, count=2))}
+    script = f"import os; os.environ.update({kill!r})\n{ENDLESS}"
+    done = run_under([], script, run, "behind")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    committed = [30, *map(int, done.stdout.split())][-1]
+    found = newest_verified(Places.of(run))
+    assert found.newest is not None and found.newest.step in (committed, committed + 1, committed + 2)
+    assert found.rejected == [] and len(load_weights(found.newest)) == 3
+    save_step(run, 99)
+    assert newest(run) == 99 and not list((run / "checkpoints").glob(".*"))
 
 
 def test_every_rank_writes_a_file_of_its_own(tmp_path: Path) -> None:

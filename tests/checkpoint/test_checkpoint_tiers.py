@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from checkpoint_support import SHAPES, ThreadRank, cut, described, even, on_ranks, same_bits, tensors
 
-from bigtrain.checkpoint import ALONE, Fragment, Places, Saver, Search, load, newest_verified
+from bigtrain.checkpoint import ALONE, Checkpoint, Fragment, Places, Saver, Search, load, newest_verified, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
 
@@ -183,6 +184,14 @@ def test_ranks_that_share_the_saving_of_a_piece_need_each_others_files(tmp_path:
     found = on_ranks(2, lambda r: newest_verified(places(tmp_path, r.rank, True), ranks=r, layout="a"))
     assert [where(each) for each in found] == [(1, "node"), (1, "node")]
     assert len(list((tmp_path / "node/step-00000001").iterdir())) == 3
+
+
+def test_verifying_on_one_node_looks_at_what_that_node_has(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    copy = Checkpoint(1, Folder(tmp_path / "node-1"))
+    assert verify(copy) == [f"{STATE}: missing"] and verify(copy, others_elsewhere=True) == []
+    os.truncate(copy.path / STATE.replace("00000-", "00001-"), 9)
+    assert "9 bytes" in verify(copy, others_elsewhere=True)[0]
 
 
 def test_runs_that_share_a_local_dir_do_not_meet(tmp_path: Path) -> None:

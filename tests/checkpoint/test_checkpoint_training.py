@@ -1,0 +1,137 @@
+"""Real training on real processes, with its checkpoints in tiers, behind a URL, and on disks that fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.append(str(Path(__file__).parents[1] / "system"))
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from house import House, as_json, curve, finish, small_settings, workers_of
+from remote_support import BUCKET, S3Server, s3_environment
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Data, and a run of two processes without trouble."""
+    directory = tmp_path_factory.mktemp("house")
+    config = directory / "config.yaml"
+    config.write_text(yaml.safe_dump(small_settings(directory)))
+    house = House(directory, config)
+    result = house.bigtrain("data", "build", str(config))
+    assert result.returncode == 0, result.stderr
+    status, output = house.train(2)
+    assert status == 0, output
+    return house
+
+
+@pytest.fixture
+def house(built: House, tmp_path: Path) -> House:
+    settings = yaml.safe_load(built.config.read_text())
+    settings["run_dir"] = str(tmp_path / "run")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    return House(tmp_path, config)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for one checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def commits(house: House, local: bool | None = None) -> list[int]:
+    return [e["step"] for e in house.events() if e["event"] == "commit" and local in (None, e["local"])]
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_the_training_stops_all_ranks_at_the_next_step_with_its_cause(
+    house: House, small_disk: Path
+) -> None:
+    status, output = house.train(2, f"checkpoint.dir={small_disk}")
+    assert status == 1, output
+    assert output.count("error:") == 1 and "No space left on device" in output and "Traceback" not in output
+    assert "the checkpoint of step 8 could not be written" in output
+    assert commits(house) == [4] and 8 <= house.metrics()[-1]["step"] < 12
+    saves = [e for e in house.events() if e["event"] == "save"]
+    assert [e["step"] for e in saves] == [4, 8] and all(e["stall_seconds"] >= 0 for e in saves)
+
+
+@pytest.mark.slow
+def test_after_kill_9_a_run_with_two_tiers_goes_on_from_the_nearer_one_and_without_it_from_the_durable_one(
+    built: House, house: House, tmp_path: Path
+) -> None:
+    tiers = [f"checkpoint.local_dir={tmp_path}/scratch", "checkpoint.durable_every=3", "checkpoint.every_steps=2"]
+    training = house.start_training(2, *tiers)
+    house.wait_for_step(7)
+    for pid in workers_of(training):
+        os.kill(pid, signal.SIGKILL)
+    finish(training)
+    shutil.copytree(house.run, tmp_path / "second")
+    assert house.train(2, *tiers)[0] == 0
+    assert curve(house.metrics()) == curve(built.metrics())
+    (resume,) = [e for e in house.events() if e["event"] == "resume"]
+    assert resume["step"] >= 4  # durable was only step 2
+    assert commits(house, local=False)[0] == 2 and commits(house, local=False)[-1] == 12
+
+    second = House(tmp_path, house.config)  # the same run, on machines with empty disks
+    shutil.rmtree(house.run)
+    (tmp_path / "second").rename(house.run)
+    shutil.rmtree(tmp_path / "scratch")
+    assert second.train(2, *tiers)[0] == 0
+    (resume,) = [e for e in second.events() if e["event"] == "resume"]
+    assert resume["step"] == 2 and curve(second.metrics()) == curve(built.metrics())
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_lie_behind_a_url_is_killed_goes_on_and_is_inspected(
+    built: House, house: House, require: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("s3fs", "moto", "boto3"):
+        require(module)
+    server = S3Server()
+    for name, value in s3_environment(f"http://127.0.0.1:{server.port}").items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    try:
+        url = f"checkpoint.dir=s3://{BUCKET}/run"
+        training = house.start_training(2, url)
+        house.wait_for_step(9)
+        for pid in workers_of(training):
+            os.kill(pid, signal.SIGKILL)
+        finish(training)
+        status, output = house.train(2, url)
+        assert status == 0, output
+        assert curve(house.metrics()) == curve(built.metrics())
+        assert not (house.run / "checkpoints").exists()
+
+        listed = as_json(house.bigtrain("checkpoint", "list", str(house.run), "--json"))
+        assert [row["path"] for row in listed] == [f"s3://{BUCKET}/run/step-{step:08d}" for step in (4, 8, 12)]
+        verified = house.bigtrain("checkpoint", "verify", str(house.run))
+        assert verified.returncode == 0 and verified.stdout.count("every byte is right") == 3
+        same = house.bigtrain("checkpoint", "diff", str(built.run), str(house.run))
+        assert same.returncode == 0 and "tensors are equal to the last bit" in same.stdout, same.stdout + same.stderr
+        other = house.bigtrain("checkpoint", "diff", f"s3://{BUCKET}/run/step-00000004", str(house.run))
+        assert other.returncode == 0 and "tensors differ" in other.stdout and "cursor step: 4 -> 12" in other.stdout
+        dry = house.bigtrain("checkpoint", "prune", str(house.run), "--keep", "1", "--keep-every", "8", "--dry-run")
+        assert dry.stdout.split() == ["would", "remove", f"s3://{BUCKET}/run/step-00000004"]
+        assert house.bigtrain("checkpoint", "prune", str(house.run), "--keep", "1").returncode == 0
+        assert house.bigtrain("checkpoint", "verify", str(house.run)).stdout.count("right") == 1
+        assert "--keep N" in house.bigtrain("checkpoint", "prune", str(house.run)).stderr
+    finally:
+        server.kill()
