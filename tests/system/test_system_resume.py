@@ -196,7 +196,9 @@ def test_verify_resume_notices_a_checkpoint_that_somebody_has_changed(house):
 @pytest.mark.slow
 def test_verify_resume_says_so_when_nobody_could_be_killed(house):
     script = house.directory / "deaf.py"
-    script.write_text("import os, sys; os.environ.pop('BIGTRAIN_KILL', 0); os.execv(sys.executable, sys.argv)")
+    script.write_text(
+        "import os, sys; os.environ.pop('BIGTRAIN_KILL', 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
     launcher = f"{sys.executable} {script}"
     command = [*CLI, "verify-resume", str(house.config), "--launcher", launcher, "--steps", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=house.directory)
