@@ -42,7 +42,10 @@ def verify_resume(
     steps: Annotated[int, typer.Option(min=3, help="How many steps to train.")] = 12,
     launcher: Annotated[
         str | None,
-        typer.Option(help="What starts the ranks: a command line to which `-m bigtrain train CONFIG` is added."),
+        typer.Option(
+            help="What starts the ranks: a command line to which `-m bigtrain train CONFIG` is added; {n} in it "
+            "stands for the number of processes. Default: torchrun on this machine."
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option(help="Keep the runs, under RUN/verify-resume.")] = False,
     as_json: JsonOption = False,

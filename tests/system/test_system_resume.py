@@ -57,7 +57,7 @@ def steps_of(house: House, name: str) -> list[dict]:
 def test_schedules_end_where_they_should_after_any_number_of_stops(forked, house, schedule):
     whole, cut = other_run(house, "whole"), other_run(house, "cut")
     assert forked.train(whole, *schedule)[0] == 0
-    for stop in (1, 4, 10):
+    for stop in (3, 10):
         assert forked.train(cut, *schedule, f"train.stop_after={stop}")[0] == STATUS_STOPPED
         assert steps_of(house, "cut")[-1]["step"] == stop
     status, output = forked.train(cut, *schedule)
@@ -144,7 +144,7 @@ def verify_resume(house: House, *arguments: str) -> tuple[int, dict]:
 
 @pytest.mark.slow
 def test_verify_resume_finds_every_promise_kept(house):
-    status, report = verify_resume(house, "-n", "2", "--steps", "9")
+    status, report = verify_resume(house, "-n", "2", "--steps", "6")
     assert status == 0 and report["ok"], report
     assert [check["check"].split(" of ")[0] for check in report["checks"]] == [
         "an undisturbed run",
@@ -186,7 +186,9 @@ def test_verify_resume_notices_a_checkpoint_that_somebody_has_changed(house):
     script = house.directory / "tamper.py"
     script.write_text(TAMPER)
     launcher = f"{sys.executable} {script} {house.run}/verify-resume/disturbed"
-    status, report = verify_resume(house, "--launcher", launcher, "--steps", "6", "--keep")
+    status, report = verify_resume(
+        house, "checkpoint.asynchronous=false", "--launcher", launcher, "--steps", "6", "--keep"
+    )
     assert (house.run / "verify-resume/disturbed/tampered").exists()
     assert status == 1 and not report["ok"]
     failed = [check["check"] for check in report["checks"] if not check["ok"]]
@@ -210,10 +212,10 @@ def test_verify_resume_says_so_when_nobody_could_be_killed(house):
 def test_saves_that_are_killed_in_every_phase_leave_what_was_committed(tmp_path):
     """A short version of benchmarks/kill_saves.py, whose result of 300 kills is kept beside it."""
     command = [sys.executable, ROOT / "benchmarks/kill_saves.py", "--small", f"--out={tmp_path}"]
-    parts = ["--savers=10", "--training=4", "--launched=0"]
+    parts = ["--savers=10", "--training=3", "--launched=0"]
     done = subprocess.run([*command, *parts], capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "kill_saves.json").read_text())
-    for part, kills in (("savers", 10), ("training", 4)):
+    for part, kills in (("savers", 10), ("training", 3)):
         assert (result[part]["kills"], result[part]["wrong"]) == (kills, 0)
         assert result[part]["resumes_compared"] >= kills and result[part]["tensors_compared_at_the_end"] > 0
