@@ -94,11 +94,15 @@ class Tensors:
         return tensor
 
     def digests(self) -> dict[tuple[str, str], str]:
-        """xxh3-128 of every tensor by (name, kind): the same however it was cut, one in memory at a time."""
+        """xxh3-128 of every tensor by (name, kind): the same however it was cut, one in memory at a time.
+
+        An optimizer may remember other things of some parameters than of others; every one has a master.
+        """
         return {
             (name, kind): xxhash.xxh3_128(bytes_of(self.read(name, kind))).hexdigest()
             for name in self.manifest.tensors
             for kind in self.manifest.kinds
+            if kind == MASTER or (name, kind) in self._pieces
         }
 
 

@@ -202,6 +202,10 @@ class ScheduleSettings(Section):
                     f"{part}_{other} {getattr(self, f'{part}_{other}')} with by {self.by}; write {part}_{self.by}s or "
                     f"change by"
                 )
+        if self.name == "inverse_sqrt" and self.by == "token" and not self.warmup_tokens:
+            raise ValueError(
+                "name inverse_sqrt falls as the square root of warmup_tokens, which is missing; set it, or write by: step"
+            )
         if self.decay is not None and self.name != "wsd":
             raise ValueError(
                 f"decay_{self.by}s {self.decay} is for name wsd, found name {self.name}; remove it or write name: wsd"

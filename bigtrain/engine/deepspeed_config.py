@@ -80,8 +80,7 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
         # Default: synchronises the device twice a step. bigtrain has its own meter.
         "timers": {"throughput": {"enabled": False}},
         "wall_clock_breakdown": False,
-        # Muon and Lion are ours; that they work with every stage is tested here.
-        "zero_allow_untested_optimizer": True,
+        "zero_allow_untested_optimizer": False,
     }
     return _merged(config, settings.engine.deepspeed, "engine.deepspeed")
 

@@ -33,6 +33,7 @@ REFUSED = {
     "engine.tensor_parallel_size=2 optimizer.name=muon": "muon needs whole matrices",
     "engine.offload_optimizer=cpu optimizer.name=muon": "muon orthogonalises matrices on the device",
     "schedule.by=token schedule.warmup_steps=5": "warmup_steps 5 with by token; write warmup_tokens",
+    "schedule.by=token schedule.name=inverse_sqrt": "warmup_tokens, which is missing",
     "schedule.warmup_tokens=5": "warmup_tokens 5 with by step; write warmup_steps",
     "schedule.by=token schedule.warmup_tokens=20000": "more than the 10240 tokens of train.steps 10",
 }
