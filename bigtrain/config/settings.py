@@ -204,7 +204,7 @@ class ScheduleSettings(Section):
                 )
         if self.name == "inverse_sqrt" and self.by == "token" and not self.warmup_tokens:
             raise ValueError(
-                "name inverse_sqrt falls as the square root of warmup_tokens, which is missing; set it, or write by: step"
+                "name inverse_sqrt falls as the root of warmup_tokens, which is missing; set it, or write by: step"
             )
         if self.decay is not None and self.name != "wsd":
             raise ValueError(
