@@ -29,9 +29,9 @@ def compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
     a, b = Tensors(one), Tensors(other)
     changes = changes_since(a.manifest.mathematics, b.manifest.mathematics)
     tensors: dict[str, Any] = {}
-    every = {(name, kind) for stored in (a, b) for name in stored.manifest.tensors for kind in stored.manifest.kinds}
+    every = {*a.stored, *b.stored}
     for name, kind in sorted(every, key=lambda each: (each[1], each[0])):
-        shapes = [stored.manifest.tensors.get(name) if kind in stored.manifest.kinds else None for stored in (a, b)]
+        shapes = [each.manifest.tensors[name] if (name, kind) in each.stored else None for each in (a, b)]
         if shapes[0] != shapes[1]:
             tensors[f"{kind}/{name}"] = {"shapes": shapes}
         elif difference := _difference(a.read(name, kind).view(-1), b.read(name, kind).view(-1)):

@@ -85,6 +85,8 @@ class Tensors:
         self._checkpoint = checkpoint
         heads = ((name, _header(checkpoint, name)) for name in self.manifest.files)
         self._pieces = _index(heads, self.manifest)
+        self.stored = sorted({*self._pieces, *((name, MASTER) for name in self.manifest.tensors)})
+        """What there is, by (name, kind): a master of every parameter, and what the optimizer remembers of each."""
 
     def read(self, name: str, kind: str = MASTER) -> torch.Tensor:
         """One tensor, float32. Raises BigtrainError."""
@@ -94,15 +96,9 @@ class Tensors:
         return tensor
 
     def digests(self) -> dict[tuple[str, str], str]:
-        """xxh3-128 of every tensor by (name, kind): the same however it was cut, one in memory at a time.
-
-        An optimizer may remember other things of some parameters than of others; every one has a master.
-        """
+        """xxh3-128 of every tensor by (name, kind): the same however it was cut, one in memory at a time."""
         return {
-            (name, kind): xxhash.xxh3_128(bytes_of(self.read(name, kind))).hexdigest()
-            for name in self.manifest.tensors
-            for kind in self.manifest.kinds
-            if kind == MASTER or (name, kind) in self._pieces
+            (name, kind): xxhash.xxh3_128(bytes_of(self.read(name, kind))).hexdigest() for name, kind in self.stored
         }
 
 
