@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,10 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from bigtrain.cli.checkpoint_commands import app
+from bigtrain.config import BigtrainError
 
 sys.path.append(str(Path(__file__).parents[1] / "system"))
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from house import House, as_json, curve, finish, small_settings, workers_of
+from house import House, curve, finish, small_settings, workers_of
 from remote_support import BUCKET, S3Server, s3_environment
 
 
@@ -57,6 +62,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def commits(house: House, local: bool | None = None) -> list[int]:
     return [e["step"] for e in house.events() if e["event"] == "commit" and local in (None, e["local"])]
+
+
+def command(*arguments: str) -> str:
+    """What `bigtrain checkpoint` prints; in this process, as a start of Python takes seconds."""
+    result = CliRunner().invoke(app, arguments)
+    if isinstance(result.exception, BigtrainError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.mark.slow
@@ -104,6 +118,8 @@ def test_a_run_whose_checkpoints_lie_behind_a_url_is_killed_goes_on_and_is_inspe
 ) -> None:
     for module in ("s3fs", "moto", "boto3"):
         require(module)
+    import s3fs
+
     server = S3Server()
     for name, value in s3_environment(f"http://127.0.0.1:{server.port}").items():
         monkeypatch.setenv(name, value)
@@ -120,18 +136,21 @@ def test_a_run_whose_checkpoints_lie_behind_a_url_is_killed_goes_on_and_is_inspe
         assert curve(house.metrics()) == curve(built.metrics())
         assert not (house.run / "checkpoints").exists()
 
-        listed = as_json(house.bigtrain("checkpoint", "list", str(house.run), "--json"))
-        assert [row["path"] for row in listed] == [f"s3://{BUCKET}/run/step-{step:08d}" for step in (4, 8, 12)]
-        verified = house.bigtrain("checkpoint", "verify", str(house.run))
-        assert verified.returncode == 0 and verified.stdout.count("every byte is right") == 3
-        same = house.bigtrain("checkpoint", "diff", str(built.run), str(house.run))
-        assert same.returncode == 0 and "tensors are equal to the last bit" in same.stdout, same.stdout + same.stderr
-        other = house.bigtrain("checkpoint", "diff", f"s3://{BUCKET}/run/step-00000004", str(house.run))
-        assert other.returncode == 0 and "tensors differ" in other.stdout and "cursor step: 4 -> 12" in other.stdout
-        dry = house.bigtrain("checkpoint", "prune", str(house.run), "--keep", "1", "--keep-every", "8", "--dry-run")
-        assert dry.stdout.split() == ["would", "remove", f"s3://{BUCKET}/run/step-00000004"]
-        assert house.bigtrain("checkpoint", "prune", str(house.run), "--keep", "1").returncode == 0
-        assert house.bigtrain("checkpoint", "verify", str(house.run)).stdout.count("right") == 1
-        assert "--keep N" in house.bigtrain("checkpoint", "prune", str(house.run)).stderr
+        s3fs.S3FileSystem.clear_instance_cache()
+        root = f"s3://{BUCKET}/run"
+        run = str(house.run)
+        listed = json.loads(command("list", run, "--json"))
+        assert [row["path"] for row in listed] == [f"{root}/step-{step:08d}" for step in (4, 8, 12)]
+        assert command("verify", run).count("every byte is right") == 3
+        assert "tensors are equal to the last bit" in command("diff", str(built.run), run)
+        other = command("diff", f"{root}/step-00000004", run)
+        assert "tensors differ" in other and "cursor step: 4 -> 12" in other
+        dry = command("prune", run, "--keep", "1", "--keep-every", "8", "--dry-run")
+        assert dry == f"would remove {root}/step-00000004\n"
+        assert command("prune", run, "--keep", "1").count("removed") == 2
+        assert command("verify", run) == f"{root}/step-00000012: every byte is right\n"
+        with pytest.raises(BigtrainError, match="--keep N"):
+            command("prune", run)
     finally:
         server.kill()
+        s3fs.S3FileSystem.clear_instance_cache()
