@@ -57,11 +57,15 @@ def main() -> None:
 
 def resume(args: argparse.Namespace, settings: Settings, topology: Topology) -> dict[str, Any]:
     """Seconds from the launch of the processes to each milestone of a resume."""
-    from checkpoint_routes import ROUTES
+    from checkpoint_routes import route_of
 
+    from bigtrain.engine.deepspeed_import import import_deepspeed
+
+    way = route_of(args.route)
+    import_deepspeed()
     milestones = {"imported": since_start()}
-    engine = built_engine(settings, topology)
-    route = ROUTES[args.route](engine, topology, args.work)
+    engine = built_engine(settings, topology, fill=False)
+    route = way(engine, topology, args.work)
     milestones["engine built"] = since_start()
     topology.barrier()
     with peak_memory() as memory:
@@ -86,11 +90,11 @@ def resume(args: argparse.Namespace, settings: Settings, topology: Topology) -> 
 
 def save_in_turns(args: argparse.Namespace, settings: Settings, topology: Topology) -> dict[str, Any]:
     """Stall, slowdown, time until durable, size and memory of a save by each route, several times in turns."""
-    from checkpoint_routes import ROUTES, SAVING
+    from checkpoint_routes import SAVING, route_of
 
     from bigtrain.model import count_parameters
 
-    engine = built_engine(settings, topology)
+    engine = built_engine(settings, topology, fill=True)
     for _ in range(2):
         train_step(engine, settings, topology)
     owned, parameters = owned_bytes(engine), count_parameters(settings.model)
@@ -103,7 +107,7 @@ def save_in_turns(args: argparse.Namespace, settings: Settings, topology: Topolo
 
     for name in SAVING:  # once to warm up and to see the memory: all that a route keeps for later saves counts
         with peak_memory() as memory:
-            routes[name] = ROUTES[name](engine, topology, args.work)
+            routes[name] = route_of(name)(engine, topology, args.work)
             routes[name].prepare()
             routes[name].save()
             routes[name].wait()
@@ -159,12 +163,12 @@ def clear(route: Route, topology: Topology) -> None:
     topology.barrier()
 
 
-def built_engine(settings: Settings, topology: Topology) -> Engine:
-    """The model with initial weights, wrapped."""
+def built_engine(settings: Settings, topology: Topology, *, fill: bool) -> Engine:
+    """The model, wrapped; its weights mean something if `fill` asks for the initial ones."""
     from bigtrain.engine.engine import Engine
     from bigtrain.run.setup import new_model
 
-    return Engine(new_model(settings, topology, fill=True), settings, topology)
+    return Engine(new_model(settings, topology, fill=fill), settings, topology)
 
 
 def train_step(engine: Engine, settings: Settings, topology: Topology) -> float:
