@@ -12,6 +12,7 @@ once, on one rank, as in data parallelism.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,50 +36,39 @@ class SequenceParallel:
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """[B, T / P, H, D] of all heads to [B, T, H / P, D]: all tokens of this rank's heads."""
-        exchanged: Tensor = _TokensForHeads.apply(x, self.group, self.size)  # type: ignore[no-untyped-call]
+        exchanged: Tensor = _Exchange.apply(x, self._tokens, self._heads)  # type: ignore[no-untyped-call]
         return exchanged
 
     def gather_heads(self, x: Tensor) -> Tensor:
         """[B, T, H / P, D] back to [B, T / P, H, D]."""
-        exchanged: Tensor = _HeadsForTokens.apply(x, self.group, self.size)  # type: ignore[no-untyped-call]
+        exchanged: Tensor = _Exchange.apply(x, self._heads, self._tokens)  # type: ignore[no-untyped-call]
         return exchanged
 
+    def _tokens(self, x: Tensor) -> Tensor:
+        batch, tokens, heads, width = x.shape
+        # What goes to rank p lies at index p of the first dimension: its heads of our tokens.
+        mine = x.reshape(batch, tokens, self.size, heads // self.size, width).permute(2, 0, 1, 3, 4).contiguous()
+        theirs = _all_to_all(mine, self.group)  # [P, B, T / P, H / P, D]: rank p's tokens of our heads
+        return theirs.transpose(0, 1).reshape(batch, self.size * tokens, heads // self.size, width)
 
-class _TokensForHeads(torch.autograd.Function):
+    def _heads(self, x: Tensor) -> Tensor:
+        batch, tokens, heads, width = x.shape
+        mine = x.reshape(batch, self.size, tokens // self.size, heads, width).transpose(0, 1).contiguous()
+        theirs = _all_to_all(mine, self.group)  # [P, B, T / P, H / P, D]: our tokens of rank p's heads
+        return theirs.permute(1, 2, 0, 3, 4).reshape(batch, tokens // self.size, self.size * heads, width)
+
+
+class _Exchange(torch.autograd.Function):
+    """An exchange whose backward is the other one."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
-        ctx.exchange = group, size
-        return _tokens_for_heads(x, group, size)
+    def forward(ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return there(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _heads_for_tokens(grad, *ctx.exchange), None, None
-
-
-class _HeadsForTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
-        ctx.exchange = group, size
-        return _heads_for_tokens(x, group, size)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _tokens_for_heads(grad, *ctx.exchange), None, None
-
-
-def _tokens_for_heads(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
-    batch, tokens, heads, width = x.shape
-    # What goes to rank p lies at index p of the first dimension: its heads of our tokens.
-    mine = x.reshape(batch, tokens, size, heads // size, width).permute(2, 0, 1, 3, 4).contiguous()
-    theirs = _all_to_all(mine, group)  # [P, B, T / P, H / P, D]: rank p's tokens of our heads
-    return theirs.transpose(0, 1).reshape(batch, size * tokens, heads // size, width)
-
-
-def _heads_for_tokens(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
-    batch, tokens, heads, width = x.shape
-    mine = x.reshape(batch, size, tokens // size, heads, width).transpose(0, 1).contiguous()
-    theirs = _all_to_all(mine, group)  # [P, B, T / P, H / P, D]: our tokens of rank p's heads
-    return theirs.permute(1, 2, 0, 3, 4).reshape(batch, tokens // size, size * heads, width)
+        return ctx.back(grad), None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
