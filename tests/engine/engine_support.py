@@ -210,14 +210,13 @@ def state_case(stage: int) -> dict[str, Any]:
 
 
 def parity_cases() -> list[dict[str, Any]]:
-    """Accumulation 1 and more, clipping that bites and none, tied and untied, in both precisions."""
+    """bf16: accumulation 1 and more, clipping that bites and none, tied and untied. fp32 is in tests/run, with the real
+    model."""
     cases = []
-    for stage in STAGES:
-        for precision in ("fp32", "bf16") if stage else ("fp32",):
-            cases.append({"stage": stage, "precision": precision, "micro_batch_size": 4, "max_grad_norm": 0.5})
-            cases.append({**cases[-1], "micro_batch_size": 2, "max_grad_norm": 0.0, "tied": True})
-        if stage:
-            cases.append({**cases[-2], "float8": True})
+    for stage in (1, 2, 3):
+        cases.append({"stage": stage, "precision": "bf16", "micro_batch_size": 4, "max_grad_norm": 0.5})
+        cases.append({**cases[-1], "micro_batch_size": 2, "max_grad_norm": 0.0, "tied": True})
+        cases.append({**cases[-2], "float8": True})
     return cases
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from engine_support import parity_cases, plain_loop
 
-# float32: other summation order only. bfloat16: the loops round at the same places, but one different last bit of
-# the clipping factor, or stage 3's own linear layer, changes the rounding of a weight here and there.
-TOLERANCES = {"fp32": {"loss": 1e-5, "norm": 1e-5}, "bf16": {"loss": 3e-3, "norm": 3e-3}}
+# The loops round at the same places, but one different last bit of the clipping factor, or stage 3's own linear layer,
+# changes the rounding of a weight here and there.
+TOLERANCE = 3e-3
 
 
 def case_name(index: int) -> str:
@@ -36,9 +36,8 @@ def without_stage(case: dict[str, Any]) -> str:
 def test_thirty_steps_equal_a_plain_loop(first_round: dict[Any, Any], index: int, world: int) -> None:
     case = parity_cases()[index]
     ours, plain = first_round["parity", world][index], reference(without_stage(case))
-    tolerance = TOLERANCES[case["precision"]]
-    assert ours["losses"] == pytest.approx(plain["losses"], abs=tolerance["loss"])
-    assert ours["norms"] == pytest.approx(plain["norms"], rel=tolerance["norm"])
+    assert ours["losses"] == pytest.approx(plain["losses"], abs=TOLERANCE)
+    assert ours["norms"] == pytest.approx(plain["norms"], rel=TOLERANCE)
     assert plain["losses"][-1] < plain["losses"][0] - 0.5  # it did train
 
 
@@ -46,7 +45,7 @@ def test_thirty_steps_equal_a_plain_loop(first_round: dict[Any, Any], index: int
 def test_bfloat16_gradients_are_summed_in_float32_bit_for_bit(first_round: dict[Any, Any]) -> None:
     """Four micro-batches, no clipping: stages 1 and 2 give the very losses of the plain loop."""
     for index, case in enumerate(parity_cases()):
-        if case["precision"] == "bf16" and case["micro_batch_size"] == 2 and case["stage"] < 3:
+        if case["micro_batch_size"] == 2 and case["stage"] < 3:
             plain = reference(without_stage(case))["losses"]
             assert first_round["parity", 1][index]["losses"] == pytest.approx(plain, abs=1e-12)
 
