@@ -40,7 +40,7 @@ WORKER = Path(__file__).with_name("checkpoint_worker.py")
 CONFIG = Path("configs/quickstart.yaml")
 MODEL = [
     "model.hidden_size=768", "model.num_hidden_layers=12", "model.num_attention_heads=12",
-    "model.num_key_value_heads=12", "model.intermediate_size=2048", "data.sequence_length=128",
+    "model.num_key_value_heads=12", "model.intermediate_size=2048", "data.sequence_length=64",
 ]  # fmt: skip
 TRAINING = ["train.global_batch_size=4", "train.micro_batch_size=1", "engine.precision=bf16"]
 SAVED_BY, RESHARDED_TO = 2, 4

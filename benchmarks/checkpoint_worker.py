@@ -120,7 +120,7 @@ def save_in_turns(args: argparse.Namespace, settings: Settings, topology: Topolo
         for name in order:
             beside, alone = [], 0.0
             if routes[name].asynchronous:
-                alone = statistics.median(timed(train_step, engine, settings, topology) for _ in range(2))
+                alone = statistics.median(timed(train_step, engine, settings, topology) for _ in range(3))
             topology.barrier()
             started = time.perf_counter()
             routes[name].save()
