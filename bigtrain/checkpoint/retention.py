@@ -26,6 +26,8 @@ def prune(
     """
     what = f"old checkpoints in {storage} cannot be removed"
     (steps, *_) = together(ranks, what, lambda: storage.steps() if ranks.rank == 0 else [])
+    if len(steps) <= keep:
+        return []
     there = [Checkpoint(step, storage) for step in steps]
     kept = [checkpoint for checkpoint, _ in zip(_good(there, ranks), range(keep), strict=False)]
     if len(kept) < keep:

@@ -20,6 +20,7 @@ Shards of dimension 0 are ranges of the flattened parameter and are stored as su
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,8 @@ class Image:
     def _resize(self, size: int) -> None:
         if self._memory.numel() < size:
             self.release()  # before asking for more
-            self._memory = torch.empty(size, dtype=torch.uint8)
+            # Whole pages, which a disk can read from without a copy. The tensor keeps the mapping.
+            self._memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
     def _pin(self) -> None:
         """Let the device write straight into the memory. PyTorch's own pinned memory comes in powers of two."""
