@@ -75,9 +75,9 @@ def cases() -> list[Case]:
             )
         )
     for stage in (1, 2, 3):
-        found.append(Case(stage, 2, accumulation=4, precision="bf16", clip=0.3))
-        found.append(Case(stage, 2, accumulation=4, precision="fp16", clip=0.3, tied=True))
-        found.append(Case(stage, 2, accumulation=4, offload="cpu", clip=0.3))
+        found.append(Case(stage, 2, precision="bf16", clip=0.3))
+        found.append(Case(stage, 2, precision="fp16", clip=0.3, tied=True))
+        found.append(Case(stage, 2, offload="cpu", clip=0.3))
     for stage, world, accumulation, family, recompute in (
         (1, 2, 4, "llama", "full"),
         (2, 2, 1, "gpt2", "none"),
