@@ -12,7 +12,8 @@ from house import STATUS_STOPPED, curve, finish, workers_of
 
 @pytest.mark.parametrize("victims", ["one rank", "all ranks", "launcher"])
 def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, house, victims):
-    training = house.start_training(2)
+    # Not behind the training: by step 5 the checkpoint of step 4 has to be there.
+    training = house.start_training(2, "checkpoint.asynchronous=false")
     house.wait_for_step(random.randint(5, 9))
     pids = {"one rank": workers_of(training)[:1], "all ranks": workers_of(training), "launcher": [training.pid]}
     for pid in pids[victims]:
