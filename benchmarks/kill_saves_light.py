@@ -12,15 +12,15 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 from forked import fork_ranks
+from kill_tally import Tally
 from save_phases import PHASES, Saves
 
 from bigtrain.checkpoint import Cursor, Fragment, Places, Saver, load, newest_verified, tensor_digests
@@ -57,38 +57,15 @@ SMALL = (Shape(2, True, 300_000, 30),)
 
 
 @dataclass
-class Tally:
-    """What the kills were and what came of them."""
+class SaverTally(Tally):
+    """The same of ranks that only save."""
 
-    kills: int = 0
-    aimed: Counter[str] = field(default_factory=Counter)
-    found: Counter[str] = field(default_factory=Counter)
-    """By what a kill left behind."""
-    victims: Counter[str] = field(default_factory=Counter)
     missed: int = 0
     """Orders to die at a point that the run had no time to come to."""
-    problems: list[str] = field(default_factory=list)
-    runs: int = 0
-    steps: int = 0
-    steps_compared: int = 0
-    resumes: int = 0
-    tensors_compared: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For the result file."""
-        return {
-            "kills": self.kills,
-            "wrong": len(self.problems),
-            "problems": self.problems[:20],
-            "runs_finished_and_compared": self.runs,
-            "resumes_compared": self.resumes,
-            "steps_compared_bit_for_bit": self.steps_compared,
-            "tensors_compared_at_the_end": self.tensors_compared,
-            "orders_that_came_too_late": self.missed,
-            "aimed_at": dict(sorted(self.aimed.items())),
-            "found_in": {phase: self.found[phase] for phase in PHASES if self.found[phase]},
-            "killed": dict(sorted(self.victims.items())),
-        }
+        return {**super().as_dict(), "orders_that_came_too_late": self.missed}
 
 
 class Ranks:
@@ -133,7 +110,7 @@ class Ranks:
 def killed_savers(work: Path, kills: int, moments: random.Random, *, small: bool) -> Iterator[dict[str, Any]]:
     """Save and kill until so many kills are done; yields the result so far after each run that was finished."""
     torch.set_num_threads(1)  # a process with threads cannot be forked
-    tally = Tally()
+    tally = SaverTally()
     shapes = SMALL if small else SHAPES
     references: dict[Shape, Path] = {}
     while tally.kills < kills:
@@ -145,7 +122,9 @@ def killed_savers(work: Path, kills: int, moments: random.Random, *, small: bool
         yield {**tally.as_dict(), "shapes": [str(shape) for shape in shapes]}
 
 
-def _one_run(folder: Path, reference: Path, shape: Shape, kills: int, moments: random.Random, tally: Tally) -> None:
+def _one_run(
+    folder: Path, reference: Path, shape: Shape, kills: int, moments: random.Random, tally: SaverTally
+) -> None:
     """A run with at most so many kills on its way."""
     saves = Saves(folder / "checkpoints", shape.ranks)
     for number in range(kills):
@@ -158,7 +137,7 @@ def _one_run(folder: Path, reference: Path, shape: Shape, kills: int, moments: r
     tally.runs += 1
 
 
-def _one_kill(folder: Path, shape: Shape, saves: Saves, moments: random.Random, tally: Tally) -> list[str]:
+def _one_kill(folder: Path, shape: Shape, saves: Saves, moments: random.Random, tally: SaverTally) -> list[str]:
     """Start, kill, look at what is left; returns what is wrong with it."""
     before, newest = saves.half_done(), max(saves.committed(), default=0)
     whole = moments.random() < 0.3
@@ -219,7 +198,6 @@ def _compare(folder: Path, reference: Path, shape: Shape, tally: Tally) -> None:
             tally.problems.append(f"{folder.name}: step {line['step']} differs")
     if sorted({line["step"] for line in lines}) != sorted(wanted):
         tally.problems.append(f"{folder.name}: steps are missing")
-    tally.steps += len(wanted)
     for event in _events(folder):
         if event["event"] == "resume":
             tally.resumes += 1

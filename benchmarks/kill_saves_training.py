@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +15,18 @@ import yaml
 from disturbance import END_SECONDS, Command
 from forked import bigtrain, fork_ranks, import_everything
 from kill_build import CLI, ROOT
+from kill_tally import Tally
 from kill_training import training_config
 from save_phases import PHASES, Saves
 
 from bigtrain.checkpoint import tensor_digests
 from bigtrain.run.records import read_json_lines
+from bigtrain.run.verify_resume import EXACT
 
 SHAPES = ({"processes": 2, "zero_stage": 2}, {"processes": 2, "zero_stage": 3}, {"processes": 1, "zero_stage": 1})
 STEPS, SMALL_STEPS = 60, 20
 FIRST_COMMIT_SECONDS = 180.0
 END_OF_RUN_SECONDS = 600.0
-EXACT = ("loss", "grad_norm", "learning_rate", "batch_digest", "consumed_samples")
-
-
-@dataclass
-class Tally:
-    """What the kills were and what came of them."""
-
-    kills: int = 0
-    runs: int = 0
-    resumes: int = 0
-    steps_compared: int = 0
-    tensors_compared: int = 0
-    aimed: Counter[str] = field(default_factory=Counter)
-    found: Counter[str] = field(default_factory=Counter)
-    victims: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the result file."""
-        return {
-            "kills": self.kills,
-            "wrong": len(self.problems),
-            "problems": self.problems[:20],
-            "runs_finished_and_compared": self.runs,
-            "resumes_compared": self.resumes,
-            "steps_compared_bit_for_bit": self.steps_compared,
-            "tensors_compared_at_the_end": self.tensors_compared,
-            "aimed_at": dict(sorted(self.aimed.items())),
-            "found_in": {phase: self.found[phase] for phase in PHASES if self.found[phase]},
-            "killed": dict(sorted(self.victims.items())),
-        }
 
 
 class Run:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from bigtrain.checkpoint import Checkpoint, Places, newest_verified
-from bigtrain.checkpoint.folder import Folder
+from bigtrain.checkpoint.folder import COMMITTED, Folder
 
 PHASES = (
     "staging just created",
@@ -21,7 +20,6 @@ PHASES = (
     "pruning",
     "between two saves",
 )
-_COMMITTED = re.compile(r"step-(\d{8,})")
 
 
 class Saves:
@@ -34,7 +32,7 @@ class Saves:
     def committed(self) -> list[int]:
         """The steps that have a committed name, in order."""
         names = self._names() if self.directory.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _COMMITTED.fullmatch(name)))
+        return sorted(int(match[1]) for name in names if (match := COMMITTED.fullmatch(name)))
 
     def half_done(self) -> set[tuple[str, int]]:
         """What saves and prunings have under way, or have left behind: names and inodes."""
@@ -60,7 +58,7 @@ class Saves:
             return "pruning"
         staging = next((name for name in names if name.endswith(".staging")), None)
         if staging is None:
-            renamed = any((match := _COMMITTED.fullmatch(name)) and int(match[1]) > newest for name in names)
+            renamed = any((match := COMMITTED.fullmatch(name)) and int(match[1]) > newest for name in names)
             return "just renamed" if renamed else "between two saves"
         try:
             with os.scandir(self.directory / staging) as entries:

@@ -17,10 +17,10 @@ from bigtrain.checkpoint import Places, storage_at
 from bigtrain.config import BigtrainError, Settings, dump_settings
 from bigtrain.faults import KILL, Kill
 from bigtrain.run.directory import RunDirectory
+from bigtrain.run.loop import DONE, STOPPED
 from bigtrain.run.records import read_json_lines, read_metrics
 
 FOLDER = "verify-resume"
-DONE, STOPPED = 0, 75
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, newest_verified, storage_at, tensor_digests
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.faults import KILL, Kill
-from bigtrain.run.trial import DONE, FOLDER, STOPPED, Launcher, Trial, beside, changed, clear, tried_settings
+from bigtrain.run.loop import DONE, STOPPED
+from bigtrain.run.trial import FOLDER, Launcher, Trial, beside, changed, clear, tried_settings
 
 Metrics = dict[str, Any]
 Digests = Mapping[tuple[str, str], str]
