@@ -381,10 +381,11 @@ def attention_taken(settings: Settings, device: torch.device) -> str:
     import torch
 
     from bigtrain.model.attention_backends import attention_backend
+    from bigtrain.model.attention_rule import AttentionRule
 
     shape = (1, settings.model.num_attention_heads, settings.model.head_width)
     query = torch.empty(shape, dtype=torch.bfloat16, device=device)
-    return attention_backend(settings.engine.attn_implementation, query).__name__
+    return attention_backend(settings.engine.attn_implementation, query, AttentionRule(scale=1.0)).__name__
 
 
 def synchronize(device: torch.device) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from bigtrain.config.settings import ModelSettings
 from bigtrain.model.attention_backends import attention_backend
+from bigtrain.model.attention_rule import AttentionRule
 from bigtrain.model.execution import Execution
 from bigtrain.model.rotary import Rotary
 
@@ -18,6 +19,7 @@ class SelfAttention(nn.Module):
         self.implementation = execution.attn_implementation
         self.sequence_parallel = execution.sequence_parallel
         self.head_width = settings.head_width
+        self.rule = AttentionRule(scale=self.head_width**-0.5)
         query_width = settings.num_attention_heads * settings.head_width
         key_width = settings.key_value_heads * settings.head_width
         self.q_proj = execution.linear(settings.hidden_size, query_width, bias=bias)
@@ -36,8 +38,8 @@ class SelfAttention(nn.Module):
             query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
         rows = query.shape[:2]
         query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
-        attend = attention_backend(self.implementation, query)
-        output = attend(query, key, value, cu_seqlens, max_seqlen)
+        attend = attention_backend(self.implementation, query, self.rule)
+        output = attend(query, key, value, cu_seqlens, max_seqlen, self.rule)
         output = output.view(*rows, *output.shape[1:])
         if ranks is not None:
             output = ranks.gather_heads(output)

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from bigtrain.config.errors import BigtrainError
+from bigtrain.model.attention_rule import AttentionRule, attention_by_definition
 from bigtrain.model.blockwise_attention import blockwise_attention
 
-AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-"""(query, key, value, cu_seqlens, max_seqlen) -> [N, H, D]"""
+AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionRule], Tensor]
+"""(query, key, value, cu_seqlens, max_seqlen, rule) -> [N, H, D]"""
 
 # torch 2.11 takes grouped heads without being told; from 2.12 on it wants the flag.
 _CAUSAL: dict[str, Any] = {"window_size": (-1, 0)}
@@ -32,15 +33,17 @@ if "enable_gqa" in inspect.signature(varlen_attn).parameters:
     _CAUSAL["enable_gqa"] = True
 
 
-def varlen(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, rule: AttentionRule
+) -> Tensor:
     """PyTorch's FlashAttention for sequences of various lengths."""
-    output = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **_CAUSAL)
+    output = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=rule.scale, **_CAUSAL)
     assert isinstance(output, Tensor)  # it is a tuple only where auxiliary results are asked for
     return output
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over documents, whose number varies
-def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, rule: AttentionRule) -> Tensor:
     """PyTorch's scaled_dot_product_attention for each document; documents of one length that follow each other are
     one call, so rows without boundaries inside are one batch."""
     lengths = cu_seqlens.diff().tolist()
@@ -51,26 +54,28 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
             last += 1
         run = slice(start, start + length * (last - first))
         q, k, v = (x[run].reshape(last - first, length, -1, x.shape[-1]).transpose(1, 2) for x in (query, key, value))
-        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale, enable_gqa=True)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
         start, first = run.stop, last
     return torch.cat(outputs)
 
 
-def blockwise(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def blockwise(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, rule: AttentionRule
+) -> Tensor:
     """See `bigtrain.model.blockwise_attention`."""
-    return blockwise_attention(query, key, value, cu_seqlens)
+    return blockwise_attention(query, key, value, cu_seqlens, rule.scale)
 
 
-def reference(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V (Vaswani et al., 2017, equation 1) over all N x N pairs, masked."""
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, rule: AttentionRule
+) -> Tensor:
+    """`attention_by_definition` over all N x N pairs of tokens."""
     tokens = torch.arange(query.shape[0], device=query.device)
     document = torch.bucketize(tokens, cu_seqlens[1:], right=True)
-    visible = (document[:, None] == document) & (tokens[:, None] >= tokens)
-    group = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(group, dim=1).transpose(0, 1) for x in (key, value))
-    scores = query.transpose(0, 1) @ key.transpose(1, 2) * query.shape[-1] ** -0.5
-    return (scores.masked_fill(~visible, float("-inf")).softmax(dim=-1) @ value).transpose(0, 1)
+    positions = (tokens - cu_seqlens[document])[None]
+    same = document[:, None] == document
+    return attention_by_definition(query[None], key[None], value[None], positions, positions, rule, same)[0]
 
 
 BACKENDS: dict[str, AttentionBackend] = {
@@ -81,17 +86,25 @@ BACKENDS: dict[str, AttentionBackend] = {
 }
 
 
-def attention_backend(implementation: str, query: Tensor) -> AttentionBackend:
+def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -> AttentionBackend:
     """The back-end to use for queries like these.
 
     Args:
         implementation: a key of `BACKENDS`, or `auto` for the fastest that can run.
         query: [N, H, D]; its device, type and head width decide.
+        rule: what the back-end must be able to do.
 
     Raises:
         BigtrainError: the back-end asked for cannot run on these.
     """
     obstacle = _varlen_obstacle(query)
+    if implementation != "reference" and (rule.window or rule.softcap or rule.distance_bias is not None):
+        raise BigtrainError(
+            f"attention back-end {implementation!r} knows no window, softcap or distance bias yet",
+            found=str(rule),
+            wanted="the plain causal rule",
+            fix="set engine.attn_implementation to reference",
+        )
     if implementation == "auto":
         implementation = "blockwise" if query.device.type == "cpu" else "sdpa" if obstacle else "varlen"
     if implementation == "varlen" and obstacle:

@@ -35,9 +35,10 @@ class _Batch(NamedTuple):
 
 
 @torch.library.custom_op("bigtrain::blockwise_attention", mutates_args=())
-def _forward(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Output [N, H, D]; and for the backward pass each softmax's shift and sum, [N, H]."""
-    scale = query.shape[-1] ** -0.5
     wide = torch.promote_types(query.dtype, torch.float32)
     output = torch.empty_like(query)
     shift = query.new_empty(query.shape[:2])
@@ -69,10 +70,9 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> t
 @torch.library.custom_op("bigtrain::blockwise_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, output: Tensor, shift: Tensor,
-    normaliser: Tensor,
+    normaliser: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value (Dao et al., 2022, appendix B.4)."""
-    scale = query.shape[-1] ** -0.5
     wide = normaliser.dtype
     # With P = E / total, dividing the gradient by the total once leaves E in every product below.
     grad = (grad / normaliser[..., None]).to(query.dtype)
@@ -102,7 +102,7 @@ def _backward(
 
 
 @_forward.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(query.dtype, torch.float32)
     return torch.empty_like(query), query.new_empty(query.shape[:2]), query.new_empty(query.shape[:2], dtype=wide)
 
@@ -110,23 +110,24 @@ def _(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> tuple[Te
 @_backward.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, output: Tensor, shift: Tensor,
-    normaliser: Tensor,
+    normaliser: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output)
+    ctx.scale = inputs[4]
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors), None
+    return *_backward(grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
+def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """Causal attention inside each document.
 
     Args:
@@ -134,11 +135,12 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: T
         key: [N, K, D], H a multiple of K.
         value: [N, K, D].
         cu_seqlens: [documents + 1] integers from 0 to N.
+        scale: of the scores.
 
     Returns:
         [N, H, D].
     """
-    return _forward(query, key, value, cu_seqlens)[0]
+    return _forward(query, key, value, cu_seqlens, scale)[0]
 
 
 @lru_cache(maxsize=2)  # the layers of a model ask for the same documents one after the other

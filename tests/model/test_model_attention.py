@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.model.attention_backends import BACKENDS, attention_backend, reference
+from bigtrain.model.attention_rule import AttentionRule
 
 CPU_BACKENDS = ["blockwise", "sdpa"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -26,7 +27,9 @@ def inputs(tokens: int, heads: int, groups: int, width: int, seed: int, spread: 
 def attend(name: str, tensors: tuple[Tensor, ...], cu_seqlens: Tensor) -> list[Tensor]:
     """Output and the three gradients."""
     query, key, value = (x.detach().requires_grad_() for x in tensors[:3])
-    output = BACKENDS[name](query, key, value, cu_seqlens, int(cu_seqlens.diff().max()))
+    output = BACKENDS[name](
+        query, key, value, cu_seqlens, int(cu_seqlens.diff().max()), AttentionRule(query.shape[-1] ** -0.5)
+    )
     return [output.detach(), *torch.autograd.grad(output, (query, key, value), tensors[3])]
 
 
@@ -77,7 +80,7 @@ def test_documents_never_leak_into_each_other(name: str) -> None:
     cu_seqlens = torch.tensor([0, 20, 150, 151, 200, 400], dtype=torch.int32)
     query, key, value, _ = inputs(400, 4, 2, 8, seed=3)
     tensors = [x.requires_grad_() for x in (query, key, value)]
-    output = BACKENDS[name](*tensors, cu_seqlens, 200)
+    output = BACKENDS[name](*tensors, cu_seqlens, 200, AttentionRule(0.3))
     last_seen = 120
     for grad in torch.autograd.grad(output[20 : last_seen + 1].square().sum(), tensors):
         assert grad[:20].abs().max() == 0
@@ -87,13 +90,13 @@ def test_documents_never_leak_into_each_other(name: str) -> None:
 
 def test_auto_takes_a_backend_that_runs_here() -> None:
     query = torch.randn(4, 2, 8)
-    assert attention_backend("auto", query) is BACKENDS["blockwise"]
-    assert attention_backend("reference", query) is reference
+    assert attention_backend("auto", query, AttentionRule(1.0)) is BACKENDS["blockwise"]
+    assert attention_backend("reference", query, AttentionRule(1.0)) is reference
 
 
 def test_varlen_is_refused_on_a_cpu() -> None:
     with pytest.raises(BigtrainError, match="cannot run here"):
-        attention_backend("varlen", torch.randn(4, 2, 8))
+        attention_backend("varlen", torch.randn(4, 2, 8), AttentionRule(1.0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -101,5 +104,5 @@ def test_varlen_is_refused_on_a_cpu() -> None:
 def test_backend_on_cuda_equals_the_definition(name: str) -> None:
     tensors = tuple(x.cuda() for x in inputs(600, 4, 2, 64, seed=4))
     cu_seqlens = torch.tensor([0, 1, 150, 300, 437, 600], dtype=torch.int32, device="cuda")
-    assert attention_backend("auto", tensors[0].bfloat16()) is BACKENDS["varlen"]
+    assert attention_backend("auto", tensors[0].bfloat16(), AttentionRule(1.0)) is BACKENDS["varlen"]
     assert_close_to_definition(name, tensors, cu_seqlens, torch.bfloat16)
