@@ -42,7 +42,7 @@ from record import spread, write_result
 if TYPE_CHECKING:
     import torch
 
-    from bigtrain.config.settings import ModelSettings, Settings
+    from bigtrain.config import ModelSettings, Settings
     from bigtrain.data import MicroBatch
     from bigtrain.engine.topology import Topology
 
@@ -465,7 +465,7 @@ def work_of(args: argparse.Namespace, model: str) -> Work:
 def model_settings(name: str) -> ModelSettings:
     """160M: the shape of JackFram/llama-160m, 162,417,408 parameters. 1B: that of configs/llama-1b.yaml."""
     from bigtrain.config import load_settings
-    from bigtrain.config.settings import ModelSettings
+    from bigtrain.config.model_settings import ModelSettings
 
     if name == "1B":
         return load_settings(Path(__file__).parents[1] / "configs" / "llama-1b.yaml").model
@@ -480,7 +480,7 @@ def model_settings(name: str) -> ModelSettings:
 
 
 def tiny_model() -> ModelSettings:
-    from bigtrain.config.settings import ModelSettings
+    from bigtrain.config.model_settings import ModelSettings
 
     return ModelSettings(
         hidden_size=64,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from bigtrain.checkpoint.manifest import Manifest
 from bigtrain.config.errors import BigtrainError
+from bigtrain.config.families import FAMILIES
 from bigtrain.config.keys import find, general
 
 
@@ -45,8 +46,8 @@ def check_compatible(manifest: Manifest, mathematics: Mapping[str, Any], allowed
 
 
 def changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Where two mathematics differ. A key that one side does not have counts as its default: a checkpoint that is older
-    than the key was written by what is the default today."""
+    """Where two mathematics differ. A key that one side does not have counts as its default, or its family's choice: a
+    checkpoint that is older than the key was written by what is the default today."""
     changes = [Change(key, _value(then, key), _value(now, key)) for key in sorted(then.keys() | now.keys())]
     return [change for change in changes if change.then != change.now]
 
@@ -61,5 +62,8 @@ def is_allowed(key: str, allowed: Sequence[str]) -> bool:
 def _value(mathematics: Mapping[str, Any], key: str) -> Any:
     if key in mathematics:
         return mathematics[key]
+    section, _, name = key.rpartition(".")
+    if section == "model" and name in (choices := FAMILIES.get(mathematics.get("model.family", ""), {})):
+        return list(choices[name]) if isinstance(choices[name], tuple) else choices[name]
     known = find(key)
     return known.default if known is not None and known.path == general(key) else None

@@ -18,10 +18,10 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.config.explain import Explanation, explain, schema
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics
+from bigtrain.config.model_settings import ModelSettings, RopeScaling
 from bigtrain.config.settings import (
     CheckpointSettings,
     EvaluateSettings,
-    ModelSettings,
     OptimizerSettings,
     ScheduleSettings,
     Settings,
@@ -41,6 +41,7 @@ __all__ = [
     "Explanation",
     "ModelSettings",
     "OptimizerSettings",
+    "RopeScaling",
     "ScheduleSettings",
     "Settings",
     "SourceSettings",

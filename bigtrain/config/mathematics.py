@@ -15,20 +15,8 @@ from bigtrain.config.settings import Settings
 
 MATHEMATICS = frozenset(
     {
-        # the function that is trained
-        "model.family",
-        "model.hidden_size",
-        "model.num_hidden_layers",
-        "model.num_attention_heads",
-        "model.num_key_value_heads",
-        "model.head_dim",
-        "model.intermediate_size",
-        "model.vocab_size",
-        "model.max_position_embeddings",
-        "model.rope_theta",
-        "model.norm_eps",
-        "model.tie_word_embeddings",
-        "model.initializer_range",
+        # the function that is trained, and its losses
+        "model",
         # how long, and from which initial weights
         "train.steps",
         "train.tokens",
@@ -106,6 +94,7 @@ OPERATION = frozenset(
         "data.workers",
         "train.micro_batch_size",
         "model.expect_parameters",
+        "model.init_from",
         "engine.zero_stage",
         "engine.offload_optimizer",
         "engine.offload_param",

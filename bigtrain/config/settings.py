@@ -9,83 +9,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
+from bigtrain.config.model_settings import ModelSettings
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
-
-
-class ModelSettings(Section):
-    """The decoder's shape, in Hugging Face's own names."""
-
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("vocab_size"))
-
-    family: Literal["llama", "gpt2"] = "llama"
-    """The named set of choices: `llama` (RoPE, RMSNorm, SwiGLU, grouped-query attention) or `gpt2` (learned
-    positions, LayerNorm, GELU, biases)."""
-    hidden_size: PositiveInt
-    """Width of the residual stream."""
-    num_hidden_layers: PositiveInt
-    """Number of decoder blocks."""
-    num_attention_heads: PositiveInt
-    """Number of query heads."""
-    num_key_value_heads: PositiveInt | None = None
-    """Number of key and value heads; fewer than the query heads is grouped-query attention. Default: as many as
-    the query heads."""
-    head_dim: PositiveInt | None = None
-    """Width of one head. Default: hidden_size / num_attention_heads."""
-    intermediate_size: PositiveInt
-    """Width inside the feed-forward layer."""
-    vocab_size: PositiveInt
-    """Rows of the embedding. At least the tokenizer's size; a multiple of 64 is fastest on a GPU. Default: the size of
-    the tokenizer that is trained (data.tokenizer.vocab_size), rounded up to a multiple of 64."""
-    max_position_embeddings: PositiveInt
-    """Longest context, in tokens."""
-    rope_theta: PositiveFloat = 10000.0
-    """Base of the rotary frequencies (llama)."""
-    norm_eps: PositiveFloat = 1e-5
-    """Added to the variance in every norm (`rms_norm_eps`, `layer_norm_epsilon` at Hugging Face)."""
-    tie_word_embeddings: bool = False
-    """Use the embedding matrix as the output projection too."""
-    expect_parameters: str | PositiveInt | None = None
-    """How many parameters you believe this model has, for example 124M or 1.24B; it has to be right in the digits
-    given, or nothing starts."""
-    initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights; projections back into the residual stream get it divided by
-    sqrt(2 * num_hidden_layers) (GPT-2 paper, section 2.3)."""
-
-    @property
-    def key_value_heads(self) -> int:
-        """Number of key and value heads, with the default filled in."""
-        return self.num_key_value_heads or self.num_attention_heads
-
-    @property
-    def head_width(self) -> int:
-        """Width of one head, with the default filled in."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ModelSettings:
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}; change one of them or set head_dim"
-            )
-        if self.num_attention_heads % self.key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
-                f"{self.key_value_heads}"
-            )
-        if self.family == "gpt2" and (
-            self.key_value_heads != self.num_attention_heads
-            or self.head_width * self.num_attention_heads != self.hidden_size
-        ):
-            raise ValueError("family gpt2 has neither grouped-query attention nor a free head_dim")
-        if self.head_width % 2:
-            raise ValueError(f"the head width must be even, found {self.head_width}")
-        return self
 
 
 class BatchSizeStage(Section):
@@ -362,6 +292,22 @@ class Settings(Section):
             for name, whole in quantities.items():
                 if whole % parts:
                     raise ValueError(f"{name} {whole} is no multiple of engine.{key} {parts}, which shares it out")
+        if tensor > 1:
+            for key, found, works in (
+                ("qk_norm", model.qk_norm, "none"),
+                ("position_embedding", model.position_embedding, "rope, learned, sinusoidal or none"),
+                ("num_experts", model.num_experts, "0"),
+            ):
+                if str(found) not in works:
+                    raise ValueError(
+                        f"engine.tensor_parallel_size {tensor} works with model.{key} {works}, found {found}; use ZeRO "
+                        "or sequence parallelism"
+                    )
+        if self.optimizer.name == "muon" and model.mup_base_hidden_size is not None:
+            raise ValueError(
+                "model.mup_base_hidden_size scales learning rates as Adam needs it, found optimizer.name muon, whose "
+                "updates do not depend on width; use one of them"
+            )
         if self.optimizer.name == "muon" and tensor > 1:
             raise ValueError(
                 "optimizer.name muon needs whole matrices, and engine.tensor_parallel_size cuts them; use ZeRO alone"

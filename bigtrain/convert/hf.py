@@ -22,10 +22,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.families import WeightMap, weight_maps
 from bigtrain.convert.shards import write_safetensors
 from bigtrain.model import build_model
-from bigtrain.model.families import WeightMap, weight_maps
 from bigtrain.version import __version__
 
 _MARK = "bigtrain_version"

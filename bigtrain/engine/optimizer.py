@@ -46,11 +46,14 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 
     Matrices decay, the token embedding among them: as an output projection it is a matrix like any other, and GPT-2,
     Llama and OLMo decay it too. Norms, biases and every other vector do not. Muon has the matrices inside the blocks
-    and leaves the rest to AdamW. `optimizer.groups` changes decay or rate of what it matches. A tied embedding is one
-    parameter, under the name `named_parameters` gives it first.
+    and leaves the rest to AdamW. Rates are those that the model asks for, where it has a method `lr_scales`, and
+    `optimizer.groups` changes decay or rate of what it matches. A tied embedding is one parameter, under the name
+    `named_parameters` gives it first.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     chosen = _chosen(list(parameters), settings.groups)
+    asked: Any = getattr(model, "lr_scales", dict)
+    lr_scales: dict[str, float] = asked()
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 hides the shape
@@ -59,12 +62,14 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             "name": "muon" if by_muon else "decay" if len(shape) >= 2 else "no_decay",
             "algorithm": "adamw" if settings.name == "muon" and not by_muon else settings.name,
             "weight_decay": settings.weight_decay if len(shape) >= 2 else 0.0,
-            "lr_scale": 1.0,
+            "lr_scale": lr_scales.get(name, 1.0),
         }
+        if group["lr_scale"] != 1:
+            group["name"] += f", rate x {group['lr_scale']:.6g}"
         if name in chosen:
             number, other = chosen[name]
             group["name"] += f", optimizer.groups.{number}"
-            group["lr_scale"] = other.lr_scale
+            group["lr_scale"] *= other.lr_scale
             if other.weight_decay is not None:
                 group["weight_decay"] = other.weight_decay
         group = groups.setdefault(group["name"], {**group, "params": []})

@@ -1,14 +1,17 @@
 """The decoder in plain PyTorch: it knows no engine, and no data beyond a packed micro-batch.
 
-families                a name -> choices, and names at Hugging Face
 decoder                 embedding -> blocks -> norm -> head
-  embedding, rotary     tokens and positions in, loss or logits out
-  norm, feed_forward    choices of a block
-  attention             projections around
-    attention_backends  varlen | blockwise | sdpa | reference
+  positions, rotary     where a token stands: vectors, a rotation, or a bias on scores
+  embedding             tokens in; loss or logits out
+  block                 norms, attention and a feed-forward half around the residual stream
+    norm, feed_forward, activations
+    attention           projections around
+      attention_rule    which tokens a token sees, and what is added to their scores
+      attention_backends  varlen | flex | blockwise | sdpa | reference
+  context               what all layers know of the tokens at hand
 loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
-  activation_checkpointing, sequence_parallel, float8
+  activation_checkpointing, sequence_parallel, tensor_parallel, float8
 initialize, counts, generate
 """
 

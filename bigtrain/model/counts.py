@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.decoder import build_model
 
 
@@ -18,19 +18,35 @@ def flops_per_token(settings: ModelSettings, sequence_length: int, *, causal: bo
     """Floating-point operations of matrix products for one training token, forward and backward.
 
     By the field's convention (Chowdhery et al., 2022, PaLM, appendix B): 6 N + 12 L H Q T. N counts the weights that
-    multiply (the head, tied or not, but no embedding look-up, norm or bias); L layers, H heads of width Q, sequences
-    of T tokens; attention is counted as if every token saw the whole sequence, and recomputation is not counted.
+    multiply a token (the head, tied or not, the experts that work for it, but no embedding look-up, norm or bias); L
+    layers, H heads of width Q, sequences of T tokens; attention is counted as if every token saw the whole sequence,
+    and recomputation is not counted.
 
     Args:
         settings: the shape.
         sequence_length: T, in tokens.
-        causal: count attention as it is, over the (T + 1) / 2 tokens that a token sees on average.
+        causal: count attention as it is, over the tokens that a token sees on average: (T + 1) / 2, or fewer where a
+            layer has a sliding window.
     """
     with torch.device("meta"):
         model = build_model(settings)
     multiplying = settings.vocab_size * settings.hidden_size + sum(
-        parameter.numel() for parameter in model.layers.parameters() if parameter.dim() == 2
+        parameter.numel() * _share_at_work(name, settings)
+        for name, parameter in model.layers.named_parameters()
+        if parameter.dim() >= 2
     )
-    seen = (sequence_length + 1) / 2 if causal else sequence_length
     attention_width = settings.num_attention_heads * settings.head_width
-    return 6 * multiplying + 12 * settings.num_hidden_layers * attention_width * seen
+    windows = [settings.window_of(layer) if causal else None for layer in range(settings.num_hidden_layers)]
+    seen = [_tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
+    return 6 * multiplying + 12 * attention_width * sum(seen)
+
+
+def _share_at_work(name: str, settings: ModelSettings) -> float:
+    """The share of a weight that multiplies any one token."""
+    return settings.num_experts_per_tok / settings.num_experts if ".experts." in name else 1.0
+
+
+def _tokens_seen(length: int, window: int | None) -> float:
+    """How many tokens one sees on average, itself included, in a document of this length."""
+    window = min(window or length, length)
+    return (window * (window + 1) / 2 + (length - window) * window) / length

@@ -11,41 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigtrain.config.settings import ModelSettings
-from bigtrain.model.activation_checkpointing import ACTIVATION_CHECKPOINTING
-from bigtrain.model.attention import SelfAttention
-from bigtrain.model.embedding import OutputHead, TokenEmbedding
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.block import Block
+from bigtrain.model.context import Context
+from bigtrain.model.embedding import InputEmbedding, OutputHead
 from bigtrain.model.execution import Execution
-from bigtrain.model.families import FAMILIES, TENSOR_PARALLEL_PLAN, Family
-from bigtrain.model.feed_forward import FEED_FORWARDS
 from bigtrain.model.float8 import require_float8
-from bigtrain.model.initialize import initialize
+from bigtrain.model.initialize import initialize, is_hidden_matrix
 from bigtrain.model.norm import NORMS
-from bigtrain.model.rotary import Rotary, rotary_at
+from bigtrain.model.positions import absolute_positions, relative_positions
+from bigtrain.model.rotary import rotary_at
 from bigtrain.model.sequence_parallel import SequenceParallel
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)) (pre-norm residual form)."""
-
-    def __init__(self, settings: ModelSettings, family: Family, execution: Execution) -> None:
-        super().__init__()
-        self.checkpointed = ACTIVATION_CHECKPOINTING[execution.activation_checkpointing]
-        norm = NORMS[family.norm]
-        self.input_layernorm = norm(settings.hidden_size, settings.norm_eps)
-        self.self_attn = SelfAttention(settings, family.attention_bias, execution)
-        self.post_attention_layernorm = norm(settings.hidden_size, settings.norm_eps)
-        self.mlp = FEED_FORWARDS[family.feed_forward](
-            settings.hidden_size, settings.intermediate_size, family.feed_forward_bias, execution.linear
-        )
-
-    def forward(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Map [B, T, C] to [B, T, C]."""
-        return self.checkpointed(self._residuals, x, rotary, cu_seqlens, max_seqlen)
-
-    def _residuals(self, x: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, cu_seqlens, max_seqlen)
-        return x + self.mlp(self.post_attention_layernorm(x))
+from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 
 
 class Decoder(nn.Module):
@@ -58,16 +35,12 @@ class Decoder(nn.Module):
         self.settings = settings
         self.sequence_parallel = execution.sequence_parallel
         self.compiled = False
-        family = FAMILIES[settings.family]
-        self.embed_tokens = TokenEmbedding(settings.vocab_size, settings.hidden_size)
-        self.embed_positions = (
-            TokenEmbedding(settings.max_position_embeddings, settings.hidden_size)
-            if family.position == "learned"
-            else None
-        )
-        self.layers = nn.ModuleList(Block(settings, family, execution) for _ in range(settings.num_hidden_layers))
-        self.norm = NORMS[family.norm](settings.hidden_size, settings.norm_eps)
-        self.lm_head = OutputHead(settings.vocab_size, settings.hidden_size)
+        self.embed_tokens = InputEmbedding(settings)
+        self.embed_positions = absolute_positions(settings)
+        self.relative_attention_bias = relative_positions(settings)
+        self.layers = nn.ModuleList(Block(settings, layer, execution) for layer in range(settings.num_hidden_layers))
+        self.norm = NORMS[settings.norm](settings.hidden_size, settings.norm_eps)
+        self.lm_head = OutputHead(settings)
         self._tie()
 
     def forward(
@@ -113,16 +86,12 @@ class Decoder(nn.Module):
             position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
         if cu_seqlens is None:
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
-        if self.compiled:  # the number of documents differs from batch to batch: compile for any
-            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
         x = self.embed_tokens(input_ids)
-        rotary = None
         if self.embed_positions is not None:
-            x = x + self.embed_positions(position_ids)
-        else:
-            rotary = rotary_at(position_ids, self.settings.head_width, self.settings.rope_theta, x.dtype)
+            x = x + self.embed_positions(position_ids).to(x.dtype)
+        context = self._context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
         for layer in self.layers:
-            x = layer(x, rotary, cu_seqlens, length if max_seqlen is None else max_seqlen)
+            x = layer(x, context)
         return self.norm(x)
 
     def init_weights(self, seed: int) -> None:
@@ -130,11 +99,28 @@ class Decoder(nn.Module):
         for name, parameter in self.named_parameters():
             initialize(name, parameter, self.settings, seed)
 
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates of parameters by name as multiples of that of the others: muP's 1 / m."""
+        m = self.settings.width_multiplier
+        return {name: 1 / m for name, _ in self.named_parameters() if m != 1 and is_hidden_matrix(name)}
+
     def compile_blocks(self) -> None:
         """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""
         for layer in self.layers:
             layer.compile()
         self.compiled = True
+
+    def _context(self, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, dtype: torch.dtype) -> Context:
+        if self.compiled:  # the number of documents differs from batch to batch: compile for any
+            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+        rotates = self.settings.position_embedding == "rope"
+        bias = self.relative_attention_bias
+        return Context(
+            cu_seqlens,
+            max_seqlen,
+            rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
+            distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
+        )
 
     def _tie(self) -> None:
         if self.settings.tie_word_embeddings:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.loss import linear_cross_entropy
 
 
@@ -30,18 +31,50 @@ class TokenEmbedding(nn.Module):
         return F.embedding(input_ids, self.weight)
 
 
+class InputEmbedding(TokenEmbedding):
+    """Token embeddings, multiplied where the model does so."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings.vocab_size, settings.hidden_size)
+        self.multiplier = settings.embedding_multiplier
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[B, T] ids to [B, T, C]."""
+        embedded = super().forward(input_ids)
+        if self.multiplier == "sqrt_hidden_size":
+            # Gemma was trained with a root rounded to the precision of its weights.
+            return embedded * torch.tensor(embedded.shape[-1] ** 0.5, dtype=embedded.dtype)
+        return embedded if self.multiplier == 1 else embedded * self.multiplier
+
+
 class OutputHead(nn.Module):
     """The projection onto the vocabulary, [V, C], with the loss behind it."""
 
-    def __init__(self, vocab_size: int, width: int) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+        self.weight = nn.Parameter(torch.empty(settings.vocab_size, settings.hidden_size))
+        self.scaling = settings.logits_scaling * settings.width_multiplier
+        self.softcap, self.z_loss_coef = settings.final_logit_softcapping, settings.z_loss_coef
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """[B, T, C] to logits [B, T, V]; with labels [B, T] to the summed loss of `linear_cross_entropy`."""
         if labels is None:
-            return F.linear(hidden, self.weight)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten())
+            return shaped_logits(F.linear(hidden, self.weight), self.scaling, self.softcap)
+        return linear_cross_entropy(
+            hidden.flatten(0, -2),
+            self.weight,
+            labels.flatten(),
+            logits_scaling=self.scaling,
+            softcap=self.softcap,
+            z_loss_coef=self.z_loss_coef,
+        )
+
+
+def shaped_logits(logits: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """Logits divided by the scaling, then capped: cap tanh(l / cap)."""
+    if scaling != 1:
+        logits = logits / scaling
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 class _CpuEmbedding(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 
 MULTIPLE = 16
 """What the hardware wants every inner dimension of a product to be a multiple of."""

@@ -54,4 +54,21 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=eps)
 
 
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+class ZeroCenteredRMSNorm(RMSNorm):
+    """RMSNorm whose scale is 1 + weight, multiplied before the result is rounded, as Gemma has it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension, in float32 for any lower precision."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, 1.0 + self.weight.to(wide), self.eps).to(x.dtype)
+
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "rms_norm": RMSNorm,
+    "rms_norm_zero_centered": ZeroCenteredRMSNorm,
+    "layer_norm": LayerNorm,
+}

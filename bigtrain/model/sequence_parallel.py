@@ -34,6 +34,10 @@ class SequenceParallel:
         """This rank's part [B, T / P] of [B, T]."""
         return x.chunk(self.size, dim=1)[self.rank].contiguous()
 
+    def own_heads(self, x: Tensor) -> Tensor:
+        """This rank's heads [H / P, ...] of [H, ...], as `gather_tokens` deals them out."""
+        return x.chunk(self.size, dim=0)[self.rank]
+
     def gather_tokens(self, x: Tensor) -> Tensor:
         """[B, T / P, H, D] of all heads to [B, T, H / P, D]: all tokens of this rank's heads."""
         exchanged: Tensor = _Exchange.apply(x, self._tokens, self._heads)  # type: ignore[no-untyped-call]

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigtrain.config.errors import BigtrainError
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert import compare_with_transformers, export_hf
 from bigtrain.convert.hf import hf_tensor
 from bigtrain.model import Decoder, build_model
-from bigtrain.model.families import weight_maps
+from bigtrain.convert.families import weight_maps
 
 END = "<|endoftext|>"
 SHAPES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 
 
 def small_settings(family: str = "llama", **changes: Any) -> ModelSettings:

@@ -7,7 +7,7 @@ import torch
 from model_support import packed_batch, small_settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model import build_model, count_parameters, flops_per_token
 
 PUBLISHED = {

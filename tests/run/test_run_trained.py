@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bigtrain.config.data_settings import TokenizerSettings
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 from bigtrain.data.tokenizer import parse_tokenizer, train_tokenizer, vocabulary_size
 from bigtrain.model import build_model
 from bigtrain.run import trained

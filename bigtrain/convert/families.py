@@ -1,16 +1,11 @@
-"""Model families: each a named set of choices, and the names its weights have at Hugging Face.
-
-A new family is a new entry in `FAMILIES`; a new choice is a new entry in the table it is looked up in (`NORMS`,
-`FEED_FORWARDS`, ...). Our own parameter names are the same for every family.
-"""
+"""The names and layouts that a family's weights have at Hugging Face. Ours are the same for every family."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-from bigtrain.config.settings import ModelSettings
+from bigtrain.config.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -32,13 +27,8 @@ class WeightMap:
 
 @dataclass(frozen=True)
 class Family:
-    """The choices that make a decoder a Llama or a GPT-2."""
+    """Where the weights of a family go."""
 
-    norm: Literal["rms_norm", "layer_norm"]
-    position: Literal["rotary", "learned"]
-    feed_forward: Literal["swiglu", "gelu"]
-    attention_bias: bool
-    feed_forward_bias: bool
     stem_weights: tuple[WeightMap, ...]
     """Weights outside the layers, without the output head."""
     layer_weights: tuple[WeightMap, ...]
@@ -74,25 +64,8 @@ def _affine(theirs: str, ours: str) -> tuple[WeightMap, WeightMap]:
     return WeightMap(f"{theirs}.weight", (f"{ours}.weight",)), WeightMap(f"{theirs}.bias", (f"{ours}.bias",))
 
 
-TENSOR_PARALLEL_PLAN = {
-    "layers.*.self_attn.q_proj": "colwise",
-    "layers.*.self_attn.k_proj": "colwise",
-    "layers.*.self_attn.v_proj": "colwise",
-    "layers.*.self_attn.o_proj": "rowwise",
-    "layers.*.mlp.gate_proj": "colwise",
-    "layers.*.mlp.up_proj": "colwise",
-    "layers.*.mlp.down_proj": "rowwise",
-}
-"""How ranks share the matrices of a block, in Hugging Face's words (Shoeybi et al., 2019, section 3): whole heads and
-inner features each, one sum behind attention and one behind the feed-forward layer. The same for every family."""
-
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        norm="rms_norm",
-        position="rotary",
-        feed_forward="swiglu",
-        attention_bias=False,
-        feed_forward_bias=False,
         stem_weights=_same("model.", "embed_tokens.weight", "norm.weight"),
         layer_weights=_same(
             "model.",
@@ -108,11 +81,6 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "gpt2": Family(
-        norm="layer_norm",
-        position="learned",
-        feed_forward="gelu",
-        attention_bias=True,
-        feed_forward_bias=True,
         stem_weights=(
             WeightMap("transformer.wte.weight", ("embed_tokens.weight",)),
             WeightMap("transformer.wpe.weight", ("embed_positions.weight",)),

@@ -1,0 +1,55 @@
+"""Model families: a name for a set of choices. Written out are the differences from `llama`, whose choices are the
+defaults of the section model; any key may still be given another value beside the family's name.
+
+A new family is a new entry here, and one in `bigtrain.convert.families` with its names at Hugging Face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_BIASED: dict[str, Any] = {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}
+_GEMMA: dict[str, Any] = {
+    "norm": "rms_norm_zero_centered",
+    "norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "embedding_multiplier": "sqrt_hidden_size",
+}
+_MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
+
+FAMILIES: dict[str, Mapping[str, Any]] = {
+    "llama": {},
+    "gpt2": {
+        **_BIASED,
+        "norm": "layer_norm",
+        "position_embedding": "learned",
+        "hidden_act": "gelu_pytorch_tanh",
+        "gated_mlp": False,
+    },
+    "gpt_neox": {
+        **_BIASED,
+        "norm": "layer_norm",
+        "parallel_residual": True,
+        "partial_rotary_factor": 0.25,
+        "hidden_act": "gelu",
+        "gated_mlp": False,
+    },
+    "mistral": {"sliding_window": 4096},
+    "qwen2": {"norm_eps": 1e-6, "attention_bias": True},
+    "qwen3": {"norm_eps": 1e-6, "qk_norm": "head"},
+    "olmo2": {"norm_position": "post", "qk_norm": "full"},
+    "gemma": _GEMMA,
+    "gemma2": {
+        **_GEMMA,
+        "norm_position": "sandwich",
+        "sliding_window": 4096,
+        "layer_types": ("sliding_attention", "full_attention"),
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "granite": {"norm_eps": 1e-6},
+    "mixtral": _MIXTURE,
+    "qwen3_moe": {**_MIXTURE, "norm_eps": 1e-6, "qk_norm": "head", "num_experts": 128, "num_experts_per_tok": 8},
+}

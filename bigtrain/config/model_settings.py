@@ -1,0 +1,302 @@
+"""The section model: the decoder's shape and its choices, in Hugging Face's own names.
+
+The defaults are those of `llama`; a family's name stands for other ones, which are filled in before anything is
+checked, so that the effective settings spell out every choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args
+
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from bigtrain.config.families import FAMILIES
+from bigtrain.config.section import NonNegativeFloat, Section, UserPath
+
+Family = Literal[
+    "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
+    "qwen3_moe",
+]  # fmt: skip
+LayerType = Literal["full_attention", "sliding_attention"]
+assert set(get_args(Family)) == FAMILIES.keys()
+
+
+class RopeScaling(Section):
+    """How rotary frequencies are stretched for contexts longer than those of an earlier training."""
+
+    rope_type: Literal["linear", "ntk", "yarn", "llama3"]
+    """`linear`: all divided by the factor (Chen et al., 2023). `ntk`: the base raised, so that the slowest is divided
+    by the factor and the fastest stays. `yarn`: by wavelength, with attention scaled beside it (Peng et al., 2023).
+    `llama3`: by wavelength, as Llama 3.1 has it."""
+    factor: Annotated[float, Field(ge=1.0)]
+    """How many times longer the context becomes."""
+    original_max_position_embeddings: PositiveInt | None = None
+    """yarn, llama3: the context of the earlier training. Default: model.max_position_embeddings / factor."""
+    low_freq_factor: PositiveFloat = 1.0
+    """llama3: wavelengths longer than the original context divided by this are stretched whole."""
+    high_freq_factor: PositiveFloat = 4.0
+    """llama3: wavelengths shorter than the original context divided by this stay."""
+    beta_fast: PositiveFloat = 32.0
+    """yarn: what turns this often or more within the original context stays."""
+    beta_slow: PositiveFloat = 1.0
+    """yarn: what turns this often or less within the original context is stretched whole."""
+    attention_factor: PositiveFloat | None = None
+    """yarn: cosine and sine are multiplied by it. Default: 0.1 ln(factor) + 1."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> RopeScaling:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}"
+            )
+        if self.beta_slow >= self.beta_fast:
+            raise ValueError(f"beta_slow {self.beta_slow} is not below beta_fast {self.beta_fast}")
+        return self
+
+
+class ModelSettings(Section):
+    """The decoder's shape and choices, in Hugging Face's own names. Choices not given are the family's."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("vocab_size"))
+
+    family: Family = "llama"
+    """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
+    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, and with experts `mixtral`, `qwen3_moe`. Any choice below
+    may be given another value; what a family cannot express at Hugging Face cannot be exported."""
+    init_from: UserPath | None = None
+    """A folder written by `bigtrain import`: a new run starts from its weights."""
+
+    # the shape
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    num_hidden_layers: PositiveInt
+    """Number of decoder blocks."""
+    num_attention_heads: PositiveInt
+    """Number of query heads."""
+    num_key_value_heads: PositiveInt | None = None
+    """Number of key and value heads; fewer than the query heads is grouped-query attention. Default: as many as
+    the query heads."""
+    head_dim: PositiveInt | None = None
+    """Width of one head. Default: hidden_size / num_attention_heads."""
+    intermediate_size: PositiveInt
+    """Width inside the feed-forward layer."""
+    vocab_size: PositiveInt
+    """Rows of the embedding. At least the tokenizer's size; a multiple of 64 is fastest on a GPU. Default: the size of
+    the tokenizer that is trained (data.tokenizer.vocab_size), rounded up to a multiple of 64."""
+    max_position_embeddings: PositiveInt
+    """Longest context, in tokens."""
+    tie_word_embeddings: bool = False
+    """Use the embedding matrix as the output projection too."""
+    expect_parameters: str | PositiveInt | None = None
+    """How many parameters you believe this model has, for example 124M or 1.24B; it has to be right in the digits
+    given, or nothing starts."""
+
+    # norms and residuals
+    norm: Literal["rms_norm", "rms_norm_zero_centered", "layer_norm"] = "rms_norm"
+    """The norm: `rms_norm_zero_centered` multiplies by 1 + weight (gemma)."""
+    norm_eps: PositiveFloat = 1e-5
+    """Added to the variance in every norm (`rms_norm_eps`, `layer_norm_epsilon` at Hugging Face)."""
+    norm_position: Literal["pre", "post", "sandwich"] = "pre"
+    """Where a block normalises: what goes into attention and feed-forward layer, what comes out of them before it is
+    added to the stream (olmo2), or both (gemma2)."""
+    parallel_residual: bool = False
+    """Attention and feed-forward layer read the same stream, side by side (gpt_neox)."""
+
+    # positions
+    position_embedding: Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"] = "rope"
+    """How positions enter: rotated queries and keys (`rope`), vectors added to the embedding (`learned`,
+    `sinusoidal`), scores lowered by distance (`alibi`; Press et al., 2022), scores with a learned bias by distance
+    (`t5`; Raffel et al., 2020), or not at all."""
+    rope_theta: PositiveFloat = 10000.0
+    """rope: base of the frequencies."""
+    partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """rope: the share of a head's width that rotates."""
+    rope_scaling: RopeScaling | None = None
+    """rope: frequencies stretched for longer contexts."""
+    relative_attention_num_buckets: Annotated[int, Field(ge=2)] = 32
+    """t5: distances that are told apart; half of them one by one, the others logarithmically."""
+    relative_attention_max_distance: PositiveInt = 128
+    """t5: from this distance on all are one."""
+
+    # attention
+    sliding_window: PositiveInt | None = None
+    """Tokens that a token sees, itself included, in layers with sliding attention."""
+    layer_types: tuple[LayerType, ...] = ()
+    """`sliding_attention` or `full_attention`, for each layer; a shorter list repeats. Default: sliding in all layers
+    where sliding_window is given."""
+    attention_bias: bool = False
+    """Biases in the projections to queries, keys and values."""
+    attention_output_bias: bool = False
+    """A bias in the projection behind attention."""
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """Queries and keys are normalised: each head by itself (qwen3), or the whole projection (olmo2)."""
+    attention_multiplier: PositiveFloat | None = None
+    """What the products of queries and keys are multiplied by. Default: 1 / sqrt(head_dim)."""
+    attn_logit_softcapping: PositiveFloat | None = None
+    """Scores s become cap tanh(s / cap) (gemma2)."""
+
+    # feed-forward layer
+    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"] = "silu"
+    """The activation function; `relu2` is the square of relu."""
+    gated_mlp: bool = True
+    """down(act(gate(x)) * up(x)) (Shazeer, 2020), or down(act(up(x)))."""
+    mlp_bias: bool = False
+    """Biases in the feed-forward layer."""
+
+    # mixture of experts
+    num_experts: NonNegativeInt = 0
+    """Experts in place of the feed-forward layer; 0: none."""
+    num_experts_per_tok: PositiveInt = 2
+    """Experts that work for a token: those of the highest router probability."""
+    moe_intermediate_size: PositiveInt | None = None
+    """Width inside an expert. Default: intermediate_size."""
+    norm_topk_prob: bool = True
+    """The chosen experts' weights are made to sum to one."""
+    mlp_only_layers: tuple[NonNegativeInt, ...] = ()
+    """Layers, from 0, that keep one feed-forward layer of width intermediate_size."""
+    router_aux_loss_coef: NonNegativeFloat = 0.0
+    """Weight of the load-balancing loss (Fedus et al., 2021, equation 4), taken over each sequence of a batch, so that
+    it is the same however the batch is spread."""
+    router_z_loss_coef: NonNegativeFloat = 0.0
+    """Weight of the mean square of the router's log-normaliser (Zoph et al., 2022, equation 5)."""
+    router_bias_update_rate: NonNegativeFloat = 0.0
+    """Balancing without a loss (Wang et al., 2024): each step moves the bias with which an expert enters the choice by
+    this much, up if it had less than the average, else down. 0: no biases."""
+
+    # what multiplies what
+    embedding_multiplier: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
+    """Embeddings are multiplied by this."""
+    residual_multiplier: PositiveFloat = 1.0
+    """What a layer adds to the stream is multiplied by this."""
+    logits_scaling: PositiveFloat = 1.0
+    """Logits are divided by this."""
+    final_logit_softcapping: PositiveFloat | None = None
+    """Logits l become cap tanh(l / cap) (gemma2)."""
+    mup_base_hidden_size: PositiveInt | None = None
+    """Scale by width as muP does for Adam (Yang et al., 2022, table 8): with m = hidden_size / this, matrices of the
+    blocks begin sqrt(m) times smaller and learn at 1 / m of the rate, and logits are divided by m. What was tuned at
+    this width then holds at hidden_size."""
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the initial weights; projections back into the residual stream get it divided by
+    sqrt(2 * num_hidden_layers) (GPT-2 paper, section 2.3)."""
+
+    # what else is learned
+    z_loss_coef: NonNegativeFloat = 0.0
+    """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The loss that is
+    reported is without it."""
+    num_nextn_predict_layers: NonNegativeInt = 0
+    """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): so many further blocks, each to predict one token
+    further ahead. They are for training: an export leaves them out."""
+    mtp_loss_coef: NonNegativeFloat = 0.1
+    """Weight of the mean loss of those predictions. The loss that is reported is without it."""
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of key and value heads, with the default filled in."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, with the default filled in."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head's width rotates; even."""
+        return int(self.head_width * self.partial_rotary_factor)
+
+    @property
+    def attention_scale(self) -> float:
+        """What the products of queries and keys are multiplied by, with the default filled in."""
+        return self.attention_multiplier or self.head_width**-0.5
+
+    @property
+    def width_multiplier(self) -> float:
+        """muP's m: how many times wider this is than the width that was tuned; 1 without muP."""
+        return self.hidden_size / (self.mup_base_hidden_size or self.hidden_size)
+
+    @property
+    def expert_width(self) -> int:
+        """Width inside an expert, with the default filled in."""
+        return self.moe_intermediate_size or self.intermediate_size
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a token sees in a layer, itself included; None: all before it."""
+        if self.layer_types and self.layer_types[layer % len(self.layer_types)] == "full_attention":
+            return None
+        return self.sliding_window
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer's feed-forward half is a mixture of experts."""
+        return self.num_experts > 0 and layer not in self.mlp_only_layers
+
+    @model_validator(mode="after")
+    def _family_filled_in(self) -> ModelSettings:
+        # Not before: that would take pydantic out of its JSON mode, in which a list may stand for a tuple.
+        chosen = FAMILIES[self.family]
+        self.__dict__.update({key: chosen[key] for key in chosen.keys() - self.model_fields_set})
+        return self
+
+    @model_validator(mode="after")
+    def _choices_work(self) -> ModelSettings:
+        for broken, why in self._contradictions():
+            if broken:
+                raise ValueError(why)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.head_dim is None and self.hidden_size % self.num_attention_heads > 0,
+            f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; "
+            "change one of them or set head_dim",
+        )
+        yield (
+            self.num_attention_heads % self.key_value_heads > 0,
+            f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+            f"{self.key_value_heads}",
+        )
+        rotates = self.position_embedding == "rope"
+        yield (
+            rotates and (self.rotary_width % 2 > 0 or self.rotary_width == 0),
+            f"what rotates of a head, its width times partial_rotary_factor, must be even, found {self.rotary_width}",
+        )
+        yield (
+            self.rope_scaling is not None and not rotates,
+            f"rope_scaling is for position_embedding rope, found {self.position_embedding}; remove it",
+        )
+        yield (
+            self.position_embedding == "sinusoidal" and self.hidden_size % 2 > 0,
+            f"position_embedding sinusoidal has pairs of sine and cosine: hidden_size must be even, found "
+            f"{self.hidden_size}",
+        )
+        yield (
+            len(self.layer_types) > self.num_hidden_layers,
+            f"layer_types has {len(self.layer_types)} entries for num_hidden_layers {self.num_hidden_layers}",
+        )
+        yield (
+            "sliding_attention" in self.layer_types and self.sliding_window is None,
+            "layer_types has sliding_attention, but sliding_window is missing; set it",
+        )
+        yield (
+            self.num_experts > 0 and self.num_experts_per_tok > self.num_experts,
+            f"num_experts_per_tok {self.num_experts_per_tok} is more than num_experts {self.num_experts}",
+        )
+        yield (
+            self.num_experts > 0 and self.mlp_bias,
+            "experts have no biases: set mlp_bias to false, or num_experts to 0",
+        )
+        yield (
+            self.num_experts > 0 and not self.gated_mlp,
+            "experts are gated: set gated_mlp to true, or num_experts to 0",
+        )
+        for key in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate"):
+            yield (
+                self.num_experts == 0 and getattr(self, key) > 0,
+                f"{key} {getattr(self, key)} is for a mixture of experts, and num_experts is 0; remove it",
+            )
+        for layer in self.mlp_only_layers:
+            yield (
+                layer >= self.num_hidden_layers,
+                f"mlp_only_layers names layer {layer}; the last one is {self.num_hidden_layers - 1}",
+            )

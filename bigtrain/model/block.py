@@ -1,0 +1,56 @@
+"""One block of the decoder: attention and a feed-forward half, each with its norms, added to the residual stream."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.activation_checkpointing import ACTIVATION_CHECKPOINTING
+from bigtrain.model.attention import SelfAttention
+from bigtrain.model.context import Context
+from bigtrain.model.execution import Execution
+from bigtrain.model.feed_forward import FeedForward
+from bigtrain.model.norm import NORMS
+
+
+class Block(nn.Module):
+    """x + attention(x), then x + feed_forward(x), with norms before, behind, or both; or both halves of one x.
+
+    Names of norms are llama's where it has them: `post_attention_layernorm` stands before the feed-forward half.
+    """
+
+    def __init__(self, settings: ModelSettings, layer: int, execution: Execution) -> None:
+        super().__init__()
+        self.checkpointed = ACTIVATION_CHECKPOINTING[execution.activation_checkpointing]
+        self.parallel, self.multiplier = settings.parallel_residual, settings.residual_multiplier
+
+        def norm(where: str) -> nn.Module:
+            here = settings.norm_position in (where, "sandwich")
+            return NORMS[settings.norm](settings.hidden_size, settings.norm_eps) if here else nn.Identity()
+
+        self.input_layernorm = norm("pre")
+        self.self_attn = SelfAttention(settings, layer, execution)
+        self.attention_output_norm = norm("post")
+        self.post_attention_layernorm = norm("pre")
+        self.mlp = FeedForward(settings, execution.linear)
+        self.mlp_output_norm = norm("post")
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, T, C] to [B, T, C]."""
+        return self.checkpointed(self._residuals, x, context)
+
+    def _residuals(self, x: Tensor, context: Context) -> Tensor:
+        attended = self._attention(x, context)
+        if self.parallel:
+            return x + attended + self._feed_forward(x)
+        x = x + attended
+        return x + self._feed_forward(x)
+
+    def _attention(self, x: Tensor, context: Context) -> Tensor:
+        return self._scaled(self.attention_output_norm(self.self_attn(self.input_layernorm(x), context)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self._scaled(self.mlp_output_norm(self.mlp(self.post_attention_layernorm(x))))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.multiplier == 1 else x * self.multiplier

@@ -1,0 +1,24 @@
+"""What every layer knows of the tokens at hand beside their hidden states."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bigtrain.model.rotary import Rotary
+
+
+class Context(NamedTuple):
+    """One for all layers of a forward pass. A tuple, so that compiled and recomputed blocks see the tensors in it."""
+
+    cu_seqlens: Tensor
+    """[documents + 1] int32, where documents begin among the B T tokens; each row begins one."""
+    max_seqlen: int
+    """The longest document, or more."""
+    rotary: Rotary | None = None
+    """The rotation of queries and keys by position."""
+    distance_bias: Tensor | None = None
+    """[H, L], added to the score of a token so many places back."""
+    labelled: Tensor | None = None
+    """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
