@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert import compare_with_transformers, export_hf
+from bigtrain.convert.families import weight_maps
 from bigtrain.convert.hf import hf_tensor
 from bigtrain.model import Decoder, build_model
-from bigtrain.convert.families import weight_maps
 
 END = "<|endoftext|>"
 SHAPES: dict[str, dict[str, Any]] = {
