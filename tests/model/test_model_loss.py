@@ -22,16 +22,29 @@ def problem(dtype: torch.dtype, rows: int = 700, width: int = 24, classes: int =
     return hidden, weight, labels
 
 
-def oracle(hidden: Tensor, weight: Tensor, labels: Tensor, scale: float) -> list[Tensor]:
+def oracle(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: float,
+    logits_scaling: float = 1.0,
+    softcap: float | None = None,
+    z_loss_coef: float = 0.0,
+) -> list[Tensor]:
+    """The loss, and the gradients of what is minimised, in float64."""
     hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    loss = F.cross_entropy(hidden @ weight.T, labels, ignore_index=-100, reduction="sum")
-    return [loss, *torch.autograd.grad(loss * scale, (hidden, weight))]
+    logits = hidden @ weight.T / logits_scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    loss = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    z_loss = logits[labels != -100].logsumexp(1).square().sum()
+    return [loss, *torch.autograd.grad((loss + z_loss_coef * z_loss) * scale, (hidden, weight))]
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 6e-3)]
 )
-@pytest.mark.parametrize("chunk_rows", [1, 64, 10_000])
+@pytest.mark.parametrize("chunk_rows", [12, 64, 10_000])
 def test_loss_and_gradients_equal_the_float64_oracle_for_any_chunk(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, chunk_rows: int
 ) -> None:
@@ -45,9 +58,42 @@ def test_loss_and_gradients_equal_the_float64_oracle_for_any_chunk(
         assert relative_error(actual, expected.detach()) < tolerance
 
 
+EXTRAS = [
+    {"logits_scaling": 8.0},
+    {"softcap": 5.0},
+    {"z_loss_coef": 1e-2},
+    {"logits_scaling": 0.5, "softcap": 3.0, "z_loss_coef": 3e-2},
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 6e-3)]
+)
+@pytest.mark.parametrize("extras", EXTRAS, ids=lambda extras: "+".join(extras))
+def test_scaled_capped_and_drawn_to_zero_logits_equal_the_float64_oracle(
+    dtype: torch.dtype, tolerance: float, extras: dict[str, float]
+) -> None:
+    hidden, weight, labels = problem(dtype)
+    loss = linear_cross_entropy(hidden, weight, labels, **extras)
+    gradients = torch.autograd.grad(loss * 0.013, (hidden, weight))
+    wanted = oracle(hidden, weight, labels, 0.013, **extras)
+    for actual, expected in zip((loss.detach(), *gradients), wanted, strict=True):
+        assert relative_error(actual, expected.detach()) < tolerance
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, labels, **extras), loss.detach())
+
+
+def test_the_reported_loss_is_the_cross_entropy_whatever_the_z_loss() -> None:
+    hidden, weight, labels = problem(torch.float32)
+    plain, drawn = (linear_cross_entropy(hidden, weight, labels, z_loss_coef=z) for z in (0.0, 0.5))
+    assert torch.equal(plain, drawn)
+    gradients = [torch.autograd.grad(loss, hidden)[0] for loss in (plain, drawn)]
+    assert relative_error(gradients[1], gradients[0]) > 0.1
+
+
 def test_weight_gradient_does_not_lose_precision_with_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = []
-    for chunk_rows in (8, 4096):
+    for chunk_rows in (12, 4096):
         monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk_rows * 50)
         hidden, weight, labels = problem(torch.bfloat16, rows=4096)
         (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), weight)
