@@ -22,11 +22,17 @@ def test_every_configuration_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [  # as counted in the published checkpoints: openai-community/gpt2, Llama-3.2-1B, Meta-Llama-3-8B, Meta-Llama-3-70B
+    [  # as counted in the published checkpoints
         ("gpt2-124m", 124_439_808),
         ("llama-1b", 1_235_814_400),
         ("llama-8b", 8_030_261_248),
         ("llama-70b", 70_553_706_496),
+        ("pythia-160m", 162_322_944),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen3-0.6b", 596_049_920),
+        ("olmo2-1b", 1_484_916_736),
+        ("gemma2-2b", 2_614_341_888),
     ],
 )
 def test_a_published_shape_has_exactly_the_published_number_of_parameters(name: str, parameters: int) -> None:
