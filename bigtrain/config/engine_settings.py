@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from bigtrain.config.section import NonNegativeFloat, Section
+from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
 
 
 class EngineSettings(Section):
@@ -39,8 +39,12 @@ class EngineSettings(Section):
     """ZeRO++: gather weights in 8 bits (stage 3, CUDA)."""
     zero_quantized_gradients: bool = False
     """ZeRO++: reduce gradients in 4 bits (stage 3, CUDA)."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, the cheap ones, or all inside a block."""
+    activation_checkpointing: Literal["none", "selective", "full", "offloaded"] = "none"
+    """Activations recomputed in the backward pass: none, the cheap ones, or all inside a block; `offloaded`: all, and
+    what is left of a block, its input, waits in the host's memory."""
+    activation_memory_budget: UnitInterval = 1.0
+    """selective: the share, in bytes, of the results of matrix products that is kept, dearest first; what it has no
+    room for is recomputed."""
     compile: bool = False
     """Compile each decoder block with torch.compile."""
     attn_implementation: Literal["auto", "varlen", "blockwise", "sdpa", "reference"] = "auto"
@@ -88,6 +92,11 @@ class EngineSettings(Section):
         yield (
             self.float8 and precision != "bf16",
             f"float8 matrix products give bfloat16 results: they need precision bf16, found {precision}",
+        )
+        yield (
+            self.activation_memory_budget < 1 and self.activation_checkpointing != "selective",
+            f"activation_memory_budget {self.activation_memory_budget} is for activation_checkpointing selective, "
+            f"found {self.activation_checkpointing}",
         )
         tensor, sequence = self.tensor_parallel_size, self.sequence_parallel_size
         yield (

@@ -102,6 +102,7 @@ OPERATION = frozenset(
         "engine.sequence_parallel_size",
         "engine.zero_hpz_partition_size",
         "engine.activation_checkpointing",
+        "engine.activation_memory_budget",
         "engine.compile",
         "engine.attn_implementation",
         "engine.process_group_timeout_minutes",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.model.activation_checkpointing import ACTIVATION_CHECKPOINTING
+from bigtrain.model.activation_checkpointing import recomputation
 from bigtrain.model.attention import SelfAttention
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
@@ -21,7 +24,8 @@ class Block(nn.Module):
 
     def __init__(self, settings: ModelSettings, layer: int, execution: Execution) -> None:
         super().__init__()
-        self.checkpointed = ACTIVATION_CHECKPOINTING[execution.activation_checkpointing]
+        self.checkpointed = recomputation(settings, execution)
+        self.offloaded = execution.activation_checkpointing == "offloaded"
         self.parallel, self.multiplier = settings.parallel_residual, settings.residual_multiplier
 
         def norm(where: str) -> nn.Module:
@@ -38,6 +42,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, T, C] to [B, T, C]."""
         return self.checkpointed(self._residuals, x, context)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place; without the hooks that carry an offloaded input away, which are not for the compiler."""
+        if self.offloaded:
+            self._residuals = torch.compile(self._residuals, *args, **kwargs)  # type: ignore[method-assign]
+        else:
+            super().compile(*args, **kwargs)
 
     def _residuals(self, x: Tensor, context: Context) -> Tensor:
         attended = self._attention(x, context)

@@ -138,6 +138,7 @@ def build_model(
     *,
     attn_implementation: str = "auto",
     activation_checkpointing: str = "none",
+    activation_memory_budget: float = 1.0,
     sequence_parallel: SequenceParallel | None = None,
     float8: bool = False,
 ) -> Decoder:
@@ -147,7 +148,8 @@ def build_model(
     Args:
         settings: the shape.
         attn_implementation: a key of `attention_backends.BACKENDS`, or `auto`.
-        activation_checkpointing: `none`, `selective` or `full`.
+        activation_checkpointing: `none`, `selective`, `full` or `offloaded`.
+        activation_memory_budget: selective: the share of the results of matrix products that is kept.
         sequence_parallel: the ranks that share each sequence with this one.
         float8: let the linear layers of the blocks multiply in 8 bits.
 
@@ -156,4 +158,7 @@ def build_model(
     """
     if float8:
         require_float8(settings)
-    return Decoder(settings, Execution(attn_implementation, activation_checkpointing, sequence_parallel, float8))
+    return Decoder(
+        settings,
+        Execution(attn_implementation, activation_checkpointing, activation_memory_budget, sequence_parallel, float8),
+    )

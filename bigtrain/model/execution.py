@@ -18,7 +18,9 @@ class Execution:
     attn_implementation: str = "auto"
     """A key of `attention_backends.BACKENDS`, or `auto`."""
     activation_checkpointing: str = "none"
-    """A key of `activation_checkpointing.ACTIVATION_CHECKPOINTING`."""
+    """`none`, `selective`, `full` or `offloaded`: see `activation_checkpointing`."""
+    activation_memory_budget: float = 1.0
+    """selective: the share, in bytes, of the results of matrix products that is kept."""
     sequence_parallel: SequenceParallel | None = None
     """The ranks that share each sequence; None where a rank has whole ones."""
     float8: bool = False

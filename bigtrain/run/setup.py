@@ -146,6 +146,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
             settings.model,
             attn_implementation=settings.engine.attn_implementation,
             activation_checkpointing=settings.engine.activation_checkpointing,
+            activation_memory_budget=settings.engine.activation_memory_budget,
             sequence_parallel=sequence_parallel(topology),
             float8=settings.engine.float8,
         )

@@ -10,15 +10,17 @@ import pytest
 import torch
 from model_support import packed_batch, relative_error, small_settings
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigtrain.model import Decoder, build_model
+from bigtrain.model.activation_checkpointing import kept_products
 from bigtrain.model.norm import RMSNorm
 
 FAMILIES = ["llama", "gpt2"]
 
 
-def built(family: str = "llama", dtype: torch.dtype = torch.float32, *, tied: bool = True, **choices: str) -> Decoder:
+def built(family: str = "llama", dtype: torch.dtype = torch.float32, *, tied: bool = True, **choices: Any) -> Decoder:
     model = build_model(small_settings(family, tie_word_embeddings=tied), **choices)
     model.init_weights(seed=1)
     return model.to(dtype)
@@ -60,7 +62,7 @@ def test_a_packed_batch_is_the_sum_of_its_documents(family: str) -> None:
 
 @pytest.mark.parametrize("attention", ["blockwise", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kept", ["selective", "full"])
+@pytest.mark.parametrize("kept", ["selective", "full", "offloaded"])
 def test_activation_checkpointing_changes_no_bit_of_a_gradient(kept: str, dtype: torch.dtype, attention: str) -> None:
     wanted = gradients(built(dtype=dtype, attn_implementation=attention))
     actual = gradients(built(dtype=dtype, attn_implementation=attention, activation_checkpointing=kept))
@@ -92,6 +94,45 @@ def test_selective_checkpointing_recomputes_no_costly_operator_and_full_does() -
     assert runs["selective"]["aten.silu.default"] == 2 * runs["none"]["aten.silu.default"]
 
 
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [
+        (0.0, set()),
+        (0.2, {(48, 32)}),  # down_proj: dearest for its size
+        (0.45, {(48, 32), (32, 16)}),  # then keys and values; queries and output no longer fit
+        (0.6, {(48, 32), (32, 16), (32, 32)}),
+        (1.0, None),
+    ],
+)
+def test_a_budget_of_memory_keeps_what_is_dearest_to_recompute_for_its_size(budget: float, kept: set[Any]) -> None:
+    assert kept_products(small_settings(), budget) == kept
+    wanted = gradients(built())
+    with CountOperators() as operators:
+        actual = gradients(built(activation_checkpointing="selective", activation_memory_budget=budget))
+    assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
+    with CountOperators() as everything_kept:
+        gradients(built())
+    recomputed = operators.counts["aten.mm.default"] - everything_kept.counts["aten.mm.default"]
+    in_a_layer = 0 if kept is None else 6 - sum({(32, 16): 2, (32, 32): 2}.get(shape, 0) for shape in kept)
+    assert recomputed == 2 * in_a_layer  # of two layers; down_proj is never recomputed: nothing needs its result
+    assert operators.counts["bigtrain.blockwise_attention.default"] == 2
+
+
+def test_offloaded_inputs_of_blocks_are_all_that_leaves_the_device() -> None:
+    left: list[torch.Size] = []
+
+    class Counting(save_on_cpu):
+        def __init__(self, pin_memory: bool = False) -> None:
+            super().__init__(pin_memory)
+            pack = self.pack_hook
+            self.pack_hook = lambda tensor: (left.append(tensor.shape), pack(tensor))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bigtrain.model.activation_checkpointing.save_on_cpu", Counting)
+        gradients(built(activation_checkpointing="offloaded"))
+    assert left == [torch.Size([2, 40, 32])] * 2
+
+
 def test_activation_checkpointing_keeps_less() -> None:
     kept_bytes = {}
     for kept in ("none", "selective", "full"):
@@ -112,7 +153,7 @@ def test_activation_checkpointing_keeps_less() -> None:
     assert kept_bytes["selective"] < kept_bytes["none"]
 
 
-@pytest.mark.parametrize("kept", ["none", "selective"])
+@pytest.mark.parametrize("kept", ["none", "selective", "offloaded"])
 def test_compiled_blocks_compute_the_same_and_compile_once_for_any_packing(kept: str) -> None:
     from torch._dynamo.utils import counters
 
