@@ -5,10 +5,13 @@ decoder                 embedding -> blocks -> norm -> head
   embedding             tokens in; loss or logits out
   block                 norms, attention and a feed-forward half around the residual stream
     norm, feed_forward, activations
+    experts, router     a mixture in the place of the feed-forward layer
     attention           projections around
       attention_rule    which tokens a token sees, and what is added to their scores
       attention_backends  varlen | flex | blockwise | sdpa | reference
   context               what all layers know of the tokens at hand
+multi_token             further blocks that predict further ahead
+auxiliary               what is learned beside the loss
 loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
   activation_checkpointing, sequence_parallel, tensor_parallel, float8

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-import bigtrain.model.attention_backends  # noqa: F401  registers the operators named below
+import bigtrain.model.attention_backends  # registers the operators named below
+import bigtrain.model.experts  # noqa: F401
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.execution import Execution
 
@@ -37,8 +38,9 @@ _PRODUCTS = {
     torch.ops.aten.mm.default: 0,
     torch.ops.aten.addmm.default: 1,
     torch.ops.aten._scaled_mm.default: 0,
+    torch.ops.bigtrain.grouped_product.default: 0,
 }
-"""Matrix products [M, K] x [K, N], with the place of the left matrix among their arguments."""
+"""Matrix products [M, K] x [K, N], with the place of the left matrix among their arguments; of experts x [E, N, K]."""
 
 Shape = tuple[int, int]
 """K and N of a product."""
@@ -72,8 +74,12 @@ def kept_products(settings: ModelSettings, budget: float) -> frozenset[Shape] | 
         return None
     width, inner = settings.hidden_size, settings.intermediate_size
     queries, keys = (heads * settings.head_width for heads in (settings.num_attention_heads, settings.key_value_heads))
-    products: list[Shape] = [(width, queries), (width, keys), (width, keys), (queries, width), (inner, width)]
-    products += [(width, inner)] * (2 if settings.gated_mlp else 1)
+    products: list[Shape] = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    feed_forward = [(inner, width)] + [(width, inner)] * (2 if settings.gated_mlp else 1)
+    if settings.num_experts:
+        inner = settings.expert_width
+        feed_forward = [(inner, width), (width, inner), (width, inner)] * settings.num_experts_per_tok
+    products += feed_forward
     room = budget * sum(columns for _, columns in products)
     kept: set[Shape] = set()
     for shape in sorted(set(products), key=lambda product: (-product[0], product[1])):
@@ -90,11 +96,14 @@ def _keep_costly(
 ) -> CheckpointPolicy:
     if operator in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
-    if (left := _PRODUCTS.get(operator)) is not None and (
-        kept is None or (args[left].shape[1], args[left + 1].shape[1]) in kept
-    ):
+    if (left := _PRODUCTS.get(operator)) is not None and (kept is None or _shape(*args[left : left + 2]) in kept):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _shape(left: Tensor, right: Tensor) -> Shape:
+    inner, sizes = left.shape[1], right.shape[-2:]
+    return inner, sizes[0] * sizes[1] // inner
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

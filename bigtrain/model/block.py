@@ -12,8 +12,10 @@ from bigtrain.model.activation_checkpointing import recomputation
 from bigtrain.model.attention import SelfAttention
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
+from bigtrain.model.experts import MixtureOfExperts
 from bigtrain.model.feed_forward import FeedForward
 from bigtrain.model.norm import NORMS
+from bigtrain.model.router import RouterReport
 
 
 class Block(nn.Module):
@@ -36,11 +38,15 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(settings, layer, execution)
         self.attention_output_norm = norm("post")
         self.post_attention_layernorm = norm("pre")
-        self.mlp = FeedForward(settings, execution.linear)
+        self.mlp = (
+            MixtureOfExperts(settings, execution.sequence_parallel)
+            if settings.has_experts(layer)
+            else FeedForward(settings, execution.linear)
+        )
         self.mlp_output_norm = norm("post")
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Map [B, T, C] to [B, T, C]."""
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
+        """Map [B, T, C] to [B, T, C], with the report of the block's router where the context asks for one."""
         return self.checkpointed(self._residuals, x, context)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -50,18 +56,25 @@ class Block(nn.Module):
         else:
             super().compile(*args, **kwargs)
 
-    def _residuals(self, x: Tensor, context: Context) -> Tensor:
+    def _residuals(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
         attended = self._attention(x, context)
         if self.parallel:
-            return x + attended + self._feed_forward(x)
+            fed, report = self._feed_forward(x, context)
+            return x + attended + fed, report
         x = x + attended
-        return x + self._feed_forward(x)
+        fed, report = self._feed_forward(x, context)
+        return x + fed, report
 
     def _attention(self, x: Tensor, context: Context) -> Tensor:
         return self._scaled(self.attention_output_norm(self.self_attn(self.input_layernorm(x), context)))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self._scaled(self.mlp_output_norm(self.mlp(self.post_attention_layernorm(x))))
+    def _feed_forward(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
+        x, report = self.post_attention_layernorm(x), None
+        if isinstance(self.mlp, MixtureOfExperts):
+            x, report = self.mlp(x, context.labelled)
+        else:
+            x = self.mlp(x)
+        return self._scaled(self.mlp_output_norm(x)), report
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.multiplier == 1 else x * self.multiplier

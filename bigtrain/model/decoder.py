@@ -1,6 +1,7 @@
 """The decoder: token embedding, blocks, final norm, output head.
 
 input_ids -> embed_tokens (+ embed_positions) -> layers -> norm -> lm_head -> summed loss, or logits
+                                                       +-> next_token_layers -> lm_head -> more to learn from
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.context import Context
 from bigtrain.model.embedding import InputEmbedding, OutputHead
 from bigtrain.model.execution import Execution
 from bigtrain.model.float8 import require_float8
 from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.loss import IGNORE_INDEX
+from bigtrain.model.multi_token import NextTokenLayer, losses_ahead
 from bigtrain.model.norm import NORMS
 from bigtrain.model.positions import absolute_positions, relative_positions
 from bigtrain.model.rotary import rotary_at
+from bigtrain.model.router import Router, RouterReport
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 
@@ -41,6 +46,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(settings, layer, execution) for layer in range(settings.num_hidden_layers))
         self.norm = NORMS[settings.norm](settings.hidden_size, settings.norm_eps)
         self.lm_head = OutputHead(settings)
+        self.next_token_layers = nn.ModuleList(
+            NextTokenLayer(settings, number, execution) for number in range(settings.num_nextn_predict_layers)
+        )
+        self.auxiliary = Auxiliary(settings)
         self._tie()
 
     def forward(
@@ -57,11 +66,22 @@ class Decoder(nn.Module):
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
-            ranks share sequences.
+            ranks share sequences. While the model trains, its gradient is that of the auxiliary losses too, which are
+            counted in `auxiliary`.
         """
         if (ranks := self.sequence_parallel) is not None:
             input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
-        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen), labels)
+        embedded = self.embed_tokens(input_ids)
+        context = self._context(position_ids, cu_seqlens, max_seqlen, embedded.dtype)
+        learns = self.training and torch.is_grad_enabled()
+        if learns:
+            context = context._replace(labelled=labels != IGNORE_INDEX)
+        x, reports = self._through_layers(embedded, position_ids, context)
+        loss = self.lm_head(self.norm(x), labels)
+        if not learns:
+            return loss
+        ahead, further = losses_ahead(self.next_token_layers, x, embedded, labels, context, self.lm_head)
+        return self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
 
     def logits(
         self,
@@ -87,17 +107,15 @@ class Decoder(nn.Module):
         if cu_seqlens is None:
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(position_ids).to(x.dtype)
         context = self._context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
-        for layer in self.layers:
-            x = layer(x, context)
+        x, _ = self._through_layers(x, position_ids, context)
         return self.norm(x)
 
     def init_weights(self, seed: int) -> None:
         """Fill every parameter, in place, by name and seed alone: see `initialize`."""
         for name, parameter in self.named_parameters():
             initialize(name, parameter, self.settings, seed)
+        self.set_router_moves({})
 
     def lr_scales(self) -> dict[str, float]:
         """Learning rates of parameters by name as multiples of that of the others: muP's 1 / m."""
@@ -106,9 +124,37 @@ class Decoder(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""
-        for layer in self.layers:
-            layer.compile()
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile()
         self.compiled = True
+
+    def routers(self) -> dict[str, Router]:
+        """The routers by name, in the order of their loads in `auxiliary`."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Router)}
+
+    def router_moves(self) -> dict[str, list[int]]:
+        """The routers' biases as whole numbers of moves, by name, for JSON; empty without biases. Beside the parameters
+        they are all that a model learns."""
+        return {name: router.moves.tolist() for name, router in self.routers().items() if router.moves is not None}
+
+    def set_router_moves(self, moves: dict[str, list[int]]) -> None:
+        """Put the routers' biases where `router_moves` found them; those not named begin at 0."""
+        for name, router in self.routers().items():
+            if router.moves is not None:
+                router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
+
+    def _through_layers(
+        self, embedded: Tensor, position_ids: Tensor, context: Context
+    ) -> tuple[Tensor, list[RouterReport | None]]:
+        """The stream behind the last block, and what the blocks' routers report."""
+        x, reports = embedded, []
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(position_ids).to(x.dtype)
+        for layer in self.layers:
+            x, report = layer(x, context)
+            reports.append(report)
+        return x, reports
 
     def _context(self, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, dtype: torch.dtype) -> Context:
         if self.compiled:  # the number of documents differs from batch to batch: compile for any

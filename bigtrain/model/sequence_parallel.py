@@ -48,6 +48,10 @@ class SequenceParallel:
         exchanged: Tensor = _Exchange.apply(x, self._heads, self._tokens)  # type: ignore[no-untyped-call]
         return exchanged
 
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """The sum of the ranks' tensors of equal shape; not for what needs a gradient."""
+        return _all_reduce(x, self.group)
+
     def _tokens(self, x: Tensor) -> Tensor:
         batch, tokens, heads, width = x.shape
         # What goes to rank p lies at index p of the first dimension: its heads of our tokens.
@@ -80,3 +84,10 @@ def _all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     received = torch.empty_like(x)
     dist.all_to_all_single(received, x, group=group)
     return received
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone()
+    dist.all_reduce(total, group=group)
+    return total
