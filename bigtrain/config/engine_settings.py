@@ -47,10 +47,10 @@ class EngineSettings(Section):
     room for is recomputed."""
     compile: bool = False
     """Compile each decoder block with torch.compile."""
-    attn_implementation: Literal["auto", "varlen", "blockwise", "sdpa", "reference"] = "auto"
-    """Attention back-end: `varlen` FlashAttention on CUDA, `blockwise` the same algorithm in batched matrix products
-    (the fastest on a CPU), `sdpa` (PyTorch's flash kernel) anywhere, `reference` naive and slow. `auto` takes the
-    best there is."""
+    attn_implementation: Literal["auto", "varlen", "flex", "blockwise", "sdpa", "reference"] = "auto"
+    """Attention back-end: `varlen` FlashAttention on CUDA, `flex` FlexAttention on CUDA (soft caps and distance biases,
+    too), `blockwise` FlashAttention's algorithm in batched matrix products (the fastest on a CPU), `sdpa` (PyTorch's
+    flash kernel) anywhere, `reference` naive and slow. `auto` takes the best there is."""
     process_group_timeout_minutes: PositiveFloat = 10.0
     """A collective that takes longer than this ends the job."""
     deepspeed: dict[str, Any] = Field({})
