@@ -31,8 +31,8 @@ from bigtrain.model.attention_rule import AttentionRule
 
 _BLOCK = 128
 """Queries in a block of the forward pass, keys in a block of the backward pass."""
-_CACHED = 2**18
-"""Scores that a thread works on at a time: half a megabyte in bfloat16."""
+_CACHED = 2**20
+"""Scores that a thread works on at a time: two megabytes in bfloat16."""
 
 
 class _Batch(NamedTuple):
