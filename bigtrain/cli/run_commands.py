@@ -104,27 +104,55 @@ def evaluate(
 
 
 def generate(
-    run: RunArgument,
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue; - is what comes on stdin.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="A file with a prompt a line.")
+    ] = None,
     step: StepOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Below 1: likely tokens more often. 0: greedy.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from tokens at least this share as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that the text has already become less likely.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End a text before this string. May be given several times.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="So many prompts at a time; texts do not depend on it.")] = 32,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with a trained model."""
-    from bigtrain.run.trained import TrainedModel
+    """Continue prompts with a trained model; the text appears as it is made."""
+    from bigtrain.cli.texts import InTurn, read_prompts
 
-    trained = TrainedModel.open(run, step)
-    completion = trained.generate(
-        prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    texts = read_prompts(prompts or [], prompts_file)
+    if not texts:
+        raise typer.BadParameter("give a prompt, - or --prompts FILE", param_hint="PROMPT")
+    from bigtrain.model import Sampling
+    from bigtrain.run.text_model import TextModel
+
+    sampling = Sampling(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    opened = TextModel.open(model, step)
+    made = opened.continue_texts(
+        texts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop or (),
+        batch_size=batch_size,
+        show=InTurn(texts, silent=as_json).show,
     )
     if as_json:
-        print_json({"run": str(run), "step": trained.step, "prompt": prompt, "completion": completion})
-    else:
-        typer.echo(prompt + completion)
+        print_json({"model": str(model), "step": opened.step, **made.as_record()})
+    elif full := [str(number) for number, text in enumerate(made.texts, start=1) if text.ended == "context"]:
+        say(f"prompt {', '.join(full)}: ended where the model's context of {opened.context} tokens is full")
 
 
 def export(

@@ -15,21 +15,29 @@ auxiliary               what is learned beside the loss
 loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
   activation_checkpointing, sequence_parallel, tensor_parallel, float8
-initialize, counts, generate
+initialize, counts
+generate                prompts in, continuations out
+  cache                 keys and values of the tokens so far
+  sampling              from logits to the next token
 """
 
 from bigtrain.model.counts import count_parameters, flops_per_token
 from bigtrain.model.decoder import Decoder, build_model
-from bigtrain.model.generate import generate
+from bigtrain.model.generate import Completion, Ended, generate, require_room
 from bigtrain.model.initialize import initialize
+from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
 
 __all__ = [
+    "Completion",
     "Decoder",
+    "Ended",
+    "Sampling",
     "SequenceParallel",
     "build_model",
     "count_parameters",
     "flops_per_token",
     "generate",
     "initialize",
+    "require_room",
 ]

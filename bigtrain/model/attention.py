@@ -17,6 +17,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, settings: ModelSettings, layer: int, execution: Execution) -> None:
         super().__init__()
+        self.layer = layer
         self.implementation = execution.attn_implementation
         self.sequence_parallel = execution.sequence_parallel
         self.head_width = settings.head_width
@@ -48,8 +49,12 @@ class SelfAttention(nn.Module):
             query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
             bias = None if bias is None else ranks.own_heads(bias)
         rule = AttentionRule(self.scale, self.window, self.softcap, bias)
+        if (cache := context.cache) is not None and cache.holds(self.layer):
+            return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]
         query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
+        if cache is not None:
+            cache.store(self.layer, key, value)
         attend = attention_backend(self.implementation, query, rule)
         output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
         output = output.view(*rows, *output.shape[1:])

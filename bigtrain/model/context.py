@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from bigtrain.model.cache import KeyValueCache
 from bigtrain.model.rotary import Rotary
 
 
@@ -22,3 +23,5 @@ class Context(NamedTuple):
     """[H, L], added to the score of a token so many places back."""
     labelled: Tensor | None = None
     """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
+    cache: KeyValueCache | None = None
+    """Generation: the tokens before these."""

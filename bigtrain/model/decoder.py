@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
+from bigtrain.model.cache import KeyValueCache
 from bigtrain.model.context import Context
 from bigtrain.model.embedding import InputEmbedding, OutputHead
 from bigtrain.model.execution import Execution
@@ -99,6 +100,7 @@ class Decoder(nn.Module):
         position_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """The normalised last hidden states [B, T, C]. Without boundaries, each row is one document."""
         batch, length = input_ids.shape
@@ -108,7 +110,7 @@ class Decoder(nn.Module):
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
         context = self._context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
-        x, _ = self._through_layers(x, position_ids, context)
+        x, _ = self._through_layers(x, position_ids, context._replace(cache=cache))
         return self.norm(x)
 
     def init_weights(self, seed: int) -> None:

@@ -1,68 +1,128 @@
-"""Sampling text from a decoder, one token at a time."""
+"""Continuing prompts, one token at a time for all of them together.
+
+prompts, packed  --one forward pass-->  cache, logits of what follows each
+                 --draw-->  a token for each row  --one forward pass of these alone-->  logits of what follows
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bigtrain.config.errors import BigtrainError
+from bigtrain.model.cache import KeyValueCache
 from bigtrain.model.decoder import Decoder
+from bigtrain.model.sampling import Sampler, Sampling
+
+Ended = Literal["end_of_text", "stop", "length", "context"]
+"""Why a text is no longer: its last token ends a text, the caller stopped it, `max_new_tokens` are there, or there is
+no room for more in the model's context."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Completion:
+    """What comes after a prompt."""
+
+    tokens: list[int]
+    """With the one that ended the text."""
+    ended: Ended
+
+
+@torch.inference_mode()
 def generate(
     model: Decoder,
-    input_ids: Tensor,
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    end_of_text: int | None = None,
+    sampling: Sampling | None = None,
+    end_of_text: Collection[int] = (),
     vocab_size: int | None = None,
-    seed: int = 0,
-) -> Tensor:
-    """Continue prompts of equal length. The same arguments give the same tokens.
+    stops: Callable[[int, int], bool] = lambda row, token: False,
+    ends: Callable[[int, Ended], None] = lambda row, why: None,
+) -> list[Completion]:
+    """Continue prompts, of any lengths. What a row becomes does not depend on the rows beside it.
+
+    A text ends where `max_position_embeddings` tokens have been read, whatever the kind of positions: what a model
+    makes of places that it was never shown is not for us to guess.
 
     Args:
-        model: the decoder; its context is cut to the last `max_position_embeddings` tokens.
-        input_ids: [B, T] prompt tokens, T at least 1.
+        model: the decoder.
+        prompts: token ids, at least one for each.
         max_new_tokens: how many to add at most.
-        temperature: divides the logits; 0 takes the likeliest token each time.
-        top_k: sample among this many likeliest tokens.
-        top_p: sample among the likeliest tokens that together have this probability (Holtzman et al., 2020).
-        end_of_text: a row ends with this token and is filled up with it.
+        sampling: how tokens are drawn.
+        end_of_text: a row ends with one of these.
         vocab_size: ids from here on are never drawn: an embedding may have more rows than the tokenizer has tokens.
-        seed: of the random draws.
+        stops: called with the number of a prompt and each token that comes after it; True ends the row.
+        ends: called with the number of a prompt at once when its row has ended, and why.
 
     Returns:
-        [B, T + new] prompt and continuation.
+        A completion for each prompt.
+
+    Raises:
+        BigtrainError: a prompt is longer than the context.
     """
-    generator = torch.Generator(input_ids.device).manual_seed(seed)
-    done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-    for _ in range(max_new_tokens):
-        context = input_ids[:, -model.settings.max_position_embeddings :]
-        logits = model.lm_head(model.hidden(context)[:, -1]).float()[:, :vocab_size]
-        token = _sample(logits, temperature, top_k, top_p, generator)
-        if end_of_text is not None:
-            token = token.masked_fill(done[:, None], end_of_text)
-            done |= token[:, 0] == end_of_text
-        input_ids = torch.cat((input_ids, token), dim=1)
-        if done.all():
-            break
-    return input_ids
+    context = model.settings.max_position_embeddings
+    require_room(prompts, context)
+    device = model.embed_tokens.weight.device
+    cache = KeyValueCache(model.settings, [len(prompt) for prompt in prompts], device)
+    sampler = Sampler(
+        sampling or Sampling(), prompts, min(vocab_size or model.settings.vocab_size, model.settings.vocab_size), device
+    )
+    completions: list[list[int]] = [[] for _ in prompts]
+    ended: dict[int, Ended] = {}
+    rows = list(range(len(prompts)))  # the prompts that the rows of the batch continue
+    logits = read_prompts(model, prompts, cache) if prompts else torch.empty(0)
+    while rows:
+        tokens = sampler.draw(logits)
+        for row, length, token in zip(rows, cache.lengths, tokens.tolist(), strict=True):
+            completions[row].append(token)
+            stopped = stops(row, token)
+            if token in end_of_text:
+                ended[row] = "end_of_text"
+            elif stopped:
+                ended[row] = "stop"
+            elif len(completions[row]) >= max_new_tokens:
+                ended[row] = "length"
+            elif length >= context:
+                ended[row] = "context"
+            if row in ended:
+                ends(row, ended[row])
+        going = [index for index, row in enumerate(rows) if row not in ended]
+        if len(going) < len(rows):
+            rows = [rows[index] for index in going]
+            cache.keep(going)
+            sampler.keep(going)
+            tokens = tokens[going]
+        if rows:
+            logits = read_next(model, tokens, cache)
+    return [Completion(tokens, ended[row]) for row, tokens in enumerate(completions)]
 
 
-def _sample(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
-) -> Tensor:
-    """[B, V] logits to [B, 1] tokens."""
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits, tokens = (logits / temperature).sort(dim=-1, descending=True)
-    if top_k is not None:
-        logits[:, top_k:] = float("-inf")
-    probabilities = logits.softmax(dim=-1)
-    if top_p is not None:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    return tokens.gather(1, torch.multinomial(probabilities, 1, generator=generator))
+def read_prompts(model: Decoder, prompts: Sequence[Sequence[int]], cache: KeyValueCache) -> Tensor:
+    """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
+    packed = torch.tensor([[token for prompt in prompts for token in prompt]], device=cache.positions.device)
+    hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
+    return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
+
+
+def read_next(model: Decoder, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+    """Add a token [B] to each row; returns the logits [B, V] of what follows."""
+    hidden = model.hidden(tokens[:, None], cache.positions[:, None], max_seqlen=cache.longest, cache=cache)
+    cache.advance()
+    return model.lm_head(hidden[:, 0])
+
+
+def require_room(prompts: Sequence[Sequence[int]], context: int) -> None:
+    """Refuse prompts that are longer than the context. Raises BigtrainError."""
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) > context:
+            raise BigtrainError(
+                f"prompt {number} of {len(prompts)} does not fit into the model's context",
+                found=f"{len(prompt)} tokens",
+                wanted=f"at most {context}, model.max_position_embeddings",
+                fix="shorten the prompt",
+            )

@@ -10,5 +10,5 @@
     engine, newest checkpoint     └──► stop: done (0) or stopped on request (75)
 
 `loop` is the screen to read first. `trained` opens what a run left behind, for `eval`, `generate`, `export` and
-`report`.
+`report`; `text_model` continues text with it.
 """

@@ -14,9 +14,8 @@ from tokenizers import Tokenizer
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import Yardsticks, load_tokenizer, open_datasets, open_mirror, validation_batches
-from bigtrain.data.tokenizer import vocabulary_size
 from bigtrain.engine.precision import COMPUTE_DTYPES
-from bigtrain.model import Decoder, build_model, generate
+from bigtrain.model import Decoder, build_model
 from bigtrain.run.checkpoints import open_checkpoint
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import SourceLoss, sum_of_losses
@@ -102,31 +101,6 @@ class TrainedModel:
                 fix="raise data.validation.fraction or add documents, build in another data.dir and train again",
             )
         return rows
-
-    def generate(
-        self, prompt: str, *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-    ) -> str:
-        """Continue a prompt; an empty one starts a document. `top_k` 0 and `top_p` 1 draw from all tokens.
-
-        Returns:
-            What comes after the prompt, up to the end of the text.
-        """
-        end_of_text = self.tokenizer.token_to_id(self.settings.data.tokenizer.end_of_text)
-        assert end_of_text is not None  # the data were built with it
-        prompt_ids = self.tokenizer.encode(prompt).ids or [end_of_text]
-        output = generate(
-            self.model,
-            torch.tensor([prompt_ids], device=self.device),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k or None,
-            top_p=top_p if top_p < 1 else None,
-            end_of_text=end_of_text,
-            vocab_size=vocabulary_size(self.tokenizer),
-            seed=seed,
-        )
-        completion: str = self.tokenizer.decode(output[0, len(prompt_ids) :].tolist(), skip_special_tokens=True)
-        return completion
 
 
 def evaluate_run(run: Path, step: int | None, *, with_yardsticks: bool) -> dict[str, Any]:

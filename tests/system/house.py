@@ -64,10 +64,9 @@ class House:
     def run(self) -> Path:
         return self.directory / "run"
 
-    def bigtrain(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*CLI, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=self.directory
-        )
+    def bigtrain(self, *arguments: str, timeout: float = 120, stdin: str = "") -> subprocess.CompletedProcess:
+        command = [*CLI, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=self.directory, input=stdin)
 
     def start_training(self, processes: int, *overrides: str) -> subprocess.Popen:
         command = [

@@ -65,10 +65,15 @@ def test_report_shows_the_yardsticks_of_the_newest_evaluation(undisturbed):
     assert "perplexity, json, 5-gram" in page
 
 
-def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(undisturbed):
-    arguments = ("generate", str(undisturbed.run), "import ", "--max-new-tokens", "8", "--json")
-    first, second = (as_json(undisturbed.bigtrain(*arguments)) for _ in range(2))
-    assert first["completion"] and first == second
+def test_generate_continues_prompts_the_same_way_for_the_same_seed_as_json_and_on_the_terminal(undisturbed):
+    arguments = ("generate", str(undisturbed.run), "import ", "-", "--stop", "\n", "--max-new-tokens", "8")
+    made = as_json(undisturbed.bigtrain(*arguments, "--json", stdin="def \n"))
+    assert made["step"] == 12 and made["tokens_per_second"] > 0
+    assert [text["prompt"] for text in made["texts"]] == ["import ", "def "]
+    for text in made["texts"]:
+        assert 1 <= len(text["tokens"]) <= 8 and "\n" not in text["completion"]
+    printed = undisturbed.bigtrain(*arguments, stdin="def \n").stdout
+    assert printed == "\n----\n".join(text["prompt"] + text["completion"] for text in made["texts"]) + "\n"
 
 
 def test_export_is_checked_against_transformers_and_keeps_its_promise(undisturbed, tmp_path, require):
