@@ -33,6 +33,8 @@ def test_every_configuration_is_valid(path: Path) -> None:
         ("qwen3-0.6b", 596_049_920),
         ("olmo2-1b", 1_484_916_736),
         ("gemma2-2b", 2_614_341_888),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
     ],
 )
 def test_a_published_shape_has_exactly_the_published_number_of_parameters(name: str, parameters: int) -> None:

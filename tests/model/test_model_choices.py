@@ -77,6 +77,14 @@ def test_any_choices_together_see_a_packed_batch_as_its_documents(choices: dict[
     assert relative_error(packed, gradients(model, alone)) < 1e-9
 
 
+@settings(max_examples=10, deadline=None)
+@given(choices=st.fixed_dictionaries(CHOICES), seed=st.integers(0, 100))
+def test_any_choices_together_compute_what_the_reference_attention_does(choices: dict[str, Any], seed: int) -> None:
+    batch = packed_batch(2, 24, 96, seed)
+    ours, reference = decoder(choices), decoder(choices, attn_implementation="reference")
+    assert relative_error(gradients(ours, ours(**batch)), gradients(reference, reference(**batch))) < 1e-9
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_its_choices(family: str) -> None:
     settings = ModelSettings(**shape(family))
