@@ -72,7 +72,7 @@ def compare(args: argparse.Namespace, settings: Settings) -> None:
 
 def report(args: argparse.Namespace, settings: Settings, rates: dict[str, list[float]]) -> None:
     from bigtrain.model import flops_per_token
-    from bigtrain.run.meter import measure_matmul_peak
+    from bigtrain.run.peaks import measure_matmul_peak
 
     torch.set_num_threads(CORES)
     peak = measure_matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)

@@ -51,6 +51,9 @@ class EngineSettings(Section):
     """Attention back-end: `varlen` FlashAttention on CUDA, `flex` FlexAttention on CUDA (soft caps and distance biases,
     too), `blockwise` FlashAttention's algorithm in batched matrix products (the fastest on a CPU), `sdpa` (PyTorch's
     flash kernel) anywhere, `reference` naive and slow. `auto` takes the best there is."""
+    dry_run: bool = True
+    """Before the first step, try a full micro-batch of documents as long as a row and forget it: what does not fit into
+    memory is known at once. The losses are the same without."""
     process_group_timeout_minutes: PositiveFloat = 10.0
     """A collective that takes longer than this ends the job."""
     deepspeed: dict[str, Any] = Field({})

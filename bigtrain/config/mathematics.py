@@ -105,6 +105,7 @@ OPERATION = frozenset(
         "engine.activation_memory_budget",
         "engine.compile",
         "engine.attn_implementation",
+        "engine.dry_run",
         "engine.process_group_timeout_minutes",
         "engine.deepspeed.zero_optimization",
         # when to stop, save, look and tell

@@ -13,7 +13,7 @@ number of micro-batches and the number of labels in each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,26 @@ class Engine:
             ).on_all_ranks() from error
         norm = self._grad_norm if self._stage == 0 else float(self._deepspeed.get_global_grad_norm())
         return StepResult(norm, applied=math.isfinite(norm))
+
+    def rehearse(self, micro_batches: Iterable[Mapping[str, Any]]) -> None:
+        """A step that leaves no trace: forward, backward and reduction, with a gradient of NaN, which is never applied.
+
+        Weights, moments, step counters, the loss scaler, the model's buffers and torch's random generators are what
+        they were. Every rank has to call it, with as many micro-batches.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        random, scaler = self.rng_state(), self.loss_scaler()
+        if scaler:  # at its minimum an overflow would be an error
+            self._wrapper.loss_scaler.cur_scale = 2.0**16
+        for inputs in micro_batches:
+            self.forward_backward(inputs, math.nan)
+        result = self.step(0.0)
+        assert not result.applied
+        if scaler:
+            vars(self._wrapper.loss_scaler).update(scaler)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.set_rng_state(random)
 
     @torch.no_grad()
     def evaluate(self, inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -1,47 +1,32 @@
-"""Tokens per second, MFU and the time left."""
+"""Tokens per second, MFU, where the time of a step goes, and how much is left.
+
+A step is timed from before its batch is fetched to after its loss is known:
+
+    data               waiting for the loader
+    forward_backward   all micro-batches; with ZeRO 2 and 3 their communication too, as far as it is not hidden
+    optimizer          DeepSpeed's step: what is left of the communication, clipping, update
+    the rest           agreeing on the step, copying the batch to the device, adding up the loss
+
+On a GPU the parts are timed by events in its own stream, which are read after the loss has been: that waits for them
+anyway, and no step is slower for being timed.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
+from bigtrain.run.peaks import Peak
+
 SMOOTHING_STEPS = 20
-
-
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """The FLOP/s that this process reaches in a square matrix product on random data.
-
-    MFU on a CPU, or on a GPU without a trusted datasheet, is relative to this figure.
-
-    Args:
-        device: where to multiply.
-        dtype: the type the model computes in.
-        seconds: how long to measure.
-
-    Returns:
-        The best rate seen, in FLOP/s (a multiply-add counts as two).
-    """
-    size = MATMUL_SIZE[device.type]
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + seconds
-    left @ right
-    while not best or time.perf_counter() < end:
-        _synchronize(device)
-        start = time.perf_counter()
-        for _ in range(4):
-            left @ right
-        _synchronize(device)
-        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+FORWARD_BACKWARD, OPTIMIZER = "forward_backward", "optimizer"
+TRACE_PREFIX = "bigtrain."
+"""Of the parts' names in a trace of torch.profiler."""
 
 
 @dataclass(frozen=True)
@@ -49,46 +34,95 @@ class Reading:
     """What the meter says of one step."""
 
     step_seconds: float
+    data_seconds: float
+    forward_backward_seconds: float
+    optimizer_seconds: float
     tokens_per_second: float
     mfu: float
+    """By the field's convention: attention counted as if every token saw the whole sequence."""
+    mfu_causal: float
+    """Attention counted as it is: a token sees the ones before it."""
     eta_seconds: float
 
 
 class Meter:
     """Times the steps of one run, evaluation and saving left out."""
 
-    def __init__(self, *, flops_per_token: float, peak_flops: float, total_steps: int) -> None:
+    def __init__(
+        self,
+        *,
+        flops_per_token: float,
+        causal_flops_per_token: float,
+        peak: Peak,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
         """Set the constants of the run.
 
         Args:
-            flops_per_token: forward and backward FLOPs of one token.
-            peak_flops: FLOP/s of all ranks together that count as 100%.
+            flops_per_token: forward and backward FLOPs of one token, by the field's convention.
+            causal_flops_per_token: the same with attention as it is.
+            peak: what counts as 100% of all ranks together.
             total_steps: the last step, for the time left.
+            device: where the work is done.
         """
         self.flops_per_token = flops_per_token
-        self.peak_flops = peak_flops
+        self.causal_flops_per_token = causal_flops_per_token
+        self.peak = peak
         self.total_steps = total_steps
+        self._on_gpu = device.type == "cuda"
         self._recent: deque[float] = deque(maxlen=SMOOTHING_STEPS)
-        self._started = time.perf_counter()
+        self.start_step()
 
     def start_step(self) -> None:
         """A step begins now."""
+        self._data_seconds = 0.0
+        self._seconds: dict[str, float] = {}
+        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         self._started = time.perf_counter()
 
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Time spent inside is waiting for the loader."""
+        started = time.perf_counter()
+        yield
+        self._data_seconds += time.perf_counter() - started
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Work done inside, or queued on the device, is this part of the step."""
+        with torch.profiler.record_function(TRACE_PREFIX + part):
+            if self._on_gpu:
+                begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
+                begin.record()
+                yield
+                end.record()
+                self._events[part] = begin, end
+            else:
+                started = time.perf_counter()
+                yield
+                self._seconds[part] = time.perf_counter() - started
+
     def end_step(self, step: int, tokens: int) -> Reading:
-        """The step that began last ends now.
+        """The step that began last ends now; what it queued on the device is done.
 
         Args:
             step: its number, from 1.
             tokens: its input tokens over all ranks.
         """
         seconds = time.perf_counter() - self._started
+        for part, (begin, end) in self._events.items():
+            self._seconds[part] = begin.elapsed_time(end) / 1000
         self._recent.append(seconds)
         typical = sorted(self._recent)[len(self._recent) // 2]
         rate = tokens / seconds
         return Reading(
             step_seconds=seconds,
+            data_seconds=self._data_seconds,
+            forward_backward_seconds=self._seconds.get(FORWARD_BACKWARD, 0.0),
+            optimizer_seconds=self._seconds.get(OPTIMIZER, 0.0),
             tokens_per_second=rate,
-            mfu=rate * self.flops_per_token / self.peak_flops,
+            mfu=rate * self.flops_per_token / self.peak.flops,
+            mfu_causal=rate * self.causal_flops_per_token / self.peak.flops,
             eta_seconds=(self.total_steps - step) * typical,
         )

@@ -35,8 +35,11 @@ from bigtrain.run.cadence import Cadence, history_of
 from bigtrain.run.continuation import check_continuation
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
+from bigtrain.run.dry_run import dry_run
 from bigtrain.run.expected import check_expected_parameters
-from bigtrain.run.meter import Meter, measure_matmul_peak
+from bigtrain.run.memory import enough_memory
+from bigtrain.run.meter import Meter
+from bigtrain.run.peaks import peak_of, peak_of_all
 from bigtrain.run.records import JsonLines, read_json_lines
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.terminal import log_to
@@ -74,13 +77,15 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         held.callback(loader.close)
 
         log_to(topology.rank, directory.rank_log(topology.rank))
-        engine = Engine(new_model(settings, topology, fill=search.newest is None), settings, topology)
+        with enough_memory(settings, topology, "the model with its optimizer's state"):
+            engine = Engine(new_model(settings, topology, fill=search.newest is None), settings, topology)
         state = restore(engine, search.newest, topology) if search.newest else {}
         step = search.newest.step if search.newest else 0
         durable_step = None if search.newest and places.is_local(search.newest) else step
         saver = Saver(places, topology.behind(), settings.checkpoint, layout=layout, durable_step=durable_step)
         held.callback(saver.close)
         saver.reserve(engine.fragments(), engine.rng_state())
+        dry_run(engine, settings, topology)
         keeps_records = topology.rank == 0
         if keeps_records:
             directory.write_config(settings)
@@ -181,12 +186,16 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[
 
 
 def meter_for(settings: Settings, topology: Topology) -> Meter:
-    """The meter, with the matrix-product peak of all ranks together measured at the same time."""
-    peak = measure_matmul_peak(topology.device, COMPUTE_DTYPES[settings.engine.precision])
+    """The meter, with what counts as 100% of all ranks together; where that is measured, at the same time on all."""
+    topology.barrier()
+    peak = peak_of(topology.device, COMPUTE_DTYPES[settings.engine.precision])
+    tokens = settings.data.sequence_length
     return Meter(
-        flops_per_token=flops_per_token(settings.model, settings.data.sequence_length),
-        peak_flops=topology.sum_across_ranks([peak])[0],
+        flops_per_token=flops_per_token(settings.model, tokens),
+        causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True),
+        peak=peak_of_all(topology.all_gather(peak)),
         total_steps=settings.total_steps,
+        device=topology.device,
     )
 
 
@@ -208,8 +217,9 @@ def introduce(run: TrainingRun, search: Search) -> None:
     )
     logger.info(
         f"{topology.world_size} process(es) on {topology.device.type}, {torch.get_num_threads()} thread(s) each; "
-        f"matmul peak {run.meter.peak_flops / 1e12:.3g} TFLOP/s in all"
+        f"100% MFU is {run.meter.peak}"
     )
+    run.tracker.describe({"peak": run.meter.peak.as_record()})
     logger.info(
         f"{run.total_steps:,} steps of {batch} x {settings.data.sequence_length} = "
         f"{quantity(batch * settings.data.sequence_length)} tokens, in micro-batches of "
@@ -229,6 +239,7 @@ def introduce(run: TrainingRun, search: Search) -> None:
         "wandb_run_id": run.tracker.run_id,
         "version": __version__,
         "plan_id": run.plan.plan_id,
+        "peak": run.meter.peak.as_record(),
     }
     if run.step:
         run.note("resume", from_checkpoint=f"step-{run.step:08d}", **start)

@@ -63,6 +63,14 @@ class Tracker:
         except Exception as error:
             self._give_up("start", error)
 
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Add to the W&B config what is no setting."""
+        if self._run is not None:
+            try:
+                self._run.config.update(facts, allow_val_change=True)
+            except Exception as error:
+                self._give_up("describe the run", error)
+
     def log(self, values: dict[str, Any], step: int) -> None:
         """Send one step's numbers."""
         if self._run is not None:

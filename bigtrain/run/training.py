@@ -20,7 +20,8 @@ from bigtrain.faults import reached
 from bigtrain.run.cadence import Cadence
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
-from bigtrain.run.meter import Meter
+from bigtrain.run.memory import enough_memory
+from bigtrain.run.meter import FORWARD_BACKWARD, OPTIMIZER, Meter
 from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.together import on_every_rank, raise_first
@@ -67,7 +68,6 @@ class TrainingRun:
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
     _last_save: float = field(default_factory=time.monotonic, init=False)
-    _data_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.first_step = self._saved_step = self.step
@@ -113,14 +113,13 @@ class TrainingRun:
         """
         self.note_commits()
         self.meter.start_step()
-        started = time.perf_counter()
         batch: RankBatch | None = None
         error: BigtrainError | None = None
-        try:
-            batch = next(self.loader)
-        except BigtrainError as caught:
-            error = caught
-        self._data_seconds = time.perf_counter() - started
+        with self.meter.waiting_for_data():
+            try:
+                batch = next(self.loader)
+            except BigtrainError as caught:
+                error = caught
         counted = batch if self.topology.shard_rank == 0 else None  # ranks that share samples count them once
         label_tokens, input_tokens, digest, stop, save, failed, unsaved = self.topology.sum_across_ranks(
             [
@@ -162,15 +161,19 @@ class TrainingRun:
         A step whose gradient overflows float16 is done without an update: the loss scale was too large.
 
         Raises:
-            BigtrainError: the loss or the gradient is not finite; nothing was updated.
+            BigtrainError: the loss or the gradient is not finite, or the step does not fit into memory; nothing was
+                updated.
         """
         reached("step")
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.topology.device)
-        for micro_batch in batch.micro_batches:
-            loss_sum += self.engine.forward_backward(
-                micro_batch.to(self.topology.device).model_inputs(), scale=1 / agreed.label_tokens
-            )
-        update = self.engine.step(self.learning_rate_of(self.step + 1))
+        with enough_memory(self.settings, self.topology, f"step {self.step + 1}"):
+            with self.meter.timing(FORWARD_BACKWARD):
+                for micro_batch in batch.micro_batches:
+                    loss_sum += self.engine.forward_backward(
+                        micro_batch.to(self.topology.device).model_inputs(), scale=1 / agreed.label_tokens
+                    )
+            with self.meter.timing(OPTIMIZER):
+                update = self.engine.step(self.learning_rate_of(self.step + 1))
         loss = self.topology.sum_across_ranks([loss_sum.item()])[0] / agreed.label_tokens
         if math.isfinite(loss) and not update.applied and self.engine.scales_loss:
             self.note("overflow", loss=loss, batch_digest=agreed.batch_digest, **self.engine.loss_scaler())
@@ -204,9 +207,13 @@ class TrainingRun:
             "tokens": agreed.label_tokens,
             "consumed_samples": self.consumed_samples,
             "step_seconds": round(reading.step_seconds, 5),
-            "data_seconds": round(self._data_seconds, 5),
+            "data_seconds": round(reading.data_seconds, 5),
+            "forward_backward_seconds": round(reading.forward_backward_seconds, 5),
+            "optimizer_seconds": round(reading.optimizer_seconds, 5),
             "tokens_per_second": round(reading.tokens_per_second, 1),
             "mfu": round(reading.mfu, 4),
+            "mfu_causal": round(reading.mfu_causal, 4),
+            "mfu_of": self.meter.peak.source,
             "batch_digest": agreed.batch_digest,
             "world_size": self.topology.world_size,
         }

@@ -16,6 +16,7 @@ from bigtrain.checkpoint import Checkpoint, Cursor, Places, load, save
 from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, leave, share_samples, start
+from bigtrain.run.dry_run import dry_run
 from bigtrain.run.setup import new_model
 
 
@@ -43,6 +44,12 @@ class Training:
             losses.append(self.topology.sum_across_ranks([total])[0] / labelled)
             norms.append(result.grad_norm)
         return {"losses": losses, "norms": norms}
+
+    def state(self) -> list[Any]:
+        """All that a checkpoint would hold of this rank."""
+        engine = self.engine
+        tensors = [*(fragment.data for fragment in engine.fragments()), *engine.rng_state().values()]
+        return [[t.tolist() for t in tensors], engine.optimizer_steps, engine.loss_scaler()]
 
     def save(self, run: str, step: int) -> None:
         save(
@@ -76,9 +83,27 @@ def train_and_save(alone: Topology, case: Case, to: str, steps: int) -> dict[str
 
 
 def resume(alone: Topology, case: Case, at: str, steps: int) -> dict[str, list[float]]:
+    """With a dry run, as a start has: it must not be seen in the curve."""
     training = Training(case, alone, fill=False)
     training.load(at, steps)
+    dry_run(training.engine, training.settings, training.topology)
     return training.train(range(steps, 2 * steps))
+
+
+def undisturbed(alone: Topology, case: Case, steps: int) -> dict[str, list[float]]:
+    return Training(case, alone).train(range(2 * steps))
+
+
+def rehearsed(alone: Topology, case: Case, steps: int) -> dict[str, Any]:
+    """The same with a dry run before the first step and half-way, and this rank's state before and after that one."""
+    training = Training(case, alone)
+    dry_run(training.engine, training.settings, training.topology)
+    first = training.train(range(steps))
+    before = training.state()
+    dry_run(training.engine, training.settings, training.topology)
+    after = training.state()
+    second = training.train(range(steps, 2 * steps))
+    return {key: first[key] + second[key] for key in first} | {"state_before": before, "state_after": after}
 
 
 def resave(alone: Topology, case: Case, at: list[str], to: list[str], steps: int) -> None:
