@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(run_commands.train)
+app.command("profile")(run_commands.profile)
 app.command("verify-resume")(run_commands.verify_resume)
 app.command("resave-and-train", hidden=True)(run_commands.resave_and_train)
 app.command("eval")(run_commands.evaluate)

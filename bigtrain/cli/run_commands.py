@@ -1,4 +1,4 @@
-"""bigtrain train|verify-resume|eval|generate|export|report."""
+"""bigtrain train|profile|verify-resume|eval|generate|export|report."""
 
 from __future__ import annotations
 
@@ -67,6 +67,30 @@ def verify_resume(
     if keep:
         say(f"the runs are under {settings.run_dir / FOLDER}")
     raise typer.Exit(0 if ok else 1)
+
+
+def profile(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    overrides: OverridesArgument = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to time, and as many to trace.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="How many steps to do before.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Where to write. Default: RUN-profile, beside the run.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Where a step's time and memory go: a few steps under torch.profiler, alone or under torchrun; trains no run."""
+    from bigtrain.config import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from bigtrain.cli.profile_tables import print_profile
+    from bigtrain.run.profile import profile
+
+    found = profile(settings, steps=steps, warmup=warmup, out=out, report=say)
+    if found is None:  # another rank tells
+        return
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_profile(found)
 
 
 def resave_and_train(config: Path, location: str) -> None:

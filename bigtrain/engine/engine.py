@@ -26,6 +26,7 @@ from bigtrain.config.settings import Settings
 from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.deepspeed_import import import_deepspeed
 from bigtrain.engine.fragments import fragments, owned_ranges, owners, places
+from bigtrain.engine.held import held_bytes
 from bigtrain.engine.muon import Muon
 from bigtrain.engine.optimizer import build_optimizer, create_moments
 from bigtrain.engine.topology import Topology
@@ -159,6 +160,10 @@ class Engine:
     def fragments(self) -> list[Fragment]:
         """This rank's part of the training state, as views: master weights and the optimizer's moments."""
         return fragments(self._optimizer, self._ranges, self._places)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes on this rank's device that are weights, master weights, moments and, before `step`, gradients."""
+        return held_bytes(self.module, self._wrapper, self.fragments(), self._device)
 
     @property
     def optimizer_steps(self) -> int:

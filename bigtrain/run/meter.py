@@ -84,9 +84,10 @@ class Meter:
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         """Time spent inside is waiting for the loader."""
-        started = time.perf_counter()
-        yield
-        self._data_seconds += time.perf_counter() - started
+        with torch.profiler.record_function(TRACE_PREFIX + "data"):
+            started = time.perf_counter()
+            yield
+            self._data_seconds += time.perf_counter() - started
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:

@@ -21,7 +21,7 @@ from bigtrain.run.cadence import Cadence
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.memory import enough_memory
-from bigtrain.run.meter import FORWARD_BACKWARD, OPTIMIZER, Meter
+from bigtrain.run.meter import FORWARD_BACKWARD, OPTIMIZER, Meter, Reading
 from bigtrain.run.records import JsonLines
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.together import on_every_rank, raise_first
@@ -196,8 +196,8 @@ class TrainingRun:
         position, length = settings.schedule_position(step), settings.schedule_length
         return learning_rate(position, length, settings.schedule, settings.optimizer.learning_rate)
 
-    def record(self, agreed: Agreement, loss: float, update: StepResult) -> None:
-        """Write the step to metrics.jsonl, to W&B and, now and then, to the terminal."""
+    def record(self, agreed: Agreement, loss: float, update: StepResult) -> Reading:
+        """Write the step to metrics.jsonl, to W&B and, now and then, to the terminal; returns what the meter said."""
         reading = self.meter.end_step(self.step, agreed.input_tokens)
         values = {
             "step": self.step,
@@ -228,6 +228,7 @@ class TrainingRun:
                 f"grad norm {update.grad_norm:6.3f}  {quantity(reading.tokens_per_second):>5} tokens/s  "
                 f"MFU {reading.mfu:5.1%}  ETA {duration(reading.eta_seconds)}"
             )
+        return reading
 
     def evaluate(self) -> None:
         """Compute and record the validation loss of every source."""

@@ -1,0 +1,58 @@
+"""A profile for people: time, operators, memory, one table each."""
+
+from __future__ import annotations
+
+import typer
+
+from bigtrain.cli.printing import print_table
+from bigtrain.run.memory import gibibytes
+from bigtrain.run.profile import Profile
+from bigtrain.wording import quantity
+
+OPERATORS_SHOWN = 15
+
+
+def print_profile(found: Profile) -> None:
+    """All three tables, and where the files are."""
+    ms = 1000
+    kind = "the datasheet's" if found.peak["source"] == "datasheet" else "the measured matmul peak"
+    typer.echo(
+        f"{found.run}, {found.world_size} process(es): {found.step_seconds * ms:.1f} ms a step, "
+        f"{quantity(found.tokens_per_second)} tokens/s, MFU {found.mfu:.1%} ({found.mfu_causal:.1%} causal) of {kind} "
+        f"{found.peak['flops'] / 1e12:.4g} TFLOP/s\n"
+    )
+    print_table(
+        f"Where the time of a step goes (mean of {found.steps} undisturbed steps; communication that nothing hides)",
+        ["part", "ms", "share"],
+        [
+            [part.replace("_", "/"), f"{seconds * ms:.2f}", f"{seconds / found.step_seconds:.1%}"]
+            for part, seconds in found.breakdown.items()
+        ],
+    )
+    rows = [
+        [
+            row.name,
+            f"{row.seconds * ms:.2f}",
+            f"{row.share:.1%}",
+            f"{row.calls:,.0f}" if row.calls else "",
+            f"{row.flops_per_second / 1e12:.4g}" if row.flops_per_second else "",
+            f"{row.share_of_peak:.0%}" if row.share_of_peak else "",
+        ]
+        for row in found.operators
+    ]
+    rest = found.operators[OPERATORS_SHOWN:]
+    if rest:
+        seconds, share = sum(row.seconds for row in rest), sum(row.share for row in rest)
+        more = [f"({len(rest)} others)", f"{seconds * ms:.2f}", f"{share:.1%}", "", "", ""]
+        rows = [*rows[:OPERATORS_SHOWN], more]
+    print_table(
+        f"What costs most (rank 0, under the profiler: {found.traced_step_seconds * ms:.1f} ms a step)",
+        ["operator", "ms a step", "share", "calls", "TFLOP/s", "of peak"],
+        rows,
+    )
+    print_table(
+        f"Memory at the peak of a step: {gibibytes(found.peak_bytes)} (rank 0)",
+        ["what", "size", "share"],
+        [[what, gibibytes(size), f"{size / found.peak_bytes:.1%}"] for what, size in found.memory.items()],
+    )
+    typer.echo("\n".join(found.files))
