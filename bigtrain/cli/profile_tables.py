@@ -19,10 +19,16 @@ def print_profile(found: Profile) -> None:
     typer.echo(
         f"{found.run}, {found.world_size} process(es): {found.step_seconds * ms:.1f} ms a step, "
         f"{quantity(found.tokens_per_second)} tokens/s, MFU {found.mfu:.1%} ({found.mfu_causal:.1%} causal) of {kind} "
-        f"{found.peak['flops'] / 1e12:.4g} TFLOP/s\n"
+        f"{found.peak['flops'] / 1e12:.4g} TFLOP/s"
     )
+    if products := [row for row in found.operators if row.flops_per_second]:
+        seconds = sum(row.seconds for row in products)
+        rate = sum(row.seconds * (row.flops_per_second or 0) for row in products) / seconds
+        share = sum(row.share for row in products)
+        typer.echo(f"matrix products: {share:.0%} of a step on a rank, at {rate / 1e12:.4g} TFLOP/s")
+    typer.echo(f"under the profiler, where the second table is from: {found.traced_step_seconds * ms:.1f} ms a step\n")
     print_table(
-        f"Where the time of a step goes (mean of {found.steps} undisturbed steps; communication that nothing hides)",
+        "Where the time of a step goes",
         ["part", "ms", "share"],
         [
             [part.replace("_", "/"), f"{seconds * ms:.2f}", f"{seconds / found.step_seconds:.1%}"]
@@ -46,12 +52,12 @@ def print_profile(found: Profile) -> None:
         more = [f"({len(rest)} others)", f"{seconds * ms:.2f}", f"{share:.1%}", "", "", ""]
         rows = [*rows[:OPERATORS_SHOWN], more]
     print_table(
-        f"What costs most (rank 0, under the profiler: {found.traced_step_seconds * ms:.1f} ms a step)",
+        "What costs most, on rank 0",
         ["operator", "ms a step", "share", "calls", "TFLOP/s", "of peak"],
         rows,
     )
     print_table(
-        f"Memory at the peak of a step: {gibibytes(found.peak_bytes)} (rank 0)",
+        f"Memory at the peak, on rank 0: {gibibytes(found.peak_bytes)}",
         ["what", "size", "share"],
         [[what, gibibytes(size), f"{size / found.peak_bytes:.1%}"] for what, size in found.memory.items()],
     )

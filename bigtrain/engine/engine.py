@@ -12,8 +12,10 @@ number of micro-batches and the number of labels in each.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +140,8 @@ class Engine:
             self._wrapper.loss_scaler.cur_scale = 2.0**16
         for inputs in micro_batches:
             self.forward_backward(inputs, math.nan)
-        result = self.step(0.0)
+        with _quiet_deepspeed():  # it would warn of an overflow
+            result = self.step(0.0)
         assert not result.applied
         if scaler:
             vars(self._wrapper.loss_scaler).update(scaler)
@@ -216,6 +219,17 @@ class Engine:
             self._optimizer.zero_grad()  # the optimizers leave a parameter without gradient alone
         elif self._max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+
+
+@contextmanager
+def _quiet_deepspeed() -> Iterator[None]:
+    logger = import_deepspeed().utils.logging.logger
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _refresh_stage_3(wrapper: Any) -> None:

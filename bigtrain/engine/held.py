@@ -13,6 +13,14 @@ from torch import nn
 
 from bigtrain.checkpoint.fragment import MASTER, Fragment
 
+_WHERE_GRADIENTS_ARE = (
+    "fp32_groups_gradients_flat",  # stage 1 in bf16
+    "averaged_gradients",  # stages 1 to 3
+    "all_grad_tensors",  # stage 2
+    "accumulated_grads_in_cpu",  # stages 1 and 2 with offload
+    "grad_partitions_flat_buffer",  # stage 3
+)
+
 
 def held_bytes(model: nn.Module, wrapper: Any, fragments: Iterable[Fragment], device: torch.device) -> dict[str, int]:
     """Bytes on this device by what they are for; gradients are there after a backward pass and before the step."""
@@ -45,7 +53,7 @@ def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
 def _gradients(model: nn.Module, wrapper: Any) -> Iterator[torch.Tensor]:
     for parameter in model.parameters():
         yield from _tensors([parameter.grad, getattr(parameter, "grad_accum", None)])
-    for name in ("averaged_gradients", "all_grad_tensors", "accumulated_grads_in_cpu", "grad_partitions_flat_buffer"):
+    for name in _WHERE_GRADIENTS_ARE:
         yield from _tensors(getattr(wrapper, name, None))
 
 

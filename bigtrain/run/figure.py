@@ -26,40 +26,80 @@ def svg_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str) 
     """A chart as one self-contained `<svg>` element; empty lines are left out."""
     lines = [Line(line.name, _finite(line.points), line.dots) for line in lines]
     lines = [line for line in lines if line.points]
-    xs, ys = (
-        _range([x for line in lines for x, _ in line.points]),
-        _range([y for line in lines for _, y in line.points]),
+    frame = _Frame(
+        _range([x for line in lines for x, _ in line.points]), _range([y for line in lines for _, y in line.points])
     )
-
-    def across(x: float) -> float:
-        return LEFT + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - RIGHT)
-
-    def up(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - ys[0]) / (ys[1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="{INK}">{text(title)}</text>']
-    for tick in _ticks(*ys):
-        y = up(tick)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{RULE}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
-    for tick in _ticks(*xs):
-        parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:,.6g}</text>')
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{text(x_label)}</text>'
-        f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{text(y_label)}</text>'
-    )
+    parts = frame.drawn(title, x_label, y_label)
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
-        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line.points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{frame.path(line.points)}" fill="none" stroke="{color}" stroke-width="1.8"/>')
         if line.dots:
-            parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5" fill="{color}"/>' for x, y in line.points]
-        y = TOP + 10 + 18 * index
-        parts.append(
-            f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 5}" width="14" height="4" fill="{color}"/>'
-            f'<text x="{WIDTH - RIGHT + 32}" y="{y + 1}">{text(line.name)}</text>'
-        )
+            parts += [
+                f'<circle cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="3.5" fill="{color}"/>'
+                for x, y in line.points
+            ]
+        parts.append(_named(line.name, index, color))
     return svg(WIDTH, HEIGHT, parts)
+
+
+def svg_areas(title: str, lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
+    """The same for parts of a whole, which are stacked; all of them have values at the same places."""
+    floor = {x: 0.0 for x, _ in lines[0].points}
+    bands = []
+    for line in lines:
+        ceiling = {x: floor[x] + y for x, y in line.points}
+        bands.append([*ceiling.items(), *reversed(floor.items())])
+        floor = ceiling
+    # One slow step, such as the first, must not press all others flat.
+    most = sorted(floor.values())[int(0.98 * (len(floor) - 1))] * 1.2
+    frame = _Frame(_range(list(floor)), (0.0, most or 1.0))
+    parts = frame.drawn(title, x_label, y_label)
+    for index, (line, band) in enumerate(zip(lines, bands, strict=True)):
+        color = COLORS[index % len(COLORS)]
+        path = frame.path([(x, min(y, most)) for x, y in band])
+        parts += [f'<polygon points="{path}" fill="{color}"/>', _named(line.name, index, color)]
+    return svg(WIDTH, HEIGHT, parts)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The plane of a chart: from values to places."""
+
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+
+    def across(self, x: float) -> float:
+        return LEFT + (x - self.xs[0]) / (self.xs[1] - self.xs[0]) * (WIDTH - LEFT - RIGHT)
+
+    def up(self, y: float) -> float:
+        return HEIGHT - BOTTOM - (y - self.ys[0]) / (self.ys[1] - self.ys[0]) * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{self.across(x):.1f},{self.up(y):.1f}" for x, y in points)
+
+    def drawn(self, title: str, x_label: str, y_label: str) -> list[str]:
+        parts = [f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="{INK}">{text(title)}</text>']
+        for tick in _ticks(*self.ys):
+            y = self.up(tick)
+            parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{RULE}"/>')
+            parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
+        for tick in _ticks(*self.xs):
+            x, y = self.across(tick), HEIGHT - BOTTOM + 18
+            parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{tick:,.6g}</text>')
+        parts.append(
+            f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{text(x_label)}</text>'
+            f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{text(y_label)}</text>'
+        )
+        return parts
+
+
+def _named(name: str, index: int, color: str) -> str:
+    """A line of the legend."""
+    y = TOP + 10 + 18 * index
+    return (
+        f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 5}" width="14" height="4" fill="{color}"/>'
+        f'<text x="{WIDTH - RIGHT + 32}" y="{y + 1}">{text(name)}</text>'
+    )
 
 
 def text_chart(points: Sequence[tuple[float, float]], *, width: int = 64, height: int = 10) -> str:

@@ -58,13 +58,15 @@ def out_of_memory(settings: Settings, topology: Topology, what: str, failure: Ba
 def remedies(settings: Settings, topology: Topology) -> list[str]:
     """The settings that would save memory here, cheapest first; what is set already is not named again."""
     engine, rows = settings.engine, settings.train.micro_batch_size
-    advice = []
+    advice: list[str] = []
     if engine.activation_checkpointing == "none" and engine.tensor_parallel_size == 1:
         advice.append("engine.activation_checkpointing selective (now none): recomputes what is cheap")
     if rows > 1:
         advice.append(f"train.micro_batch_size {rows // 2} (now {rows}): more are accumulated, the mathematics stays")
-    if engine.activation_checkpointing != "full":
+    if engine.activation_checkpointing not in ("full", "offloaded"):
         advice.append(f"engine.activation_checkpointing full (now {engine.activation_checkpointing})")
+    elif engine.activation_checkpointing == "full" and topology.device.type == "cuda":
+        advice.append("engine.activation_checkpointing offloaded (now full): blocks' inputs in the host's memory")
     last_stage = 2 if engine.tensor_parallel_size > 1 else 3
     if topology.data_size > 1 and engine.zero_stage < last_stage:
         advice.append(f"engine.zero_stage {engine.zero_stage + 1} (now {engine.zero_stage}): more is spread over ranks")

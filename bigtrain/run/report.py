@@ -11,7 +11,7 @@ from typing import Any
 from bigtrain.config import BigtrainError
 from bigtrain.page import cards, page, table, text
 from bigtrain.run.directory import RunDirectory
-from bigtrain.run.figure import Line, svg_chart, text_chart
+from bigtrain.run.figure import Line, svg_areas, svg_chart, text_chart
 from bigtrain.run.records import read_json_lines, read_metrics
 from bigtrain.wording import duration, quantity
 
@@ -34,6 +34,12 @@ class Summary:
     validation: list[dict[str, Any]]
     tokens_per_second: float
     mfu: float
+    mfu_causal: float | None
+    """None where the run is from before there was one."""
+    mfu_of: str | None
+    """What counts as 100%: `datasheet` or `measured`."""
+    parts: dict[str, float]
+    """Seconds of all steps by part, where the run has recorded them."""
     training_seconds: float
     starts: int
     report: str
@@ -49,7 +55,9 @@ class Summary:
         lines = [
             f"{self.run}: step {self.step} of {self.total_steps}, {quantity(self.tokens)} tokens in "
             f"{duration(self.training_seconds)} of training over {self.starts} start(s)",
-            f"loss {self.loss:.4f}, {quantity(self.tokens_per_second)} tokens/s, MFU {self.mfu:.1%} (medians)",
+            f"loss {self.loss:.4f}, {quantity(self.tokens_per_second)} tokens/s, MFU {self.mfu:.1%} "
+            f"{_of_what(self.mfu_of)}(medians)",
+            _said(self.parts),
             *(
                 f"validation of {source['source']}: loss {source['loss']:.4f}, perplexity {source['perplexity']:.2f}"
                 + "".join(f", {name} model {perplexity:.2f}" for name, perplexity in _yardsticks(source))
@@ -91,6 +99,9 @@ def write_report(run: Path) -> Summary:
         validation=_newest_validation(directory, metrics[-1]["step"], validations),
         tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
         mfu=_median([record["mfu"] for record in metrics]),
+        mfu_causal=_median(causal) if (causal := [r["mfu_causal"] for r in metrics if "mfu_causal" in r]) else None,
+        mfu_of=metrics[-1].get("mfu_of"),
+        parts=_parts(metrics),
         training_seconds=sum(record["step_seconds"] for record in metrics),
         starts=sum(event["event"] in ("start", "resume") for event in events),
         report=str(report),
@@ -117,7 +128,7 @@ def _yardsticks(source: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _curves(metrics: list[dict[str, Any]], validations: list[dict[str, Any]]) -> list[str]:
     def column(name: str) -> list[tuple[float, float]]:
-        return [(record["step"], record[name]) for record in metrics]
+        return [(record["step"], record[name]) for record in metrics if name in record]
 
     held_out: dict[str, list[tuple[float, float]]] = {}
     for event in validations:
@@ -130,9 +141,40 @@ def _curves(metrics: list[dict[str, Any]], validations: list[dict[str, Any]]) ->
         svg_chart("Learning rate", [Line("rate", column("learning_rate"))], x_label="step", y_label="rate"),
         svg_chart("Gradient norm", [Line("before clipping", column("grad_norm"))], x_label="step", y_label="L2 norm"),
         svg_chart("Throughput", [Line("tokens/s", column("tokens_per_second"))], x_label="step", y_label="tokens/s"),
-        svg_chart("Model FLOPs utilisation", [Line("MFU", column("mfu"))], x_label="step", y_label="share of peak"),
-        svg_chart("Waiting for data", [Line("data", column("data_seconds"))], x_label="step", y_label="seconds"),
+        svg_chart(
+            "Model FLOPs utilisation " + _of_what(metrics[-1].get("mfu_of")).strip(" "),
+            [Line("MFU", column("mfu")), Line("causal-exact", column("mfu_causal"))],
+            x_label="step",
+            y_label="share of peak",
+        ),
+        svg_areas("Where the time of a step goes", _parts_by_step(metrics), x_label="step", y_label="seconds"),
     ]
+
+
+PARTS = ("forward/backward", "optimizer", "data", "other")
+
+
+def _parts_of(record: dict[str, Any]) -> dict[str, float]:
+    """The seconds of one step by part; they add up to it. A run of long ago has only told data from the rest."""
+    known = [record.get(f"{part}_seconds", 0.0) for part in ("forward_backward", "optimizer", "data")]
+    return dict(zip(PARTS, [*known, max(0.0, record["step_seconds"] - sum(known))], strict=True))
+
+
+def _parts(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    return {part: sum(_parts_of(record)[part] for record in metrics) for part in PARTS}
+
+
+def _parts_by_step(metrics: list[dict[str, Any]]) -> list[Line]:
+    return [Line(part, [(record["step"], _parts_of(record)[part]) for record in metrics]) for part in PARTS]
+
+
+def _said(parts: dict[str, float]) -> str:
+    total = sum(parts.values()) or 1.0
+    return "time of the steps: " + ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in parts.items())
+
+
+def _of_what(mfu_of: str | None) -> str:
+    return {"datasheet": "of the datasheet's peak ", "measured": "of the measured matmul peak "}.get(mfu_of or "", "")
 
 
 def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -149,6 +191,10 @@ def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
+def _share(parts: dict[str, float], part: str) -> str:
+    return f"{parts[part] / (sum(parts.values()) or 1.0):.0%}"
+
+
 def _page(summary: Summary, curves: list[str], events: list[dict[str, Any]], config: str) -> str:
     facts = [
         ("step", f"{summary.step:,} of {summary.total_steps:,}"),
@@ -163,7 +209,9 @@ def _page(summary: Summary, curves: list[str], events: list[dict[str, Any]], con
             ]
         ),
         ("tokens/s", quantity(summary.tokens_per_second)),
-        ("MFU", f"{summary.mfu:.1%}"),
+        (f"MFU {_of_what(summary.mfu_of)}", f"{summary.mfu:.1%}"),
+        *([("MFU, causal-exact", f"{summary.mfu_causal:.1%}")] if summary.mfu_causal is not None else []),
+        ("of the steps' time, forward/backward", _share(summary.parts, "forward/backward")),
         ("training time", duration(summary.training_seconds)),
     ]
     happened = table(

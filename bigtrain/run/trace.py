@@ -25,6 +25,8 @@ Span = tuple[float, float]
 STEP = TRACE_PREFIX + "step"
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 COMMUNICATION = re.compile(r"^(gloo:|mpi:|ncclDevKernel|ncclKernel|nccl|rccl)")
+WAITING = re.compile(r"^c10d::")
+"""The thread that asked for communication, not the one that does it."""
 GENERATED = re.compile(r"^triton_")
 """Kernels that torch.compile wrote say more by their own name than by that of who launched them."""
 
@@ -153,7 +155,11 @@ def _calls_of_kernels(events: Iterable[Event], on_device: Iterable[Event]) -> li
 def _calls_of_thread(events: Iterable[Event], thread: Any) -> list[_Call]:
     """Operators of one thread, each without those that it calls; and communication, which has threads of its own."""
     calls = [_Call(event["name"], [_span(event)], None, True) for event in events if COMMUNICATION.match(event["name"])]
-    mine = [event for event in events if event.get("cat") == "cpu_op" and event["tid"] == thread]
+    mine = [
+        event
+        for event in events
+        if event.get("cat") == "cpu_op" and event["tid"] == thread and not WAITING.match(event["name"])
+    ]
     open_ones: list[tuple[Event, list[Span]]] = []
 
     def close(until: float) -> None:

@@ -16,7 +16,8 @@ from bigtrain.checkpoint import Checkpoint, Cursor, Places, load, save
 from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, leave, share_samples, start
-from bigtrain.run.dry_run import dry_run
+from bigtrain.model import count_parameters
+from bigtrain.run.dry_run import dry_run, worst_case
 from bigtrain.run.setup import new_model
 
 
@@ -103,7 +104,12 @@ def rehearsed(alone: Topology, case: Case, steps: int) -> dict[str, Any]:
     dry_run(training.engine, training.settings, training.topology)
     after = training.state()
     second = training.train(range(steps, 2 * steps))
-    return {key: first[key] + second[key] for key in first} | {"state_before": before, "state_after": after}
+    training.engine.forward_backward(worst_case(training.settings, alone.device), 1.0)
+    return {
+        **{key: first[key] + second[key] for key in first},
+        **{"state_before": before, "state_after": after, "held": training.engine.held_bytes()},
+        "parameters": count_parameters(training.settings.model),
+    }
 
 
 def resave(alone: Topology, case: Case, at: list[str], to: list[str], steps: int) -> None:
