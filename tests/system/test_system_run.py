@@ -13,9 +13,13 @@ def test_a_run_leaves_the_files_and_the_fields_that_scripts_rely_on(undisturbed)
     assert [m["step"] for m in metrics] == list(range(1, 13))
     promised = {
         "step", "loss", "learning_rate", "grad_norm", "tokens", "consumed_samples", "step_seconds", "data_seconds",
-        "tokens_per_second", "mfu", "batch_digest", "world_size", "time",
+        "forward_backward_seconds", "optimizer_seconds", "tokens_per_second", "mfu", "mfu_causal", "mfu_of",
+        "batch_digest", "world_size", "time",
     }  # fmt: skip
     assert all(set(m) == promised for m in metrics)
+    parts = ("data_seconds", "forward_backward_seconds", "optimizer_seconds")
+    assert all(0 < sum(m[part] for part in parts) <= m["step_seconds"] + 1e-4 for m in metrics)
+    assert all(m["mfu_of"] == "measured" and m["mfu_causal"] <= m["mfu"] for m in metrics)  # on a CPU
     assert metrics[-1]["consumed_samples"] == 12 * 8
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert abs(metrics[0]["loss"] - math.log(1024)) < 0.5
