@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 MACHINE = "machine"
 """The name of the measurement of the machine itself."""
 
-DATASHEET_BF16_FLOPS = {"NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
-"""Dense bf16 peaks of SXM parts, by the exact name CUDA gives: PCIe and NVL parts have other names and lower peaks."""
-
 
 def outcome_of(args: argparse.Namespace) -> dict[str, Any]:
     """What this process measures; anything that goes wrong is an outcome too."""
@@ -74,7 +71,7 @@ def measure_machine(topology: Topology) -> dict[str, Any]:
         "memory_gib": memory / 2**30,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "datasheet_bf16_flops": DATASHEET_BF16_FLOPS.get(name),
+        "datasheet_bf16_flops": datasheet_flops(name, "bf16"),
         "matmul_bf16_flops": measure_matmul_peak(device, torch.bfloat16, seconds=2.0),
         "copy_bytes_per_second": 2 * source.numel() / fastest,  # read and written
     }
