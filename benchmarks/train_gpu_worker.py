@@ -51,7 +51,7 @@ def measure_machine(topology: Topology) -> dict[str, Any]:
     """What the device can do at best: a matrix product and a copy, both on random data."""
     import torch
 
-    from bigtrain.run.peaks import measure_matmul_peak
+    from bigtrain.run.peaks import datasheet_flops, measure_matmul_peak
 
     device = topology.device
     on_gpu = device.type == "cuda"

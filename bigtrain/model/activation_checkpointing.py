@@ -33,6 +33,9 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.torch_attn._varlen_attn.default,
     torch.ops.bigtrain.blockwise_attention.default,
+    # Flex is called compiled, whether its block is or not.
+    torch.ops.higher_order.flex_attention,
+    torch.ops.higher_order.inductor_compiled_code,
 }
 _PRODUCTS = {
     torch.ops.aten.mm.default: 0,
