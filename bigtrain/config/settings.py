@@ -297,12 +297,18 @@ class Settings(Section):
                 ("qk_norm", model.qk_norm, "none"),
                 ("position_embedding", model.position_embedding, "rope, learned, sinusoidal or none"),
                 ("num_experts", model.num_experts, "0"),
+                ("num_nextn_predict_layers", model.num_nextn_predict_layers, "0"),
             ):
                 if str(found) not in works:
                     raise ValueError(
                         f"engine.tensor_parallel_size {tensor} works with model.{key} {works}, found {found}; use ZeRO "
                         "or sequence parallelism"
                     )
+        if sequence > 1 and model.num_nextn_predict_layers:
+            raise ValueError(
+                f"engine.sequence_parallel_size {sequence} works with model.num_nextn_predict_layers 0, found "
+                f"{model.num_nextn_predict_layers}: a rank does not have the tokens behind its part of a sequence"
+            )
         if self.optimizer.name == "muon" and model.mup_base_hidden_size is not None:
             raise ValueError(
                 "model.mup_base_hidden_size scales learning rates as Adam needs it, found optimizer.name muon, whose "

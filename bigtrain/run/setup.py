@@ -78,14 +78,17 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
 
         log_to(topology.rank, directory.rank_log(topology.rank))
         with enough_memory(settings, topology, "the model with its optimizer's state"):
-            engine = Engine(new_model(settings, topology, fill=search.newest is None), settings, topology)
+            model = new_model(settings, topology, fill=search.newest is None)
+            engine = Engine(model, settings, topology)
         state = restore(engine, search.newest, topology) if search.newest else {}
+        model.set_router_moves(state.get("router_moves", {}))
         step = search.newest.step if search.newest else 0
         durable_step = None if search.newest and places.is_local(search.newest) else step
         saver = Saver(places, topology.behind(), settings.checkpoint, layout=layout, durable_step=durable_step)
         held.callback(saver.close)
         saver.reserve(engine.fragments(), engine.rng_state())
         dry_run(engine, settings, topology)
+        model.auxiliary.take()  # what the dry run counted
         keeps_records = topology.rank == 0
         if keeps_records:
             directory.write_config(settings)

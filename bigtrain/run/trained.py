@@ -58,6 +58,7 @@ class TrainedModel:
             weights = load_weights(checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
+        model.set_router_moves(checkpoint.manifest.state.get("router_moves", {}))
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
         open_mirror(settings.data)  # the tokenizer may lie behind a URL
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)

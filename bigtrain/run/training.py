@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,6 +17,8 @@ from bigtrain.engine.engine import Engine, StepResult
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
 from bigtrain.faults import reached
+from bigtrain.model import Decoder
+from bigtrain.run.balance import settle
 from bigtrain.run.cadence import Cadence
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
@@ -68,9 +70,15 @@ class TrainingRun:
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
     _last_save: float = field(default_factory=time.monotonic, init=False)
+    _beside_loss: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.first_step = self._saved_step = self.step
+
+    @property
+    def model(self) -> Decoder:
+        """The model under training."""
+        return cast(Decoder, self.engine.module)
 
     @property
     def total_steps(self) -> int:
@@ -187,6 +195,7 @@ class TrainingRun:
                 fix="lower optimizer.learning_rate or lengthen schedule.warmup_steps, then start again: "
                 "the run goes on from its newest checkpoint",
             ).on_all_ranks()
+        self._beside_loss = settle(self.model, self.topology, agreed.label_tokens, move=update.applied)
         self.step += 1
         return loss, update
 
@@ -204,6 +213,7 @@ class TrainingRun:
             "loss": loss,
             "learning_rate": self.learning_rate_of(self.step),
             "grad_norm": update.grad_norm,
+            **self._beside_loss,
             "tokens": agreed.label_tokens,
             "consumed_samples": self.consumed_samples,
             "step_seconds": round(reading.step_seconds, 5),
@@ -267,6 +277,7 @@ class TrainingRun:
                 "wandb_run_id": self.tracker.run_id,
                 "plan": self.plan.describe(),
                 "loss_scaler": self.engine.loss_scaler(),
+                "router_moves": self.model.router_moves(),
             },
             last=last,
             before=self.metrics.sync if self.metrics is not None else lambda: None,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from house import CLI, ROOT, STATUS_STOPPED, House, curve
+from house import CLI, ROOT, STATUS_STOPPED, House, as_json, curve
 
 from bigtrain.config import ScheduleSettings
 from bigtrain.engine.schedule import learning_rate
@@ -219,3 +219,36 @@ def test_saves_that_are_killed_in_every_phase_leave_what_was_committed(tmp_path)
     for part, kills in (("savers", 10), ("training", 3)):
         assert (result[part]["kills"], result[part]["wrong"]) == (kills, 0)
         assert result[part]["resumes_compared"] >= kills and result[part]["tensors_compared_at_the_end"] > 0
+
+
+@pytest.mark.slow
+def test_the_biases_of_routers_go_on_where_they_were(forked, house):
+    """They decide which experts work, and are no parameters: a resume that lost them would take another course."""
+    experts = (
+        "model.num_experts=4", "model.router_bias_update_rate=0.002", "model.router_aux_loss_coef=0.01",
+        "model.router_z_loss_coef=0.001", "model.num_nextn_predict_layers=1",
+    )  # fmt: skip
+    whole, cut = other_run(house, "whole"), other_run(house, "cut")
+    assert forked.train(whole, *experts)[0] == 0
+    assert forked.train(cut, *experts, "train.stop_after=6")[0] == STATUS_STOPPED
+    status, output = forked.train(cut, *experts)
+    assert status == 0, output
+    beside_loss = ("router_aux_loss", "router_z_loss", "mtp_loss", "router_imbalance")
+    whole_curve, cut_curve = steps_of(house, "whole"), steps_of(house, "cut")
+    assert curve(cut_curve) == curve(whole_curve)
+    assert [[m[key] for key in beside_loss] for m in cut_curve] == [
+        [m[key] for key in beside_loss] for m in whole_curve
+    ]
+    moves = [moves_at(house, name, 12) for name in ("whole", "cut")]
+    assert moves[0] == moves[1] and len(moves[0]) == 3
+    assert all(max(map(abs, of_router)) > 1 for of_router in moves[0].values()), moves
+
+    evaluated = as_json(house.bigtrain("eval", str(house.directory / "cut"), "--json"))["validation"]
+    noted = [e for e in house.events(house.directory / "cut") if e["event"] == "evaluate"][-1]["validation"]
+    for ours, theirs in zip(evaluated, noted, strict=True):
+        assert math.isclose(ours["loss"], theirs["loss"], rel_tol=1e-6)
+
+
+def moves_at(house: House, run: str, step: int) -> dict[str, list[int]]:
+    manifest = house.directory / run / f"checkpoints/step-{step:08d}/manifest.json"
+    return json.loads(manifest.read_text())["state"]["router_moves"]
