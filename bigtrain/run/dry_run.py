@@ -21,6 +21,7 @@ import torch
 from bigtrain.config import Settings
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology
+from bigtrain.model import Decoder
 from bigtrain.run.memory import enough_memory, gibibytes
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
     inputs = worst_case(settings, topology.device)
     with enough_memory(settings, topology, what):
         engine.rehearse([inputs] * min(2, accumulated))
+    assert isinstance(engine.module, Decoder)
+    engine.module.auxiliary.take()  # what was counted on the way is of no step
     if topology.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(topology.device)
         total = torch.cuda.get_device_properties(topology.device).total_memory

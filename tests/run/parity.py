@@ -111,6 +111,7 @@ def state_cases() -> list[Case]:
 
 def settings(case: Case) -> Settings:
     gpt2 = case.family == "gpt2"
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.01, "router_bias_update_rate": 0.1}
     return Settings.model_validate(
         {
             "run_dir": "unused",
@@ -125,6 +126,7 @@ def settings(case: Case) -> Settings:
                 "max_position_embeddings": TOKENS,
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
+                **(mixture if case.family == "mixtral" else {}),
             },
             "data": {
                 "dir": "unused",

@@ -30,9 +30,9 @@ class Training:
         self.settings = settings(case)
         self.engine = Engine(new_model(self.settings, self.topology, fill=fill), self.settings, self.topology)
 
-    def train(self, steps: range) -> dict[str, list[float]]:
+    def train(self, steps: range) -> dict[str, list[Any]]:
         share, micro = ROWS // self.topology.data_size, self.case.micro_batch_size
-        losses, norms = [], []
+        losses, norms, counted = [], [], []
         for step in steps:
             batch = rows(step)
             labelled = int((batch["labels"] != -100).sum())
@@ -44,7 +44,9 @@ class Training:
             assert result.applied
             losses.append(self.topology.sum_across_ranks([total])[0] / labelled)
             norms.append(result.grad_norm)
-        return {"losses": losses, "norms": norms}
+            beside, loads = self.engine.module.auxiliary.take()
+            counted.append([beside, loads.tolist()])
+        return {"losses": losses, "norms": norms, "counted": counted}
 
     def state(self) -> list[Any]:
         """All that a checkpoint would hold of this rank."""
@@ -70,12 +72,12 @@ class Training:
         self.engine.restore(manifest.cursor.optimizer_steps, manifest.state["loss_scaler"])
 
 
-def curve(alone: Topology, case: Case) -> dict[str, list[float]]:
+def curve(alone: Topology, case: Case) -> dict[str, list[Any]]:
     """The whole of it."""
     return Training(case, alone).train(range(STEPS))
 
 
-def train_and_save(alone: Topology, case: Case, to: str, steps: int) -> dict[str, list[float]]:
+def train_and_save(alone: Topology, case: Case, to: str, steps: int) -> dict[str, list[Any]]:
     """Save half-way, and go on: what a resumed run has to repeat."""
     training = Training(case, alone)
     training.train(range(steps))
@@ -83,7 +85,7 @@ def train_and_save(alone: Topology, case: Case, to: str, steps: int) -> dict[str
     return training.train(range(steps, 2 * steps))
 
 
-def resume(alone: Topology, case: Case, at: str, steps: int) -> dict[str, list[float]]:
+def resume(alone: Topology, case: Case, at: str, steps: int) -> dict[str, list[Any]]:
     """With a dry run, as a start has: it must not be seen in the curve."""
     training = Training(case, alone, fill=False)
     training.load(at, steps)
@@ -91,7 +93,7 @@ def resume(alone: Topology, case: Case, at: str, steps: int) -> dict[str, list[f
     return training.train(range(steps, 2 * steps))
 
 
-def undisturbed(alone: Topology, case: Case, steps: int) -> dict[str, list[float]]:
+def undisturbed(alone: Topology, case: Case, steps: int) -> dict[str, Any]:
     return Training(case, alone).train(range(2 * steps))
 
 

@@ -14,6 +14,7 @@ CASES = [
     Case(0, 2, accumulation=4),
     *(Case(stage, 2, accumulation=4, precision="bf16") for stage in (1, 2, 3)),
     Case(2, 2, precision="fp16", tied=True),
+    Case(2, 2, precision="bf16", family="mixtral"),
 ]
 
 
@@ -29,6 +30,8 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_dry_run_leaves_no_trace(curves: dict[str, Any], case: Case) -> None:
     undisturbed, rehearsed = curves[case.name]
     assert rehearsed["state_before"] == rehearsed["state_after"]
+    assert rehearsed["counted"] == undisturbed["counted"]
+    assert all(bool(losses) == (case.family == "mixtral") for losses, _ in rehearsed["counted"])
     assert rehearsed["losses"] == undisturbed["losses"] and rehearsed["norms"] == undisturbed["norms"]
 
 
