@@ -21,7 +21,7 @@ generate                prompts in, continuations out
   sampling              from logits to the next token
 """
 
-from bigtrain.model.counts import count_parameters, flops_per_token
+from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
 from bigtrain.model.decoder import Decoder, build_model
 from bigtrain.model.generate import Completion, Ended, generate, require_room
 from bigtrain.model.initialize import initialize
@@ -35,6 +35,7 @@ __all__ = [
     "Sampling",
     "SequenceParallel",
     "build_model",
+    "count_active_parameters",
     "count_parameters",
     "flops_per_token",
     "generate",

@@ -9,9 +9,18 @@ from bigtrain.model.decoder import build_model
 
 
 def count_parameters(settings: ModelSettings) -> int:
-    """Parameters of the model, tied ones once, counted on the meta device."""
+    """Parameters of the model, tied ones once, counted on the meta device; those of multi-token prediction too."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(settings).parameters())
+
+
+def count_active_parameters(settings: ModelSettings) -> int:
+    """Parameters at work for any one token when the model is used: of the experts those that it chooses, and none of
+    multi-token prediction."""
+    with torch.device("meta"):
+        named = list(build_model(settings).named_parameters())
+    shares = [(parameter.numel(), _share_at_work(name, settings)) for name, parameter in named if not _is_ahead(name)]
+    return round(sum(size * share for size, share in shares))
 
 
 def flops_per_token(settings: ModelSettings, sequence_length: int, *, causal: bool = False) -> float:
@@ -20,7 +29,7 @@ def flops_per_token(settings: ModelSettings, sequence_length: int, *, causal: bo
     By the field's convention (Chowdhery et al., 2022, PaLM, appendix B): 6 N + 12 L H Q T. N counts the weights that
     multiply a token (the head, tied or not, the experts that work for it, but no embedding look-up, norm or bias); L
     layers, H heads of width Q, sequences of T tokens; attention is counted as if every token saw the whole sequence,
-    and recomputation is not counted.
+    and recomputation is not counted. A module of multi-token prediction is a layer with a head and a projection.
 
     Args:
         settings: the shape.
@@ -30,13 +39,14 @@ def flops_per_token(settings: ModelSettings, sequence_length: int, *, causal: bo
     """
     with torch.device("meta"):
         model = build_model(settings)
-    multiplying = settings.vocab_size * settings.hidden_size + sum(
+    ahead = settings.num_nextn_predict_layers
+    multiplying = (1 + ahead) * settings.vocab_size * settings.hidden_size + sum(
         parameter.numel() * _share_at_work(name, settings)
-        for name, parameter in model.layers.named_parameters()
-        if parameter.dim() >= 2
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 2 and "layers." in name
     )
     attention_width = settings.num_attention_heads * settings.head_width
-    windows = [settings.window_of(layer) if causal else None for layer in range(settings.num_hidden_layers)]
+    windows = [settings.window_of(layer) for layer in range(settings.num_hidden_layers + ahead)]
     seen = [_tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
     return 6 * multiplying + 12 * attention_width * sum(seen)
 
@@ -44,6 +54,10 @@ def flops_per_token(settings: ModelSettings, sequence_length: int, *, causal: bo
 def _share_at_work(name: str, settings: ModelSettings) -> float:
     """The share of a weight that multiplies any one token."""
     return settings.num_experts_per_tok / settings.num_experts if ".experts." in name else 1.0
+
+
+def _is_ahead(name: str) -> bool:
+    return name.startswith("next_token_layers.")
 
 
 def _tokens_seen(length: int, window: int | None) -> float:
