@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import HALF, STAGES, WORLD_SIZES, launch, parity_cases, resaved, saved, state_case
+from engine_support import HALF, PARITY_STEPS, STAGES, WORLD_SIZES, launch, parity_cases, resaved, saved, state_case
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def second_round(root: Path, first_round: dict[tuple[str, int], list[Any]]) -> d
 def _first_jobs(root: Path, world: int) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
     if world < 4:
-        jobs += [{"do": "parity", "case": case, "steps": 30} for case in parity_cases()]
+        jobs += [{"do": "parity", "case": case, "steps": PARITY_STEPS} for case in parity_cases()]
         jobs += [{"do": "not_finite", "case": state_case(stage)} for stage in STAGES]
     for stage in STAGES:
         to = str(saved(root, stage, world))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import warm
 from plain_optimizers import plain_optimizers
 from torch import nn
 
@@ -22,6 +20,7 @@ GLOBAL_BATCH = 8
 WORLD_SIZES = (1, 2, 4)
 STAGES = (0, 1, 2, 3)
 HALF = 4
+PARITY_STEPS = 16
 
 
 class TinyDecoder(nn.Module):
@@ -190,18 +189,11 @@ def train(engine: Any, topology: Any, case: dict[str, Any], steps: range) -> dic
 
 
 def launch(worker: Path, job: Any, processes: int, directory: Path, timeout: float = 200) -> Any:
-    """Run a worker script under torchrun (alone: plain python); it reads job.json and rank 0 writes result.json."""
+    """Run a worker script on so many ranks; it reads job.json and rank 0 writes result.json."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "job.json").write_text(json.dumps(job))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    finished = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), str(worker), str(directory)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+    finished = warm.torchrun(processes, worker, directory, timeout=timeout)
+    assert finished.returncode == 0, finished.stdout[-6000:]
     return json.loads((directory / "result.json").read_text())
 
 

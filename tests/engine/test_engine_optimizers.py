@@ -26,7 +26,7 @@ from bigtrain.engine.muon_rounds import plan_rounds
 from bigtrain.engine.optimizer import build_optimizer, create_moments, parameter_groups
 
 WORLDS = (1, 2)
-HALF = 15
+HALF = 6
 OPTIMIZERS = {"lion": {"name": "lion", "betas": [0.9, 0.99]}, "muon": {"name": "muon"}}
 GROUPS = [
     {"match": "embed.*", "weight_decay": 0.0, "lr_scale": 0.5},
@@ -308,10 +308,10 @@ def case_name(case: dict[str, Any]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS, ids=["alone", "two"])
 @pytest.mark.parametrize("case", ALL, ids=case_name)
-def test_thirty_steps_equal_a_plain_loop(first: dict[Key, Any], case: dict[str, Any], world: int) -> None:
-    """The last fifteen of them, which would differ if the first did."""
+def test_twelve_steps_equal_a_plain_loop(first: dict[Key, Any], case: dict[str, Any], world: int) -> None:
+    """The last six of them, which would differ if the first did."""
     assert_near(first[key("train_and_save", case, world)], case)
-    assert plain(case)["losses"][-1] < 4.0  # it did train: 4.76 at first
+    assert plain(case)["losses"][-1] < 4.2  # it did train: 4.76 at first
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_fifty_steps_equal_a_plain_loop(curves: dict[str, Any], case: Case) -> None:
+def test_sixteen_steps_equal_a_plain_loop(curves: dict[str, Any], case: Case) -> None:
     ours, plain = curves[case.name], plain_loop(case)
     loss, norm = TOLERANCES[case.precision]
     assert ours["losses"] == pytest.approx(plain["losses"], abs=loss)

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from house import House, small_settings
+from house import House, finish, small_settings
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +12,7 @@ def built(tmp_path_factory) -> House:
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(small_settings(directory)))
     house = House(directory, config)
-    result = house.bigtrain("data", "build", str(config))
+    result = house.apart("data", "build", config)
     assert result.returncode == 0, result.stderr
     return house
 
@@ -30,6 +30,6 @@ def house(built, tmp_path) -> House:
 @pytest.fixture(scope="session")
 def undisturbed(built) -> House:
     """One run of two processes from the first step to the last, which others are compared with."""
-    status, output = built.train(2)
+    status, output = finish(built.start_training(2))
     assert status == 0, output
     return built

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import warm
+
 from bigtrain.run.records import read_json_lines, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -64,11 +66,24 @@ class House:
     def run(self) -> Path:
         return self.directory / "run"
 
-    def bigtrain(self, *arguments: str, timeout: float = 120, stdin: str = "") -> subprocess.CompletedProcess:
+    def bigtrain(self, *arguments: str | Path, timeout: float = 120, stdin: str = "") -> subprocess.CompletedProcess:
+        """A command, in a process forked from one that has imported everything."""
+        return warm.python("-m", "bigtrain", *arguments, cwd=self.directory, timeout=timeout, stdin=stdin)
+
+    def apart(self, *arguments: str | Path, timeout: float = 120, stdin: str = "") -> subprocess.CompletedProcess:
+        """A command as a user starts it, in a process that imports for itself."""
         command = [*CLI, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=self.directory, input=stdin)
 
+    def train(self, processes: int, *overrides: str, timeout: float = 180) -> tuple[int, str]:
+        """Train to the end, in forked processes."""
+        done = warm.torchrun(
+            processes, "-m", "bigtrain", "train", self.config, *overrides, cwd=self.directory, timeout=timeout
+        )
+        return done.returncode, done.stdout
+
     def start_training(self, processes: int, *overrides: str) -> subprocess.Popen:
+        """Begin to train, under the launcher, as a user does."""
         command = [
             *(sys.executable, "-m", "bigtrain.cli.torchrun", "--standalone", f"--nproc-per-node={processes}"),
             *("-m", "bigtrain", "train", str(self.config), *overrides),
@@ -77,9 +92,6 @@ class House:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.directory,
             start_new_session=True,
         )  # fmt: skip
-
-    def train(self, processes: int, *overrides: str, timeout: float = 180) -> tuple[int, str]:
-        return finish(self.start_training(processes, *overrides), timeout)
 
     def metrics(self, run: Path | None = None) -> list[dict]:
         return read_metrics((run or self.run) / "metrics.jsonl")

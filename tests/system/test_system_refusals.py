@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from house import House
+from house import House, finish
 
 
 def refused(result, *words: str) -> None:
@@ -68,7 +68,7 @@ def test_a_batch_that_does_not_divide_is_refused(house):
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_on_all_of_them_once(house):
-    status, output = house.train(2, "train.global_batch_size=9", "train.micro_batch_size=3")
+    status, output = finish(house.start_training(2, "train.global_batch_size=9", "train.micro_batch_size=3"))
     assert status == 1 and output.count("error:") == 1 and "Traceback" not in output
     assert "global_batch_size 9" in output and "2 processes" in output
 

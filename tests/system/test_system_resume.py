@@ -6,36 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import warm
 import yaml
-from house import CLI, ROOT, STATUS_STOPPED, House, as_json, curve
+from house import ROOT, STATUS_STOPPED, House, as_json, curve
 
 from bigtrain.config import ScheduleSettings
 from bigtrain.engine.schedule import learning_rate
 
 PEAK = 3e-3
 COSINE = ("schedule.name=cosine", "schedule.decay_steps=null", "schedule.min_lr_ratio=0.1")
-
-
-class Forked:
-    """Training whose ranks are forked from a process that has imported everything: a start takes a second."""
-
-    def __init__(self, process: subprocess.Popen) -> None:
-        self.process = process
-
-    def train(self, house: House, *overrides: str, ranks: int = 1) -> tuple[int, str]:
-        log = house.directory / "forked.log"
-        log.unlink(missing_ok=True)
-        job = {"ranks": ranks, "arguments": ["train", str(house.config), *overrides], "log": str(log)}
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        return max(json.loads(self.process.stdout.readline())), log.read_text()
-
-
-@pytest.fixture(scope="module")
-def forked():
-    command = [sys.executable, str(ROOT / "benchmarks/forked.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Forked(process)
-        process.stdin.close()
 
 
 def other_run(house: House, name: str, **sections) -> House:
@@ -54,13 +33,13 @@ def steps_of(house: House, name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("schedule", [COSINE, ("schedule.min_lr_ratio=0.1",)], ids=["cosine", "wsd"])
-def test_schedules_end_where_they_should_after_any_number_of_stops(forked, house, schedule):
+def test_schedules_end_where_they_should_after_any_number_of_stops(house, schedule):
     whole, cut = other_run(house, "whole"), other_run(house, "cut")
-    assert forked.train(whole, *schedule)[0] == 0
+    assert whole.train(1, *schedule)[0] == 0
     for stop in (3, 10):
-        assert forked.train(cut, *schedule, f"train.stop_after={stop}")[0] == STATUS_STOPPED
+        assert cut.train(1, *schedule, f"train.stop_after={stop}")[0] == STATUS_STOPPED
         assert steps_of(house, "cut")[-1]["step"] == stop
-    status, output = forked.train(cut, *schedule)
+    status, output = cut.train(1, *schedule)
     assert status == 0, output
     assert curve(steps_of(house, "cut")) == curve(steps_of(house, "whole"))
     rates = [m["learning_rate"] for m in steps_of(house, "cut")]
@@ -68,33 +47,33 @@ def test_schedules_end_where_they_should_after_any_number_of_stops(forked, house
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
-def test_a_wsd_run_that_is_lengthened_on_its_plateau_is_the_longer_run(forked, house):
+def test_a_wsd_run_that_is_lengthened_on_its_plateau_is_the_longer_run(house):
     long, short = other_run(house, "long", train={"steps": 18}), other_run(house, "short")
-    assert forked.train(long)[0] == 0
-    assert forked.train(short, "train.stop_after=7")[0] == STATUS_STOPPED
+    assert long.train(1)[0] == 0
+    assert short.train(1, "train.stop_after=7")[0] == STATUS_STOPPED
     before = (house.directory / "short/metrics.jsonl").read_bytes()
-    status, output = forked.train(short, "train.steps=18")
+    status, output = short.train(1, "train.steps=18")
     assert status == 1 and output.count("error:") == 1 and "Traceback" not in output
     assert "train.steps: 18" in output and "train.steps: 12" in output
     assert "checkpoint.allow_change=[train.steps]" in output
     assert (house.directory / "short/metrics.jsonl").read_bytes() == before
 
-    status, output = forked.train(short, "train.steps=18", "checkpoint.allow_change=[train.steps]")
+    status, output = short.train(1, "train.steps=18", "checkpoint.allow_change=[train.steps]")
     assert status == 0 and "train.steps changes from 12 to 18" in output
     assert curve(steps_of(house, "short")) == curve(steps_of(house, "long"))
     (change,) = [e for e in house.events(house.directory / "short") if e["event"] == "change"]
     assert (change["step"], change["key"], change["from"], change["to"]) == (7, "train.steps", 12, 18)
     # The checkpoints know the new length: no leave is needed any more.
-    status, output = forked.train(short, "train.steps=18")
+    status, output = short.train(1, "train.steps=18")
     assert status == 0 and "all steps done" in output
 
 
-def test_a_finished_cosine_run_is_lengthened_along_the_new_curve(forked, house):
+def test_a_finished_cosine_run_is_lengthened_along_the_new_curve(house):
     run = other_run(house, "run")
-    assert forked.train(run, *COSINE)[0] == 0
+    assert run.train(1, *COSINE)[0] == 0
     first = curve(steps_of(house, "run"))
-    status, output = forked.train(
-        run, *COSINE, "train.tokens=9216", "train.steps=null", "checkpoint.allow_change=[train.tokens]"
+    status, output = run.train(
+        1, *COSINE, "train.tokens=9216", "train.steps=null", "checkpoint.allow_change=[train.tokens]"
     )
     assert status == 0, output
     metrics = steps_of(house, "run")
@@ -105,22 +84,22 @@ def test_a_finished_cosine_run_is_lengthened_along_the_new_curve(forked, house):
     assert metrics[-1]["consumed_samples"] == 18 * 8
 
 
-def test_a_schedule_that_would_end_in_the_past_is_refused(forked, house):
+def test_a_schedule_that_would_end_in_the_past_is_refused(house):
     run = other_run(house, "run")
-    assert forked.train(run, "train.stop_after=9")[0] == STATUS_STOPPED
-    status, output = forked.train(run, "train.steps=8", "checkpoint.allow_change=[train.steps]")
+    assert run.train(1, "train.stop_after=9")[0] == STATUS_STOPPED
+    status, output = run.train(1, "train.steps=8", "checkpoint.allow_change=[train.steps]")
     assert status == 1 and "train.steps 8" in output and "at least 9" in output and "Traceback" not in output
 
 
-def test_what_may_change_does_and_what_may_not_is_refused_beside_it(forked, house):
+def test_what_may_change_does_and_what_may_not_is_refused_beside_it(house):
     run = other_run(house, "run")
-    assert forked.train(run, "train.stop_after=4")[0] == STATUS_STOPPED
+    assert run.train(1, "train.stop_after=4")[0] == STATUS_STOPPED
     changed = ("optimizer.max_grad_norm=0.5", "optimizer.weight_decay=0.2", "engine.zero_stage=3")
-    status, output = forked.train(run, *changed, "checkpoint.allow_change=[optimizer.max_grad_norm]")
+    status, output = run.train(1, *changed, "checkpoint.allow_change=[optimizer.max_grad_norm]")
     assert status == 1 and "optimizer.weight_decay: 0.2" in output and "zero_stage" not in output
     assert "checkpoint.allow_change=[optimizer.max_grad_norm, optimizer.weight_decay]" in output
     allow = "checkpoint.allow_change=[optimizer.max_grad_norm, optimizer.weight_decay]"
-    status, output = forked.train(run, *changed, allow, "train.stop_after=6")
+    status, output = run.train(1, *changed, allow, "train.stop_after=6")
     assert status == STATUS_STOPPED, output
     changes = [e for e in house.events(house.directory / "run") if e["event"] == "change"]
     assert {e["key"]: (e["from"], e["to"]) for e in changes} == {
@@ -129,15 +108,14 @@ def test_what_may_change_does_and_what_may_not_is_refused_beside_it(forked, hous
     }
 
 
-def test_the_cadence_is_chosen_where_it_is_left_to_us(forked, house):
+def test_the_cadence_is_chosen_where_it_is_left_to_us(house):
     run = other_run(house, "run", checkpoint={"every_steps": None, "every_minutes": "auto"})
-    status, output = forked.train(run)
+    status, output = run.train(1)
     assert status == 0 and "saving every" in output and "is expected (0 so far)" in output
 
 
 def verify_resume(house: House, *arguments: str) -> tuple[int, dict]:
-    command = [*CLI, "verify-resume", str(house.config), "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=house.directory)
+    done = house.bigtrain("verify-resume", house.config, "--json", *arguments, timeout=280)
     assert done.returncode in (0, 1) and done.stdout, done.stdout + done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -176,7 +154,7 @@ if found and not (run / "tampered").exists():
         manifest.files[name] = seal_of(reader)  # as if it had been saved so
     (path.parent / "manifest.json").write_text(manifest.to_json())
     (run / "tampered").touch()
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, WARM, SERVER, "1", *sys.argv[2:]])
 """
 
 
@@ -184,7 +162,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 def test_verify_resume_notices_a_checkpoint_that_somebody_has_changed(house):
     """The negative control: one bit of one tensor, under a manifest that vouches for it."""
     script = house.directory / "tamper.py"
-    script.write_text(TAMPER)
+    script.write_text(f"WARM, SERVER = {warm.__file__!r}, {warm.address()!r}\n{TAMPER}")
     launcher = f"{sys.executable} {script} {house.run}/verify-resume/disturbed"
     status, report = verify_resume(
         house, "checkpoint.asynchronous=false", "--launcher", launcher, "--steps", "6", "--keep"
@@ -197,13 +175,8 @@ def test_verify_resume_notices_a_checkpoint_that_somebody_has_changed(house):
 
 @pytest.mark.slow
 def test_verify_resume_says_so_when_nobody_could_be_killed(house):
-    script = house.directory / "deaf.py"
-    script.write_text(
-        "import os, sys; os.environ.pop('BIGTRAIN_KILL', 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    )
-    launcher = f"{sys.executable} {script}"
-    command = [*CLI, "verify-resume", str(house.config), "--launcher", launcher, "--steps", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=house.directory)
+    launcher = f"env -u BIGTRAIN_KILL {sys.executable} {warm.__file__} {warm.address()} 1"
+    done = house.bigtrain("verify-resume", house.config, "--launcher", launcher, "--steps", "3")
     assert done.returncode == 1 and "the rank that was to be killed was not" in done.stderr
     assert "BIGTRAIN_KILL" in done.stderr and "Traceback" not in done.stderr
 
@@ -222,16 +195,16 @@ def test_saves_that_are_killed_in_every_phase_leave_what_was_committed(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_biases_of_routers_go_on_where_they_were(forked, house):
+def test_the_biases_of_routers_go_on_where_they_were(house):
     """They decide which experts work, and are no parameters: a resume that lost them would take another course."""
     experts = (
         "model.num_experts=4", "model.router_bias_update_rate=0.002", "model.router_aux_loss_coef=0.01",
         "model.router_z_loss_coef=0.001", "model.num_nextn_predict_layers=1",
     )  # fmt: skip
     whole, cut = other_run(house, "whole"), other_run(house, "cut")
-    assert forked.train(whole, *experts)[0] == 0
-    assert forked.train(cut, *experts, "train.stop_after=6")[0] == STATUS_STOPPED
-    status, output = forked.train(cut, *experts)
+    assert whole.train(1, *experts)[0] == 0
+    assert cut.train(1, *experts, "train.stop_after=6")[0] == STATUS_STOPPED
+    status, output = cut.train(1, *experts)
     assert status == 0, output
     beside_loss = ("router_aux_loss", "router_z_loss", "mtp_loss", "router_imbalance")
     whole_curve, cut_curve = steps_of(house, "whole"), steps_of(house, "cut")

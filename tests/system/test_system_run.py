@@ -48,7 +48,7 @@ def test_a_second_start_of_a_finished_run_says_so_and_changes_nothing(undisturbe
 
 def test_eval_computes_the_validation_loss_that_training_recorded(undisturbed):
     recorded = [e for e in undisturbed.events() if e["event"] == "evaluate" and e["step"] == 12][-1]["validation"]
-    computed = as_json(undisturbed.bigtrain("eval", str(undisturbed.run), "--json"))
+    computed = as_json(undisturbed.apart("eval", str(undisturbed.run), "--json"))
     assert computed["step"] == 12
     for theirs, ours in zip(recorded, computed["validation"], strict=True):
         assert theirs["source"] == ours["source"] and theirs["tokens"] == ours["tokens"]
@@ -76,19 +76,19 @@ def test_generate_continues_prompts_the_same_way_for_the_same_seed_as_json_and_o
     assert [text["prompt"] for text in made["texts"]] == ["import ", "def "]
     for text in made["texts"]:
         assert 1 <= len(text["tokens"]) <= 8 and "\n" not in text["completion"]
-    printed = undisturbed.bigtrain(*arguments, stdin="def \n").stdout
+    printed = undisturbed.apart(*arguments, stdin="def \n").stdout
     assert printed == "\n----\n".join(text["prompt"] + text["completion"] for text in made["texts"]) + "\n"
 
 
 def test_export_is_checked_against_transformers_and_keeps_its_promise(undisturbed, tmp_path, require):
     require("transformers")
-    result = as_json(undisturbed.bigtrain("export", str(undisturbed.run), str(tmp_path / "hf"), "--json"))
+    result = as_json(undisturbed.apart("export", str(undisturbed.run), str(tmp_path / "hf"), "--json"))
     assert result["step"] == 12 and 0 <= result["largest_logit_difference"] < 1e-3
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_report_is_one_page_without_links_to_other_files(undisturbed):
-    summary = as_json(undisturbed.bigtrain("report", str(undisturbed.run), "--json"))
+    summary = as_json(undisturbed.apart("report", str(undisturbed.run), "--json"))
     page = (undisturbed.run / "report.html").read_text()
     assert summary["step"] == 12 and summary["validation"]
     assert page.count("<svg") == 6 and "src=" not in page and "href=" not in page
@@ -97,7 +97,7 @@ def test_report_is_one_page_without_links_to_other_files(undisturbed):
 def test_checkpoint_commands_list_and_verify_what_is_committed(undisturbed):
     listed = as_json(undisturbed.bigtrain("checkpoint", "list", str(undisturbed.run), "--json"))
     assert [checkpoint["step"] for checkpoint in listed] == [4, 8, 12]
-    verified = as_json(undisturbed.bigtrain("checkpoint", "verify", str(undisturbed.run), "--json"))
+    verified = as_json(undisturbed.apart("checkpoint", "verify", str(undisturbed.run), "--json"))
     assert all(checkpoint["problems"] == [] for checkpoint in verified)
 
 
