@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +46,6 @@ def house(built: House, tmp_path: Path) -> House:
     return House(tmp_path, config)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for one checkpoint."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def commits(house: House, local: bool | None = None) -> list[int]:
     return [e["step"] for e in house.events() if e["event"] == "commit" and local in (None, e["local"])]
 
@@ -73,6 +59,7 @@ def command(*arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
 @pytest.mark.slow
 def test_a_full_disk_behind_the_training_stops_all_ranks_at_the_next_step_with_its_cause(
     house: House, small_disk: Path

@@ -380,18 +380,7 @@ def test_a_build_packs_the_training_split_of_every_source(tmp_path: Path) -> Non
     assert verify(settings.dir).ok
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
 def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(small_disk: Path, tmp_path: Path) -> None:
     source = jsonl_source(write_jsonl(tmp_path / "x.jsonl", sentences(400, 1)))
     settings = data_settings(small_disk / "data", source)

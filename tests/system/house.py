@@ -99,7 +99,7 @@ class House:
     def events(self, run: Path | None = None) -> list[dict]:
         return list(read_json_lines((run or self.run) / "events.jsonl"))
 
-    def wait_for_step(self, step: int, run: Path | None = None, timeout: float = 120) -> None:
+    def wait_for_step(self, step: int, run: Path | None = None, timeout: float = 240) -> None:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if any(record["step"] >= step for record in self.metrics(run)):
