@@ -15,6 +15,15 @@ class Format(StrEnum):
     """What `export` can write."""
 
     hf = "hf"
+    gguf = "gguf"
+
+
+class ExportType(StrEnum):
+    """Types of the weights that `export` writes."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 StepOption = Annotated[int | None, typer.Option(help="The checkpoint of this step. Default: the newest verified one.")]
@@ -181,18 +190,27 @@ def generate(
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    to: Annotated[Format, typer.Option(help="The format; hf: a Hugging Face folder.")] = Format.hf,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write, or a file whose name ends with .gguf.")
+    ],
+    to: Annotated[Format, typer.Option(help="hf: a Hugging Face folder; gguf: a file for llama.cpp.")] = Format.hf,
     step: StepOption = None,
+    dtype: Annotated[
+        ExportType | None, typer.Option(help="gguf: type of the matrices. Default: the precision of the training.")
+    ] = None,
     check: Annotated[
-        bool, typer.Option(help="Reload the folder with transformers and compare its logits with ours.")
+        bool, typer.Option(help="Reload it with transformers or llama.cpp and compare what they compute with ours.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint in a format that other tools load, and check that they load the same model."""
     from bigtrain.run.export import export_run
 
-    assert to is Format.hf
+    if to is Format.gguf:
+        _export_gguf(run, out, step, dtype, check, as_json)
+        return
+    if dtype is not None:
+        raise typer.BadParameter("is for --to gguf; a Hugging Face folder has the precision of the training")
     result = export_run(run, out, step=step, check=check, report=say)
     if as_json:
         print_json(result)
@@ -200,6 +218,24 @@ def export(
         typer.echo(f"{out}: {result['parameters']:,} parameters of step {result['step']} for Hugging Face transformers")
         if result["largest_logit_difference"] is not None:
             typer.echo(f"reloaded with transformers: logits equal ours within {result['largest_logit_difference']:.2g}")
+
+
+def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
+    from bigtrain.run.export_gguf import export_run_to_gguf
+
+    result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say)
+    if as_json:
+        print_json(result)
+        return
+    typer.echo(
+        f"{result['out']}: {result['parameters']:,} parameters of step {result['step']} in {result['dtype']}, "
+        f"llama.cpp's network {result['architecture']}"
+    )
+    if result["logit_difference"] is not None:
+        typer.echo(
+            f"loaded with llama.cpp: it cuts text as we do, its logits differ by {result['logit_difference']:.2g} of "
+            f"their standard deviation, its {result['greedy_tokens']} greedy tokens are ours or nearly tied with them"
+        )
 
 
 def report(run: RunArgument, as_json: JsonOption = False) -> None:

@@ -87,6 +87,19 @@ def test_export_is_checked_against_transformers_and_keeps_its_promise(undisturbe
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_export_to_gguf_is_checked_against_llama_cpp(undisturbed, tmp_path, require):
+    require("gguf")
+    require("llama_cpp")
+    result = as_json(undisturbed.bigtrain("export", undisturbed.run, tmp_path / "out", "--to", "gguf", "--json"))
+    assert result["step"] == 12 and result["dtype"] == "bfloat16" and result["logit_difference"] < 0.05
+    assert result["out"] == str(tmp_path / "out/model.gguf") and (tmp_path / "out/model.gguf").is_file()
+    from bigtrain.run.export_gguf import export_run_to_gguf
+
+    file, said = tmp_path / "exact.gguf", []
+    exact = export_run_to_gguf(undisturbed.run, file, step=8, dtype="float32", check=True, report=said.append)
+    assert exact["out"] == str(file) and exact["step"] == 8 and exact["logit_difference"] < 1e-5 and not said
+
+
 def test_report_is_one_page_without_links_to_other_files(undisturbed):
     summary = as_json(undisturbed.apart("report", str(undisturbed.run), "--json"))
     page = (undisturbed.run / "report.html").read_text()
