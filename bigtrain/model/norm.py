@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_CACHED_ELEMENTS = 1 << 17
+"""What a core's own cache holds in float32, twice or three times."""
 
 
 class RMSNorm(nn.Module):
@@ -26,25 +29,45 @@ class RMSNorm(nn.Module):
 
 
 class _CpuRMSNorm(torch.autograd.Function):
-    """On a CPU PyTorch's forward is fused but its backward is a chain of float32 tensors, twice as slow as this.
+    """On a CPU PyTorch's norm is a chain of float32 tensors as large as the input. Here the float32 copies are
+    of a few rows at a time, which stay in the cache: three times as fast.
 
-    With r = 1 / rms(x) and u = grad * weight over a row of C:  dx = u r - x (r^3 / C) sum(u x).
+    With r = 1 / rms(x), n = x r and u = grad * weight over a row of C:  dx = r (u - n mean(u n)).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, r = torch.ops.aten._fused_rms_norm(x, weight.shape, weight, eps)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_()
+        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = torch.empty_like(x)
+        wide_weight = weight.to(wide)
+        for y_rows, x_rows, r_rows in _in_rows(y, x, r):
+            y_rows.copy_((x_rows * r_rows).mul_(wide_weight))
         ctx.save_for_backward(x, weight, r)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, r = ctx.saved_tensors
-        u = grad * weight
-        projection = (u * x).sum(-1, keepdim=True, dtype=r.dtype).mul_(r.pow(3) / x.shape[-1])
-        grad_x = (u * r).addcmul_(x, projection, value=-1).to(x.dtype)
-        grad_weight = (grad * x * r).flatten(0, -2).sum(0).to(weight.dtype)
-        return grad_x, grad_weight, None
+        wide_weight = weight.to(r.dtype)
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(wide_weight)
+        for target, grad_rows, x_rows, r_rows in _in_rows(grad_x, grad, x, r):
+            normed = x_rows * r_rows
+            grad_normed = grad_rows * normed
+            grad_weight += grad_normed.sum(0)
+            mean = (grad_normed @ wide_weight).div_(x.shape[-1])[:, None]
+            torch.mul(grad_rows, wide_weight, out=grad_normed)
+            target.copy_(grad_normed.addcmul_(normed, mean, value=-1).mul_(r_rows))
+        return grad_x, grad_weight.to(weight.dtype), None
+
+
+def _in_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows at a time of tensors [..., C], the first of them to be written to, the others in float32 at least."""
+    rows = max(1, _CACHED_ELEMENTS // tensors[0].shape[-1])
+    target, *sources = (tensor.reshape(-1, tensor.shape[-1]).split(rows) for tensor in tensors)  # type: ignore[no-untyped-call]
+    for first, *others in zip(target, *sources, strict=True):
+        yield first, *(x.to(torch.promote_types(x.dtype, torch.float32)) for x in others)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -8,7 +8,7 @@ rotate: queries and keys [B, T, H, D]  <- the first R of D turned
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,34 @@ class Rotary(NamedTuple):
         """Turn the first R of queries or keys x, [B, T, H, D], by their positions."""
         width = self.cos.shape[-1]
         turned, rest = x[..., :width], x[..., width:]
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            turned = _CpuRotation.apply(turned, self.cos, self.sin)  # type: ignore[no-untyped-call]
+        else:
+            first, second = turned.chunk(2, dim=-1)
+            turned = turned * self.cos + torch.cat((-second, first), dim=-1) * self.sin
         return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+class _CpuRotation(torch.autograd.Function):
+    """The rotation in three passes instead of five; backwards, the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1.0), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
+    half = x.shape[-1] // 2
+    result = x * cos
+    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
+    result[..., half:].addcmul_(x[..., :half], sin[..., half:], value=direction)
+    return result
 
 
 def rotary_at(position_ids: Tensor, settings: ModelSettings, dtype: torch.dtype) -> Rotary:
