@@ -88,7 +88,6 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         held.callback(saver.close)
         saver.reserve(engine.fragments(), engine.rng_state())
         dry_run(engine, settings, topology)
-        model.auxiliary.take()  # what the dry run counted
         keeps_records = topology.rank == 0
         if keeps_records:
             directory.write_config(settings)

@@ -38,6 +38,8 @@ class Case:
     offload: str = "none"
     secondary: int = 1
     """Ranks of ZeRO++'s second copy of the weights."""
+    ahead: int = 0
+    """Modules of multi-token prediction."""
 
     @property
     def name(self) -> str:
@@ -91,6 +93,9 @@ def cases() -> list[Case]:
     found.append(Case(1, 4, 1, clip=0.3, recompute="selective", sequence=4, precision="bf16"))
     found.append(Case(1, 2, 4, clip=0.3, precision="bf16", tensor=2))
     found.append(Case(3, 4, clip=0.3, secondary=2))
+    for stage, world, accumulation, recompute in ((0, 1, 4, "none"), (2, 4, 1, "selective"), (3, 2, 4, "full")):
+        found.append(Case(stage, world, accumulation, 0.3, stage == 3, recompute, family="mixtral", ahead=2))
+    found.append(Case(3, 4, clip=0.3, recompute="full", sequence=2, family="mixtral"))
     return found
 
 
@@ -110,7 +115,9 @@ def state_cases() -> list[Case]:
 
 def settings(case: Case) -> Settings:
     gpt2 = case.family == "gpt2"
-    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.01, "router_bias_update_rate": 0.1}
+    mixture = {
+        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
+    }  # fmt: skip
     return Settings.model_validate(
         {
             "run_dir": "unused",
@@ -125,6 +132,7 @@ def settings(case: Case) -> Settings:
                 "max_position_embeddings": TOKENS,
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
+                "num_nextn_predict_layers": case.ahead,
                 **(mixture if case.family == "mixtral" else {}),
             },
             "data": {
@@ -185,12 +193,12 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 decoder with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4))
+    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead))
 
 
 @functools.cache
-def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool) -> str:
-    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=4 if whole_heads else 1)
+def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int) -> str:
+    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=4 if whole_heads else 1, ahead=ahead)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference")
@@ -220,6 +228,8 @@ def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool) -> str:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.step()
+        for router, load in zip(model.routers().values(), model.auxiliary.take().loads, strict=True):
+            router.move(load)
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return json.dumps({"losses": losses, "norms": norms})

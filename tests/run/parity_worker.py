@@ -17,6 +17,7 @@ from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, leave, share_samples, start
 from bigtrain.model import count_parameters
+from bigtrain.run.balance import settle
 from bigtrain.run.dry_run import dry_run, worst_case
 from bigtrain.run.setup import new_model
 
@@ -44,8 +45,7 @@ class Training:
             assert result.applied
             losses.append(self.topology.sum_across_ranks([total])[0] / labelled)
             norms.append(result.grad_norm)
-            beside, loads = self.engine.module.auxiliary.take()
-            counted.append([beside, loads.tolist()])
+            counted.append(settle(self.engine.module, self.topology, labelled, move=True))
         return {"losses": losses, "norms": norms, "counted": counted}
 
     def state(self) -> list[Any]:
