@@ -1,4 +1,4 @@
-"""bigtrain train|profile|verify-resume|eval|generate|export|report."""
+"""bigtrain train|profile|verify-resume|eval|generate|export|import|report."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint in a format that other tools load, and check that they load the same model."""
-    from bigtrain.run.export import export_run
+    from bigtrain.run.export import as_sentence, export_run
 
     if to is Format.gguf:
         _export_gguf(run, out, step, dtype, check, as_json)
@@ -216,8 +216,31 @@ def export(
         print_json(result)
     else:
         typer.echo(f"{out}: {result['parameters']:,} parameters of step {result['step']} for Hugging Face transformers")
-        if result["largest_logit_difference"] is not None:
-            typer.echo(f"reloaded with transformers: logits equal ours within {result['largest_logit_difference']:.2g}")
+        if sentence := as_sentence(result):
+            typer.echo(sentence)
+
+
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="HF_DIR", help="config.json, *.safetensors and tokenizer.json.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, for model.init_from.")],
+    end_of_text: Annotated[
+        str | None, typer.Option(help="The token that ends a document. Default: the one that config.json names.")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Load HF_DIR with transformers and compare its logits with ours.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over a model from Hugging Face, to train it further."""
+    from bigtrain.run.export import as_sentence
+    from bigtrain.run.importing import import_model
+
+    result = import_model(folder, out, end_of_text=end_of_text, check=check, report=say)
+    if as_json:
+        print_json(result)
+        return
+    typer.echo(f"{out}: {result['parameters']:,} parameters, {result['family']}")
+    if sentence := as_sentence(result):
+        typer.echo(sentence)
+    typer.echo(f"to go on training it, see {result['model']}")
 
 
 def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:

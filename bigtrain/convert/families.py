@@ -1,103 +1,333 @@
-"""The names and layouts that a family's weights have at Hugging Face. Ours are the same for every family."""
+"""What each family is at Hugging Face: one description, read in both directions.
+
+keys       config.json and the section model
+weights    names and layouts of tensors; ours are the same for every family
+
+What no row mentions is what every model of the family has, as `bigtrain.config.families` says: a model with anything
+else cannot be exported under that name. A new family is a new entry here and there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.config_keys import (
+    REQUIRED,
+    Keys,
+    activation,
+    key,
+    score_scale,
+    sparse_layers,
+    window_by_layer,
+    window_of_all_layers,
+)
+from bigtrain.convert.rope_keys import rope
 
 
 @dataclass(frozen=True)
-class WeightMap:
-    """One tensor at Hugging Face and what it is made of here.
+class Module:
+    """A module at Hugging Face and what its weight, and its bias where there is one, are made of here.
 
-    Ours, concatenated along dimension 0 and then transposed where `transposed` says so, are theirs; read backwards,
-    the same line imports. `{}` in a name is the layer.
+    `{}` in a name is the layer; in theirs, a second one is the expert.
     """
 
     theirs: str
     ours: tuple[str, ...]
-    transposed: bool = False
-
-    def at_layer(self, layer: int) -> WeightMap:
-        """The same map with the layer filled in."""
-        return WeightMap(self.theirs.format(layer), tuple(name.format(layer) for name in self.ours), self.transposed)
+    layout: Literal["joined", "conv1d", "by_head", "experts"] = "joined"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the weights of a family go."""
+    """A family at Hugging Face."""
 
-    stem_weights: tuple[WeightMap, ...]
-    """Weights outside the layers, without the output head."""
-    layer_weights: tuple[WeightMap, ...]
-    """Weights of one layer."""
+    architecture: str
+    keys: tuple[Keys, ...]
+    modules: tuple[Module, ...]
+    """In the order in which their tensors are written: before the layers, of each layer, behind them."""
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Keys of config.json that may have these values only: with others a model would compute something else."""
+    same_as: Mapping[str, str] = field(default_factory=dict)
+    """Keys that published files have beside another of the same value."""
+    training_only: frozenset[str] = frozenset({"attention_dropout"})
+    """Keys that make training noisy, which ours is not; what a trained model computes is the same."""
+    idle: frozenset[str] = frozenset()
+    """Keys of this family that change nothing."""
+    prefix: str = "model."
+    """Published files may lack it in front of their tensors' names."""
+    buffers: str = r"rotary_emb\.inv_freq$"
+    """Names of tensors that published files hold beside the weights, though they follow from config.json."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Tensors' names in other releases of transformers, and those of this table."""
+    whole_heads: bool = False
+    """transformers asks for a hidden_size that is a multiple of num_attention_heads."""
 
 
-_HEAD = WeightMap("lm_head.weight", ("lm_head.weight",))
+def _same(prefix: str, *ours: str) -> tuple[Module, ...]:
+    return tuple(Module(prefix + name, (name,)) for name in ours)
 
 
-def weight_maps(settings: ModelSettings) -> Iterator[WeightMap]:
-    """Every tensor of the Hugging Face model of these settings, in order. A tied head is not stored twice."""
-    family = FAMILIES[settings.family]
-    yield from family.stem_weights
-    for layer in range(settings.num_hidden_layers):
-        yield from (weight.at_layer(layer) for weight in family.layer_weights)
-    if not settings.tie_word_embeddings:
-        yield _HEAD
+_ATTENTION = _same(
+    "model.",
+    "layers.{}.self_attn.q_proj",
+    "layers.{}.self_attn.k_proj",
+    "layers.{}.self_attn.v_proj",
+    "layers.{}.self_attn.o_proj",
+    "layers.{}.self_attn.q_norm",
+    "layers.{}.self_attn.k_norm",
+)
+_FEED_FORWARD = _same("model.", "layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj", "layers.{}.mlp.down_proj")
+_EMBEDDING = _same("model.", "embed_tokens")
+_ENDS = (*_same("model.", "norm"), *_same("", "lm_head"))
+_PRE_NORMS = _same("model.", "layers.{}.input_layernorm", "layers.{}.post_attention_layernorm")
 
 
-def _same(prefix: str, *names: str) -> tuple[WeightMap, ...]:
-    return tuple(WeightMap(prefix + name, (name,)) for name in names)
+def _norm(theirs: str, ours: str) -> Module:
+    return Module(f"model.layers.{{}}.{theirs}", (f"layers.{{}}.{ours}",))
 
 
-def _conv1d(theirs: str, *ours: str) -> tuple[WeightMap, WeightMap]:
-    """GPT-2's `Conv1D`: a linear layer whose weight is stored [in, out]."""
+def _experts(gate: str, experts: str, *names: str) -> tuple[Module, ...]:
+    ours = ("gate_proj", "up_proj", "down_proj")
     return (
-        WeightMap(f"{theirs}.weight", tuple(f"{name}.weight" for name in ours), transposed=True),
-        WeightMap(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours)),
+        Module(f"model.layers.{{}}.{gate}", ("layers.{}.mlp.router",)),
+        *(
+            Module(f"model.layers.{{}}.{experts}.{{}}.{theirs}", (f"layers.{{}}.mlp.experts.{name}",), "experts")
+            for name, theirs in zip(ours, names, strict=True)
+        ),
     )
 
 
-def _affine(theirs: str, ours: str) -> tuple[WeightMap, WeightMap]:
-    return WeightMap(f"{theirs}.weight", (f"{ours}.weight",)), WeightMap(f"{theirs}.bias", (f"{ours}.bias",))
+_LLAMA_MODULES = (*_EMBEDDING, *_PRE_NORMS, *_ATTENTION, *_FEED_FORWARD, *_ENDS)
+_SANDWICH = (
+    _norm("input_layernorm", "input_layernorm"),
+    _norm("post_attention_layernorm", "attention_output_norm"),
+    _norm("pre_feedforward_layernorm", "post_attention_layernorm"),
+    _norm("post_feedforward_layernorm", "mlp_output_norm"),
+)
+_MIXTRAL_EXPERTS = _experts("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2")
+_QWEN_EXPERTS = _experts("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
+_SELF, _CROSS = "layers.{}.self_attn.", "transformer.h.{}."
+_QUERY_KEY_VALUE = (_SELF + "q_proj", _SELF + "k_proj", _SELF + "v_proj")
 
+_BIASES = key("attention_bias", "attention_bias", "attention_output_bias", default=False)
+_ALL = (key("vocab_size"), key("initializer_range", default=0.02))
+
+
+def _shape(
+    *, key_value_heads: Any = REQUIRED, head_dim: Any = None, inside: tuple[str, ...] = ("intermediate_size",)
+) -> tuple[Keys, ...]:
+    """Keys of all but gpt2 and gpt_neox.
+
+    Args:
+        key_value_heads: None where they may be left out.
+        head_dim: REQUIRED where it may not.
+        inside: the settings that `intermediate_size` is.
+    """
+    return (
+        *_ALL,
+        *(key(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")),
+        key("intermediate_size", *inside),
+        key("num_key_value_heads", default=key_value_heads),
+        key("head_dim", default=head_dim),
+        key("max_position_embeddings"),
+    )
+
+
+def _rms(eps: float = 1e-6) -> tuple[Keys, ...]:
+    return (
+        key("rms_norm_eps", "norm_eps", default=eps),
+        key("tie_word_embeddings", default=False),
+        activation("hidden_act", default="silu"),
+    )
+
+
+_TANH = "gelu_pytorch_tanh"
+_QWEN_ONLY = {"use_mrope": (False,)}
+_CAUSAL = {"use_bidirectional_attention": (None, False)}
+_AUX_LOSS = key("router_aux_loss_coef", default=0.001)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        stem_weights=_same("model.", "embed_tokens.weight", "norm.weight"),
-        layer_weights=_same(
-            "model.",
-            "layers.{}.input_layernorm.weight",
-            "layers.{}.self_attn.q_proj.weight",
-            "layers.{}.self_attn.k_proj.weight",
-            "layers.{}.self_attn.v_proj.weight",
-            "layers.{}.self_attn.o_proj.weight",
-            "layers.{}.post_attention_layernorm.weight",
-            "layers.{}.mlp.gate_proj.weight",
-            "layers.{}.mlp.up_proj.weight",
-            "layers.{}.mlp.down_proj.weight",
-        ),
+        "LlamaForCausalLM",
+        (*_shape(key_value_heads=None), *_rms(), rope(), _BIASES, key("mlp_bias", default=False)),
+        _LLAMA_MODULES,
+        idle=frozenset({"pretraining_tp"}),  # the same sums in another order
+        whole_heads=True,
     ),
     "gpt2": Family(
-        stem_weights=(
-            WeightMap("transformer.wte.weight", ("embed_tokens.weight",)),
-            WeightMap("transformer.wpe.weight", ("embed_positions.weight",)),
-            *_affine("transformer.ln_f", "norm"),
+        "GPT2LMHeadModel",
+        (
+            *_ALL,
+            key("n_embd", "hidden_size"),
+            key("n_layer", "num_hidden_layers"),
+            key("n_head", "num_attention_heads"),
+            key("n_positions", "max_position_embeddings"),
+            key("n_inner", "intermediate_size", default=None, null_means=lambda config: 4 * config["n_embd"]),
+            key("layer_norm_epsilon", "norm_eps", default=1e-5),
+            key("tie_word_embeddings", default=True),
+            activation("activation_function", default="gelu_new", write_as={_TANH: "gelu_new"}),
         ),
-        layer_weights=(
-            *_affine("transformer.h.{}.ln_1", "layers.{}.input_layernorm"),
-            *_conv1d(
-                "transformer.h.{}.attn.c_attn",
-                "layers.{}.self_attn.q_proj",
-                "layers.{}.self_attn.k_proj",
-                "layers.{}.self_attn.v_proj",
-            ),
-            *_conv1d("transformer.h.{}.attn.c_proj", "layers.{}.self_attn.o_proj"),
-            *_affine("transformer.h.{}.ln_2", "layers.{}.post_attention_layernorm"),
-            *_conv1d("transformer.h.{}.mlp.c_fc", "layers.{}.mlp.up_proj"),
-            *_conv1d("transformer.h.{}.mlp.c_proj", "layers.{}.mlp.down_proj"),
+        (
+            Module("transformer.wte", ("embed_tokens",)),
+            Module("transformer.wpe", ("embed_positions",)),
+            Module(_CROSS + "ln_1", ("layers.{}.input_layernorm",)),
+            Module(_CROSS + "attn.c_attn", _QUERY_KEY_VALUE, "conv1d"),
+            Module(_CROSS + "attn.c_proj", (_SELF + "o_proj",), "conv1d"),
+            Module(_CROSS + "ln_2", ("layers.{}.post_attention_layernorm",)),
+            Module(_CROSS + "mlp.c_fc", ("layers.{}.mlp.up_proj",), "conv1d"),
+            Module(_CROSS + "mlp.c_proj", ("layers.{}.mlp.down_proj",), "conv1d"),
+            Module("transformer.ln_f", ("norm",)),
+            *_same("", "lm_head"),
+        ),
+        only={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+        same_as={"n_ctx": "n_positions"},
+        training_only=frozenset({"attn_pdrop", "resid_pdrop", "embd_pdrop"}),
+        idle=frozenset({
+            "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
+            "summary_proj_to_labels", "summary_first_dropout",
+        }),
+        prefix="transformer.",
+        buffers=r"\.attn\.(masked_)?bias$",
+        whole_heads=True,
+    ),
+    "gpt_neox": Family(
+        "GPTNeoXForCausalLM",
+        (
+            *_ALL,
+            *(key(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")),
+            key("max_position_embeddings"),
+            key("layer_norm_eps", "norm_eps", default=1e-5),
+            key("tie_word_embeddings", default=False),
+            activation("hidden_act", default="gelu"),
+            key("use_parallel_residual", "parallel_residual", default=True),
+            key("attention_bias", "attention_bias", "attention_output_bias", default=True),
+            rope(partial=True),
+        ),
+        (
+            Module("gpt_neox.embed_in", ("embed_tokens",)),
+            Module("gpt_neox.layers.{}.input_layernorm", ("layers.{}.input_layernorm",)),
+            Module("gpt_neox.layers.{}.post_attention_layernorm", ("layers.{}.post_attention_layernorm",)),
+            Module("gpt_neox.layers.{}.attention.query_key_value", _QUERY_KEY_VALUE, "by_head"),
+            Module("gpt_neox.layers.{}.attention.dense", (_SELF + "o_proj",)),
+            Module("gpt_neox.layers.{}.mlp.dense_h_to_4h", ("layers.{}.mlp.up_proj",)),
+            Module("gpt_neox.layers.{}.mlp.dense_4h_to_h", ("layers.{}.mlp.down_proj",)),
+            Module("gpt_neox.final_layer_norm", ("norm",)),
+            Module("embed_out", ("lm_head",)),
+        ),
+        training_only=frozenset({"attention_dropout", "hidden_dropout", "classifier_dropout"}),
+        prefix="gpt_neox.",
+        buffers=r"attention\.((masked_)?bias|rotary_emb\.inv_freq)$",
+        renamed={"lm_head.weight": "embed_out.weight"},
+        whole_heads=True,
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        (*_shape(), *_rms(), rope(), window_of_all_layers(default=4096)),
+        _LLAMA_MODULES,
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        (*_shape(), *_rms(), rope(), window_by_layer(alternating=False)),
+        _LLAMA_MODULES,
+        only=_QWEN_ONLY,
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        (*_shape(head_dim=REQUIRED), *_rms(), rope(), _BIASES, window_by_layer(alternating=False)),
+        _LLAMA_MODULES,
+        only=_QWEN_ONLY,
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        (*_shape(key_value_heads=None), *_rms(1e-5), rope(), _BIASES),
+        (
+            *_EMBEDDING,
+            *_ATTENTION,
+            _norm("post_attention_layernorm", "attention_output_norm"),
+            *_FEED_FORWARD,
+            _norm("post_feedforward_layernorm", "mlp_output_norm"),
+            *_ENDS,
         ),
     ),
-}
+    "gemma": Family(
+        "GemmaForCausalLM",
+        (
+            *_shape(head_dim=REQUIRED),
+            key("rms_norm_eps", "norm_eps", default=1e-6),
+            key("tie_word_embeddings", default=True),
+            # the first releases say gelu and mean its approximation
+            activation("hidden_act", default=_TANH, read_as={"gelu": _TANH}),
+            rope(),
+            _BIASES,
+        ),
+        _LLAMA_MODULES,
+        only={**_CAUSAL, "hidden_activation": (None, _TANH)},
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        (
+            *_shape(head_dim=REQUIRED),
+            key("rms_norm_eps", "norm_eps", default=1e-6),
+            key("tie_word_embeddings", default=True),
+            activation("hidden_activation", default=_TANH),
+            rope(),
+            _BIASES,
+            window_by_layer(alternating=True),
+            score_scale(),
+            key("attn_logit_softcapping", default=50.0),
+            key("final_logit_softcapping", default=30.0),
+        ),
+        (*_EMBEDDING, *_SANDWICH, *_ATTENTION, *_FEED_FORWARD, *_ENDS),
+        only=_CAUSAL,
+        same_as={"sliding_window_size": "sliding_window"},
+        idle=frozenset({"cache_implementation", "hidden_act"}),
+        whole_heads=True,
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        (
+            *_shape(key_value_heads=None),
+            *_rms(),
+            rope(),
+            _BIASES,
+            key("mlp_bias", default=False),
+            key("attention_multiplier", default=1.0),
+            key("embedding_multiplier", default=1.0),
+            key("residual_multiplier", default=1.0),
+            key("logits_scaling", default=1.0),
+        ),
+        _LLAMA_MODULES,
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        (
+            *_shape(inside=("moe_intermediate_size", "intermediate_size")),
+            *_rms(1e-5),
+            rope(default_theta=1e6),
+            window_of_all_layers(default=None),
+            key("num_local_experts", "num_experts", default=8, also=("num_experts",)),
+            key("num_experts_per_tok", default=2),
+            _AUX_LOSS,
+        ),
+        (*_EMBEDDING, *_PRE_NORMS, *_ATTENTION, *_MIXTRAL_EXPERTS, *_ENDS),
+        training_only=frozenset({"attention_dropout", "router_jitter_noise"}),
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        (
+            *_shape(),
+            *_rms(),
+            rope(),
+            _BIASES,
+            window_of_all_layers(default=4096, switch=True),
+            sparse_layers(),
+            key("num_experts", default=128, also=("num_local_experts",)),
+            key("num_experts_per_tok", default=8),
+            key("moe_intermediate_size", default=768),
+            key("norm_topk_prob", default=False),
+            _AUX_LOSS,
+        ),
+        (*_EMBEDDING, *_PRE_NORMS, *_ATTENTION, *_QWEN_EXPERTS, *_FEED_FORWARD, *_ENDS),
+    ),
+}  # fmt: skip

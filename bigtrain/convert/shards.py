@@ -1,45 +1,177 @@
-"""Named tensors written as safetensors files of bounded size, holding one file's worth in memory."""
+"""Named tensors in safetensors files of bounded size, written and read one tensor at a time.
+
+A file begins with where each tensor stands, so names, types and shapes are given before any tensor is; then the
+tensors go to disk as they come, and memory never holds more than one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bigtrain.config.errors import BigtrainError
 
-def write_safetensors(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+"""The types that weights may have, by their names in the files."""
+
+
+class Entry(NamedTuple):
+    """A tensor before it is there."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def write_safetensors(
+    entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Write `model.safetensors`, or `model-00001-of-0000N.safetensors` and so on with their index.
 
     Args:
-        tensors: names and tensors, read once and in order.
+        entries: what is going to come.
+        tensors: names and tensors, in the same order; read once.
         folder: where to write; it exists.
         shard_bytes: a file holds no more than this, unless one tensor is larger.
     """
-    shards: list[dict[str, int]] = []  # name -> bytes, of each file written
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        save_file(pending, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append({name: tensor.nbytes for name, tensor in pending.items()})
-        pending.clear()
-
-    for name, tensor in tensors:
-        if pending and sum(held.nbytes for held in pending.values()) + tensor.nbytes > shard_bytes:
-            flush()
-        pending[name] = tensor.contiguous()
-    flush()
-
+    shards = list(_shards(entries, shard_bytes))
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     if len(shards) == 1:
-        (folder / "shard-0").rename(folder / "model.safetensors")
-        return
-    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for number, file in enumerate(files):
-        (folder / f"shard-{number}").rename(folder / file)
-    index = {
-        "metadata": {"total_size": sum(sum(shard.values()) for shard in shards)},
-        "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        names = [SINGLE]
+    coming = iter(tensors)
+    for file, shard in zip(names, shards, strict=True):
+        with (folder / file).open("wb") as out:
+            out.write(_header(shard))
+            for entry in shard:
+                name, tensor = next(coming)
+                assert Entry(name, tensor.dtype, tensor.shape) == entry, (name, tensor.dtype, tensor.shape, entry)
+                out.write(bytes_of(tensor))
+                del tensor
+            out.flush()
+            os.fsync(out.fileno())
+    assert next(coming, None) is None
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
+            "weight_map": {e.name: file for file, shard in zip(names, shards, strict=True) for e in shard},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row by row. On little-endian machines, the only ones PyTorch is built for, memory is the
+    format."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class TensorFolder:
+    """The tensors in a folder's safetensors files, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the headers.
+
+        Raises:
+            BigtrainError: files are missing or damaged, or the index does not say what is in them.
+        """
+        self.folder = folder
+        self._file_of: dict[str, Path] = {}
+        self._about: dict[str, tuple[str, torch.Size]] = {}
+        listed = self._index()
+        for file in sorted(set(listed.values())) if listed else [SINGLE]:
+            self._add(folder / file)
+        if listed and (wrong := sorted(listed.keys() ^ self._file_of.keys())):
+            raise BigtrainError(
+                f"{folder / INDEX} and the files differ",
+                found=_some(wrong),
+                wanted="every tensor in both",
+                fix="fetch the folder again",
+            )
+
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._about)
+
+    def dtype_name(self, name: str) -> str:
+        """A tensor's type, as the file names it: a key of `DTYPES`, or something that weights cannot be."""
+        return self._about[name][0]
+
+    def shape(self, name: str) -> torch.Size:
+        """A tensor's shape."""
+        return self._about[name][1]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor. Its memory may be the file's: it is to be copied, not to be written to."""
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def _index(self) -> dict[str, str]:
+        path = self.folder / INDEX
+        if not path.is_file():
+            return {}
+        try:
+            listed: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BigtrainError(f"{path} cannot be read", found=f"{type(error).__name__}: {error}") from None
+        if outside := sorted({file for file in listed.values() if Path(file).name != file}):
+            raise BigtrainError(f"{path} names files outside its folder", found=_some(outside))
+        return listed
+
+    def _add(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.offset_keys():
+                    part: Any = file.get_slice(name)
+                    self._file_of[name] = path
+                    self._about[name] = (part.get_dtype(), torch.Size(part.get_shape()))
+        except FileNotFoundError:
+            pickled = sorted(file.name for file in self.folder.glob("*.bin"))
+            raise BigtrainError(
+                f"there is no {path}",
+                found=_some(pickled) if pickled else "no weights",
+                wanted="weights as *.safetensors, which hold numbers and no code",
+                fix="load the folder with transformers and save it again" if pickled else "fetch it again",
+            ) from None
+        except (SafetensorError, OSError) as error:
+            raise BigtrainError(f"{path} is damaged", found=str(error), fix="fetch it again") from None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
+
+
+def _shards(entries: Sequence[Entry], shard_bytes: int) -> Iterator[list[Entry]]:
+    shard: list[Entry] = []
+    for entry in entries:
+        if shard and sum(each.nbytes for each in shard) + entry.nbytes > shard_bytes:
+            yield shard
+            shard = []
+        shard.append(entry)
+    yield shard
+
+
+def _header(shard: Sequence[Entry]) -> bytes:
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in shard:
+        start, end = end, end + entry.nbytes
+        head[entry.name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin aligned
+    return len(text).to_bytes(8, "little") + text

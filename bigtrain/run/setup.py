@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,9 @@ import xxhash
 from bigtrain.checkpoint import Checkpoint, Places, Saver, Search, load, newest_verified
 from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import BigtrainError, Settings
+from bigtrain.convert import Imported, obstacles
 from bigtrain.data import Plan
+from bigtrain.data.tokenizer import TOKENIZER_FILE
 from bigtrain.engine.construction import construction, whole_parameters
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.precision import COMPUTE_DTYPES
@@ -43,7 +45,7 @@ from bigtrain.run.peaks import peak_of, peak_of_all
 from bigtrain.run.records import JsonLines, read_json_lines
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.terminal import log_to
-from bigtrain.run.together import on_every_rank, on_first_rank
+from bigtrain.run.together import on_every_rank, on_first_rank, raise_first
 from bigtrain.run.tracking import Tracker
 from bigtrain.run.training import TrainingRun
 from bigtrain.version import __version__
@@ -158,11 +160,43 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
             float8=settings.engine.float8,
         )
     if fill:
-        for name, parameter in whole_parameters(model):
-            initialize(name, parameter, settings.model, settings.train.seed)
+        fill_weights(model, settings, topology)
     if settings.engine.compile:
         model.compile_blocks()
     return model
+
+
+def fill_weights(model: Decoder, settings: Settings, topology: Topology) -> None:
+    """Give a new model its first weights: those of `model.init_from`, or random ones.
+
+    Raises:
+        BigtrainError: on every rank, when the folder is of another model or tokenizer, or is not what was imported.
+    """
+    given: Mapping[str, torch.Tensor] = {}
+    if settings.model.init_from is not None:
+        given = on_every_rank(topology, lambda: starting_weights(settings))
+    # At stage 3 what rank 0 writes is sent to all; else every rank has a copy of its own.
+    reads = settings.engine.zero_stage < 3 or topology.rank == 0
+    error: BigtrainError | None = None
+    for name, parameter in whole_parameters(model):
+        if name not in given:
+            initialize(name, parameter, settings.model, settings.train.seed)
+        elif reads and error is None:  # behind an error, go on with the others, who have to be told
+            try:
+                parameter.data.copy_(given[name])
+            except BigtrainError as caught:
+                error = caught
+    raise_first(topology, error)
+
+
+def starting_weights(settings: Settings) -> Imported:
+    """The weights of `model.init_from`, once it is known that model and tokenizer are theirs. Raises BigtrainError."""
+    assert settings.model.init_from is not None
+    imported = Imported(settings.model.init_from)
+    imported.check_tokenizer(settings.data.dir / TOKENIZER_FILE)
+    for note in imported.check_model(settings.model):
+        logger.warning(note)
+    return imported
 
 
 def sequence_parallel(topology: Topology) -> SequenceParallel | None:
@@ -227,6 +261,8 @@ def introduce(run: TrainingRun, search: Search) -> None:
         f"{quantity(batch * settings.data.sequence_length)} tokens, in micro-batches of "
         f"{settings.train.micro_batch_size} with {accumulation} accumulated; plan {run.plan.plan_id[:12]}"
     )
+    for obstacle in obstacles(settings.model):
+        logger.warning(f"this model cannot be exported to Hugging Face: {obstacle}")
     for key in behind_the_end(settings):
         logger.warning(f"{key} begins behind the last step: it changes nothing in this run")
     for dataset in run.held_out:

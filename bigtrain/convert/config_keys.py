@@ -1,0 +1,200 @@
+"""Rows of the tables between the section model and config.json, each to be read in both directions.
+
+settings --write--> keys of config.json
+settings <--read--  keys of config.json, with transformers' own value where one is left out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.model_settings import ModelSettings
+
+REQUIRED: Final = object()
+"""In place of a value for a key that is left out: it may not be."""
+
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
+"""Their names of activation functions, and ours."""
+
+_FILLED_IN: Mapping[str, Callable[[ModelSettings], Any]] = {
+    "num_key_value_heads": lambda settings: settings.key_value_heads,
+    "head_dim": lambda settings: settings.head_width,
+    "attention_multiplier": lambda settings: settings.attention_scale,
+    "logits_scaling": lambda settings: settings.logits_scaling * settings.width_multiplier,
+    "moe_intermediate_size": lambda settings: settings.expert_width,
+}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of config.json that say something together, and how they are written and read."""
+
+    names: frozenset[str]
+    write: Callable[[ModelSettings], dict[str, Any]]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def key(
+    theirs: str,
+    *ours: str,
+    default: Any = REQUIRED,
+    null_means: Callable[[Mapping[str, Any]], Any] = lambda config: None,
+    also: tuple[str, ...] = (),
+) -> Keys:
+    """One key for one setting, or for several that have to agree.
+
+    Args:
+        theirs: its name in config.json.
+        ours: the settings. Default: of the same name.
+        default: the value that transformers takes where the key is left out.
+        null_means: the value that `null` stands for, from config.json.
+        also: further names under which published files have it; where there are two they have to agree.
+    """
+    settings = ours or (theirs,)
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {theirs: value_of(model, settings[0])}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        value = one_of(config, (theirs, *also), default)
+        return dict.fromkeys(settings, null_means(config) if value is None else value)
+
+    return Keys(frozenset({theirs, *also}), write, read)
+
+
+def activation(
+    theirs: str, *, default: str, write_as: Mapping[str, str] | None = None, read_as: Mapping[str, str] | None = None
+) -> Keys:
+    """The activation function.
+
+    Args:
+        theirs: its name in config.json.
+        default: what transformers takes where it is left out.
+        write_as: our names that this family spells in another way.
+        read_as: their names that mean another function in this family.
+    """
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {theirs: (write_as or {}).get(model.hidden_act, model.hidden_act)}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        name = config.get(theirs, default)
+        if name not in ACTIVATIONS:
+            raise unreadable(theirs, name, ", ".join(ACTIVATIONS))
+        return {"hidden_act": (read_as or {}).get(name, ACTIVATIONS[name])}
+
+    return Keys(frozenset({theirs}), write, read)
+
+
+def score_scale() -> Keys:
+    """gemma2's `query_pre_attn_scalar`: what the products of queries and keys are divided by the root of."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {"query_pre_attn_scalar": round(model.attention_scale**-2)}  # transformers takes whole numbers only
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"attention_multiplier": config.get("query_pre_attn_scalar", 256) ** -0.5}
+
+    return Keys(frozenset({"query_pre_attn_scalar"}), write, read)
+
+
+def sparse_layers() -> Keys:
+    """qwen3_moe: layers with experts, given by those without, or by a step, or both."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {"mlp_only_layers": sorted(set(model.mlp_only_layers)), "decoder_sparse_step": 1}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        step = config.get("decoder_sparse_step", 1)
+        dense = {layer for layer in range(config["num_hidden_layers"]) if (layer + 1) % step}
+        return {"mlp_only_layers": tuple(sorted(dense | set(config.get("mlp_only_layers") or ())))}
+
+    return Keys(frozenset({"mlp_only_layers", "decoder_sparse_step"}), write, read)
+
+
+def window_of_all_layers(*, default: int | None, switch: bool = False) -> Keys:
+    """One window for all layers, or none; `switch`: it counts only with `use_sliding_window`."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        window = next((w for w in windows(model) if w is not None), None)
+        return {"sliding_window": window} | ({"use_sliding_window": window is not None} if switch else {})
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        on = config.get("use_sliding_window", False) if switch else True
+        return {"sliding_window": config.get("sliding_window", default) if on else None, "layer_types": ()}
+
+    names = {"sliding_window", "use_sliding_window", "max_window_layers"} if switch else {"sliding_window"}
+    return Keys(frozenset(names), write, read)
+
+
+def window_by_layer(*, alternating: bool) -> Keys:
+    """A window for some layers: every other one (gemma2), or, switched on, from `max_window_layers` on (qwen)."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        window = next((w for w in windows(model) if w is not None), None)
+        types = ["full_attention" if w is None else "sliding_attention" for w in windows(model)]
+        if alternating:  # transformers wants a window even where no layer slides
+            return {"sliding_window": window or model.max_position_embeddings, "layer_types": types}
+        return {"sliding_window": window, "layer_types": types, "use_sliding_window": window is not None}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        layers, window = config["num_hidden_layers"], config.get("sliding_window", 4096)
+        if not alternating and not config.get("use_sliding_window", False):
+            window = None
+        first = 0 if alternating else config.get("max_window_layers", 28)
+        types = config.get("layer_types") or [
+            "sliding_attention" if layer >= first and not (alternating and layer % 2) else "full_attention"
+            for layer in range(layers)
+        ]
+        if len(types) != layers:
+            raise unreadable("layer_types", f"{len(types)} entries", f"{layers}, one for each layer")
+        if unknown := set(types) - {"sliding_attention", "full_attention"}:
+            raise unreadable("layer_types", ", ".join(sorted(unknown)), "sliding_attention or full_attention")
+        if window is None or "sliding_attention" not in types:
+            return {"sliding_window": None, "layer_types": ()}
+        if "full_attention" not in types:
+            return {"sliding_window": window, "layer_types": ()}
+        return {"sliding_window": window, "layer_types": _shortest_period(types)}
+
+    names = {"sliding_window", "layer_types"} | (set() if alternating else {"use_sliding_window", "max_window_layers"})
+    return Keys(frozenset(names), write, read)
+
+
+def windows(model: ModelSettings) -> list[int | None]:
+    """How many tokens a token sees, by layer."""
+    return [model.window_of(layer) for layer in range(model.num_hidden_layers)]
+
+
+def value_of(model: ModelSettings, setting: str) -> Any:
+    """A setting, with the default filled in where it follows from others."""
+    return _FILLED_IN[setting](model) if setting in _FILLED_IN else getattr(model, setting)
+
+
+def one_of(config: Mapping[str, Any], names: tuple[str, ...], default: Any) -> Any:
+    """The value of a key that may have several names; they have to agree."""
+    found = {name: config[name] for name in names if name in config}
+    if not found and default is REQUIRED:
+        raise unreadable(names[0], "no such key", "a value")
+    values = list(found.values()) or [default]
+    if any(value != values[0] for value in values):
+        raise unreadable(" and ".join(found), ", ".join(map(str, values)), "the same twice")
+    return values[0]
+
+
+def unreadable(name: str, found: object, wanted: object) -> BigtrainError:
+    """What is raised for a key whose value no model of ours has."""
+    return BigtrainError(f"config.json: {name}", found=found, wanted=wanted)
+
+
+def _shortest_period(types: list[str]) -> tuple[str, ...]:
+    return next(
+        tuple(types[:period])
+        for period in range(1, len(types) + 1)
+        if all(kind == types[layer % period] for layer, kind in enumerate(types))
+    )

@@ -1,0 +1,164 @@
+"""Export to a Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load without network.
+
+    weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
+    settings            --config_of-->  config.json; generation_config.json
+    tokenizer.json      -->  the same bytes, with tokenizer_config.json and special_tokens_map.json beside it
+    documents           -->  such as README.md, as they are
+
+`transformers` is not needed to write it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.config_json import config_of
+from bigtrain.convert.shards import SHARD_BYTES, Entry, write_safetensors
+from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
+from bigtrain.version import __version__
+
+_MARK = "bigtrain_version"
+"""The key in config.json by which a folder is known as one of ours, and may be replaced."""
+
+
+def export_hf(
+    weights: Mapping[str, Tensor],
+    settings: ModelSettings,
+    tokenizer_file: Path,
+    out: Path,
+    *,
+    end_of_text: str,
+    dtype: torch.dtype = torch.bfloat16,
+    shard_bytes: int = SHARD_BYTES,
+    documents: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write the folder under a temporary name, then move it to `out` in one step.
+
+    Args:
+        weights: whole parameters by the names of `Decoder.named_parameters()`. Each is asked for once, and no more
+            are held than one tensor there is made of.
+        settings: the model's shape.
+        tokenizer_file: a `tokenizer.json`.
+        out: the folder to make. An earlier export there is replaced.
+        end_of_text: the token that ends a document.
+        dtype: of the weights written; rounded to it from what `weights` has.
+        shard_bytes: limit on one weights file.
+        documents: texts to lay beside the model, by the names of their files.
+
+    Raises:
+        BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
+            know `end_of_text`, or the family cannot express such a model.
+    """
+    _refuse_foreign(out)
+    config = config_of(settings)
+    shapes = our_shapes(settings)
+    _check_names(weights, shapes)
+    maps = weight_maps(settings, shapes)
+    end_of_text_id = _token_id(tokenizer_file, end_of_text)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    entries = [Entry(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
+    write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
+    _write_json(partial / "config.json", config | _about_tokens(end_of_text_id) | _about_files(dtype))
+    _write_json(partial / "generation_config.json", {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id})
+    shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
+    _write_json(partial / "special_tokens_map.json", {"eos_token": end_of_text})
+    _write_json(
+        partial / "tokenizer_config.json",
+        {
+            "eos_token": end_of_text,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": settings.max_position_embeddings,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    for name, text in documents.items():
+        (partial / name).write_text(text, encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+
+
+def _theirs(
+    weights: Mapping[str, Tensor], maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for each in maps:
+        ours = {}
+        for name in each.ours:
+            ours[name] = weights[name].detach().to("cpu", dtype)
+            _check_shape(name, ours[name], shapes[name])
+        yield from each.to_theirs(ours).items()
+
+
+def _check_names(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    given = {name for name in weights if not name.startswith(FOR_TRAINING_ONLY)}
+    if missing := sorted(shapes.keys() - given):
+        raise BigtrainError(
+            f"{len(missing)} of {len(shapes)} weights are missing",
+            found=", ".join(missing[:10]) + (", ..." if len(missing) > 10 else ""),
+            fix="export from a complete checkpoint (`bigtrain checkpoint verify RUN`)",
+        )
+    for name in sorted(given - shapes.keys()):
+        _check_shape(name, weights[name], None)
+
+
+def _check_shape(name: str, weight: Tensor, wanted: torch.Size | None) -> None:
+    if weight.shape != wanted:
+        raise BigtrainError(
+            f"weight {name!r} does not belong to a model of these settings",
+            found=tuple(weight.shape),
+            wanted="no such weight" if wanted is None else tuple(wanted),
+            fix="export with the settings that the checkpoint was trained with",
+        )
+
+
+def _about_tokens(end_of_text_id: int) -> dict[str, Any]:
+    return {
+        "bos_token_id": None,  # a document begins with its first token
+        "eos_token_id": end_of_text_id,
+        "pad_token_id": None,  # were it end_of_text, transformers would cut that embedding off from training
+    }
+
+
+def _about_files(dtype: torch.dtype) -> dict[str, Any]:
+    dtype_name = str(dtype).removeprefix("torch.")
+    # torch_dtype: its name before transformers 5, which many tools still read
+    return {"dtype": dtype_name, "torch_dtype": dtype_name, _MARK: __version__}
+
+
+def _token_id(tokenizer_file: Path, token: str) -> int:
+    found = Tokenizer.from_file(str(tokenizer_file)).token_to_id(token)
+    if found is None:
+        raise BigtrainError(
+            f"the tokenizer has no token {token!r}",
+            found=tokenizer_file,
+            fix="set data.tokenizer.end_of_text to the token that ends a document in it",
+        )
+    return int(found)
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = out / "config.json"
+    if not config.is_file() or _MARK not in json.loads(config.read_text()):
+        raise BigtrainError(
+            f"{out} holds something that bigtrain did not export; nothing was overwritten",
+            fix="choose another folder, or empty this one",
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

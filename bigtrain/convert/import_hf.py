@@ -1,0 +1,227 @@
+"""Import of a Hugging Face folder: everything is checked before anything is written, then tensors go one by one.
+
+config.json       --settings_of-->  model.yaml
+*.safetensors     --weight_maps-->  our names and layout --> .safetensors, in the types they have
+tokenizer.json    -->  the same bytes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.config_json import read_config, settings_of
+from bigtrain.convert.families import FAMILIES, Family
+from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
+from bigtrain.convert.shards import DTYPES, SHARD_BYTES, Entry, TensorFolder, write_safetensors
+from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
+from bigtrain.data.tokenizer import TOKENIZER_FILE, vocabulary_size
+from bigtrain.version import __version__
+
+_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A Hugging Face folder that was understood."""
+
+    settings: ModelSettings
+    notes: list[str]
+    """What the user ought to know."""
+    end_of_text: str
+    """The token that ends a document."""
+
+
+def import_hf(folder: Path, out: Path, *, end_of_text: str | None = None, shard_bytes: int = SHARD_BYTES) -> Found:
+    """Write a folder for `model.init_from` under a temporary name, then move it to `out` in one step.
+
+    Args:
+        folder: config.json, *.safetensors, tokenizer.json.
+        out: the folder to make. An earlier import there is replaced.
+        end_of_text: the token that ends a document. Default: the one that config.json names.
+        shard_bytes: limit on one weights file.
+
+    Raises:
+        BigtrainError: `out` holds something else, the model is none that we compute, tensors are missing, surplus or
+            misshapen, or the token that ends a document is not clear.
+    """
+    _refuse_foreign(out)
+    config = read_config(folder)
+    settings, notes = settings_of(config)
+    files, shapes = TensorFolder(folder), our_shapes(settings)
+    maps = weight_maps(settings, shapes)
+    stored_as = _stored_as(files, settings, their_shapes(maps, shapes))
+    token = _end_of_text(folder, config, settings, end_of_text)
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    digests: dict[str, str] = {}
+    entries = _entries(files, stored_as, maps, shapes)
+    write_safetensors(entries, _ours(files, stored_as, maps, shapes, digests), partial, shard_bytes)
+    comment = (
+        f"Imported by bigtrain {__version__} from {folder.resolve().name}. To go on training it, take this section",
+        f"with `init_from: {out}` in it, and the tokenizer it was trained with:",
+        f"data.tokenizer.path: {out / TOKENIZER_FILE}, data.tokenizer.end_of_text: {json.dumps(token)}",
+    )
+    write_model(partial / MODEL, settings, comment)
+    for name in (TOKENIZER_FILE, *_BESIDE_TOKENIZER):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    manifest = {
+        "format": FORMAT,
+        "bigtrain_version": __version__,
+        "source": str(folder.resolve()),
+        "end_of_text": token,
+        "files": {name: file_digest(partial / name) for name in (MODEL, TOKENIZER_FILE)},
+        "tensors": digests,
+    }
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return Found(settings, notes, token)
+
+
+def _entries(
+    files: TensorFolder, stored_as: Mapping[str, str], maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size]
+) -> list[Entry]:
+    entries = []
+    for each in maps:
+        theirs = {
+            name: torch.empty(shape, dtype=DTYPES[files.dtype_name(stored_as[name])], device="meta")
+            for name in each.theirs
+            for shape in [files.shape(stored_as[name])]
+        }
+        entries += [Entry(name, tensor.dtype, tensor.shape) for name, tensor in each.to_ours(theirs, shapes).items()]
+    return entries
+
+
+def _ours(
+    files: TensorFolder,
+    stored_as: Mapping[str, str],
+    maps: Sequence[WeightMap],
+    shapes: Mapping[str, torch.Size],
+    digests: dict[str, str],
+) -> Iterator[tuple[str, Tensor]]:
+    for each in maps:
+        theirs = {name: files.read(stored_as[name]) for name in each.theirs}
+        for name, tensor in each.to_ours(theirs, shapes).items():
+            digests[name] = tensor_digest(tensor)
+            yield name, tensor
+
+
+def _stored_as(files: TensorFolder, settings: ModelSettings, wanted: Mapping[str, torch.Size]) -> dict[str, str]:
+    """For every tensor that is wanted its name in the files.
+
+    Raises:
+        BigtrainError: any is missing or misshapen or of a type that weights cannot have, or there are others.
+    """
+    family = FAMILIES[settings.family]
+    stored_as: dict[str, str] = {}
+    surplus, copies = [], []
+    for name in files.names():
+        if (known := _known_as(name, family, wanted)) and known not in stored_as:
+            stored_as[known] = name
+        elif known is None and settings.tie_word_embeddings and _is_head(name, family):
+            copies.append(name)
+        elif known is not None or not re.search(family.buffers, name):
+            surplus.append(name)
+    problems = {
+        "missing": sorted(wanted.keys() - stored_as.keys()),
+        "surplus": sorted(surplus),
+        "misshapen": [
+            f"{stored} {list(files.shape(stored))} instead of {list(wanted[name])}"
+            for name, stored in stored_as.items()
+            if files.shape(stored) != wanted[name]
+        ],
+        f"not of a type among {', '.join(DTYPES)}": [
+            f"{stored} {files.dtype_name(stored)}"
+            for stored in stored_as.values()
+            if files.dtype_name(stored) not in DTYPES
+        ],
+    }
+    if not any(problems.values()):
+        embedding = stored_as[next(iter(wanted))]
+        problems["unlike the embedding, though tied to it"] = [
+            name for name in copies if not torch.equal(files.read(name), files.read(embedding))
+        ]
+    if any(problems.values()):
+        raise BigtrainError(
+            f"the tensors in {files.folder} are not those of its config.json",
+            found="; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names),
+            wanted=f"the {len(wanted):,} of a {settings.family} model of this shape",
+            fix="fetch the folder again, or correct config.json",
+        )
+    return stored_as
+
+
+def _known_as(name: str, family: Family, wanted: Mapping[str, torch.Size]) -> str | None:
+    candidates = (name, family.renamed.get(name, name), family.prefix + name)
+    return next((candidate for candidate in candidates if candidate in wanted), None)
+
+
+def _is_head(name: str, family: Family) -> bool:
+    return family.renamed.get(name, name) == family.modules[-1].theirs + ".weight"
+
+
+def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSettings, chosen: str | None) -> str:
+    file = folder / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise BigtrainError(
+            f"no tokenizer can be read from {file}",
+            found=str(error),
+            wanted="a tokenizer.json of the tokenizers library",
+            fix="load the tokenizer with transformers' AutoTokenizer and save it into the folder again",
+        ) from None
+    if vocabulary_size(tokenizer) > settings.vocab_size:
+        raise BigtrainError(
+            f"{folder}: the tokenizer has more tokens than the model has embeddings",
+            found=vocabulary_size(tokenizer),
+            wanted=f"at most {settings.vocab_size}",
+            fix="fetch model and tokenizer together",
+        )
+    if chosen is not None:
+        if tokenizer.token_to_id(chosen) is None:
+            raise BigtrainError(f"{file} has no token {chosen!r}", fix="give --end-of-text a token that it has")
+        return chosen
+    ids = config.get("eos_token_id")
+    named = [tokenizer.id_to_token(each) for each in (ids if isinstance(ids, list) else [ids]) if each is not None]
+    if len(named) != 1 or named[0] is None:
+        raise BigtrainError(
+            f"{folder}: config.json does not say which one token ends a document",
+            found=f"eos_token_id {ids}" + (f", in the tokenizer {', '.join(map(str, named))}" if named else ""),
+            fix="say it: --end-of-text TOKEN",
+        )
+    return str(named[0])
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        ours = json.loads((out / MANIFEST).read_text())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise BigtrainError(
+            f"{out} holds something that bigtrain did not import; nothing was overwritten",
+            fix="choose another folder, or empty this one",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f", and {len(names) - 20:,} more" if len(names) > 20 else "")

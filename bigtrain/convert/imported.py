@@ -1,0 +1,172 @@
+"""A folder written by `bigtrain import`, from which `model.init_from` starts a run.
+
+    model.yaml         the section model
+    model.safetensors  the weights by our names, or model-0000N-of-0000N.safetensors and their index
+    tokenizer.json     with special_tokens_map.json and tokenizer_config.json where the model came with them
+    manifest.json      written last: where it came from, the end-of-text token, a hash of every tensor and file
+
+A hash is compared when what it is of is read, so a weight is read once and never used unless every byte of it is right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from bigtrain.config.document import read_document
+from bigtrain.config.errors import BigtrainError
+from bigtrain.config.families import FAMILIES
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.yaml12 import to_yaml
+from bigtrain.convert.config_json import differences
+from bigtrain.convert.shards import DTYPES, TensorFolder, bytes_of
+from bigtrain.data.tokenizer import TOKENIZER_FILE
+
+MODEL, MANIFEST = "model.yaml", "manifest.json"
+FORMAT = "bigtrain import 1"
+
+_ADJUSTABLE = ("max_position_embeddings", "rope_scaling")
+"""Settings that a continued training may change on purpose: a longer context, and how positions stretch over it."""
+
+
+class Imported(Mapping[str, Tensor]):
+    """Weights by our names, each read, and its hash compared, when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder.
+
+        Raises:
+            BigtrainError: it is none that `bigtrain import` has written, or not whole.
+        """
+        self.folder = folder
+        try:
+            self._manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            if self._manifest["format"] != FORMAT:
+                raise ValueError(f"format {self._manifest['format']}")
+            self.end_of_text: str = self._manifest["end_of_text"]
+            files: dict[str, str] = self._manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BigtrainError(
+                f"{folder} was not written by `bigtrain import`",
+                found=f"{MANIFEST}: {error}",
+                fix=f"bigtrain import HF_DIR {folder}",
+            ) from None
+        for name, wanted in files.items():
+            _compare(folder / name, file_digest(folder / name), wanted)
+        self.settings = read_model(folder / MODEL)
+        self._files = TensorFolder(folder)
+        if wrong := sorted(set(self._files.names()) ^ self._manifest["tensors"].keys()):
+            raise BigtrainError(
+                f"{folder} is not whole", found=", ".join(wrong[:10]), wanted=f"the tensors that {MANIFEST} names"
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._files.read(name)
+        _compare(f"{name} in {self.folder}", tensor_digest(tensor), self._manifest["tensors"][name])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files.names())
+
+    def __len__(self) -> int:
+        return len(self._files.names())
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The types of the weights; one, unless the model was published in several."""
+        return {DTYPES[self._files.dtype_name(name)] for name in self}
+
+    def check_model(self, settings: ModelSettings) -> list[str]:
+        """Compare a section model with these weights'; returns notes on what it changes on purpose.
+
+        Raises:
+            BigtrainError: it would compute something else with them.
+        """
+        differing = differences(settings, self.settings)
+        adjusted = {key: differing.pop(key) for key in _ADJUSTABLE if key in differing and self._may_change(key)}
+        if differing:
+            raise BigtrainError(
+                f"the section model is not that of model.init_from {self.folder}",
+                found="; ".join(f"{key} {ours}" for key, (ours, _) in differing.items()),
+                wanted="; ".join(f"{key} {theirs}" for key, (_, theirs) in differing.items()),
+                fix=f"take the section model from {self.folder / MODEL}",
+            )
+        return [f"model.{key} is {ours}, and was {theirs} before" for key, (ours, theirs) in adjusted.items()]
+
+    def check_tokenizer(self, file: Path) -> None:
+        """Compare a tokenizer with the one that these weights were trained with; it may have further tokens.
+
+        Raises:
+            BigtrainError: it would give texts other ids.
+        """
+        ours, theirs = _encoding(file), _encoding(self.folder / TOKENIZER_FILE)
+        differing = [part for part in theirs if part != "added_tokens" and ours[part] != theirs[part]]
+        changed = sorted(theirs["added_tokens"].items() - ours["added_tokens"].items())
+        if differing or changed:
+            raise BigtrainError(
+                "the data were not made with the tokenizer of model.init_from",
+                found=f"{file}: another {', '.join([*differing, *(f'token {token}' for _, token in changed[:5])])}",
+                wanted=self.folder / TOKENIZER_FILE,
+                fix=f"set data.tokenizer.path to {self.folder / TOKENIZER_FILE} and data.tokenizer.end_of_text to "
+                f"{self.end_of_text!r}, and build the data in another data.dir",
+            )
+
+    def _may_change(self, key: str) -> bool:
+        return key == "rope_scaling" or self.settings.position_embedding != "learned"
+
+
+def write_model(path: Path, settings: ModelSettings, comment: Sequence[str]) -> None:
+    """Write the section model: what is not the family's own choice. `read_model` gives it back."""
+    of_llama = {name: info.default for name, info in ModelSettings.model_fields.items()}
+    defaults = {**of_llama, **FAMILIES[settings.family]}
+    values = settings.model_dump(mode="json")
+    spoken = {
+        name: value for name, value in values.items() if name == "family" or getattr(settings, name) != defaults[name]
+    }
+    path.write_text("".join(f"# {line}\n" for line in comment) + to_yaml({"model": spoken}), encoding="utf-8")
+
+
+def read_model(path: Path) -> ModelSettings:
+    """The section model in a file. Raises BigtrainError."""
+    try:
+        return ModelSettings.model_validate_json(json.dumps(read_document(path).tree["model"]), strict=True)
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+        raise BigtrainError(f"{path} is not a section model", found=str(error)) from None
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """xxh3-128 of a tensor's type, shape and bytes."""
+    hasher = xxhash.xxh3_128(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    hasher.update(bytes_of(tensor))
+    return hasher.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """xxh3-128 of a small file. Raises BigtrainError."""
+    try:
+        return xxhash.xxh3_128(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BigtrainError(f"{path} cannot be read", found=str(error)) from None
+
+
+def _compare(what: object, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise BigtrainError(
+            f"{what} is not what was imported", found=f"xxh3 {found}", wanted=wanted, fix="import it again"
+        )
+
+
+def _encoding(file: Path) -> dict[str, Any]:
+    """What decides which ids a text gets."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BigtrainError(f"no tokenizer can be read from {file}", found=str(error)) from None
+    return {part: content.get(part) for part in ("model", "normalizer", "pre_tokenizer")} | {"added_tokens": added}

@@ -1,0 +1,74 @@
+"""How tensors of ours become tensors of theirs, and back.
+
+joined     theirs is one of ours, or several, one below the other; transposed where it is GPT-2's `Conv1D`, [in, out]
+by head    queries, keys and values of a head follow each other: [heads, 3, head_dim] rows (gpt_neox)
+stacked    one of ours, [experts, ...], is a tensor for each expert there
+
+Every layout works on tensors without data as well: that is how shapes are known before anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Layout(Protocol):
+    """One of the ways above."""
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Their tensors from ours."""
+
+    def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
+        """Ours from theirs. `rows`: the first dimension of each of ours."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One below the other, and a matrix transposed where the family has it so."""
+
+    transposed: bool = False
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Join."""
+        joined = torch.cat(list(ours)) if len(ours) > 1 else ours[0]
+        return [joined.T if self.transposed and joined.dim() == 2 else joined]
+
+    def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
+        """Part."""
+        (joined,) = theirs
+        return torch.split(joined.T if self.transposed and joined.dim() == 2 else joined, list(rows))
+
+
+@dataclass(frozen=True)
+class ByHead:
+    """Head by head, of each its part of every tensor."""
+
+    heads: int
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Interleave."""
+        return [torch.stack([torch.unflatten(tensor, 0, (self.heads, -1)) for tensor in ours], dim=1).flatten(0, 2)]
+
+    def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
+        """Pick apart."""
+        (mixed,) = theirs
+        return [part.flatten(0, 1) for part in torch.unflatten(mixed, 0, (self.heads, len(rows), -1)).unbind(1)]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor for each expert."""
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Unstack."""
+        (stack,) = ours
+        return stack.unbind(0)
+
+    def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
+        """Stack."""
+        return [torch.stack(list(theirs))]

@@ -1,0 +1,95 @@
+"""Every tensor of a model at Hugging Face, and what it is made of here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.families import FAMILIES, Module
+from bigtrain.convert.layouts import ByHead, Joined, Layout, Stacked
+from bigtrain.model import build_model
+
+FOR_TRAINING_ONLY = "next_token_layers."
+"""Names of the blocks of multi-token prediction begin with this: no family at Hugging Face has them."""
+
+_LAYOUTS: Mapping[str, Layout] = {"joined": Joined(), "conv1d": Joined(transposed=True), "experts": Stacked()}
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Tensors of theirs and of ours that hold the same numbers."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    layout: Layout
+
+    def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors by name, from ours: weights, gradients, or shapes alone."""
+        return dict(zip(self.theirs, self.layout.to_theirs([ours[name] for name in self.ours]), strict=True))
+
+    def to_ours(self, theirs: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """Our tensors by name, from theirs. `shapes`: of ours."""
+        tensors = self.layout.to_ours([theirs[name] for name in self.theirs], [shapes[name][0] for name in self.ours])
+        return dict(zip(self.ours, tensors, strict=True))
+
+
+def our_shapes(settings: ModelSettings) -> dict[str, torch.Size]:
+    """The parameters that an exchange moves, by name."""
+    with torch.device("meta"):
+        model = build_model(settings)
+    return {
+        name: parameter.shape for name, parameter in model.named_parameters() if not name.startswith(FOR_TRAINING_ONLY)
+    }
+
+
+def weight_maps(settings: ModelSettings, shapes: Mapping[str, torch.Size] | None = None) -> list[WeightMap]:
+    """The maps that cover all parameters, in the order of the files. A tied head is not stored twice.
+
+    Args:
+        settings: of a model that the family can express.
+        shapes: what `our_shapes` says, where it is known already.
+    """
+    shapes = our_shapes(settings) if shapes is None else shapes
+    maps = list(_maps(settings, shapes))
+    covered = [name for each in maps for name in each.ours]
+    assert sorted(covered) == sorted(shapes), set(covered) ^ set(shapes)  # else a family's table is wrong
+    return maps
+
+
+def their_shapes(maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """Their tensors in order, from the shapes of ours."""
+    ours = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: tensor.shape for each in maps for name, tensor in each.to_theirs(ours).items()}
+
+
+def _maps(settings: ModelSettings, shapes: Mapping[str, torch.Size]) -> Iterator[WeightMap]:
+    of_layers: list[Module] = []
+    for module in FAMILIES[settings.family].modules:
+        if "{}" in module.ours[0]:
+            of_layers.append(module)
+            continue
+        if of_layers and module.ours[0] == "norm":  # the first behind the layers
+            for layer in range(settings.num_hidden_layers):
+                for each in of_layers:
+                    yield from _of_module(each, layer, settings, shapes)
+        yield from _of_module(module, None, settings, shapes)
+
+
+def _of_module(
+    module: Module, layer: int | None, settings: ModelSettings, shapes: Mapping[str, torch.Size]
+) -> Iterator[WeightMap]:
+    at = () if layer is None else (layer,)
+    ours = tuple(name.format(*at) for name in module.ours)
+    if module.layout == "experts":
+        if ours[0] in shapes:
+            theirs = tuple(module.theirs.format(*at, expert) + ".weight" for expert in range(settings.num_experts))
+            yield WeightMap(theirs, ours, _LAYOUTS["experts"])
+        return
+    layout = ByHead(settings.num_attention_heads) if module.layout == "by_head" else _LAYOUTS[module.layout]
+    for suffix in (".weight", ".bias"):
+        if ours[0] + suffix in shapes:
+            yield WeightMap((module.theirs.format(*at) + suffix,), tuple(name + suffix for name in ours), layout)
