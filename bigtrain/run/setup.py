@@ -186,7 +186,8 @@ def fill_weights(model: Decoder, settings: Settings, topology: Topology) -> None
                 parameter.data.copy_(given[name])
             except BigtrainError as caught:
                 error = caught
-    raise_first(topology, error)
+    if given:
+        raise_first(topology, error)
 
 
 def starting_weights(settings: Settings) -> Imported:

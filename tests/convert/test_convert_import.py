@@ -167,7 +167,9 @@ REFUSED: dict[str, tuple[dict[str, Any], Change, str]] = {
         r"1 misshapen: model\.norm\.weight \[7\] instead of \[32\]",
     ),
     "a layer too many": (
-        {}, lambda t: t | {k.replace("layers.1", "layers.2"): v.clone() for k, v in t.items()}, r"9 surplus: model\.layers\.2",
+        {},
+        lambda t: t | {k.replace("layers.1", "layers.2"): v.clone() for k, v in t.items()},
+        r"9 surplus: model\.layers\.2",
     ),
     "one twice": ({}, lambda t: t | {"norm.weight": torch.ones(32)}, r"1 surplus: "),
     "whole numbers": (
