@@ -14,7 +14,7 @@ in rounds of at most one matrix for each rank, which `muon_rounds` plans.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ class Muon(Optimizer):
     def __init__(
         self, groups: list[dict[str, Any]], *, momentum: float, betas: tuple[float, float], eps: float
     ) -> None:
-        """The groups of algorithm muon have `matrices`: the shapes of their parameters, by name."""
+        """The groups of algorithm muon have `matrices`: the shapes of their parameters, by name. A parameter of three
+        dimensions is a stack of matrices, as experts have them, and each is orthogonalised by itself."""
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "betas": betas, "eps": eps})
         self._rounds: dict[Tensor, list[Round]] = {}
 
@@ -58,10 +59,12 @@ class Muon(Optimizer):
             ranges: the pieces of this rank.
             spread: whether the ranks have different pieces. If not, each has everything and works alone.
         """
-        matrices = {name: shape for group in self.param_groups for name, shape in group.get("matrices", {}).items()}
+        stacks = {name: shape for group in self.param_groups for name, shape in group.get("matrices", {}).items()}
+        matrices = [shape[-2:] for shape in stacks.values() for _ in range(math.prod(shape[:-2]))]
         numbers = {owner: number for number, owner in enumerate(owners)}
         here = {each.name: (numbers[each.owner], each.offset, each.length, each.start) for each in ranges}
-        own = torch.tensor([here.get(name, (-1, 0, 0, 0)) for name in matrices], device=owners[0].device)
+        pieces = [piece for name, shape in stacks.items() for piece in _pieces(shape, *here.get(name, (-1, 0, 0, 0)))]
+        own = torch.tensor(pieces, device=owners[0].device)
         of_ranks = [own]
         if spread:
             of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -70,7 +73,7 @@ class Muon(Optimizer):
         holders = table[:, :, 0].amax(dim=1)
         for number, owner in enumerate(owners):
             if rows := (holders == number).nonzero().flatten().tolist():
-                shapes = [list(matrices.values())[row] for row in rows]
+                shapes = [matrices[row] for row in rows]
                 self._rounds[owner] = plan_rounds(shapes, table[rows, :, 1:], dist.get_rank() if spread else 0)
 
     @torch.no_grad()
@@ -129,6 +132,15 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _pieces(shape: tuple[int, ...], owner: int, offset: int, length: int, start: int) -> Iterator[tuple[int, ...]]:
+    """A range of a stack of matrices as ranges of each: its owner, its offset and length in the matrix, and where it
+    begins in the owner."""
+    size = math.prod(shape[-2:])
+    for begin in range(0, math.prod(shape), size):
+        first, last = max(begin, offset), min(begin + size, offset + length)
+        yield (owner, first - begin, last - first, start + first - offset) if first < last else (owner, 0, 0, 0)
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:

@@ -45,10 +45,10 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     """The parameters with equal treatment together: name, params, algorithm, weight_decay and lr_scale.
 
     Matrices decay, the token embedding among them: as an output projection it is a matrix like any other, and GPT-2,
-    Llama and OLMo decay it too. Norms, biases and every other vector do not. Muon has the matrices inside the blocks
-    and leaves the rest to AdamW. Rates are those that the model asks for, where it has a method `lr_scales`, and
-    `optimizer.groups` changes decay or rate of what it matches. A tied embedding is one parameter, under the name
-    `named_parameters` gives it first.
+    Llama and OLMo decay it too. Norms, biases and every other vector do not. Muon has the matrices inside the blocks,
+    each expert's by itself, and leaves the rest to AdamW. Rates are those that the model asks for, where it has a
+    method `lr_scales`, and `optimizer.groups` changes decay or rate of what it matches. A tied embedding is one
+    parameter, under the name `named_parameters` gives it first.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     chosen = _chosen(list(parameters), settings.groups)
@@ -57,7 +57,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 hides the shape
-        by_muon = settings.name == "muon" and len(shape) == 2 and "layers." in name
+        by_muon = settings.name == "muon" and len(shape) in (2, 3) and "layers." in name
         group: dict[str, Any] = {
             "name": "muon" if by_muon else "decay" if len(shape) >= 2 else "no_decay",
             "algorithm": "adamw" if settings.name == "muon" and not by_muon else settings.name,

@@ -21,7 +21,7 @@ from bigtrain.checkpoint import Places, newest_verified
 from bigtrain.checkpoint.load import Tensors
 from bigtrain.config.errors import BigtrainError
 from bigtrain.engine.fragments import OwnedRange
-from bigtrain.engine.muon import Muon
+from bigtrain.engine.muon import Muon, _pieces
 from bigtrain.engine.muon_rounds import plan_rounds
 from bigtrain.engine.optimizer import build_optimizer, create_moments, parameter_groups
 
@@ -94,6 +94,47 @@ def test_muon_has_the_matrices_inside_the_blocks_and_adamw_the_rest() -> None:
         f"layers.{i}.{layer}.weight" for i in (0, 1) for layer in ("qkv", "out", "up", "down")
     }
     assert by_algorithm["adamw"] == set(names.values()) - by_algorithm["muon"]
+
+
+class Stacked(torch.nn.Module):
+    """Three experts' matrices in one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Module()])
+        self.layers[0].experts = torch.nn.Parameter(torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def test_muon_takes_each_expert_s_matrix_by_itself() -> None:
+    case = {"stage": 1, "optimizer": {"name": "muon"}}
+    ours = train_alone(Stacked(), case, 3)["layers.0.experts"]
+    matrices = [torch.nn.Parameter(each.clone()) for each in Stacked().layers[0].experts.detach()]
+    chosen = settings(case).optimizer
+    plain = torch.optim.Muon(
+        matrices, weight_decay=chosen.weight_decay, momentum=chosen.momentum, lr=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    model = Stacked()
+    for step in range(3):
+        give_gradients(dict(model.named_parameters()), step)
+        for matrix, gradient in zip(matrices, model.layers[0].experts.grad, strict=True):
+            matrix.grad = gradient.clone()
+        plain.step()
+    assert torch.allclose(ours, torch.stack(matrices).detach(), atol=1e-5)
+
+
+@given(ranks=st.integers(1, 7), experts=st.integers(1, 5), rows=st.integers(1, 4))
+def test_a_stack_of_matrices_cut_anywhere_is_its_matrices(ranks: int, experts: int, rows: int) -> None:
+    shape = (experts, rows, 3)
+    stack = torch.arange(math.prod(shape))
+    part = -(-len(stack) // ranks)
+    found = torch.full((experts, rows * 3), -1)
+    for rank in range(ranks):
+        offset = min(rank * part, len(stack))
+        owner = torch.cat((torch.full((5,), -7), stack[offset : offset + part]))
+        pieces = _pieces(shape, 0, offset, len(owner) - 5, 5)
+        for matrix, (_, first, length, start) in zip(found, pieces, strict=True):
+            matrix[first : first + length] = owner[start : start + length]
+    assert torch.equal(found.flatten(), stack)
 
 
 def test_the_first_group_that_matches_counts() -> None:
