@@ -240,15 +240,16 @@ class CountOperators(TorchDispatchMode):
 def test_recomputation_changes_no_bit_counts_once_and_keeps_grouped_products(dtype: torch.dtype) -> None:
     batch = packed_batch(2, 40, 96, seed=0)
     results, operators = {}, {}
-    for kept in ("none", "selective", "full"):
-        decoder = model(dtype, how={"activation_checkpointing": kept}, **EVERYTHING)
+    for kept, budget in (("none", 1.0), ("selective", 1.0), ("selective", 0.5), ("full", 1.0)):
+        how = {"activation_checkpointing": kept, "activation_memory_budget": budget}
+        decoder = model(dtype, how=how, **EVERYTHING)
         with CountOperators() as counter:
             results[kept] = gradients(decoder(**batch), decoder)
-        operators[kept] = counter.counts["bigtrain.grouped_product.default"]
+        operators[kept, budget] = counter.counts["bigtrain.grouped_product.default"]
         assert decoder.auxiliary.take().loads.sum() == 2 * 2 * (batch["labels"] != -100).sum()
         assert all(torch.equal(grad, results["none"][name]) for name, grad in results[kept].items())
-    # Two layers of three products forward and three backward.
-    assert operators == {"none": 12, "selective": 12, "full": 18}
+    # Two layers of three products forward and three backward. The budget has room for gate and up.
+    assert operators == {("none", 1): 12, ("selective", 1): 12, ("selective", 0.5): 14, ("full", 1): 18}
 
 
 @pytest.mark.slow
