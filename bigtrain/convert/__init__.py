@@ -10,6 +10,7 @@ export_hf         weights, settings and tokenizer -> a Hugging Face folder
 import_hf         a Hugging Face folder -> a folder for model.init_from
 imported          that folder
 verify            a folder as `transformers` sees it against our own model
+gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
 """
 
 from bigtrain.convert.config_json import obstacles

@@ -106,7 +106,16 @@ def settings_of(config: Mapping[str, Any]) -> tuple[ModelSettings, list[str]]:
             found="; ".join(problems),
             fix="report the key if it ought to be known",
         )
-    values = {name: value for keys in family.keys for name, value in keys.read(config).items()}
+    values: dict[str, Any] = {}
+    for keys in family.keys:
+        try:
+            values |= keys.read(config)
+        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+            given = {name: config[name] for name in sorted(keys.names & config.keys())}
+            raise BigtrainError(
+                f"config.json: {', '.join(sorted(keys.names))} cannot be understood",
+                found=f"{json.dumps(given)} ({type(error).__name__}: {error})",
+            ) from None
     try:
         settings = ModelSettings.model_validate_json(
             json.dumps({"family": config["model_type"], **values}), strict=True
@@ -217,15 +226,15 @@ def _written(settings: ModelSettings) -> dict[str, Any]:
 
 def _family_of(config: Mapping[str, Any]) -> Family:
     name, architectures = config.get("model_type"), config.get("architectures")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise BigtrainError(
             "config.json: model_type is of no family that bigtrain knows", found=name, wanted=", ".join(FAMILIES)
         )
     family = FAMILIES[name]
-    if architectures is not None and family.architecture not in architectures:
+    if architectures is not None and architectures != [family.architecture]:
         raise BigtrainError(
-            "config.json: architectures is not a language model's",
-            found=", ".join(map(str, architectures)),
+            "config.json: architectures is not this family's language model",
+            found=architectures,
             wanted=family.architecture,
         )
     return family

@@ -266,6 +266,28 @@ def test_a_shape_that_is_left_out_is_refused(family: str) -> None:
             read({k: v for k, v in config.items() if k != key})
 
 
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
+        st.sampled_from(["rope_type", "factor", "rope_theta", "mscale", "mscale_all_dim", "x"]), inner, max_size=4
+    ),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_stands_in_the_file_it_is_read_or_refused(family: str, data: st.DataObject) -> None:
+    known = sorted(name for keys in DESCRIPTIONS[family].keys for name in keys.names)
+    config = smallest(family) | data.draw(st.dictionaries(st.sampled_from(["model_type", *known]), junk, max_size=2))
+    try:
+        model, _ = read(config)
+    except BigtrainError:
+        return
+    obstacles(model)
+
+
 OBSTACLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "norms of queries": ("llama", {"qk_norm": "head"}, "qk_norm is head, a llama has none"),
     "a window": ("llama", {"sliding_window": 16}, "sliding"),
