@@ -137,7 +137,9 @@ def evaluate(
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run directory, or a Hugging Face or imported folder.")
+    ],
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue; - is what comes on stdin.")
     ] = None,

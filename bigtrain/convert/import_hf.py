@@ -94,6 +94,19 @@ def import_hf(folder: Path, out: Path, *, end_of_text: str | None = None, shard_
     return Found(settings, notes, token)
 
 
+def read_hf(folder: Path) -> tuple[ModelSettings, Iterator[tuple[str, Tensor]]]:
+    """The section model of a Hugging Face folder, and its weights by our names, one at a time.
+
+    Raises:
+        BigtrainError: the model is none that we compute, or tensors are missing, surplus or misshapen.
+    """
+    settings, _ = settings_of(read_config(folder))
+    files, shapes = TensorFolder(folder), our_shapes(settings)
+    maps = weight_maps(settings, shapes)
+    stored_as = _stored_as(files, settings, their_shapes(maps, shapes))
+    return settings, _ours(files, stored_as, maps, shapes, {})
+
+
 def _entries(
     files: TensorFolder, stored_as: Mapping[str, str], maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size]
 ) -> list[Entry]:

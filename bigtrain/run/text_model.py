@@ -1,17 +1,30 @@
-"""A model that continues text."""
+"""A model that continues text: of a run, of a Hugging Face folder, or of a folder that `bigtrain import` wrote.
+
+A folder at Hugging Face is read as transformers reads it, without transformers: its own type of weights, the tokens
+that its tokenizer puts around a text, and those that end one by its generation_config.json.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from bigtrain.data.tokenizer import vocabulary_size
-from bigtrain.model import Decoder, Ended, Sampling, generate, require_room
+from bigtrain.config import BigtrainError
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.config_json import read_config
+from bigtrain.convert.import_hf import read_hf
+from bigtrain.convert.imported import MODEL, Imported
+from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, end_of_text_id, vocabulary_size
+from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
 from bigtrain.run.text_stream import Characters, StopStrings
 from bigtrain.run.trained import TrainedModel
 
@@ -54,27 +67,36 @@ class TextModel:
     decoder: Decoder
     tokenizer: Tokenizer
     end_of_text: tuple[int, ...]
-    """The tokens that end a text; the first begins one where the tokenizer has no other token for it."""
+    """The tokens that end a text."""
+    beginning: int | None
+    """The token that stands for an empty prompt."""
     step: int | None = None
     """Of the checkpoint, where it is one."""
     adds_special_tokens: bool = False
-    """Whether texts begin as the tokenizer's file says (with a token, for some); a run's documents begin bare."""
+    """Whether a prompt gets the tokens that the tokenizer's file puts around texts; a run's documents have none."""
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> TextModel:
-        """Load the model of a run directory.
+        """Load a model.
 
         Args:
-            path: where it lies.
+            path: a run directory, or a folder with config.json or model.yaml.
             step: of a run's checkpoint. Default: the newest verified one.
 
         Raises:
             BigtrainError: there is no model, or one that is not whole or not known.
         """
-        trained = TrainedModel.open(path, step)
-        end_of_text = trained.tokenizer.token_to_id(trained.settings.data.tokenizer.end_of_text)
-        assert end_of_text is not None  # the data were built with it
-        return cls(trained.model, trained.tokenizer, (end_of_text,), trained.step)
+        if (path / "config.json").is_file():
+            read = _of_hugging_face
+        elif (path / MODEL).is_file():
+            read = _of_import
+        else:
+            trained = TrainedModel.open(path, step)
+            end_of_text = end_of_text_id(trained.tokenizer, trained.settings.data.tokenizer.end_of_text)
+            return cls(trained.model, trained.tokenizer, (end_of_text,), end_of_text, trained.step)
+        if step is not None:
+            raise BigtrainError(f"{path} holds one model and no steps", found=f"--step {step}", fix="leave --step out")
+        return read(path)
 
     @property
     def context(self) -> int:
@@ -141,7 +163,61 @@ class TextModel:
     def encode(self, prompt: str) -> list[int]:
         """The tokens of a prompt: one that starts a text where it is empty."""
         ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=self.adds_special_tokens).ids
-        return ids or [self.end_of_text[0]]
+        if not ids and self.beginning is None:
+            raise BigtrainError(
+                "a prompt is empty, and this model has no token that begins a text", fix="give a prompt"
+            )
+        return ids or [self.beginning or 0]
+
+
+def _of_hugging_face(folder: Path) -> TextModel:
+    settings, weights = read_hf(folder)
+    config = read_config(folder)
+    generation = folder / "generation_config.json"
+    ends = (json.loads(generation.read_text()) if generation.is_file() else config).get("eos_token_id")
+    end_of_text = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    beginning = config.get("bos_token_id")
+    return _of_folder(folder, settings, weights, end_of_text, end_of_text[0] if beginning is None else beginning)
+
+
+def _of_import(folder: Path) -> TextModel:
+    imported = Imported(folder)
+    end_of_text = end_of_text_id(_tokenizer_of(folder), imported.end_of_text)
+    return _of_folder(folder, imported.settings, iter(imported.items()), (end_of_text,), end_of_text)
+
+
+def _of_folder(
+    folder: Path,
+    settings: ModelSettings,
+    weights: Iterator[tuple[str, Tensor]],
+    end_of_text: tuple[int, ...],
+    beginning: int | None,
+) -> TextModel:
+    tokenizer = _tokenizer_of(folder)
+    check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
+    with torch.device("meta"):
+        decoder = build_model(settings)
+    first = next(weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = decoder.to(first[1].dtype).to_empty(device=device)
+    parameters = dict(decoder.named_parameters())
+    decoder.set_router_moves({})
+    with torch.no_grad():
+        for name, tensor in chain([first], weights):
+            parameters[name].copy_(tensor)
+    return TextModel(decoder.eval(), tokenizer, end_of_text, beginning, adds_special_tokens=True)
+
+
+def _tokenizer_of(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    except Exception as error:  # the library raises plain Exception
+        raise BigtrainError(
+            f"no tokenizer can be read from {folder / TOKENIZER_FILE}",
+            found=str(error),
+            wanted="a tokenizer.json of the tokenizers library",
+            fix="load the tokenizer with transformers' AutoTokenizer and save it into the folder again",
+        ) from None
 
 
 class _Text:

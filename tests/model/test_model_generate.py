@@ -100,7 +100,7 @@ def test_greedy_takes_the_likeliest_token_of_the_full_logits(model: Decoder) -> 
         assert new == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=2, max_size=4),
     seed=st.integers(0, 2**40),
