@@ -71,11 +71,14 @@ class Imported(Mapping[str, Tensor]):
         _compare(f"{name} in {self.folder}", tensor_digest(tensor), self._manifest["tensors"][name])
         return tensor
 
+    def __contains__(self, name: object) -> bool:  # else it would be read to answer
+        return name in self._manifest["tensors"]
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files.names())
+        return iter(self._manifest["tensors"])
 
     def __len__(self) -> int:
-        return len(self._files.names())
+        return len(self._manifest["tensors"])
 
     @property
     def dtypes(self) -> set[torch.dtype]:

@@ -117,9 +117,12 @@ class TensorFolder:
         return self._about[name][1]
 
     def read(self, name: str) -> Tensor:
-        """One tensor. Its memory may be the file's: it is to be copied, not to be written to."""
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name)
+        """One tensor. Its memory may be the file's: it is to be copied, not to be written to. Raises BigtrainError."""
+        try:
+            with safe_open(self._file_of[name], framework="pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise BigtrainError(f"{name} cannot be read from {self._file_of[name]}", found=str(error)) from None
 
     def _index(self) -> dict[str, str]:
         path = self.folder / INDEX

@@ -96,8 +96,9 @@ def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.d
     with torch.device("meta"):
         model = build_model(settings, attn_implementation="reference")
     model = model.to(dtype).to_empty(device="cpu").eval()
+    given = set(weights)
     for name, parameter in model.named_parameters():
-        if name in weights:  # what is for training only may be left out
+        if name in given:  # what is for training only may be left out
             parameter.copy_(weights[name])
     return model
 

@@ -261,6 +261,8 @@ def test_a_single_changed_byte_is_found_before_it_is_used(
     (ours / file).write_bytes(content)
     with pytest.raises(BigtrainError, match="is not what was imported"):
         dict(Imported(ours))
+    if file == "model.safetensors":  # who asks for a name alone, as ranks that do not read at ZeRO 3, meets no error
+        assert all(name in Imported(ours) for name in weights_of(trained(settings_of("llama"))))
     (ours / MANIFEST).unlink()
     with pytest.raises(BigtrainError, match="was not written by `bigtrain import`"):
         Imported(ours)
