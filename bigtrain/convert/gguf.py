@@ -23,6 +23,7 @@ from torch import Tensor
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
+from bigtrain.convert.weights import FOR_TRAINING_ONLY
 from bigtrain.model import build_model
 from bigtrain.model.rotary import attention_factor, original_context, rotary_frequencies
 from bigtrain.version import __version__
@@ -30,8 +31,6 @@ from bigtrain.version import __version__
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types of matrices in a file, by the names that `export --dtype` takes."""
 
-_FOR_TRAINING_ONLY = "next_token_layers."
-"""Names of the weights of multi-token prediction begin with this."""
 _MARK = "bigtrain.version"
 """The key by which a file is known as one of ours, and may be replaced."""
 
@@ -365,7 +364,7 @@ def _read(weights: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor
 
 
 def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], settings: ModelSettings) -> None:
-    exported = {name for name in weights if not name.startswith(_FOR_TRAINING_ONLY)}
+    exported = {name for name in weights if not name.startswith(FOR_TRAINING_ONLY)}
     if differing := sorted(exported ^ shapes.keys()):
         raise BigtrainError(
             f"the weights are not those of a {settings.family} model of these settings",
