@@ -189,10 +189,15 @@ def _is_head(name: str, family: Family) -> bool:
     return family.renamed.get(name, name) == family.modules[-1].theirs + ".weight"
 
 
-def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSettings, chosen: str | None) -> str:
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, or of one written by `import`, as it is there.
+
+    Raises:
+        BigtrainError: there is none.
+    """
     file = folder / TOKENIZER_FILE
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise BigtrainError(
             f"no tokenizer can be read from {file}",
@@ -200,6 +205,10 @@ def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSetting
             wanted="a tokenizer.json of the tokenizers library",
             fix="load the tokenizer with transformers' AutoTokenizer and save it into the folder again",
         ) from None
+
+
+def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSettings, chosen: str | None) -> str:
+    tokenizer = read_tokenizer(folder)
     if vocabulary_size(tokenizer) > settings.vocab_size:
         raise BigtrainError(
             f"{folder}: the tokenizer has more tokens than the model has embeddings",
@@ -209,7 +218,9 @@ def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSetting
         )
     if chosen is not None:
         if tokenizer.token_to_id(chosen) is None:
-            raise BigtrainError(f"{file} has no token {chosen!r}", fix="give --end-of-text a token that it has")
+            raise BigtrainError(
+                f"{folder / TOKENIZER_FILE} has no token {chosen!r}", fix="give --end-of-text a token that it has"
+            )
         return chosen
     ids = config.get("eos_token_id")
     named = [tokenizer.id_to_token(each) for each in (ids if isinstance(ids, list) else [ids]) if each is not None]

@@ -21,9 +21,9 @@ from torch import Tensor
 from bigtrain.config import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import read_config
-from bigtrain.convert.import_hf import read_hf
+from bigtrain.convert.import_hf import read_hf, read_tokenizer
 from bigtrain.convert.imported import MODEL, Imported
-from bigtrain.data.tokenizer import TOKENIZER_FILE, check_vocabulary, end_of_text_id, vocabulary_size
+from bigtrain.data.tokenizer import check_vocabulary, end_of_text_id, vocabulary_size
 from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
 from bigtrain.run.text_stream import Characters, StopStrings
 from bigtrain.run.trained import TrainedModel
@@ -182,7 +182,7 @@ def _of_hugging_face(folder: Path) -> TextModel:
 
 def _of_import(folder: Path) -> TextModel:
     imported = Imported(folder)
-    end_of_text = end_of_text_id(_tokenizer_of(folder), imported.end_of_text)
+    end_of_text = end_of_text_id(read_tokenizer(folder), imported.end_of_text)
     return _of_folder(folder, imported.settings, iter(imported.items()), (end_of_text,), end_of_text)
 
 
@@ -193,7 +193,7 @@ def _of_folder(
     end_of_text: tuple[int, ...],
     beginning: int | None,
 ) -> TextModel:
-    tokenizer = _tokenizer_of(folder)
+    tokenizer = read_tokenizer(folder)
     check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
     with torch.device("meta"):
         decoder = build_model(settings)
@@ -206,18 +206,6 @@ def _of_folder(
         for name, tensor in chain([first], weights):
             parameters[name].copy_(tensor)
     return TextModel(decoder.eval(), tokenizer, end_of_text, beginning, adds_special_tokens=True)
-
-
-def _tokenizer_of(folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    except Exception as error:  # the library raises plain Exception
-        raise BigtrainError(
-            f"no tokenizer can be read from {folder / TOKENIZER_FILE}",
-            found=str(error),
-            wanted="a tokenizer.json of the tokenizers library",
-            fix="load the tokenizer with transformers' AutoTokenizer and save it into the folder again",
-        ) from None
 
 
 class _Text:

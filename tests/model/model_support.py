@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigtrain.config.model_settings import ModelSettings
 
@@ -52,3 +54,15 @@ def packed_batch(rows: int, length: int, vocab_size: int, seed: int) -> dict[str
 def relative_error(actual: Tensor, wanted: Tensor, floor: float = 1e-12) -> float:
     """Distance in the Euclidean norm, relative to what is wanted, or to `floor` if that is larger."""
     return float((actual.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=floor))
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts what is really executed, by operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from model_support import packed_batch, relative_error, small_settings
+from model_support import CountOperators, packed_batch, relative_error, small_settings
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigtrain.model import Decoder, build_model
 from bigtrain.model.activation_checkpointing import kept_products
@@ -67,18 +65,6 @@ def test_activation_checkpointing_changes_no_bit_of_a_gradient(kept: str, dtype:
     wanted = gradients(built(dtype=dtype, attn_implementation=attention))
     actual = gradients(built(dtype=dtype, attn_implementation=attention, activation_checkpointing=kept))
     assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
-
-
-class CountOperators(TorchDispatchMode):
-    """Counts what is really executed, by operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_selective_checkpointing_recomputes_no_costly_operator_and_full_does() -> None:

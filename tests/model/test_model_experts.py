@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_support import packed_batch, relative_error, small_settings
+from model_support import CountOperators, packed_batch, relative_error, small_settings
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from bigtrain.config.model_settings import ModelSettings
@@ -224,16 +223,6 @@ def test_evaluation_counts_nothing_and_does_no_auxiliary_work() -> None:
     assert decoder.eval()(**batch).item() == trained
     decoder.logits(batch["input_ids"])
     assert called == ["ahead"] and not decoder.auxiliary.take().losses
-
-
-class CountOperators(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
