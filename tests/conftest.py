@@ -22,6 +22,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+TOGETHER = {"engine": "tests/engine/"}
+"""Rooms whose files share what takes long to make; elsewhere a file is what one of several pytest workers does."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divide the tests among the workers of pytest-xdist: `--dist loadgroup`."""
+    for item in items:
+        path = item.path.relative_to(item.config.rootpath).as_posix()
+        group = next((room for room, start in TOGETHER.items() if path.startswith(start)), path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def require():
     """Skip, with the reason, a test whose component is missing; with BIGTRAIN_REQUIRE set, as in CI, fail instead."""
