@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; the statistics are float32 for any lower precision."""
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _CpuRMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
