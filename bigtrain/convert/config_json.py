@@ -88,9 +88,9 @@ def obstacles(settings: ModelSettings) -> list[str]:
     try:
         back, _ = settings_of(_written(settings))
     except BigtrainError as error:
-        return [*found, f"{error.what}: {error.found}, a {name} has {error.wanted}"]
+        return [*found, f"{error.what}: {error.found}, {name} has {error.wanted}"]
     differing = differences(settings, back)
-    return found + [f"{key} is {ours}, a {name} has {theirs}" for key, (ours, theirs) in differing.items()]
+    return found + [f"{key} is {ours}, {name} has {theirs}" for key, (ours, theirs) in differing.items()]
 
 
 def settings_of(config: Mapping[str, Any]) -> tuple[ModelSettings, list[str]]:

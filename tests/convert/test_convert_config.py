@@ -289,20 +289,20 @@ def test_whatever_stands_in_the_file_it_is_read_or_refused(family: str, data: st
 
 
 OBSTACLES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "norms of queries": ("llama", {"qk_norm": "head"}, "qk_norm is head, a llama has none"),
+    "norms of queries": ("llama", {"qk_norm": "head"}, "qk_norm is head, llama has none"),
     "a window": ("llama", {"sliding_window": 16}, "sliding"),
     "some layers only": (
         "mistral", {"sliding_window": 8, "layer_types": ("sliding_attention", "full_attention")}, "layer_types",
     ),
     "one bias of two": ("llama", {"attention_bias": True}, "attention_output_bias"),
     "no bias": ("qwen2", {"attention_bias": False}, "attention_bias"),
-    "grouped keys": ("gpt2", {"num_key_value_heads": 2}, "num_key_value_heads is 2, a gpt2 has 4"),
+    "grouped keys": ("gpt2", {"num_key_value_heads": 2}, "num_key_value_heads is 2, gpt2 has 4"),
     "distances": ("llama", {"position_embedding": "alibi"}, "position_embedding is alibi"),
     "norms behind": ("qwen3", {"norm_position": "post"}, "norm_position is post, a qwen3 has pre"),
     "half a rotation": ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "scores": ("llama", {"attention_multiplier": 0.125}, "attention_multiplier"),
     "a root that is none": ("gemma2", {"attention_multiplier": 0.3}, "attention_multiplier is 0.3"),
-    "divided logits": ("llama", {"mup_base_hidden_size": 16}, "logits_scaling is 2.0, a llama has 1.0"),
+    "divided logits": ("llama", {"mup_base_hidden_size": 16}, "logits_scaling is 2.0, llama has 1.0"),
     "a past of part of a token": (
         "llama", {"rope_scaling": {"rope_type": "yarn", "factor": 5.0}}, "original_max_position_embeddings",
     ),
