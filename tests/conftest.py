@@ -18,7 +18,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Threads that wait for each other by spinning crawl on a machine that others use too.
+# Models this small gain nothing by threads, and threads that spin crawl on a machine that others use too. Ranks under a
+# launcher take their share of the cores all the same: bigtrain/engine/topology.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -26,6 +28,7 @@ TOGETHER = {"engine": "tests/engine/"}
 """Rooms whose files share what takes long to make; elsewhere a file is what one of several pytest workers does."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among the workers of pytest-xdist: `--dist loadgroup`."""
     for item in items:

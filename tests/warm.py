@@ -187,7 +187,8 @@ def _fork_ranks(job: dict[str, Any]) -> list[int] | None:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
             os.environ |= dict(zip(names, map(str, (rank, rank, world, world)), strict=True))
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            os.environ |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "warm"}  # as torchrun does
+            if world > 1:  # as torchrun does; but one that is alone is more often than not one of many at this moment
+                os.environ |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "warm"}
         return None
     return pids
 
