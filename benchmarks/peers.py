@@ -12,6 +12,8 @@ PEER_PACKAGES = {
     "litdata": [TORCH, "numpy", "litdata"],
     "mosaicml-streaming": [TORCH, "numpy", "mosaicml-streaming"],
     "datatrove": ["datatrove", "tokenizers", "orjson"],
+    "litgpt": [TORCH, "numpy", "litgpt==0.5.13"],
+    "torchtitan": [TORCH, "numpy", "triton", "torchtitan==0.3.0"],
 }
 
 

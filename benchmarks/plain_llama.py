@@ -67,9 +67,16 @@ def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def train(
-    model: nn.Module, batches: Tensor, micro_batch_size: int, *, returns_output: bool = False, device: str = "cpu"
+    model: nn.Module,
+    batches: Tensor,
+    micro_batch_size: int,
+    *,
+    returns_output: bool = False,
+    device: str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[float]:
-    """Train with bf16 autocast over float32 weights; seconds of each step.
+    """Train with bf16 autocast over float32 weights, as nanoGPT does; seconds of each step.
 
     Args:
         model: called with (ids, labels) or, with `returns_output`, as transformers models are.
@@ -77,17 +84,23 @@ def train(
         micro_batch_size: samples in one forward pass.
         returns_output: the model returns an object whose `.loss` is the loss.
         device: where to train.
+        rank: of this process among `world_size`, which share each batch (DistributedDataParallel).
+        world_size: more than one only in an initialised process group.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    replicas = nn.parallel.DistributedDataParallel(model) if world_size > 1 else None
     seconds = []
     for batch in batches:
         started = time.perf_counter()
-        parts = batch.split(micro_batch_size)
-        for part in parts:
+        parts = batch[rank::world_size].split(micro_batch_size)
+        for number, part in enumerate(parts):
             ids, labels = part[:, :-1].to(device), part[:, 1:].to(device)
+            if replicas is not None:
+                replicas.require_backward_grad_sync = number == len(parts) - 1
+            called = replicas or model
             with torch.autocast(device, dtype=torch.bfloat16):
                 # transformers shifts the labels itself
-                loss = model(input_ids=ids, labels=ids).loss if returns_output else model(ids, labels)
+                loss = called(input_ids=ids, labels=ids).loss if returns_output else called(ids, labels)
             (loss / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

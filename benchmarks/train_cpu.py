@@ -1,11 +1,16 @@
-"""Training speed on a CPU, side by side: bigtrain, plain PyTorch loops, and the transformers Trainer.
+"""Training speed on a CPU, side by side: bigtrain, a nanoGPT-style loop, the transformers Trainer with and without
+DeepSpeed, litgpt; torchtitan's answer is kept, too.
 
-    python benchmarks/train_cpu.py [--config configs/quickstart.yaml] [--steps 24] [--repeats 5]
+    python benchmarks/train_cpu.py [--config configs/quickstart.yaml --config benchmarks/llama-30m.yaml]
+                                   [--repeats 5] [--peers /tmp/peers]
 
 Same architecture, same batches, same number of cores, bf16 compute with float32 master weights, fused AdamW, gradient
-clipping. Every contestant runs in processes of its own, and the contestants take turns, so that a drift of the
-machine's speed hits all alike. Timed is the whole optimizer step, data loading included, without the first few.
-bigtrain is the ordinary command (`bigtrain train` under torchrun), its step times are those of metrics.jsonl.
+clipping. Every contestant runs in processes of its own. In a first round each of its forms runs once (one process with
+all cores or a process a core, compiled or not), and only its fastest goes on; the contestants then take turns, so that
+a drift of the machine's speed hits all alike. Timed is the whole optimizer step, data loading included, without the
+first few. bigtrain is the ordinary command (`bigtrain train` under torchrun), its step times those of metrics.jsonl.
+
+MFU is by the field's convention, relative to the matrix product measured here, on all cores, before every round.
 """
 
 from __future__ import annotations
@@ -17,105 +22,232 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peers import environment, reason, version
 from record import spread, write_result
 
 from bigtrain.config import Settings, load_settings
 
-WARMUP_STEPS = 4
+CONFIGS = [Path("configs/quickstart.yaml"), Path("benchmarks/llama-30m.yaml")]
+WARMUP_STEPS = 3
+TIMED_TOKENS = 140_000
+"""A contestant's timed steps in one run: about this many tokens."""
 CORES = len(os.sched_getaffinity(0))
-CONTESTANTS = {
-    "bigtrain": f"bigtrain train, {CORES} processes of 1 thread, as launch/local.sh starts it",
-    "bigtrain-1": f"bigtrain train, 1 process of {CORES} threads",
-    "plain": f"plain PyTorch loop, plain Llama, {CORES} threads",
-    "plain-hf": f"plain PyTorch loop, transformers' Llama, {CORES} threads",
-    "trainer": f"transformers Trainer, transformers' Llama, {CORES} threads",
+LIMIT_SECONDS = 1200
+WHAT = {
+    "bigtrain": "bigtrain train",
+    "nanogpt": "nanoGPT's loop (autocast, DistributedDataParallel) around a plain Llama",
+    "trainer": "transformers Trainer, transformers' Llama",
+    "trainer-deepspeed": "transformers Trainer with DeepSpeed ZeRO-2, transformers' Llama",
+    "litgpt": "litgpt's model, in the loop of its pretrain",
 }
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of running a contestant."""
+
+    contestant: str
+    processes: int
+    compile: bool = False
+
+    @property
+    def threads(self) -> int:
+        return CORES // self.processes
+
+    def __str__(self) -> str:
+        threads = f"{self.processes} x {self.threads} threads"
+        return f"{self.contestant}, {threads}{', compiled' if self.compile else ''}"
+
+
+FORMS = {
+    name: [
+        Form(name, processes, compile)
+        for processes in ([CORES] if name == "trainer-deepspeed" else [CORES, 1])
+        for compile in ([False] if name.startswith("trainer") else [False, True])
+    ]
+    for name in WHAT
+}
+
+
+class Race:
+    """All contestants on one model and its batches."""
+
+    def __init__(self, config: Path, folder: Path, peers: Path) -> None:
+        self.config, self.folder, self.peers = config, folder, peers
+        self.settings = load_settings(config)
+        self.tokens_per_step = self.settings.train.global_batch_size * self.settings.data.sequence_length
+        self.steps = WARMUP_STEPS + max(4, TIMED_TOKENS // self.tokens_per_step)
+        self.batches = folder / "batches.pt"
+        torch.save(first_batches(self.settings, self.steps), self.batches)
+        self.runs = 0
+
+    def result(self, repeats: int) -> dict[str, Any]:
+        trials: dict[str, float | str] = {}
+        for forms in FORMS.values():
+            for form in forms:
+                trials[str(form)] = self._tried(form)
+                print(f"tried    {form!s:45} {_rate(trials[str(form)])}", flush=True)
+        fastest = {}
+        for name, forms in FORMS.items():
+            finished = {form: rate for form in forms if isinstance(rate := trials[str(form)], float)}
+            if finished:
+                fastest[name] = max(finished, key=lambda form: finished[form])
+        rates: dict[str, list[float]] = {name: [] for name in fastest}
+        peaks = []
+        for repeat in range(repeats):
+            peaks.append(matmul_peak())
+            for name, form in fastest.items():
+                rates[name].append(self._tokens_per_second(form))
+                print(f"{repeat + 1}/{repeats}      {form!s:45} {_rate(rates[name][-1])}", flush=True)
+        return self._report(fastest, rates, max(peaks), trials)
+
+    def _report(
+        self,
+        fastest: dict[str, Form],
+        rates: dict[str, list[float]],
+        peak: float,
+        trials: dict[str, float | str],
+    ) -> dict[str, Any]:
+        from bigtrain.model import count_parameters, flops_per_token
+
+        model, length = self.settings.model, self.settings.data.sequence_length
+        flops = flops_per_token(model, length)
+        rows: dict[str, Any] = {}
+        print(
+            f"\n{self.config}: {count_parameters(model):,} parameters, {length} tokens, peak {peak / 1e9:.0f} GFLOP/s"
+        )
+        print(f"{'':45} {'tokens/s':>10} {'MFU':>7}  bigtrain is faster by (median, range over rounds)")
+        for name, values in rates.items():
+            ratios = [ours / theirs for ours, theirs in zip(rates["bigtrain"], values, strict=True)]
+            rows[name] = {
+                "what": WHAT[name],
+                "form": str(fastest[name]),
+                "tokens_per_second": spread(values),
+                "mfu": statistics.median(values) * flops / peak,
+                "bigtrain_is_faster_by": spread(ratios),
+            }
+            print(
+                f"{fastest[name]!s:45} {statistics.median(values):10,.0f} {rows[name]['mfu']:7.1%}  "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        return {
+            "config": str(self.config),
+            "parameters": count_parameters(model),
+            "sequence_length": length,
+            "tokens_per_step": self.tokens_per_step,
+            "steps": self.steps,
+            "matmul_peak_flops": peak,
+            "flops_per_token": flops,
+            "causal_flops_per_token": flops_per_token(model, length, causal=True),
+            "contestants": rows,
+            "first_round": trials,
+        }
+
+    def _tried(self, form: Form) -> float | str:
+        """Tokens a second, or why a peer has none."""
+        try:
+            return self._tokens_per_second(form)
+        except subprocess.SubprocessError as error:
+            if form.contestant == "bigtrain" and not form.compile:
+                print(getattr(error, "stderr", None) or error, file=sys.stderr)
+                raise
+            return reason(error)
+
+    def _tokens_per_second(self, form: Form) -> float:
+        self.runs += 1
+        seconds = self._bigtrain(form) if form.contestant == "bigtrain" else self._peer(form)
+        return self.tokens_per_step / statistics.median(seconds[WARMUP_STEPS:])
+
+    def _bigtrain(self, form: Form) -> list[float]:
+        """Step seconds of the ordinary command, from its metrics."""
+        run_dir = self.folder / f"run-{self.runs}"
+        overrides = [
+            f"run_dir={run_dir}", f"train.steps={self.steps}", "schedule.warmup_steps=2", "schedule.decay_steps=2",
+            "evaluate.every_steps=null", "evaluate.max_sequences=1", "checkpoint.every_steps=null",
+            "tracking.wandb=disabled", f"engine.compile={str(form.compile).lower()}",
+        ]  # fmt: skip
+        environ = {**os.environ, "NPROC": str(form.processes), "PYTHON": sys.executable}
+        _run(["launch/local.sh", str(self.config), *overrides], environ)
+        return [json.loads(line)["step_seconds"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def _peer(self, form: Form) -> list[float]:
+        m = self.settings.model
+        out = self.folder / f"seconds-{self.runs}.json"
+        job = self.folder / f"job-{self.runs}.json"
+        described = {
+            "peer": form.contestant,
+            "compile": form.compile,
+            "deepspeed": form.contestant == "trainer-deepspeed",
+            "threads": form.threads,
+            "shape": {
+                "hidden_size": m.hidden_size,
+                "num_hidden_layers": m.num_hidden_layers,
+                "num_attention_heads": m.num_attention_heads,
+                "num_key_value_heads": m.key_value_heads,
+                "intermediate_size": m.intermediate_size,
+                "vocab_size": m.vocab_size,
+                "max_position_embeddings": m.max_position_embeddings,
+                "tie_word_embeddings": m.tie_word_embeddings,
+            },
+            "micro_batch_size": min(
+                self.settings.train.micro_batch_size, self.settings.train.global_batch_size // form.processes
+            ),
+            "batches": str(self.batches),
+            "out": str(out),
+        }
+        job.write_text(json.dumps(described))
+        python = environment(self.peers, "litgpt") if form.contestant == "litgpt" else Path(sys.executable)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={form.processes}"]
+        alone = form.processes == 1
+        worker = str(Path(__file__).with_name("train_cpu_worker.py"))
+        environ = {**os.environ, "OMP_NUM_THREADS": str(form.threads), "DS_ACCELERATOR": "cpu"}
+        _run([str(python), *([] if alone else torchrun), worker, str(job)], environ)
+        seconds: list[float] = json.loads(out.read_text())
+        return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--config", type=Path, action="append", help="may be given several times")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "bigtrain-peers")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
-    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--batches", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    settings = load_settings(args.config)
-    if args.contestant:
-        print(json.dumps(run_peer(args.contestant, settings, torch.load(args.batches, weights_only=True))))
-    else:
-        compare(args, settings)
+    torch.set_num_threads(CORES)
+    load = os.getloadavg()[0]
+    results: dict[str, Any] = {"load_at_start": load, "torchtitan": torchtitan(args.peers), "models": {}}
+    results["litgpt"] = version(environment(args.peers, "litgpt"), "litgpt")
+    print(f"load {load:.1f}; torchtitan: {results['torchtitan']}")
+    for config in args.config or CONFIGS:
+        with tempfile.TemporaryDirectory() as folder:
+            results["models"][config.stem] = Race(config, Path(folder), args.peers).result(args.repeats)
+    results["load_at_end"] = os.getloadavg()[0]
+    print(f"\n{write_result('train_cpu', results, args.out)}")
 
 
-def compare(args: argparse.Namespace, settings: Settings) -> None:
-    rates: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    with tempfile.TemporaryDirectory() as folder:
-        batches = Path(folder) / "batches.pt"
-        torch.save(first_batches(settings, args.steps), batches)
-        for repeat in range(args.repeats):
-            for name in CONTESTANTS:
-                if name.startswith("bigtrain"):
-                    processes = 1 if name.endswith("-1") else CORES
-                    seconds = run_bigtrain(args.config, args.steps, processes, Path(folder) / f"{name}-{repeat}")
-                else:
-                    seconds = run_in_a_process_of_its_own(name, args.config, batches)
-                tokens = settings.train.global_batch_size * settings.data.sequence_length
-                rates[name].append(tokens / statistics.median(seconds[WARMUP_STEPS:]))
-                print(f"repeat {repeat + 1}/{args.repeats}  {name:12} {rates[name][-1]:10,.0f} tokens/s", flush=True)
-    report(args, settings, rates)
+def torchtitan(peers: Path) -> str:
+    """What torchtitan says when its smallest model is to be trained without a GPU."""
+    python = environment(peers, "torchtitan")
+    environ = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    environ["MASTER_PORT"] = "29513"
+    command = [str(python), "-m", "torchtitan.train", "--module", "llama3", "--config", "llama3_debugmodel"]
+    try:
+        _run(command, environ)
+    except subprocess.SubprocessError as error:
+        return f"{version(python, 'torchtitan')} does not run: {reason(error)}"
+    return f"{version(python, 'torchtitan')} runs, and is not measured"
 
 
-def report(args: argparse.Namespace, settings: Settings, rates: dict[str, list[float]]) -> None:
-    from bigtrain.model import flops_per_token
+def matmul_peak() -> float:
+    """The best rate of a square bf16 product on all cores, FLOP/s."""
     from bigtrain.run.peaks import measure_matmul_peak
 
-    torch.set_num_threads(CORES)
-    peak = measure_matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)
-    flops = flops_per_token(settings.model, settings.data.sequence_length)
-    rows: dict[str, Any] = {}
-    print(f"\n{'contestant':12} {'tokens/s':>10} {'MFU':>7}  bigtrain is faster by (median, range over repeats)")
-    for name, values in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(rates["bigtrain"], values, strict=True)]
-        rows[name] = {
-            "what": CONTESTANTS[name],
-            "tokens_per_second": spread(values),
-            "mfu": statistics.median(values) * flops / peak,
-            "bigtrain_is_faster_by": spread(ratios),
-        }
-        print(
-            f"{name:12} {statistics.median(values):10,.0f} {rows[name]['mfu']:7.1%}  "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
-    result = {"config": str(args.config), "steps": args.steps, "matmul_peak_flops": peak, "contestants": rows}
-    print(f"\n{write_result('train_cpu', result, args.out)}")
-
-
-def run_bigtrain(config: Path, steps: int, processes: int, run_dir: Path) -> list[float]:
-    """Step seconds of the ordinary command, from its metrics."""
-    overrides = [
-        f"run_dir={run_dir}", f"train.steps={steps}", "schedule.warmup_steps=2", "schedule.decay_steps=2",
-        "evaluate.every_steps=null", "evaluate.max_sequences=1", "checkpoint.every_steps=null",
-        "tracking.wandb=disabled",
-    ]  # fmt: skip
-    subprocess.run(
-        ["launch/local.sh", str(config), *overrides],
-        env={**os.environ, "NPROC": str(processes), "PYTHON": sys.executable},
-        check=True,
-        capture_output=True,
-    )
-    return [json.loads(line)["step_seconds"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def run_in_a_process_of_its_own(name: str, config: Path, batches: Path) -> list[float]:
-    command = [sys.executable, __file__, "--config", str(config), "--contestant", name, "--batches", str(batches)]
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds: list[float] = json.loads(finished.stdout.splitlines()[-1])
-    return seconds
+    return measure_matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)
 
 
 def first_batches(settings: Settings, steps: int) -> torch.Tensor:
@@ -134,80 +266,12 @@ def first_batches(settings: Settings, steps: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def run_peer(name: str, settings: Settings, batches: torch.Tensor) -> list[float]:
-    """Step seconds of one peer, in this process."""
-    import plain_llama
-
-    torch.set_num_threads(CORES)
-    torch.manual_seed(0)
-    m = settings.model
-    if name == "plain":
-        model: torch.nn.Module = plain_llama.PlainLlama(
-            m.vocab_size,
-            m.hidden_size,
-            m.num_hidden_layers,
-            m.num_attention_heads,
-            m.key_value_heads,
-            m.intermediate_size,
-        )
-        return plain_llama.train(model, batches, settings.train.micro_batch_size)
-    if name == "plain-hf":
-        return plain_llama.train(hf_llama(settings), batches, settings.train.micro_batch_size, returns_output=True)
-    return run_trainer(settings, batches)
+def _run(command: list[str], environ: dict[str, str]) -> None:
+    subprocess.run(command, env=environ, check=True, capture_output=True, text=True, timeout=LIMIT_SECONDS)
 
 
-def hf_llama(settings: Settings) -> torch.nn.Module:
-    """The same architecture as transformers builds it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    shape = {name: getattr(settings.model, name) for name in names}
-    model: torch.nn.Module = LlamaForCausalLM(
-        LlamaConfig(
-            **shape,
-            num_key_value_heads=settings.model.key_value_heads,
-            max_position_embeddings=settings.model.max_position_embeddings,
-            tie_word_embeddings=settings.model.tie_word_embeddings,
-            use_cache=False,
-        )
-    )
-    return model
-
-
-def run_trainer(settings: Settings, batches: torch.Tensor) -> list[float]:
-    """Step seconds of the transformers Trainer with the settings a user would take on a CPU."""
-    import time
-
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.times.append(time.perf_counter())
-
-    clock = Clock()
-    rows = batches.flatten(0, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=len(batches),
-            per_device_train_batch_size=settings.train.micro_batch_size,
-            gradient_accumulation_steps=settings.train.global_batch_size // settings.train.micro_batch_size,
-            bf16=True,
-            use_cpu=True,
-            optim="adamw_torch_fused",
-            max_grad_norm=1.0,
-            save_strategy="no",
-            report_to=[],
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
-        dataset = [{"input_ids": row[:-1], "labels": row[:-1]} for row in rows]
-        Trainer(model=hf_llama(settings), args=arguments, train_dataset=dataset, callbacks=[clock]).train()
-    clock.times.append(time.perf_counter())
-    return [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
+def _rate(rate: float | str) -> str:
+    return rate if isinstance(rate, str) else f"{rate:10,.0f} tokens/s"
 
 
 if __name__ == "__main__":
