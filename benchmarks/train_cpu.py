@@ -237,7 +237,8 @@ def torchtitan(peers: Path) -> str:
     environ["MASTER_PORT"] = "29513"
     command = [str(python), "-m", "torchtitan.train", "--module", "llama3", "--config", "llama3_debugmodel"]
     try:
-        _run(command, environ)
+        with tempfile.TemporaryDirectory() as folder:  # it writes its logs where it stands
+            _run(command, environ, folder)
     except subprocess.SubprocessError as error:
         return f"{version(python, 'torchtitan')} does not run: {reason(error)}"
     return f"{version(python, 'torchtitan')} runs, and is not measured"
@@ -266,8 +267,9 @@ def first_batches(settings: Settings, steps: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _run(command: list[str], environ: dict[str, str]) -> None:
-    subprocess.run(command, env=environ, check=True, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+def _run(command: list[str], environ: dict[str, str], folder: str | None = None) -> None:
+    """Run a command, in a folder of its own where it writes where it stands."""
+    subprocess.run(command, env=environ, cwd=folder, check=True, capture_output=True, text=True, timeout=LIMIT_SECONDS)
 
 
 def _rate(rate: float | str) -> str:
