@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -23,18 +24,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-
-TOGETHER = {"engine": "tests/engine/"}
-"""Rooms whose files share what takes long to make; elsewhere a file is what one of several pytest workers does."""
+SHARED_ROUNDS = dict.fromkeys(("test_engine_parity.py", "test_engine_state.py"), "tests/engine/conftest.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests among the workers of pytest-xdist: `--dist loadgroup`."""
-    for item in items:
-        path = item.path.relative_to(item.config.rootpath).as_posix()
-        group = next((room for room, start in TOGETHER.items() if path.startswith(start)), path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile` give a worker of pytest-xdist a file, or files that share what takes long to make.
+
+    The marks of `--dist loadgroup`, which are for this, do nothing with pytest 9.2 and pytest-xdist 3.8.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return SHARED_ROUNDS.get(Path(file).name, file)
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
