@@ -298,7 +298,7 @@ OBSTACLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no bias": ("qwen2", {"attention_bias": False}, "attention_bias"),
     "grouped keys": ("gpt2", {"num_key_value_heads": 2}, "num_key_value_heads is 2, gpt2 has 4"),
     "distances": ("llama", {"position_embedding": "alibi"}, "position_embedding is alibi"),
-    "norms behind": ("qwen3", {"norm_position": "post"}, "norm_position is post, a qwen3 has pre"),
+    "norms behind": ("qwen3", {"norm_position": "post"}, "norm_position is post, qwen3 has pre"),
     "half a rotation": ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "scores": ("llama", {"attention_multiplier": 0.125}, "attention_multiplier"),
     "a root that is none": ("gemma2", {"attention_multiplier": 0.3}, "attention_multiplier is 0.3"),
@@ -306,7 +306,7 @@ OBSTACLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a past of part of a token": (
         "llama", {"rope_scaling": {"rope_type": "yarn", "factor": 5.0}}, "original_max_position_embeddings",
     ),
-    "an exact gelu": ("gemma", {"hidden_act": "gelu"}, "hidden_act is gelu, a gemma has gelu_pytorch_tanh"),
+    "an exact gelu": ("gemma", {"hidden_act": "gelu"}, "hidden_act is gelu, gemma has gelu_pytorch_tanh"),
     "biased balance": ("mixtral", {"num_experts": 4, "router_bias_update_rate": 0.001}, "router_bias_update_rate"),
     "no experts": ("mixtral", {"num_experts": 0, "router_aux_loss_coef": 0.0}, "num_experts"),
     "raw weights": ("mixtral", {"num_experts": 4, "norm_topk_prob": False}, "norm_topk_prob"),

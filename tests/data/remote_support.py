@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +83,8 @@ class Exchange(BaseHTTPRequestHandler):
             return
         status, headers, body = self._forward()
         if fault == "slow":
-            time.sleep(SLOW_SECONDS)
+            with self.server.held():
+                time.sleep(SLOW_SECONDS)
         if fault == "corrupted" and body:
             body = bytes([body[0] ^ 1]) + body[1:]
         self._answer(status, headers, body, length=len(body) // 2 if fault == "truncated" else None)
@@ -128,6 +131,8 @@ class Proxy(ThreadingHTTPServer):
         self.faults: list[Fault | None] = []
         self.suffix = ".tok"
         self.requests: list[str] = []
+        self.most_at_once = 0
+        self._at_once = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -140,6 +145,16 @@ class Proxy(ThreadingHTTPServer):
         with self._lock:
             self.requests.append(path)
             return self.faults.pop(0) if self.faults and path.partition("?")[0].endswith(self.suffix) else None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Count the answers that are held back at one time."""
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        yield
+        with self._lock:
+            self._at_once -= 1
 
     def stop(self) -> None:
         self.shutdown()
