@@ -23,9 +23,8 @@ from torch import Tensor
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
-from bigtrain.convert.weights import FOR_TRAINING_ONLY
-from bigtrain.model import build_model
-from bigtrain.model.rotary import attention_factor, original_context, rotary_frequencies
+from bigtrain.convert.weights import FOR_TRAINING_ONLY, our_shapes
+from bigtrain.model.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.version import __version__
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -183,9 +182,7 @@ def export_gguf(
     refuse_foreign_file(out)
     architecture = architecture_of(settings)
     vocabulary = read_vocabulary(tokenizer_file, end_of_text, settings.vocab_size)
-    with torch.device("meta"):
-        model = build_model(without_training_only(settings))
-    shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
+    shapes = our_shapes(settings)
     _check_weights(weights, shapes, settings)
     layout = list(_layout(shapes, architecture, settings))
 
@@ -212,11 +209,6 @@ def export_gguf(
         raise
     writer.close()
     partial.replace(out)
-
-
-def without_training_only(settings: ModelSettings) -> ModelSettings:
-    """The model without the blocks that predict tokens further ahead, which an export leaves out."""
-    return settings.model_copy(update={"num_nextn_predict_layers": 0})
 
 
 def require_gguf() -> Any:
@@ -432,11 +424,9 @@ def _add_feed_forward(writer: Any, settings: ModelSettings, architecture: Archit
 def _add_rope(writer: Any, settings: ModelSettings) -> None:
     """Base and stretching. `ntk` is but another base."""
     gguf = require_gguf()
-    theta, scaling, width = settings.rope_theta, settings.rope_scaling, settings.rotary_width
-    writer.add_rope_dimension_count(width)
-    if scaling is not None and scaling.rope_type == "ntk" and width > 2:
-        theta *= scaling.factor ** (width / (width - 2))
-    writer.add_rope_freq_base(theta)
+    scaling = settings.rope_scaling
+    writer.add_rope_dimension_count(settings.rotary_width)
+    writer.add_rope_freq_base(effective_theta(settings))
     if scaling is None or scaling.rope_type not in ("linear", "yarn"):
         return
     writer.add_rope_scaling_factor(scaling.factor)

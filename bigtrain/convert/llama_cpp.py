@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.convert.gguf import context_length, without_training_only
+from bigtrain.convert.gguf import context_length
+from bigtrain.convert.weights import without_training_only
 from bigtrain.model import build_model
 
 LARGEST_DIFFERENCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

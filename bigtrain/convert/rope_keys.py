@@ -11,7 +11,7 @@ from typing import Any
 
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_keys import Keys, unreadable
-from bigtrain.model.rotary import attention_factor, original_context
+from bigtrain.model.rotary import attention_factor, effective_theta, original_context
 
 _OF_TYPE: Mapping[str, frozenset[str]] = {
     "default": frozenset(),
@@ -58,14 +58,6 @@ def rope(*, default_theta: float = 10000.0, partial: bool = False) -> Keys:
         }
 
     return Keys(frozenset({"rope_parameters", "rope_scaling", *theta_names, *share_names}), write, read)
-
-
-def effective_theta(model: ModelSettings) -> float:
-    """The base of the frequencies, raised where the scaling is ntk, which is nothing else."""
-    scaling, width = model.rope_scaling, model.rotary_width
-    if scaling is None or scaling.rope_type != "ntk" or width <= 2:
-        return model.rope_theta
-    return model.rope_theta * scaling.factor ** (width / (width - 2))
 
 
 def _scaling(model: ModelSettings) -> dict[str, Any]:

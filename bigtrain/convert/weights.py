@@ -37,13 +37,16 @@ class WeightMap:
         return dict(zip(self.ours, tensors, strict=True))
 
 
+def without_training_only(settings: ModelSettings) -> ModelSettings:
+    """The model without the blocks that predict tokens further ahead, which an export leaves out."""
+    return settings.model_copy(update={"num_nextn_predict_layers": 0})
+
+
 def our_shapes(settings: ModelSettings) -> dict[str, torch.Size]:
     """The parameters that an exchange moves, by name."""
     with torch.device("meta"):
-        model = build_model(settings)
-    return {
-        name: parameter.shape for name, parameter in model.named_parameters() if not name.startswith(FOR_TRAINING_ONLY)
-    }
+        model = build_model(without_training_only(settings))
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def weight_maps(settings: ModelSettings, shapes: Mapping[str, torch.Size] | None = None) -> list[WeightMap]:

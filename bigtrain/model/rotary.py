@@ -76,9 +76,7 @@ def rotary_at(position_ids: Tensor, settings: ModelSettings, dtype: torch.dtype)
 
 def rotary_frequencies(settings: ModelSettings, device: torch.device | None = None) -> Tensor:
     """Radians for each position, [R / 2] float32: theta^(-2i / R), stretched as `rope_scaling` says."""
-    width, theta, scaling = settings.rotary_width, settings.rope_theta, settings.rope_scaling
-    if scaling is not None and scaling.rope_type == "ntk" and width > 2:
-        theta *= scaling.factor ** (width / (width - 2))
+    width, theta, scaling = settings.rotary_width, effective_theta(settings), settings.rope_scaling
     exponents = torch.arange(0, width, 2, device=device, dtype=torch.int64).float() / width
     frequencies = 1.0 / (theta**exponents)
     if scaling is None or scaling.rope_type == "ntk":
@@ -92,6 +90,14 @@ def rotary_frequencies(settings: ModelSettings, device: torch.device | None = No
         else _kept_by_llama3(frequencies, scaling, original)
     )
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def effective_theta(settings: ModelSettings) -> float:
+    """The base of the frequencies, raised where the scaling is ntk, which is nothing else."""
+    scaling, width = settings.rope_scaling, settings.rotary_width
+    if scaling is None or scaling.rope_type != "ntk" or width <= 2:
+        return settings.rope_theta
+    return settings.rope_theta * scaling.factor ** (width / (width - 2))
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:
