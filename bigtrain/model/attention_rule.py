@@ -4,7 +4,7 @@
     output         = softmax(scores) V                              (Vaswani et al., 2017, equation 1)
 
 `attention_by_definition` computes that with the full score matrix, for any positions of queries and keys: every
-back-end is tested against it, and generation calls it, where a few new queries meet a cache of keys.
+back-end is tested against it, and so is generation, where a new query meets a cache of keys.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bigtrain.model.activations import soft_capped
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ def attention_by_definition(
         visible &= same_document
     grouped = query.to(dtype).reshape(*query.shape[:2], key.shape[2], -1, query.shape[-1])
     scores = torch.einsum("bnkgd,bmkd->bkgnm", grouped, key.to(dtype)).flatten(1, 2) * rule.scale
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = soft_capped(scores, rule.softcap)
     if rule.distance_bias is not None:
         # Places that are not visible may be any distance away; their bias counts for nothing.
         scores = scores + bias_at(rule.distance_bias.to(dtype), distance.masked_fill(~visible, 0)).movedim(-1, 1)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.activations import soft_capped
 from bigtrain.model.attention_rule import AttentionRule
 
 _STEP = 64
@@ -145,8 +146,7 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule,
     """
     queries = query.reshape(-1, query.shape[1] // keys.shape[1], query.shape[2])  # [B K, G, D]
     scores = _products(queries, keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:2], -1) * rule.scale
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = soft_capped(scores, rule.softcap)
     if rule.distance_bias is not None:
         scores = scores + rule.distance_bias.to(scores.dtype)[:, view.distance].transpose(0, 1)
     if view.hidden is not None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.activations import soft_capped
 from bigtrain.model.loss import linear_cross_entropy
 
 
@@ -71,10 +72,10 @@ class OutputHead(nn.Module):
 
 
 def shaped_logits(logits: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Logits divided by the scaling, then capped: cap tanh(l / cap)."""
+    """Logits divided by the scaling, then capped."""
     if scaling != 1:
         logits = logits / scaling
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    return soft_capped(logits, softcap)
 
 
 class _CpuEmbedding(torch.autograd.Function):
