@@ -2,10 +2,11 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -51,12 +52,25 @@ def require():
 
     def check(module: str) -> None:
         if importlib.util.find_spec(module) is None:
-            reason = f"needs the package {module}"
-            if os.environ.get("BIGTRAIN_REQUIRE"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+            _missing(f"needs the package {module}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def require_command():
+    """The same for a program, by its name; returns where it lies."""
+
+    def check(name: str) -> str:
+        return shutil.which(name) or _missing(f"needs the program {name}")
+
+    return check
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("BIGTRAIN_REQUIRE"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture
