@@ -127,6 +127,16 @@ OPERATION = frozenset(
         "tracking.entity",
         "tracking.name",
         "tracking.log_every_steps",
+        # what to look out for; what it leads to is a skip of the data plan
+        "guard.on_nonfinite",
+        "guard.on_spike",
+        "guard.loss_z",
+        "guard.grad_norm_z",
+        "guard.window",
+        "guard.confirm_steps",
+        "guard.skip_before",
+        "guard.skip_after",
+        "guard.max_rewinds",
     }
 )
 

@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
+from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
 
@@ -218,6 +219,8 @@ class Settings(Section):
     """Logging."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Validation."""
+    guard: GuardSettings = GuardSettings()
+    """Looking out for trouble."""
 
     @property
     def total_steps(self) -> int:
