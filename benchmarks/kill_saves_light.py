@@ -28,7 +28,7 @@ from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.tensor_file import bytes_of
 from bigtrain.config import CheckpointSettings
 from bigtrain.engine.topology import start
-from bigtrain.faults import POINTS, Kill, obey
+from bigtrain.faults import POINTS, Fault, obey
 from bigtrain.run.records import JsonLines, read_json_lines, read_metrics
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -71,9 +71,9 @@ class SaverTally(Tally):
 class Ranks:
     """The processes of one start."""
 
-    def __init__(self, folder: Path, shape: Shape, kill: Kill | None = None) -> None:
+    def __init__(self, folder: Path, shape: Shape, kill: Fault | None = None) -> None:
         def work() -> int:
-            obey(kill)
+            obey(*([kill] if kill else []))
             _train(folder, shape)
             return 0
 
@@ -145,7 +145,7 @@ def _one_kill(folder: Path, shape: Shape, saves: Saves, moments: random.Random, 
         point = moments.choice(SAVE_POINTS)
         rank = "0" if point in OF_RANK_0 else str(moments.randrange(shape.ranks))
         count = moments.randint(1, 3) + (KEEP if point == "save.pruning" and newest < KEEP else 0)
-        ranks = Ranks(folder, shape, Kill("*" if whole and point not in OF_RANK_0 else rank, point, count))
+        ranks = Ranks(folder, shape, Fault("kill", "*" if whole and point not in OF_RANK_0 else rank, point, count))
         aimed, who = f"point {point}", "all ranks" if whole and point not in OF_RANK_0 else "one rank"
         if not ranks.wait(PATIENCE_SECONDS, all_of_them=False):
             return [f"{aimed} was not reached in {PATIENCE_SECONDS:.0f} s"]

@@ -19,6 +19,7 @@ from bigtrain.data.batch import RankBatch, digest_rows, micro_batches_of, wrap_i
 from bigtrain.data.packing import Packing, fetch
 from bigtrain.data.plan import Plan, SampleAddresses
 from bigtrain.data.unlabelled import find_unlabelled
+from bigtrain.faults import reached
 
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 18, 128
 """What is assembled together at most, once the loader has run for a while: numpy likes large arrays. (A batch with more
@@ -133,10 +134,11 @@ class Loader:
     def _produce(self) -> None:
         try:
             for group in self._groups():
+                reached("data")
                 self._queue.put(self._assembled(group))
                 if self._closed.is_set():
                     return
-        except BaseException as error:
+        except Exception as error:
             self._queue.put(error)
 
     def _groups(self) -> Iterator[PlannedGroup]:

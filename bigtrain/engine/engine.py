@@ -32,6 +32,7 @@ from bigtrain.engine.held import held_bytes
 from bigtrain.engine.muon import Muon
 from bigtrain.engine.optimizer import build_optimizer, create_moments
 from bigtrain.engine.topology import Topology
+from bigtrain.faults import altered, reached
 
 _SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 
@@ -107,7 +108,9 @@ class Engine:
             The loss sum over this rank's part of the micro-batch, unscaled, float32 scalar, without a graph. Added up
             over all ranks, every labelled token counts once.
         """
-        loss: torch.Tensor = self._deepspeed(**inputs)
+        reached("forward")
+        loss: torch.Tensor = altered("loss", self._deepspeed(**inputs))
+        reached("backward")
         self._deepspeed.backward(loss * (scale * self._gradient_factor), scale_wrt_gas=False)
         return self._told(loss.detach())
 

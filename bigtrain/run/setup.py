@@ -25,6 +25,7 @@ from bigtrain.engine.engine import Engine
 from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.engine.requirements import check_machine
 from bigtrain.engine.topology import Topology, start
+from bigtrain.faults import reached
 from bigtrain.model import (
     Decoder,
     SequenceParallel,
@@ -215,6 +216,7 @@ def layout_of(settings: Settings, topology: Topology) -> str:
 
 def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[str, Any]:
     """Put the engine where the checkpoint stands; returns the run's own state in it."""
+    reached("load")
     loaded = load(checkpoint, engine.fragments(), ranks=topology)
     engine.restore(loaded.manifest.cursor.optimizer_steps, loaded.manifest.state["loss_scaler"])
     if loaded.rng is not None:

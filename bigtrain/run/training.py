@@ -16,7 +16,7 @@ from bigtrain.data import Dataset, Loader, Plan, RankBatch, format_digest
 from bigtrain.engine.engine import Engine, StepResult
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
-from bigtrain.faults import reached
+from bigtrain.faults import damage, reached
 from bigtrain.model import Decoder
 from bigtrain.run.balance import settle
 from bigtrain.run.cadence import Cadence
@@ -172,7 +172,7 @@ class TrainingRun:
             BigtrainError: the loss or the gradient is not finite, or the step does not fit into memory; nothing was
                 updated.
         """
-        reached("step")
+        reached("step", self.step + 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.topology.device)
         with enough_memory(self.settings, self.topology, f"step {self.step + 1}"):
             with self.meter.timing(FORWARD_BACKWARD):
@@ -180,6 +180,8 @@ class TrainingRun:
                     loss_sum += self.engine.forward_backward(
                         micro_batch.to(self.topology.device).model_inputs(), scale=1 / agreed.label_tokens
                     )
+            damage(self.model.named_parameters)
+            reached("optimizer")
             with self.meter.timing(OPTIMIZER):
                 update = self.engine.step(self.learning_rate_of(self.step + 1))
         loss = self.topology.sum_across_ranks([loss_sum.item()])[0] / agreed.label_tokens
@@ -242,6 +244,7 @@ class TrainingRun:
 
     def evaluate(self) -> None:
         """Compute and record the validation loss of every source."""
+        reached("eval")
         started = time.perf_counter()
         losses = validation_losses(self.engine, self.topology, self.held_out, self.settings)
         for source in losses:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bigtrain.checkpoint import Places, storage_at
 from bigtrain.config import BigtrainError, Settings, dump_settings
-from bigtrain.faults import KILL, Kill
+from bigtrain.faults import FAULT, Fault
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.loop import DONE, STOPPED
 from bigtrain.run.records import read_json_lines, read_metrics
@@ -72,13 +72,13 @@ class Trial:
         """Where it saves."""
         return Places.of(self.settings.run_dir, self.settings.checkpoint)
 
-    def start(self, *, kill: Kill | None = None, command: Sequence[str | Path] = ("train",)) -> int:
+    def start(self, *, kill: Fault | None = None, command: Sequence[str | Path] = ("train",)) -> int:
         """Start it and wait until it ends; returns the launcher's exit status."""
         config = self.log.with_suffix(".yaml")
         config.write_text(dump_settings(self.settings), encoding="utf-8")
-        environment = {name: value for name, value in os.environ.items() if name != KILL}
+        environment = {name: value for name, value in os.environ.items() if name != FAULT}
         if kill is not None:
-            environment[KILL] = str(kill)
+            environment[FAULT] = str(kill)
         name, *rest = command
         with self.log.open("ab") as log:
             command_line = self.launcher.command(self.processes, [name, config, *rest])

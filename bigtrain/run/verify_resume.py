@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, newest_verified, storage_at, tensor_digests
 from bigtrain.config import BigtrainError, Settings
-from bigtrain.faults import KILL, Kill
+from bigtrain.faults import FAULT, Fault
 from bigtrain.run.loop import DONE, STOPPED
 from bigtrain.run.trial import FOLDER, Launcher, Trial, beside, changed, clear, tried_settings
 
@@ -139,19 +139,19 @@ def _findings(
     yield Finding(f"every step with {shape}", *_near_curve(expected, reshaped.metrics(), first.step, tolerance))
 
 
-def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.Random) -> list[tuple[str, Kill]]:
+def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.Random) -> list[tuple[str, Fault]]:
     """Whom to kill and when: in a step behind the first save, and in a save."""
     seconds = sorted(metric["step_seconds"] for metric in expected)[len(expected) // 2]
     step, delay = chance.randint(every + 1, 2 * every), round(chance.uniform(0, seconds), 4)
     point = chance.choice(SAVE_POINTS)
     of_save = 0 if point in OF_RANK_0 else chance.randrange(world)
     return [
-        ("in a step", Kill(str(chance.randrange(world)), "step", step, delay)),
-        ("in a save", Kill(str(of_save), point)),
+        ("in a step", Fault("kill", str(chance.randrange(world)), "step", count=step, delay=delay)),
+        ("in a save", Fault("kill", str(of_save), point)),
     ]
 
 
-def _kills(trial: Trial, orders: Sequence[tuple[str, Kill]], report: Callable[[str], None]) -> Iterator[Finding]:
+def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[str], None]) -> Iterator[Finding]:
     """Start and kill a run in turn, then let it come to its end; was each resume from the newest checkpoint?"""
     newest: list[int] = []
     for where, kill in orders:
@@ -165,8 +165,8 @@ def _kills(trial: Trial, orders: Sequence[tuple[str, Kill]], report: Callable[[s
         if status in (DONE, STOPPED):
             raise BigtrainError(
                 "the rank that was to be killed was not",
-                found=f"{KILL}={kill}, and the launcher left with status {status}",
-                fix=f"let the launcher hand the environment variable {KILL} on to the ranks",
+                found=f"{FAULT}={kill}, and the launcher left with status {status}",
+                fix=f"let the launcher hand the environment variable {FAULT} on to the ranks",
             )
         found = newest_verified(trial.places).newest
         newest.append(found.step if found else 0)

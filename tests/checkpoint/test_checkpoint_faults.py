@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from bigtrain.checkpoint import Checkpoint, Places, load_weights, newest_verified, prune, verify
 from bigtrain.config.errors import BigtrainError
-from bigtrain.faults import KILL, Kill
+from bigtrain.faults import FAULT, Fault
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +372,7 @@ def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path, h
 @pytest.mark.parametrize("point", ["save.copied", "save.staged", "save.pruning"])
 def test_kill_9_behind_the_training_leaves_what_was_committed(run: Path, point: str) -> None:
     """benchmarks/kill_saves.py does this at every point, and to training runs."""
-    kill = {KILL: str(Kill("0", point, count=2))}
+    kill = {FAULT: str(Fault("kill", "0", point, count=2))}
     script = f"import os; os.environ.update({kill!r})\n{ENDLESS}"
     done = run_under([], script, run, "behind")
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -209,7 +209,7 @@ def test_a_half_uploaded_one_is_not_there_and_is_cleared_by_the_next_save(
     save_step(places, 1)
     killed = subprocess.run(
         [sys.executable, "-c", HALF, url, "2"],
-        env={**os.environ, "BIGTRAIN_KILL": f"rank=0,at={point}"},
+        env={**os.environ, "BIGTRAIN_FAULT": f"kill,rank=0,at={point}"},
         cwd=Path(__file__).parent,
         timeout=60,
     )
@@ -228,7 +228,7 @@ def test_saving_a_step_again_replaces_it_by_one_request_and_keeps_the_old_one_un
     save_step(places, 1, seed=1)
     killed = subprocess.run(
         [sys.executable, "-c", HALF, url, "1"],
-        env={**os.environ, "BIGTRAIN_KILL": "rank=0,at=save.staged"},
+        env={**os.environ, "BIGTRAIN_FAULT": "kill,rank=0,at=save.staged"},
         cwd=Path(__file__).parent,
         timeout=60,
     )

@@ -175,10 +175,10 @@ def test_verify_resume_notices_a_checkpoint_that_somebody_has_changed(house):
 
 @pytest.mark.slow
 def test_verify_resume_says_so_when_nobody_could_be_killed(house):
-    launcher = f"env -u BIGTRAIN_KILL {sys.executable} {warm.__file__} {warm.address()} 1"
+    launcher = f"env -u BIGTRAIN_FAULT {sys.executable} {warm.__file__} {warm.address()} 1"
     done = house.bigtrain("verify-resume", house.config, "--launcher", launcher, "--steps", "3")
     assert done.returncode == 1 and "the rank that was to be killed was not" in done.stderr
-    assert "BIGTRAIN_KILL" in done.stderr and "Traceback" not in done.stderr
+    assert "BIGTRAIN_FAULT" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
