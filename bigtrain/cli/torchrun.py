@@ -20,6 +20,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+from bigtrain.cli.interface import stay_on_one_interface
+from bigtrain.config.errors import BigtrainError
+
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LEFT_TO_TORCHRUN = "SIGQUIT"
 EXPECTED_STATUSES = {1, 2, 75}  # after these the worker itself has said why it left
@@ -48,11 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
         return failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
+    except BigtrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def _torchrun(arguments: list[str]) -> None:
-    run(parse_args(arguments))  # type: ignore[no-untyped-call]
+    parsed = parse_args(arguments)  # type: ignore[no-untyped-call]
+    stay_on_one_interface(parsed)
+    run(parsed)  # type: ignore[no-untyped-call]
 
 
 def _hand_on(number: int, _frame: FrameType | None) -> None:
