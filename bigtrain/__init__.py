@@ -5,6 +5,7 @@ The rooms of the house, top floor first; imports go down only (checked by import
     cli/         the commands: each parses, calls one function below, prints
     run/         one training run: loop, evaluation, meter, tracking, signals
     convert/     checkpoint -> Hugging Face
+    estimate/    what a run will cost: goodput under failures
     engine/      DeepSpeed behind a narrow interface: topology, optimizer, schedule, step
     checkpoint/  topology-free checkpoints: write, commit, verify, load
     model/       the decoder in plain PyTorch; knows no engine

@@ -2,8 +2,8 @@
 
 A save holds the training up for d seconds; a failure, which comes every M seconds on average, costs what was done
 since the last save. With t seconds of training between two saves, of each second a share of about d / t + t / 2M is
-lost, least at t = sqrt(2 d M) (Young, 1974). `optimal_interval` is the higher-order estimate of Daly (2006), which
-still holds where a save takes a good part of M.
+lost, least at t = sqrt(2 d M) (Young, 1974). `bigtrain.estimate.goodput` has the whole model; its `optimal_interval`,
+the higher-order estimate of Daly (2006), still holds where a save takes a good part of M.
 
 d is measured: what the training stood still for. Time that a save takes behind the training is no part of it; it is
 lost once more at each failure, whatever t is, and so moves no optimum, but a save waits for the one before it and so it
@@ -17,12 +17,13 @@ each failure and each hour more and more the run's own. (Of large runs that were
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from bigtrain.estimate.goodput import optimal_interval
 
 PRIOR_FAILURES = 1.0
 PRIOR_DEVICE_SECONDS = 15_000 * 3600.0
@@ -69,19 +70,6 @@ def mean_time_between_failures(history: History, devices: int) -> float:
     """Seconds, for a job on so many devices: the inverse of the rate's posterior mean."""
     rate = (PRIOR_FAILURES + history.failures) / (PRIOR_DEVICE_SECONDS + history.device_seconds)
     return 1 / (rate * devices)
-
-
-def optimal_interval(save_seconds: float, mtbf_seconds: float) -> float:
-    """Seconds of training between the end of one save and the begin of the next (Daly, 2006, equation 37).
-
-    Args:
-        save_seconds: d, what a save holds the training up for.
-        mtbf_seconds: M, the mean time between failures of the whole job.
-    """
-    if save_seconds >= 2 * mtbf_seconds:
-        return mtbf_seconds
-    share = save_seconds / (2 * mtbf_seconds)
-    return math.sqrt(2 * save_seconds * mtbf_seconds) * (1 + math.sqrt(share) / 3 + share / 9) - save_seconds
 
 
 class Cadence:

@@ -2,68 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from bigtrain.estimate.goodput import optimal_interval
 from bigtrain.run import cadence
-from bigtrain.run.cadence import Cadence, History, history_of, mean_time_between_failures, optimal_interval
+from bigtrain.run.cadence import Cadence, History, history_of, mean_time_between_failures
 
 HOUR = 3600.0
-
-
-@pytest.mark.parametrize(
-    ("save", "mtbf", "interval"),
-    [
-        # Daly (2006), equation 37, worked out by hand: sqrt(2 d M) (1 + sqrt(d / 2M) / 3 + d / 18 M) - d
-        (300.0, 24 * HOUR, 7200 * (1 + 0.041666666666666664 / 3 + 0.001736111111111111 / 9) - 300),
-        (1.0, 2.0, 2 * (1 + 0.5 / 3 + 0.25 / 9) - 1),
-        (10.0, 5.0, 5.0),
-        (11.0, 5.0, 5.0),
-    ],
-)
-def test_the_interval_is_daly_s(save: float, mtbf: float, interval: float) -> None:
-    assert optimal_interval(save, mtbf) == pytest.approx(interval)
-
-
-@given(mtbf=st.floats(60, 1e7), share=st.floats(1e-9, 1e-5))
-def test_where_saves_are_cheap_it_is_young_s(mtbf: float, share: float) -> None:
-    save = share * mtbf
-    assert optimal_interval(save, mtbf) == pytest.approx(math.sqrt(2 * save * mtbf), rel=0.01)
-
-
-@given(mtbf=st.floats(60, 1e7), save=st.floats(0.01, 1e4))
-def test_dearer_saves_come_less_often_and_failures_more_often_bring_more(mtbf: float, save: float) -> None:
-    assert optimal_interval(save, mtbf) > 0
-    if save * 1.1 < mtbf / 2:
-        assert optimal_interval(save, mtbf) < optimal_interval(save * 1.1, mtbf)
-        assert optimal_interval(save, mtbf) < optimal_interval(save, mtbf * 1.1)
-
-
-def simulated_seconds(work: float, interval: float, save: float, mtbf: float, restart: float, seed: int) -> float:
-    """How long a job takes that is thrown back to its last save by each failure, on average over many failures."""
-    failures = np.random.default_rng(seed).exponential(mtbf, 400_000)
-    segment = interval + save
-    whole = np.minimum(np.floor(failures / segment), 1e12)  # segments that were saved before each failure
-    gained = np.cumsum(whole * interval)
-    needed = int(np.searchsorted(gained, work))
-    assert needed < len(failures), "the job would not end"
-    return float(failures[: needed + 1].sum() + restart * needed)
-
-
-@pytest.mark.parametrize(("save", "mtbf"), [(5.0, 2000.0), (30.0, 1000.0), (60.0, 600.0), (1.0, 20_000.0)])
-def test_the_interval_is_within_two_percent_of_the_best_in_a_simulation(save: float, mtbf: float) -> None:
-    chosen = optimal_interval(save, mtbf)
-    work = 100_000 * mtbf / 10
-    candidates = chosen * np.geomspace(0.2, 5, 25)
-    seconds = [simulated_seconds(work, interval, save, mtbf, 60.0, seed=1) for interval in candidates]
-    ours = simulated_seconds(work, chosen, save, mtbf, 60.0, seed=1)
-    assert ours <= 1.02 * min(seconds)
-    waste = [each / work - 1 for each in (ours, seconds[0], seconds[-1])]
-    assert waste[1] > 1.4 * waste[0] and waste[2] > 1.4 * waste[0]  # it does matter
 
 
 def test_without_experience_a_device_fails_once_in_15_000_hours() -> None:

@@ -1,0 +1,4 @@
+"""What a run will cost, before it is queued: nothing here starts a process or imports PyTorch.
+
+goodput.py    the share of a job's time that trains, between failures, saves and restarts
+"""
