@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from bigtrain.config import BigtrainError, Settings, dump_settings, load_settings
+from bigtrain.run.records import written_to
 
 if TYPE_CHECKING:
     from bigtrain.checkpoint import Places
@@ -126,10 +127,11 @@ class RunDirectory:
             self._lock = None
 
     def write_config(self, settings: Settings) -> None:
-        """Write the effective settings, whole or not at all."""
-        temporary = self.config.with_name("config.yaml.tmp")
-        temporary.write_text(dump_settings(settings), encoding="utf-8")
-        temporary.replace(self.config)
+        """Write the effective settings, whole or not at all. Raises BigtrainError where the disk does not take them."""
+        with written_to(self.config):
+            temporary = self.config.with_name("config.yaml.tmp")
+            temporary.write_text(dump_settings(settings), encoding="utf-8")
+            temporary.replace(self.config)
 
     def rank_log(self, rank: int) -> Path:
         """The log file of one rank."""

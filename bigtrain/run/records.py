@@ -9,10 +9,32 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bigtrain.config import BigtrainError
+
+
+@contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """What fails inside, the disk of this file of the run has to answer for.
+
+    Raises:
+        BigtrainError: the disk is full or fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BigtrainError(
+            f"{path} cannot be written",
+            found=f"{error.strerror} on {socket.gethostname()}",
+            fix="make room on that disk, or have it looked after, then start again: the run goes on from its newest "
+            "checkpoint",
+        ) from error
 
 
 class JsonLines:
@@ -21,12 +43,22 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size and not _ends_with_newline(path):
-            self._file.write(b"\n")  # a kill tore the last line; what follows must not be torn with it
+            self._write(b"\n")  # a kill tore the last line; what follows must not be torn with it
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one line with the time added; a single write, so that lines are never interleaved."""
+        """Write one line with the time added; a single write, so that lines are never interleaved.
+
+        Raises:
+            BigtrainError: the disk is full or fails.
+        """
         line = json.dumps({**record, "time": round(time.time(), 3)}, allow_nan=True)
-        self._file.write(line.encode() + b"\n")
+        self._write(line.encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        with written_to(Path(self._file.name)):
+            taken = self._file.write(line)
+            if taken < len(line):  # a disk that is nearly full takes a part, and says why only when asked again
+                self._file.write(line[taken:])
 
     def sync(self) -> None:
         """Wait until every line is on the disk."""

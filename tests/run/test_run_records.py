@@ -1,10 +1,13 @@
 """metrics.jsonl and events.jsonl survive a kill at any byte."""
 
 import json
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigtrain.config import BigtrainError
 from bigtrain.run.records import JsonLines, metrics_of_step, newest_metrics, read_json_lines, read_metrics
 
 
@@ -15,6 +18,11 @@ def test_records_come_back_in_order(tmp_path):
     lines.close()
     assert [r["step"] for r in read_json_lines(tmp_path / "m.jsonl")] == list(range(5))
     assert all("time" in r for r in read_json_lines(tmp_path / "m.jsonl"))
+
+
+def test_a_full_disk_is_told_with_its_remedy():
+    with pytest.raises(BigtrainError, match=r"/dev/full cannot be written\n.*No space left on device(.|\n)*make room"):
+        JsonLines(Path("/dev/full")).append({"step": 1})
 
 
 @given(cut=st.integers(min_value=0, max_value=200))
