@@ -78,14 +78,15 @@ def chosen(arguments: Namespace) -> Interface | None:
     if arguments.rdzv_endpoint:
         host, _ = parse_rendezvous_endpoint(arguments.rdzv_endpoint, default_port=0)
     interface = towards(host)
-    if interface is None or not interface.is_loopback or _says_loopback(host):
+    if interface is not None and (not interface.is_loopback or _says_loopback(host)):
         return interface
-    # /etc/hosts gives many a machine a loopback address under its own name. The others know it by another one.
+    # /etc/hosts gives many a machine a loopback address under its own name, but the others know it by another one; and
+    # a pod may be there before its name is.
     outward = towards(_UNROUTED)
     if outward is None:
         print(
-            f"warning: {host} is a loopback address here, which other machines cannot reach, so the job's ports are "
-            f"open on all interfaces; {CHOICE}=NAME keeps them to one",
+            f"warning: which interface leads to {host} is not known, so the job's ports are open on all of them; "
+            f"{CHOICE}=NAME keeps them to one",
             file=sys.stderr,
         )
     return outward
