@@ -1,22 +1,32 @@
 #!/usr/bin/env bash
 # Trains on this machine: one process a GPU, or NPROC processes (default 2) on a CPU.
 #
-#   launch/local.sh CONFIG [key=value ...]
+#   launch/local.sh [OPTION ...] CONFIG [key=value ...]
 #   NPROC=4 launch/local.sh configs/quickstart.yaml train.steps=100
+#
+#   --dry-run            print what would be started, and do nothing
+#   --doctor             `bigtrain doctor` first
+#   --max-restarts N     how often ranks that died are started again (default: launch/environment.sh)
 #
 # Started again, it goes on from the newest checkpoint. Ctrl-C or `kill -TERM` commits one and leaves with status 75.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$here/common.sh"
 
-if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
-  sed -n '2,7s/^# \{0,1\}//p' "$0"
-  exit 2
-fi
+options=()
+while [[ ${1:-} == -* ]]; do
+  case $1 in
+    -h | --help) help && exit ;;
+    --dry-run | --doctor | --no-doctor) options+=("$1") ;;
+    --max-restarts)
+      [[ $# -ge 2 ]] || refuse "$1 needs a number"
+      options+=("$1" "$2") && shift
+      ;;
+    *) refuse "unknown option $1; launch/local.sh --help lists them" ;;
+  esac
+  shift
+done
+[[ $# -gt 0 ]] || { help >&2 && exit 2; }
 
-here=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-python3}
-[[ -z ${PYTHON:-} && -x $here/.venv/bin/python ]] && python=$here/.venv/bin/python
-
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-processes=${NPROC:-$((gpus > 0 ? gpus : 2))}
-
-exec "$python" -m bigtrain.cli.torchrun --standalone --nproc-per-node="$processes" -m bigtrain train "$@"
+exec "$here/node.sh" "${options[@]}" train "$@"

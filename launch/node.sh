@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Starts what one machine does for a job: the ranks of a bigtrain command, under torchrun. The other scripts call it on
+# every machine; alone it starts a job of this machine.
+#
+#   launch/node.sh [OPTION ...] COMMAND [ARGUMENT ...]      for example: launch/node.sh train CONFIG train.steps=20
+#
+#   --processes P            ranks on this machine; default: $NPROC, else one a GPU, else 2
+#   --nodes N | MIN:MAX      machines of the job, or how few and how many may do; default: 1
+#   --rendezvous HOST[:PORT] where they meet: a name or address of the first machine
+#   --node-rank R            the number of this machine; 0 holds the meeting. Default: found by comparing addresses
+#   --job ID                 a name that all machines of the job have in common
+#   --max-restarts N         how often ranks that died are started again (default: launch/environment.sh)
+#   --doctor                 `bigtrain doctor` on all machines first; the job begins when nothing failed
+#   --orders-on-stdin        take names of signals from stdin and hand them on; its end means TERM (for launch/ssh.sh)
+#   --dry-run                print what would be started, and do nothing
+#
+# TERM, INT and USR1 commit a checkpoint and end with status 75: start me again. QUIT ends what does not end by that.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+before=$(export -p)
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+source "$here/environment.sh"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$here/common.sh"
+find_python
+
+# The operators of Kubeflow say where a machine stands in variables that torchrun would read for itself.
+nodes=${PET_NNODES:-1} node_rank=${PET_NODE_RANK:-${SLURM_NODEID:-}} rendezvous=${PET_MASTER_ADDR:+$PET_MASTER_ADDR:${PET_MASTER_PORT:-}}
+processes=${NPROC:-${PET_NPROC_PER_NODE:-}}
+unset "${!PET_@}"
+job=bigtrain restarts=$BIGTRAIN_MAX_RESTARTS doctor='' orders='' dry=''
+while [[ ${1:-} == -* ]]; do
+  [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
+  case $1 in
+    -h | --help) help && exit ;;
+    --doctor) doctor=yes ;;
+    --no-doctor) doctor='' ;;
+    --orders-on-stdin) orders=yes ;;
+    --dry-run) dry=yes ;;
+    --processes | --nodes | --node-rank | --rendezvous | --job | --max-restarts)
+      [[ $# -ge 2 ]] || refuse "$1 needs a value"
+      case $1 in
+        --processes) processes=$2 ;;
+        --nodes) nodes=$2 ;;
+        --node-rank) node_rank=$2 ;;
+        --rendezvous) rendezvous=$2 ;;
+        --job) job=$2 ;;
+        --max-restarts) restarts=$2 ;;
+      esac
+      shift
+      ;;
+    *) refuse "unknown option $1; launch/node.sh --help lists them" ;;
+  esac
+  shift
+done
+[[ $# -gt 0 ]] || { help >&2 && exit 2; }
+[[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || refuse "--nodes $nodes: wanted N or MIN:MAX"
+[[ $nodes =~ ^1(:1)?$ || -n $rendezvous ]] || refuse "$nodes machines need --rendezvous, a name of the first one"
+if [[ -z $processes || $processes == auto || $processes == gpu ]]; then
+  gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+  processes=$((gpus > 0 ? gpus : 2))
+fi
+
+# torchrun's options for meeting at the port with this distance from the usual one.
+meeting() {
+  if [[ -z $rendezvous ]]; then
+    printf '%s\n' --standalone
+    return
+  fi
+  local host=$rendezvous port=$BIGTRAIN_PORT conf=$BIGTRAIN_RENDEZVOUS
+  if [[ $rendezvous =~ ^(.*[^:]):([0-9]*)$ ]]; then
+    host=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]:-$BIGTRAIN_PORT}
+  fi
+  [[ -z $node_rank ]] || conf=is_host=$((node_rank == 0)),$conf
+  printf '%s\n' "--nnodes=$nodes" --rdzv-backend=c10d "--rdzv-endpoint=$host:$((port + $1))" "--rdzv-id=$job" \
+    "--rdzv-conf=$conf"
+}
+mapfile -t meeting < <(meeting 0)
+command=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=$processes" "--max-restarts=$restarts"
+  -m bigtrain "$@")
+mapfile -t meeting < <(meeting 1)
+preflight=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=$processes" -m bigtrain doctor "${@:2}")
+
+if [[ -n $dry ]]; then
+  show cd "$PWD"
+  comm -13 <(sort <<<"$before") <(export -p | sort) | sed 's/^declare -x /export /'
+  [[ -z $doctor ]] || show "${preflight[@]}"
+  show "${command[@]}"
+  exit
+fi
+
+[[ -z $doctor && -z $orders ]] || pass_signals_on
+if [[ -n $orders ]]; then
+  exec {stdin}<&0
+  {
+    given=''
+    while read -r name; do kill -s "$name" $$ && given=yes; done
+    [[ -n $given ]] || kill -s TERM $$ # a second signal would end the ranks without a checkpoint
+  } <&"$stdin" 2>/dev/null &
+  reader=$!
+  trap 'kill "$reader" 2>/dev/null || true' EXIT
+fi
+if [[ -n $doctor ]]; then
+  attend "${preflight[@]}"
+  [[ -z $asked ]] || exit 75 # nothing was begun, nothing is lost
+  [[ $status -eq 0 ]] || {
+    echo "error: the preflight failed, see above; --no-doctor leaves it out" >&2
+    exit "$status"
+  }
+fi
+if [[ -n $orders ]]; then
+  attend "${command[@]}"
+  exit "$status"
+fi
+exec "${command[@]}"

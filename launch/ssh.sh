@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Trains on machines that ssh reaches, one launcher on each; where no cluster manager does it.
+#
+#   launch/ssh.sh [OPTION ...] HOSTS CONFIG [key=value ...]
+#   launch/ssh.sh node1,node2 configs/llama-1b.yaml train.steps=100
+#
+# HOSTS are names with commas between them, or a file with a name a line. The first one is where they meet: the others must
+# reach it by this name. bigtrain, the configuration and this directory lie at the same paths on all of them.
+#
+#   --processes P        ranks a machine; default: $NPROC, else one a GPU, else 2
+#   --min-hosts K        go on with so few when machines are lost
+#   --max-restarts N     how often ranks that died are started again (default: launch/environment.sh)
+#   --no-doctor          no preflight
+#   --dry-run            print what would be started on each machine, and do nothing
+#
+# $BIGTRAIN_SSH is the command that reaches a machine (default: ssh -o BatchMode=yes). Ctrl-C or `kill -TERM` commits a
+# checkpoint and leaves with status 75, on all machines; so it does when this machine or the connection is lost. Started
+# again, it goes on from the newest checkpoint.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+source "$here/environment.sh"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$here/common.sh"
+
+options=() minimum='' doctor=--doctor dry=''
+while [[ ${1:-} == -* ]]; do
+  [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
+  case $1 in
+    -h | --help) help && exit ;;
+    --no-doctor) doctor=--no-doctor ;;
+    --doctor) ;;
+    --dry-run) dry=yes ;;
+    --processes | --max-restarts | --min-hosts)
+      [[ $# -ge 2 ]] || refuse "$1 needs a value"
+      if [[ $1 == --min-hosts ]]; then minimum=$2; else options+=("$1" "$2"); fi
+      shift
+      ;;
+    *) refuse "unknown option $1; launch/ssh.sh --help lists them" ;;
+  esac
+  shift
+done
+[[ $# -ge 2 ]] || { help >&2 && exit 2; }
+if [[ -f $1 ]]; then
+  mapfile -t hosts < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$1")
+else
+  IFS=, read -ra hosts <<<"$1"
+fi
+shift
+[[ ${#hosts[@]} -gt 0 ]] || refuse "no hosts"
+[[ -z ${NPROC:-} ]] || options=(--processes "$NPROC" "${options[@]}")
+read -ra ssh <<<"${BIGTRAIN_SSH:-ssh -o BatchMode=yes}"
+
+# What is set in our environment goes along where it is about the job; the rest is the machine's own.
+settings=()
+while IFS= read -r name; do settings+=("$name=${!name}"); done < <(
+  compgen -e | grep -E '^(BIGTRAIN_|NCCL_|TORCH_|GLOO_|OMP_|WANDB_|CUDA_VISIBLE_DEVICES$|PYTHON$|PYTHONPATH$)' |
+    grep -vE '^BIGTRAIN_SSH$|_API_KEY$' # command lines can be read by everybody on a machine
+)
+job=ssh-$(date +%s)-$$
+remote() { # INDEX: the command for that machine
+  local command=("$here/node.sh" --nodes "${minimum:+$minimum:}${#hosts[@]}" --node-rank "$1" --rendezvous "${hosts[0]#*@}"
+    --job "$job" "${options[@]}" "$doctor" --orders-on-stdin train)
+  printf 'cd %q && exec env' "$PWD"
+  printf ' %q' "${settings[@]}" "${command[@]}" "${arguments[@]}"
+}
+arguments=("$@")
+
+if [[ -n $dry ]]; then
+  for i in "${!hosts[@]}"; do show "${ssh[@]}" "${hosts[i]}" "$(remote "$i")"; done
+  exit
+fi
+
+# Is everything where it is here? Asked of all machines at once, told of all where it is not.
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+printf -v question 'cd %q && cksum %q %q' "$PWD" "$here/node.sh" "$1"
+wanted=$(cksum "$here/node.sh" "$1")
+for host in "${hosts[@]}"; do
+  {
+    found=$("${ssh[@]}" "$host" "$question" 2>&1 </dev/null) && status=0 || status=$?
+    [[ $status -eq 0 && $found == "$wanted" ]] || printf 'error: %s: %s\n' "$host" "${found:-ssh: status $status}" >>"$folder/wrong"
+  } &
+done
+wait
+if [[ -s $folder/wrong ]]; then
+  cat "$folder/wrong" >&2
+  printf '  wanted: bigtrain, this directory and %s at the same paths on all machines, reached by %s; that is\n%s\n' \
+    "$1" "${ssh[*]}" "$wanted" >&2
+  exit 1
+fi
+
+# One ssh a machine. What is written to it are names of signals, for launch/node.sh --orders-on-stdin: ssh carries none, and
+# a remote command outlives its connection, but not the end of its orders.
+trap '' PIPE # who has ended takes no orders
+for i in "${!hosts[@]}"; do
+  mkfifo "$folder/orders-$i"
+  {
+    "${ssh[@]}" "${hosts[i]}" "$(remote "$i")" <"$folder/orders-$i" && status=0 || status=$?
+    echo "$status" >"$folder/ended-$i"
+  } > >(exec sed -u "s|^|[${hosts[i]}] |") 2>&1 &
+done
+orders=()
+for i in "${!hosts[@]}"; do exec {order}>"$folder/orders-$i" && orders+=("$order"); done
+
+order() { for order in "${orders[@]}"; do echo "$1" >&"$order" || true; done 2>/dev/null; }
+trap 'order TERM' TERM INT HUP
+trap 'order USR1' USR1
+
+# The first status that is neither 0 nor 75 is ours; where fewer machines may do, the last one is.
+running=${#hosts[@]} failed='' stopped='' last=0 deadline=''
+while ((running > 0)); do
+  sleep 0.3 || true
+  for i in "${!hosts[@]}"; do
+    [[ -s $folder/ended-$i ]] || continue
+    read -r last <"$folder/ended-$i"
+    rm "$folder/ended-$i"
+    running=$((running - 1))
+    case $last in
+      0) ;;
+      75) stopped=75 ;;
+      255) failed=${failed:-255} && echo "error: ${hosts[i]}: not reached, or the connection was lost" >&2 ;;
+      *) failed=${failed:-$last} && echo "error: ${hosts[i]}: ended with status $last" >&2 ;;
+    esac
+  done
+  # Without those that have ended the others end by themselves; where they do not, they are made to.
+  ((running >= ${minimum:-${#hosts[@]}})) || deadline=${deadline:-$((SECONDS + 120))}
+  [[ -z $deadline ]] || ((SECONDS < deadline)) || { order QUIT && deadline=$((SECONDS + 120)); }
+done
+[[ -z $minimum ]] || exit "$last"
+exit "${failed:-${stopped:-0}}"

@@ -1,0 +1,158 @@
+"""The launch scripts say what they would do, pass on what they are told, and refuse what they do not understand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SCRIPTS = {
+    "local.sh": ["CONFIG"],
+    "node.sh": ["train", "CONFIG"],
+    "ssh.sh": ["a,b", "CONFIG"],
+    "slurm.sbatch": ["CONFIG"],
+}
+
+
+def call(script: str, *arguments: str, cwd: Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(LAUNCH / script), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, input=stdin, capture_output=True, text=True, timeout=60
+    )
+
+
+def options_of(script: str) -> list[str]:
+    return ["--launch", str(LAUNCH)] if script == "slurm.sbatch" else []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself_and_refuses_what_it_does_not_know(script, tmp_path):
+    helped = call(script, *options_of(script), "--help", cwd=tmp_path)
+    assert helped.returncode == 0 and f"launch/{script}" in helped.stdout and "#" not in helped.stdout
+    assert call(script, *options_of(script), cwd=tmp_path).returncode == 2
+    unknown = call(script, *options_of(script), "--floppy", *SCRIPTS[script], cwd=tmp_path)
+    assert unknown.returncode == 2 and "--floppy" in unknown.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dry_run_prints_commands_and_leaves_no_trace(script, tmp_path):
+    shown = call(script, *options_of(script), "--dry-run", *SCRIPTS[script], "a.b=[1, 2]", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "train CONFIG" in shown.stdout.replace("\\", "") and "1" in shown.stdout
+    assert not shown.stderr and not list(tmp_path.iterdir())
+
+
+def test_what_a_dry_run_prints_does_what_it_says_when_it_is_typed(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nfor each; do printf "%s\\n" "$each"; done\nenv | grep NCCL\n')
+    python.chmod(0o755)
+    arguments = ("train", "C", 'text="a $HOME \\"b"')
+    shown = call("node.sh", "--dry-run", *arguments, cwd=tmp_path, PYTHON=str(python))
+    typed = subprocess.run(["bash", "-c", shown.stdout], capture_output=True, text=True)
+    done = call("node.sh", *arguments, cwd=tmp_path, PYTHON=str(python))
+    assert typed.stdout == done.stdout and 'text="a $HOME \\"b"' in done.stdout
+
+
+def test_what_is_set_already_wins_over_our_settings(tmp_path):
+    shown = call("local.sh", "--dry-run", "CONFIG", cwd=tmp_path, NCCL_DEBUG="INFO", BIGTRAIN_MAX_RESTARTS="9")
+    assert "NCCL_DEBUG" not in shown.stdout and "--max-restarts=9" in shown.stdout
+    assert "TORCH_NCCL_DUMP_ON_TIMEOUT" in shown.stdout
+    assert "--max-restarts=4" in call("local.sh", "--dry-run", "--max-restarts", "4", "CONFIG", cwd=tmp_path).stdout
+
+
+def test_machines_meet_at_the_first_and_the_preflight_beside_it(tmp_path):
+    arguments = ("--nodes=2:4", "--rendezvous=n1", "--node-rank=1", "--doctor", "--dry-run", "train", "CONFIG")
+    shown = call("node.sh", *arguments, cwd=tmp_path, BIGTRAIN_PORT="1234").stdout.replace("\\", "")
+    preflight, training = shown.splitlines()[-2:]
+    assert "--rdzv-endpoint=n1:1235" in preflight and "doctor CONFIG" in preflight
+    assert "--rdzv-endpoint=n1:1234" in training and "train CONFIG" in training
+    assert "--nnodes=2:4" in training and "--rdzv-conf=is_host=0," in training
+    named = call("node.sh", "--nodes=2", "--rendezvous=n1:7", "--dry-run", "train", "CONFIG", cwd=tmp_path).stdout
+    assert "--rdzv-endpoint=n1:7 " in named and "is_host" not in named
+    alone = call("node.sh", "--nodes=2", "--dry-run", "train", "CONFIG", cwd=tmp_path)
+    assert alone.returncode == 2 and "--rendezvous" in alone.stderr
+
+
+def test_where_a_pod_stands_is_read_from_what_kubeflow_says(tmp_path):
+    said = {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "77"}
+    shown = call("node.sh", "--dry-run", "train", "CONFIG", cwd=tmp_path, PET_NPROC_PER_NODE="4", **said).stdout
+    for wanted in ("--nnodes=3", "--rdzv-endpoint=m:77", "is_host=1", "--nproc-per-node=4"):
+        assert wanted in shown
+    assert "PET_" not in shown
+
+
+WAITING = """#!{python} -S
+# stands for the launcher in Python: says which signal came, and leaves with a status of its own
+import signal, sys, time
+def stop(number, frame):
+    print(signal.Signals(number).name, flush=True)
+    sys.exit(75)
+for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT):
+    signal.signal(name, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(WAITING.format(python=sys.executable))
+    python.chmod(0o755)
+    return python
+
+
+def start(waiting: Path, *options: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "node.sh"), *options, "train", "CONFIG"],
+        env={**os.environ, "PYTHON": str(waiting)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("order", ["TERM", "USR1", "QUIT"])
+def test_orders_on_stdin_reach_the_launcher_and_its_status_comes_back(waiting, order):
+    process = start(waiting, "--orders-on-stdin")
+    said, _ = process.communicate(f"{order}\n", timeout=30)
+    assert (said, process.returncode) == (f"SIG{order}\n", 75)
+
+
+def test_the_end_of_the_orders_is_a_request_to_stop(waiting):
+    process = start(waiting, "--orders-on-stdin")
+    said, _ = process.communicate(timeout=30)
+    assert (said, process.returncode) == ("SIGTERM\n", 75)
+
+
+def test_a_signal_during_the_preflight_ends_it_before_anything_is_begun(waiting):
+    process = start(waiting, "--doctor")
+    process.terminate()
+    assert process.wait(30) == 75
+    assert process.stdout.read() == "SIGTERM\n", "the preflight was asked to stop, and no training was started"
+
+
+def test_a_preflight_that_fails_is_the_end(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *doctor*) exit 1 ;; esac\ntouch trained\n')
+    python.chmod(0o755)
+    failed = call("node.sh", "--doctor", "train", "CONFIG", cwd=tmp_path, PYTHON=str(python))
+    assert failed.returncode == 1 and "--no-doctor" in failed.stderr and not (tmp_path / "trained").exists()
+    assert call("node.sh", "--no-doctor", "train", "CONFIG", cwd=tmp_path, PYTHON=str(python)).returncode == 0
+    assert (tmp_path / "trained").exists()
+
+
+def test_machines_that_cannot_be_reached_or_lack_files_are_all_named(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: 1\n")
+    ssh = tmp_path / "ssh"  # one machine answers, from a directory of its own
+    ssh.write_text(
+        '#!/bin/sh\n[ "$1" = far ] && { echo no route; exit 255; }\n'
+        '[ "$1" = odd ] && sed -i s/1/2/ c.yaml\nsh -c "$2"\n'
+    )
+    ssh.chmod(0o755)
+    failed = call("ssh.sh", "here,far", "c.yaml", cwd=tmp_path, BIGTRAIN_SSH=str(ssh))
+    assert failed.returncode == 1 and "far: no route" in failed.stderr and "here:" not in failed.stderr
+    failed = call("ssh.sh", "odd,far", "c.yaml", cwd=tmp_path, BIGTRAIN_SSH=str(ssh))
+    assert "odd:" in failed.stderr and "far: no route" in failed.stderr
