@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.cli import checkpoint_commands, config_commands, data_commands, run_commands
+from bigtrain.cli import checkpoint_commands, config_commands, data_commands, run_commands, submit_commands
 from bigtrain.config.errors import BigtrainError
 from bigtrain.version import __version__
 
@@ -31,6 +31,7 @@ app.command("report")(run_commands.report)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
+app.add_typer(submit_commands.app, name="submit")
 
 
 def _print_version(wanted: bool) -> None:

@@ -74,7 +74,7 @@ class Loader:
         world_size: int = 1,
         prefetch: int = 2,
     ) -> None:
-        _require_divisible(plan.batches, micro_batch_size, world_size)
+        require_divisible(plan.batches, micro_batch_size, world_size)
         if [(p.dataset.dataset_id, p.pack_id) for p in packings] != [(s.dataset_id, s.pack_id) for s in plan.sources]:
             raise ValueError("these are not the datasets that the plan was made from")
         self._plan, self._packings = plan, list(packings)
@@ -192,7 +192,8 @@ class Loader:
         return batches
 
 
-def _require_divisible(batches: BatchSchedule, micro_batch_size: int, world_size: int) -> None:
+def require_divisible(batches: BatchSchedule, micro_batch_size: int, world_size: int) -> None:
+    """Raises BigtrainError: a global batch does not divide into micro-batches on so many processes."""
     unit = micro_batch_size * world_size
     for stage, size in enumerate(batches.sizes):
         if size % unit:

@@ -1,0 +1,109 @@
+"""Under a real Slurm: submitted, preempted, requeued, at the end of its walltime, a run goes on as if nothing had been.
+
+Two nodes with a process each; every test compares with one run that nothing disturbed.
+"""
+
+import os
+import signal
+import subprocess
+
+import pytest
+import yaml
+from cluster import Slurm
+from house import CLI, House, curve
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def slurm(require_command):
+    if os.geteuid():
+        pytest.skip("Slurm's daemons need root to start jobs")
+    cluster = Slurm({name: require_command(name) for name in ("munged", "slurmctld", "slurmd")})
+    yield cluster
+    cluster.stop()
+
+
+def submit(slurm: Slurm, house: House, *arguments: str, fault: str = "") -> str:
+    """The number of a job of two nodes."""
+    command = [*CLI, "submit", "slurm", str(house.config), "--nodes", "2", "--cpus-per-node", "1", "--no-doctor"]
+    command += ["--processes-per-node", "1", *arguments]
+    environment = {**slurm.environment, **({"BIGTRAIN_FAULT": fault} if fault else {})}
+    done = subprocess.run(command, env=environment, cwd=house.directory, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def output(house: House, number: str) -> str:
+    return (house.run / "logs" / f"slurm-{number}.out").read_text()
+
+
+def run_of(directory, built: House) -> House:
+    settings = yaml.safe_load(built.config.read_text())
+    settings["run_dir"] = str(directory / "run")
+    (directory / "config.yaml").write_text(yaml.safe_dump(settings))
+    return House(directory, directory / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def quiet_curve(slurm, built, tmp_path_factory):
+    """The loss curve of a job that nothing disturbs."""
+    house = run_of(tmp_path_factory.mktemp("quiet"), built)
+    number = submit(slurm, house)
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert job["JobState"] == "COMPLETED", output(house, number)
+    assert house.metrics()[-1]["world_size"] == 2 and house.metrics()[-1]["step"] == STEPS
+    return curve(house.metrics())
+
+
+def test_a_preempted_job_commits_waits_in_the_queue_and_goes_on(slurm, house, quiet_curve):
+    number = submit(slurm, house, fault="slow,rank=*,at=step,delay=1")
+    house.wait_for_step(3)
+    urgent = slurm("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    slurm.wait_for(number, "PENDING", timeout=90)
+    assert house.events()[-1]["event"] == "stop" or house.events()[-1]["event"] == "commit", house.events()
+    stopped_at = house.metrics()[-1]["step"]
+    assert (house.run / f"checkpoints/step-{stopped_at:08d}/manifest.json").is_file()
+    slurm.wait_for(urgent, "COMPLETED")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(house, number)
+    assert curve(house.metrics()) == quiet_curve
+    assert [event["event"] for event in house.events()].count("resume") == 1
+
+
+def test_a_job_whose_walltime_ends_leaves_in_time_and_goes_on_in_the_next(slurm, house, quiet_curve):
+    number = submit(slurm, house, "--time", "2", "--signal-lead", "45", fault="slow,rank=*,at=step,delay=8")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout=420)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(house, number)
+    assert "stopped on request with a checkpoint (status 75)" in output(house, number)
+    assert curve(house.metrics()) == quiet_curve
+
+
+def test_a_crash_is_requeued_while_the_run_gets_further_and_no_longer(slurm, house):
+    number = submit(
+        slurm, house, "--max-restarts", "0", "checkpoint.asynchronous=false", fault="kill,rank=1,at=step,step=7"
+    )
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    said = output(house, number)
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "1"), said
+    assert f"(status {128 + signal.SIGKILL}); back into the queue" in said
+    assert "came no further than an earlier start; not requeued" in said
+    assert max(record["step"] for record in house.metrics()) < STEPS
+
+
+def test_a_user_s_error_ends_the_job_with_its_status(slurm, house):
+    number = submit(slurm, house, "train.steps=13", "schedule.decay_steps=4", "--no-check", "data.dir=nowhere")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0"), output(house, number)
+    assert "nowhere" in output(house, number)
+
+
+def test_jobs_of_a_chain_take_turns(slurm, house, quiet_curve):
+    first, second = submit(slurm, house, "--chain", "2", fault="slow,rank=*,at=step,delay=1").split()
+    house.wait_for_step(3)
+    slurm("scancel", "--signal=USR1", first)
+    assert slurm.wait_for(first, "COMPLETED", "FAILED", "CANCELLED")["ExitCode"] == "75:0", output(house, first)
+    job = slurm.wait_for(second, "COMPLETED", "FAILED", "CANCELLED")
+    assert job["JobState"] == "COMPLETED", output(house, second)
+    assert curve(house.metrics()) == quiet_curve
