@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from bigtrain.cli import checkpoint_commands, config_commands, data_commands, run_commands, submit_commands
 from bigtrain.config.errors import BigtrainError
+from bigtrain.statuses import CRASHED, DONE
 from bigtrain.version import __version__
 
 app = typer.Typer(
@@ -50,21 +52,26 @@ def _options(
 
 
 def main() -> None:
-    """Run one command; a user's error becomes one message and exit status 1."""
+    """Run one command. A user's error becomes one message and exit status 1; one that is not the user's leaves with
+    another status, by which a launcher knows that another start may go better.
+    """
     status: str | int | None
     try:
         app(prog_name="bigtrain")
-        status = 0
+        status = DONE
     except SystemExit as leaving:
         status = leaving.code
     except BigtrainError as error:
         if speaks(error):
             print(f"error: {error}", file=sys.stderr)
-        status = 1
+        status = error.status
+    except Exception:
+        traceback.print_exc()
+        status = CRASHED
     if "bigtrain.run.setup" in sys.modules and not isinstance(status, str):  # it has trained
         from bigtrain.engine.topology import leave
 
-        leave(status or 0)
+        leave(status or DONE)
     sys.exit(status)
 
 

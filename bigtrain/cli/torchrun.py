@@ -1,10 +1,14 @@
-"""torchrun, with two things passed through that it keeps to itself: stop signals and exit statuses.
+"""torchrun, with what it keeps to itself passed through, and restarts that know what they are for.
 
 Stock torchrun answers SIGTERM by giving its workers 30 seconds and then killing them, and it leaves with status 1
 whatever its workers said. Here a signal is handed on to the workers, which finish their step, commit and leave; and
-their status (75: stopped on request, start me again) becomes the status of the launcher. All options are torchrun's::
+their status (75: stopped on request, start me again) becomes the status of the launcher.
 
-    python -m bigtrain.cli.torchrun --standalone --nproc-per-node=2 -m bigtrain train CONFIG
+With --max-restarts N workers that crash, hang or are killed are all started again, on all nodes, and go on from the
+newest checkpoint; up to N times without a commit in between. Workers that have said why they leave (bigtrain.statuses)
+are not. All options are torchrun's::
+
+    python -m bigtrain.cli.torchrun --standalone --nproc-per-node=2 --max-restarts=3 -m bigtrain train CONFIG
 """
 
 from __future__ import annotations
@@ -14,47 +18,57 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import psutil
+import torch.distributed.launcher.api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import parse_args, run
 
+from bigtrain.cli.agent import Agent, Leave
 from bigtrain.cli.interface import stay_on_one_interface
 from bigtrain.config.errors import BigtrainError
+from bigtrain.launched import LAUNCHER
+from bigtrain.statuses import CRASHED, DONE, STOPPED, WRONG, of_shell
 
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LEFT_TO_TORCHRUN = "SIGQUIT"
-EXPECTED_STATUSES = {1, 2, 75}  # after these the worker itself has said why it left
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Launch the workers and wait for them.
+    """Launch the workers and wait for them, and start them again where that is of use.
 
     Returns:
-        0, or the exit status of the first worker that failed; 128 + n when signal n killed it.
+        0, or the exit status of the worker that the others followed; 128 + n when signal n killed it.
     """
     for talkative in ("torch.distributed.elastic", "torch.distributed.run"):  # what matters is said below, shorter
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
-    for number in HANDED_ON:
-        signal.signal(number, _hand_on)
-    os.environ["BIGTRAIN_LAUNCHER_PID"] = str(os.getpid())  # by which workers notice that we died: bigtrain/run/stop.py
+    os.environ[LAUNCHER] = str(os.getpid())  # by which workers notice that we died: bigtrain/run/stop.py
+    # The store it would share is not fit for restarts; agent.py has another.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    launcher: Any = torch.distributed.launcher.api
+    launcher.LocalElasticAgent = Agent
     try:
+        for number in HANDED_ON:
+            signal.signal(number, _hand_on)
         _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
+    except Leave as leaving:
+        if message := str(leaving):
+            print(f"error: {message}", file=sys.stderr)
+        return leaving.status
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            print(f"error: rank {rank} was killed by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
-            return 128 - failure.exitcode
-        if failure.exitcode not in EXPECTED_STATUSES:
-            print(f"error: rank {rank} left with status {failure.exitcode}", file=sys.stderr)
-        return failure.exitcode
+        return of_shell(error.get_first_failure()[1].exitcode)
     except SignalException as error:
         return 128 + error.sigval
     except BigtrainError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return WRONG
+    except RendezvousError as error:
+        print(f"error: the nodes did not meet: {error}", file=sys.stderr)
+        return CRASHED
+    return DONE
 
 
 def _torchrun(arguments: list[str]) -> None:
@@ -64,6 +78,10 @@ def _torchrun(arguments: list[str]) -> None:
 
 
 def _hand_on(number: int, _frame: FrameType | None) -> None:
+    if not Agent.working:  # it is between two starts, or before the first
+        Agent.stop_asked = True
+        raise Leave(STOPPED)
+    Agent.stop_asked = True
     for worker in psutil.Process(os.getpid()).children():
         worker.send_signal(number)
 

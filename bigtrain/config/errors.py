@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bigtrain.statuses import WRONG
+
 
 class BigtrainError(Exception):
     """The user's input or environment is wrong; nothing is broken inside.
 
-    The command line prints it without a traceback and leaves with status 1. A good message has four parts,
+    The command line prints it without a traceback and leaves with `status`. A good message has four parts,
     given here by name so that none is forgotten:
 
     Args:
@@ -20,11 +22,18 @@ class BigtrainError(Exception):
         self.what, self.found, self.wanted, self.fix = what, found, wanted, fix
         self.shared = False
         """Whether every rank of a job raises this same error, so that one of them is enough to tell it."""
+        self.status = WRONG
+        """What a process leaves with because of it. Another one where a further start may help."""
         super().__init__(what, found, wanted, fix)
 
     def on_all_ranks(self) -> BigtrainError:
         """This error, marked as one that every rank raises."""
         self.shared = True
+        return self
+
+    def leaving_with(self, status: int) -> BigtrainError:
+        """This error, after which a process leaves with another status than 1."""
+        self.status = status
         return self
 
     def __str__(self) -> str:
@@ -35,7 +44,11 @@ class BigtrainError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.found, self.wanted, self.fix), {"shared": self.shared})
+        return (
+            _rebuild,
+            (type(self), self.what, self.found, self.wanted, self.fix),
+            {"shared": self.shared, "status": self.status},
+        )
 
 
 def _rebuild(cls: type[BigtrainError], what: str, found: object, wanted: object, fix: str | None) -> BigtrainError:

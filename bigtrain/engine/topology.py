@@ -22,10 +22,11 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from bigtrain.checkpoint.ranks import Ranks
 from bigtrain.config.errors import BigtrainError
+from bigtrain.launched import STORE
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
@@ -164,6 +165,9 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
 
     timeout = timedelta(minutes=timeout_minutes)
     rendezvous: dict[str, Any] = {}
+    if launched and STORE in os.environ:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        rendezvous = {"store": connect(timeout), "rank": rank, "world_size": world_size}
     if not launched:
         # A store in memory needs no port, so that two runs on one machine never collide.
         rendezvous = {"store": HashStore(), "rank": 0, "world_size": 1}
@@ -175,6 +179,22 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
     )
     topology = Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device, timeout)
     return share_samples(topology, tensor_parallel_size, sequence_parallel_size)
+
+
+def connect(timeout: timedelta) -> Any:
+    """A connection of one's own to the store that the ranks of this start meet in.
+
+    Args:
+        timeout: what a question may take.
+
+    Raises:
+        KeyError: there is none, as this process was started alone.
+        torch.distributed.DistError: nobody answers.
+    """
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if STORE in os.environ:
+        host, _, port = os.environ[STORE].rpartition(":")
+    return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def share_samples(topology: Topology, tensor_parallel_size: int, sequence_parallel_size: int) -> Topology:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from bigtrain.config import Settings
 from bigtrain.run.setup import open_run
 from bigtrain.run.training import TrainingRun
-
-DONE, STOPPED = 0, 75
+from bigtrain.statuses import DONE, STOPPED
 
 
 def train(settings: Settings) -> int:

@@ -10,8 +10,8 @@ from types import FrameType
 
 import psutil
 
-LAUNCHER = "BIGTRAIN_LAUNCHER_PID"
-"""Environment variable: the process that started the ranks, as `bigtrain/cli/torchrun.py` sets it."""
+from bigtrain.launched import LAUNCHER
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 

@@ -17,8 +17,8 @@ from bigtrain.checkpoint import Places, storage_at
 from bigtrain.config import BigtrainError, Settings, dump_settings
 from bigtrain.faults import FAULT, Fault
 from bigtrain.run.directory import RunDirectory
-from bigtrain.run.loop import DONE, STOPPED
 from bigtrain.run.records import read_json_lines, read_metrics
+from bigtrain.statuses import DONE, STOPPED
 
 FOLDER = "verify-resume"
 

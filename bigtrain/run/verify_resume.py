@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, newest_verified, storage_at, tensor_digests
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.faults import FAULT, Fault
-from bigtrain.run.loop import DONE, STOPPED
 from bigtrain.run.trial import FOLDER, Launcher, Trial, beside, changed, clear, tried_settings
+from bigtrain.statuses import DONE, STOPPED
 
 Metrics = dict[str, Any]
 Digests = Mapping[tuple[str, str], str]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ def test_a_worker_killed_by_a_signal_is_named(tmp_path):
     process = launch("import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert "rank 1 was killed by SIGKILL" in output
+    assert f"rank 1 on {socket.gethostname()} was killed by SIGKILL" in output
 
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

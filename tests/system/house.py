@@ -12,6 +12,7 @@ from pathlib import Path
 
 import warm
 
+from bigtrain.faults import FAULT
 from bigtrain.run.records import read_json_lines, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -82,15 +83,17 @@ class House:
         )
         return done.returncode, done.stdout
 
-    def start_training(self, processes: int, *overrides: str) -> subprocess.Popen:
-        """Begin to train, under the launcher, as a user does."""
+    def start_training(
+        self, processes: int, *overrides: str, restarts: int = 0, faults: str | None = None
+    ) -> subprocess.Popen:
+        """Begin to train, under the launcher, as a user does; on order with faults, see bigtrain/faults.py."""
         command = [
             *(sys.executable, "-m", "bigtrain.cli.torchrun", "--standalone", f"--nproc-per-node={processes}"),
-            *("-m", "bigtrain", "train", str(self.config), *overrides),
+            *(f"--max-restarts={restarts}", "-m", "bigtrain", "train", str(self.config), *overrides),
         ]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.directory,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, **({FAULT: faults} if faults else {})},
         )  # fmt: skip
 
     def metrics(self, run: Path | None = None) -> list[dict]:

@@ -1,0 +1,216 @@
+"""torchrun's agent, the process on each node that starts the workers and watches them, with three things changed.
+
+A worker that dies takes the others with it within seconds, also those that stand still and answer nothing; torchrun
+waits half a minute. Whether all are started again then is for `restarts` to say, on all nodes alike: who leaves for
+good says so in the agents' store, and the others follow. And the store that the workers meet in lies here, new for each
+start, instead of in rank 0 or, shared, in the first agent: torch 2.13 keeps the keys of the last start in that one, and
+a node that joins later never learns of it. Only a launcher can hold it where rank 0 may be the one that stands still.
+
+Written against torch 2.11 to 2.13; every use of a private name is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+from bigtrain.cli.interface import bound_store
+from bigtrain.cli.restarts import Death, Restarts, cause
+from bigtrain.launched import PROGRESS, STORE
+from bigtrain.statuses import STOPPED, describe, of_shell
+
+GRACE_SECONDS = 3
+"""For workers whose peer has died: what they hold is of no use without it."""
+LEAVING_SECONDS = 30
+"""For workers that are about to leave by themselves."""
+PATIENCE_SECONDS = 2.0
+"""How long to wait for another node's word when one's own workers may have failed only because of it."""
+ASK_EVERY_SECONDS = 1.0
+_VERDICT = "bigtrain/verdict"
+"""In the agents' store, new for each start: one of the two words, or the status to leave with."""
+_RESTART, _ONE_NODE_LESS = "restart", "one node less"
+_ADDRESS = "bigtrain/store"
+
+
+class Leave(Exception):
+    """The launcher leaves with this status."""
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Agent(LocalElasticAgent):
+    """One node's."""
+
+    stop_asked = False
+    """Whether somebody has asked for an end: then nothing is started again."""
+    working = False
+    """Whether there are workers that a signal can be handed on to."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._spec = self._worker_group.spec
+        nodes: Any = getattr(self._spec.rdzv_handler, "settings", None)
+        self._elastic = nodes is not None and nodes.min_nodes < nodes.max_nodes
+        self._restarts = Restarts(self._spec.max_restarts)
+        self._starts = 0
+        self._next_question = 0.0
+        self._master: Any = None
+        handle, name = tempfile.mkstemp(prefix="bigtrain-progress-")
+        os.close(handle)
+        self._progress = Path(name)
+        os.environ[PROGRESS] = name
+
+    def run(self, role: str = "default") -> RunResult:
+        """Until the workers are done. Raises Leave."""
+        try:
+            return super().run(role)
+        finally:
+            self._progress.unlink(missing_ok=True)
+
+    def _rendezvous(self, worker_group: Any) -> None:
+        super()._rendezvous(worker_group)
+        self._starts += 1
+        os.environ[STORE] = self._host_store(worker_group)
+        self._next_question = time.monotonic() + ASK_EVERY_SECONDS
+
+    def _host_store(self, group: Any) -> str:
+        """host:port of a store for this start, which the first agent holds."""
+        key = self._key(_ADDRESS)
+        if group.group_rank == 0:
+            address = self._spec.local_addr  # bigtrain/cli/interface.py has chosen it, if it could
+            self._master = bound_store(address, 0) if address else TCPStore(group.master_addr, 0, is_master=True)
+            group.store.set(key, f"{address or group.master_addr}:{self._master.port}")
+        else:
+            self._master = None
+        return str(group.store.get(key).decode())
+
+    def _key(self, name: str) -> str:
+        """In the agents' store: a dynamic rendezvous has a new one for each round, a static one counts starts alike."""
+        return f"{name}/{self._starts}" if self._spec.rdzv_handler.get_backend() == "static" else name
+
+    def _start_workers(self, worker_group: Any) -> dict[int, Any]:
+        # The base class hands them max_restarts - _remaining_restarts as the number of their restart.
+        self._spec.max_restarts, self._remaining_restarts = self._starts - 1, 0
+        if self.stop_asked:
+            self._leave(STOPPED)
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        Agent.working = True
+        return pids
+
+    def _monitor_workers(self, worker_group: Any) -> RunResult:
+        ended = self._ended(worker_group)
+        if died := cause(ended):
+            self._end_workers(LEAVING_SECONDS if died.final else GRACE_SECONDS)
+            self._judge(worker_group, died)
+        elif (word := self._word_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
+            self._follow(worker_group, word)
+        else:
+            result: RunResult = super()._monitor_workers(worker_group)
+            return result
+        self._remaining_restarts = 1  # one, and what comes after it is for another time
+        return RunResult(state=WorkerState.FAILED)
+
+    def _stop_workers(self, worker_group: Any) -> None:
+        """Before a restart. Healthy ones, where a node joins or has left, commit first; of others none is left."""
+        self._end_workers(LEAVING_SECONDS)
+
+    def _ended(self, group: Any) -> dict[int, int]:
+        """The workers of this node that have ended: rank -> status."""
+        context: Any = self._pcontext
+        handlers = context.subprocess_handlers if context else {}
+        ended = {group.workers[local_rank].global_rank: each.proc.poll() for local_rank, each in handlers.items()}
+        return {rank: status for rank, status in ended.items() if status is not None}
+
+    def _end_workers(self, grace: int) -> None:
+        Agent.working = False
+        if self._pcontext is not None:
+            self._pcontext.close(signal.SIGTERM, grace)
+
+    def _judge(self, group: Any, died: Death) -> None:
+        """Say what happens now that a worker has died; returns if all are to be started again. Raises Leave."""
+        what = f"rank {died.rank} on {socket.gethostname()} {describe(died.status)}"
+        if died.status == STOPPED and self._goes_on_otherwise(group):
+            return
+        if died.final or self.stop_asked:
+            self._leave(of_shell(died.status), "" if died.final else what)
+        word = self._word_of_others(group, PATIENCE_SECONDS)
+        if word not in (None, _RESTART, _ONE_NODE_LESS):
+            self._leave(int(str(word)))
+        if not self._restarts.limit:
+            self._leave(of_shell(died.status), what)
+        if not self._restarts.allow(self._newest_commit()):
+            self._leave(
+                of_shell(died.status),
+                f"{what}; given up after {self._restarts.limit} restart(s) without a commit in between",
+            )
+        self._say(group, _RESTART)
+        print(f"{what}: {self._restarts}", file=sys.stderr, flush=True)
+
+    def _goes_on_otherwise(self, group: Any) -> bool:
+        """Whether workers that have stopped did so because a node comes or goes, and are wanted again."""
+        if self.stop_asked or not self._elastic:
+            return False
+        if self._spec.rdzv_handler.num_nodes_waiting() > 0:
+            return True
+        return self._word_of_others(group, PATIENCE_SECONDS) == _ONE_NODE_LESS
+
+    def _follow(self, group: Any, word: str | None) -> None:
+        """Do as another node's agent has decided; returns if all are to be started again. Raises Leave."""
+        if word != _RESTART:  # its workers have left, and ours are about to, unless they wait for them
+            end = time.monotonic() + LEAVING_SECONDS
+            while time.monotonic() < end and len(self._ended(group)) < len(group.workers):
+                time.sleep(0.1)
+            self._end_workers(GRACE_SECONDS)
+            self._leave(int(str(word)))
+        self._end_workers(GRACE_SECONDS)
+
+    def _word_of_others(self, group: Any, patience: float = 0.0) -> str | None:
+        """What the agent of another node has decided for all; None where none has, as far as is known."""
+        if group.group_world_size == 1 or (not patience and time.monotonic() < self._next_question):
+            return None
+        end = time.monotonic() + patience
+        with contextlib.suppress(Exception):  # the node that holds the store is gone, which the rendezvous will tell
+            while True:
+                if group.store.check([self._key(_VERDICT)]):
+                    return str(group.store.get(self._key(_VERDICT)).decode())
+                if time.monotonic() >= end:
+                    break
+                time.sleep(0.1)
+        self._next_question = time.monotonic() + ASK_EVERY_SECONDS
+        return None
+
+    def _say(self, group: Any, word: str) -> None:
+        if group.group_world_size > 1:
+            with contextlib.suppress(Exception):
+                group.store.set(self._key(_VERDICT), word)
+
+    def _leave(self, status: int, message: str = "") -> NoReturn:
+        group: Any = self._worker_group
+        if (group.group_world_size or 1) > 1:  # None before the agents have met
+            if self.stop_asked and self._elastic:
+                self._say(group, _ONE_NODE_LESS)
+                handler: Any = self._spec.rdzv_handler
+                handler.shutdown = lambda: True  # which would close it for the others
+            else:
+                self._say(group, str(status))
+            time.sleep(2 * ASK_EVERY_SECONDS)  # the store may go with us
+        raise Leave(status, message)
+
+    def _newest_commit(self) -> int:
+        try:
+            return int(self._progress.read_text())
+        except (OSError, ValueError):
+            return -1

@@ -1,0 +1,72 @@
+"""When a launcher starts its workers again, and when it does not: bookkeeping without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bigtrain.statuses import FINAL, HUNG
+
+
+class Death(NamedTuple):
+    """A worker that ended before its time."""
+
+    rank: int
+    status: int
+    """As `subprocess` has it: -n where signal n killed it."""
+
+    @property
+    def final(self) -> bool:
+        """Whether the worker would do the same again, or was asked to leave."""
+        return self.status in FINAL
+
+
+def cause(ended: Mapping[int, int]) -> Death | None:
+    """Of the workers that have ended by themselves, the one that the others followed; None where none has failed.
+
+    One dead rank takes others with it, who find their connections closed, all within a moment. So what no rank can do
+    because of another counts first: to be killed, then to find the run hung, then to say that it is the user's turn,
+    and a crash last.
+
+    Args:
+        ended: rank -> status.
+    """
+    failed = [Death(rank, status) for rank, status in ended.items() if status]
+    return min(failed, key=lambda death: (_order(death), death.rank), default=None)
+
+
+def _order(death: Death) -> int:
+    if death.status < 0:
+        return 0
+    if death.status == HUNG:
+        return 1
+    return 2 if death.final else 3
+
+
+@dataclass
+class Restarts:
+    """How often one launcher may start its workers again: so many times in a row without progress."""
+
+    limit: int
+    """Without a checkpoint between one and the next."""
+    total: int = 0
+    since_progress: int = 0
+    _newest: int = -1
+
+    def allow(self, newest_commit: int) -> bool:
+        """Whether one more is allowed; if so, it is counted.
+
+        Args:
+            newest_commit: the highest step that the workers have told to be committed, -1 where none was.
+        """
+        if newest_commit > self._newest:
+            self._newest, self.since_progress = newest_commit, 0
+        if self.since_progress >= self.limit:
+            return False
+        self.since_progress += 1
+        self.total += 1
+        return True
+
+    def __str__(self) -> str:
+        return f"restart {self.total}" + (f", {self.since_progress} of {self.limit} without a commit in between")

@@ -1,0 +1,22 @@
+"""What the launcher and its workers tell each other, by environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LAUNCHER = "BIGTRAIN_LAUNCHER_PID"
+"""The process that started the ranks of this node."""
+STORE = "BIGTRAIN_STORE"
+"""host:port of the store that the ranks of this start meet in; it lies in a launcher, and outlives every rank."""
+PROGRESS = "BIGTRAIN_PROGRESS"
+"""A file of this node: the newest step whose checkpoint is committed. Restarts are counted anew behind it."""
+
+
+def tell_progress(step: int) -> None:
+    """Tell the launcher, if there is one, that the checkpoint of a step is committed."""
+    if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
+        file = Path(os.environ[PROGRESS])
+        written = file.with_name(f"{file.name}.new")
+        written.write_text(str(step))
+        written.replace(file)
