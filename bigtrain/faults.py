@@ -27,7 +27,7 @@ out, and is not carried out by the same rank where one lies.
     exit        it raises SystemExit: a process leaves with `status` (3); a thread vanishes without a word
     nan         the loss of a micro-batch, and with it its gradient, is NaN (at=loss)
     spike       it is `factor` (1000) times what it is (at=loss)
-    flip        one bit, number `bit` (6) of the first element, of the first weight whose name holds `tensor` (at=weights)
+    flip        bit `bit` (6) of the first element of the first weight with `tensor` in its name (at=weights)
 
 The points, in their order on a rank:
 
@@ -210,7 +210,8 @@ def damage(named_tensors: Callable[[], Iterable[tuple[str, Any]]]) -> None:
     if _orders:
         for order in _orders:
             if order.action == "flip" and _is_due(order):
-                _flip(next(tensor for name, tensor in named_tensors() if order.tensor in name), order.bit)
+                held = (tensor for name, tensor in named_tensors() if order.tensor in name and tensor.numel())
+                _flip(next(held), order.bit)
 
 
 def _is_due(order: Fault) -> bool:

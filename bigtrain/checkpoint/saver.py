@@ -85,6 +85,8 @@ class Saver:
         self.durable_step = durable_step
         self._commits: deque[Commit] = deque()
         self._thread: threading.Thread | None = None
+        self.saving_since: float | None = None
+        """When the work behind the training began that is under way, by time.monotonic."""
         self._error: BigtrainError | None = None
 
     @property
@@ -182,6 +184,7 @@ class Saver:
 
     def _behind(self, work: Callable[[], None]) -> None:
         self.close()
+        self.saving_since = time.monotonic()
         self._thread = threading.Thread(target=self._remember_failure, args=(work,), name="saver", daemon=True)
         self._thread.start()
 
@@ -192,6 +195,8 @@ class Saver:
             self._error = error
         except Exception as error:  # the other ranks did not answer, or there is no memory
             self._error = BigtrainError("a checkpoint could not be saved", found=cause_of(error))
+        finally:
+            self.saving_since = None
 
     def _cleared(self, storage: Storage, step: int) -> tuple[list[Checkpoint], str | None]:
         """Remove what is not to be kept beside this step; what went, and why it could not."""

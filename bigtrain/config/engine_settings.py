@@ -54,7 +54,7 @@ class EngineSettings(Section):
     dry_run: bool = True
     """Before the first step, try a full micro-batch of documents as long as a row and forget it: what does not fit into
     memory is known at once. The losses are the same without."""
-    process_group_timeout_minutes: PositiveFloat = 10.0
+    process_group_timeout_minutes: PositiveFloat = 35.0
     """A collective that takes longer than this ends the job."""
     deepspeed: dict[str, Any] = Field({})
     """Raw extras for DeepSpeed's configuration; a key that bigtrain sets itself is refused."""

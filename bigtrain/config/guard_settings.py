@@ -35,3 +35,16 @@ class GuardSettings(Section):
     """And so many behind the last one seen."""
     max_rewinds: NonNegativeInt = 3
     """Rewinds in a row, with fewer than `window` good steps behind the last one's batches, before the run gives up."""
+    hang_seconds: PositiveFloat | None = 300.0
+    """When no rank has got on with its step for so long, the run ends with status 70, and the log names the rank that
+    the others wait for. engine.process_group_timeout_minutes stands behind it and is to be longer. null: nobody
+    watches."""
+    hang_slow_seconds: PositiveFloat = 1800.0
+    """The same for what may take longer: each stage of the start, the first step, an evaluation's batch, a save."""
+    straggler_every_steps: PositiveInt | None = 20
+    """The ranks compare their own work in windows of so many steps. null: they do not."""
+    straggler_share: PositiveFloat = 0.2
+    """A rank that is slower than the others by this share, in three windows in a row, is named with its host."""
+    replica_check_every_steps: PositiveInt | None = 100
+    """The ranks compare their copies of the weights at every so many steps, and before every save; a rank that differs
+    is named, and the run ends with status 71, to go on from its newest checkpoint in another start. null: never."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import nn
 from bigtrain.checkpoint.fragment import Fragment
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import Settings
+from bigtrain.engine.copies import Part, copies, parts
 from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.deepspeed_import import import_deepspeed
 from bigtrain.engine.fragments import fragments, owned_ranges, owners, places
@@ -97,19 +98,23 @@ class Engine:
         module: nn.Module = self._deepspeed.module
         return module
 
-    def forward_backward(self, inputs: Mapping[str, Any], scale: float) -> torch.Tensor:
+    def forward_backward(
+        self, inputs: Mapping[str, Any], scale: float, forward: AbstractContextManager[None] | None = None
+    ) -> torch.Tensor:
         """Add the gradient of scale * loss sum to what this step has gathered so far.
 
         Args:
             inputs: keyword arguments of the model's forward, on the engine's device.
             scale: 1 / number of labelled tokens in the global batch, all ranks and micro-batches together.
+            forward: entered for the time of the forward pass.
 
         Returns:
             The loss sum over this rank's part of the micro-batch, unscaled, float32 scalar, without a graph. Added up
             over all ranks, every labelled token counts once.
         """
-        reached("forward")
-        loss: torch.Tensor = altered("loss", self._deepspeed(**inputs))
+        with forward or nullcontext():
+            reached("forward")
+            loss: torch.Tensor = altered("loss", self._deepspeed(**inputs))
         reached("backward")
         self._deepspeed.backward(loss * (scale * self._gradient_factor), scale_wrt_gas=False)
         return self._told(loss.detach())
@@ -166,6 +171,14 @@ class Engine:
     def fragments(self) -> list[Fragment]:
         """This rank's part of the training state, as views: master weights and the optimizer's moments."""
         return fragments(self._optimizer, self._ranges, self._places)
+
+    def copies(self) -> dict[str, torch.Tensor]:
+        """The weights on this rank, as the model computes with them, that other ranks have the same of, by name."""
+        return copies(self.module, self._stage)
+
+    def parts(self) -> list[Part]:
+        """This rank's part of the weights as the model computes with them, beside the master it was made from."""
+        return parts(self.module, self._ranges, self._stage)
 
     def held_bytes(self) -> dict[str, int]:
         """Bytes on this rank's device that are weights, master weights, moments and, before `step`, gradients."""

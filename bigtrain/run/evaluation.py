@@ -55,9 +55,22 @@ def sum_of_losses(
 
 
 def validation_losses(
-    engine: Engine, topology: Topology, held_out: list[Dataset], settings: Settings
+    engine: Engine,
+    topology: Topology,
+    held_out: list[Dataset],
+    settings: Settings,
+    beat: Callable[[], None] = lambda: None,
 ) -> list[SourceLoss]:
-    """The validation loss of every source that has held-out documents, over all ranks together."""
+    """The validation loss of every source that has held-out documents, over all ranks together.
+
+    Args:
+        beat: called before every batch.
+    """
+
+    def evaluate(inputs: Mapping[str, Any]) -> torch.Tensor:
+        beat()
+        return engine.evaluate(inputs)
+
     losses = []
     for dataset in held_out:
         batches = validation_batches(
@@ -68,7 +81,7 @@ def validation_losses(
             rank=topology.data_rank,
             world_size=topology.data_size,
         )
-        loss, tokens = sum_of_losses(engine.evaluate, batches, topology.device)
+        loss, tokens = sum_of_losses(evaluate, batches, topology.device)
         counted = tokens if topology.shard_rank == 0 else 0
         loss, all_tokens = topology.sum_across_ranks([loss, float(counted)])
         if all_tokens:

@@ -4,6 +4,7 @@ A step is timed from before its batch is fetched to after its loss is known:
 
     data               waiting for the loader
     forward_backward   all micro-batches; with ZeRO 2 and 3 their communication too, as far as it is not hidden
+      forward          of that the forward passes: with ZeRO 0 to 2 a rank's own work and nothing else
     optimizer          DeepSpeed's step: what is left of the communication, clipping, update
     the rest           agreeing on the step, copying the batch to the device, adding up the loss
 
@@ -24,7 +25,7 @@ import torch
 from bigtrain.run.peaks import Peak
 
 SMOOTHING_STEPS = 20
-FORWARD_BACKWARD, OPTIMIZER = "forward_backward", "optimizer"
+FORWARD, FORWARD_BACKWARD, OPTIMIZER = "forward", "forward_backward", "optimizer"
 TRACE_PREFIX = "bigtrain."
 """Of the parts' names in a trace of torch.profiler."""
 
@@ -35,6 +36,7 @@ class Reading:
 
     step_seconds: float
     data_seconds: float
+    forward_seconds: float
     forward_backward_seconds: float
     optimizer_seconds: float
     tokens_per_second: float
@@ -78,7 +80,7 @@ class Meter:
         """A step begins now."""
         self._data_seconds = 0.0
         self._seconds: dict[str, float] = {}
-        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._started = time.perf_counter()
 
     @contextmanager
@@ -91,18 +93,18 @@ class Meter:
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Work done inside, or queued on the device, is this part of the step."""
+        """Work done inside, or queued on the device, is this part of the step; a part may come more than once."""
         with torch.profiler.record_function(TRACE_PREFIX + part):
             if self._on_gpu:
                 begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
                 begin.record()
                 yield
                 end.record()
-                self._events[part] = begin, end
+                self._events.append((part, begin, end))
             else:
                 started = time.perf_counter()
                 yield
-                self._seconds[part] = time.perf_counter() - started
+                self._add(part, time.perf_counter() - started)
 
     def end_step(self, step: int, tokens: int) -> Reading:
         """The step that began last ends now; what it queued on the device is done.
@@ -112,18 +114,26 @@ class Meter:
             tokens: its input tokens over all ranks.
         """
         seconds = time.perf_counter() - self._started
-        for part, (begin, end) in self._events.items():
-            self._seconds[part] = begin.elapsed_time(end) / 1000
+        for part, begin, end in self._events:
+            self._add(part, begin.elapsed_time(end) / 1000)
         self._recent.append(seconds)
-        typical = sorted(self._recent)[len(self._recent) // 2]
         rate = tokens / seconds
         return Reading(
             step_seconds=seconds,
             data_seconds=self._data_seconds,
+            forward_seconds=self._seconds.get(FORWARD, 0.0),
             forward_backward_seconds=self._seconds.get(FORWARD_BACKWARD, 0.0),
             optimizer_seconds=self._seconds.get(OPTIMIZER, 0.0),
             tokens_per_second=rate,
             mfu=rate * self.flops_per_token / self.peak.flops,
             mfu_causal=rate * self.causal_flops_per_token / self.peak.flops,
-            eta_seconds=(self.total_steps - step) * typical,
+            eta_seconds=(self.total_steps - step) * self.typical_step_seconds,
         )
+
+    @property
+    def typical_step_seconds(self) -> float:
+        """The median of the last steps; 0 where there has been none."""
+        return sorted(self._recent)[len(self._recent) // 2] if self._recent else 0.0
+
+    def _add(self, part: str, seconds: float) -> None:
+        self._seconds[part] = self._seconds.get(part, 0.0) + seconds

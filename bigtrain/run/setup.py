@@ -43,12 +43,15 @@ from bigtrain.run.expected import check_expected_parameters
 from bigtrain.run.memory import enough_memory
 from bigtrain.run.meter import Meter
 from bigtrain.run.peaks import peak_of, peak_of_all
+from bigtrain.run.pulse import Pulse
 from bigtrain.run.records import JsonLines, read_json_lines
 from bigtrain.run.stop import StopRequest
+from bigtrain.run.stragglers import OwnWork
 from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank, raise_first
 from bigtrain.run.tracking import Tracker
 from bigtrain.run.training import TrainingRun
+from bigtrain.run.watchdog import Watchdog
 from bigtrain.version import __version__
 from bigtrain.wording import quantity
 
@@ -66,14 +69,18 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
     stop.listen()
     check_expected_parameters(settings.model)
     with ranks(settings) as topology, ExitStack() as held:
+        directory, pulse = RunDirectory(settings.run_dir), Pulse()
+        watchdog = Watchdog.start(pulse, settings.guard, topology, directory)
+        held.callback(watchdog.stop)
         check_machine(settings, topology)
         data = on_every_rank(topology, lambda: RunData.open(settings))
-        directory = RunDirectory(settings.run_dir)
+        pulse.beat()
         on_first_rank(topology, lambda: claim(directory))
         held.callback(directory.unlock)
         places = on_every_rank(topology, lambda: Places.of(directory.root, settings.checkpoint))
         layout = layout_of(settings, topology)
         search = newest_verified(places, ranks=topology, layout=layout)
+        pulse.beat()
         changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan))
         first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
         loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
@@ -83,12 +90,15 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         with enough_memory(settings, topology, "the model with its optimizer's state"):
             model = new_model(settings, topology, fill=search.newest is None)
             engine = Engine(model, settings, topology)
+        pulse.beat()
         state = restore(engine, search.newest, topology) if search.newest else {}
+        pulse.beat()
         model.set_router_moves(state.get("router_moves", {}))
         step = search.newest.step if search.newest else 0
         durable_step = None if search.newest and places.is_local(search.newest) else step
         saver = Saver(places, topology.behind(), settings.checkpoint, layout=layout, durable_step=durable_step)
         held.callback(saver.close)
+        watchdog.saving_since = lambda: saver.saving_since
         saver.reserve(engine.fragments(), engine.rng_state())
         dry_run(engine, settings, topology)
         keeps_records = topology.rank == 0
@@ -107,6 +117,8 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             saver=saver,
             stop=stop,
             step=step,
+            own_work=OwnWork(settings, topology),
+            pulse=pulse,
             metrics=JsonLines(directory.metrics) if keeps_records else None,
             events=JsonLines(directory.events) if keeps_records else None,
             cadence=cadence_for(settings, topology, directory) if keeps_records else None,

@@ -17,17 +17,22 @@ from bigtrain.engine.engine import Engine, StepResult
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
 from bigtrain.faults import damage, reached
+from bigtrain.launched import tell_progress
 from bigtrain.model import Decoder
 from bigtrain.run.balance import settle
 from bigtrain.run.cadence import Cadence
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.memory import enough_memory
-from bigtrain.run.meter import FORWARD_BACKWARD, OPTIMIZER, Meter, Reading
+from bigtrain.run.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, Meter, Reading
+from bigtrain.run.pulse import Phase, Pulse
 from bigtrain.run.records import JsonLines
+from bigtrain.run.replicas import compare, corruption
 from bigtrain.run.stop import StopRequest
+from bigtrain.run.stragglers import OwnWork, Straggler
 from bigtrain.run.together import on_every_rank, raise_first
 from bigtrain.run.tracking import Tracker
+from bigtrain.run.walltime import EndOfTime
 from bigtrain.wording import duration, quantity
 
 logger = logging.getLogger(__name__)
@@ -62,6 +67,9 @@ class TrainingRun:
     saver: Saver
     stop: StopRequest
     step: int
+    own_work: OwnWork
+    pulse: Pulse = field(default_factory=Pulse)
+    end_of_time: EndOfTime = field(default_factory=EndOfTime)
     metrics: JsonLines | None = None
     events: JsonLines | None = None
     """Rank 0 alone keeps records."""
@@ -70,6 +78,8 @@ class TrainingRun:
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
     _last_save: float = field(default_factory=time.monotonic, init=False)
+    _save_seconds: float | None = field(default=None, init=False)
+    """The longest that a save has taken until it was durable."""
     _beside_loss: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +130,7 @@ class TrainingRun:
                 the batch has a label; raised on every rank.
         """
         self.note_commits()
+        self.pulse.enter(Phase.DATA, self.step + 1)
         self.meter.start_step()
         batch: RankBatch | None = None
         error: BigtrainError | None = None
@@ -128,6 +139,9 @@ class TrainingRun:
                 batch = next(self.loader)
             except BigtrainError as caught:
                 error = caught
+        self.pulse.enter(Phase.AGREE)
+        if self.topology.rank == 0 and self.end_of_time.is_near(self.meter.typical_step_seconds, self._save_seconds):
+            self.stop.reason = self.stop.reason or "the end of the job's time"
         counted = batch if self.topology.shard_rank == 0 else None  # ranks that share samples count them once
         label_tokens, input_tokens, digest, stop, save, failed, unsaved = self.topology.sum_across_ranks(
             [
@@ -172,18 +186,26 @@ class TrainingRun:
             BigtrainError: the loss or the gradient is not finite, or the step does not fit into memory; nothing was
                 updated.
         """
+        self.pulse.enter(Phase.FORWARD_BACKWARD)
         reached("step", self.step + 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.topology.device)
         with enough_memory(self.settings, self.topology, f"step {self.step + 1}"):
             with self.meter.timing(FORWARD_BACKWARD):
                 for micro_batch in batch.micro_batches:
+                    self.pulse.beat()
                     loss_sum += self.engine.forward_backward(
-                        micro_batch.to(self.topology.device).model_inputs(), scale=1 / agreed.label_tokens
+                        micro_batch.to(self.topology.device).model_inputs(),
+                        scale=1 / agreed.label_tokens,
+                        forward=self.meter.timing(FORWARD),
                     )
+            self.pulse.enter(Phase.OPTIMIZER)
             damage(self.model.named_parameters)
+            if self._replicas_are_due:
+                self._compare_replicas()
             reached("optimizer")
             with self.meter.timing(OPTIMIZER):
                 update = self.engine.step(self.learning_rate_of(self.step + 1))
+        self.pulse.enter(Phase.SETTLE)
         loss = self.topology.sum_across_ranks([loss_sum.item()])[0] / agreed.label_tokens
         if math.isfinite(loss) and not update.applied and self.engine.scales_loss:
             self.note("overflow", loss=loss, batch_digest=agreed.batch_digest, **self.engine.loss_scaler())
@@ -209,7 +231,10 @@ class TrainingRun:
 
     def record(self, agreed: Agreement, loss: float, update: StepResult) -> Reading:
         """Write the step to metrics.jsonl, to W&B and, now and then, to the terminal; returns what the meter said."""
+        self.pulse.enter(Phase.RECORD)
+        self.pulse.warm = True
         reading = self.meter.end_step(self.step, agreed.input_tokens)
+        self._tell_of_stragglers(self.own_work.add(reading.forward_seconds))
         values = {
             "step": self.step,
             "loss": loss,
@@ -244,9 +269,10 @@ class TrainingRun:
 
     def evaluate(self) -> None:
         """Compute and record the validation loss of every source."""
+        self.pulse.enter(Phase.EVALUATE)
         reached("eval")
         started = time.perf_counter()
-        losses = validation_losses(self.engine, self.topology, self.held_out, self.settings)
+        losses = validation_losses(self.engine, self.topology, self.held_out, self.settings, self.pulse.beat)
         for source in losses:
             logger.info(
                 f"step {self.step}  validation loss of {source.name}: {source.loss:.4f}, "
@@ -263,13 +289,32 @@ class TrainingRun:
         Raises:
             BigtrainError: this save, or the one before it, could not be written; raised on every rank.
         """
+        self.pulse.enter(Phase.SAVE)
         if self._saved_step != self.step or (last and self.saver.durable_step != self.step):
             self._begin_save(last)
         if last:
             self.saver.wait()
         self.note_commits()
 
+    @property
+    def _replicas_are_due(self) -> bool:
+        every = self.settings.guard.replica_check_every_steps
+        return every is not None and (self.step + 1) % every == 0
+
+    def _compare_replicas(self) -> None:
+        """Raises BigtrainError on every rank, when weights that must be the same are not."""
+        if findings := compare(self.engine, self.topology):
+            self.note("corruption", odd=[vars(finding) for finding in findings])
+            raise corruption(findings)
+
+    def _tell_of_stragglers(self, news: list[Straggler]) -> None:
+        for straggler in news:
+            self.note("straggler" if straggler.slow else "straggler caught up", **vars(straggler))
+            logger.warning(f"step {self.step}  {straggler}")
+
     def _begin_save(self, last: bool) -> None:
+        if self.settings.guard.replica_check_every_steps is not None:
+            self._compare_replicas()  # what is saved now is what a rewind goes back to
         stall = self.saver.save(
             Cursor(self.step, self.consumed_samples, self.plan.plan_id, self.engine.optimizer_steps),
             self.engine.fragments(),
@@ -292,6 +337,8 @@ class TrainingRun:
         """Record what has become durable since this was called last."""
         for commit in self.saver.finished():
             name, step, seconds = commit.checkpoint.name, commit.checkpoint.step, commit.seconds
+            tell_progress(step)
+            self._save_seconds = max(seconds, self._save_seconds or 0.0)
             self.note("commit", step=step, seconds=round(seconds, 3), checkpoint=name, local=commit.local)
             logger.info(f"step {step}  checkpoint committed to {commit.checkpoint.location} in {seconds:.1f}s")
             if commit.prune_problem:
@@ -304,6 +351,7 @@ class TrainingRun:
 
     def close(self, reason: str, exit_status: int) -> None:
         """Say why the run ends and release what it holds."""
+        self.pulse.enter(Phase.FINISH)
         self.note("stop", reason=reason, exit_status=exit_status)
         logger.info(f"step {self.step}  stop: {reason}")
         self.tracker.finish({"step": self.step, "stop_reason": reason}, exit_status)

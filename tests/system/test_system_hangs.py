@@ -1,0 +1,92 @@
+"""A run that stands still ends by itself and names who held it up; one that ends by itself is started again."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+from house import curve, finish
+
+from bigtrain.faults import FAULT
+from bigtrain.statuses import CRASHED, HUNG
+
+BOUND = 6
+WATCHED = [f"guard.hang_seconds={BOUND}", "evaluate.every_steps=null"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_with_its_host_and_stack_and_all_leave(house, monkeypatch):
+    monkeypatch.setenv(FAULT, "hang,rank=1,at=optimizer,step=4")
+    status, output = house.train(2, *WATCHED)
+    assert status == HUNG, output
+    (event,) = [event for event in house.events() if event["event"] == "hang"]
+    (odd,) = event["odd"]
+    assert (odd["rank"], odd["host"]) == (1, socket.gethostname())
+    assert BOUND <= event["seconds"] <= BOUND + 5  # of time that this rank has run
+    assert f"rank 1 on {socket.gethostname()} (process {odd['pid']}) is in" in output and "step 4" in output
+    written = sorted((house.run / "logs").glob("hang-*"))
+    assert [path.name[-14:] for path in written] == ["rank-00000.txt", "rank-00001.txt"]
+    assert "in optimize" in written[1].read_text() and "all_reduce" in written[0].read_text()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_alone_notices_by_itself(house, monkeypatch):
+    monkeypatch.setenv(FAULT, "hang,rank=0,at=data,count=2")
+    done = house.bigtrain("train", house.config, *WATCHED)
+    assert done.returncode == HUNG, done.stderr
+    assert "rank 0" in done.stderr and "waiting for data" in done.stderr
+    (stacks,) = (house.run / "logs").glob("hang-*")
+    assert "bigtrain-loader" in stacks.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_comes_back_by_itself_from_whatever_befalls_its_ranks(undisturbed, house):
+    """Each of these starts is cut short in another way; together they do what the undisturbed run did."""
+    training = house.start_training(
+        2,
+        *WATCHED[:1],
+        "checkpoint.asynchronous=false",
+        "checkpoint.every_steps=2",
+        restarts=2,
+        faults="kill,rank=1,at=step,step=4,start=0;stop,rank=0,at=step,step=6,start=1;exit,rank=1,at=data,count=2,start=2;"
+        "crash,rank=0,at=backward,step=12,start=3",
+    )
+    status, output = finish(training, timeout=400)
+    assert status == 0, output
+    assert curve(house.metrics()) == curve(undisturbed.metrics())
+    told = [line for line in output.splitlines() if ": restart " in line]
+    assert len(told) == 4, output
+    assert "rank 1" in told[0] and "killed by SIGKILL" in told[0]
+    assert "hung" in told[1] and "rank 0" in output and "does not answer" in output
+    assert all("crashed" in line for line in told[2:])
+    (hang,) = [event for event in house.events() if event["event"] == "hang"]
+    assert [odd["rank"] for odd in hang["odd"]] == [0]
+    assert sum(event["event"] == "resume" for event in house.events()) == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_again_and_again_without_a_commit_is_given_up(house):
+    training = house.start_training(1, restarts=1, faults="crash,rank=0,at=load;crash,rank=0,at=step,step=3")
+    status, output = finish(training)
+    assert status == CRASHED, output
+    assert output.count(": restart ") == 1 and "given up after 1 restart(s) without a commit" in output
+
+
+@pytest.mark.slow
+def test_a_mistake_of_the_user_s_is_told_once(house):
+    training = house.start_training(2, "train.global_batch_size=7", restarts=3)
+    status, output = finish(training)
+    assert status == 1 and output.count("error:") == 1, output
+
+
+@pytest.mark.slow
+def test_a_stop_signal_reaches_a_launcher_between_two_starts(house):
+    training = house.start_training(1, restarts=100, faults="kill,rank=0,at=step,step=1")
+    end = time.monotonic() + 120
+    while not (house.run / ".lock").exists():
+        assert time.monotonic() < end and training.poll() is None
+        time.sleep(0.05)
+    os.kill(training.pid, signal.SIGTERM)
+    status, output = finish(training)
+    assert status in (75, 137), output  # the worker may have been about to die when it was asked
