@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 import psutil
@@ -13,6 +14,8 @@ import psutil
 from bigtrain.launched import LAUNCHER
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+ONE_REQUEST_SECONDS = 5.0
+"""Signals within this time of the first are one request."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -20,11 +23,14 @@ class StopRequest:
     """Remembers that a signal asked this process to stop.
 
     The first signal only sets `reason`; the loop sees it between two steps, on all ranks together. A second one
-    leaves at once: a commit is atomic, so nothing that is committed can be harmed.
+    leaves at once: a commit is atomic, so nothing that is committed can be harmed. One that comes right behind the
+    first is the same request: Slurm, systemd and `kill -- -PGID` signal the ranks as well as the launcher, which hands
+    it on to them.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._since = 0.0
 
     def listen(self) -> None:
         """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
@@ -46,9 +52,10 @@ class StopRequest:
             signal.signal(signal_number, signal.SIG_IGN)
 
     def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self.reason is not None:
+        if self.reason is None:
+            self.reason, self._since = signal.Signals(signal_number).name, time.monotonic()
+        elif time.monotonic() - self._since > ONE_REQUEST_SECONDS:
             os._exit(128 + signal_number)
-        self.reason = signal.Signals(signal_number).name
 
 
 def _when_launcher_dies(signal_number: signal.Signals) -> None:
