@@ -155,13 +155,7 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
     os.environ.setdefault("MASTER_PORT", "0")
 
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        torch.set_num_threads(_threads(local_world_size))
+    device = choose_device(local_rank, local_world_size)
 
     timeout = timedelta(minutes=timeout_minutes)
     rendezvous: dict[str, Any] = {}
@@ -195,6 +189,17 @@ def connect(timeout: timedelta) -> Any:
     if STORE in os.environ:
         host, _, port = os.environ[STORE].rpartition(":")
     return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def choose_device(local_rank: int, local_world_size: int) -> torch.device:
+    """The CUDA device of a local rank, made the current one; where there is none a fair share of the cores."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        return device
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    torch.set_num_threads(_threads(local_world_size))
+    return torch.device("cpu")
 
 
 def share_samples(topology: Topology, tensor_parallel_size: int, sequence_parallel_size: int) -> Topology:
