@@ -31,6 +31,7 @@ out, and is not carried out by the same rank where one lies.
 
 The points, in their order on a rank:
 
+    matmul          a device's speed is being measured, at the start and by the doctor
     load            the state of a checkpoint is about to be read
     data            the loader's thread is about to assemble the next batches
     step            a step begins, its batch is there
@@ -69,6 +70,7 @@ FAULT = "BIGTRAIN_FAULT"
 MARKS = "BIGTRAIN_FAULT_MARKS"
 
 POINTS = (
+    "matmul",
     "load",
     "data",
     "step",

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.cli import checkpoint_commands, config_commands, data_commands, run_commands, submit_commands
+from bigtrain.cli import (
+    checkpoint_commands,
+    config_commands,
+    data_commands,
+    doctor_command,
+    run_commands,
+    submit_commands,
+)
 from bigtrain.config.errors import BigtrainError
 from bigtrain.statuses import CRASHED, DONE
 from bigtrain.version import __version__
@@ -22,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(run_commands.train)
+app.command("doctor")(doctor_command.doctor)
 app.command("profile")(run_commands.profile)
 app.command("verify-resume")(run_commands.verify_resume)
 app.command("resave-and-train", hidden=True)(run_commands.resave_and_train)
@@ -34,6 +42,9 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(submit_commands.app, name="submit")
+
+HAS_RANKS = ("bigtrain.run.setup", "bigtrain.run.doctor")
+"""What is imported where a process may have had a process group, or threads that never end."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,7 +79,7 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         status = CRASHED
-    if "bigtrain.run.setup" in sys.modules and not isinstance(status, str):  # it has trained
+    if not isinstance(status, str) and not sys.modules.keys().isdisjoint(HAS_RANKS):
         from bigtrain.engine.topology import leave
 
         leave(status or DONE)

@@ -8,6 +8,7 @@ The layout is a promise to scripts::
     RUN/checkpoints/         see bigtrain.checkpoint
     RUN/data-card.md, .json  written by `bigtrain data card`
     RUN/logs/rank-00000.log  a file a rank
+    RUN/doctor.json          what `bigtrain doctor` found and measured, the last few times
     RUN/wandb/               W&B's own files
     RUN/evaluation.json      what `bigtrain eval` found last; RUN/report.html and loss.svg are `bigtrain report`'s
 """
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from bigtrain.checkpoint import Places
 
 LOCK_PATIENCE_SECONDS = 20.0
+MARK = ".bigtrain-doctor-"
+"""How the names of files begin that the doctor leaves for a moment."""
 
 
 class RunDirectory:
@@ -78,9 +81,10 @@ class RunDirectory:
         """
         if self.root.exists() and not self.root.is_dir():
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
-        # Left by a start that was killed before config.yaml was written, or by `verify-resume --keep`.
-        ours = {self.logs.name, ".lock", "verify-resume"}
-        strangers = sorted({path.name for path in self.root.iterdir()} - ours) if self.root.is_dir() else []
+        # Left by a start that was killed before config.yaml was written, by `doctor`, or by `verify-resume --keep`.
+        ours = {self.logs.name, ".lock", "doctor.json", "doctor.json.tmp", "verify-resume"}
+        there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        strangers = sorted(name for name in there - ours if not name.startswith(MARK))
         if strangers and not self.config.is_file():
             raise BigtrainError(
                 f"run_dir {self.root} holds files that bigtrain did not make; nothing was written",

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from bigtrain.faults import reached
+
 MATMUL_SIZES = {"cpu": (1024, 2048), "cuda": (8192,)}
 ROUNDS_AT_LEAST = 5
 
@@ -179,6 +181,7 @@ def _matmul_rate(size: int, device: torch.device, dtype: torch.dtype, seconds: f
         _synchronize(device)
         start = time.perf_counter()
         torch.mm(left, right, out=product)
+        reached("matmul")
         _synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
         rounds += 1

@@ -1,0 +1,68 @@
+"""bigtrain doctor."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json
+
+if TYPE_CHECKING:
+    from bigtrain.run.doctor import Report
+
+INDENT = " " * 25
+WIDTH = 120
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A YAML configuration. Without: the machine alone.")] = None,
+    overrides: OverridesArgument = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave a check out; may be repeated.")] = None,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds until a rank that has not come is missing.")] = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at everything a run needs before it starts, alone or on all ranks under torchrun; 0 when nothing failed."""
+    from bigtrain.run.doctor import doctor
+
+    report = doctor(config, overrides or [], skip=skip or [], patience=patience)
+    if report.leads:
+        if as_json:
+            print_json(report.as_dict())
+        else:
+            typer.echo("\n".join(lines(report)))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report for people: a line a finding, and below those that are not ok what was wanted and what to do."""
+    width = max(80, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    yield f"bigtrain doctor: {report.world_size} rank(s) on {len(report.hosts)} host(s), {report.seconds:.0f} s"
+    for finding in report.findings:
+        yield from _wrapped(f"  {finding.status:<8} {finding.check:<13} ", finding.found, width)
+        if finding.status != "ok":
+            for label, text in (("wanted", finding.wanted), ("fix", finding.fix)):
+                if text is not None:
+                    yield from _wrapped(f"{INDENT}{label + ':':8}", text, width)
+    counts = {status: sum(f.status == status for f in report.findings) for status in ("ok", "warning", "failed")}
+    yield f"  {counts['ok']} ok, {counts['warning']} warning(s), {counts['failed']} failed"
+
+
+def _wrapped(label: str, text: str, width: int) -> list[str]:
+    indent = " " * max(len(label), len(INDENT))
+    return [
+        part
+        for number, line in enumerate(text.splitlines() or [""])
+        for part in textwrap.wrap(
+            line,
+            width,
+            initial_indent=indent if number else label,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
