@@ -14,7 +14,7 @@ multi_token             further blocks that predict further ahead
 auxiliary               what is learned beside the loss
 loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
-  activation_checkpointing, sequence_parallel, tensor_parallel, float8
+  activation_checkpointing, sequence_parallel, tensor_parallel, float8, wide_products
 initialize, counts
 generate                prompts in, continuations out
   cache                 keys and values of the tokens so far
@@ -27,6 +27,7 @@ from bigtrain.model.generate import Completion, Ended, generate, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
+from bigtrain.model.wide_products import product_dtype
 
 __all__ = [
     "Completion",
@@ -40,5 +41,6 @@ __all__ = [
     "flops_per_token",
     "generate",
     "initialize",
+    "product_dtype",
     "require_room",
 ]

@@ -19,7 +19,8 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import bigtrain.model.attention_backends  # registers the operators named below
-import bigtrain.model.experts  # noqa: F401
+import bigtrain.model.experts
+import bigtrain.model.wide_products  # noqa: F401
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.execution import Execution
 
@@ -42,6 +43,7 @@ _PRODUCTS = {
     torch.ops.aten.addmm.default: 1,
     torch.ops.aten._scaled_mm.default: 0,
     torch.ops.bigtrain.grouped_product.default: 0,
+    torch.ops.bigtrain.wide_mm.default: 0,
 }
 """Matrix products [M, K] x [K, N], with the place of the left matrix among their arguments; of experts x [E, N, K]."""
 

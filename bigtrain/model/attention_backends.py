@@ -30,6 +30,7 @@ from bigtrain.config.errors import BigtrainError
 from bigtrain.model.attention_rule import AttentionRule, attention_by_definition, bias_at
 from bigtrain.model.blockwise_attention import blockwise_attention
 from bigtrain.model.flex_attention import packed_flex_attention
+from bigtrain.model.wide_products import product_dtype
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionRule], Tensor]
 """(query, key, value, cu_seqlens, max_seqlen, rule) -> [N, H, D]"""
@@ -62,7 +63,9 @@ def blockwise(
 ) -> Tensor:
     """See `bigtrain.model.blockwise_attention`."""
     _require_bias_for(max_seqlen, rule)
-    return blockwise_attention(query, key, value, cu_seqlens, rule)
+    dtype = product_dtype(query.dtype, query.device)
+    output = blockwise_attention(query.to(dtype), key.to(dtype), value.to(dtype), cu_seqlens, rule)
+    return output.to(query.dtype)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over documents, whose number varies

@@ -9,6 +9,7 @@ from torch import nn
 
 from bigtrain.model.float8 import Float8Linear
 from bigtrain.model.sequence_parallel import SequenceParallel
+from bigtrain.model.wide_products import WIDENED, WideLinear
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,6 @@ class Execution:
     @property
     def linear(self) -> type[nn.Linear]:
         """The linear layer of the blocks."""
-        return Float8Linear if self.float8 else nn.Linear
+        if self.float8:
+            return Float8Linear
+        return WideLinear if WIDENED else nn.Linear

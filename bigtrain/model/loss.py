@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigtrain.model.wide_products import product_dtype
+
 IGNORE_INDEX = -100
 """The label of a token that has no successor to predict."""
 
@@ -31,7 +33,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over the labelled rows of -log softmax(logits)[label], in nats; logits = hidden @ weight.T at its plainest.
 
-    The products are computed in the inputs' precision, everything between them in float32; the weight's gradient is
+    The products are computed in the inputs' precision (on a CPU without instructions for it in float32), everything
+    between them in float32; the weight's gradient is
     accumulated over the chunks in float32.
 
     The value is the cross-entropy and nothing else, so that losses compare between runs; the *gradient* is that of
@@ -50,6 +53,8 @@ def linear_cross_entropy(
         A scalar, float32 (float64 for float64 inputs).
     """
     extras = _Extras(logits_scaling, softcap, z_loss_coef)
+    dtype = product_dtype(hidden.dtype, hidden.device)
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, labels, extras)  # type: ignore[no-untyped-call]
     return _loss_and_gradients(hidden, weight, labels, extras, gradients=False)[0]

@@ -33,6 +33,7 @@ from bigtrain.model import (
     count_parameters,
     flops_per_token,
     initialize,
+    product_dtype,
 )
 from bigtrain.run.cadence import Cadence, history_of
 from bigtrain.run.continuation import check_continuation
@@ -239,7 +240,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[
 def meter_for(settings: Settings, topology: Topology) -> Meter:
     """The meter, with what counts as 100% of all ranks together; where that is measured, at the same time on all."""
     topology.barrier()
-    peak = peak_of(topology.device, COMPUTE_DTYPES[settings.engine.precision])
+    peak = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     tokens = settings.data.sequence_length
     return Meter(
         flops_per_token=flops_per_token(settings.model, tokens),
