@@ -2,7 +2,7 @@
 DeepSpeed, litgpt; torchtitan's answer is kept, too.
 
     python benchmarks/train_cpu.py [--config configs/quickstart.yaml --config benchmarks/llama-30m.yaml]
-                                   [--repeats 5] [--peers /tmp/peers]
+                                   [--repeats 5] [--timed-tokens 140000] [--peers /tmp/peers]
 
 Same architecture, same batches, same number of cores, bf16 compute with float32 master weights, fused AdamW, gradient
 clipping. Every contestant runs in processes of its own. In a first round each of its forms runs once (one process with
@@ -34,8 +34,6 @@ from bigtrain.config import Settings, load_settings
 
 CONFIGS = [Path("configs/quickstart.yaml"), Path("benchmarks/llama-30m.yaml")]
 WARMUP_STEPS = 3
-TIMED_TOKENS = 140_000
-"""A contestant's timed steps in one run: about this many tokens."""
 CORES = len(os.sched_getaffinity(0))
 LIMIT_SECONDS = 1200
 WHAT = {
@@ -77,11 +75,11 @@ FORMS = {
 class Race:
     """All contestants on one model and its batches."""
 
-    def __init__(self, config: Path, folder: Path, peers: Path) -> None:
+    def __init__(self, config: Path, folder: Path, peers: Path, timed_tokens: int) -> None:
         self.config, self.folder, self.peers = config, folder, peers
         self.settings = load_settings(config)
         self.tokens_per_step = self.settings.train.global_batch_size * self.settings.data.sequence_length
-        self.steps = WARMUP_STEPS + max(4, TIMED_TOKENS // self.tokens_per_step)
+        self.steps = WARMUP_STEPS + max(4, timed_tokens // self.tokens_per_step)
         self.batches = folder / "batches.pt"
         torch.save(first_batches(self.settings, self.steps), self.batches)
         self.runs = 0
@@ -215,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, action="append", help="may be given several times")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--timed-tokens", type=int, default=140_000, help="of a run: about so many, in whole steps")
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "bigtrain-peers")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
     args = parser.parse_args()
@@ -225,7 +224,7 @@ def main() -> None:
     print(f"load {load:.1f}; torchtitan: {results['torchtitan']}")
     for config in args.config or CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
-            results["models"][config.stem] = Race(config, Path(folder), args.peers).result(args.repeats)
+            results["models"][config.stem] = Race(config, Path(folder), args.peers, args.timed_tokens).result(args.repeats)
     results["load_at_end"] = os.getloadavg()[0]
     print(f"\n{write_result('train_cpu', results, args.out)}")
 
