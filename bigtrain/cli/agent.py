@@ -28,12 +28,14 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
 from bigtrain.launched import PROGRESS, STORE
-from bigtrain.statuses import STOPPED, describe, of_shell
+from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
 GRACE_SECONDS = 3
 """For workers whose peer has died: what they hold is of no use without it."""
 LEAVING_SECONDS = 30
 """For workers that are about to leave by themselves."""
+SPEAKING_SECONDS = 5
+"""For the one that tells the user what all have found to be wrong."""
 PATIENCE_SECONDS = 2.0
 """How long to wait for another node's word when one's own workers may have failed only because of it."""
 ASK_EVERY_SECONDS = 1.0
@@ -113,7 +115,10 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: Any) -> RunResult:
         ended = self._ended(worker_group)
         if died := cause(ended):
-            self._end_workers(LEAVING_SECONDS if died.final else GRACE_SECONDS)
+            if died.final:
+                self._let_leave(worker_group, LEAVING_SECONDS if died.status == STOPPED else SPEAKING_SECONDS)
+            # Where the run hung, each rank that could has said what it saw before the first of them left.
+            self._end_workers(GRACE_SECONDS, signal.SIGKILL if died.status == HUNG else signal.SIGTERM)
             self._judge(worker_group, died)
         elif (word := self._word_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
             self._follow(worker_group, word)
@@ -134,10 +139,16 @@ class Agent(LocalElasticAgent):
         ended = {group.workers[local_rank].global_rank: each.proc.poll() for local_rank, each in handlers.items()}
         return {rank: status for rank, status in ended.items() if status is not None}
 
-    def _end_workers(self, grace: int) -> None:
+    def _let_leave(self, group: Any, seconds: float) -> None:
+        """Wait until the workers have left by themselves, or have had time for it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and len(self._ended(group)) < len(group.workers):
+            time.sleep(0.1)
+
+    def _end_workers(self, grace: int, number: signal.Signals = signal.SIGTERM) -> None:
         Agent.working = False
         if self._pcontext is not None:
-            self._pcontext.close(signal.SIGTERM, grace)
+            self._pcontext.close(number, grace)
 
     def _judge(self, group: Any, died: Death) -> None:
         """Say what happens now that a worker has died; returns if all are to be started again. Raises Leave."""
@@ -170,9 +181,7 @@ class Agent(LocalElasticAgent):
     def _follow(self, group: Any, word: str | None) -> None:
         """Do as another node's agent has decided; returns if all are to be started again. Raises Leave."""
         if word != _RESTART:  # its workers have left, and ours are about to, unless they wait for them
-            end = time.monotonic() + LEAVING_SECONDS
-            while time.monotonic() < end and len(self._ended(group)) < len(group.workers):
-                time.sleep(0.1)
+            self._let_leave(group, LEAVING_SECONDS)
             self._end_workers(GRACE_SECONDS)
             self._leave(int(str(word)))
         self._end_workers(GRACE_SECONDS)
