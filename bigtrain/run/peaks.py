@@ -158,18 +158,21 @@ def kind_of(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def measure_matmul_peak(
+    device: torch.device, dtype: torch.dtype, seconds: float = 0.3, sizes: Sequence[int] | None = None
+) -> float:
     """The FLOP/s that this process reaches in a square matrix product on random data.
 
     Args:
         device: where to multiply.
         dtype: the type the model computes in.
         seconds: how long to measure.
+        sizes: of the matrices; default: MATMUL_SIZES.
 
     Returns:
         The best rate seen, in FLOP/s: a round that something else on the machine disturbed does not count.
     """
-    sizes = MATMUL_SIZES[device.type]
+    sizes = sizes or MATMUL_SIZES[device.type]
     return max(_matmul_rate(size, device, dtype, seconds / len(sizes)) for size in sizes)
 
 

@@ -14,7 +14,7 @@ import torch
 from bigtrain.run.doctor.check import Measured, Patient
 from bigtrain.run.doctor.finding import Finding
 from bigtrain.run.memory import gibibytes
-from bigtrain.run.peaks import datasheet_flops, kind_of, measure_matmul_peak
+from bigtrain.run.peaks import MATMUL_SIZES, datasheet_flops, kind_of, measure_matmul_peak
 
 SLOWER_WARNS = {"cuda": 0.1, "cpu": 0.2}
 """By how much a device may be slower than the median of its like. On a CPU others may be at work."""
@@ -116,7 +116,7 @@ def _shared(measured: Measured, patient: Patient) -> Iterator[Finding]:
 
 def measure_matmul(patient: Patient) -> dict[str, Any]:
     """FLOP/s of a large matrix product, while all ranks do the same."""
-    rate = measure_matmul_peak(patient.device, patient.dtype)
+    rate = measure_matmul_peak(patient.device, patient.dtype, sizes=MATMUL_SIZES[patient.device.type][:1])
     name = torch.cuda.get_device_name(patient.device) if patient.device.type == "cuda" else None
     return {
         "flops": rate,

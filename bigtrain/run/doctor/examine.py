@@ -114,7 +114,7 @@ CHECKS: dict[str, Check] = {
         "the speed of a matrix product: against the other ranks, the datasheet and earlier examinations",
         devices.measure_matmul,
         devices.judge_matmul,
-        seconds=20,
+        seconds=30,
     ),
     "network": Check(
         "bandwidth and latency of all-reduce and all-to-all, their results, and the links between neighbours",
