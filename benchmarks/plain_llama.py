@@ -75,6 +75,7 @@ def train(
     device: str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    bf16: bool = True,
 ) -> list[float]:
     """Train with bf16 autocast over float32 weights, as nanoGPT does; seconds of each step.
 
@@ -86,6 +87,7 @@ def train(
         device: where to train.
         rank: of this process among `world_size`, which share each batch (DistributedDataParallel).
         world_size: more than one only in an initialised process group.
+        bf16: or all in float32.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     replicas = nn.parallel.DistributedDataParallel(model) if world_size > 1 else None
@@ -98,7 +100,7 @@ def train(
             if replicas is not None:
                 replicas.require_backward_grad_sync = number == len(parts) - 1
             called = replicas or model
-            with torch.autocast(device, dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
                 # transformers shifts the labels itself
                 loss = called(input_ids=ids, labels=ids).loss if returns_output else called(ids, labels)
             (loss / len(parts)).backward()

@@ -6,11 +6,13 @@ DeepSpeed, litgpt; torchtitan's answer is kept, too.
 
 Same architecture, same batches, same number of cores, bf16 compute with float32 master weights, fused AdamW, gradient
 clipping. Every contestant runs in processes of its own. In a first round each of its forms runs once (one process with
-all cores or a process a core, compiled or not), and only its fastest goes on; the contestants then take turns, so that
-a drift of the machine's speed hits all alike. Timed is the whole optimizer step, data loading included, without the
+all cores or a process a core, compiled or not; all in float32 too, where the CPU has no bf16 instructions and float32
+is what one would take), and only its fastest goes on; the contestants then take turns, so that a drift of the machine's
+speed hits all alike. Timed is the whole optimizer step, data loading included, without the
 first few. bigtrain is the ordinary command (`bigtrain train` under torchrun), its step times those of metrics.jsonl.
 
-MFU is by the field's convention, relative to the matrix product measured here, on all cores, before every round.
+MFU is by the field's convention, relative to the matrix product measured here, on all cores, before every round: the
+faster of bf16 and, where the CPU has no instructions for it, float32.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from peers import environment, reason, version
 from record import spread, write_result
 
 from bigtrain.config import Settings, load_settings
+from bigtrain.model import product_dtype
 
 CONFIGS = [Path("configs/quickstart.yaml"), Path("benchmarks/llama-30m.yaml")]
 WARMUP_STEPS = 3
@@ -52,6 +56,7 @@ class Form:
     contestant: str
     processes: int
     compile: bool = False
+    precision: str = "bf16"
 
     @property
     def threads(self) -> int:
@@ -59,24 +64,32 @@ class Form:
 
     def __str__(self) -> str:
         threads = f"{self.processes} x {self.threads} threads"
-        return f"{self.contestant}, {threads}{', compiled' if self.compile else ''}"
+        return f"{self.contestant}, {self.precision}, {threads}{', compiled' if self.compile else ''}"
 
 
-FORMS = {
-    name: [
-        Form(name, processes, compile)
-        for processes in ([CORES] if name == "trainer-deepspeed" else [CORES, 1])
-        for compile in ([False] if name.startswith("trainer") else [False, True])
-    ]
-    for name in WHAT
-}
+PRECISIONS = ["bf16", "fp32"] if product_dtype(torch.bfloat16, torch.device("cpu")) == torch.float32 else ["bf16"]
+
+
+def forms_of(spreads: Sequence[int]) -> dict[str, list[Form]]:
+    """What is tried of every contestant, with so many processes."""
+    return {
+        name: [
+            Form(name, processes, compile, precision)
+            for precision in PRECISIONS
+            for processes in spreads
+            if processes > 1 or name != "trainer-deepspeed"
+            for compile in ([False] if name.startswith("trainer") else [False, True])
+        ]
+        for name in WHAT
+    }
 
 
 class Race:
     """All contestants on one model and its batches."""
 
-    def __init__(self, config: Path, folder: Path, peers: Path, timed_tokens: int) -> None:
+    def __init__(self, config: Path, folder: Path, peers: Path, timed_tokens: int, spreads: Sequence[int]) -> None:
         self.config, self.folder, self.peers = config, folder, peers
+        self.forms = forms_of(spreads)
         self.settings = load_settings(config)
         self.tokens_per_step = self.settings.train.global_batch_size * self.settings.data.sequence_length
         self.steps = WARMUP_STEPS + max(4, timed_tokens // self.tokens_per_step)
@@ -86,12 +99,12 @@ class Race:
 
     def result(self, repeats: int) -> dict[str, Any]:
         trials: dict[str, float | str] = {}
-        for forms in FORMS.values():
+        for forms in self.forms.values():
             for form in forms:
                 trials[str(form)] = self._tried(form)
-                print(f"tried    {form!s:45} {_rate(trials[str(form)])}", flush=True)
+                print(f"tried    {form!s:52} {_rate(trials[str(form)])}", flush=True)
         fastest = {}
-        for name, forms in FORMS.items():
+        for name, forms in self.forms.items():
             finished = {form: rate for form in forms if isinstance(rate := trials[str(form)], float)}
             if finished:
                 fastest[name] = max(finished, key=lambda form: finished[form])
@@ -101,7 +114,7 @@ class Race:
             peaks.append(matmul_peak())
             for name, form in fastest.items():
                 rates[name].append(self._tokens_per_second(form))
-                print(f"{repeat + 1}/{repeats}      {form!s:45} {_rate(rates[name][-1])}", flush=True)
+                print(f"{repeat + 1}/{repeats}      {form!s:52} {_rate(rates[name][-1])}", flush=True)
         return self._report(fastest, rates, max(peaks), trials)
 
     def _report(
@@ -119,7 +132,7 @@ class Race:
         print(
             f"\n{self.config}: {count_parameters(model):,} parameters, {length} tokens, peak {peak / 1e9:.0f} GFLOP/s"
         )
-        print(f"{'':45} {'tokens/s':>10} {'MFU':>7}  bigtrain is faster by (median, range over rounds)")
+        print(f"{'':52} {'tokens/s':>10} {'MFU':>7}  bigtrain is faster by (median, range over rounds)")
         for name, values in rates.items():
             ratios = [ours / theirs for ours, theirs in zip(rates["bigtrain"], values, strict=True)]
             rows[name] = {
@@ -130,7 +143,7 @@ class Race:
                 "bigtrain_is_faster_by": spread(ratios),
             }
             print(
-                f"{fastest[name]!s:45} {statistics.median(values):10,.0f} {rows[name]['mfu']:7.1%}  "
+                f"{fastest[name]!s:52} {statistics.median(values):10,.0f} {rows[name]['mfu']:7.1%}  "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             )
         return {
@@ -168,6 +181,7 @@ class Race:
             f"run_dir={run_dir}", f"train.steps={self.steps}", "schedule.warmup_steps=2", "schedule.decay_steps=2",
             "evaluate.every_steps=null", "evaluate.max_sequences=1", "checkpoint.every_steps=null",
             "tracking.wandb=disabled", f"engine.compile={str(form.compile).lower()}",
+            f"engine.precision={form.precision}",
         ]  # fmt: skip
         environ = {**os.environ, "NPROC": str(form.processes), "PYTHON": sys.executable}
         _run(["launch/local.sh", str(self.config), *overrides], environ)
@@ -180,6 +194,7 @@ class Race:
         described = {
             "peer": form.contestant,
             "compile": form.compile,
+            "precision": form.precision,
             "deepspeed": form.contestant == "trainer-deepspeed",
             "threads": form.threads,
             "shape": {
@@ -213,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, action="append", help="may be given several times")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--processes", type=int, nargs="+", default=sorted({CORES, 1}), help="forms to try")
     parser.add_argument("--timed-tokens", type=int, default=140_000, help="of a run: about so many, in whole steps")
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "bigtrain-peers")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
@@ -224,7 +240,9 @@ def main() -> None:
     print(f"load {load:.1f}; torchtitan: {results['torchtitan']}")
     for config in args.config or CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
-            results["models"][config.stem] = Race(config, Path(folder), args.peers, args.timed_tokens).result(args.repeats)
+            results["models"][config.stem] = Race(
+                config, Path(folder), args.peers, args.timed_tokens, args.processes
+            ).result(args.repeats)
     results["load_at_end"] = os.getloadavg()[0]
     print(f"\n{write_result('train_cpu', results, args.out)}")
 
@@ -244,10 +262,11 @@ def torchtitan(peers: Path) -> str:
 
 
 def matmul_peak() -> float:
-    """The best rate of a square bf16 product on all cores, FLOP/s."""
+    """The best rate of a square product on all cores, in the type in which bf16 is multiplied here, FLOP/s."""
     from bigtrain.run.peaks import measure_matmul_peak
 
-    return measure_matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)
+    cpu = torch.device("cpu")
+    return measure_matmul_peak(cpu, product_dtype(torch.bfloat16, cpu), seconds=2.0)
 
 
 def first_batches(settings: Settings, steps: int) -> torch.Tensor:

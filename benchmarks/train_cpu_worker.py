@@ -36,7 +36,9 @@ def nanogpt(job: dict[str, Any], batches: Tensor) -> list[float]:
         model.compile()
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("gloo")
-    return plain_llama.train(model, batches, job["micro_batch_size"], rank=RANK, world_size=WORLD_SIZE)
+    return plain_llama.train(
+        model, batches, job["micro_batch_size"], rank=RANK, world_size=WORLD_SIZE, bf16=job["precision"] == "bf16"
+    )
 
 
 def trainer(job: dict[str, Any], batches: Tensor) -> list[float]:
@@ -55,7 +57,7 @@ def trainer(job: dict[str, Any], batches: Tensor) -> list[float]:
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": job["precision"] == "bf16"},
         "zero_optimization": {"stage": 2},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -66,7 +68,7 @@ def trainer(job: dict[str, Any], batches: Tensor) -> list[float]:
             max_steps=len(batches),
             per_device_train_batch_size=job["micro_batch_size"],
             gradient_accumulation_steps=batches.shape[1] // job["micro_batch_size"] // WORLD_SIZE,
-            bf16=True,
+            bf16=job["precision"] == "bf16",
             use_cpu=True,
             ddp_backend="gloo" if WORLD_SIZE > 1 else None,
             deepspeed=deepspeed if job["deepspeed"] else None,
@@ -93,7 +95,8 @@ def litgpt(job: dict[str, Any], batches: Tensor) -> list[float]:
     from litgpt.utils import chunked_cross_entropy
 
     shape = job["shape"]
-    fabric = lightning.Fabric(accelerator="cpu", devices=WORLD_SIZE, precision="bf16-mixed")
+    precision = "bf16-mixed" if job["precision"] == "bf16" else "32-true"
+    fabric = lightning.Fabric(accelerator="cpu", devices=WORLD_SIZE, precision=precision)
     fabric.launch()
     with fabric.init_module():
         model = GPT(
