@@ -89,6 +89,8 @@ class Engine:
         self._owners = owners(self._optimizer, self._wrapper, self._stage)
         self._places = places(model, topology, self._stage)
         create_moments(self._optimizer, self._owners)
+        self.first_loss_scaler = self.loss_scaler()
+        """Of float16, before step 1: for `restore`."""
         if isinstance(self._optimizer, Muon):
             self._optimizer.locate(list(self._owners), self._ranges, spread=self._stage > 0)
 
@@ -167,6 +169,18 @@ class Engine:
         loss: torch.Tensor = self.module(**inputs)
         self.module.train()
         return self._told(loss)
+
+    @torch.no_grad()
+    def token_losses(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The loss of every token of one batch, float32 [B, T] (of this rank's own tokens, where sequences are shared),
+        in evaluation mode; 0 where there is no label.
+
+        Every rank has to call it equally often.
+        """
+        self.module.eval()
+        losses: torch.Tensor = self.module(**inputs, each_token=True)
+        self.module.train()
+        return losses
 
     def fragments(self) -> list[Fragment]:
         """This rank's part of the training state, as views: master weights and the optimizer's moments."""

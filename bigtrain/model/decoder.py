@@ -54,7 +54,14 @@ class Decoder(nn.Module):
         self._tie()
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        each_token: bool = False,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
@@ -64,6 +71,7 @@ class Decoder(nn.Module):
             position_ids: [B, T] int64, restarting at 0 at each document.
             cu_seqlens: [documents + 1] int32, where documents begin among the B T tokens; each row begins one.
             max_seqlen: the longest document, or more.
+            each_token: return the losses of the tokens [B, T] instead of their sum, without a gradient.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
@@ -78,6 +86,8 @@ class Decoder(nn.Module):
         if learns:
             context = context._replace(labelled=labels != IGNORE_INDEX)
         x, reports = self._through_layers(embedded, position_ids, context)
+        if each_token:
+            return self.lm_head(self.norm(x), labels, each_token=True)
         loss = self.lm_head(self.norm(x), labels)
         if not learns:
             return loss

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.activations import soft_capped
-from bigtrain.model.loss import linear_cross_entropy
+from bigtrain.model.loss import IGNORE_INDEX, linear_cross_entropy
 
 
 class TokenEmbedding(nn.Module):
@@ -57,10 +57,13 @@ class OutputHead(nn.Module):
         self.scaling = settings.logits_scaling * settings.width_multiplier
         self.softcap, self.z_loss_coef = settings.final_logit_softcapping, settings.z_loss_coef
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[B, T, C] to logits [B, T, V]; with labels [B, T] to the summed loss of `linear_cross_entropy`."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, *, each_token: bool = False) -> Tensor:
+        """[B, T, C] to logits [B, T, V]; with labels [B, T] to the summed loss of `linear_cross_entropy`, or to the
+        losses [B, T] of each token, without a gradient."""
         if labels is None:
             return shaped_logits(F.linear(hidden, self.weight), self.scaling, self.softcap)
+        if each_token:
+            return self._token_losses(hidden, labels)
         return linear_cross_entropy(
             hidden.flatten(0, -2),
             self.weight,
@@ -69,6 +72,15 @@ class OutputHead(nn.Module):
             softcap=self.softcap,
             z_loss_coef=self.z_loss_coef,
         )
+
+    @torch.no_grad()
+    def _token_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """-log p(label) in nats, float32; 0 where there is no label. Only the logits of one row are held at a time."""
+        losses = []
+        for row, own in zip(hidden, labels, strict=True):
+            logits = shaped_logits(F.linear(row, self.weight), self.scaling, self.softcap)
+            losses.append(F.cross_entropy(logits.float(), own, ignore_index=IGNORE_INDEX, reduction="none"))
+        return torch.stack(losses)
 
 
 def shaped_logits(logits: Tensor, scaling: float, softcap: float | None) -> Tensor:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from bigtrain.config import BigtrainError, Settings
 from bigtrain.data import load_tokenizer
-from bigtrain.data.provenance import SampleContents, appearances_of, contents_of, digest_of
+from bigtrain.data.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
 from bigtrain.data.stored_document import find_document
 from bigtrain.run.data import RunData
 from bigtrain.run.directory import RunDirectory
-from bigtrain.run.records import metrics_of_step, newest_metrics
 
 Record = dict[str, Any]
+
+EVIDENT_DOCUMENTS = 100
 
 
 @dataclass(frozen=True)
@@ -76,28 +79,12 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> Record:
         )
     contents = opened.contents_of_step(step)
     digest = digest_of(contents)
-    recorded = metrics_of_step(opened.directory.metrics, step)
+    recorded = opened.directory.recorded(step)
     if recorded is not None:
         opened.check(step, digest, recorded)
     tokenizer = load_tokenizer(opened.settings.data.dir) if text else None
     samples = []
     for sample in contents:
-        documents: list[Record] = []
-        for part in sample.parts:
-            document = part.document
-            documents.append(
-                {
-                    "id": document.id,
-                    "file": document.file,
-                    "position": document.position,
-                    "start": part.start,
-                    "end": part.end,
-                    "tokens": document.tokens,
-                    "labelled": part.labelled,
-                }
-            )
-            if tokenizer is not None:
-                documents[-1]["text"] = tokenizer.decode(part.token_ids.tolist(), skip_special_tokens=True)
         samples.append(
             {
                 "position": sample.position,
@@ -106,7 +93,7 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> Record:
                 "epoch": sample.epoch,
                 "sequence": sample.sequence,
                 "padding": sample.padding,
-                "documents": documents,
+                "documents": [record_of(part, tokenizer) for part in sample.parts],
             }
         )
     return {
@@ -116,6 +103,39 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> Record:
         "batch_digest": digest,
         "recorded_digest": recorded["batch_digest"] if recorded is not None else None,
         "samples": samples,
+    }
+
+
+def record_of(part: DocumentPart, tokenizer: Tokenizer | None = None) -> Record:
+    """A part of a document, for JSON; with a tokenizer, its text too."""
+    document = part.document
+    record = {
+        "id": document.id,
+        "file": document.file,
+        "position": document.position,
+        "start": part.start,
+        "end": part.end,
+        "tokens": document.tokens,
+        "labelled": part.labelled,
+    }
+    if tokenizer is not None:
+        record["text"] = tokenizer.decode(part.token_ids.tolist(), skip_special_tokens=True)
+    return record
+
+
+def evidence_of(data: RunData, step: int) -> Record:
+    """What was in a step's batch, for a decision about it: its digest, and where its documents come from.
+
+    Of a large batch the first documents stand for all; `data where` has the rest.
+    """
+    contents = contents_of(data.plan, data.train, data.plan.batches.samples_of(step))
+    parts = [(sample.dataset.name, part) for sample in contents for part in sample.parts]
+    return {
+        "step": step,
+        "plan_id": data.plan.plan_id,
+        "batch_digest": digest_of(contents),
+        "documents_in_all": len(parts),
+        "documents": [{"source": source, **record_of(part)} for source, part in parts[:EVIDENT_DOCUMENTS]],
     }
 
 
@@ -135,7 +155,7 @@ def steps_of_document(run: Path, reference: str) -> Record:
     """
     opened = OpenedRun.open(run)
     document = find_document([*opened.data.datasets, *opened.data.held_out], reference)
-    newest = newest_metrics(opened.directory.metrics)
+    newest = opened.directory.newest()
     done = 0
     if newest is not None:
         done = newest["step"]
