@@ -41,6 +41,7 @@ The points, in their order on a rank:
     weights         the gradient is there; the update is to come
     optimizer       it is about to come
     eval            an evaluation is about to begin
+    guard.decided   a decision to go back is durable, and nothing is done about it yet
     save.begun      the state is about to be copied
     save.copied     it is copied; training goes on while the rest happens behind it
     save.writing    in the middle of the rank's file
@@ -80,6 +81,7 @@ POINTS = (
     "weights",
     "optimizer",
     "eval",
+    "guard.decided",
     "save.begun",
     "save.copied",
     "save.writing",

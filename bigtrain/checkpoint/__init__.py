@@ -33,7 +33,7 @@ from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from bigtrain.checkpoint.compare import compare
 from bigtrain.checkpoint.compatibility import check_compatible
 from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
-from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, tensor_digests
+from bigtrain.checkpoint.load import Loaded, Tensors, begin_anew, load, load_weights, tensor_digests
 from bigtrain.checkpoint.manifest import Cursor, Manifest
 from bigtrain.checkpoint.places import Places, Rejected, Search, newest_verified
 from bigtrain.checkpoint.ranks import ALONE, Ranks
@@ -57,6 +57,7 @@ __all__ = [
     "Search",
     "Shard",
     "Tensors",
+    "begin_anew",
     "check_compatible",
     "compare",
     "list_checkpoints",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,26 @@ class Loaded:
     manifest: Manifest
     rng: dict[str, torch.Tensor] | None
     """The random generators' state that this rank saved; None where the world size was another."""
+
+
+def begin_anew(fragments: Sequence[Fragment], first_weights: Callable[[str, tuple[int, ...]], torch.Tensor]) -> None:
+    """Fill this rank's fragments as they were before step 1, without a checkpoint.
+
+    Args:
+        first_weights: the whole first value of a parameter, from its name and shape.
+    """
+    for fragment in fragments:
+        if fragment.kind != MASTER:
+            fragment.data.zero_()
+        elif fragment.data.numel():
+            values = first_weights(fragment.name, fragment.shape).to(torch.float32).contiguous()
+            everything = region_of(fragment.shape, None, 0, fragment.size)
+            region = region_of(fragment.shape, fragment.shard, fragment.offset, fragment.data.numel())
+            for part in shared(everything, region):
+                size = (part.rows, part.columns)
+                _at(fragment.data, size, part.target_stride, part.target).copy_(
+                    _at(values.view(-1), size, part.source_stride, part.source)
+                )
 
 
 def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks) -> Loaded:
@@ -211,10 +231,10 @@ def _copy(reader: Reader, begin: int, overlap: Shared, target: torch.Tensor) -> 
         part = block[: (count - 1) * overlap.source_stride + overlap.columns]
         reader.read_into(begin + 4 * (overlap.source + row * overlap.source_stride), bytes_of(part))
         size = (count, overlap.columns)
-        place = torch.as_strided(
-            target,
-            size,
-            (overlap.target_stride, 1),
-            target.storage_offset() + overlap.target + row * overlap.target_stride,
-        )
+        place = _at(target, size, overlap.target_stride, overlap.target + row * overlap.target_stride)
         place.copy_(torch.as_strided(part, size, (overlap.source_stride, 1)))
+
+
+def _at(flat: torch.Tensor, size: tuple[int, int], stride: int, start: int) -> torch.Tensor:
+    """A rectangle of a 1-D tensor: `size` elements, rows `stride` apart, from element `start` on."""
+    return torch.as_strided(flat, size, (stride, 1), flat.storage_offset() + start)

@@ -87,13 +87,14 @@ class Search:
     another way. Nothing is wrong with the run."""
 
 
-def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "") -> Search:
+def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "", before: int | None = None) -> Search:
     """The newest checkpoint whose every byte is right, and the newer ones that were passed over.
 
     Every rank calls it and gets the same answer: what is there is decided together, reading is shared.
 
     Args:
         layout: of these ranks, as in the manifest; where it is the same, the local tier can serve each rank its own.
+        before: only look at checkpoints of earlier steps than this.
     """
     local, failed = places.local, f"{places.durable} cannot be read"
     (durable, *_) = together(ranks, failed, lambda: places.durable.steps() if ranks.rank == 0 else [])
@@ -101,6 +102,8 @@ def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "") -
     rejected: list[Rejected] = []
     elsewhere: list[Rejected] = []
     for step in sorted({*durable, *(step for of_rank in here for step in of_rank)}, reverse=True):
+        if before is not None and step >= before:
+            continue
         if local is not None and any(step in of_rank for of_rank in here):
             copy = Checkpoint(step, local)
             missing = _why_not_here(copy, [of_rank.get(step) for of_rank in here], layout, ranks)

@@ -108,6 +108,15 @@ class Saver:
         if self._error is not None:
             raise self._error
 
+    def went_back(self, durable_step: int | None) -> None:
+        """The state is that of an earlier step again: whatever was saved of later ones counts no more.
+
+        Args:
+            durable_step: that step, if there is a durable checkpoint of it.
+        """
+        self.close()
+        self.durable_step, self._local_step, self._until_durable = durable_step, None, 0
+
     def close(self) -> None:
         """Wait until no save is under way, whatever has become of it."""
         if self._thread is not None:

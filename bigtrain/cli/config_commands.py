@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, print_table
+
+if TYPE_CHECKING:
+    from bigtrain.config import Settings
 
 app = typer.Typer(help="Effective settings, one key's meaning, the difference of two runs.", no_args_is_help=True)
 
 
 @app.command()
 def show(
-    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    config: Annotated[Path, typer.Argument(help="A YAML configuration, or a run directory.")],
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the effective settings, defaults and overrides included."""
-    from bigtrain.config import dump_settings, load_settings
+    """Print the effective settings, defaults and overrides included; of a run, with what it has decided to skip."""
+    from bigtrain.config import dump_settings
 
-    settings = load_settings(config, overrides or [])
+    settings = _settings_at(config, overrides or [])
     if as_json:
         print_json(settings.model_dump(mode="json"))
     else:
@@ -50,13 +54,10 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """List the settings in which two configurations or runs differ."""
-    from bigtrain.config import diff, load_settings
+    from bigtrain.config import diff
     from bigtrain.config.yaml12 import to_yaml_line
 
-    def settings_at(path: Path) -> Path:
-        return path / "config.yaml" if path.is_dir() else path
-
-    differences = diff(load_settings(settings_at(left)), load_settings(settings_at(right)))
+    differences = diff(_settings_at(left), _settings_at(right))
     if as_json:
         print_json([{"key": d.key, "left": d.left, "right": d.right} for d in differences])
     elif differences:
@@ -64,6 +65,19 @@ def diff(
         print_table("Settings that differ", ("key", str(left), str(right)), rows)
     else:
         typer.echo("the same settings")
+
+
+def _settings_at(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Those of a configuration, or those that a run has."""
+    from bigtrain.config import load_settings
+
+    if not path.is_dir():
+        return load_settings(path, overrides)
+    from bigtrain.run.decisions import read_decisions, with_decisions
+    from bigtrain.run.directory import RunDirectory
+
+    directory = RunDirectory.of_existing_run(path)
+    return with_decisions(load_settings(directory.config, overrides), read_decisions(directory.decisions))
 
 
 @app.command()

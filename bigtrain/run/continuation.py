@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from bigtrain.checkpoint import Manifest, Search, check_compatible
 from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import BigtrainError, Settings, mathematics
 from bigtrain.data import Plan
+from bigtrain.run.decisions import Decision
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.records import read_json_lines
 
 
-def check_continuation(directory: RunDirectory, search: Search, settings: Settings, plan: Plan) -> list[Change]:
+def check_continuation(
+    directory: RunDirectory, search: Search, settings: Settings, plan: Plan, decisions: Sequence[Decision] = ()
+) -> list[Change]:
     """Make sure that going on from here is what the user means.
+
+    Args:
+        directory: of the run.
+        search: for its newest checkpoint, after those that `decisions` made void were removed.
+        settings, plan: of today, with the decisions.
+        decisions: of the run.
 
     Returns:
         The settings that change the mathematics from here on, with the user's leave.
@@ -26,7 +38,7 @@ def check_continuation(directory: RunDirectory, search: Search, settings: Settin
         check_length(manifest, settings)
         check_plan(manifest, plan)
         return changes
-    commits = [event["step"] for event in read_json_lines(directory.events) if event["event"] == "commit"]
+    commits = standing_commits(read_json_lines(directory.events), decisions)
     if commits or search.rejected:
         raise BigtrainError(
             f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
@@ -36,6 +48,19 @@ def check_continuation(directory: RunDirectory, search: Search, settings: Settin
             fix="put the checkpoints back, or start from step 0 in another run_dir",
         )
     return []
+
+
+def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[Decision]) -> list[int]:
+    """The steps of all checkpoints that were committed, without those that a decision made void afterwards."""
+    void_from = {decision.decision: decision.steps.start for decision in decisions}
+    steps: list[int] = []
+    for event in events:
+        if event["event"] == "commit":
+            steps.append(event["step"])
+        elif event["event"] == "rewind":
+            limit = void_from.pop(event["decision"])
+            steps = [step for step in steps if step < limit]
+    return [step for step in steps if all(step < limit for limit in void_from.values())]  # of a rewind cut short
 
 
 def check_length(manifest: Manifest, settings: Settings) -> None:

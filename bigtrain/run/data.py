@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bigtrain.config import Settings
@@ -30,9 +30,15 @@ class RunData:
         vocab_size = settings.model.vocab_size
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
-        plan = make_plan(settings.data, settings.train, train)
-        require_samples(plan, plan.batches.consumed_after(settings.total_steps))
-        return cls(train, held_out, plan)
+        return cls(train, held_out, _plan_of(settings, train))
+
+    def replanned(self, settings: Settings) -> RunData:
+        """The same data in the order of other settings.
+
+        Raises:
+            BigtrainError: they are used up before the run ends.
+        """
+        return replace(self, plan=_plan_of(settings, self.train))
 
     @property
     def datasets(self) -> list[Dataset]:
@@ -53,3 +59,9 @@ class RunData:
             rank=topology.data_rank,
             world_size=topology.data_size,
         )
+
+
+def _plan_of(settings: Settings, train: list[Packing]) -> Plan:
+    plan = make_plan(settings.data, settings.train, train)
+    require_samples(plan, plan.batches.consumed_after(settings.total_steps))
+    return plan

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bigtrain.data.card import Card, card_as_markdown, data_card
 from bigtrain.run.provenance import OpenedRun
-from bigtrain.run.records import newest_metrics
 
 CARD = "data-card"
 
@@ -24,7 +23,7 @@ def card_of_run(run: Path, step: int | None = None) -> Card:
     """
     opened = OpenedRun.open(run)
     if step is None:
-        newest = newest_metrics(opened.directory.metrics)
+        newest = opened.directory.newest()
         step = newest["step"] if newest else 0
     consumed = opened.data.plan.batches.consumed_after(step)
     data = opened.data

@@ -4,7 +4,8 @@ The layout is a promise to scripts::
 
     RUN/config.yaml          the effective settings, with the version of bigtrain that ran them
     RUN/metrics.jsonl        a line a step
-    RUN/events.jsonl         start, resume, save, evaluate, stop
+    RUN/events.jsonl         start, resume, save, evaluate, skip, rewind, stop
+    RUN/decisions.jsonl      what was resolved about spikes; see bigtrain/run/decisions.py
     RUN/checkpoints/         see bigtrain.checkpoint
     RUN/data-card.md, .json  written by `bigtrain data card`
     RUN/logs/rank-00000.log  a file a rank
@@ -20,10 +21,11 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from bigtrain.config import BigtrainError, Settings, dump_settings, load_settings
-from bigtrain.run.records import written_to
+from bigtrain.run.decisions import read_decisions, stands, with_decisions
+from bigtrain.run.records import metrics_of_step, newest_metrics, written_to
 
 if TYPE_CHECKING:
     from bigtrain.checkpoint import Places
@@ -41,6 +43,7 @@ class RunDirectory:
         self.config = root / "config.yaml"
         self.metrics = root / "metrics.jsonl"
         self.events = root / "events.jsonl"
+        self.decisions = root / "decisions.jsonl"
         self.evaluation = root / "evaluation.json"
         self.checkpoints = root / "checkpoints"
         self.logs = root / "logs"
@@ -64,8 +67,20 @@ class RunDirectory:
         return directory
 
     def settings(self) -> Settings:
-        """The settings that the run was last started with."""
-        return load_settings(self.config)
+        """The settings that the run was last started with, and all that it has decided since."""
+        return with_decisions(load_settings(self.config), read_decisions(self.decisions))
+
+    def recorded(self, step: int) -> dict[str, Any] | None:
+        """The line of metrics.jsonl for a step; None where the run has not done it, on the course that it is on."""
+        record = metrics_of_step(self.metrics, step)
+        return record if record is not None and stands(step, record, read_decisions(self.decisions)) else None
+
+    def newest(self) -> dict[str, Any] | None:
+        """The line of the step that the run did last; where it is about to go back, of the one it goes back to."""
+        record, decisions = newest_metrics(self.metrics), read_decisions(self.decisions)
+        if record is not None and not stands(record["step"], record, decisions):
+            return self.recorded(decisions[-1].rewind_to)
+        return record
 
     def places(self) -> Places:
         """Where the run keeps its checkpoints."""

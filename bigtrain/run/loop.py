@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bigtrain.config import Settings
+from bigtrain.run.rewind import rewind
 from bigtrain.run.setup import open_run
 from bigtrain.run.training import TrainingRun
 from bigtrain.statuses import DONE, STOPPED
@@ -32,6 +33,9 @@ def to_the_end(run: TrainingRun) -> int:
 
         loss, update = run.optimize(batch, agreed)
         run.record(agreed, loss, update)
+        if trouble := run.judge(agreed, loss, update):
+            rewind(run, trouble)
+            continue
 
         if run.evaluation_is_due:
             run.evaluate()

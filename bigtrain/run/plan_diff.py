@@ -10,8 +10,8 @@ from bigtrain.config import Settings, load_settings
 from bigtrain.data import Plan
 from bigtrain.data.unlabelled import find_unlabelled
 from bigtrain.run.data import RunData
+from bigtrain.run.decisions import read_decisions, with_decisions
 from bigtrain.run.directory import RunDirectory
-from bigtrain.run.records import newest_metrics
 
 
 def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -55,7 +55,11 @@ def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> dict
 
 
 def _settings(place: Path, overrides: Sequence[str] = ()) -> Settings:
-    return load_settings(RunDirectory.of_existing_run(place).config if place.is_dir() else place, overrides)
+    """With what the run has decided: a start under a configuration that does not know of it has it all the same."""
+    settings = load_settings(RunDirectory.of_existing_run(place).config if place.is_dir() else place, overrides)
+    return with_decisions(
+        settings, read_decisions(RunDirectory(place if place.is_dir() else settings.run_dir).decisions)
+    )
 
 
 def _samples_of_sources(settings: Settings, plan: Plan) -> dict[str, int]:
@@ -66,5 +70,5 @@ def _samples_of_sources(settings: Settings, plan: Plan) -> dict[str, int]:
 def _consumed(place: Path) -> int | None:
     if not place.is_dir():
         return None
-    newest = newest_metrics(RunDirectory(place).metrics)
+    newest = RunDirectory(place).newest()
     return newest["consumed_samples"] if newest else 0

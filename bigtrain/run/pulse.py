@@ -18,9 +18,10 @@ class Phase(IntEnum):
     OPTIMIZER = 4
     SETTLE = 5
     RECORD = 6
-    EVALUATE = 7
-    SAVE = 8
-    FINISH = 9
+    REWIND = 7
+    EVALUATE = 8
+    SAVE = 9
+    FINISH = 10
 
     def __str__(self) -> str:
         return _WORDS[self]
@@ -28,7 +29,7 @@ class Phase(IntEnum):
     @property
     def slow(self) -> bool:
         """Whether it may take far longer than a step's: it loads, compiles, or waits for a disk."""
-        return self in (Phase.START, Phase.EVALUATE, Phase.SAVE, Phase.FINISH)
+        return self in (Phase.START, Phase.REWIND, Phase.EVALUATE, Phase.SAVE, Phase.FINISH)
 
 
 _WORDS = {
@@ -39,6 +40,7 @@ _WORDS = {
     Phase.OPTIMIZER: "the update",
     Phase.SETTLE: "adding up the loss",
     Phase.RECORD: "recording the step",
+    Phase.REWIND: "going back before a spike",
     Phase.EVALUATE: "the evaluation",
     Phase.SAVE: "the save",
     Phase.FINISH: "the end",

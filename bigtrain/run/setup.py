@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -38,9 +38,11 @@ from bigtrain.model import (
 from bigtrain.run.cadence import Cadence, history_of
 from bigtrain.run.continuation import check_continuation
 from bigtrain.run.data import RunData
+from bigtrain.run.decisions import read_decisions, with_decisions
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.dry_run import dry_run
 from bigtrain.run.expected import check_expected_parameters
+from bigtrain.run.guard import Guard
 from bigtrain.run.memory import enough_memory
 from bigtrain.run.meter import Meter
 from bigtrain.run.peaks import peak_of, peak_of_all
@@ -52,6 +54,7 @@ from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank, raise_first
 from bigtrain.run.tracking import Tracker
 from bigtrain.run.training import TrainingRun
+from bigtrain.run.void import remove_void
 from bigtrain.run.watchdog import Watchdog
 from bigtrain.version import __version__
 from bigtrain.wording import quantity
@@ -78,23 +81,23 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         pulse.beat()
         on_first_rank(topology, lambda: claim(directory))
         held.callback(directory.unlock)
+        decisions = on_first_rank(topology, lambda: read_decisions(directory.decisions))
+        settings = with_decisions(settings, decisions)
+        data = on_every_rank(topology, lambda: data.replanned(settings))
         places = on_every_rank(topology, lambda: Places.of(directory.root, settings.checkpoint))
+        remove_void(places, decisions, topology)
         layout = layout_of(settings, topology)
         search = newest_verified(places, ranks=topology, layout=layout)
         pulse.beat()
-        changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan))
+        changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan, decisions))
         first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
         loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
-        held.callback(loader.close)
 
         log_to(topology.rank, directory.rank_log(topology.rank))
-        with enough_memory(settings, topology, "the model with its optimizer's state"):
-            model = new_model(settings, topology, fill=search.newest is None)
-            engine = Engine(model, settings, topology)
+        engine, state = engine_at(search.newest, settings, topology)
         pulse.beat()
-        state = restore(engine, search.newest, topology) if search.newest else {}
-        pulse.beat()
-        model.set_router_moves(state.get("router_moves", {}))
+        guard = Guard.of(settings, data.plan)
+        guard.restore({} if changes else state.get("guard", {}))
         step = search.newest.step if search.newest else 0
         durable_step = None if search.newest and places.is_local(search.newest) else step
         saver = Saver(places, topology.behind(), settings.checkpoint, layout=layout, durable_step=durable_step)
@@ -109,10 +112,12 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             settings=settings,
             topology=topology,
             directory=directory,
-            held_out=data.held_out,
-            plan=data.plan,
+            data=data,
             loader=loader,
             engine=engine,
+            guard=guard,
+            decisions=decisions,
+            places=places,
             meter=meter_for(settings, topology),
             tracker=Tracker.start(settings, state.get("wandb_run_id")) if keeps_records else Tracker(),
             saver=saver,
@@ -124,6 +129,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             events=JsonLines(directory.events) if keeps_records else None,
             cadence=cadence_for(settings, topology, directory) if keeps_records else None,
         )
+        held.callback(lambda: run.loader.close())  # the one that it has then
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
         introduce(run, search)
         tell_of_changes(run, changes)
@@ -160,6 +166,17 @@ def claim(directory: RunDirectory) -> None:
     """
     directory.refuse_foreign()
     directory.lock()
+
+
+def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topology) -> tuple[Engine, dict[str, Any]]:
+    """A new engine that stands where the checkpoint does, or before step 1; and the run's own state of then."""
+    with enough_memory(settings, topology, "the model with its optimizer's state"):
+        model = new_model(settings, topology, fill=checkpoint is None)
+        engine = Engine(model, settings, topology)
+    if checkpoint is not None:
+        return engine, restore(engine, checkpoint, topology)
+    model.set_router_moves({})
+    return engine, {}
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
@@ -234,7 +251,9 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> dict[
     engine.restore(loaded.manifest.cursor.optimizer_steps, loaded.manifest.state["loss_scaler"])
     if loaded.rng is not None:
         engine.set_rng_state(loaded.rng)
-    return loaded.manifest.state
+    state = loaded.manifest.state
+    cast(Decoder, engine.module).set_router_moves(state.get("router_moves", {}))
+    return state
 
 
 def meter_for(settings: Settings, topology: Topology) -> Meter:
@@ -284,6 +303,7 @@ def introduce(run: TrainingRun, search: Search) -> None:
     for dataset in run.held_out:
         if not dataset.tokens:
             logger.warning(f"source {dataset.name} has no held-out documents: it is not evaluated")
+    tell_of_decisions(run)
     for passed_over in (*search.elsewhere, *search.rejected):
         checkpoint, problems = passed_over.checkpoint, "; ".join(passed_over.problems)
         run.note("fallback", checkpoint=checkpoint.name, place=checkpoint.location, problems=problems)
@@ -301,6 +321,14 @@ def introduce(run: TrainingRun, search: Search) -> None:
         tell_of_another_plan(run, search)
     else:
         run.note("start", **start)
+
+
+def tell_of_decisions(run: TrainingRun) -> None:
+    """Record what an earlier start decided and was killed before it could say so."""
+    told = {event.get("decision") for event in read_json_lines(run.directory.events) if event["event"] == "rewind"}
+    for decision in run.decisions:
+        if run.events is not None and decision.decision not in told:
+            run.note_decision(decision)
 
 
 def tell_of_changes(run: TrainingRun, changes: list[Change]) -> None:

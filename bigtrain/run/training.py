@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 
-from bigtrain.checkpoint import Cursor, Saver
+from bigtrain.checkpoint import Cursor, Places, Saver
 from bigtrain.config import BigtrainError, Settings, mathematics
 from bigtrain.data import Dataset, Loader, Plan, RankBatch, format_digest
 from bigtrain.engine.engine import Engine, StepResult
@@ -21,8 +21,11 @@ from bigtrain.launched import tell_progress
 from bigtrain.model import Decoder
 from bigtrain.run.balance import settle
 from bigtrain.run.cadence import Cadence
+from bigtrain.run.data import RunData
+from bigtrain.run.decisions import DECISIONS, Decision
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
+from bigtrain.run.guard import Guard, Verdict
 from bigtrain.run.memory import enough_memory
 from bigtrain.run.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, Meter, Reading
 from bigtrain.run.pulse import Phase, Pulse
@@ -58,10 +61,14 @@ class TrainingRun:
     settings: Settings
     topology: Topology
     directory: RunDirectory
-    held_out: list[Dataset]
-    plan: Plan
+    data: RunData
     loader: Loader
     engine: Engine
+    guard: Guard
+    decisions: tuple[Decision, ...]
+    """What was decided about spikes so far; `settings` and `data` have it in them."""
+    places: Places
+    """Where its checkpoints lie."""
     meter: Meter
     tracker: Tracker
     saver: Saver
@@ -84,6 +91,16 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         self.first_step = self._saved_step = self.step
+
+    @property
+    def plan(self) -> Plan:
+        """The order of its samples."""
+        return self.data.plan
+
+    @property
+    def held_out(self) -> list[Dataset]:
+        """What it is evaluated on."""
+        return self.data.held_out
 
     @property
     def model(self) -> Decoder:
@@ -113,9 +130,11 @@ class TrainingRun:
 
     @property
     def save_is_due(self) -> bool:
-        """Whether this step is one to save after; the last one is `finish`'s."""
+        """Whether to save after this step; the last one is `finish`'s. What is due while the guard suspects something
+        is due until it does no more."""
         every = self.settings.checkpoint.every_steps
-        return every is not None and self.step % every == 0 and self.step < self.total_steps
+        passed = every is not None and self.step // every > self._saved_step // every
+        return passed and not self.guard.suspects and self.step < self.total_steps
 
     @property
     def has_trained(self) -> bool:
@@ -149,7 +168,7 @@ class TrainingRun:
                 counted.input_tokens if counted else 0,
                 counted.digest if counted else 0,
                 int(self.stop.reason is not None),
-                int(self.topology.rank == 0 and self._minutes_are_over()),
+                int(self.topology.rank == 0 and self._minutes_are_over() and not self.guard.suspects),
                 int(error is not None),
                 int(self.saver.failed),
             ]
@@ -180,11 +199,11 @@ class TrainingRun:
     def optimize(self, batch: RankBatch, agreed: Agreement) -> tuple[float, StepResult]:
         """Forward, backward and update. Returns the mean loss over the global batch and what the update did.
 
-        A step whose gradient overflows float16 is done without an update: the loss scale was too large.
+        A step whose gradient overflows float16 is done without an update: the loss scale was too large. So is any other
+        whose gradient is not finite, which `judge` has to answer.
 
         Raises:
-            BigtrainError: the loss or the gradient is not finite, or the step does not fit into memory; nothing was
-                updated.
+            BigtrainError: the step does not fit into memory; nothing was updated.
         """
         self.pulse.enter(Phase.FORWARD_BACKWARD)
         reached("step", self.step + 1)
@@ -206,22 +225,47 @@ class TrainingRun:
             with self.meter.timing(OPTIMIZER):
                 update = self.engine.step(self.learning_rate_of(self.step + 1))
         self.pulse.enter(Phase.SETTLE)
-        loss = self.topology.sum_across_ranks([loss_sum.item()])[0] / agreed.label_tokens
-        if math.isfinite(loss) and not update.applied and self.engine.scales_loss:
-            self.note("overflow", loss=loss, batch_digest=agreed.batch_digest, **self.engine.loss_scaler())
-        elif not (math.isfinite(loss) and math.isfinite(update.grad_norm)):
-            self.note("not finite", loss=loss, grad_norm=update.grad_norm, batch_digest=agreed.batch_digest)
-            raise BigtrainError(
-                f"the loss or the gradient norm of step {self.step + 1} is not finite; the step was not committed",
-                found=f"loss {loss}, gradient norm {update.grad_norm}, samples {batch.first_sample} to "
-                f"{self.plan.batches.samples_of(self.step + 1)[-1]}",
-                wanted="finite numbers",
-                fix="lower optimizer.learning_rate or lengthen schedule.warmup_steps, then start again: "
-                "the run goes on from its newest checkpoint",
-            ).on_all_ranks()
+        norm_of_first = update.grad_norm if self.topology.rank == 0 else 0.0
+        total, norm = self.topology.sum_across_ranks([loss_sum.item(), norm_of_first])
+        loss, update = total / agreed.label_tokens, replace(update, grad_norm=norm)  # the same bits on every rank
         self._beside_loss = settle(self.model, self.topology, agreed.label_tokens, move=update.applied)
         self.step += 1
         return loss, update
+
+    def judge(self, agreed: Agreement, loss: float, update: StepResult) -> Verdict | None:
+        """Ask the guard about the step that was just done. Returns its verdict where the run has to go back.
+
+        Raises:
+            BigtrainError: it is trouble, and the settings say to stop at that; nothing was committed.
+        """
+        if self.engine.scales_loss and not update.applied and math.isfinite(loss):
+            self.note("overflow", loss=loss, batch_digest=agreed.batch_digest, **self.engine.loss_scaler())
+            return None
+        verdict = self.guard.judge(self.step, loss, update.grad_norm)
+        if verdict.kind in ("fine", "suspicious"):
+            return None
+        if verdict.kind == "not finite":
+            self.note("not finite", loss=loss, grad_norm=update.grad_norm, batch_digest=agreed.batch_digest)
+        else:
+            signs = [sign.as_record() for sign in verdict.signs]
+            self.note("spike", passed=not verdict.is_trouble, signs=signs)
+        logger.warning(f"step {self.step}  {verdict}")
+        if not verdict.is_trouble:
+            return None
+        key = "on_spike" if verdict.kind == "spike" else "on_nonfinite"
+        match getattr(self.settings.guard, key):
+            case "rewind":
+                return verdict
+            case "note":
+                self.guard.forget()  # what is above the old level may be the new one
+                return None
+        raise BigtrainError(
+            f"the run stops at step {self.step}, as guard.{key} says; the step was not committed",
+            found=str(verdict),
+            wanted="a finite loss and gradient norm, in line with those of the steps before",
+            fix="lower optimizer.learning_rate or lengthen schedule.warmup_steps, then start again: the run goes on "
+            f"from its newest checkpoint; or let it leave the batches out by itself, with guard.{key}=rewind",
+        ).on_all_ranks()
 
     def learning_rate_of(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
@@ -254,6 +298,8 @@ class TrainingRun:
             "batch_digest": agreed.batch_digest,
             "world_size": self.topology.world_size,
         }
+        if self.decisions:
+            values[DECISIONS] = len(self.decisions)
         if self.metrics is not None:
             self.metrics.append(values)
         self.tracker.log(values, self.step)
@@ -326,6 +372,8 @@ class TrainingRun:
                 "plan": self.plan.describe(),
                 "loss_scaler": self.engine.loss_scaler(),
                 "router_moves": self.model.router_moves(),
+                "guard": self.guard.state(),
+                DECISIONS: len(self.decisions),
             },
             last=last,
             before=self.metrics.sync if self.metrics is not None else lambda: None,
@@ -348,6 +396,24 @@ class TrainingRun:
                 self.cadence.saved(stall_seconds=commit.stall_seconds, durable_seconds=seconds)
                 if news := self.cadence.news():
                     logger.info(f"step {self.step}  {news}")
+
+    def go_back(self, step: int, *, is_durable: bool) -> None:
+        """Be at an earlier step again, of which there is a checkpoint, or which is 0.
+
+        Args:
+            step: the earlier step.
+            is_durable: whether that checkpoint lies in the durable place.
+        """
+        self.step = self._saved_step = step
+        self.first_step = min(self.first_step, step)
+        self.saver.went_back(step if is_durable else None)
+        self._last_save = time.monotonic()
+
+    def note_decision(self, decision: Decision) -> None:
+        """Record a decision where all else that happens is recorded."""
+        steps, skipped = [decision.signs[0].step, decision.signs[-1].step], [decision.steps[0], decision.steps[-1]]
+        self.note("skip", decision=decision.decision, steps=skipped, reason=decision.skip.reason)
+        self.note("rewind", decision=decision.decision, kind=decision.kind, steps=steps, to_step=decision.rewind_to)
 
     def close(self, reason: str, exit_status: int) -> None:
         """Say why the run ends and release what it holds."""

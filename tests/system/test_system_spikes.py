@@ -1,0 +1,184 @@
+"""Spikes get an answer: NaN or a spike, and the run goes back, leaves the batches out, and goes on as if by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import warm
+import yaml
+from house import House, as_json, curve
+
+from bigtrain.checkpoint import list_checkpoints, storage_at
+from bigtrain.run.decisions import read_decisions
+
+GUARD = {"window": 4, "confirm_steps": 1, "skip_before": 1, "skip_after": 0, "loss_z": 50.0, "grad_norm_z": None}
+BY_HAND = "data.skip=[{steps: [6, 7], reason: by hand}]"
+"""What the guard does by itself where step 7 is bad."""
+
+
+def guarded(house: House, name: str, **sections) -> House:
+    """A run of its own name, with a guard for runs of a dozen steps."""
+    settings = yaml.safe_load(house.config.read_text())
+    settings |= {"run_dir": str(house.directory / name), "guard": GUARD}
+    for section, values in sections.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    config = house.directory / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    return House(house.directory, config)
+
+
+def train(house: House, monkeypatch: pytest.MonkeyPatch, *overrides: str, fault: str = "", ranks: int = 2):
+    monkeypatch.setenv("BIGTRAIN_FAULT", fault)
+    status, output = house.train(ranks, *overrides)
+    monkeypatch.delenv("BIGTRAIN_FAULT")
+    return status, output
+
+
+@pytest.fixture(scope="module")
+def by_hand(built: House, tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    """The loss curve of a run whose user knew beforehand."""
+    house = guarded(House(tmp_path_factory.mktemp("hand"), built.config), "hand")
+    status, output = house.train(2, BY_HAND)
+    assert status == 0, output
+    return curve(house.metrics(house.directory / "hand"))
+
+
+def events(house: House, name: str, kind: str) -> list[dict]:
+    return [event for event in house.events(house.directory / name) if event["event"] == kind]
+
+
+def files_of(run: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path.relative_to(run)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(run.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_nan_in_one_micro_batch_of_one_rank_is_left_behind(house, by_hand, monkeypatch):
+    own = guarded(house, "own")
+    run = house.directory / "own"
+    status, output = train(own, monkeypatch, fault="nan,rank=1,step=7")
+    assert status == 0, output
+    assert "not finite at step 7" in output and "going back to step 4" in output
+    assert curve(house.metrics(run)) == by_hand
+
+    (decision,) = read_decisions(run / "decisions.jsonl")
+    assert (decision.kind, decision.rewind_to, decision.skip.steps) == ("not finite", 4, (6, 7))
+    assert math.isnan(decision.signs[0].loss) and "not finite at step 7" in decision.skip.reason
+    (skip,), (rewind,) = events(house, "own", "skip"), events(house, "own", "rewind")
+    assert (skip["steps"], rewind["to_step"], rewind["steps"]) == ([6, 7], 4, [7, 7])
+    (evidence,) = events(house, "own", "evidence")
+    assert evidence["of_step"] == 7 and all(document["text"] for document in evidence["documents"])
+    losses = [document["loss"] for document in evidence["documents"]]
+    assert losses == sorted(losses, reverse=True) and 0 < losses[0] < 12
+
+    # Who asks about the run gets what it decided; and who asks about the configuration that knows nothing of it, too.
+    shown = yaml.safe_load(own.bigtrain("config", "show", run).stdout)
+    assert [item["steps"] for item in shown["data"]["skip"]] == [[6, 7]]
+    assert as_json(own.bigtrain("data", "diff", run, own.config, "--json"))["same_before"] is None
+    where = as_json(own.bigtrain("data", "where", run, "--step", "7", "--json"))
+    assert where["recorded_digest"] == where["batch_digest"]
+    of_trouble = {document["id"] for document in decision.evidence["documents"]}
+    assert of_trouble >= {document["id"] for document in evidence["documents"]}
+
+    before = files_of(run)
+    for step, options in ((6, ["--skipped"]), (6, []), (9, [])):
+        replayed = warm.torchrun(2, "-m", "bigtrain", "replay", run, "--step", step, "--json", *options)
+        assert replayed.returncode == 0, replayed.stdout
+        found = json.loads(replayed.stdout[replayed.stdout.index("{") :])
+        assert found["same_bits"] is True, found
+        labels = sum(document["loss_tokens"] for document in found["documents"])
+        mean = sum(document["loss"] * document["loss_tokens"] for document in found["documents"]) / labels
+        assert math.isclose(mean, found["loss"], rel_tol=2e-3)
+        assert found["from_step"] == (4 if step == 6 else 8) and labels == found["recorded"]["tokens"]
+    alone = own.bigtrain("replay", run, "--step", "9")
+    assert alone.returncode == 0, alone.stderr
+    assert "replay under torchrun" in alone.stdout or "bit for bit, at 2 process(es)" in alone.stdout
+    assert "json:" in alone.stdout
+    refused = own.bigtrain("replay", run, "--step", "9", "--skipped")
+    assert refused.returncode == 1 and "6 to 7" in refused.stderr
+    assert files_of(run) == before
+
+
+def test_a_spike_is_left_behind_though_the_run_is_killed_between_decision_and_rewind(house, by_hand, monkeypatch):
+    own = guarded(house, "own")
+    run = house.directory / "own"
+    status, output = train(own, monkeypatch, fault="spike,rank=0,step=7;kill,rank=0,at=guard.decided")
+    assert status == 128 + 9, output
+    (decision,) = read_decisions(run / "decisions.jsonl")
+    assert (decision.kind, decision.rewind_to, decision.skip.steps) == ("spike", 4, (6, 7))
+    assert decision.signs[0].worst > 50 and not events(house, "own", "rewind")
+
+    status, output = train(own, monkeypatch)  # with the YAML that knows nothing of it
+    assert status == 0, output
+    assert curve(house.metrics(run)) == by_hand
+    assert [event["decision"] for event in events(house, "own", "rewind")] == [1]
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["skip"][0]["steps"] == [6, 7]
+    assert train(own, monkeypatch)[0] == 0  # and nothing is told or done twice
+    assert len(events(house, "own", "rewind")) == len(read_decisions(run / "decisions.jsonl")) == 1
+
+
+def test_a_checkpoint_written_while_it_went_wrong_is_never_gone_on_from(house, by_hand, monkeypatch):
+    own = guarded(house, "own", guard={**GUARD, "confirm_steps": 2}, checkpoint={"every_steps": 2})
+    run = house.directory / "own"
+    spike = "spike,rank=*,step=6,times=9;spike,rank=*,step=7,times=9"
+    status, output = train(own, monkeypatch, "train.stop_after=6", fault=spike)
+    assert status == 75, output  # stopped on request in the middle of it: everything is saved, the suspicion too
+    saved = list_checkpoints(storage_at(run / "checkpoints"))
+    assert [checkpoint.step for checkpoint in saved] == [2, 4, 6]
+    assert saved[-1].manifest.state["guard"]["signs"][0]["step"] == 6
+
+    status, output = train(own, monkeypatch, fault=spike + ";kill,rank=0,at=guard.decided")
+    assert status == 128 + 9, output
+    (decision,) = read_decisions(run / "decisions.jsonl")
+    assert (decision.rewind_to, decision.skip.steps) == (4, (5, 7))
+    status, output = train(own, monkeypatch)
+    assert status == 0, output
+    resume = events(house, "own", "resume")[-1]
+    assert resume["step"] == 4, "the checkpoint of step 6 is void"
+    assert all(math.isfinite(m["loss"]) and m["loss"] < 12 for m in house.metrics(run))
+    assert list_checkpoints(storage_at(run / "checkpoints"))[-1].manifest.state["decisions"] == 1
+
+
+@pytest.mark.parametrize(
+    "ranks, engine",
+    [(2, {"zero_stage": 2}), (2, {"zero_stage": 3}), (1, {"zero_stage": 0, "precision": "fp32"})],
+    ids=["zero 2", "zero 3", "zero 0 in fp32"],
+)
+def test_before_the_first_checkpoint_it_goes_back_to_the_first_weights(house, monkeypatch, ranks, engine):
+    own, hand = guarded(house, "own", engine=engine), guarded(house, "hand", engine=engine)
+    status, output = train(own, monkeypatch, "train.stop_after=4", fault="nan,rank=0,step=3", ranks=ranks)
+    assert status == 75 and "going back to step 0" in output, output
+    skip = "data.skip=[{steps: [2, 3], reason: by hand}]"
+    assert train(hand, monkeypatch, "train.stop_after=4", skip, ranks=ranks)[0] == 75
+    assert curve(house.metrics(house.directory / "own")) == curve(house.metrics(house.directory / "hand"))
+
+
+def test_trouble_that_always_comes_back_ends_the_run_with_a_word(house, monkeypatch):
+    own = guarded(house, "own", guard={**GUARD, "max_rewinds": 1})
+    run = house.directory / "own"
+    status, output = train(own, monkeypatch, fault="nan,rank=0,step=3,times=0", ranks=1)
+    assert status == 1 and output.count("error:") == 1 and "Traceback" not in output, output
+    assert "gone back 1 time(s) in a row" in output and "guard.max_rewinds" in output
+    assert len(read_decisions(run / "decisions.jsonl")) == 1
+    assert events(house, "own", "gave up")[0]["rewinds"] == 1
+    # Nothing is worse than before: repaired, the same command goes on.
+    status, output = train(own, monkeypatch, ranks=1)
+    assert status == 0, output
+    assert [m["step"] for m in house.metrics(run)] == list(range(1, 13))
+
+
+def test_who_wants_to_look_for_himself_may_stop_or_only_be_told(house, monkeypatch):
+    stops = guarded(house, "stops", guard={**GUARD, "on_nonfinite": "stop"})
+    status, output = train(stops, monkeypatch, fault="nan,rank=0,step=6", ranks=1)
+    assert status == 1 and "guard.on_nonfinite" in output and "not finite at step 6" in output, output
+    assert [c.step for c in list_checkpoints(storage_at(house.directory / "stops/checkpoints"))] == [4]
+    told = guarded(house, "told", guard={**GUARD, "on_spike": "note"})
+    status, output = train(told, monkeypatch, fault="spike,rank=0,step=7", ranks=1)
+    assert status == 0 and "a spike at step 7" in output, output
+    assert [e["signs"][0]["step"] for e in events(house, "told", "spike")] == [7]
+    assert not (house.directory / "told/decisions.jsonl").exists()
