@@ -1,4 +1,4 @@
-"""bigtrain train|profile|verify-resume|eval|generate|export|import|report."""
+"""bigtrain train|profile|verify-resume|replay|eval|generate|export|import|report."""
 
 from __future__ import annotations
 
@@ -100,6 +100,30 @@ def profile(
         print_json(found.as_dict())
     else:
         print_profile(found)
+
+
+def replay(
+    run: RunArgument,
+    step: Annotated[int, typer.Option(help="The step to do again, from 1.")],
+    skipped: Annotated[
+        bool, typer.Option("--skipped", help="As it was before the run decided to leave out its batch.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the beginning of each document's text.")] = False,
+    documents: Annotated[int, typer.Option(min=0, help="How many documents to print; 0: all.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Do one step again, exactly, and print each document's loss; alone or under torchrun, as the run was."""
+    from bigtrain.run.replay import replay
+
+    found = replay(run, step, skipped=skipped, text=text or as_json, report=say)
+    if found is None:  # another rank tells
+        return
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        from bigtrain.cli.replay_table import print_replay
+
+        print_replay(found, documents=documents or len(found.documents), text=text)
 
 
 def resave_and_train(config: Path, location: str) -> None:
