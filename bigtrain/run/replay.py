@@ -29,6 +29,7 @@ from bigtrain.run.guard import Guard
 from bigtrain.run.records import read_json_lines
 from bigtrain.run.setup import engine_at, layout_of, meter_for, ranks
 from bigtrain.run.stop import StopRequest
+from bigtrain.run.stragglers import OwnWork
 from bigtrain.run.together import on_every_rank, on_first_rank
 from bigtrain.run.tracking import Tracker
 from bigtrain.run.training import Agreement, TrainingRun
@@ -184,6 +185,7 @@ def trainee_at(
         saver=Saver(Places(places.durable), topology.behind()),
         stop=stop,
         step=step,
+        own_work=OwnWork(settings, topology),
     )
 
 
