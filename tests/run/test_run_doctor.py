@@ -41,6 +41,7 @@ def built(tmp_path_factory) -> House:
 
 
 def alone(house: House, *overrides: str, skip: set[str] = MEASURES) -> Report:
+    (house.directory / "alone" / "doctor.json").unlink(missing_ok=True)
     threads = torch.get_num_threads()
     report = doctor(house.config, [f"run_dir={house.directory}/alone", *overrides], skip=skip)
     torch.set_num_threads(threads)
@@ -63,6 +64,7 @@ def assert_only_wrong(report: Report | dict, **statuses: str) -> None:
 # Of whole machines
 
 
+@pytest.mark.long
 def test_all_is_well_on_two_ranks_and_what_was_measured_is_the_expectation_of_the_next_time(built: House) -> None:
     arguments = ["-m", "bigtrain", "doctor", built.config, "--json"]
     done = warm.torchrun(2, *arguments, cwd=built.directory)
@@ -129,6 +131,7 @@ def test_a_rank_out_of_line_is_named_with_its_host_in_every_check_that_it_fails(
     assert all(c["fix"] for c in report["checks"] if c["status"] != "ok"), report
 
 
+@pytest.mark.long
 def test_a_rank_that_does_not_come_and_one_that_falls_silent_are_named_and_nobody_waits_for_them(built: House) -> None:
     began = time.monotonic()
     arguments = [WORKER, built.config, f"run_dir={built.directory}/other", "--skip", "matmul", "--json"]
@@ -194,6 +197,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_found_before_the_first(built
     assert not list(small_disk.iterdir())
 
 
+@pytest.mark.long
 def test_a_disk_that_does_not_answer_is_a_failed_check_and_no_hang(
     built: House, tmp_path: Path, require_command
 ) -> None:

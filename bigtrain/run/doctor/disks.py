@@ -140,7 +140,8 @@ def judge_disks(measured: Measured, patient: Patient) -> Iterator[Finding]:
                     f"within {SLOWER_THAN_BEFORE:.0%} of the {before / 1e6:.3g} MB/s of earlier examinations",
                     "see what else is at work on this file system, or remove doctor.json if it is meant to be so",
                 )
-            patient.history.add(quantity, rate)
+            if each["bytes"] >= PROBE_BYTES[0]:  # of less the speed is chance
+                patient.history.add(quantity, rate)
             kept[f"{key}{on}"] = {"free": each["free"], "bytes_per_second": round(rate)}
             yield from _save_time(settings, key, rate, size) if holds else ()
     patient.measured["disks"] = kept
