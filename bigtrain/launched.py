@@ -13,6 +13,19 @@ PROGRESS = "BIGTRAIN_PROGRESS"
 """A file of this node: the newest step whose checkpoint is committed. Restarts are counted anew behind it."""
 
 
+def hung_mark(progress: str, rank: str) -> Path:
+    """A file that a rank leaves beside the other when it ends a run that hung: a process that waits for a disk does not
+    end however it is killed, and its launcher has to know all the same.
+    """
+    return Path(f"{progress}.hung-{rank}")
+
+
+def tell_hung() -> None:
+    """Leave that mark for the launcher, if there is one."""
+    if PROGRESS in os.environ:
+        hung_mark(os.environ[PROGRESS], os.environ["RANK"]).touch()
+
+
 def tell_progress(step: int) -> None:
     """Tell the launcher, if there is one, that the checkpoint of a step is committed."""
     if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":

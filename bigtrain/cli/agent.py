@@ -12,6 +12,7 @@ Written against torch 2.11 to 2.13; every use of a private name is here.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
-from bigtrain.launched import PROGRESS, STORE
+from bigtrain.launched import PROGRESS, STORE, hung_mark
 from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
 GRACE_SECONDS = 3
@@ -42,7 +43,7 @@ ASK_EVERY_SECONDS = 1.0
 _VERDICT = "bigtrain/verdict"
 """In the agents' store, new for each start: one of the two words, or the status to leave with."""
 _RESTART, _ONE_NODE_LESS = "restart", "one node less"
-_ADDRESS = "bigtrain/store"
+_STARTS, _MEETING = "bigtrain/starts", "bigtrain/meeting"
 
 
 class Leave(Exception):
@@ -68,6 +69,7 @@ class Agent(LocalElasticAgent):
         self._elastic = nodes is not None and nodes.min_nodes < nodes.max_nodes
         self._restarts = Restarts(self._spec.max_restarts)
         self._starts = 0
+        """Of the workers, with the one at work; on all nodes that of the one that has been here longest."""
         self._next_question = 0.0
         self._master: Any = None
         handle, name = tempfile.mkstemp(prefix="bigtrain-progress-")
@@ -80,24 +82,28 @@ class Agent(LocalElasticAgent):
         try:
             return super().run(role)
         finally:
-            self._progress.unlink(missing_ok=True)
+            for file in (self._progress, *self._hung_marks()):
+                file.unlink(missing_ok=True)
 
     def _rendezvous(self, worker_group: Any) -> None:
         super()._rendezvous(worker_group)
         self._starts += 1
-        os.environ[STORE] = self._host_store(worker_group)
+        os.environ[STORE], self._starts = self._meet(worker_group)
         self._next_question = time.monotonic() + ASK_EVERY_SECONDS
 
-    def _host_store(self, group: Any) -> str:
-        """host:port of a store for this start, which the first agent holds."""
-        key = self._key(_ADDRESS)
+    def _meet(self, group: Any) -> tuple[str, int]:
+        """host:port of a store for this start, which the first agent holds, and the number of the start."""
+        count, meeting = self._key(_STARTS), self._key(_MEETING)
+        group.store.set(f"{count}/{group.group_rank}", str(self._starts))
+        self._master = None
         if group.group_rank == 0:
             address = self._spec.local_addr  # bigtrain/cli/interface.py has chosen it, if it could
             self._master = bound_store(address, 0) if address else TCPStore(group.master_addr, 0, is_master=True)
-            group.store.set(key, f"{address or group.master_addr}:{self._master.port}")
-        else:
-            self._master = None
-        return str(group.store.get(key).decode())
+            counts = group.store.multi_get([f"{count}/{node}" for node in range(group.group_world_size)])
+            place = f"{address or group.master_addr}:{self._master.port}"
+            group.store.set(meeting, json.dumps([place, max(map(int, counts))]))
+        place, starts = json.loads(group.store.get(meeting))
+        return str(place), int(starts)
 
     def _key(self, name: str) -> str:
         """In the agents' store: a dynamic rendezvous has a new one for each round, a static one counts starts alike."""
@@ -108,6 +114,8 @@ class Agent(LocalElasticAgent):
         self._spec.max_restarts, self._remaining_restarts = self._starts - 1, 0
         if self.stop_asked:
             self._leave(STOPPED)
+        for mark in self._hung_marks():
+            mark.unlink(missing_ok=True)
         pids: dict[int, Any] = super()._start_workers(worker_group)
         Agent.working = True
         return pids
@@ -137,7 +145,8 @@ class Agent(LocalElasticAgent):
         context: Any = self._pcontext
         handlers = context.subprocess_handlers if context else {}
         ended = {group.workers[local_rank].global_rank: each.proc.poll() for local_rank, each in handlers.items()}
-        return {rank: status for rank, status in ended.items() if status is not None}
+        hung = {rank: HUNG for rank in ended if hung_mark(str(self._progress), str(rank)).exists()}
+        return {rank: status for rank, status in ended.items() if status is not None} | hung
 
     def _let_leave(self, group: Any, seconds: float) -> None:
         """Wait until the workers have left by themselves, or have had time for it."""
@@ -149,6 +158,7 @@ class Agent(LocalElasticAgent):
         Agent.working = False
         if self._pcontext is not None:
             self._pcontext.close(number, grace)
+            self._pcontext = None  # what waits for a dead disk is left behind, and not waited for again
 
     def _judge(self, group: Any, died: Death) -> None:
         """Say what happens now that a worker has died; returns if all are to be started again. Raises Leave."""
@@ -217,6 +227,9 @@ class Agent(LocalElasticAgent):
                 self._say(group, str(status))
             time.sleep(2 * ASK_EVERY_SECONDS)  # the store may go with us
         raise Leave(status, message)
+
+    def _hung_marks(self) -> list[Path]:
+        return list(self._progress.parent.glob(hung_mark(self._progress.name, "*").name))
 
     def _newest_commit(self) -> int:
         try:

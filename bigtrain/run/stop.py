@@ -30,7 +30,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._since = 0.0
+        self._signalled: float | None = None
 
     def listen(self) -> None:
         """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
@@ -42,6 +42,10 @@ class StopRequest:
         if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
             sys.exit("error: the launcher of this process died before it had begun")
 
+    def ask(self, reason: str) -> None:
+        """Stop between two steps; the reason that was given first stands."""
+        self.reason = self.reason or reason
+
     def training_begins(self) -> None:
         """From here on a launcher that dies is a request to stop."""
         _when_launcher_dies(signal.SIGTERM)
@@ -52,9 +56,10 @@ class StopRequest:
             signal.signal(signal_number, signal.SIG_IGN)
 
     def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self.reason is None:
-            self.reason, self._since = signal.Signals(signal_number).name, time.monotonic()
-        elif time.monotonic() - self._since > ONE_REQUEST_SECONDS:
+        if self._signalled is None:
+            self._signalled = time.monotonic()
+            self.ask(signal.Signals(signal_number).name)
+        elif time.monotonic() - self._signalled > ONE_REQUEST_SECONDS:
             os._exit(128 + signal_number)
 
 

@@ -160,7 +160,7 @@ class TrainingRun:
                 error = caught
         self.pulse.enter(Phase.AGREE)
         if self.topology.rank == 0 and self.end_of_time.is_near(self.meter.typical_step_seconds, self._save_seconds):
-            self.stop.reason = self.stop.reason or "the end of the job's time"
+            self.stop.ask("the end of the job's time")
         counted = batch if self.topology.shard_rank == 0 else None  # ranks that share samples count them once
         label_tokens, input_tokens, digest, stop, save, failed, unsaved = self.topology.sum_across_ranks(
             [

@@ -38,3 +38,14 @@ def test_a_second_request_leaves_at_once(clock):
     with pytest.raises(Left, match=str(128 + signal.SIGTERM)):
         request._handle(signal.SIGTERM, None)
     assert request.reason == "SIGUSR1"
+
+
+def test_a_signal_behind_a_stop_that_was_decided_here_does_not_cut_it_short(clock):
+    request = StopRequest()
+    request.ask("the end of the job's time")
+    clock[0] += 100 * stop.ONE_REQUEST_SECONDS
+    request._handle(signal.SIGTERM, None)  # the scheduler's own warning
+    assert request.reason == "the end of the job's time"
+    clock[0] += 1.1 * stop.ONE_REQUEST_SECONDS
+    with pytest.raises(Left):
+        request._handle(signal.SIGTERM, None)

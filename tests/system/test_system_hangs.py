@@ -30,6 +30,33 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stack_and_all_leave(house,
     assert "in optimize" in written[1].read_text() and "all_reduce" in written[0].read_text()
 
 
+@pytest.mark.long
+def test_a_save_behind_the_training_that_does_not_end_is_a_hang_with_a_name(house, monkeypatch):
+    monkeypatch.setenv(FAULT, "hang,rank=1,at=save.writing,count=1;slow,rank=*,at=step,delay=4")
+    status, output = house.train(2, "guard.hang_slow_seconds=20", "checkpoint.every_steps=2", timeout=300)
+    assert status == HUNG, output
+    (event,) = [event for event in house.events() if event["event"] == "hang"]
+    assert [odd["rank"] for odd in event["odd"]] == [1] and "a save behind the training" in event["verdict"]
+    assert event["step"] > 2  # the training had gone on
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", ["data", "forward", "backward", "save.begun", "eval"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_wherever_a_rank_hangs_it_is_the_one_that_is_named(house, monkeypatch, point, stage):
+    """Rank 0 or 1, in turn; at stage 3 every layer is a collective."""
+    rank = (len(point) + stage) % 2
+    monkeypatch.setenv(FAULT, f"hang,rank={rank},at={point}" + (",count=2" if point == "data" else ""))
+    bounds = ["guard.hang_seconds=5", "guard.hang_slow_seconds=20"]
+    precision = "bf16" if stage else "fp32"
+    status, output = house.train(
+        2, *bounds, f"engine.zero_stage={stage}", f"engine.precision={precision}", "engine.dry_run=false", timeout=300
+    )
+    assert status == HUNG, output
+    (event,) = [event for event in house.events() if event["event"] == "hang"]
+    assert [odd["rank"] for odd in event["odd"]] == [rank], event
+
+
 @pytest.mark.slow
 def test_a_process_that_is_alone_notices_by_itself(house, monkeypatch):
     monkeypatch.setenv(FAULT, "hang,rank=0,at=data,count=2")
