@@ -28,6 +28,7 @@ from bigtrain.run.fingerprint import fingerprint, fingerprints
 from bigtrain.statuses import CORRUPTED
 
 Fingerprints = Mapping[str, int]
+_WHOLE = {2: torch.int16, 4: torch.int32}
 Piece = tuple[str, int, int]
 """Name, offset and length."""
 
@@ -134,8 +135,8 @@ def _unlike_their_masters(parts: Sequence[Part]) -> list[str]:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A NaN equals itself, and 0 is not -0."""
-    return tensor.view(torch.uint8)
+    """As whole numbers of the same width: a NaN equals itself, and 0 is not -0."""
+    return tensor.view(_WHOLE[tensor.dtype.itemsize])
 
 
 def _findings(topology: Topology, wrong: Mapping[int, set[str]], certain: bool) -> list[Finding]:
