@@ -50,6 +50,8 @@ _WORDS = {
 class Position(NamedTuple):
     """How far a rank has come; earlier ones are less."""
 
+    era: int
+    """How often the run has gone back: what follows is later, though its steps are earlier ones."""
     step: int
     """That it is in, or did last, counted from 1."""
     phase: int
@@ -64,18 +66,19 @@ class Pulse:
     """One rank's. Each call is an assignment; nothing is locked and nothing can block."""
 
     def __init__(self) -> None:
-        self.position = Position(0, Phase.START, 0)
+        self.position = Position(0, 0, Phase.START, 0)
         self.warm = False
         """Whether this start has done a step: what is compiled is compiled."""
 
     def enter(self, phase: Phase, step: int | None = None) -> None:
         """A phase begins; where the number is given, of another step."""
-        self.position = Position(self.position.step if step is None else step, int(phase), 0)
+        era, now, *_ = self.position
+        self.position = Position(era + (phase is Phase.REWIND), now if step is None else step, int(phase), 0)
 
     def beat(self) -> None:
         """The phase goes on."""
-        step, phase, beats = self.position
-        self.position = Position(step, phase, beats + 1)
+        era, step, phase, beats = self.position
+        self.position = Position(era, step, phase, beats + 1)
 
     @property
     def slow(self) -> bool:

@@ -326,7 +326,7 @@ class Watchdog:
                     rank,
                     word.get("host", "an unknown host"),
                     word.get("pid", 0),
-                    Position(*word.get("position", (0, 0, 0))),
+                    Position(*word.get("position", (0, 0, 0, 0))),
                     silent=rank in silent,
                     where=gist.get("where", ""),
                     waits_for_ranks=gist.get("ranks", False),

@@ -15,7 +15,7 @@ worlds = st.integers(2, 12).flatmap(lambda world: st.tuples(st.just(world), st.i
 def waiting(world: int, step: int, phase: Phase) -> list[Report]:
     """Ranks that wait for one that does not come."""
     return [
-        Report(rank, f"host-{rank // 4}", 1000 + rank, Position(step, phase, 0), where="x", waits_for_ranks=True)
+        Report(rank, f"host-{rank // 4}", 1000 + rank, Position(0, step, phase, 0), where="x", waits_for_ranks=True)
         for rank in range(world)
     ]
 
@@ -36,7 +36,7 @@ def test_a_rank_that_is_behind_the_others_is_the_one_wherever_it_waits(world, st
     if not crossing and behind >= ahead:
         behind, ahead = ahead, behind
     reports = waiting(ranks, step + crossing, ahead)
-    reports[odd] = replace(reports[odd], position=Position(step, behind, 0))
+    reports[odd] = replace(reports[odd], position=Position(0, step, behind, 0))
     if reports[odd].position == reports[odd - 1].position:
         return
     assert [report.rank for report in judge(reports).odd] == [odd]
@@ -61,7 +61,7 @@ def test_nobody_is_accused_where_all_ranks_stand_alike(world, step, phase, alike
 @given(st.lists(st.tuples(st.integers(0, 3), phases, st.integers(0, 2), st.booleans(), st.booleans()), min_size=1))
 def test_there_is_a_verdict_on_any_run_and_nobody_ahead_of_another_is_in_it(seen):
     reports = [
-        Report(rank, "h", rank, Position(step, phase, beats), silent=silent, waits_for_ranks=waits)
+        Report(rank, "h", rank, Position(0, step, phase, beats), silent=silent, waits_for_ranks=waits)
         for rank, (step, phase, beats, silent, waits) in enumerate(seen)
     ]
     verdict = judge(reports)
@@ -73,7 +73,7 @@ def test_there_is_a_verdict_on_any_run_and_nobody_ahead_of_another_is_in_it(seen
 
 def test_a_save_behind_the_training_is_judged_by_who_writes_however_far_the_training_is():
     reports = waiting(3, 8, Phase.DATA)
-    reports[0] = replace(reports[0], position=Position(7, Phase.RECORD, 0))
+    reports[0] = replace(reports[0], position=Position(0, 7, Phase.RECORD, 0))
     reports[2] = replace(reports[2], waits_for_ranks=False)
     assert [report.rank for report in judge(reports, saving=True).odd] == [2]
 
@@ -92,7 +92,16 @@ def test_the_first_step_and_what_loads_or_saves_may_take_longer_than_a_step():
     assert not pulse.slow
     for phase in Phase:
         pulse.enter(phase)
-        assert pulse.slow == (phase in (Phase.START, Phase.EVALUATE, Phase.SAVE, Phase.FINISH))
+        assert pulse.slow == (phase in (Phase.START, Phase.EVALUATE, Phase.SAVE, Phase.REWIND, Phase.FINISH))
     before = pulse.position
     pulse.beat()
     assert pulse.position > before
+
+
+def test_a_rank_that_has_gone_back_is_ahead_of_one_that_is_about_to():
+    ahead, behind = Pulse(), Pulse()
+    for pulse in (ahead, behind):
+        pulse.enter(Phase.RECORD, 9)
+    ahead.enter(Phase.REWIND, 4)
+    ahead.enter(Phase.DATA, 5)
+    assert behind.position < ahead.position
