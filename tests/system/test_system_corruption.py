@@ -11,7 +11,7 @@ from bigtrain.statuses import CORRUPTED
 WATCHED = ["guard.straggler_every_steps=1", "guard.replica_check_every_steps=1", "checkpoint.asynchronous=false"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slow_rank_and_a_rotten_weight_are_named_and_the_next_start_goes_on(undisturbed, house, monkeypatch):
     monkeypatch.setenv(FAULT, "slow,rank=0,at=forward,delay=0.1;flip,rank=1,step=7,tensor=layers.1,bit=3")
     status, output = house.train(2, *WATCHED)
