@@ -1,0 +1,56 @@
+"""Whatever happens to a run, it says so, goes on by itself where it can, and loses nothing; docs/faults.md is of here.
+
+BIGTRAIN_FAULT_TABLE=FILE keeps what was measured, for `python tests/system/fault_page.py FILE`: all of it, or the
+scenes that `-k` chooses, whose rows then take the place of older ones.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from fault_runs import Stage
+from fault_table import SCENES, Scene
+from house import ROOT
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """The rows that were played, with what became of them; rows of other scenes stay as they were played before."""
+    rows = []
+    yield rows
+    if "BIGTRAIN_FAULT_TABLE" in os.environ:
+        sys.path.append(str(ROOT / "benchmarks"))
+        from record import circumstances
+
+        file, here = Path(os.environ["BIGTRAIN_FAULT_TABLE"]), circumstances()
+        played = {row["scene"] for row in rows}
+        before = json.loads(file.read_text())["rows"] if file.is_file() else []
+        every = [row | {"commit": here["commit"]} for row in rows]
+        every += [row for row in before if row["scene"] not in played]
+        order = [scene.name for scene in SCENES]
+        every.sort(key=lambda row: order.index(row["scene"]))
+        file.write_text(json.dumps({**here, "rows": every}, indent=1) + "\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name.replace(" ", "-"))
+def test_of_every_fault_the_run_tells_and_nothing_is_lost(scene: Scene, house, undisturbed, kept, require_command):
+    for program in scene.needs:
+        require_command(program)
+    stage, began = Stage(house, undisturbed), time.monotonic()
+    try:
+        outcomes = scene.play(stage, scene.faults)
+    except BaseException as error:
+        kept += [{"scene": scene.name, **asdict(fault), "failed": str(error)[:500]} for fault in scene.faults]
+        raise
+    finally:
+        stage.clear()
+    assert len(outcomes) == len(scene.faults)
+    played = {"scene": scene.name, "scene_seconds": round(time.monotonic() - began, 1)}
+    for fault, outcome in zip(scene.faults, outcomes, strict=True):
+        kept.append({**played, **asdict(fault), **asdict(outcome)})
