@@ -1,13 +1,14 @@
 """Training speed on one GPU: llama-style models of 160M, 1B and 3B parameters at 4,096 tokens, 1B at 32,768, in bf16
 and in 8 bits, beside a plain compiled PyTorch loop and the transformers Trainer; in under 8 minutes.
 
-    python benchmarks/train_gpu.py [--minutes 7.5] [--cases 160M,1B]
+    python benchmarks/train_gpu.py [--minutes 7.5] [--cases loss,160M,1B]
     python benchmarks/train_gpu.py --tiny [--compile]     # a rehearsal of the same code on a CPU
 
 ZeRO stage 1, fused AdamW, gradient clipping. Every measurement is a process of its own under torchrun, so neither
 memory nor compiled code nor a broken CUDA context is handed on from one to the next; a case that runs out of memory is
 tried again with half the micro-batch. Timed is the whole optimizer step, batches to the device included, loading not.
-One more step of bigtrain is profiled afterwards, and the kernels that cost most are kept.
+One more step of bigtrain is profiled afterwards, and the kernels that cost most are kept. `loss` is the loss alone: the
+Triton kernel, PyTorch chunk by chunk, and PyTorch over all logits, in time and memory.
 
 All contestants get the same tokens (Zipf's law, no special values) and the same global batch. bigtrain gets them as
 packed documents of log-normal length and attends inside each. Peers know no documents; "whole rows" is bigtrain doing
@@ -35,26 +36,28 @@ from typing import Any
 import psutil
 from record import spread, write_result
 from train_gpu_cases import CASES, work_of
+from train_gpu_loss import LOSS, loss_table
 from train_gpu_worker import MACHINE, outcome_of
 
+NAMES = (LOSS, *CASES)
 SHORTEST_CASE_SECONDS, LONGEST_CASE_SECONDS = 40, 150
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything; later cases are left out")
-    parser.add_argument("--cases", type=lambda names: names.split(","), default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--cases", type=lambda names: names.split(","), default=list(NAMES), help=", ".join(NAMES))
     parser.add_argument("--tiny", action="store_true", help="rehearse with a tiny model, not compiled")
     parser.add_argument("--compile", action="store_true", help="with --tiny: compile where the full benchmark does")
     parser.add_argument("--out", type=Path, default=Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
-    parser.add_argument("--worker", choices=[MACHINE, *CASES], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=[MACHINE, *NAMES], help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch-size", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--outcome", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         args.outcome.write_text(json.dumps(outcome_of(args)))
-    elif unknown := set(args.cases) - set(CASES):
-        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    elif unknown := set(args.cases) - set(NAMES):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     else:
         compare(args)
 
@@ -67,12 +70,15 @@ def compare(args: argparse.Namespace) -> None:
     if "failure" in machine:
         sys.exit(f"the machine could not be measured: {machine['failure']}")
     print(describe(machine), flush=True)
+    loss = run_worker(args, LOSS, 1, deadline) if LOSS in args.cases else {}
+    path = write_result(name, {"device": machine, "loss": loss, "cases": {}}, args.out)
+    print(loss_table(loss), flush=True)
     cases: dict[str, dict[str, Any]] = {}
-    for case in args.cases:
+    for case in (case for case in args.cases if case != LOSS):
         started = time.monotonic()
         cases[case] = rated(largest_that_fits(args, case, deadline), machine)
         print(f"{case:18} {summary(cases[case])}  ({time.monotonic() - started:.0f} s in all)", flush=True)
-        path = write_result(name, {"device": machine, "cases": cases}, args.out)
+        path = write_result(name, {"device": machine, "loss": loss, "cases": cases}, args.out)
     print(f"\n{table(cases, machine)}\n\n{path}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 from train_gpu_cases import CASES, WARMUP_STEPS, Case, model_settings, settings_for, work_of
 from train_gpu_data import Data
+from train_gpu_loss import LOSS, measure_loss
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,12 @@ def outcome_of(args: argparse.Namespace) -> dict[str, Any]:
 
     try:
         topology = start(timeout_minutes=5)
-        found = measure_machine(topology) if args.worker == MACHINE else measure_case(args, topology)
+        if args.worker == MACHINE:
+            found = measure_machine(topology)
+        elif args.worker == LOSS:
+            found = measure_loss(topology.device, args.tiny)
+        else:
+            found = measure_case(args, topology)
         topology.shutdown()
     except Exception as error:
         traceback.print_exc()

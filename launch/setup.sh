@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras=${1:-hf}
-wanted=$(cksum pyproject.toml)
+wanted=$(cat pyproject.toml launch/setup.sh | cksum)
 for stamp in .venv/installed-dev ".venv/installed-$extras"; do # dev includes all others
   [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
 done
@@ -27,4 +27,9 @@ if [[ $extras == dev ]]; then
     --cache-dir "${XDG_CACHE_HOME:-$HOME/.cache}/bigtrain/llama.cpp" "llama-cpp-python>=0.3.36"
 fi
 DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --editable ".[$extras]"
+if [[ $extras == dev && $(uname) == Linux ]] && ! .venv/bin/python -c "import triton" 2>/dev/null; then
+  # PyTorch's builds for GPUs bring Triton along. Those for CPUs would import it into every process, for a second and 74 MB;
+  # so it lies beside the packages, where the tests of our kernels look for its interpreter and its compiler.
+  .venv/bin/python -m pip install --quiet --no-deps --upgrade --target .venv/triton "triton>=3.6,<3.8"
+fi
 echo "$wanted" >"$stamp"

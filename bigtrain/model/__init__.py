@@ -13,6 +13,8 @@ decoder                 embedding -> blocks -> norm -> head
 multi_token             further blocks that predict further ahead
 auxiliary               what is learned beside the loss
 loss                    cross-entropy without all logits
+  loss_softmax          of a chunk, in PyTorch or in
+  loss_kernel           one Triton kernel
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, wide_products
 initialize, counts

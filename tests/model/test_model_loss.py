@@ -11,6 +11,8 @@ from torch import Tensor
 from bigtrain.model import loss as loss_module
 from bigtrain.model.embedding import TokenEmbedding
 from bigtrain.model.loss import linear_cross_entropy
+from bigtrain.model.loss_softmax import Shaping, softmax_for
+from bigtrain.model.wide_products import product_dtype
 
 
 def problem(dtype: torch.dtype, rows: int = 700, width: int = 24, classes: int = 50) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,6 +22,12 @@ def problem(dtype: torch.dtype, rows: int = 700, width: int = 24, classes: int =
     labels = torch.randint(classes, (rows,), generator=generator)
     labels[::7] = -100
     return hidden, weight, labels
+
+
+def set_chunk(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, classes: int = 50) -> None:
+    dtype = product_dtype(dtype, torch.device("cpu"))
+    _, copied_bytes = softmax_for(torch.empty(classes, 0, dtype=dtype), Shaping())
+    monkeypatch.setitem(loss_module._CHUNK_BYTES, "cpu", rows * classes * (dtype.itemsize + copied_bytes))
 
 
 def oracle(
@@ -48,7 +56,7 @@ def oracle(
 def test_loss_and_gradients_equal_the_float64_oracle_for_any_chunk(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, chunk_rows: int
 ) -> None:
-    monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk_rows * 50)
+    set_chunk(monkeypatch, chunk_rows, dtype)
     hidden, weight, labels = problem(dtype)
     loss = linear_cross_entropy(hidden, weight, labels)
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
@@ -94,7 +102,7 @@ def test_the_reported_loss_is_the_cross_entropy_whatever_the_z_loss() -> None:
 def test_weight_gradient_does_not_lose_precision_with_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = []
     for chunk_rows in (12, 4096):
-        monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", chunk_rows * 50)
+        set_chunk(monkeypatch, chunk_rows, torch.bfloat16)
         hidden, weight, labels = problem(torch.bfloat16, rows=4096)
         (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), weight)
         errors.append(relative_error(gradient, oracle(hidden, weight, labels, 1.0)[2]))
