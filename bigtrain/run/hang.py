@@ -46,7 +46,8 @@ def judge(reports: Sequence[Report], saving: bool = False) -> Verdict:
     """Find the odd ones.
 
     A rank that is not heard of at all is stopped, or its host is gone. Of those that are, the one that has not come as
-    far as the others holds them up; of those that have come equally far, the one that is not inside a collective.
+    far as the others holds them up; of those that have come equally far, the one that is not inside a collective. A disk
+    may hold up several at once.
 
     Args:
         saving: whether it is a save behind the training that does not come to its end; then it is of no importance how
@@ -60,8 +61,8 @@ def judge(reports: Sequence[Report], saving: bool = False) -> Verdict:
         least = min(report.position for report in reports)
         behind = [report for report in reports if report.position == least]
     busy = [report for report in behind if not report.waits_for_ranks]
-    odd = busy or behind
-    if len(odd) == len(reports) > 1:
+    odd = [report for report in busy if report.waits_for_disk] or busy or behind
+    if len(odd) == len(reports) > 1 and not odd[0].waits_for_disk:
         # On a GPU every rank may have queued its work and wait for the device: then all look the same from here.
         return Verdict(
             [], f"all {len(reports)} ranks stand alike, {_standing(odd[0], saving)}; none is behind the others"

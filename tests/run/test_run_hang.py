@@ -105,3 +105,9 @@ def test_a_rank_that_has_gone_back_is_ahead_of_one_that_is_about_to():
     ahead.enter(Phase.REWIND, 4)
     ahead.enter(Phase.DATA, 5)
     assert behind.position < ahead.position
+
+
+def test_all_ranks_may_wait_for_one_disk():
+    reports = [replace(r, waits_for_ranks=False, waits_for_disk=True) for r in waiting(2, 4, Phase.RECORD)]
+    verdict = judge(reports)
+    assert len(verdict.odd) == 2 and "waiting for a disk" in str(verdict)
