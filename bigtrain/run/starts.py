@@ -1,0 +1,169 @@
+"""The records of a run, sorted by its starts: which line is of which start, and how far into it it was written.
+
+A line says of which start it is, and how old its process was. Of versions that did not write that, the order of the
+lines and the time of day have to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+
+BEGINS = ("start", "resume")
+MICRO = 1_000_000
+
+
+def number_of_next_start(events: Iterable[Record]) -> int:
+    """The number of the start that comes now: one more than any before it has had."""
+    begun, highest = 0, 0
+    for event in events:
+        begun += event.get("event") in BEGINS
+        highest = max(highest, begun, _number(event))
+    return highest + 1
+
+
+@dataclass
+class Entry:
+    """A record, and the age of its process in microseconds when it was written."""
+
+    record: Record
+    age: int
+    number: int = -1
+    """Of an event among the events; -1 for a step."""
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a line of metrics.jsonl."""
+        return self.number < 0
+
+
+@dataclass
+class Start:
+    """One start of the run, and its records in the order of time."""
+
+    entries: list[Entry]
+    begin: Record
+    """Its `start` or `resume` event; empty where it did not come that far."""
+    before_process: int
+    """Between the launcher's begin, where it is its first, and that of the process."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended by itself or on request."""
+        return any(entry.record.get("event") == "stop" for entry in self.entries)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to the end of the schedule."""
+        return any(e.record.get("event") == "stop" and e.record.get("exit_status") == 0 for e in self.entries)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether it has done a step."""
+        return any(entry.is_step for entry in self.entries)
+
+    @property
+    def span(self) -> int:
+        """Microseconds from its begin to its last record."""
+        return self.since_begin(self.entries[-1].age)
+
+    def since_begin(self, age: int) -> int:
+        """Microseconds from its begin to when its process was so old."""
+        return self.before_process + age
+
+    @property
+    def wall_begin(self) -> int:
+        """When it began by the time of day."""
+        first = self.entries[0]
+        return micros_of(first.record, "time") - self.since_begin(first.age)
+
+    @property
+    def boot(self) -> tuple[str, int] | None:
+        """The machine's, and when the start began there, in microseconds since the machine was started."""
+        clock = self.begin.get("clock")
+        if not isinstance(clock, dict) or not clock.get("boot_id"):
+            return None
+        began = micros_of(clock, "boot_seconds") - micros_of(clock, "process_seconds") - self.before_process
+        return str(clock["boot_id"]), began
+
+
+def starts_of(events: list[Record], steps: list[Record]) -> list[Start]:
+    """The records by start. A record says of which it is; where it does not, its place or its time of day does."""
+    rows: dict[int, list[tuple[Record, int]]] = {}
+    begun, current, began_at = 0, 0, {}
+    for number, event in enumerate(events):
+        if event["event"] in BEGINS:
+            begun += 1
+            current = max(_number(event), begun)
+            began_at[current] = micros_of(event, "time")
+        elif event["event"] == "fallback" and not _number(event):
+            continue  # written before the start that it belongs to
+        rows.setdefault(_number(event) or current, []).append((event, number))
+    order, current = sorted(began_at), 0
+    for step in steps:
+        if not (number := _number(step)):  # of a version that did not write it
+            while current + 1 < len(order) and began_at[order[current + 1]] <= micros_of(step, "time"):
+                current += 1
+            number = order[current] if order else 0
+        rows.setdefault(number, []).append((step, -1))
+    return [_start(rows[number]) for number in sorted(rows)]
+
+
+def _start(rows: list[tuple[Record, int]]) -> Start:
+    begin = next((record for record, _ in rows if record.get("event") in BEGINS), {})
+    zero = micros_of(begin or rows[0][0], "time") - micros_of(begin, "uptime")
+    entries, latest = [], {True: 0, False: 0}
+    for record, number in rows:
+        age = micros_of(record, "uptime") if "uptime" in record else micros_of(record, "time") - zero
+        latest[number < 0] = age = max(age, latest[number < 0])  # each file is in order, whatever its clocks say
+        entries.append(Entry(record, age, number))
+    entries.sort(key=lambda entry: entry.age)  # stable: an event before a step of the same instant
+    clock = begin.get("clock")
+    return Start(entries, begin, micros_of(clock, "launcher_seconds") if isinstance(clock, dict) else 0)
+
+
+def undone_of(starts: list[Start]) -> set[int]:
+    """The ids of the entries of steps that do not count: whatever came later began at an earlier step."""
+    undone: set[int] = set()
+    counted: list[Entry] = []
+
+    def back_to(step: int) -> None:
+        while counted and counted[-1].record["step"] > step:
+            undone.add(id(counted.pop()))
+
+    for start in starts:
+        for entry in start.entries:
+            if entry.is_step:
+                back_to(entry.record["step"] - 1)
+                counted.append(entry)
+            elif entry.record["event"] in BEGINS and isinstance(entry.record.get("step"), int):
+                back_to(entry.record["step"])
+    return undone
+
+
+def between(before: Start, after: Start) -> int:
+    """Microseconds from the last record of a start to the begin of the next one."""
+    if before.boot and after.boot and before.boot[0] == after.boot[0]:
+        return max(0, after.boot[1] - before.boot[1] - before.span)
+    last = micros_of(before.entries[-1].record, "time")
+    return max(0, after.wall_begin - last)
+
+
+def _number(record: Record) -> int:
+    number = record.get("start")
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+def seconds_of(record: Record, key: str) -> float:
+    """A number of seconds in a record; 0 where there is none that makes sense."""
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+
+
+def micros_of(record: Record, key: str) -> int:
+    """The same in microseconds."""
+    return round(seconds_of(record, key) * MICRO)
