@@ -32,6 +32,7 @@ def page(title: str, body: str, *, style: str = "") -> str:
     """A whole page; `body` and `style` are markup."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width"/>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>
 <title>{text(title)}</title>
 <style>{STYLE}{style}</style></head><body>
 <h1>{text(title)}</h1>

@@ -18,6 +18,7 @@ from bigtrain.cli import (
     submit_commands,
 )
 from bigtrain.config.errors import BigtrainError
+from bigtrain.config.secrets import without_secrets
 from bigtrain.statuses import CRASHED, DONE
 from bigtrain.version import __version__
 
@@ -39,6 +40,7 @@ app.command("generate")(run_commands.generate)
 app.command("export")(run_commands.export)
 app.command("import")(run_commands.import_)
 app.command("report")(run_commands.report)
+app.command("runs")(run_commands.runs)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
@@ -75,7 +77,7 @@ def main() -> None:
         status = leaving.code
     except BigtrainError as error:
         if speaks(error):
-            print(f"error: {error}", file=sys.stderr)
+            print(without_secrets(f"error: {error}"), file=sys.stderr)
         status = error.status
     except Exception:
         traceback.print_exc()

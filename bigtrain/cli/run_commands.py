@@ -1,4 +1,4 @@
-"""bigtrain train|profile|verify-resume|replay|eval|generate|export|import|report."""
+"""bigtrain train|profile|verify-resume|replay|eval|generate|export|import|report|runs."""
 
 from __future__ import annotations
 
@@ -287,12 +287,38 @@ def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | Non
         )
 
 
-def report(run: RunArgument, as_json: JsonOption = False) -> None:
+def report(
+    run: RunArgument,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Let the newest checkpoint continue so many beginnings of held-out documents.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
     """Write RUN/report.html, one page with the curves, and RUN/loss.svg; print a summary."""
     from bigtrain.run.report import write_report
 
-    summary = write_report(run)
+    summary = write_report(run, samples)
     if as_json:
         print_json(summary.as_dict())
     else:
         typer.echo(str(summary))
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with run directories below it.")] = Path(
+        "runs"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs below a folder: how far they are, whether they run, and what became of them."""
+    from bigtrain.run.runs import list_runs
+
+    found = list_runs(folder)
+    if as_json:
+        print_json([vars(state) for state in found])
+    elif not found:
+        say(f"there are no runs below {folder}")
+    else:
+        from bigtrain.cli.runs_table import COLUMNS, row_of
+
+        print_table(f"{len(found)} run(s) below {folder}", COLUMNS, [row_of(state, folder) for state in found])

@@ -50,7 +50,7 @@ from bigtrain.data.assemble import IGNORED
 from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.build import build
 from bigtrain.data.funnel import Funnel, read_funnels
-from bigtrain.data.funnel_page import write_funnel_page
+from bigtrain.data.funnel_page import FUNNEL_STYLE, funnel_body, write_funnel_page
 from bigtrain.data.loader import Loader
 from bigtrain.data.mirror import open_mirror
 from bigtrain.data.ngram import Yardsticks
@@ -63,6 +63,7 @@ from bigtrain.data.validation import validation_batches
 from bigtrain.data.verify import VerifyReport, verify
 
 __all__ = [
+    "FUNNEL_STYLE",
     "IGNORED",
     "Dataset",
     "Funnel",
@@ -76,6 +77,7 @@ __all__ = [
     "Yardsticks",
     "build",
     "format_digest",
+    "funnel_body",
     "load_tokenizer",
     "make_plan",
     "open_datasets",

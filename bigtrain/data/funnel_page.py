@@ -26,7 +26,7 @@ COLUMNS = (WIDTH - 160, WIDTH - 90, WIDTH - 8)
 READ, PASSES, TRAIN, VALIDATION = "#334155", "#e0e7ff", "#1d4ed8", "#93b4f5"
 REMOVED = ("#d97706", "#dc2626", "#7c3aed", "#059669", "#db2777", "#0891b2", "#78716c")
 
-_STYLE = f"""
+FUNNEL_STYLE = f"""
 figure {{ margin: 1rem 0 }}
 .examples td {{ border-top: 1px solid {RULE}; padding: .4rem .8rem .4rem 0 }}
 .examples td:first-child {{ white-space: nowrap }}
@@ -46,6 +46,11 @@ def write_funnel_page(file: Path, funnels: Mapping[str, Funnel], title: str) -> 
 
 def funnel_page(funnels: Mapping[str, Funnel], title: str) -> str:
     """The page of these funnels, by the name of their source."""
+    return page(title, funnel_body(funnels), style=FUNNEL_STYLE)
+
+
+def funnel_body(funnels: Mapping[str, Funnel]) -> str:
+    """What is on that page, for another one, which then needs FUNNEL_STYLE."""
     colors = _colors(funnels)
     parts = [_overview(funnels)]
     for source, funnel in funnels.items():
@@ -53,7 +58,7 @@ def funnel_page(funnels: Mapping[str, Funnel], title: str) -> str:
         parts.append(f"<figure>{_picture(source, funnel, colors)}<figcaption>{caption}</figcaption></figure>")
         if funnel.removed:
             parts.append(_examples(source, funnel))
-    return page(title, "\n".join(parts), style=_STYLE)
+    return "\n".join(parts)
 
 
 def _overview(funnels: Mapping[str, Funnel]) -> str:

@@ -18,12 +18,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.config import BigtrainError
+from bigtrain.config import BigtrainError, Settings
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import read_config
 from bigtrain.convert.import_hf import read_hf, read_tokenizer
 from bigtrain.convert.imported import MODEL, Imported
-from bigtrain.data.tokenizer import check_vocabulary, end_of_text_id, vocabulary_size
+from bigtrain.data.tokenizer import check_vocabulary, end_of_text_id, load_tokenizer, vocabulary_size
 from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
 from bigtrain.run.text_stream import Characters, StopStrings
 from bigtrain.run.trained import TrainedModel
@@ -97,6 +97,13 @@ class TextModel:
         if step is not None:
             raise BigtrainError(f"{path} holds one model and no steps", found=f"--step {step}", fix="leave --step out")
         return read(path)
+
+    @classmethod
+    def in_training(cls, decoder: Decoder, settings: Settings) -> TextModel:
+        """The model that a run is training, in the state it is in."""
+        tokenizer = load_tokenizer(settings.data.dir)
+        end_of_text = end_of_text_id(tokenizer, settings.data.tokenizer.end_of_text)
+        return cls(decoder, tokenizer, (end_of_text,), end_of_text)
 
     @property
     def context(self) -> int:

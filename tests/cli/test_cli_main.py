@@ -26,7 +26,7 @@ def test_help_loads_none_of_the_heavy_packages():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "generate", "export", "report", "data build", "data verify", "checkpoint list",
+    "command", ["train", "eval", "generate", "export", "report", "runs", "data build", "data verify", "checkpoint list",
                 "checkpoint verify", "config show", "config explain", "config diff", "config schema"],
 )  # fmt: skip
 def test_every_promised_command_explains_itself(command):
