@@ -16,6 +16,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.secrets import passwords_in
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
 
 
@@ -183,6 +184,9 @@ class TrackingSettings(Section):
     """The name of the run at W&B. Default: the name of the run directory."""
     log_every_steps: PositiveInt = 10
     """How often a progress line is printed. metrics.jsonl and W&B get every step."""
+    patience_seconds: PositiveFloat = 30.0
+    """How long W&B may take to answer at the start, beside the training, and to take the rest at the end. Then the run
+    is tracked offline, or left as it is: `wandb sync` sends what is in RUN/wandb."""
 
 
 class EvaluateSettings(Section):
@@ -194,6 +198,11 @@ class EvaluateSettings(Section):
     """At most this many sequences of each source, always the same ones. Default: 256; null: all."""
     micro_batch_size: PositiveInt | None = None
     """Sequences in one forward pass. Default: train.micro_batch_size."""
+    samples: NonNegativeInt = 0
+    """So many beginnings of held-out documents are continued at each evaluation, always the same ones, for the report
+    and W&B. It costs a pass through the model for each token of `sample_tokens`."""
+    sample_tokens: PositiveInt = 64
+    """How many tokens a sample gets."""
 
 
 class Settings(Section):
@@ -245,6 +254,15 @@ class Settings(Section):
     def validation_batch_size(self) -> int:
         """Sequences in one forward pass of an evaluation, with the default filled in."""
         return self.evaluate.micro_batch_size or self.train.micro_batch_size
+
+    @model_validator(mode="after")
+    def _no_passwords(self) -> Settings:
+        for key in passwords_in(self.model_dump(mode="json")):
+            raise ValueError(
+                f"{key} holds a password, and settings are written to RUN/config.yaml and shown at W&B; give it to "
+                "fsspec in the environment or in ~/.config/fsspec, or to the server in ~/.netrc"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:

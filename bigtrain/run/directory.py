@@ -11,7 +11,8 @@ The layout is a promise to scripts::
     RUN/logs/rank-00000.log  a file a rank
     RUN/doctor.json          what `bigtrain doctor` found and measured, the last few times
     RUN/wandb/               W&B's own files
-    RUN/evaluation.json      what `bigtrain eval` found last; RUN/report.html and loss.svg are `bigtrain report`'s
+    RUN/evaluation.json      what `bigtrain eval` found last
+    RUN/report.html, loss.svg, samples.json    written by `bigtrain report`
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bigtrain.config import BigtrainError, Settings, dump_settings, load_settings
+from bigtrain.config.secrets import with_bare_urls
 from bigtrain.run.decisions import read_decisions, stands, with_decisions
 from bigtrain.run.records import metrics_of_step, newest_metrics, written_to
 
@@ -45,6 +47,7 @@ class RunDirectory:
         self.events = root / "events.jsonl"
         self.decisions = root / "decisions.jsonl"
         self.evaluation = root / "evaluation.json"
+        self.samples = root / "samples.json"
         self.checkpoints = root / "checkpoints"
         self.logs = root / "logs"
         self._lock: IO[str] | None = None
@@ -149,7 +152,7 @@ class RunDirectory:
         """Write the effective settings, whole or not at all. Raises BigtrainError where the disk does not take them."""
         with written_to(self.config):
             temporary = self.config.with_name("config.yaml.tmp")
-            temporary.write_text(dump_settings(settings), encoding="utf-8")
+            temporary.write_text(with_bare_urls(dump_settings(settings)), encoding="utf-8")
             temporary.replace(self.config)
 
     def rank_log(self, rank: int) -> Path:

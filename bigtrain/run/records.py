@@ -1,7 +1,8 @@
 """metrics.jsonl and events.jsonl: append-only JSON lines that survive a kill at any byte.
 
 A run that was killed repeats the steps after its last checkpoint, so a step may stand in metrics.jsonl more than
-once; the last line of a step is the one that counts.
+once; the last line of a step is the one that counts. Every line has the time of day, and the age of the process that
+wrote it, which no clock that is set can move.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bigtrain.config import BigtrainError
+from bigtrain.config.secrets import without_secrets
+from bigtrain.run.clock import process_seconds
 
 
 @contextmanager
@@ -40,18 +43,26 @@ def written_to(path: Path) -> Iterator[None]:
 class JsonLines:
     """Appends one JSON object a line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int | None = None) -> None:
+        """Open a file, which may be there already.
+
+        Args:
+            path: the file.
+            start: the number of this start of the run, which every line gets.
+        """
+        self._start = {} if start is None else {"start": start}
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size and not _ends_with_newline(path):
             self._write(b"\n")  # a kill tore the last line; what follows must not be torn with it
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one line with the time added; a single write, so that lines are never interleaved.
+        """Write one line with the times added; a single write, so that lines are never interleaved.
 
         Raises:
             BigtrainError: the disk is full or fails.
         """
-        line = json.dumps({**record, "time": round(time.time(), 3)}, allow_nan=True)
+        times = {"time": round(time.time(), 3), "uptime": round(process_seconds(), 4)}
+        line = without_secrets(json.dumps({**record, **self._start, **times}, allow_nan=True))
         self._write(line.encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
@@ -85,7 +96,12 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The loss curve: one record a step, in order of the steps, the last written line of each."""
-    by_step = {record["step"]: record for record in read_json_lines(path)}
+    return last_of_each_step(read_json_lines(path))
+
+
+def last_of_each_step(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record a step, in order of the steps: the last of each."""
+    by_step = {record["step"]: record for record in records}
     return [by_step[step] for step in sorted(by_step)]
 
 

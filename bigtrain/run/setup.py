@@ -35,8 +35,10 @@ from bigtrain.model import (
     initialize,
     product_dtype,
 )
+from bigtrain.run.birth import Phases, clock
 from bigtrain.run.cadence import Cadence, history_of
 from bigtrain.run.continuation import check_continuation
+from bigtrain.run.counted_seconds import CountedSeconds
 from bigtrain.run.data import RunData
 from bigtrain.run.decisions import read_decisions, with_decisions
 from bigtrain.run.directory import RunDirectory
@@ -48,11 +50,13 @@ from bigtrain.run.meter import Meter
 from bigtrain.run.peaks import peak_of, peak_of_all
 from bigtrain.run.pulse import Pulse
 from bigtrain.run.records import JsonLines, read_json_lines
+from bigtrain.run.samples import one_rank_can_sample
+from bigtrain.run.starts import number_of_next_start
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.stragglers import OwnWork
 from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank, raise_first
-from bigtrain.run.tracking import Tracker
+from bigtrain.run.tracking import Tracker, remembered_run_id
 from bigtrain.run.training import TrainingRun
 from bigtrain.run.void import remove_void
 from bigtrain.run.watchdog import Watchdog
@@ -69,6 +73,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
     Raises:
         BigtrainError: on every rank, when anything is wrong on any; then nothing of an earlier start was changed.
     """
+    phases = Phases()
     stop = StopRequest()
     stop.listen()
     check_expected_parameters(settings.model)
@@ -77,8 +82,10 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         watchdog = Watchdog.start(pulse, settings.guard, topology, directory)
         held.callback(watchdog.stop)
         check_machine(settings, topology)
+        phases.end("process group")
         data = on_every_rank(topology, lambda: RunData.open(settings))
         pulse.beat()
+        phases.end("data")
         on_first_rank(topology, lambda: claim(directory))
         held.callback(directory.unlock)
         decisions = on_first_rank(topology, lambda: read_decisions(directory.decisions))
@@ -92,10 +99,12 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan, decisions))
         first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
         loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
+        phases.end("checkpoint search")
 
         log_to(topology.rank, directory.rank_log(topology.rank))
         engine, state = engine_at(search.newest, settings, topology)
         pulse.beat()
+        phases.end("model and checkpoint")
         guard = Guard.of(settings, data.plan)
         guard.restore({} if changes else state.get("guard", {}))
         step = search.newest.step if search.newest else 0
@@ -105,9 +114,12 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         watchdog.saving_since = lambda: saver.saving_since
         saver.reserve(engine.fragments(), engine.rng_state())
         dry_run(engine, settings, topology)
+        phases.end("dry run")
         keeps_records = topology.rank == 0
         if keeps_records:
             directory.write_config(settings)
+        history = list(read_json_lines(directory.events)) if keeps_records else []
+        number = number_of_next_start(history)
         run = TrainingRun(
             settings=settings,
             topology=topology,
@@ -119,19 +131,21 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             decisions=decisions,
             places=places,
             meter=meter_for(settings, topology),
-            tracker=Tracker.start(settings, state.get("wandb_run_id")) if keeps_records else Tracker(),
+            tracker=tracker_for(settings, history, state) if keeps_records else Tracker(),
             saver=saver,
             stop=stop,
             step=step,
             own_work=OwnWork(settings, topology),
             pulse=pulse,
-            metrics=JsonLines(directory.metrics) if keeps_records else None,
-            events=JsonLines(directory.events) if keeps_records else None,
-            cadence=cadence_for(settings, topology, directory) if keeps_records else None,
+            metrics=JsonLines(directory.metrics, number) if keeps_records else None,
+            events=JsonLines(directory.events, number) if keeps_records else None,
+            counted=CountedSeconds(directory.metrics) if keeps_records else None,
+            cadence=cadence_for(settings, topology, history) if keeps_records else None,
         )
         held.callback(lambda: run.loader.close())  # the one that it has then
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
-        introduce(run, search)
+        phases.end("meter and tracker")
+        introduce(run, search, phases)
         tell_of_changes(run, changes)
         stop.training_begins()
         yield run
@@ -270,14 +284,19 @@ def meter_for(settings: Settings, topology: Topology) -> Meter:
     )
 
 
-def cadence_for(settings: Settings, topology: Topology, directory: RunDirectory) -> Cadence | None:
+def tracker_for(settings: Settings, history: list[dict[str, Any]], state: Mapping[str, Any]) -> Tracker:
+    """The W&B run of all starts: the one that the run's records know, else the one that its checkpoint came from."""
+    return Tracker.start(settings, remembered_run_id(history) or state.get("wandb_run_id"))
+
+
+def cadence_for(settings: Settings, topology: Topology, history: list[dict[str, Any]]) -> Cadence | None:
     """What chooses the time between two saves, where that is left to us."""
     if settings.checkpoint.every_minutes != "auto":
         return None
-    return Cadence(history_of(read_json_lines(directory.events)), topology.world_size)
+    return Cadence(history_of(history), topology.world_size)
 
 
-def introduce(run: TrainingRun, search: Search) -> None:
+def introduce(run: TrainingRun, search: Search, phases: Phases) -> None:
     """Say once what this run is and where it starts."""
     settings, topology = run.settings, run.topology
     batch = run.plan.batches.sizes[-1]
@@ -300,6 +319,11 @@ def introduce(run: TrainingRun, search: Search) -> None:
         logger.warning(f"this model cannot be exported to Hugging Face: {obstacle}")
     for key in behind_the_end(settings):
         logger.warning(f"{key} begins behind the last step: it changes nothing in this run")
+    if settings.evaluate.samples and not one_rank_can_sample(settings):
+        logger.warning(
+            "evaluate.samples: at ZeRO stage 3, or with tensor or sequence parallelism, no rank has the whole model; "
+            f"`bigtrain report {settings.run_dir} --samples {settings.evaluate.samples}` draws them from a checkpoint"
+        )
     for dataset in run.held_out:
         if not dataset.tokens:
             logger.warning(f"source {dataset.name} has no held-out documents: it is not evaluated")
@@ -314,6 +338,8 @@ def introduce(run: TrainingRun, search: Search) -> None:
         "version": __version__,
         "plan_id": run.plan.plan_id,
         "peak": run.meter.peak.as_record(),
+        "clock": clock(),
+        "phases": phases.seconds,
     }
     if run.step:
         run.note("resume", from_checkpoint=f"step-{run.step:08d}", **start)

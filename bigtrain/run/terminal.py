@@ -6,7 +6,16 @@ import logging
 import sys
 from pathlib import Path
 
+from bigtrain.config.secrets import without_secrets
+
 LOGGER = logging.getLogger("bigtrain")
+
+
+class _Formatter(logging.Formatter):
+    """Hides what is secret, whoever has put it into a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 def log_to(rank: int, log_file: Path) -> None:
@@ -15,9 +24,9 @@ def log_to(rank: int, log_file: Path) -> None:
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO)
     to_file = logging.FileHandler(log_file)
-    to_file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
+    to_file.setFormatter(_Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
     LOGGER.addHandler(to_file)
     if rank == 0:
         to_terminal = logging.StreamHandler(sys.stderr)
-        to_terminal.setFormatter(logging.Formatter("%(message)s"))
+        to_terminal.setFormatter(_Formatter("%(message)s"))
         LOGGER.addHandler(to_terminal)

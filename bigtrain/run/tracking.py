@@ -1,6 +1,12 @@
-"""Weights & Biases, kept at arm's length: whatever happens there, training goes on.
+"""Weights & Biases, kept at arm's length: whatever happens there, training goes on, and no slower.
 
-Only rank 0 tracks. Without a key the run is written to RUN/wandb and `wandb sync` uploads it later.
+The training only puts notes into a bounded line; a thread of rank 0 starts W&B, hands the notes over and ends it. Where
+W&B does not answer, nobody waits but this thread, and at the end nobody waits for longer than
+`tracking.patience_seconds`. What W&B is told is in RUN/wandb in any case, for `wandb sync`.
+
+    training ──log, alert, table──►  line of at most 10,000 notes  ──►  thread: init │ log, log, ... │ finish
+
+Without a key, or where the server does not answer at the start, the run is tracked offline.
 """
 
 from __future__ import annotations
@@ -9,23 +15,38 @@ import logging
 import netrc
 import os
 import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from bigtrain.config import Settings
+from bigtrain.run.wandb_thread import Note, WandbThread
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
+Level = Literal["INFO", "WARN", "ERROR"]
+
+ALERTS: Mapping[str, Level] = {
+    "fallback": "WARN",
+    "spike": "WARN",
+    "rewind": "WARN",
+    "straggler": "WARN",
+    "not finite": "ERROR",
+    "hang": "ERROR",
+    "corruption": "ERROR",
+}
+"""The events that are bad news, and how bad."""
 
 
 class Tracker:
-    """One W&B run over all restarts; does nothing where tracking is off or has failed."""
+    """One W&B run over all restarts; does nothing where tracking is off or has failed. No call waits for W&B."""
 
     def __init__(self) -> None:
         """A tracker that does nothing."""
         self.run_id: str | None = None
-        self._run: Any = None
+        self._thread: WandbThread | None = None
 
     @classmethod
     def start(cls, settings: Settings, run_id: str | None) -> Tracker:
@@ -39,61 +60,59 @@ class Tracker:
         tracker.run_id = run_id
         mode = wandb_mode(settings.tracking.wandb)
         if mode != "disabled":
-            tracker._open(settings, mode)
+            tracker.run_id = run_id or secrets.token_hex(4)
+            tracker._thread = WandbThread(settings, mode, tracker.run_id)
+            tracker._thread.start()
         return tracker
 
-    def _open(self, settings: Settings, mode: Mode) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Add to the W&B config what is no setting."""
+        self._tell(lambda run: run.config.update(dict(facts), allow_val_change=True))
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Send one step's numbers. Steps that are done again after a restart are there twice, as in metrics.jsonl."""
+        self._tell(lambda run: run.log({**values, "step": step}))
+
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Send a table, of samples for example."""
+        data = [list(row) for row in rows]
+
+        def log(run: Any) -> None:
             import wandb
 
-            self.run_id = self.run_id or secrets.token_hex(4)
-            self._run = wandb.init(
-                project=settings.tracking.project,
-                entity=settings.tracking.entity,
-                name=settings.tracking.name or settings.run_dir.name,
-                id=self.run_id,
-                resume="allow",
-                mode=mode,
-                dir=settings.run_dir,
-                config=settings.model_dump(mode="json"),
-                # The handlers of stop.py stay the only ones, and git remotes are nobody's business.
-                settings=wandb.Settings(console="off", disable_git=True, init_timeout=30),
-            )
-        except Exception as error:
-            self._give_up("start", error)
+            run.log({name: wandb.Table(columns=list(columns), data=data), "step": step})
 
-    def describe(self, facts: dict[str, Any]) -> None:
-        """Add to the W&B config what is no setting."""
-        if self._run is not None:
-            try:
-                self._run.config.update(facts, allow_val_change=True)
-            except Exception as error:
-                self._give_up("describe the run", error)
+        self._tell(log)
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        """Send one step's numbers."""
-        if self._run is not None:
-            try:
-                self._run.log(values, step=step)
-            except Exception as error:
-                self._give_up("log", error)
+    def alert(self, title: str, text: str, level: Level = "WARN") -> None:
+        """Send an alert, which W&B forwards by mail or Slack."""
+        self._tell(lambda run: run.alert(title=title[:63], text=text, level=level))
 
-    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Close the W&B run."""
-        if self._run is not None:
-            try:
-                self._run.summary.update(summary)
-                self._run.finish(exit_code=exit_code)
-            except Exception as error:
-                self._give_up("finish", error)
-            self._run = None
+    def flush(self, seconds: float) -> None:
+        """Wait until W&B has what it was told, but not for longer than this; for a process that is about to leave."""
+        if self._thread is not None:
+            self._thread.settle(time.monotonic() + seconds)
 
-    def _give_up(self, action: str, error: Exception) -> None:
-        logger.warning(
-            "W&B could not %s: %s. Training goes on without it; metrics.jsonl has everything.", action, error
-        )
-        self._run = None
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Close the W&B run; a second call does nothing."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.end(lambda run: run.summary.update(dict(summary)), exit_code)
+
+    def _tell(self, note: Note) -> None:
+        if self._thread is not None:
+            self._thread.put(note)
+
+
+def told(details: Mapping[str, Any]) -> str:
+    """The details of an event as one line for people."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items())
+
+
+def remembered_run_id(events: Iterable[Mapping[str, Any]]) -> str | None:
+    """The id of the W&B run that the last start of this run had, also one that was killed before its first save."""
+    known = [event["wandb_run_id"] for event in events if event.get("wandb_run_id")]
+    return known[-1] if known else None
 
 
 def wandb_mode(setting: str) -> Mode:

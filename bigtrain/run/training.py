@@ -21,20 +21,24 @@ from bigtrain.launched import tell_progress
 from bigtrain.model import Decoder
 from bigtrain.run.balance import settle
 from bigtrain.run.cadence import Cadence
+from bigtrain.run.counted_seconds import CountedSeconds
 from bigtrain.run.data import RunData
 from bigtrain.run.decisions import DECISIONS, Decision
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.evaluation import validation_losses
 from bigtrain.run.guard import Guard, Verdict
+from bigtrain.run.ledger import account_of
 from bigtrain.run.memory import enough_memory
 from bigtrain.run.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, Meter, Reading
 from bigtrain.run.pulse import Phase, Pulse
 from bigtrain.run.records import JsonLines
 from bigtrain.run.replicas import compare, corruption
+from bigtrain.run.samples import Sample, draw, one_rank_can_sample, prompts
 from bigtrain.run.stop import StopRequest
 from bigtrain.run.stragglers import OwnWork, Straggler
+from bigtrain.run.text_model import TextModel
 from bigtrain.run.together import on_every_rank, raise_first
-from bigtrain.run.tracking import Tracker
+from bigtrain.run.tracking import ALERTS, Tracker, told
 from bigtrain.run.walltime import EndOfTime
 from bigtrain.wording import duration, quantity
 
@@ -80,6 +84,8 @@ class TrainingRun:
     metrics: JsonLines | None = None
     events: JsonLines | None = None
     """Rank 0 alone keeps records."""
+    counted: CountedSeconds | None = None
+    """Of rank 0: the training that counts, over all starts."""
     cadence: Cadence | None = None
     """Of rank 0, where it chooses the time between two saves."""
     first_step: int = field(init=False)
@@ -300,6 +306,9 @@ class TrainingRun:
         }
         if self.decisions:
             values[DECISIONS] = len(self.decisions)
+        if self.counted is not None:
+            training_seconds = reading.step_seconds - reading.data_seconds
+            values[CountedSeconds.KEY] = round(self.counted.after(self.step, training_seconds), 5)
         if self.metrics is not None:
             self.metrics.append(values)
         self.tracker.log(values, self.step)
@@ -324,10 +333,32 @@ class TrainingRun:
                 f"step {self.step}  validation loss of {source.name}: {source.loss:.4f}, "
                 f"perplexity {source.perplexity:.2f} over {quantity(source.tokens)} tokens"
             )
+        samples = self._samples()
         self.note(
-            "evaluate", seconds=round(time.perf_counter() - started, 3), validation=[s.as_record() for s in losses]
+            "evaluate",
+            seconds=round(time.perf_counter() - started, 3),
+            validation=[s.as_record() for s in losses],
+            **({"samples": [sample.as_record() for sample in samples]} if samples else {}),
         )
         self.tracker.log({f"validation_loss/{source.name}": source.loss for source in losses}, self.step)
+        if samples:
+            rows = [(self.step, sample.source, sample.prompt, sample.completion) for sample in samples]
+            self.tracker.table("samples", ("step", "source", "prompt", "completion"), rows, self.step)
+
+    def _samples(self) -> list[Sample]:
+        """What the model makes of the beginnings of held-out documents, on rank 0, where that is asked for."""
+        wanted = self.settings.evaluate
+        if not wanted.samples or self.topology.rank or not one_rank_can_sample(self.settings):
+            return []
+        model = TextModel.in_training(self.model, self.settings)
+        beginnings = prompts(self.held_out, model.tokenizer, wanted.samples, model.context)
+        self.model.eval()
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # a text grows by a token at a time: a shape of its own each time
+            samples = draw(model, beginnings, wanted.sample_tokens)
+        self.model.train()
+        return samples
 
     def save(self, last: bool = False) -> None:
         """Save a checkpoint of this step, once; the last one of a start is durable when this returns.
@@ -338,9 +369,10 @@ class TrainingRun:
         self.pulse.enter(Phase.SAVE)
         if self._saved_step != self.step or (last and self.saver.durable_step != self.step):
             self._begin_save(last)
+        begun = time.perf_counter()
         if last:
             self.saver.wait()
-        self.note_commits()
+        self.note_commits(waited_seconds=time.perf_counter() - begun)
 
     @property
     def _replicas_are_due(self) -> bool:
@@ -381,13 +413,14 @@ class TrainingRun:
         self._last_save, self._saved_step = time.monotonic(), self.step
         self.note("save", stall_seconds=round(stall, 4))
 
-    def note_commits(self) -> None:
-        """Record what has become durable since this was called last."""
+    def note_commits(self, waited_seconds: float = 0.0) -> None:
+        """Record what has become durable since this was called last, and how long the training has waited for it."""
         for commit in self.saver.finished():
             name, step, seconds = commit.checkpoint.name, commit.checkpoint.step, commit.seconds
             tell_progress(step)
             self._save_seconds = max(seconds, self._save_seconds or 0.0)
-            self.note("commit", step=step, seconds=round(seconds, 3), checkpoint=name, local=commit.local)
+            waited = {"waited_seconds": round(waited_seconds, 3)} if waited_seconds > 0.001 else {}
+            self.note("commit", step=step, seconds=round(seconds, 3), checkpoint=name, local=commit.local, **waited)
             logger.info(f"step {step}  checkpoint committed to {commit.checkpoint.location} in {seconds:.1f}s")
             if commit.prune_problem:
                 self.note("prune failed", step=step, error=commit.prune_problem)
@@ -420,13 +453,18 @@ class TrainingRun:
         self.pulse.enter(Phase.FINISH)
         self.note("stop", reason=reason, exit_status=exit_status)
         logger.info(f"step {self.step}  stop: {reason}")
-        self.tracker.finish({"step": self.step, "stop_reason": reason}, exit_status)
+        if self.topology.rank == 0:
+            ledger = account_of(self.directory)
+            logger.info(f"step {self.step}  {ledger}")
+            self.tracker.finish({"step": self.step, "stop_reason": reason, **ledger.as_summary()}, exit_status)
         self.stop.ignore()
 
     def note(self, event: str, **details: Any) -> None:
-        """Add a line to events.jsonl."""
+        """Add a line to events.jsonl, and alert whoever follows the run at W&B where it is bad news."""
         if self.events is not None:
             self.events.append({"event": event, "step": self.step, **details})
+        if event in ALERTS:
+            self.tracker.alert(f"{event} at step {self.step}", told(details), ALERTS[event])
 
     def _minutes_are_over(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes
