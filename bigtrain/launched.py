@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 LAUNCHER = "BIGTRAIN_LAUNCHER_PID"
@@ -11,6 +12,14 @@ STORE = "BIGTRAIN_STORE"
 """host:port of the store that the ranks of this start meet in; it lies in a launcher, and outlives every rank."""
 PROGRESS = "BIGTRAIN_PROGRESS"
 """A file of this node: the newest step whose checkpoint is committed. Restarts are counted anew behind it."""
+
+DIED = "BIGTRAIN_DIED"
+"""When a rank of the last start was seen to have died, in seconds since this machine was started."""
+
+
+def note_death() -> None:
+    """Tell the workers of the next start when the last one died; the ledger of a run has no other way to know."""
+    os.environ[DIED] = f"{time.clock_gettime(time.CLOCK_BOOTTIME):.3f}"
 
 
 def hung_mark(progress: str, rank: str) -> Path:

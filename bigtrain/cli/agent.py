@@ -28,7 +28,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
-from bigtrain.launched import PROGRESS, STORE, hung_mark
+from bigtrain.launched import PROGRESS, STORE, hung_mark, note_death
 from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
 GRACE_SECONDS = 3
@@ -123,12 +123,14 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: Any) -> RunResult:
         ended = self._ended(worker_group)
         if died := cause(ended):
+            note_death()
             if died.final:
                 self._let_leave(worker_group, LEAVING_SECONDS if died.status == STOPPED else SPEAKING_SECONDS)
             # Where the run hung, each rank that could has said what it saw before the first of them left.
             self._end_workers(GRACE_SECONDS, signal.SIGKILL if died.status == HUNG else signal.SIGTERM)
             self._judge(worker_group, died)
         elif (word := self._word_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
+            note_death()
             self._follow(worker_group, word)
         else:
             result: RunResult = super()._monitor_workers(worker_group)

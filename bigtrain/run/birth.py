@@ -6,8 +6,8 @@ import os
 import time
 from typing import Any
 
+from bigtrain.launched import DIED, LAUNCHER
 from bigtrain.run.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
-from bigtrain.run.stop import LAUNCHER
 
 QUEUED_SINCE = "BIGTRAIN_QUEUED_SINCE"
 """Environment variable of a launcher that knows: since when the job has been ready to run, in seconds since 1970."""
@@ -31,29 +31,39 @@ class Phases:
 
 
 def clock() -> dict[str, Any]:
-    """When this process began, by the clock of its machine, and what went before it."""
-    first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    launcher = int(os.environ.get(LAUNCHER, "0"))
-    launcher_seconds = seconds_before_this_process(launcher) if first and launcher else 0.0
+    """When this process began, by the clock of its machine, and what went before it; all in seconds.
+
+    `before_seconds` is from the begin of the job, or of the launcher, to that of this process; `queued_seconds` is what
+    the job waited before; `died_seconds` is when the start before was seen to have died, before this process began. The
+    launcher's first start has the former two, the others the latter.
+    """
+    now, age = boot_seconds(), process_seconds()
+    if (died := _number(DIED)) is not None:
+        before = queued = 0.0
+    else:
+        before, queued = _before()
     return {
         "boot_id": boot_id(),
-        "boot_seconds": round(boot_seconds(), 3),
-        "process_seconds": round(process_seconds(), 3),
-        "launcher_seconds": round(launcher_seconds, 3),
-        "queued_seconds": round(_queued_seconds(launcher_seconds) if first else 0.0, 3),
+        "boot_seconds": round(now, 3),
+        "process_seconds": round(age, 3),
+        "before_seconds": round(before, 3),
+        "queued_seconds": round(queued, 3),
+        **({} if died is None else {"died_seconds": round(max(0.0, now - age - died), 3)}),
     }
 
 
-def _queued_seconds(launcher_seconds: float) -> float:
-    since = _epoch(QUEUED_SINCE)
-    if since is None:
-        return 0.0
-    launched = time.time() - process_seconds() - launcher_seconds
-    began = next((at for at in map(_epoch, JOB_BEGAN) if at is not None), launched)
-    return max(0.0, began - since)
+def _before() -> tuple[float, float]:
+    """From the begin of the job to that of this process, and before that in the queue, as far as is known."""
+    launcher = int(os.environ.get(LAUNCHER, "0"))
+    before = seconds_before_this_process(launcher) if launcher else 0.0
+    process_began = time.time() - process_seconds()
+    job_began = next((at for at in map(_number, JOB_BEGAN) if at is not None), process_began - before)
+    queued_since = _number(QUEUED_SINCE)
+    queued = 0.0 if queued_since is None else max(0.0, job_began - queued_since)
+    return max(before, process_began - job_began), queued
 
 
-def _epoch(variable: str) -> float | None:
+def _number(variable: str) -> float | None:
     try:
         return float(os.environ[variable])
     except (KeyError, ValueError):

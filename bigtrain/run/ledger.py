@@ -42,14 +42,14 @@ from bigtrain.wording import duration
 
 CLASSES = {
     "training": "steps that count, without their wait for data",
-    "recomputed": "steps that a crash or a rewind has undone",
+    "recomputed": "steps that a crash or a rewind has undone, and the one that it broke off",
     "data_stall": "waiting for the loader in steps that count",
     "checkpoint": "training held up by a save",
     "evaluation": "validation loss and samples",
-    "start_up": "from the begin of the first process to the first step: imports, model, checkpoint, dry run",
+    "start_up": "from the begin of the job to the first step: imports, model, checkpoint, dry run",
     "data_build": "of it, opening and indexing the data and making the plan",
     "hang": "no progress, until it was noticed",
-    "restart": "from the last sign of life of a start that died to the next one; going back after a rewind",
+    "restart": "from the death of a start, or its last line, to the next process; going back after a rewind",
     "idle": "from a stop on request to the next start",
     "queue": "of it, waiting for machines, as far as the launcher knows",
     "other": "between the steps: records, progress lines, agreeing to stop",
@@ -171,9 +171,8 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
     step_times: dict[int, int] = {}
     before: Start | None = None
     for start in starts:
-        book.add_gap(before, start)
+        process_began = book.begin(before, start)
         before = start
-        process_began = book.begin(start)
         for entry in start.entries:
             book.add(entry, undone)
             at = process_began + entry.age
@@ -214,21 +213,23 @@ class _Book:
         self.now = self._process_began = 0
         self._has_stepped = False
 
-    def add_gap(self, before: Start | None, start: Start) -> None:
-        """What was between two starts, or before the first."""
-        gap = queued = micros_of(start.begin.get("clock") or {}, "queued_seconds")
-        if before is not None:
-            gap = between(before, start)
-            queued = min(queued, gap)
-        activity = "idle" if before is not None and before.stopped else "restart"
-        self._until(self.now + gap - queued, activity)
+    def begin(self, before: Start | None, start: Start) -> int:
+        """What was between two starts, or before the first, up to the first event; returns when its process began."""
+        queued, launched = start.told("queued_seconds"), start.told("before_seconds")
+        gap = queued + launched if before is None else between(before, start)
+        launched = min(launched, gap)
+        queued = min(queued, gap - launched)
+        gap -= launched + queued
+        if before is not None and before.stopped:
+            self._until(self.now + gap, "idle")
+        else:
+            died = start.told("died_seconds")
+            self._until(self.now + (gap - died if 0 < died < gap else 0), "recomputed")  # a step that was not done
+            self._until(self.now + min(gap, died or gap), "restart")
         self._until(self.now + queued, "queue")
-        self._has_stepped = False
-
-    def begin(self, start: Start) -> int:
-        """What the start says of its own beginning, phase by phase; returns when its process began."""
-        self._process_began = self.now + start.before_process
+        self._process_began = self.now + launched
         self._until(self._process_began, "start_up")
+        self._has_stepped = False
         phases = start.begin.get("phases")
         if isinstance(phases, dict):
             age = next(entry.age for entry in start.entries if entry.record is start.begin)

@@ -117,7 +117,7 @@ def _goodput(first: dict[str, Any], newest: dict[str, Any], latest: float) -> fl
     if CountedSeconds.KEY not in newest or "uptime" not in first:
         return None
     clock = first.get("clock", {})
-    before = first["uptime"] + clock.get("launcher_seconds", 0.0) + clock.get("queued_seconds", 0.0)
+    before = first["uptime"] + clock.get("before_seconds", 0.0) + clock.get("queued_seconds", 0.0)
     wall = latest - (first["time"] - before)
     return round(min(1.0, newest[CountedSeconds.KEY] / wall), 5) if wall > 0 else None
 

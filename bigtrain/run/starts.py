@@ -48,8 +48,11 @@ class Start:
     entries: list[Entry]
     begin: Record
     """Its `start` or `resume` event; empty where it did not come that far."""
-    before_process: int
-    """Between the launcher's begin, where it is its first, and that of the process."""
+
+    def told(self, key: str) -> int:
+        """Microseconds that it tells of what went before its process; 0 where it does not."""
+        clock = self.begin.get("clock")
+        return micros_of(clock, key) if isinstance(clock, dict) else 0
 
     @property
     def stopped(self) -> bool:
@@ -68,27 +71,21 @@ class Start:
 
     @property
     def span(self) -> int:
-        """Microseconds from its begin to its last record."""
-        return self.since_begin(self.entries[-1].age)
-
-    def since_begin(self, age: int) -> int:
-        """Microseconds from its begin to when its process was so old."""
-        return self.before_process + age
+        """Microseconds from the begin of its process to its last record."""
+        return self.entries[-1].age
 
     @property
     def wall_begin(self) -> int:
-        """When it began by the time of day."""
-        first = self.entries[0]
-        return micros_of(first.record, "time") - self.since_begin(first.age)
+        """When its process began by the time of day."""
+        return micros_of(self.entries[0].record, "time") - self.entries[0].age
 
     @property
     def boot(self) -> tuple[str, int] | None:
-        """The machine's, and when the start began there, in microseconds since the machine was started."""
+        """The machine's, and when the process began there, in microseconds since the machine was started."""
         clock = self.begin.get("clock")
         if not isinstance(clock, dict) or not clock.get("boot_id"):
             return None
-        began = micros_of(clock, "boot_seconds") - micros_of(clock, "process_seconds") - self.before_process
-        return str(clock["boot_id"]), began
+        return str(clock["boot_id"]), micros_of(clock, "boot_seconds") - micros_of(clock, "process_seconds")
 
 
 def starts_of(events: list[Record], steps: list[Record]) -> list[Start]:
@@ -122,8 +119,7 @@ def _start(rows: list[tuple[Record, int]]) -> Start:
         latest[number < 0] = age = max(age, latest[number < 0])  # each file is in order, whatever its clocks say
         entries.append(Entry(record, age, number))
     entries.sort(key=lambda entry: entry.age)  # stable: an event before a step of the same instant
-    clock = begin.get("clock")
-    return Start(entries, begin, micros_of(clock, "launcher_seconds") if isinstance(clock, dict) else 0)
+    return Start(entries, begin)
 
 
 def undone_of(starts: list[Start]) -> set[int]:
@@ -146,7 +142,7 @@ def undone_of(starts: list[Start]) -> set[int]:
 
 
 def between(before: Start, after: Start) -> int:
-    """Microseconds from the last record of a start to the begin of the next one."""
+    """Microseconds from the last record of a start to the begin of the next one's process."""
     if before.boot and after.boot and before.boot[0] == after.boot[0]:
         return max(0, after.boot[1] - before.boot[1] - before.span)
     last = micros_of(before.entries[-1].record, "time")

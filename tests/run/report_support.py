@@ -39,7 +39,7 @@ class Pen:
         self.now += 14
         if passed_over:
             self.event("fallback", **passed_over)
-        clock = {"boot_id": "b", "boot_seconds": 1e4 + self.now, "process_seconds": 11.0, "launcher_seconds": 3.0}
+        clock = {"boot_id": "b", "boot_seconds": 1e4 + self.now, "process_seconds": 11.0, "before_seconds": 3.0}
         phases = {"imports": 6.0, "data": 0.8, "model": 2.0, "checkpoint load": 1.0}
         origin = {"from_checkpoint": f"step-{step:08d}"} if step else {}
         self.event("resume" if step else "start", **origin, clock=clock, phases=phases, world_size=2)

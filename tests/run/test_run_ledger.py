@@ -58,7 +58,7 @@ class History:
         self.step = step
         age = (self.now - self.born) / MICRO
         clock = {"boot_id": boot, "boot_seconds": self.now / MICRO, "process_seconds": age}
-        details = {} if self.old else {"phases": phases, "clock": {**clock, "launcher_seconds": launcher / 1000}}
+        details = {} if self.old else {"phases": phases, "clock": {**clock, "before_seconds": launcher / 1000}}
         self.event("resume" if step else "start", **details)
         self.spend("start_up", 3)
 
@@ -180,6 +180,20 @@ def test_a_step_that_led_to_a_rewind_does_not_count() -> None:
     assert ledger.seconds["restart"] == pytest.approx(0.3)
 
 
+def test_the_step_that_a_crash_broke_off_is_lost_where_the_launcher_saw_it() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    run.train(0, 1000)
+    run.spend("recomputed", 700)
+    run.spend("restart", 4000)
+    run.begin(0, 0, 1000, 0, 0)
+    run.events[-1]["clock"]["died_seconds"] = 4.0
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.seconds["restart"] == 4.0
+    assert ledger.seconds["recomputed"] == pytest.approx(1.7, abs=0.002)
+
+
 def test_the_queue_is_what_the_launcher_knows_of_the_time_between_two_starts() -> None:
     run = History()
     run.begin(0, 0, 1000, 0, 0)
@@ -212,7 +226,7 @@ EVENTS = st.fixed_dictionaries(
     {"event": st.sampled_from(KINDS)},
     optional={**STAMPS, "step": NUMBERS, "seconds": NUMBERS, "stall_seconds": NUMBERS,
               "phases": st.dictionaries(st.just("data"), NUMBERS),
-              "clock": st.dictionaries(st.sampled_from(["boot_id", "boot_seconds", "launcher_seconds"]), NUMBERS)},
+              "clock": st.dictionaries(st.sampled_from(["boot_id", "boot_seconds", "before_seconds"]), NUMBERS)},
 )  # fmt: skip
 STEPS = st.fixed_dictionaries(
     {"step": st.integers(1, 9)}, optional={**STAMPS, "step_seconds": NUMBERS, "data_seconds": NUMBERS}

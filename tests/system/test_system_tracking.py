@@ -19,7 +19,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 PATIENCE = 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_black_hole_for_a_tracker_and_samples_change_no_bit_and_the_ledger_knows_every_second(
     house, monkeypatch, tmp_path
 ):
