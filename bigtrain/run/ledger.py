@@ -61,11 +61,8 @@ _TAKES = {
     "save": ("checkpoint", "stall_seconds"),
     "commit": ("checkpoint", "waited_seconds"),
     "hang": ("hang", "seconds"),
-    "rewind": ("restart", "seconds"),
 }
 """The class of what an event tells of, and the key of its seconds."""
-_UNDOES = ("rewind", "not finite", "spike", "skip")
-"""What happened between the last step and one of these was a step that is not to count."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +177,7 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
                 event_times[entry.number] = at
             elif id(entry) not in undone:
                 step_times[entry.record["step"]] = at
+        book.end(start)
     steps = sum(entry.is_step for start in starts for entry in start.entries)
     return Ledger(
         stretches=book.stretches,
@@ -188,7 +186,7 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
         crashes=sum(not start.stopped for start in starts[:-1]),
         steps_counted=steps - len(undone),
         steps_recomputed=len(undone),
-        straggler_seconds=sum(seconds_of(e, "lost_seconds") for e in events if e["event"] == "straggler"),
+        straggler_seconds=_lost_to_stragglers(events, max(step_times, default=0)),
         step_times=step_times,
         event_times=[event_times.get(number, book.now) for number in range(len(events))],
     )
@@ -211,7 +209,7 @@ class _Book:
         self.stretches: list[Stretch] = []
         self.micros = dict.fromkeys(CLASSES, 0)
         self.now = self._process_began = 0
-        self._has_stepped = False
+        self._has_stepped = self._goes_back = False
 
     def begin(self, before: Start | None, start: Start) -> int:
         """What was between two starts, or before the first, up to the first event; returns when its process began."""
@@ -229,7 +227,7 @@ class _Book:
         self._until(self.now + queued, "queue")
         self._process_began = self.now + launched
         self._until(self._process_began, "start_up")
-        self._has_stepped = False
+        self._has_stepped = self._goes_back = False
         phases = start.begin.get("phases")
         if isinstance(phases, dict):
             age = next(entry.age for entry in start.entries if entry.record is start.begin)
@@ -247,19 +245,30 @@ class _Book:
             step, wait = micros_of(record, "step_seconds"), micros_of(record, "data_seconds")
             begin = max(self.now, end - step)
             self._until(begin, self._between_records)
-            self._has_stepped = True
+            self._has_stepped, self._goes_back = True, False
             if id(entry) not in undone:
                 self._until(min(begin + wait, end), "data_stall")
             self._until(end, "recomputed" if id(entry) in undone else "training")
             return
-        activity, key = _TAKES.get(record["event"], ("", ""))
-        begin = max(self.now, end - micros_of(record, key)) if activity else end
-        undoes = self._has_stepped and record["event"] in _UNDOES
-        self._until(begin, "recomputed" if undoes else self._between_records)
-        self._until(end, activity)
+        if record["event"] in _TAKES:
+            activity, key = _TAKES[record["event"]]
+            self._until(max(self.now, end - micros_of(record, key)), self._between_records)
+            self._until(end, activity)
+        elif record["event"] == "not finite" and self._has_stepped:
+            self._until(end, "recomputed")
+        elif record["event"] == "rewind":
+            self._until(end, self._between_records)
+            self._goes_back = True
+        # Any other is an instant, maybe within a step, whose line comes later and tells of all of it.
+
+    def end(self, start: Start) -> None:
+        """The start has written its last record."""
+        self._until(self._process_began + start.span, self._between_records)
 
     @property
     def _between_records(self) -> str:
+        if self._goes_back:
+            return "restart"
         return "other" if self._has_stepped else "start_up"
 
     def _until(self, end: int, activity: str) -> None:
@@ -275,3 +284,22 @@ class _Book:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 else f"{share:.2%}"
+
+
+def _lost_to_stragglers(events: Iterable[Record], last_step: int) -> float:
+    """Seconds that steps took longer for a slow rank, from when it was named to when it had caught up."""
+    lost, since, slow = 0.0, 0, dict[Any, float]()
+    for event in events:
+        if event["event"] not in ("straggler", "straggler caught up", *BEGINS) or not isinstance(
+            event.get("step"), int
+        ):
+            continue
+        lost += max(slow.values(), default=0.0) * max(0, event["step"] - since)
+        since = event["step"]
+        if event["event"] in BEGINS:
+            slow.clear()
+        elif event["event"] == "straggler":
+            slow[event.get("rank")] = max(0.0, seconds_of(event, "seconds") - seconds_of(event, "others_seconds"))
+        else:
+            slow.pop(event.get("rank"), None)
+    return lost + max(slow.values(), default=0.0) * max(0, last_step - since)

@@ -136,9 +136,15 @@ def undone_of(starts: list[Start]) -> set[int]:
             if entry.is_step:
                 back_to(entry.record["step"] - 1)
                 counted.append(entry)
-            elif entry.record["event"] in BEGINS and isinstance(entry.record.get("step"), int):
-                back_to(entry.record["step"])
+            elif (step := _goes_back_to(entry.record)) is not None:
+                back_to(step)
     return undone
+
+
+def _goes_back_to(event: Record) -> int | None:
+    """The step that a start, or a rewind, goes on from."""
+    step = event.get("to_step") if event["event"] == "rewind" else event.get("step")
+    return step if event["event"] in (*BEGINS, "rewind") and isinstance(step, int) else None
 
 
 def between(before: Start, after: Start) -> int:

@@ -111,9 +111,9 @@ def eventful_run(run: Path) -> Path:
     pen.train(170)
     pen.train(182, spike=True)
     pen.event("spike", loss=4.9, z=31.0)
-    pen.now += 2
-    pen.event("rewind", seconds=2.0, to_step=150)
     pen.event("skip", steps=[151, 282])
+    pen.event("rewind", to_step=150)
+    pen.now += 2
     pen.step = 150
     pen.train(250)
     pen.now += 31

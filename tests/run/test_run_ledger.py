@@ -164,20 +164,47 @@ def test_work_that_a_later_start_has_gone_back_behind_is_lost_even_before_it_is_
     assert account(run.events, run.metrics).seconds["recomputed"] == 3
 
 
-def test_a_step_that_led_to_a_rewind_does_not_count() -> None:
+def test_going_back_before_a_spike_is_lost_work_and_a_restart() -> None:
     run = History()
     run.begin(0, 0, 1000, 0, 0)
     for _ in range(4):
         run.train(0, 1000)
-    run.spend("recomputed", 700)
-    run.event("rewind", seconds=run.spend("restart", 300))
+    run.event("spike", passed=False)
+    run.event("rewind", to_step=2)
+    run.spend("restart", 300)
+    run.event("evidence")
+    assert account(run.events, run.metrics).seconds["recomputed"] == 2
     run.step = 2
     run.train(0, 1000)
     ledger = account(run.events, run.metrics)
     is_whole(ledger)
-    assert ledger.seconds["training"] == 3
-    assert ledger.seconds["recomputed"] == pytest.approx(2.7, abs=0.002)
+    assert ledger.seconds["training"] == 3 and ledger.seconds["recomputed"] == 2
     assert ledger.seconds["restart"] == pytest.approx(0.3)
+
+
+def test_an_event_within_a_step_takes_nothing_from_it() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    run.train(0, 1000)
+    run.spend("training", 700)
+    run.event("overflow")
+    run.now -= 700 * MS
+    run.train(0, 1000)
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.seconds["training"] == 2
+
+
+def test_what_slow_ranks_cost_is_known_from_their_naming_to_their_catching_up() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    for step in range(1, 11):
+        run.train(0, 1000)
+        if step == 4:
+            run.event("straggler", rank=1, seconds=0.5, others_seconds=0.3)
+        if step == 9:
+            run.event("straggler caught up", rank=1, seconds=0.3, others_seconds=0.3)
+    assert account(run.events, run.metrics).straggler_seconds == pytest.approx(0.2 * 5)
 
 
 def test_the_step_that_a_crash_broke_off_is_lost_where_the_launcher_saw_it() -> None:
