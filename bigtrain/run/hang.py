@@ -46,8 +46,8 @@ def judge(reports: Sequence[Report], saving: bool = False) -> Verdict:
     """Find the odd ones.
 
     A rank that is not heard of at all is stopped, or its host is gone. Of those that are, the one that has not come as
-    far as the others holds them up; of those that have come equally far, the one that is not inside a collective. A disk
-    may hold up several at once.
+    far as the others holds them up; of those that have come equally far, the one that is not inside a collective. One
+    disk may hold up several.
 
     Args:
         saving: whether it is a save behind the training that does not come to its end; then it is of no importance how
