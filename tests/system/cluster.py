@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = ("n1", "n2")
-REQUEUE_SECONDS = 3
+REQUEUE_SECONDS = 5
 """Slurm starts a job again no sooner than its credentials expire: 2 minutes, unless it is told otherwise."""
 CONFIGURATION = """
 ClusterName=tests
