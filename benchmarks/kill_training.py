@@ -92,6 +92,7 @@ class Run:
         train = [*CLI, "train"] if processes == 1 else [ROOT / "launch/local.sh"]
         # a thread each: threads that wait for each other crawl on a machine that others use too
         environment = {"NPROC": str(processes), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        environment["BIGTRAIN_MAX_RESTARTS"] = "0"  # it is we who start it again
         return Command([*train, self._config, f"run_dir={self.folder}"], ROOT, self._log, environment)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -20,14 +20,14 @@ default BIGTRAIN_PORT 29400
 # A machine that has missed 3 signs of life, 5 s apart, counts as gone.
 default BIGTRAIN_RENDEZVOUS join_timeout=900,last_call_timeout=30,read_timeout=60,keep_alive_interval=5,keep_alive_max_attempt=3
 
-# How often ranks that died or hung are started again, without progress in between, before the job ends.
-default BIGTRAIN_MAX_RESTARTS 0
+# How often ranks that died or hung are started again, without a checkpoint in between, before the job ends.
+default BIGTRAIN_MAX_RESTARTS 3
 
 # A collective that fails or times out ends its process without trying to clean up, which could hang in turn; the launcher
 # starts it again. (How long a collective may take is engine.process_group_timeout_minutes.)
 default TORCH_NCCL_ASYNC_ERROR_HANDLING 3
 # Then the last 2,000 collectives of each rank are written to TORCH_NCCL_DEBUG_INFO_TEMP_FILE, for `torchfrtrace`.
-default TORCH_NCCL_TRACE_BUFFER_SIZE 2000
+default TORCH_FR_BUFFER_SIZE 2000
 default TORCH_NCCL_DUMP_ON_TIMEOUT 1
 # NCCL says why it failed, and no more.
 default NCCL_DEBUG WARN

@@ -113,9 +113,12 @@ def towards(host: str) -> Interface | None:
         family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
-            return of_address(probe.getsockname()[0])
+            ours = of_address(probe.getsockname()[0])
     except OSError:
         return None
+    if ours is not None and ours.is_loopback:  # which has many addresses and is listed with one
+        return Interface(ours.name, str(address[0]))
+    return ours
 
 
 def of_address(address: str) -> Interface | None:

@@ -66,6 +66,7 @@ def test_the_interface_towards_the_first_node_is_taken_unless_another_one_is_nam
             if address.family is socket.AF_INET:
                 found = interface.chosen(arguments(f"{address.address}:29400"))
                 assert found == interface.Interface(name, address.address)
+    assert interface.chosen(arguments("127.0.0.7:0")) == interface.Interface(loopback.name, "127.0.0.7")
     monkeypatch.setenv(interface.CHOICE, loopback.name)
     assert interface.chosen(arguments("192.0.2.7:29400")) == loopback
     monkeypatch.setenv(interface.CHOICE, interface.ANY)
