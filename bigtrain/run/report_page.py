@@ -25,7 +25,7 @@ STYLE = f"""
 h2 {{ font-size: 1.15rem; margin: 2rem 0 .6rem }}
 .curves {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); gap: 1rem;
           margin: 1rem 0 }}
-.narrow {{ display: none }}
+.curves figure {{ margin: 0 }} .narrow {{ display: none }}
 .bar {{ display: flex; height: 28px; border-radius: 6px; overflow: hidden; margin: .8rem 0 }}
 .bar i {{ min-width: 1px }}
 .key {{ display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: .5rem }}
@@ -125,7 +125,7 @@ def _curves(report: Report) -> list[Callable[[Size], str]]:
     undone = Line("undone", column(report.undone, "grad_norm"), scattered=True, color=UNDONE)
     parts = [(record["step"], _parts_of(record)) for record in metrics]
     stacked = [Line(name, [(step, seconds[name]) for step, seconds in parts]) for name in PARTS]
-    utilisation = "Model FLOPs utilisation " + of_what(report.summary.mfu_of).strip(" ")
+    utilisation = f"MFU {of_what(report.summary.mfu_of)}".strip()
     return [
         chart("Learning rate", "rate", Line("rate", column(metrics, "learning_rate"))),
         chart("Gradient norm", "L2 norm", Line("before clipping", column(metrics, "grad_norm")), undone),

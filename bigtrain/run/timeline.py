@@ -30,7 +30,6 @@ EVENTS = {
     "hang": ("#7f1d1d", False),
     "spike": ("#d97706", False),
     "rewind": ("#dc2626", False),
-    "skip": ("#f97316", False),
     "fallback": ("#7c3aed", False),
     "corruption": ("#be123c", False),
     "not finite": ("#be123c", False),

@@ -43,7 +43,7 @@ def test_the_page_shows_every_part_and_is_well_formed(run: Path) -> None:
     shown = " ".join(root.itertext())
     for words in (
         "Goodput", "recomputed", "checkpoint", "From the first second to the last", "Learning rate", "Gradient norm",
-        "Throughput", "Model FLOPs utilisation", "restart", "rewind", "spike", "hang", "fallback", "undone",
+        "Throughput", "MFU of the measured matmul peak", "restart", "rewind", "spike", "hang", "fallback", "undone",
         "if <b>not</b> line", "The *key* & more", "documentation", "Step 400",
     ):  # fmt: skip
         assert words in shown, words
