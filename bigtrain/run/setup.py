@@ -144,6 +144,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         )
         held.callback(lambda: run.loader.close())  # the one that it has then
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
+        watchdog.alert = run.tracker.alert_and_wait
         phases.end("meter and tracker")
         introduce(run, search, phases)
         tell_of_changes(run, changes)

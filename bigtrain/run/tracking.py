@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 Mode = Literal["online", "offline", "disabled"]
 Level = Literal["INFO", "WARN", "ERROR"]
 
+LAST_WORDS_SECONDS = 2.0
+"""For an alert of a process that is about to leave."""
 ALERTS: Mapping[str, Level] = {
     "fallback": "WARN",
     "spike": "WARN",
@@ -87,6 +89,11 @@ class Tracker:
     def alert(self, title: str, text: str, level: Level = "WARN") -> None:
         """Send an alert, which W&B forwards by mail or Slack."""
         self._tell(lambda run: run.alert(title=title[:63], text=text, level=level))
+
+    def alert_and_wait(self, title: str, text: str) -> None:
+        """Send an alert of a process that is about to leave, and wait a little until it is sent."""
+        self.alert(title, text, "ERROR")
+        self.flush(LAST_WORDS_SECONDS)
 
     def flush(self, seconds: float) -> None:
         """Wait until W&B has what it was told, but not for longer than this; for a process that is about to leave."""

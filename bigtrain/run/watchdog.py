@@ -200,7 +200,7 @@ class Watchdog:
         self._pulse, self._bounds, self._topology, self._directory = pulse, bounds, topology, directory
         self.saving_since: Callable[[], float | None] = lambda: None
         """When the save that is under way behind the training began, by time.monotonic."""
-        self.alert: Callable[[str], None] = lambda _: None
+        self.alert: Callable[[str, str], None] = lambda _title, _text: None
         """Called with the verdict on the rank that finds it, in a thread that is not waited for long."""
         self._rank, self._host = topology.rank, socket.gethostname()
         self._courier: Courier | None = None
@@ -374,7 +374,7 @@ class Watchdog:
         scribes = [
             _start(lambda: print(f"error: {message}\n  {where}", file=sys.stderr, flush=True)),
             _start(lambda: JsonLines(self._directory.events).append(event)),
-            _start(lambda: self.alert(message)),
+            _start(lambda: self.alert("the run hangs", message)),
             _start(lambda: logger.error(message)),
         ]
         end = time.monotonic() + WRITING_SECONDS
