@@ -89,8 +89,9 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         on_first_rank(topology, lambda: claim(directory))
         held.callback(directory.unlock)
         decisions = on_first_rank(topology, lambda: read_decisions(directory.decisions))
-        settings = with_decisions(settings, decisions)
-        data = on_every_rank(topology, lambda: data.replanned(settings))
+        if decisions:
+            settings = with_decisions(settings, decisions)
+            data = on_every_rank(topology, lambda: data.replanned(settings))
         places = on_every_rank(topology, lambda: Places.of(directory.root, settings.checkpoint))
         remove_void(places, decisions, topology)
         layout = layout_of(settings, topology)
@@ -99,6 +100,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan, decisions))
         first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
         loader = on_every_rank(topology, lambda: data.loader(settings, topology, first_sample))
+        held.callback(loader.close)
         phases.end("checkpoint search")
 
         log_to(topology.rank, directory.rank_log(topology.rank))
@@ -142,7 +144,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
             counted=CountedSeconds(directory.metrics) if keeps_records else None,
             cadence=cadence_for(settings, topology, history) if keeps_records else None,
         )
-        held.callback(lambda: run.loader.close())  # the one that it has then
+        held.callback(lambda: run.loader.close())  # after a rewind it has another one
         held.callback(run.tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
         watchdog.alert = run.tracker.alert_and_wait
         phases.end("meter and tracker")

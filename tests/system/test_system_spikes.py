@@ -104,6 +104,7 @@ def test_nan_in_one_micro_batch_of_one_rank_is_left_behind(house, by_hand, monke
     assert files_of(run) == before
 
 
+@pytest.mark.long
 def test_a_spike_is_left_behind_though_the_run_is_killed_between_decision_and_rewind(house, by_hand, monkeypatch):
     own = guarded(house, "own")
     run = house.directory / "own"
@@ -122,6 +123,7 @@ def test_a_spike_is_left_behind_though_the_run_is_killed_between_decision_and_re
     assert len(events(house, "own", "rewind")) == len(read_decisions(run / "decisions.jsonl")) == 1
 
 
+@pytest.mark.long
 def test_a_checkpoint_written_while_it_went_wrong_is_never_gone_on_from(house, by_hand, monkeypatch):
     own = guarded(house, "own", guard={**GUARD, "confirm_steps": 2}, checkpoint={"every_steps": 2})
     run = house.directory / "own"
@@ -146,8 +148,11 @@ def test_a_checkpoint_written_while_it_went_wrong_is_never_gone_on_from(house, b
 
 @pytest.mark.parametrize(
     "ranks, engine",
-    [(2, {"zero_stage": 2}), (2, {"zero_stage": 3}), (1, {"zero_stage": 0, "precision": "fp32"})],
-    ids=["zero 2", "zero 3", "zero 0 in fp32"],
+    [
+        pytest.param(2, {"zero_stage": 3}, id="zero 3"),
+        pytest.param(2, {"zero_stage": 2}, id="zero 2", marks=pytest.mark.long),
+        pytest.param(1, {"zero_stage": 0, "precision": "fp32"}, id="zero 0 in fp32", marks=pytest.mark.long),
+    ],
 )
 def test_before_the_first_checkpoint_it_goes_back_to_the_first_weights(house, monkeypatch, ranks, engine):
     own, hand = guarded(house, "own", engine=engine), guarded(house, "hand", engine=engine)
@@ -182,3 +187,15 @@ def test_who_wants_to_look_for_himself_may_stop_or_only_be_told(house, monkeypat
     assert status == 0 and "a spike at step 7" in output, output
     assert [e["signs"][0]["step"] for e in events(house, "told", "spike")] == [7]
     assert not (house.directory / "told/decisions.jsonl").exists()
+
+
+def test_with_no_checkpoint_left_from_before_it_stops_rather_than_begin_anew(house, monkeypatch):
+    own = guarded(house, "own", guard={**GUARD, "confirm_steps": 2}, checkpoint={"every_steps": 2, "keep": 1})
+    spike = "spike,rank=*,step=6;spike,rank=*,step=7"
+    assert train(own, monkeypatch, "train.stop_after=6", fault=spike, ranks=1)[0] == 75  # keeps that of step 6 alone
+    before = files_of(house.directory / "own/checkpoints")
+    status, output = train(own, monkeypatch, fault=spike, ranks=1)
+    assert status == 1 and output.count("error:") == 1, output
+    assert "no checkpoint from before the trouble is left" in output and "checkpoint.keep" in output
+    assert not (house.directory / "own/decisions.jsonl").exists()
+    assert files_of(house.directory / "own/checkpoints") == before
