@@ -56,7 +56,7 @@ from bigtrain.run.stop import StopRequest
 from bigtrain.run.stragglers import OwnWork
 from bigtrain.run.terminal import log_to
 from bigtrain.run.together import on_every_rank, on_first_rank, raise_first
-from bigtrain.run.tracking import Tracker, remembered_run_id
+from bigtrain.run.tracking import ALERTS, Tracker, remembered_run_id
 from bigtrain.run.training import TrainingRun
 from bigtrain.run.void import remove_void
 from bigtrain.run.watchdog import Watchdog
@@ -289,7 +289,10 @@ def meter_for(settings: Settings, topology: Topology) -> Meter:
 
 def tracker_for(settings: Settings, history: list[dict[str, Any]], state: Mapping[str, Any]) -> Tracker:
     """The W&B run of all starts: the one that the run's records know, else the one that its checkpoint came from."""
-    return Tracker.start(settings, remembered_run_id(history) or state.get("wandb_run_id"))
+    tracker = Tracker.start(settings, remembered_run_id(history) or state.get("wandb_run_id"))
+    if history and history[-1]["event"] == "hang":  # rank 0, which tells W&B, may have been the one that stood still
+        tracker.alert("hang", str(history[-1].get("verdict", "")), ALERTS["hang"])
+    return tracker
 
 
 def cadence_for(settings: Settings, topology: Topology, history: list[dict[str, Any]]) -> Cadence | None:

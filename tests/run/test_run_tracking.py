@@ -15,7 +15,7 @@ from wandb_server import WandbServer, history, read_wandb
 
 from bigtrain.config import Settings
 from bigtrain.run import wandb_thread
-from bigtrain.run.tracking import Tracker, remembered_run_id, wandb_mode
+from bigtrain.run.tracking import LAST_WORDS_SECONDS, Tracker, remembered_run_id, wandb_mode
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 PATIENCE = 3.0
@@ -66,6 +66,9 @@ def a_run(made: Settings, run_id: str | None = None, steps: int = 200) -> tuple[
     timed(lambda: tracker.table("samples", ("step", "text"), [(steps, "Once upon a time")], steps))
     timed(lambda: tracker.alert("hang at step 3", "rank 1 on node7 is silent", "ERROR"))
     began = time.monotonic()
+    tracker.alert_and_wait("hang", "no step in 301 s: rank 1 on node7")
+    assert time.monotonic() - began < LAST_WORDS_SECONDS + AT_ONCE
+    began = time.monotonic()
     tracker.finish({"goodput": 0.97}, exit_code=0)
     return tracker, slowest, time.monotonic() - began
 
@@ -101,7 +104,7 @@ def test_an_offline_run_is_whole_and_one_over_all_restarts(tmp_path: Path, serve
         summaries = [
             item for r in records for item in r.summary.update if item.key == "goodput" or "goodput" in item.nested_key
         ]
-        assert summaries and [r.alert.title for r in records if r.alert.title] == ["hang at step 3"]
+        assert summaries and [r.alert.title for r in records if r.alert.title] == ["hang at step 3", "hang"]
         assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [0]
 
 
@@ -121,6 +124,7 @@ def test_a_server_that_is_down_at_the_start_costs_the_training_nothing(
     assert [row["step"] for row in history(ended(folder)) if "loss" in row] == list(range(1, 201))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["hole", "error"])
 def test_a_server_that_goes_down_on_the_way_costs_the_training_nothing(
     how: str, tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
