@@ -14,7 +14,7 @@ def test_a_run_leaves_the_files_and_the_fields_that_scripts_rely_on(undisturbed)
     promised = {
         "step", "loss", "learning_rate", "grad_norm", "tokens", "consumed_samples", "step_seconds", "data_seconds",
         "forward_backward_seconds", "optimizer_seconds", "tokens_per_second", "mfu", "mfu_causal", "mfu_of",
-        "batch_digest", "world_size", "time",
+        "batch_digest", "world_size", "counted_seconds", "start", "uptime", "time",
     }  # fmt: skip
     assert all(set(m) == promised for m in metrics)
     parts = ("data_seconds", "forward_backward_seconds", "optimizer_seconds")
