@@ -98,6 +98,12 @@ def test_whole_nodes_are_taken_where_no_part_of_them_is_asked_for():
     assert not {"--exclusive", "--mem=0"} & set(slurm_command(SlurmOptions(cpus_per_node=4)))
 
 
+def test_a_job_that_may_lose_nodes_is_not_ended_with_the_first():
+    command = slurm_command(SlurmOptions(), min_nodes=1)
+    assert "--no-kill" in command and "--min-nodes 1" in " ".join(command)
+    assert "--no-kill" not in slurm_command(SlurmOptions())
+
+
 def test_each_job_of_a_chain_waits_for_the_one_before_and_none_goes_back_into_the_queue():
     first, second, third = slurm.commands(job(), SlurmOptions(chain=3))
     assert not any("--dependency" in part for part in first)

@@ -27,8 +27,8 @@ def slurm(require_command):
 
 def submit(slurm: Slurm, house: House, *arguments: str, fault: str = "") -> str:
     """The number of a job of two nodes."""
-    command = [*CLI, "submit", "slurm", str(house.config), "--nodes", "2", "--cpus-per-node", "1", "--no-doctor"]
-    command += ["--processes-per-node", "1", *arguments]
+    command = [*CLI, "submit", "slurm", str(house.config), "--nodes", "2", "--cpus-per-node", "1"]
+    command += ["--processes-per-node", "1", *([] if "--doctor" in arguments else ["--no-doctor"]), *arguments]
     environment = {**slurm.environment, **({"BIGTRAIN_FAULT": fault} if fault else {})}
     done = subprocess.run(command, env=environment, cwd=house.directory, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -92,11 +92,13 @@ def test_a_crash_is_requeued_while_the_run_gets_further_and_no_longer(slurm, hou
     assert max(record["step"] for record in house.metrics()) < STEPS
 
 
-def test_a_user_s_error_ends_the_job_with_its_status(slurm, house):
-    number = submit(slurm, house, "train.steps=13", "schedule.decay_steps=4", "--no-check", "data.dir=nowhere")
+@pytest.mark.parametrize("preflight", ["--doctor", "--no-doctor"])
+def test_what_the_user_has_to_mend_ends_the_job(slurm, house, preflight):
+    number = submit(slurm, house, preflight, "--no-check", "data.dir=nowhere")
     job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
-    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0"), output(house, number)
-    assert "nowhere" in output(house, number)
+    said = output(house, number)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0"), said
+    assert "nowhere" in said and ("preflight failed" in said) == (preflight == "--doctor")
 
 
 def test_jobs_of_a_chain_take_turns(slurm, house, quiet_curve):

@@ -115,6 +115,7 @@ def _sbatch(job: Job, options: SlurmOptions) -> list[str]:
         f"--output={job.settings.run_dir}/logs/slurm-%j.out",
         "--open-mode=append",
         "--requeue",
+        *([] if job.min_nodes is None else ["--no-kill"]),  # else Slurm ends the job with the first node that fails
         *options.extra,
     ]
 
