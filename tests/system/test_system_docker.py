@@ -37,26 +37,28 @@ def debian(tmp_path_factory, require_command):
     shutil.rmtree(root)
 
 
-def of_this_machines_pip() -> tuple[list[Path], str]:
-    """The files and folders that pip is configured to look into here, and the index it asks."""
+@pytest.fixture
+def packages(tmp_path, monkeypatch) -> tuple[list[Path], str]:
+    """The folders that pip is configured to look into on this machine, and the index it asks."""
     said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    paths = {
-        Path(path.removeprefix("file://"))
-        for path in re.findall(r"(?:file://)?/[^\s'\"]+", said)
-        if "//" not in path[7:]
-    }
-    index = re.search(r"index-url='([^']+)'", said)
-    configured = [Path(path) for path in ("/etc/xdg/pip", "/etc/pip.conf", "/root/.config/pip")]
-    return sorted(path for path in {*paths, *configured} if path.exists()), index.group(
-        1
-    ) if index else "https://pypi.org/simple"
+    values = dict(re.findall(r"\.([a-z-]+)='(.*)'", said))
+    if cert := values.get("cert"):  # a bundle of its own: the place of Debian's is Debian's to fill
+        shutil.copy(cert, tmp_path / "certificates.pem")
+        monkeypatch.setenv("PIP_CERT", str(tmp_path / "certificates.pem"))
+    found = {Path(path.removeprefix("file://")) for value in values.values() for path in value.split()}
+    folders = {path for path in found if path.is_absolute() and path.is_dir()}
+    # An index in a folder DIR/simple points to files beside it.
+    folders = {path.parent if path.name == "simple" else path for path in folders}
+    configured = {Path(path) for path in ("/etc/xdg/pip", "/root/.config/pip") if Path(path).is_dir()}
+    return sorted({*folders, *configured, tmp_path}), values.get("index-url", "https://pypi.org/simple")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_the_steps_of_the_dockerfile_make_a_system_in_which_a_plain_user_trains(debian, tmp_path):
-    mounts, index = of_this_machines_pip()
-    image = carry_out(ROOT / "docker/Dockerfile", ROOT, tmp_path, debian, {"DEVICE": "cpu", "CPU_INDEX": index}, mounts)
+def test_the_steps_of_the_dockerfile_make_a_system_in_which_a_plain_user_trains(debian, packages, tmp_path_factory):
+    mounts, index = packages
+    work = tmp_path_factory.mktemp("stages")
+    image = carry_out(ROOT / "docker/Dockerfile", ROOT, work, debian, {"DEVICE": "cpu", "CPU_INDEX": index}, mounts)
     assert image.user.split(":")[0] not in ("0", "root"), "the image would run as root"
     helped = image.run([*image.entry, *image.command], [])
     assert helped.returncode == 0 and "Usage: bigtrain" in helped.stdout, helped.stderr
