@@ -34,7 +34,7 @@ from bigtrain.run.records import read_json_lines
 
 PROCESSES = 2
 STEPS = 1_000_000
-CALIBRATION_STEPS = 60
+CALIBRATION_STEPS = 30
 PATIENCE_SECONDS = 300.0
 
 

@@ -127,7 +127,7 @@ def main() -> int:
     parser.add_argument("--processes", default="2", help="of the starts: one number, or several to choose from (1,2,4)")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="more settings")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     worlds = [int(world) for world in args.processes.split(",")]
     chance, tally, began = random.Random(args.seed), Tally(), time.monotonic()
 

@@ -28,6 +28,7 @@ from house import ROOT, STATUS_STOPPED, House, curve
 
 from bigtrain.checkpoint import Places
 from bigtrain.run.records import read_json_lines
+from bigtrain.run.stop import ONE_REQUEST_SECONDS
 
 if TYPE_CHECKING:
     from fault_table import Fault
@@ -108,18 +109,18 @@ def odd_rank(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     """A straggler, and then a weight that rots in one of its copies."""
     slow, rotten = faults
     run = stage.launch(
-        *("guard.straggler_every_steps=1", "guard.replica_check_every_steps=1", "checkpoint.asynchronous=false"),
+        *("guard.straggler_every_steps=2", "guard.replica_check_every_steps=1", "checkpoint.asynchronous=false"),
         orders=f"{slow.planted},start=0;{rotten.planted}",
         restarts=1,
     )
     run.finish()
     (strike,) = run.strikes()
     assert_nothing_lost(stage.house, stage.undisturbed)
-    (straggler,) = [event for event in stage.house.events() if event["event"] == "straggler"]
+    straggler = next(event for event in stage.house.events() if event["event"] == "straggler")
     assert straggler["rank"] == 1 and straggler["seconds"] > straggler["others_seconds"] + 0.05
     (corruption,) = [event for event in stage.house.events() if event["event"] == "corruption"]
     assert [odd["rank"] for odd in corruption["odd"]] == [1]
-    told = Outcome(noticed(run, slow, steps_done(stage.house)[0]["time"]), remark="after three steps of its own work")
+    told = Outcome(noticed(run, slow, steps_done(stage.house)[5]["time"]), remark="after six steps that it was slow in")
     outcome = after(stage.house, strike)
     outcome.noticed_after = noticed(run, rotten, strike)
     return [told, outcome]
@@ -145,6 +146,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.wait_for_steps(1)
     run.process.send_signal(signal.SIGTERM)
     run.wait_until(lambda: bool(run.strikes()), "no save began")
+    time.sleep(ONE_REQUEST_SECONDS + 1)
     strike = time.time()
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(None) not in (0, STATUS_STOPPED)

@@ -126,7 +126,7 @@ SCENES = (
         (
             Fault(
                 "a rank computes slowly",
-                "slow,rank=1,at=forward,delay=0.1",
+                "slow,rank=1,at=forward,delay=0.3",
                 ("rank 1 on ", "is slow"),
                 "it is named, again when it has caught up; the run goes on",
             ),
@@ -164,7 +164,7 @@ SCENES = (
         (
             Fault("SIGTERM", "kill -TERM of the launcher", ("stop: SIGTERM",), "commits, leaves with 75"),
             Fault("SIGUSR1, as queues send it", "kill -USR1", ("stop: SIGUSR1",), "commits, leaves with 75"),
-            Fault("a second SIGTERM while the last save hangs", "kill -TERM twice", (), "leaves at once"),
+            Fault("a second SIGTERM while the last save hangs", "kill -TERM, and again later", (), "leaves at once"),
             Fault("the allotted time ends", "BIGTRAIN_END_TIME", ("stop:",), "commits ahead of it, leaves with 75"),
         ),
         scenes.asked_to_stop,

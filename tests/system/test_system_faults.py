@@ -17,7 +17,7 @@ from fault_table import SCENES, Scene
 from house import ROOT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kept():
     """The rows that were played, with what became of them; rows of other scenes stay as they were played before."""
     rows = []
@@ -51,6 +51,7 @@ def test_of_every_fault_the_run_tells_and_nothing_is_lost(scene: Scene, house, u
     finally:
         stage.clear()
     assert len(outcomes) == len(scene.faults)
-    played = {"scene": scene.name, "scene_seconds": round(time.monotonic() - began, 1)}
+    seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)
+    played = {"scene": scene.name, "scene_seconds": seconds, "load": load}
     for fault, outcome in zip(scene.faults, outcomes, strict=True):
         kept.append({**played, **asdict(fault), **asdict(outcome)})
