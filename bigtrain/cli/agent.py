@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
@@ -81,6 +82,10 @@ class Agent(LocalElasticAgent):
         """Until the workers are done. Raises Leave."""
         try:
             return super().run(role)
+        except RendezvousError:  # this node was cut off: the others go on, and it may come back
+            if self._elastic:
+                self._keep_open()
+            raise
         finally:
             for file in (self._progress, *self._hung_marks()):
                 file.unlink(missing_ok=True)
@@ -223,8 +228,7 @@ class Agent(LocalElasticAgent):
         if (group.group_world_size or 1) > 1:  # None before the agents have met
             if self.stop_asked and self._elastic:
                 self._say(group, _ONE_NODE_LESS)
-                handler: Any = self._spec.rdzv_handler
-                handler.shutdown = lambda: True  # which would close it for the others
+                self._keep_open()
             else:
                 self._say(group, str(status))
             time.sleep(2 * ASK_EVERY_SECONDS)  # the store may go with us
@@ -232,6 +236,11 @@ class Agent(LocalElasticAgent):
 
     def _hung_marks(self) -> list[Path]:
         return list(self._progress.parent.glob(hung_mark(self._progress.name, "*").name))
+
+    def _keep_open(self) -> None:
+        """Leave alone: torchrun's last act would close the job for all, and for whoever wants to come back."""
+        handler: Any = self._spec.rdzv_handler
+        handler.shutdown = lambda: True
 
     def _newest_commit(self) -> int:
         try:

@@ -24,7 +24,7 @@ import psutil
 import torch.distributed.launcher.api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 from torch.distributed.run import parse_args, run
 
 from bigtrain.cli.agent import Agent, Leave
@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BigtrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
+    except RendezvousClosedError:
+        print("error: the job that this node wanted to join is over, or one of its nodes has ended it", file=sys.stderr)
+        return CRASHED
     except RendezvousError as error:
         print(f"error: the nodes did not meet: {error}", file=sys.stderr)
         return CRASHED
