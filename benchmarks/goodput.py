@@ -30,6 +30,8 @@ from kill_build import CLI, ROOT
 from record import spread, write_result
 
 from bigtrain.estimate.goodput import Costs, Goodput, expected_goodput, optimal_interval
+from bigtrain.run.directory import RunDirectory
+from bigtrain.run.ledger import account_of
 from bigtrain.run.records import read_json_lines
 
 PROCESSES = 2
@@ -256,6 +258,7 @@ def shares(run: Run, began: float, strikes: list[float], told: list[float]) -> d
         "restart_to_first_step_seconds": spread(restarts),
         "detection_seconds": spread(told),
         "save_stall_seconds": spread([event["stall_seconds"] for event in stalls]),
+        "ledger": account_of(RunDirectory(run.folder)).as_dict(),  # of the whole run, with its first start-up
     }
 
 

@@ -69,7 +69,7 @@ def page(result: Mapping[str, Any], scenes: Sequence[Any], same: str) -> str:
 
 def _row(row: Mapping[str, Any]) -> str:
     if "failed" in row:
-        word = "not played yet" if row["failed"] is None else "FAILED"
+        word = "no figures yet" if row["failed"] is None else "FAILED"
         return f"| {row['what']} | `{row['planted']}` | **{word}**; wanted: {row['then']} | | | |\n"
     told = "" if row["noticed_after"] is None else f"{row['noticed_after']:.1f} s (< {row['within']:.0f})"
     resumed = "" if row["resumed_after"] is None else f"{row['resumed_after']:.1f} s"
@@ -83,7 +83,7 @@ def _busy(loads: list[float], cores: int) -> str:
     """What else the machine had to do, by the load average of each scene."""
     if not loads or max(loads) <= 2 * cores:
         return "The machine had nothing else to do."
-    return f"The cores had other work: a load of {min(loads):.0f} to {max(loads):.0f}, so a start took up to a minute."
+    return f"The cores had other work, a load of up to {max(loads):.0f}, so that a start took a minute and more."
 
 
 def _tail(rows: list[Mapping[str, Any]]) -> str:

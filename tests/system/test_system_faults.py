@@ -11,10 +11,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import fault_page
 import pytest
 from fault_runs import Stage
-from fault_table import SCENES, Scene
+from fault_table import SAME, SCENES, Scene
 from house import ROOT
+
+RESULT = ROOT / "benchmarks/results/faults.json"
 
 
 @pytest.fixture
@@ -55,3 +58,11 @@ def test_of_every_fault_the_run_tells_and_nothing_is_lost(scene: Scene, house, u
     played = {"scene": scene.name, "scene_seconds": seconds, "load": load}
     for fault, outcome in zip(scene.faults, outcomes, strict=True):
         kept.append({**played, **asdict(fault), **asdict(outcome)})
+
+
+def test_the_page_of_faults_has_every_row_and_what_was_measured():
+    result = json.loads(RESULT.read_text())
+    assert (ROOT / "docs/faults.md").read_text() == fault_page.page(result, SCENES, SAME)
+    table = {(fault.what, fault.planted) for scene in SCENES for fault in scene.faults}
+    assert {(row["what"], row["planted"]) for row in result["rows"]} <= table
+    assert not any("failed" in row for row in result["rows"])
