@@ -30,7 +30,8 @@ def debian(tmp_path_factory, require_command):
         [*command, mirror.group() if mirror else "http://deb.debian.org/debian"], text=True, capture_output=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    for given_by_engines in ("resolv.conf", "hosts"):
+        shutil.copy(f"/etc/{given_by_engines}", root / "etc")
     for configured in Path("/etc/apt/apt.conf.d").glob("*proxy*"):
         shutil.copy(configured, root / "etc/apt/apt.conf.d")
     yield root
@@ -70,5 +71,5 @@ def test_the_steps_of_the_dockerfile_make_a_system_in_which_a_plain_user_trains(
     assert trained.returncode == 0, trained.stderr[-3000:] + trained.stdout[-3000:]
     run = image.root / "workspace/runs/quickstart"
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
-    assert {path.stat().st_uid for path in run.rglob("*")} == {1000}
+    assert {path.lstat().st_uid for path in run.rglob("*")} == {1000}
     assert not any(name in (run / "config.yaml").read_text() for name in PROXIES)
