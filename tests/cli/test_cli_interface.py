@@ -20,7 +20,8 @@ def arguments(endpoint: str = "", standalone: bool = False) -> Namespace:
 
 WORKER = """
 import json, os, psutil, torch, torch.distributed as dist
-dist.init_process_group("gloo")
+from bigtrain.engine.topology import start
+start(timeout_minutes=1)
 dist.all_reduce(torch.ones(1))
 launcher = psutil.Process(os.getppid())
 listening = [
