@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,7 +101,16 @@ class Elastic:
         """One more host for a job that runs already."""
         self.started |= start(self.house, [self.host(number)], self.host(master), "1:3", "train")
 
-    def await_world(self, size: int, what: str, since: float, steps: int = 6) -> None:
+    def rejoin(self, number: int, master: int) -> None:
+        """The same for one that was cut off, if its launcher has given up; it may be back by itself."""
+        launcher = self.started[self.host(number).name]
+        if launcher.process.poll() is not None:
+            assert launcher.finish() == CRASHED, launcher.output
+            self.join(number, master)
+
+    def await_world(
+        self, size: int, what: str, since: float, steps: int = 6, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         """Until this many ranks have done so many steps more than there were; notes when the first was done."""
         reached = max((record["step"] for record in self.house.metrics()), default=0)
         end = time.monotonic() + PATIENCE
@@ -110,6 +119,7 @@ class Elastic:
             if new and new[-1]["step"] >= reached + steps:
                 self.seconds[what] = round(new[0]["time"] - since, 1)
                 return
+            meanwhile()
             time.sleep(0.2)
         raise AssertionError(f"{what}: {size} ranks have not gone on\n{told(self.started)}")
 
@@ -125,10 +135,26 @@ class Elastic:
     def starts(self) -> int:
         return sum(event["event"] in ("start", "resume") for event in self.house.events())
 
+    def finish(self) -> None:
+        """Ask all that run to stop, and compare every step that was done, some twice, with those of one process."""
+        running = [each for each in self.started.values() if each.process.poll() is None]
+        for each in running:
+            each.signal(signal.SIGTERM)
+        assert [each.finish(PATIENCE) for each in running] == [STATUS_STOPPED] * len(running), told(self.started)
+        house, steps = self.house, self.house.metrics()[-1]["step"]
+        status, output = house.train(1, f"train.stop_after={steps}", f"run_dir={house.directory}/reference")
+        assert status == STATUS_STOPPED, output
+        reference = {record["step"]: record for record in house.metrics(house.directory / "reference")}
+        assert sorted(reference) == [record["step"] for record in house.metrics()]  # no step is missing
+        for record in self.lines():
+            undisturbed = reference[record["step"]]
+            assert record["batch_digest"] == undisturbed["batch_digest"]
+            assert math.isclose(record["loss"], undisturbed["loss"], rel_tol=1e-3), (record, undisturbed)
 
-def test_hosts_are_lost_cut_off_and_come_back_and_the_run_goes_on_with_the_same_batches_and_losses(
-    built: House, house: House, network: Network, capsys: pytest.CaptureFixture[str]
-) -> None:
+
+@pytest.fixture
+def elastic(built: House, house: House, network: Network, capsys: pytest.CaptureFixture[str]) -> Iterator[Elastic]:
+    """A long run that is ready for one, two and three hosts."""
     settings = yaml.safe_load(house.config.read_text())
     settings["train"] |= {"steps": 4000, "global_batch_size": 12}
     settings["schedule"] = {"name": "constant"}
@@ -139,7 +165,15 @@ def test_hosts_are_lost_cut_off_and_come_back_and_the_run_goes_on_with_the_same_
     settings["guard"] = {"hang_seconds": HANG_SECONDS, "on_spike": "note"}
     house.config.write_text(yaml.safe_dump(settings))
     run = Elastic(house, network)
+    yield run
+    with capsys.disabled():
+        print(json.dumps(run.seconds, indent=1))
 
+
+def test_hosts_are_lost_cut_off_and_come_back_and_the_run_goes_on_with_the_same_batches_and_losses(
+    elastic: Elastic,
+) -> None:
+    run = elastic
     began = time.time()
     run.launch(0, 1, 2)
     run.await_world(3, "three hosts begin", began)
@@ -164,35 +198,23 @@ def test_hosts_are_lost_cut_off_and_come_back_and_the_run_goes_on_with_the_same_
     cut = time.time()
     run.host(1).cut()
     run.await_world(2, "a link is cut for good: the others go on after", cut)
-    hangs = [event for event in house.events() if event["event"] == "hang"]  # host-b may tell its own view of it
+    hangs = [event for event in run.house.events() if event["event"] == "hang"]  # host-b may tell its own view of it
     assert ["host-b"] in [[odd["host"] for odd in hang["odd"]] for hang in hangs], hangs
     mended = time.time()
     run.host(1).mend()
-    status = run.started["host-b"].finish(PATIENCE)
-    run.seconds["the launcher of the host that was cut off has left after"] = round(time.time() - cut, 1)
-    assert status == CRASHED, told(run.started)
-    run.join(1, master=0)
-    run.await_world(3, "its link is mended, it is started again: all go on after", mended)
+    run.await_world(3, "its link is mended: all go on after", mended, meanwhile=lambda: run.rejoin(1, master=0))
+    run.finish()
 
+
+def test_the_first_host_is_lost_the_others_leave_to_be_started_again_and_nothing_is_lost(elastic: Elastic) -> None:
+    began = time.time()
+    elastic.launch(0, 1)
+    elastic.await_world(2, "two hosts begin", began)
     lost = time.time()
-    run.host(0).kill()
-    assert [run.started[name].finish(PATIENCE) for name in ("host-b", "host-c")] == [CRASHED] * 2, told(run.started)
-    run.seconds["the first host is lost: the others' launchers have left after"] = round(time.time() - lost, 1)
+    elastic.host(0).kill()
+    assert elastic.started["host-b"].finish(PATIENCE) == CRASHED, told(elastic.started)
+    elastic.seconds["the first host is lost: the other's launcher has left after"] = round(time.time() - lost, 1)
     again = time.time()
-    run.launch(1, 2)
-    run.await_world(2, "they are started again, one of them as the first: they go on after", again)
-    for name in ("host-b", "host-c"):
-        run.started[name].signal(signal.SIGTERM)
-    assert [run.started[name].finish(PATIENCE) for name in ("host-b", "host-c")] == [STATUS_STOPPED] * 2
-
-    with capsys.disabled():
-        print(json.dumps(run.seconds, indent=1))
-    steps = house.metrics()[-1]["step"]
-    status, output = house.train(1, f"train.stop_after={steps}", f"run_dir={house.directory}/reference")
-    assert status == STATUS_STOPPED, output
-    reference = {record["step"]: record for record in house.metrics(house.directory / "reference")}
-    assert sorted(reference) == [record["step"] for record in house.metrics()]  # no step is missing
-    for record in run.lines():  # those that were done twice, too
-        undisturbed = reference[record["step"]]
-        assert record["batch_digest"] == undisturbed["batch_digest"]
-        assert math.isclose(record["loss"], undisturbed["loss"], rel_tol=1e-3), (record, undisturbed)
+    elastic.launch(1)
+    elastic.await_world(1, "it is started again, as the first: it goes on after", again)
+    elastic.finish()
