@@ -165,9 +165,13 @@ SCENES = (
             Fault("SIGTERM", "kill -TERM of the launcher", ("stop: SIGTERM",), "commits, leaves with 75"),
             Fault("SIGUSR1, as queues send it", "kill -USR1", ("stop: SIGUSR1",), "commits, leaves with 75"),
             Fault("a second SIGTERM while the last save hangs", "kill -TERM, and again later", (), "leaves at once"),
-            Fault("the allotted time ends", "BIGTRAIN_END_TIME", ("stop:",), "commits ahead of it, leaves with 75"),
         ),
         scenes.asked_to_stop,
+    ),
+    Scene(
+        "the time is up",
+        (Fault("the allotted time ends", "BIGTRAIN_END_TIME", ("stop:",), "commits ahead of it, leaves with 75"),),
+        scenes.time_is_up,
     ),
     Scene(
         "the launcher is lost",
