@@ -27,6 +27,7 @@ Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs of a node; as many r
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Ranks on a node. Default: one a GPU; 2 where --gpus-per-node is not given.")
 ]
+MinNodes = Annotated[int | None, typer.Option(min=1, help="Go on with so few when nodes are lost.")]
 MaxRestarts = Annotated[
     int | None, typer.Option(min=0, help="How often ranks that died are started again in place, without progress.")
 ]
@@ -55,7 +56,7 @@ def slurm(
     signal_lead: Annotated[
         int, typer.Option(min=1, help="Seconds before the end of the walltime at which to commit and leave.")
     ] = 180,
-    min_nodes: Annotated[int | None, typer.Option(min=1, help="Go on with so few when nodes are lost.")] = None,
+    min_nodes: MinNodes = None,
     max_restarts: MaxRestarts = None,
     max_requeues: Annotated[
         int | None,
@@ -133,10 +134,10 @@ def kubernetes(
     host_network: Annotated[bool, typer.Option("--host-network", help="Use the network of the machines.")] = False,
     grace: Annotated[int, typer.Option(min=1, help="Seconds for the last step and its checkpoint.")] = 300,
     processes_per_node: Processes = None,
-    min_nodes: Annotated[int | None, typer.Option(min=1, help="Go on with so few when nodes are lost.")] = None,
+    min_nodes: MinNodes = None,
     max_restarts: MaxRestarts = None,
     doctor: Doctor = True,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Make sure here that the data are built.")] = False,
+    check: Check = False,
     dry_run: DryRun = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -357,9 +357,11 @@ def introduce(run: TrainingRun, search: Search, phases: Phases) -> None:
 
 def tell_of_decisions(run: TrainingRun) -> None:
     """Record what an earlier start decided and was killed before it could say so."""
+    if run.events is None or not run.decisions:
+        return
     told = {event.get("decision") for event in read_json_lines(run.directory.events) if event["event"] == "rewind"}
     for decision in run.decisions:
-        if run.events is not None and decision.decision not in told:
+        if decision.decision not in told:
             run.note_decision(decision)
 
 

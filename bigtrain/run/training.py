@@ -353,9 +353,7 @@ class TrainingRun:
         model = TextModel.in_training(self.model, self.settings)
         beginnings = prompts(self.held_out, model.tokenizer, wanted.samples, model.context)
         self.model.eval()
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # a text grows by a token at a time: a shape of its own each time
+        with torch.compiler.set_stance("force_eager"):  # a text grows by a token at a time: each time another shape
             samples = draw(model, beginnings, wanted.sample_tokens)
         self.model.train()
         return samples
