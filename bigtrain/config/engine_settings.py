@@ -47,10 +47,11 @@ class EngineSettings(Section):
     room for is recomputed."""
     compile: bool = False
     """Compile each decoder block with torch.compile."""
-    attn_implementation: Literal["auto", "varlen", "flex", "blockwise", "sdpa", "reference"] = "auto"
+    attn_implementation: Literal["auto", "varlen", "flex", "cpp", "blockwise", "sdpa", "reference"] = "auto"
     """Attention back-end: `varlen` FlashAttention on CUDA, `flex` FlexAttention on CUDA (soft caps and distance biases,
-    too), `blockwise` FlashAttention's algorithm in batched matrix products (the fastest on a CPU), `sdpa` (PyTorch's
-    flash kernel) anywhere, `reference` naive and slow. `auto` takes the best there is."""
+    too), `cpp` FlashAttention in C++ (bf16 on x86 CPUs that have instructions for it; compiled at first use),
+    `blockwise` its algorithm in batched matrix products (any CPU), `sdpa` (PyTorch's flash kernel) anywhere,
+    `reference` naive and slow. `auto` takes the best there is."""
     dry_run: bool = True
     """Before the first step, try a full micro-batch of documents as long as a row and forget it: what does not fit into
     memory is known at once. The losses are the same without."""

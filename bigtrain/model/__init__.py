@@ -8,7 +8,7 @@ decoder                 embedding -> blocks -> norm -> head
     experts, router     a mixture in the place of the feed-forward layer
     attention           projections around
       attention_rule    which tokens a token sees, and what is added to their scores
-      attention_backends  varlen | flex | blockwise | sdpa | reference
+      attention_backends  varlen | flex | cpp | blockwise | sdpa | reference
   context               what all layers know of the tokens at hand
 multi_token             further blocks that predict further ahead
 auxiliary               what is learned beside the loss
@@ -16,7 +16,8 @@ loss                    cross-entropy without all logits
   loss_softmax          of a chunk, in PyTorch or in
   loss_kernel           one Triton kernel
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
-  activation_checkpointing, sequence_parallel, tensor_parallel, float8, wide_products
+  activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
+  cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, transposing
 initialize, counts
 generate                prompts in, continuations out
   cache                 keys and values of the tokens so far
@@ -24,12 +25,12 @@ generate                prompts in, continuations out
 """
 
 from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
+from bigtrain.model.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder, build_model
 from bigtrain.model.generate import Completion, Ended, generate, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
-from bigtrain.model.wide_products import product_dtype
 
 __all__ = [
     "Completion",

@@ -19,8 +19,8 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import bigtrain.model.attention_backends  # registers the operators named below
-import bigtrain.model.experts
-import bigtrain.model.wide_products  # noqa: F401
+import bigtrain.model.cpu_products
+import bigtrain.model.experts  # noqa: F401
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.execution import Execution
 
@@ -34,6 +34,7 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.torch_attn._varlen_attn.default,
     torch.ops.bigtrain.blockwise_attention.default,
+    torch.ops.bigtrain.cpu_attention.default,
     # Flex is called compiled, whether its block is or not.
     torch.ops.higher_order.flex_attention,
     torch.ops.higher_order.inductor_compiled_code,

@@ -6,7 +6,8 @@ with such scores as the layer's `AttentionRule` says, and nothing else.
 
     varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap or bias
     flex       FlexAttention, compiled for the rule: CUDA, any rule
-    blockwise  FlashAttention's algorithm in batched matrix products: the fastest on a CPU, any precision, any rule
+    cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias
+    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule
     sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap
     reference  the definition, with the full score matrix: what the others are tested against
 """
@@ -29,8 +30,10 @@ from torch.nn.attention.varlen import varlen_attn
 from bigtrain.config.errors import BigtrainError
 from bigtrain.model.attention_rule import AttentionRule, attention_by_definition, bias_at
 from bigtrain.model.blockwise_attention import blockwise_attention
+from bigtrain.model.cpu_attention import cpu_attention
+from bigtrain.model.cpu_kernels import obstacle as obstacle_to_cpu_kernels
+from bigtrain.model.cpu_products import product_dtype
 from bigtrain.model.flex_attention import packed_flex_attention
-from bigtrain.model.wide_products import product_dtype
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionRule], Tensor]
 """(query, key, value, cu_seqlens, max_seqlen, rule) -> [N, H, D]"""
@@ -56,6 +59,11 @@ def flex(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
     """See `bigtrain.model.flex_attention`."""
     _require_bias_for(max_seqlen, rule)
     return packed_flex_attention(query, key, value, cu_seqlens, rule)
+
+
+def cpp(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, rule: AttentionRule) -> Tensor:
+    """See `bigtrain.model.cpu_attention`."""
+    return cpu_attention(query, key, value, cu_seqlens, rule)
 
 
 def blockwise(
@@ -131,6 +139,7 @@ def _require_bias_for(max_seqlen: int, rule: AttentionRule) -> None:
 
 BACKENDS: dict[str, AttentionBackend] = {
     "varlen": varlen,
+    "cpp": cpp,
     "blockwise": blockwise,
     "flex": flex,
     "sdpa": sdpa,
@@ -169,16 +178,28 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
 
 def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
-    if name in ("varlen", "sdpa") and rule.softcap is not None:
+    if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
         return "a rule without softcap"
-    if name == "varlen" and rule.distance_bias is not None:
+    if name in ("varlen", "cpp") and rule.distance_bias is not None:
         return "a rule without distance bias"
     if name == "blockwise" and query.device.type != "cpu":
         return "a CPU"
     if name == "flex" and query.device.type == "cpu":
         # Its kernel for CPUs has no backward pass.
         return "a CUDA device for training" if torch.is_grad_enabled() else None
+    if name == "cpp":
+        return _cpp_obstacle(query)
     return _cuda_obstacle(name, query) if name in ("varlen", "flex") else None
+
+
+def _cpp_obstacle(query: Tensor) -> str | None:
+    if query.device.type != "cpu":
+        return "a CPU"
+    if query.dtype != torch.bfloat16:
+        return "engine.precision bf16"
+    if query.shape[-1] % 32 or query.shape[-1] > 256:
+        return "a head width that is a multiple of 32, at most 256"
+    return obstacle_to_cpu_kernels()
 
 
 def _cuda_obstacle(name: str, query: Tensor) -> str | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bigtrain.model.cpu_products import CpuLinear
 from bigtrain.model.float8 import Float8Linear
 from bigtrain.model.sequence_parallel import SequenceParallel
-from bigtrain.model.wide_products import WIDENED, WideLinear
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,4 @@ class Execution:
     @property
     def linear(self) -> type[nn.Linear]:
         """The linear layer of the blocks."""
-        if self.float8:
-            return Float8Linear
-        return WideLinear if WIDENED else nn.Linear
+        return Float8Linear if self.float8 else CpuLinear

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigtrain.model.cpu_products import product_dtype, weight_gradient
 from bigtrain.model.loss_softmax import IGNORE_INDEX, Shaping, softmax_for
-from bigtrain.model.wide_products import product_dtype
 
 __all__ = ["IGNORE_INDEX", "linear_cross_entropy"]
 
@@ -91,7 +91,7 @@ def _loss_and_gradients(
         loss += softmax(products, labels[chunk], shaping, gradients)
         if grad_hidden is not None and grad_weight is not None:
             torch.mm(products, weight, out=grad_hidden[chunk])
-            grad_weight += products.T @ hidden[chunk]
+            grad_weight += weight_gradient(products, hidden[chunk])
     return loss, grad_hidden, grad_weight
 
 

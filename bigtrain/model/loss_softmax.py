@@ -2,8 +2,9 @@
 
     SoftmaxInPyTorch        several passes over float32 copies of the chunk: any device, any precision
     softmax_in_one_kernel   a Triton kernel without copies: CUDA, in bf16, fp16 or float32
+    softmax_in_cpp          a row at a time in C++: CPUs with bf16 instructions, in bf16, without a soft cap
 
-`softmax_for` chooses, and nothing else knows that there are two.
+`softmax_for` chooses, and nothing else knows that there are several.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from bigtrain.model.cpu_kernels import address, kernels, obstacle
 
 IGNORE_INDEX = -100
 """The label of a token that has no successor to predict."""
@@ -40,6 +43,8 @@ def softmax_for(weight: Tensor, shaping: Shaping) -> tuple[Softmax, int]:
         from bigtrain.model.loss_kernel import softmax_in_one_kernel
 
         return softmax_in_one_kernel, 0
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and shaping.softcap is None and not obstacle():
+        return softmax_in_cpp, 0
     return SoftmaxInPyTorch(), 2 * torch.promote_types(weight.dtype, torch.float32).itemsize
 
 
@@ -80,6 +85,19 @@ class SoftmaxInPyTorch:
             gradient.div_(scaling)
         products.copy_(gradient)
         return loss
+
+
+def softmax_in_cpp(products: Tensor, labels: Tensor, shaping: Shaping, gradients: bool) -> Tensor:
+    """See `Softmax`. Raises IndexError where a label is no class."""
+    rows, classes = products.shape
+    losses = torch.empty(rows, dtype=torch.float32)
+    unknown = kernels().softmax_of_rows(
+        address(products), address(labels.contiguous()), address(losses),
+        rows, classes, shaping.logits_scaling, shaping.z_loss_coef, IGNORE_INDEX, gradients,
+    )  # fmt: skip
+    if unknown:
+        raise IndexError(f"{unknown} of {rows} labels are none of the {classes} classes")
+    return losses.sum()
 
 
 @cache

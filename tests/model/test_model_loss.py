@@ -9,10 +9,10 @@ from model_support import relative_error
 from torch import Tensor
 
 from bigtrain.model import loss as loss_module
+from bigtrain.model.cpu_products import product_dtype
 from bigtrain.model.embedding import TokenEmbedding
 from bigtrain.model.loss import linear_cross_entropy
 from bigtrain.model.loss_softmax import Shaping, softmax_for
-from bigtrain.model.wide_products import product_dtype
 
 
 def problem(dtype: torch.dtype, rows: int = 700, width: int = 24, classes: int = 50) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from model_support import CountOperators, packed_batch, relative_error, small_settings
 from torch import Tensor, nn
 
-from bigtrain.model import Decoder, build_model, wide_products
-from bigtrain.model.wide_products import WideLinear, product_dtype
+from bigtrain.model import Decoder, build_model, cpu_products
+from bigtrain.model.cpu_products import CpuLinear, product_dtype
 
 NARROW = [torch.bfloat16, torch.float16]
 
@@ -28,10 +28,7 @@ def widened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def change_what_is_widened(monkeypatch: pytest.MonkeyPatch, dtypes: frozenset[torch.dtype]) -> None:
-    import bigtrain.model.execution as execution
-
-    for module in (wide_products, execution):
-        monkeypatch.setattr(module, "WIDENED", dtypes)
+    monkeypatch.setattr(cpu_products, "WIDENED", dtypes)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +54,7 @@ def test_only_narrow_types_on_a_cpu_are_widened(widened: None) -> None:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_output_and_gradients_are_rounded_once(widened: None, bias: bool, tokens: int, seed: int, dtype: Any) -> None:
     generator = torch.Generator().manual_seed(seed)
-    layer = WideLinear(48, 32, bias=bias).to(dtype)
+    layer = CpuLinear(48, 32, bias=bias).to(dtype)
     x = torch.randn(2, tokens, 48, generator=generator).to(dtype).requires_grad_()
     grad = torch.randn(2, tokens, 32, generator=generator).to(dtype)
     layer(x).backward(grad)

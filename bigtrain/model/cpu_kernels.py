@@ -1,0 +1,113 @@
+"""The kernels of `cpu_kernels.cpp` for CPUs with bfloat16 instructions: compiled at first use, kept for the next run.
+
+It takes a C++ compiler and five seconds, once for each version of PyTorch; the result lies in the user's cache folder.
+Where something is missing, `obstacle` says what, and everything is computed by PyTorch, two to five times slower. Which
+instructions are used follows from our flags and not from the machine, so machines may share the folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_TORCH = Path(torch.__file__).parent
+_FLAGS = [
+    "-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-DCPU_CAPABILITY_AVX512", "-mfma",
+    "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-Wl,-z,now",
+    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{_TORCH / 'include'}",
+    f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10",
+]  # fmt: skip
+COMPILE_SECONDS = 300
+
+
+class Call(ctypes.Structure):
+    """`Attention` in the source: what a call of attention is about."""
+
+    _fields_ = (
+        ("documents", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("key_heads", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("boundaries", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("window", ctypes.c_int64),
+    )
+
+
+def is_for_this_cpu() -> bool:
+    """Whether the processor has the instructions, under an operating system that we have tried."""
+    return platform.system() == "Linux" and platform.machine() == "x86_64" and torch.cpu._is_avx512_bf16_supported()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # found out when compiling, not compiled
+def obstacle() -> str | None:
+    """What is wanted here for the kernels to run; None where they do. The first call compiles them."""
+    found = _load()
+    return found if isinstance(found, str) else None
+
+
+def kernels() -> ctypes.CDLL:
+    """The compiled library, where there is no obstacle."""
+    found = _load()
+    assert isinstance(found, ctypes.CDLL)
+    return found
+
+
+def address(tensor: Tensor) -> ctypes.c_void_p:
+    """Of a contiguous tensor's first number, for a call of a kernel."""
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    if not is_for_this_cpu():
+        return "an x86 CPU with bfloat16 instructions (AVX512-BF16), under Linux"
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return "a C++ compiler (`c++`, or what CXX names) to compile its kernel with"
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+        library.softmax_of_rows.argtypes = (
+            *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 2, *(ctypes.c_float,) * 2, ctypes.c_int64, ctypes.c_bool,
+        )  # fmt: skip
+        library.softmax_of_rows.restype = ctypes.c_int64
+        return library
+    except subprocess.CalledProcessError as error:
+        problem = next((line for line in error.stderr.splitlines() if "error" in line), f"{compiler} failed")
+    except (OSError, subprocess.TimeoutExpired) as error:  # no folder to write to, or a library that does not load
+        problem = str(error)
+    logging.getLogger(__name__).warning("the kernels for this CPU do not compile, and PyTorch's stay: %s", problem)
+    return f"kernels that compile here ({problem})"
+
+
+def _compiled(compiler: str) -> Path:
+    """The library, compiled by one of the processes that want it at the same time."""
+    made_from = "\n".join((_SOURCE.read_text(), compiler, *_FLAGS, torch.__version__))
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigtrain"
+    library = folder / f"cpu-kernels-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cpu-kernels.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                whole = Path(made) / library.name
+                command = [compiler, str(_SOURCE), *_FLAGS, "-o", str(whole)]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+                whole.rename(library)
+    return library
