@@ -11,8 +11,9 @@ is what one would take), and only its fastest goes on; the contestants then take
 speed hits all alike. Timed is the whole optimizer step, data loading included, without the
 first few. bigtrain is the ordinary command (`bigtrain train` under torchrun), its step times those of metrics.jsonl.
 
-MFU is by the field's convention, relative to the matrix product measured here, on all cores, before every round: the
-faster of bf16 and, where the CPU has no instructions for it, float32.
+MFU is by the field's convention, relative to the matrix product measured here before every round, in a process a core
+at the same time: in bf16, or in float32 where the CPU has no instructions for it. `mfu` is of the best rate of all
+rounds; `mfu_in_round` of what the products reached in the same round, for a machine that others slow down at times.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import torch
 from peers import environment, reason, version
 from record import spread, write_result
 
+from bigtrain.cli.torchrun import MALLOC_FOR_TENSORS
 from bigtrain.config import Settings, load_settings
 from bigtrain.model import product_dtype
 
@@ -43,6 +45,7 @@ LIMIT_SECONDS = 1200
 WHAT = {
     "bigtrain": "bigtrain train",
     "nanogpt": "nanoGPT's loop (autocast, DistributedDataParallel) around a plain Llama",
+    "nanogpt-malloc": "the same, with the settings of malloc that bigtrain's launcher makes",
     "trainer": "transformers Trainer, transformers' Llama",
     "trainer-deepspeed": "transformers Trainer with DeepSpeed ZeRO-2, transformers' Llama",
     "litgpt": "litgpt's model, in the loop of its pretrain",
@@ -70,26 +73,27 @@ class Form:
 PRECISIONS = ["bf16", "fp32"] if product_dtype(torch.bfloat16, torch.device("cpu")) == torch.float32 else ["bf16"]
 
 
-def forms_of(spreads: Sequence[int]) -> dict[str, list[Form]]:
-    """What is tried of every contestant, with so many processes."""
+def forms_of(contestants: Sequence[str], spreads: Sequence[int]) -> dict[str, list[Form]]:
+    """What is tried of these contestants, with so many processes."""
     return {
         name: [
             Form(name, processes, compile, precision)
             for precision in PRECISIONS
             for processes in spreads
-            if processes > 1 or name != "trainer-deepspeed"
+            if processes > 1 or name not in ("trainer-deepspeed", "nanogpt-malloc")
             for compile in ([False] if name.startswith("trainer") else [False, True])
         ]
-        for name in WHAT
+        for name in contestants
     }
 
 
 class Race:
     """All contestants on one model and its batches."""
 
-    def __init__(self, config: Path, folder: Path, peers: Path, timed_tokens: int, spreads: Sequence[int]) -> None:
-        self.config, self.folder, self.peers = config, folder, peers
-        self.forms = forms_of(spreads)
+    def __init__(
+        self, config: Path, folder: Path, peers: Path, timed_tokens: int, forms: dict[str, list[Form]]
+    ) -> None:
+        self.config, self.folder, self.peers, self.forms = config, folder, peers, forms
         self.settings = load_settings(config)
         self.tokens_per_step = self.settings.train.global_batch_size * self.settings.data.sequence_length
         self.steps = WARMUP_STEPS + max(4, timed_tokens // self.tokens_per_step)
@@ -115,24 +119,24 @@ class Race:
             for name, form in fastest.items():
                 rates[name].append(self._tokens_per_second(form))
                 print(f"{repeat + 1}/{repeats}      {form!s:52} {_rate(rates[name][-1])}", flush=True)
-        return self._report(fastest, rates, max(peaks), trials)
+        return self._report(fastest, rates, peaks, trials)
 
     def _report(
         self,
         fastest: dict[str, Form],
         rates: dict[str, list[float]],
-        peak: float,
+        peaks: list[float],
         trials: dict[str, float | str],
     ) -> dict[str, Any]:
         from bigtrain.model import count_parameters, flops_per_token
 
         model, length = self.settings.model, self.settings.data.sequence_length
-        flops = flops_per_token(model, length)
+        flops, peak = flops_per_token(model, length), max(peaks)
         rows: dict[str, Any] = {}
         print(
             f"\n{self.config}: {count_parameters(model):,} parameters, {length} tokens, peak {peak / 1e9:.0f} GFLOP/s"
         )
-        print(f"{'':52} {'tokens/s':>10} {'MFU':>7}  bigtrain is faster by (median, range over rounds)")
+        print(f"{'':52} {'tokens/s':>10} {'MFU':>7} {'meanw.':>7}  bigtrain is faster by (median, range over rounds)")
         for name, values in rates.items():
             ratios = [ours / theirs for ours, theirs in zip(rates["bigtrain"], values, strict=True)]
             rows[name] = {
@@ -140,10 +144,14 @@ class Race:
                 "form": str(fastest[name]),
                 "tokens_per_second": spread(values),
                 "mfu": statistics.median(values) * flops / peak,
+                "mfu_in_round": spread(
+                    [rate * flops / meanwhile for rate, meanwhile in zip(values, peaks, strict=True)]
+                ),
                 "bigtrain_is_faster_by": spread(ratios),
             }
             print(
-                f"{fastest[name]!s:52} {statistics.median(values):10,.0f} {rows[name]['mfu']:7.1%}  "
+                f"{fastest[name]!s:52} {statistics.median(values):10,.0f} {rows[name]['mfu']:7.1%} "
+                f"{rows[name]['mfu_in_round']['median']:7.1%}  "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             )
         return {
@@ -153,6 +161,7 @@ class Race:
             "tokens_per_step": self.tokens_per_step,
             "steps": self.steps,
             "matmul_peak_flops": peak,
+            "matmul_flops_of_rounds": peaks,
             "flops_per_token": flops,
             "causal_flops_per_token": flops_per_token(model, length, causal=True),
             "contestants": rows,
@@ -219,6 +228,8 @@ class Race:
         alone = form.processes == 1
         worker = str(Path(__file__).with_name("train_cpu_worker.py"))
         environ = {**os.environ, "OMP_NUM_THREADS": str(form.threads), "DS_ACCELERATOR": "cpu"}
+        if form.contestant == "nanogpt-malloc":
+            environ["GLIBC_TUNABLES"] = MALLOC_FOR_TENSORS
         _run([str(python), *([] if alone else torchrun), worker, str(job)], environ)
         seconds: list[float] = json.loads(out.read_text())
         return seconds
@@ -230,6 +241,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--processes", type=int, nargs="+", default=sorted({CORES, 1}), help="forms to try")
     parser.add_argument("--timed-tokens", type=int, default=140_000, help="of a run: about so many, in whole steps")
+    parser.add_argument("--contestants", nargs="+", choices=WHAT, default=list(WHAT))
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "bigtrain-peers")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
     args = parser.parse_args()
@@ -240,11 +252,11 @@ def main() -> None:
     print(f"load {load:.1f}; torchtitan: {results['torchtitan']}")
     for config in args.config or CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
-            results["models"][config.stem] = Race(
-                config, Path(folder), args.peers, args.timed_tokens, args.processes
-            ).result(args.repeats)
-    results["load_at_end"] = os.getloadavg()[0]
-    print(f"\n{write_result('train_cpu', results, args.out)}")
+            forms = forms_of(["bigtrain", *(name for name in args.contestants if name != "bigtrain")], args.processes)
+            race = Race(config, Path(folder), args.peers, args.timed_tokens, forms)
+            results["models"][config.stem] = race.result(args.repeats)
+        results["load_at_end"] = os.getloadavg()[0]
+        print(f"\n{write_result('train_cpu', results, args.out)}")  # one model's result is there if another's fails
 
 
 def torchtitan(peers: Path) -> str:
@@ -262,11 +274,18 @@ def torchtitan(peers: Path) -> str:
 
 
 def matmul_peak() -> float:
-    """The best rate of a square product on all cores, in the type in which bf16 is multiplied here, FLOP/s."""
-    from bigtrain.run.peaks import measure_matmul_peak
-
-    cpu = torch.device("cpu")
-    return measure_matmul_peak(cpu, product_dtype(torch.bfloat16, cpu), seconds=2.0)
+    """The best rate of a square product, in the type in which bf16 is multiplied here, FLOP/s of a process a core."""
+    script = (
+        "import torch; from bigtrain.model import product_dtype; from bigtrain.run.peaks import measure_matmul_peak;"
+        "cpu = torch.device('cpu');"
+        "print(measure_matmul_peak(cpu, product_dtype(torch.bfloat16, cpu), seconds=3.0))"
+    )
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], env=environ, stdout=subprocess.PIPE, text=True)
+        for _ in range(CORES)
+    ]
+    return sum(float(process.communicate()[0]) for process in processes)
 
 
 def first_batches(settings: Settings, steps: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import torch.cuda
 import torch.distributed.launcher.api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -35,6 +36,11 @@ from bigtrain.statuses import CRASHED, DONE, STOPPED, WRONG, of_shell
 
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LEFT_TO_TORCHRUN = "SIGQUIT"
+MALLOC_FOR_TENSORS = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"
+)
+"""Keep the memory of tensors that are gone, in huge pages, for those to come: on a CPU every step has the same tensors
+again, and glibc would return them to the kernel, which clears each page before it hands it out anew."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ[LAUNCHER] = str(os.getpid())  # by which workers notice that we died: bigtrain/run/stop.py
     # The store it would share is not fit for restarts; agent.py has another.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    if not torch.cuda.is_available():
+        os.environ.setdefault("GLIBC_TUNABLES", MALLOC_FOR_TENSORS)
     launcher: Any = torch.distributed.launcher.api
     launcher.LocalElasticAgent = Agent
     try:

@@ -25,9 +25,10 @@ def _forward(
     query, key, value = (x.contiguous() for x in (query, key, value))
     output, normaliser = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
     boundaries = cu_seqlens.to(torch.int64)
-    kernels().attention_forward(
+    had_memory = kernels().attention_forward(
         _call(query, key, boundaries, scale, window), *map(address, (query, key, value, output, normaliser))
     )
+    _require(had_memory)
     return output, normaliser
 
 
@@ -40,10 +41,11 @@ def _backward(
     grad, query, key, value = (x.contiguous() for x in (grad, query, key, value))
     grads = tuple(torch.empty_like(x) for x in (query, key, value))
     boundaries = cu_seqlens.to(torch.int64)
-    kernels().attention_backward(
+    had_memory = kernels().attention_backward(
         _call(query, key, boundaries, scale, window),
         *map(address, (grad, query, key, value, output, normaliser, *grads)),
     )
+    _require(had_memory)
     return grads[0], grads[1], grads[2]
 
 
@@ -52,6 +54,11 @@ def _call(query: Tensor, key: Tensor, boundaries: Tensor, scale: float, window: 
     seen = tokens if window is None else min(window, tokens)
     call = Call(len(boundaries) - 1, heads, key.shape[1], width, boundaries.data_ptr(), scale, seen)
     return ctypes.byref(call)
+
+
+def _require(had_memory: bool) -> None:
+    if not had_memory:
+        raise MemoryError("no memory for a document's blocks of attention")
 
 
 @_forward.register_fake

@@ -1,5 +1,5 @@
-// What PyTorch has no fast kernel for on a CPU with bfloat16 instructions: attention inside packed documents, and the
-// softmax of the loss. Compiled at first use and called through `cpu_kernels.py`, which says what the arguments are.
+// What PyTorch has no fast kernel for on a CPU with bfloat16 instructions: attention inside packed documents, the softmax
+// of the loss, transposing. Compiled at first use and called through `cpu_kernels.py`, which says what the arguments are.
 //
 // Matrix products are oneDNN's, as PyTorch exports them (`brgemm`: C[M, N] float32 = A[M, K] B[K, N] in bfloat16). Its
 // B comes in pairs of rows: [K / 2, N, 2]. Where a block is cut off by the end of a document, its rows are filled up
@@ -14,7 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+#include <new>
 #include <vector>
 
 namespace {
@@ -211,6 +211,17 @@ int64_t hide(float* scores, int64_t n, int64_t begin, int64_t end) {
   return (end + kLanes - 1) / kLanes * kLanes;
 }
 
+// Runs `work` and says whether there was memory for it: nothing may be thrown at the caller, which is Python.
+template <typename Work>
+bool had_memory(const Work& work) {
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
+}
+
 struct ForwardMemory {
   std::vector<BFloat16> keys, values, queries, weights;
   std::vector<float> scores, sums;
@@ -383,11 +394,11 @@ void write(const float* from, const Rows& like, float scale, BFloat16* to) {
 extern "C" {
 
 // query [N, heads, D], key and value [N, key heads, D] -> output [N, heads, D], normaliser [N, heads]: the binary
-// logarithm of each softmax's sum of exp(scale * score).
-void attention_forward(
+// logarithm of each softmax's sum of exp(scale * score). False: there was no memory.
+bool attention_forward(
     const Attention* call, const BFloat16* query, const BFloat16* key, const BFloat16* value, BFloat16* output,
     float* normaliser) {
-  call->spread<ForwardMemory>([&](int64_t document, int64_t key_head, ForwardMemory& memory) {
+  const auto work = [&](int64_t document, int64_t key_head, ForwardMemory& memory) {
     const auto keys = call->rows(key, document, key_head, call->key_heads);
     const auto values = call->rows(value, document, key_head, call->key_heads);
     const int64_t length = keys.count, rows = (length + kForwardKeys - 1) / kForwardKeys * kForwardKeys;
@@ -402,14 +413,16 @@ void attention_forward(
         attend(*call, queries, at, k, v, memory, output + first_token * call->width, normaliser + first_token);
       }
     }
-  });
+  };
+  return had_memory([&] { call->spread<ForwardMemory>(work); });
 }
 
-// The gradients of query, key and value (Dao et al., 2022, algorithm 4, with scores transposed).
-void attention_backward(
+// The gradients of query, key and value (Dao et al., 2022, algorithm 4, with scores transposed). False: there was no
+// memory.
+bool attention_backward(
     const Attention* call, const BFloat16* grad, const BFloat16* query, const BFloat16* key, const BFloat16* value,
     const BFloat16* output, const float* normaliser, BFloat16* grad_query, BFloat16* grad_key, BFloat16* grad_value) {
-  call->spread<BackwardMemory>([&](int64_t document, int64_t key_head, BackwardMemory& memory) {
+  const auto work = [&](int64_t document, int64_t key_head, BackwardMemory& memory) {
     const auto keys = call->rows(key, document, key_head, call->key_heads);
     const auto values = call->rows(value, document, key_head, call->key_heads);
     const int64_t width = keys.width, rows = padded(keys.count);
@@ -434,7 +447,8 @@ void attention_backward(
     const int64_t first_key = (call->boundaries[document] * call->key_heads + key_head) * width;
     write(memory.grad_keys.data(), keys, call->scale, grad_key + first_key);
     write(memory.grad_values.data(), values, 1, grad_value + first_key);
-  });
+  };
+  return had_memory([&] { call->spread<BackwardMemory>(work); });
 }
 
 // from [rows, columns] -> to [columns, rows].
@@ -475,12 +489,12 @@ void transpose(const BFloat16* from, int64_t rows, int64_t columns, BFloat16* to
 
 // Of each row of logits = products / scaling: losses[row] = log Z - logits[label], 0 where the label is `ignored`; and
 // with `gradients` the products become the gradient of loss + z_loss_coef * (log Z)^2. Returns how many labels are no
-// class.
+// class, or -1: there was no memory.
 int64_t softmax_of_rows(
     BFloat16* products, const int64_t* labels, float* losses, int64_t rows, int64_t classes, float scaling,
     float z_loss_coef, int64_t ignored, bool gradients) {
   std::atomic<int64_t> unknown{0};
-  at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+  const auto work = [&](int64_t begin, int64_t end) {
     std::vector<float> exponentials(padded(classes));
     for (int64_t row = begin; row < end; ++row) {
       auto* logits = products + row * classes;
@@ -515,7 +529,7 @@ int64_t softmax_of_rows(
       }
       logits[label] = exponentials[label] * slope - 1 / scaling;
     }
-  });
-  return unknown;
+  };
+  return had_memory([&] { at::parallel_for(0, rows, 16, work); }) ? unknown.load() : -1;
 }
 }

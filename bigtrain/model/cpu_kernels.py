@@ -81,6 +81,7 @@ def _load() -> ctypes.CDLL | str:
         return "a C++ compiler (`c++`, or what CXX names) to compile its kernel with"
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
+        library.attention_forward.restype = library.attention_backward.restype = ctypes.c_bool
         library.softmax_of_rows.argtypes = (
             *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 2, *(ctypes.c_float,) * 2, ctypes.c_int64, ctypes.c_bool,
         )  # fmt: skip

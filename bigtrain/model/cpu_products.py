@@ -70,7 +70,8 @@ class CpuLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        if input.device.type != "cpu" or input.dtype not in (torch.bfloat16, torch.float16):
+        narrow = product_dtype(input.dtype, input.device) == input.dtype
+        if narrow and (input.device.type != "cpu" or input.dtype != torch.bfloat16 or not torch.is_grad_enabled()):
             return F.linear(input, self.weight, self.bias)
         output: Tensor = _Product.apply(input.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
         output = output.view(*input.shape[:-1], self.out_features)

@@ -95,6 +95,8 @@ def softmax_in_cpp(products: Tensor, labels: Tensor, shaping: Shaping, gradients
         address(products), address(labels.contiguous()), address(losses),
         rows, classes, shaping.logits_scaling, shaping.z_loss_coef, IGNORE_INDEX, gradients,
     )  # fmt: skip
+    if unknown < 0:
+        raise MemoryError("no memory for a row of logits")
     if unknown:
         raise IndexError(f"{unknown} of {rows} labels are none of the {classes} classes")
     return losses.sum()
