@@ -27,7 +27,9 @@ class Rotary(NamedTuple):
         width = self.cos.shape[-1]
         turned, rest = x[..., :width], x[..., width:]
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            turned = _CpuRotation.apply(turned, self.cos, self.sin)  # type: ignore[no-untyped-call]
+            # For one token an autograd function costs more than the rotation.
+            rotated = _CpuRotation.apply if torch.is_grad_enabled() else _rotated
+            turned = rotated(turned, self.cos, self.sin)
         else:
             first, second = turned.chunk(2, dim=-1)
             turned = turned * self.cos + torch.cat((-second, first), dim=-1) * self.sin
@@ -40,7 +42,7 @@ class _CpuRotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -48,7 +50,7 @@ class _CpuRotation(torch.autograd.Function):
         return _rotated(grad, cos, sin, -1.0), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: float = 1.0) -> Tensor:
     half = x.shape[-1] // 2
     result = x * cos
     result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
