@@ -6,7 +6,8 @@ bigtrain is the ordinary command in two processes (ZeRO 2), its losses are those
 process: transformers' model with the initial weights exported from bigtrain, eager attention under a mask that keeps
 documents apart, torch's cross-entropy over all logits, AdamW over matrices with decay and vectors without, gradient
 clipping, and the same learning rates. Both in float32 ("fp32"), and in bfloat16 with float32 weights ("bf16": autocast
-for the peer).
+for the peer). How far the peer's own curves of the two precisions are apart says what rounding alone does: at a high
+learning rate any two curves part in the end.
 Two models: the quickstart's, and one of GPT-2's size and shape on the quickstart's data.
 """
 
@@ -40,7 +41,7 @@ GPT2 = [
     "model.family=gpt2", "model.hidden_size=768", "model.num_hidden_layers=12", "model.num_attention_heads=12",
     "model.num_key_value_heads=12", "model.intermediate_size=3072", "model.vocab_size=50257",
     "model.max_position_embeddings=1024", "data.sequence_length=512", "train.global_batch_size=4",
-    "train.micro_batch_size=2", "optimizer.learning_rate=6.0e-4",
+    "train.micro_batch_size=2", "optimizer.learning_rate=6.0e-4", "schedule.warmup_steps=3",
 ]  # fmt: skip
 
 
@@ -55,11 +56,16 @@ def main() -> None:
     for name, (steps, shape) in models.items():
         for precision in ("fp32", "bf16"):
             overrides = [
-                *shape, f"train.steps={steps}", f"engine.precision={precision}", "schedule.warmup_steps=3",
+                *shape, f"train.steps={steps}", f"engine.precision={precision}",
                 f"schedule.decay_steps={max(1, steps // 4)}", "evaluate.every_steps=null", "evaluate.max_sequences=1",
                 "checkpoint.every_steps=null", "tracking.wandb=disabled",
             ]  # fmt: skip
             found[f"{name} {precision}"] = compare(f"{name} {precision}", overrides)
+        by_rounding = largest_difference(
+            *(found[f"{name} {precision}"]["transformers"] for precision in ("fp32", "bf16"))
+        )
+        found[f"{name} bf16"]["transformers_from_its_fp32"] = by_rounding
+        print(f"{name:16} transformers in bf16 and in fp32: at most {by_rounding:.2g} apart", flush=True)
     print(f"\n{write_result('loss_comparison', found, args.out)}")
 
 
@@ -69,9 +75,14 @@ def compare(name: str, overrides: list[str]) -> dict[str, Any]:
         overrides = [*overrides, f"run_dir={folder}/run"]
         ours = run_bigtrain(Path(folder) / "run", overrides)
         theirs = run_transformers(load_settings(QUICKSTART, overrides), Path(folder) / "exported")
-    apart = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    print(f"{name:16} {len(ours)} steps, {ours[0]:.4f} to {ours[-1]:.4f}: at most {max(apart):.2g} apart", flush=True)
-    return {"largest_difference": max(apart), "bigtrain": ours, "transformers": theirs}
+    apart = largest_difference(ours, theirs)
+    print(f"{name:16} {len(ours)} steps, {ours[0]:.4f} to {ours[-1]:.4f}: at most {apart:.2g} apart", flush=True)
+    return {"largest_difference": apart, "bigtrain": ours, "transformers": theirs}
+
+
+def largest_difference(one: list[float], other: list[float]) -> float:
+    """Of two curves, in nats."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def run_bigtrain(run_dir: Path, overrides: list[str]) -> list[float]:
