@@ -8,7 +8,8 @@ documents apart, torch's cross-entropy over all logits, AdamW over matrices with
 clipping, and the same learning rates. Both in float32 ("fp32"), and in bfloat16 with float32 weights ("bf16": autocast
 for the peer). How far the peer's own curves of the two precisions are apart says what rounding alone does: at a high
 learning rate any two curves part in the end.
-Two models: the quickstart's, and one of GPT-2's size and shape on the quickstart's data.
+The models: the quickstart's at its own learning rate and at a sixth of it, where rounding is not magnified, and one of
+GPT-2's size and shape on the quickstart's data.
 """
 
 from __future__ import annotations
@@ -44,19 +45,22 @@ GPT2 = [
     "train.micro_batch_size=2", "optimizer.learning_rate=6.0e-4", "schedule.warmup_steps=3",
 ]  # fmt: skip
 
+MODELS = {"quickstart": [], "quickstart-1e-3": ["optimizer.learning_rate=1.0e-3"], "gpt2": GPT2}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--steps", type=int, default=100, help="of the quickstart's model")
     parser.add_argument("--gpt2-steps", type=int, default=10)
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
     args = parser.parse_args()
-    models = {"quickstart": (args.steps, []), "gpt2": (args.gpt2_steps, GPT2)}
     found: dict[str, Any] = {}
-    for name, (steps, shape) in models.items():
+    for name in args.models:
+        steps, changes = args.gpt2_steps if name == "gpt2" else args.steps, MODELS[name]
         for precision in ("fp32", "bf16"):
             overrides = [
-                *shape, f"train.steps={steps}", f"engine.precision={precision}",
+                *changes, f"train.steps={steps}", f"engine.precision={precision}",
                 f"schedule.decay_steps={max(1, steps // 4)}", "evaluate.every_steps=null", "evaluate.max_sequences=1",
                 "checkpoint.every_steps=null", "tracking.wandb=disabled",
             ]  # fmt: skip
