@@ -137,7 +137,9 @@ class Agent(LocalElasticAgent):
         elif (word := self._word_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
             note_death()
             self._follow(worker_group, word)
-        else:
+        elif len(ended) < len(worker_group.workers):
+            return RunResult(state=WorkerState.HEALTHY)
+        else:  # all are done, and it gathers what they leave; it would judge by itself one that has died meanwhile
             result: RunResult = super()._monitor_workers(worker_group)
             return result
         self._remaining_restarts = 1  # one, and what comes after it is for another time
@@ -174,7 +176,7 @@ class Agent(LocalElasticAgent):
             return
         if died.final or self.stop_asked:
             self._leave(of_shell(died.status), "" if died.final else what)
-        word = self._word_of_others(group, PATIENCE_SECONDS)
+        word = self._word_of_others(group, PATIENCE_SECONDS if died.may_follow_another else 0.0)
         if word not in (None, _RESTART, _ONE_NODE_LESS):
             self._leave(int(str(word)))
         if not self._restarts.limit:

@@ -21,6 +21,11 @@ class Death(NamedTuple):
         """Whether the worker would do the same again, or was asked to leave."""
         return self.status in FINAL
 
+    @property
+    def may_follow_another(self) -> bool:
+        """Whether it may have come of a death on another node; who was killed did not die of a closed connection."""
+        return self.status >= 0
+
 
 def cause(ended: Mapping[int, int]) -> Death | None:
     """Of the workers that have ended by themselves, the one that the others followed; None where none has failed.

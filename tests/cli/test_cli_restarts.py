@@ -19,6 +19,7 @@ def test_a_killed_rank_is_the_cause_before_those_that_lost_their_connection_to_i
         assert died is None
         return
     assert ended[died.rank] == died.status != 0
+    assert died.may_follow_another == all(status >= 0 for status in ended.values())
     if any(status < 0 for status in ended.values()):
         assert died.status < 0 and not died.final
     elif HUNG in ended.values():

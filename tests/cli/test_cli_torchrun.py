@@ -38,6 +38,50 @@ def test_a_worker_killed_by_a_signal_is_named(tmp_path):
     assert f"rank 1 on {socket.gethostname()} was killed by SIGKILL" in output
 
 
+def test_a_worker_that_dies_just_after_the_launcher_has_looked_is_started_again_as_any_other(tmp_path):
+    (tmp_path / "worker.py").write_text("import time\ntime.sleep(1)\n")
+    (tmp_path / "launcher.py").write_text(
+        "import os, signal, sys\n"
+        "from bigtrain.cli import torchrun\n"
+        "look, struck = torchrun.Agent._ended, []\n"
+        "def and_then_one_dies(self, group):\n"
+        "    seen = look(self, group)\n"
+        "    if not struck:\n"
+        "        struck.append(self._pcontext.subprocess_handlers[1].proc)\n"
+        "        struck[0].kill()\n"
+        "        os.waitid(os.P_PID, struck[0].pid, os.WEXITED | os.WNOWAIT)\n"
+        "    return seen\n"
+        "torchrun.Agent._ended = and_then_one_dies\n"
+        "sys.exit(torchrun.main())\n"
+    )
+    command = [sys.executable, str(tmp_path / "launcher.py"), *LAUNCHER[3:], "--max-restarts=1"]
+    done = subprocess.run([*command, str(tmp_path / "worker.py")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "was killed by SIGKILL: restart 1" in done.stderr, done.stderr
+
+
+def test_a_node_whose_worker_was_killed_speaks_before_one_whose_worker_crashed_of_it(tmp_path):
+    (tmp_path / "worker.py").write_text(
+        "import os, signal, time\n"
+        "if os.environ['RANK'] == '0': raise SystemExit(3)\n"
+        "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", meeting]
+    nodes = [
+        subprocess.Popen(
+            [*LAUNCHER[:3], *options, f"--rdzv-conf=is_host={is_host}", str(tmp_path / "worker.py")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for is_host in (1, 0)
+    ]
+    said = [node.communicate(timeout=60)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [128 + signal.SIGKILL] * 2, said
+
+
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stop_signal_reaches_the_workers_who_may_take_their_time(tmp_path, stop_signal):
     script = (
