@@ -201,7 +201,7 @@ class Race:
         out = self.folder / f"seconds-{self.runs}.json"
         job = self.folder / f"job-{self.runs}.json"
         described = {
-            "peer": form.contestant,
+            "peer": form.contestant.partition("-")[0],
             "compile": form.compile,
             "precision": form.precision,
             "deepspeed": form.contestant == "trainer-deepspeed",

@@ -141,13 +141,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    peers = {
-        "nanogpt": nanogpt,
-        "nanogpt-malloc": nanogpt,
-        "trainer": trainer,
-        "trainer-deepspeed": trainer,
-        "litgpt": litgpt,
-    }
+    peers = {"nanogpt": nanogpt, "trainer": trainer, "litgpt": litgpt}
     # Peers know no numbers but int64.
     batches = torch.load(job["batches"], weights_only=True).long()
     seconds = peers[job["peer"]](job, batches)

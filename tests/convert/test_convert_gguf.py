@@ -62,7 +62,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 def _components(require: Any) -> None:
     require("gguf")
     require("llama_cpp")
-    torch.set_num_threads(1)
 
 
 def shape(name: str, **changes: Any) -> ModelSettings:

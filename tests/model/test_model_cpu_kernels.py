@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def forgets() -> Iterator[None]:
     cpu_kernels._load.cache_clear()
     yield
     cpu_kernels._load.cache_clear()
+
+
+@contextmanager
+def threads_of_torch(number: int) -> Iterator[None]:
+    """As many threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def attend(
@@ -81,10 +93,8 @@ def test_attention_is_as_exact_as_its_rounded_weights_for_any_packing_and_window
     tensors = random_tensors(600, *heads, width, seed)
     cu_seqlens = torch.tensor([0, *sorted(boundaries), 600], dtype=torch.int32)
     rule = replace(PLAIN, scale=width**-0.5, window=window)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    found = attend("cpp", tensors, cu_seqlens, rule, torch.bfloat16)
-    torch.set_num_threads(before)
+    with threads_of_torch(threads):
+        found = attend("cpp", tensors, cu_seqlens, rule, torch.bfloat16)
     wanted = attend("reference", tensors, cu_seqlens, rule, torch.float64)
     for what, a, b in zip(("output", "d query", "d key", "d value"), found, wanted, strict=True):
         assert a.dtype == torch.bfloat16 and a.shape == b.shape
@@ -117,11 +127,10 @@ def test_attention_reads_no_other_document(works: None) -> None:
 
 def test_attention_repeats_itself_whatever_the_number_of_threads(works: None) -> None:
     tensors, cu_seqlens = random_tensors(700, 4, 2, 64, seed=4), torch.tensor([0, 10, 300, 700], dtype=torch.int32)
-    before, found = torch.get_num_threads(), []
+    found = []
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        found.append(attend("cpp", tensors, cu_seqlens, PLAIN, torch.bfloat16))
-    torch.set_num_threads(before)
+        with threads_of_torch(threads):
+            found.append(attend("cpp", tensors, cu_seqlens, PLAIN, torch.bfloat16))
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 

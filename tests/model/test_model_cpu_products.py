@@ -5,7 +5,6 @@ The tests decide for themselves what this processor widens, so that they mean th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,15 +28,6 @@ def widened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def change_what_is_widened(monkeypatch: pytest.MonkeyPatch, dtypes: frozenset[torch.dtype]) -> None:
     monkeypatch.setattr(cpu_products, "WIDENED", dtypes)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These products are too small for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_only_narrow_types_on_a_cpu_are_widened(widened: None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,15 +20,6 @@ from bigtrain.model.float8 import Float8Linear
 E4M3, E5M2 = 2**-4, 2**-3
 # What lies under the normal numbers of e4m3 and e5m2, relative to the tensor's largest element: half a subnormal.
 FLOOR = {E4M3: 2**-10 / 448, E5M2: 2**-17 / 57344}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These products are too small for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def error_bound(a: Tensor, a_rounding: float, b: Tensor, b_rounding: float) -> Tensor:

@@ -17,6 +17,7 @@ from torch.distributed import HashStore
 
 from bigtrain.cli.doctor_command import lines
 from bigtrain.config import Settings, load_settings
+from bigtrain.model import cpu_kernels
 from bigtrain.run.doctor import CHECKS, Report, clocks, devices, doctor, host, network, shape
 from bigtrain.run.doctor.check import Check, Patient
 from bigtrain.run.doctor.history import History
@@ -172,6 +173,22 @@ def test_what_a_configuration_needs_and_does_not_find_is_a_failed_check_with_its
     assert "Not a directory" in of(report, "disks")["found"]
     text = "\n".join(lines(report))
     assert "failed   disks" in text and "fix:" in text and "0 failed" not in text
+
+
+def test_a_cpu_whose_kernels_find_no_compiler_is_named_with_the_remedy(
+    built: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not cpu_kernels.is_for_this_cpu():
+        pytest.skip("this CPU has no AVX512-BF16")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    cpu_kernels._load.cache_clear()
+    try:
+        report = alone(built)
+    finally:
+        cpu_kernels._load.cache_clear()
+    assert_only_wrong(report, devices="warning")
+    warning = of(report, "devices")
+    assert "rank 0" in warning["found"] and "CXX" in warning["wanted"] and "g++" in warning["fix"]
 
 
 def test_a_block_that_has_rotted_is_found_without_reading_all(built: House, tmp_path: Path) -> None:

@@ -10,12 +10,6 @@ from house import CLI, House
 GIB = 2**30
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads of a tiny model wait for each other more than they work, where cores are shared."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.mark.slow
 def test_a_micro_batch_that_does_not_fit_is_refused_before_the_first_step(house: House) -> None:
     rows = 4096

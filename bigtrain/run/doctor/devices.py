@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from bigtrain.model import cpu_kernels
 from bigtrain.run.doctor.check import Measured, Patient
 from bigtrain.run.doctor.finding import Finding
 from bigtrain.run.memory import gibibytes
@@ -31,8 +32,13 @@ def measure_device(patient: Patient) -> dict[str, Any]:
     device = patient.device
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type != "cuda":
-        cores = len(os.sched_getaffinity(0))
-        return {"type": "cpu", "name": f"{cores} cores", "threads": torch.get_num_threads(), "local_ranks": launched}
+        return {
+            "type": "cpu",
+            "name": f"{len(os.sched_getaffinity(0))} cores",
+            "threads": torch.get_num_threads(),
+            "local_ranks": launched,
+            "kernels_want": cpu_kernels.obstacle() if cpu_kernels.is_for_this_cpu() else None,
+        }
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     return {
@@ -82,6 +88,15 @@ def judge_devices(measured: Measured, patient: Patient) -> Iterator[Finding]:
                 "a rank for each",
                 f"start {here[0]['devices']} processes a node (--nproc-per-node)",
             )
+    for want in {each.get("kernels_want") for each in measured.values()} - {None}:
+        without = [rank for rank, each in measured.items() if each.get("kernels_want") == want]
+        yield Finding(
+            "devices",
+            "warning",
+            f"{who(without)} has no kernels of its own for this CPU, PyTorch's take two to five times as long",
+            want,
+            "install a compiler (Debian: apt-get install g++), or set CXX; they are compiled at the next start",
+        )
     taken = [rank for rank, each in measured.items() if each.get("free", 1) < FREE_MEMORY * each.get("total", 1)]
     if taken:
         least = min(measured[rank]["free"] for rank in taken)
