@@ -227,6 +227,62 @@ struct ForwardMemory {
   std::vector<float> scores, sums;
 };
 
+// The softmax of a block of queries that see one block of keys after the other.
+struct OnlineSoftmax {
+  float scale;             // of the scores, which are exponents of two then
+  float largest[kQueries]; // score so far
+  float total[kQueries];   // of the weights so far, each 2^(scale * (score - largest))
+
+  explicit OnlineSoftmax(float scale) : scale(scale) {
+    std::fill_n(largest, kQueries, kHidden);
+    std::fill_n(total, kQueries, 0.0f);
+  }
+
+  // The weights of a row's next scores, of which those from `seen` on are hidden. Returns the factor by which what was
+  // summed with the weights before shrinks.
+  float weigh(int64_t row, const float* scores, int64_t seen, int64_t columns, BFloat16* weights) {
+    auto maximum = _mm512_set1_ps(largest[row]);
+    for (int64_t column = 0; column < seen; column += kLanes) {
+      maximum = _mm512_max_ps(maximum, _mm512_loadu_ps(scores + column));
+    }
+    const float shift = _mm512_reduce_max_ps(maximum);
+    if (shift == kHidden) {  // nothing seen so far
+      std::memset(weights, 0, columns * sizeof(BFloat16));
+      return 1;
+    }
+    auto sum = _mm512_setzero_ps();
+    const auto factor = _mm512_set1_ps(scale), subtracted = _mm512_set1_ps(-shift * scale);
+    for (int64_t column = 0; column < seen; column += kLanes) {
+      const auto x = exp2(_mm512_fmadd_ps(_mm512_loadu_ps(scores + column), factor, subtracted));
+      sum = _mm512_add_ps(sum, x);
+      store(weights + column, x);
+    }
+    for (int64_t column = seen; column < columns; column += kLanes) store(weights + column, _mm512_setzero_ps());
+    const float shrunk = std::exp2((largest[row] - shift) * scale);
+    total[row] = total[row] * shrunk + _mm512_reduce_add_ps(sum);
+    largest[row] = shift;
+    return shrunk;
+  }
+
+  float normaliser(int64_t row) const { return largest[row] * scale + std::log2(total[row]); }
+};
+
+void multiply(float* row, int64_t width, float by) {
+  for (int64_t d = 0; d < width; d += kLanes) {
+    _mm512_storeu_ps(row + d, _mm512_mul_ps(_mm512_loadu_ps(row + d), _mm512_set1_ps(by)));
+  }
+}
+
+// Rounds n rows of `from` [n, width], times a factor, to where rows like these begin.
+void write(const float* from, int64_t n, float factor, const Rows& like, BFloat16* to) {
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t d = 0; d < like.width; d += kLanes) {
+      const auto x = _mm512_loadu_ps(from + row * like.width + d);
+      store(to + row * like.stride + d, _mm512_mul_ps(x, _mm512_set1_ps(factor)));
+    }
+  }
+}
+
 // One block of queries of one head, over blocks of keys (Dao et al., 2022, algorithm 1, with the division at the end).
 void attend(
     const Attention& call, const Rows& queries, int64_t query, const BFloat16* keys, const BFloat16* values,
@@ -236,56 +292,24 @@ void attend(
   auto* scores = at_least(memory.scores, kQueries * kForwardKeys);
   auto* weights = at_least(memory.weights, kQueries * kForwardKeys);
   auto* sums = at_least(memory.sums, kQueries * width);
-  float largest[kQueries], total[kQueries];
-  std::fill_n(largest, kQueries, kHidden);
-  std::fill_n(total, kQueries, 0.0f);
   queries.copy(query, rows, block);
-  const float scale = call.scale * static_cast<float>(M_LOG2E);
+  OnlineSoftmax softmax(call.scale * static_cast<float>(M_LOG2E));
   const int64_t begin = call.first_key(query, kForwardKeys);
   for (int64_t key = begin; key < query + n; key += kForwardKeys) {
     const int64_t columns = std::min(kForwardKeys, padded(query + n - key));
     brgemm(rows, columns, width, width, kForwardKeys, kForwardKeys, false, block, keys + key * width, scores);
     for (int64_t row = 0; row < n; ++row) {
-      auto* from = scores + row * kForwardKeys;
-      auto* to = weights + row * kForwardKeys;
-      const int64_t seen = hide(from, columns, query + row - call.window + 1 - key, query + row + 1 - key);
-      auto maximum = _mm512_set1_ps(largest[row]);
-      for (int64_t column = 0; column < seen; column += kLanes) {
-        maximum = _mm512_max_ps(maximum, _mm512_loadu_ps(from + column));
-      }
-      const float shift = _mm512_reduce_max_ps(maximum);
-      if (shift == kHidden) {  // nothing seen so far
-        std::memset(to, 0, columns * sizeof(BFloat16));
-        continue;
-      }
-      auto sum = _mm512_setzero_ps();
-      const auto factor = _mm512_set1_ps(scale), subtracted = _mm512_set1_ps(-shift * scale);
-      for (int64_t column = 0; column < seen; column += kLanes) {
-        const auto x = exp2(_mm512_fmadd_ps(_mm512_loadu_ps(from + column), factor, subtracted));
-        sum = _mm512_add_ps(sum, x);
-        store(to + column, x);
-      }
-      for (int64_t column = seen; column < columns; column += kLanes) store(to + column, _mm512_setzero_ps());
-      const float shrunk = std::exp2((largest[row] - shift) * scale);
-      total[row] = total[row] * shrunk + _mm512_reduce_add_ps(sum);
-      if (shrunk != 1 && key != begin) {
-        for (int64_t d = 0; d < width; d += kLanes) {
-          auto* x = sums + row * width + d;
-          _mm512_storeu_ps(x, _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(shrunk)));
-        }
-      }
-      largest[row] = shift;
+      auto* of_row = scores + row * kForwardKeys;
+      const int64_t seen = hide(of_row, columns, query + row - call.window + 1 - key, query + row + 1 - key);
+      const float shrunk = softmax.weigh(row, of_row, seen, columns, weights + row * kForwardKeys);
+      if (shrunk != 1 && key != begin) multiply(sums + row * width, width, shrunk);
     }
     std::memset(weights + n * kForwardKeys, 0, (rows - n) * kForwardKeys * sizeof(BFloat16));
     brgemm(rows, width, columns, kForwardKeys, width, width, key != begin, weights, values + key * width, sums);
   }
   for (int64_t row = 0; row < n; ++row) {
-    const auto factor = _mm512_set1_ps(1 / total[row]);
-    auto* to = output + (query + row) * queries.stride;
-    for (int64_t d = 0; d < width; d += kLanes) {
-      store(to + d, _mm512_mul_ps(_mm512_loadu_ps(sums + row * width + d), factor));
-    }
-    normaliser[(query + row) * call.heads] = largest[row] * scale + std::log2(total[row]);
+    write(sums + row * width, 1, 1 / softmax.total[row], queries, output + (query + row) * queries.stride);
+    normaliser[(query + row) * call.heads] = softmax.normaliser(row);
   }
 }
 
@@ -326,66 +350,70 @@ void differentiate_scores(
   }
 }
 
-// Of one query head; adds to the gradients of its keys and values.
-void differentiate_head(
-    const Attention& call, const Rows& queries, const Rows& grads, const BFloat16* output, const float* normaliser,
-    BackwardMemory& memory, BFloat16* grad_queries) {
-  const int64_t width = queries.width, length = queries.count, rows = padded(length);
-  auto* q = at_least(memory.queries, rows * width);
-  auto* qt = at_least(memory.queries_transposed, rows * width);
-  auto* g = at_least(memory.grads, rows * width);
-  auto* gt = at_least(memory.grads_transposed, rows * width);
+// What the gradients of a head's scores take of each query, both [rows]: its softmax's normaliser, and the product of
+// its output and the output's gradient. Zero behind the last query.
+void prepare_queries(
+    const Attention& call, const Rows& grads, const BFloat16* output, const float* normaliser, BackwardMemory& memory) {
+  const int64_t length = grads.count, rows = padded(length);
   auto* deltas = at_least(memory.deltas, rows);
   auto* normalisers = at_least(memory.normalisers, rows);
   std::fill(deltas + length, deltas + rows, 0.0f);
   std::fill(normalisers + length, normalisers + rows, 0.0f);
   for (int64_t token = 0; token < length; ++token) {
     auto delta = _mm512_setzero_ps();
-    for (int64_t d = 0; d < width; d += kLanes) {
+    for (int64_t d = 0; d < grads.width; d += kLanes) {
       delta = _mm512_fmadd_ps(widened(grads.at(token) + d), widened(output + token * grads.stride + d), delta);
     }
     deltas[token] = _mm512_reduce_add_ps(delta);
     normalisers[token] = normaliser[token * call.heads];
   }
+}
+
+// Rounds n columns of `from` [width, kQueries], times a factor, to rows like these.
+void write_transposed(const float* from, int64_t n, float factor, const Rows& like, BFloat16* to) {
+  for (int64_t d = 0; d < like.width; d += kLanes) {
+    for (int64_t row = 0; row < n; row += kLanes) {
+      Square square;
+      for (int64_t i = 0; i < kLanes; ++i) square[i] = _mm512_loadu_si512(from + (d + i) * kQueries + row);
+      transpose_square(square);
+      for (int64_t i = 0; i < std::min(kLanes, n - row); ++i) {
+        const auto x = _mm512_mul_ps(_mm512_castsi512_ps(square[i]), _mm512_set1_ps(factor));
+        store(to + (row + i) * like.stride + d, x);
+      }
+    }
+  }
+}
+
+// Of one query head; adds to the gradients of its keys and values.
+void differentiate_head(
+    const Attention& call, const Rows& queries, const Rows& grads, const BFloat16* output, const float* normaliser,
+    BackwardMemory& memory, BFloat16* grad_queries) {
+  const int64_t width = queries.width, length = queries.count, rows = padded(length);
+  prepare_queries(call, grads, output, normaliser, memory);
+  auto* q = at_least(memory.queries, kQueries * width);
+  auto* qt = at_least(memory.queries_transposed, kQueries * width);
+  auto* g = at_least(memory.grads, kQueries * width);
+  auto* gt = at_least(memory.grads_transposed, kQueries * width);
   auto* sums = at_least(memory.grad_queries, kQueries * width);
   for (int64_t query = 0; query < length; query += kQueries) {
     const int64_t n = std::min(kQueries, rows - query);
     queries.pair(query, n, q), queries.pair_transposed(query, n, qt);
     grads.pair(query, n, g), grads.pair_transposed(query, n, gt);
+    const auto *normalisers = memory.normalisers.data() + query, *deltas = memory.deltas.data() + query;
     const int64_t begin = call.first_key(query, kKeys);
     for (int64_t key = begin; key < query + n; key += kKeys) {
       const int64_t keys = std::min(kKeys, rows - key);
       const auto at = key * width;
       brgemm(keys, n, width, width, n, kQueries, false, memory.keys.data() + at, qt, memory.scores.data());
       brgemm(keys, n, width, width, n, kQueries, false, memory.values.data() + at, gt, memory.grad_weights.data());
-      differentiate_scores(call, key, query, keys, n, normalisers + query, deltas + query, memory);
+      differentiate_scores(call, key, query, keys, n, normalisers, deltas, memory);
       brgemm(keys, width, n, kQueries, width, width, true, memory.weights.data(), g, memory.grad_values.data() + at);
       brgemm(keys, width, n, kQueries, width, width, true, memory.slopes.data(), q, memory.grad_keys.data() + at);
       brgemm(
           width, n, keys, keys, kQueries, kQueries, key != begin, memory.keys_transposed.data() + at,
           memory.slopes_in_pairs.data(), sums);
     }
-    const auto scale = _mm512_set1_ps(call.scale);
-    for (int64_t d = 0; d < width; d += kLanes) {
-      for (int64_t row = 0; row < length - query && row < n; row += kLanes) {
-        Square square;
-        for (int64_t i = 0; i < kLanes; ++i) square[i] = _mm512_loadu_si512(sums + (d + i) * kQueries + row);
-        transpose_square(square);
-        for (int64_t i = 0; i < std::min(kLanes, length - query - row); ++i) {
-          auto* to = grad_queries + (query + row + i) * queries.stride + d;
-          store(to, _mm512_mul_ps(_mm512_castsi512_ps(square[i]), scale));
-        }
-      }
-    }
-  }
-}
-
-void write(const float* from, const Rows& like, float scale, BFloat16* to) {
-  for (int64_t row = 0; row < like.count; ++row) {
-    for (int64_t d = 0; d < like.width; d += kLanes) {
-      const auto x = _mm512_loadu_ps(from + row * like.width + d);
-      store(to + row * like.stride + d, _mm512_mul_ps(x, _mm512_set1_ps(scale)));
-    }
+    write_transposed(sums, std::min(n, length - query), call.scale, queries, grad_queries + query * queries.stride);
   }
 }
 
@@ -445,8 +473,8 @@ bool attention_backward(
           output + first_token * width, normaliser + first_token, memory, grad_query + first_token * width);
     }
     const int64_t first_key = (call->boundaries[document] * call->key_heads + key_head) * width;
-    write(memory.grad_keys.data(), keys, call->scale, grad_key + first_key);
-    write(memory.grad_values.data(), values, 1, grad_value + first_key);
+    write(memory.grad_keys.data(), keys.count, call->scale, keys, grad_key + first_key);
+    write(memory.grad_values.data(), values.count, 1, values, grad_value + first_key);
   };
   return had_memory([&] { call->spread<BackwardMemory>(work); });
 }
