@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 LAUNCHER = "BIGTRAIN_LAUNCHER_PID"
 """The process that started the ranks of this node."""
@@ -22,17 +24,24 @@ def note_death() -> None:
     os.environ[DIED] = f"{time.clock_gettime(time.CLOCK_BOOTTIME):.3f}"
 
 
-def hung_mark(progress: str, rank: str) -> Path:
-    """A file that a rank leaves beside the other when it ends a run that hung: a process that waits for a disk does not
-    end however it is killed, and its launcher has to know all the same.
+End = Literal["hung", "crashed"]
+
+
+def mark_of(progress: str, end: End, rank: str) -> Path:
+    """A file with the time, in nanoseconds, that a rank leaves beside the other before it ends.
+
+    When it ends a run that hung: a process that waits for a disk does not end however it is killed. When it crashes:
+    others lose their connections to it and crash as well, and by the time it is seen who was first.
     """
-    return Path(f"{progress}.hung-{rank}")
+    return Path(f"{progress}.{end}-{rank}")
 
 
-def tell_hung() -> None:
+def tell(end: End) -> None:
     """Leave that mark for the launcher, if there is one."""
     if PROGRESS in os.environ:
-        hung_mark(os.environ[PROGRESS], os.environ["RANK"]).touch()
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        with suppress(OSError):  # a full disk is not to hide why the rank ends
+            mark_of(os.environ[PROGRESS], end, os.environ["RANK"]).write_text(str(now))
 
 
 def tell_progress(step: int) -> None:

@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
-from bigtrain.launched import PROGRESS, STORE, hung_mark, note_death
+from bigtrain.launched import PROGRESS, STORE, mark_of, note_death
 from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
 GRACE_SECONDS = 3
@@ -87,7 +87,7 @@ class Agent(LocalElasticAgent):
                 self._keep_open()
             raise
         finally:
-            for file in (self._progress, *self._hung_marks()):
+            for file in (self._progress, *self._marks()):
                 file.unlink(missing_ok=True)
 
     def _rendezvous(self, worker_group: Any) -> None:
@@ -119,7 +119,7 @@ class Agent(LocalElasticAgent):
         self._spec.max_restarts, self._remaining_restarts = self._starts - 1, 0
         if self.stop_asked:
             self._leave(STOPPED)
-        for mark in self._hung_marks():
+        for mark in self._marks():
             mark.unlink(missing_ok=True)
         pids: dict[int, Any] = super()._start_workers(worker_group)
         Agent.working = True
@@ -127,7 +127,7 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: Any) -> RunResult:
         ended = self._ended(worker_group)
-        if died := cause(ended):
+        if died := cause(ended, self._crashed_at(worker_group)):
             note_death()
             if died.final:
                 self._let_leave(worker_group, LEAVING_SECONDS if died.status == STOPPED else SPEAKING_SECONDS)
@@ -154,8 +154,14 @@ class Agent(LocalElasticAgent):
         context: Any = self._pcontext
         handlers = context.subprocess_handlers if context else {}
         ended = {group.workers[local_rank].global_rank: each.proc.poll() for local_rank, each in handlers.items()}
-        hung = {rank: HUNG for rank in ended if hung_mark(str(self._progress), str(rank)).exists()}
+        hung = {rank: HUNG for rank in ended if mark_of(str(self._progress), "hung", str(rank)).exists()}
         return {rank: status for rank, status in ended.items() if status is not None} | hung
+
+    def _crashed_at(self, group: Any) -> dict[int, int]:
+        """When which workers of this node said that they crash."""
+        ranks = [worker.global_rank for worker in group.workers]
+        marks = {rank: mark_of(str(self._progress), "crashed", str(rank)) for rank in ranks}
+        return {rank: int(mark.read_text() or 0) for rank, mark in marks.items() if mark.exists()}
 
     def _let_leave(self, group: Any, seconds: float) -> None:
         """Wait until the workers have left by themselves, or have had time for it."""
@@ -236,8 +242,8 @@ class Agent(LocalElasticAgent):
             time.sleep(2 * ASK_EVERY_SECONDS)  # the store may go with us
         raise Leave(status, message)
 
-    def _hung_marks(self) -> list[Path]:
-        return list(self._progress.parent.glob(hung_mark(self._progress.name, "*").name))
+    def _marks(self) -> list[Path]:
+        return list(self._progress.parent.glob(f"{self._progress.name}.*-*"))
 
     def _keep_open(self) -> None:
         """Leave alone: torchrun's last act would close the job for all, and for whoever wants to come back."""

@@ -19,6 +19,7 @@ from bigtrain.cli import (
 )
 from bigtrain.config.errors import BigtrainError
 from bigtrain.config.secrets import without_secrets
+from bigtrain.launched import tell
 from bigtrain.statuses import CRASHED, DONE
 from bigtrain.version import __version__
 
@@ -80,6 +81,7 @@ def main() -> None:
             print(without_secrets(f"error: {error}"), file=sys.stderr)
         status = error.status
     except Exception:
+        tell("crashed")
         traceback.print_exc()
         status = CRASHED
     if not isinstance(status, str) and not sys.modules.keys().isdisjoint(HAS_RANKS):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bigtrain.statuses import FINAL, HUNG
+from bigtrain.statuses import CRASHED, FINAL, HUNG
 
 
 class Death(NamedTuple):
@@ -27,18 +27,22 @@ class Death(NamedTuple):
         return self.status >= 0
 
 
-def cause(ended: Mapping[int, int]) -> Death | None:
+def cause(ended: Mapping[int, int], crashed_at: Mapping[int, int]) -> Death | None:
     """Of the workers that have ended by themselves, the one that the others followed; None where none has failed.
 
     One dead rank takes others with it, who find their connections closed, all within a moment. So what no rank can do
     because of another counts first: to be killed, then to find the run hung, then to say that it is the user's turn,
-    and a crash last.
+    and a crash last: the first of them, which may still be about to end.
 
     Args:
         ended: rank -> status.
+        crashed_at: rank -> when it said that it crashes, for those that could.
     """
-    failed = [Death(rank, status) for rank, status in ended.items() if status]
-    return min(failed, key=lambda death: (_order(death), death.rank), default=None)
+    if not any(ended.values()):
+        return None
+    statuses = dict.fromkeys(crashed_at, CRASHED) | dict(ended)
+    failed = [Death(rank, status) for rank, status in statuses.items() if status]
+    return min(failed, key=lambda death: (_order(death), crashed_at.get(death.rank, 0), death.rank))
 
 
 def _order(death: Death) -> int:

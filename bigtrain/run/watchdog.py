@@ -42,7 +42,7 @@ from typing import Any
 
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.engine.topology import Topology, connect
-from bigtrain.launched import tell_hung
+from bigtrain.launched import tell
 from bigtrain.run.directory import RunDirectory
 from bigtrain.run.hang import Report, Verdict, judge
 from bigtrain.run.pulse import Position, Pulse
@@ -303,7 +303,7 @@ class Watchdog:
             error = traceback.format_exc()
             _shortly(lambda: print(error, file=sys.stderr, flush=True))
         finally:
-            _shortly(tell_hung)
+            _shortly(lambda: tell("hung"))
             os._exit(HUNG)
 
     def _reports(self, own: Picture) -> list[Report]:

@@ -14,7 +14,7 @@ statuses = st.sampled_from([DONE, WRONG, USAGE, CRASHED, HUNG, CORRUPTED, STOPPE
 
 @given(st.dictionaries(st.integers(0, 63), statuses))
 def test_a_killed_rank_is_the_cause_before_those_that_lost_their_connection_to_it(ended):
-    died = cause(ended)
+    died = cause(ended, {})
     if not any(ended.values()):
         assert died is None
         return
@@ -30,8 +30,17 @@ def test_a_killed_rank_is_the_cause_before_those_that_lost_their_connection_to_i
 
 @pytest.mark.parametrize("status", [WRONG, USAGE, STOPPED])
 def test_a_worker_that_has_said_why_it_leaves_is_not_started_again_though_others_crashed_of_it(status):
-    died = cause({0: CRASHED, 1: status, 2: CRASHED})
+    died = cause({0: CRASHED, 1: status, 2: CRASHED}, {0: 5, 2: 6})
     assert (died.rank, died.final) == (1, True)
+
+
+@given(st.sets(st.integers(0, 7), min_size=1), st.permutations(range(8)))
+def test_of_crashes_the_first_is_the_cause_though_its_process_may_end_last(ended, order):
+    crashed_at = {rank: time for time, rank in enumerate(order, 1)}
+    assert cause(dict.fromkeys(ended, CRASHED), crashed_at) == (order[0], CRASHED)
+    assert cause({}, crashed_at) is None, "it is about to say more, and nobody has ended of it yet"
+    assert cause({**dict.fromkeys(ended, CRASHED), 8: -9}, crashed_at) == (8, -9)
+    assert cause({**dict.fromkeys(ended, CRASHED), 8: 143}, crashed_at) == (8, 143), "it could say nothing"
 
 
 @given(limit=st.integers(0, 5), commits=st.lists(st.integers(-1, 4), max_size=40))

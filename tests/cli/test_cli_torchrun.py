@@ -59,6 +59,19 @@ def test_a_worker_that_dies_just_after_the_launcher_has_looked_is_started_again_
     assert done.returncode == 0 and "was killed by SIGKILL: restart 1" in done.stderr, done.stderr
 
 
+def test_of_two_workers_that_crash_the_first_is_named_though_it_leaves_last(tmp_path):
+    script = (
+        "import os, time\n"
+        "from bigtrain.launched import tell\n"
+        "first = os.environ['RANK'] == '1'\n"
+        "time.sleep(0 if first else 0.5); tell('crashed'); time.sleep(1 if first else 0); raise SystemExit(3)\n"
+    )
+    process = launch(script, tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert f"rank 1 on {socket.gethostname()} crashed" in output and "rank 0 on" not in output, output
+
+
 def test_a_node_whose_worker_was_killed_speaks_before_one_whose_worker_crashed_of_it(tmp_path):
     (tmp_path / "worker.py").write_text(
         "import os, signal, time\n"
