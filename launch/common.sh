@@ -23,33 +23,29 @@ show() {
   echo "${line% }"
 }
 
-# bash runs a trap only between two commands, so a command that has to hear signals runs beside it and is waited for.
+# bash runs a trap only between two commands, so a command that has to hear signals runs beside it and is looked after.
+# Not by `wait`: it sleeps through a signal that comes as it begins.
 #
 #   pass_signals_on        from here on TERM, INT, USR1, HUP and QUIT go to what `attend` runs; $asked is the last of them
 #   attend COMMAND ...     run it to its end, leave its status in $status
-attended='' asked='' interrupted='' status=0
+asked='' unheard='' status=0
+exec {never}<> <(:) # nothing is ever read from it
 
 pass_signals_on() {
-  trap 'pass_on TERM' TERM INT # what runs beside a script does not hear INT
-  trap 'pass_on USR1' USR1
-  trap 'pass_on HUP' HUP
-  trap 'pass_on QUIT' QUIT
-}
-
-pass_on() {
-  asked=$1 interrupted=yes
-  [[ -z $attended ]] || kill -s "$1" "$attended" 2>/dev/null || true
+  trap 'asked=TERM unheard+=" TERM"' TERM INT # what runs beside a script does not hear INT
+  trap 'asked=USR1 unheard+=" USR1"' USR1
+  trap 'asked=HUP unheard+=" HUP"' HUP
+  trap 'asked=QUIT unheard+=" QUIT"' QUIT
 }
 
 attend() {
-  local now
+  local attended names name
   "$@" </dev/null &
-  attended=$! status=127
-  while :; do
-    interrupted=''
-    wait "$attended" && now=0 || now=$?
-    [[ $now -eq 127 ]] || status=$now # 127: an earlier round has had the answer
-    [[ -n $interrupted ]] || break
+  attended=$!
+  while kill -0 "$attended" 2>/dev/null; do
+    read -rt 0.2 -u "$never" || true
+    names=$unheard unheard='' # in one command, so that none is lost
+    for name in $names; do kill -s "$name" "$attended" 2>/dev/null || true; done
   done
-  attended=''
+  wait "$attended" && status=0 || status=$?
 }

@@ -1,8 +1,10 @@
 """The launch scripts say what they would do, pass on what they are told, and refuse what they do not understand."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,19 @@ def test_orders_on_stdin_reach_the_launcher_and_its_status_comes_back(waiting, o
     process = start(waiting, "--orders-on-stdin")
     said, _ = process.communicate(f"{order}\n", timeout=30)
     assert (said, process.returncode) == (f"SIG{order}\n", 75)
+
+
+def test_a_signal_is_passed_on_whenever_it_comes():
+    """Also in the instant in which bash begins to wait, which is where it comes in a few of these."""
+    script = f'source "{LAUNCH}/common.sh"; pass_signals_on; echo begun; attend sleep 30; exit "$status"'
+    asked = []
+    for number in range(60):
+        process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(number * 2e-5)
+        process.terminate()
+        asked.append(process)
+    assert {process.wait(10) for process in asked} == {128 + signal.SIGTERM}
 
 
 def test_the_end_of_the_orders_is_a_request_to_stop(waiting):
