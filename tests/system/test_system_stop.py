@@ -9,8 +9,13 @@ import psutil
 import pytest
 from house import STATUS_STOPPED, curve, finish, workers_of
 
+# CI plays what is marked long here in the table of faults.
+ALSO = pytest.mark.long
 
-@pytest.mark.parametrize("victims", ["one rank", "all ranks", "launcher"])
+
+@pytest.mark.parametrize(
+    "victims", [pytest.param("one rank", marks=ALSO), "all ranks", pytest.param("launcher", marks=ALSO)]
+)
 def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, house, victims):
     # Not behind the training: by step 5 the checkpoint of step 4 has to be there.
     training = house.start_training(2, "checkpoint.asynchronous=false")
@@ -41,7 +46,7 @@ def test_no_rank_outlives_a_launcher_that_is_killed_while_they_start(undisturbed
     assert curve(house.metrics()) == curve(undisturbed.metrics())
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ALSO)])
 def test_a_stop_signal_commits_leaves_with_75_and_the_next_start_goes_on(undisturbed, house, stop_signal):
     training = house.start_training(2)
     house.wait_for_step(2)
