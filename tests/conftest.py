@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # launcher take their share of the cores all the same: bigtrain/engine/topology.py.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell has what it starts in the background ignore these two, and bash cannot trap what was ignored when it began.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 SHARED_ROUNDS = dict.fromkeys(("test_engine_parity.py", "test_engine_state.py"), "tests/engine/conftest.py")
 
