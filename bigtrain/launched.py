@@ -41,13 +41,17 @@ def tell(end: End) -> None:
     if PROGRESS in os.environ:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with suppress(OSError):  # a full disk is not to hide why the rank ends
-            mark_of(os.environ[PROGRESS], end, os.environ["RANK"]).write_text(str(now))
+            _write_whole(mark_of(os.environ[PROGRESS], end, os.environ["RANK"]), str(now))
 
 
 def tell_progress(step: int) -> None:
     """Tell the launcher, if there is one, that the checkpoint of a step is committed."""
     if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
-        file = Path(os.environ[PROGRESS])
-        written = file.with_name(f"{file.name}.new")
-        written.write_text(str(step))
-        written.replace(file)
+        _write_whole(Path(os.environ[PROGRESS]), str(step))
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """So that the launcher, which looks at any moment, never sees a part of it."""
+    written = file.with_name(f"{file.name}.new")
+    written.write_text(text)
+    written.replace(file)

@@ -29,9 +29,9 @@ show() {
 #   pass_signals_on        from here on TERM, INT, USR1, HUP and QUIT go to what `attend` runs; $asked is the last of them
 #   attend COMMAND ...     run it to its end, leave its status in $status
 asked='' unheard='' status=0
-exec {never}<> <(:) # nothing is ever read from it
 
 pass_signals_on() {
+  exec {never}<> <(:) # nothing is ever read from it; made before the traps, since a signal that came meanwhile was lost
   trap 'asked=TERM unheard+=" TERM"' TERM INT # what runs beside a script does not hear INT
   trap 'asked=USR1 unheard+=" USR1"' USR1
   trap 'asked=HUP unheard+=" HUP"' HUP

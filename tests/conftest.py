@@ -79,6 +79,16 @@ def _missing(reason: str) -> NoReturn:
 
 
 @pytest.fixture
+def kernels_forgotten() -> Iterator[None]:
+    """Whether the CPU's kernels compile is found out once a process: forget it before and after a test."""
+    from bigtrain.model import cpu_kernels
+
+    cpu_kernels._load.cache_clear()
+    yield
+    cpu_kernels._load.cache_clear()
+
+
+@pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of the size that is its parameter."""
     disk = tmp_path / "disk"

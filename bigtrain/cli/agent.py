@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
-from bigtrain.launched import PROGRESS, STORE, mark_of, note_death
+from bigtrain.launched import PROGRESS, STORE, End, mark_of, note_death
 from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
 GRACE_SECONDS = 3
@@ -161,7 +161,7 @@ class Agent(LocalElasticAgent):
         """When which workers of this node said that they crash."""
         ranks = [worker.global_rank for worker in group.workers]
         marks = {rank: mark_of(str(self._progress), "crashed", str(rank)) for rank in ranks}
-        return {rank: int(mark.read_text() or 0) for rank, mark in marks.items() if mark.exists()}
+        return {rank: int(mark.read_text()) for rank, mark in marks.items() if mark.exists()}
 
     def _let_leave(self, group: Any, seconds: float) -> None:
         """Wait until the workers have left by themselves, or have had time for it."""
@@ -243,7 +243,8 @@ class Agent(LocalElasticAgent):
         raise Leave(status, message)
 
     def _marks(self) -> list[Path]:
-        return list(self._progress.parent.glob(f"{self._progress.name}.*-*"))
+        patterns = [mark_of(self._progress.name, end, "*").name for end in get_args(End)]
+        return [mark for pattern in patterns for mark in self._progress.parent.glob(pattern)]
 
     def _keep_open(self) -> None:
         """Leave alone: torchrun's last act would close the job for all, and for whoever wants to come back."""

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-LAUNCHER = [sys.executable, "-m", "bigtrain.cli.torchrun", "--standalone", "--nproc-per-node=2"]
+TWO_RANKS = ("--standalone", "--nproc-per-node=2")
 
 
-def launch(script: str, tmp_path) -> subprocess.Popen:
+def launch(script: str, tmp_path, *options: str) -> subprocess.Popen:
     (tmp_path / "worker.py").write_text(script)
     return subprocess.Popen(
-        [*LAUNCHER, str(tmp_path / "worker.py")],
+        [sys.executable, "-m", "bigtrain.cli.torchrun", *(options or TWO_RANKS), str(tmp_path / "worker.py")],
         cwd=tmp_path,
         text=True,
         stdout=subprocess.PIPE,
@@ -41,7 +41,7 @@ def test_a_worker_killed_by_a_signal_is_named(tmp_path):
 def test_a_worker_that_dies_just_after_the_launcher_has_looked_is_started_again_as_any_other(tmp_path):
     (tmp_path / "worker.py").write_text("import time\ntime.sleep(1)\n")
     (tmp_path / "launcher.py").write_text(
-        "import os, signal, sys\n"
+        "import os, sys\n"
         "from bigtrain.cli import torchrun\n"
         "look, struck = torchrun.Agent._ended, []\n"
         "def and_then_one_dies(self, group):\n"
@@ -54,7 +54,7 @@ def test_a_worker_that_dies_just_after_the_launcher_has_looked_is_started_again_
         "torchrun.Agent._ended = and_then_one_dies\n"
         "sys.exit(torchrun.main())\n"
     )
-    command = [sys.executable, str(tmp_path / "launcher.py"), *LAUNCHER[3:], "--max-restarts=1"]
+    command = [sys.executable, str(tmp_path / "launcher.py"), *TWO_RANKS, "--max-restarts=1"]
     done = subprocess.run([*command, str(tmp_path / "worker.py")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "was killed by SIGKILL: restart 1" in done.stderr, done.stderr
 
@@ -73,7 +73,7 @@ def test_of_two_workers_that_crash_the_first_is_named_though_it_leaves_last(tmp_
 
 
 def test_a_node_whose_worker_was_killed_speaks_before_one_whose_worker_crashed_of_it(tmp_path):
-    (tmp_path / "worker.py").write_text(
+    script = (
         "import os, signal, time\n"
         "if os.environ['RANK'] == '0': raise SystemExit(3)\n"
         "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -82,15 +82,7 @@ def test_a_node_whose_worker_was_killed_speaks_before_one_whose_worker_crashed_o
         free.bind(("127.0.0.1", 0))
         meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
     options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", meeting]
-    nodes = [
-        subprocess.Popen(
-            [*LAUNCHER[:3], *options, f"--rdzv-conf=is_host={is_host}", str(tmp_path / "worker.py")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for is_host in (1, 0)
-    ]
+    nodes = [launch(script, tmp_path, *options, f"--rdzv-conf=is_host={is_host}") for is_host in (1, 0)]
     said = [node.communicate(timeout=60)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [128 + signal.SIGKILL] * 2, said
 

@@ -37,14 +37,6 @@ def works() -> None:
     assert cpu_kernels.obstacle() is None
 
 
-@pytest.fixture
-def forgets() -> Iterator[None]:
-    """Forget what was loaded before and after a test."""
-    cpu_kernels._load.cache_clear()
-    yield
-    cpu_kernels._load.cache_clear()
-
-
 @contextmanager
 def threads_of_torch(number: int) -> Iterator[None]:
     """As many threads, for a while."""
@@ -237,7 +229,7 @@ def test_several_processes_compile_once_and_the_next_ones_not_at_all(works: None
 
 @pytest.mark.parametrize("fault", ["no compiler", "a compiler that fails", "no folder"])
 def test_without_the_kernels_everything_is_computed_by_pytorch(
-    works: None, forgets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    works: None, kernels_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if fault == "no compiler":

@@ -176,16 +176,12 @@ def test_what_a_configuration_needs_and_does_not_find_is_a_failed_check_with_its
 
 
 def test_a_cpu_whose_kernels_find_no_compiler_is_named_with_the_remedy(
-    built: House, monkeypatch: pytest.MonkeyPatch
+    built: House, kernels_forgotten: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not cpu_kernels.is_for_this_cpu():
         pytest.skip("this CPU has no AVX512-BF16")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    cpu_kernels._load.cache_clear()
-    try:
-        report = alone(built)
-    finally:
-        cpu_kernels._load.cache_clear()
+    report = alone(built)
     assert_only_wrong(report, devices="warning")
     warning = of(report, "devices")
     assert "rank 0" in warning["found"] and "CXX" in warning["wanted"] and "g++" in warning["fix"]
