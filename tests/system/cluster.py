@@ -83,7 +83,7 @@ class Slurm:
         self._daemons = subprocess.Popen(
             ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child", "bash", "-c", script],
             env=self.environment, stdout=self._output, stderr=subprocess.STDOUT,
-            preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # unshare ignores SIGTERM
         )  # fmt: skip
         try:
             self.wait_until(lambda: self("sinfo", "--noheader", "--states=idle", "--format=%D") == "2", 60)
