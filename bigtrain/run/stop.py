@@ -13,30 +13,32 @@ import psutil
 
 from bigtrain.launched import LAUNCHER
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-ONE_REQUEST_SECONDS = 5.0
-"""Signals within this time of the first are one request."""
+WARNINGS = (signal.SIGUSR1, signal.SIGHUP)
+"""However often they come they ask for no more than a stop in order: queues repeat them, and end a job by another."""
+ORDERS = (signal.SIGTERM, signal.SIGINT)
+ONE_ORDER_SECONDS = 5.0
+"""Orders within this time of the first are one."""
 PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
     """Remembers that a signal asked this process to stop.
 
-    The first signal only sets `reason`; the loop sees it between two steps, on all ranks together. A second one
-    leaves at once: a commit is atomic, so nothing that is committed can be harmed. One that comes right behind the
-    first is the same request: Slurm, systemd and `kill -- -PGID` signal the ranks as well as the launcher, which hands
-    it on to them.
+    A signal only sets `reason`; the loop sees it between two steps, on all ranks together. A second order leaves at
+    once: a commit is atomic, so nothing that is committed can be harmed. One that comes right behind the first is the
+    same: Slurm, systemd and `kill -- -PGID` signal the ranks as well as the launcher, which hands it on to them. What
+    only warns is no order: the one that ends the job may come while a save that the warning asked for is under way.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._signalled: float | None = None
+        self._ordered_at: float | None = None
 
     def listen(self) -> None:
         """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
         commit, and without the launcher the ranks would never meet.
         """
-        for signal_number in STOP_SIGNALS:
+        for signal_number in (*WARNINGS, *ORDERS):
             signal.signal(signal_number, self._handle)
         _when_launcher_dies(signal.SIGKILL)
         if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
@@ -52,14 +54,16 @@ class StopRequest:
 
     def ignore(self) -> None:
         """The run is over and committed: a late signal must not turn that into a failure."""
-        for signal_number in STOP_SIGNALS:
+        for signal_number in (*WARNINGS, *ORDERS):
             signal.signal(signal_number, signal.SIG_IGN)
 
     def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self._signalled is None:
-            self._signalled = time.monotonic()
-            self.ask(signal.Signals(signal_number).name)
-        elif time.monotonic() - self._signalled > ONE_REQUEST_SECONDS:
+        self.ask(signal.Signals(signal_number).name)
+        if signal_number in WARNINGS:
+            return
+        if self._ordered_at is None:
+            self._ordered_at = time.monotonic()
+        elif time.monotonic() - self._ordered_at > ONE_ORDER_SECONDS:
             os._exit(128 + signal_number)
 
 

@@ -28,7 +28,7 @@ from house import ROOT, STATUS_STOPPED, House, curve
 
 from bigtrain.checkpoint import Places
 from bigtrain.run.records import read_json_lines
-from bigtrain.run.stop import ONE_REQUEST_SECONDS
+from bigtrain.run.stop import ONE_ORDER_SECONDS
 
 if TYPE_CHECKING:
     from fault_table import Fault
@@ -146,7 +146,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.wait_for_steps(1)
     run.process.send_signal(signal.SIGTERM)
     run.wait_until(lambda: bool(run.strikes()), "no save began")
-    time.sleep(ONE_REQUEST_SECONDS + 1)
+    time.sleep(ONE_ORDER_SECONDS + 1)
     strike = time.time()
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(None) not in (0, STATUS_STOPPED)
