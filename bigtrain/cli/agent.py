@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn, get_args
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
@@ -58,8 +58,8 @@ class Leave(Exception):
 class Agent(LocalElasticAgent):
     """One node's."""
 
-    stop_asked = False
-    """Whether somebody has asked for an end: then nothing is started again."""
+    asked_by: ClassVar[set[int]] = set()
+    """The signals that have asked for an end: then nothing is started again."""
     working = False
     """Whether there are workers that a signal can be handed on to."""
 
@@ -117,7 +117,7 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
         # The base class hands them max_restarts - _remaining_restarts as the number of their restart.
         self._spec.max_restarts, self._remaining_restarts = self._starts - 1, 0
-        if self.stop_asked:
+        if self.asked_by:
             self._leave(STOPPED)
         for mark in self._marks():
             mark.unlink(missing_ok=True)
@@ -180,7 +180,9 @@ class Agent(LocalElasticAgent):
         what = f"rank {died.rank} on {socket.gethostname()} {describe(died.status)}"
         if died.status == STOPPED and self._goes_on_otherwise(group):
             return
-        if died.final or self.stop_asked:
+        if -died.status in self.asked_by:  # before it could listen, so that nothing was begun
+            self._leave(STOPPED)
+        if died.final or self.asked_by:
             self._leave(of_shell(died.status), "" if died.final else what)
         word = self._word_of_others(group, PATIENCE_SECONDS if died.may_follow_another else 0.0)
         if word not in (None, _RESTART, _ONE_NODE_LESS):
@@ -197,7 +199,7 @@ class Agent(LocalElasticAgent):
 
     def _goes_on_otherwise(self, group: Any) -> bool:
         """Whether workers that have stopped did so because a node comes or goes, and are wanted again."""
-        if self.stop_asked or not self._elastic:
+        if self.asked_by or not self._elastic:
             return False
         if self._spec.rdzv_handler.num_nodes_waiting() > 0:
             return True
@@ -234,7 +236,7 @@ class Agent(LocalElasticAgent):
     def _leave(self, status: int, message: str = "") -> NoReturn:
         group: Any = self._worker_group
         if (group.group_world_size or 1) > 1:  # None before the agents have met
-            if self.stop_asked and self._elastic:
+            if self.asked_by and self._elastic:
                 self._say(group, _ONE_NODE_LESS)
                 self._keep_open()
             else:

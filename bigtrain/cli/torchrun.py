@@ -13,6 +13,7 @@ are not. All options are torchrun's::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -79,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RendezvousError as error:
         print(f"error: the nodes did not meet: {error}", file=sys.stderr)
         return CRASHED
+    finally:  # the status stands: while the interpreter is torn down a late signal would be answered by its default
+        for number in HANDED_ON:
+            signal.signal(number, signal.SIG_IGN)
     return DONE
 
 
@@ -89,12 +93,12 @@ def _torchrun(arguments: list[str]) -> None:
 
 
 def _hand_on(number: int, _frame: FrameType | None) -> None:
+    Agent.asked_by.add(number)
     if not Agent.working:  # it is between two starts, or before the first
-        Agent.stop_asked = True
         raise Leave(STOPPED)
-    Agent.stop_asked = True
     for worker in psutil.Process(os.getpid()).children():
-        worker.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)
 
 
 if __name__ == "__main__":

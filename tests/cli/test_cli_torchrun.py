@@ -23,6 +23,13 @@ def launch(script: str, tmp_path, *options: str) -> subprocess.Popen:
     )
 
 
+def wait_until_ready(process: subprocess.Popen, tmp_path) -> None:
+    end = time.monotonic() + 60
+    while not all((tmp_path / f"ready-{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("status", [0, 1, 75, 9])
 def test_the_status_of_the_workers_is_the_status_of_the_launcher(tmp_path, status):
     process = launch(f"raise SystemExit({status})", tmp_path)
@@ -87,6 +94,15 @@ def test_a_node_whose_worker_was_killed_speaks_before_one_whose_worker_crashed_o
     assert [node.returncode for node in nodes] == [128 + signal.SIGKILL] * 2, said
 
 
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_that_workers_do_not_listen_to_yet_is_a_stop_on_request(tmp_path, stop_signal):
+    process = launch("import os, time\nopen('ready-' + os.environ['RANK'], 'w').close()\ntime.sleep(60)\n", tmp_path)
+    wait_until_ready(process, tmp_path)
+    os.kill(process.pid, stop_signal)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (75, "")
+
+
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stop_signal_reaches_the_workers_who_may_take_their_time(tmp_path, stop_signal):
     script = (
@@ -97,10 +113,7 @@ def test_a_stop_signal_reaches_the_workers_who_may_take_their_time(tmp_path, sto
         "time.sleep(60)\n"
     )
     process = launch(script, tmp_path)
-    end = time.monotonic() + 60
-    while not all((tmp_path / f"ready-{rank}").exists() for rank in (0, 1)):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
+    wait_until_ready(process, tmp_path)
     os.kill(process.pid, stop_signal)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
