@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = ("n1", "n2")
-REQUEUE_SECONDS = 5
-"""Slurm starts a job again no sooner than its credentials expire: 2 minutes, unless it is told otherwise."""
+REQUEUE_SECONDS = 10
+"""Slurm starts a job again no sooner than its credentials expire: 2 minutes, unless it is told otherwise. A node that
+takes longer to begin refuses the job."""
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -45,6 +46,10 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
+SlurmdTimeout=0
+SlurmctldDebug=verbose
+SlurmdDebug=verbose
+BatchStartTimeout=300
 MailProg=/bin/true
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=500
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=500
@@ -104,6 +109,16 @@ class Slurm:
             [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=60
         )
         return (done.stdout if done.returncode == 0 else done.stderr).strip()
+
+    def log_of(self, number: str) -> list[str]:
+        """What the daemons wrote down about a job."""
+        named = re.compile(rf"JobId={number}\b|[Jj]ob {number}\b|\[{number}\.")
+        return [
+            f"{log.stem}: {line}"
+            for log in sorted(self.folder.glob("slurm*.log"))
+            for line in log.read_text().splitlines()
+            if named.search(line)
+        ]
 
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows about a job."""

@@ -4,6 +4,7 @@ Two nodes with a process each; every test compares with one run that nothing dis
 """
 
 import os
+import re
 import signal
 import subprocess
 
@@ -44,6 +45,12 @@ def words_of_script(house: House, number: str) -> list[str]:
     return [line.partition(": ")[2] for line in output(house, number).splitlines() if line.startswith("slurm.sbatch: ")]
 
 
+def story(slurm: Slurm, house: House, number: str) -> str:
+    """For a test that fails: what everybody but the ranks said of a job."""
+    said = [line for line in output(house, number).splitlines() if not line.startswith(("step ", "frame "))]
+    return "\n".join(["", *said, *slurm.log_of(number)])
+
+
 def run_of(directory, built: House) -> House:
     settings = yaml.safe_load(built.config.read_text())
     settings["run_dir"] = str(directory / "run")
@@ -57,7 +64,7 @@ def quiet_curve(slurm, built, tmp_path_factory):
     house = run_of(tmp_path_factory.mktemp("quiet"), built)
     number = submit(slurm, house)
     job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
-    assert job["JobState"] == "COMPLETED", output(house, number)
+    assert job["JobState"] == "COMPLETED", story(slurm, house, number)
     assert house.metrics()[-1]["world_size"] == 2 and house.metrics()[-1]["step"] == STEPS
     return curve(house.metrics())
 
@@ -72,7 +79,7 @@ def test_a_preempted_job_commits_waits_in_the_queue_and_goes_on(slurm, house, qu
     assert (house.run / f"checkpoints/step-{stopped_at:08d}/manifest.json").is_file()
     slurm.wait_for(urgent, "COMPLETED")
     job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(house, number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), story(slurm, house, number)
     assert curve(house.metrics()) == quiet_curve
     assert [event["event"] for event in house.events()].count("resume") == 1
 
@@ -80,8 +87,9 @@ def test_a_preempted_job_commits_waits_in_the_queue_and_goes_on(slurm, house, qu
 def test_a_job_whose_walltime_ends_leaves_in_time_and_goes_on_in_the_next(slurm, house, quiet_curve):
     number = submit(slurm, house, "--time", "3", "--signal-lead", "75", fault="slow,rank=*,at=step,delay=10")
     job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout=600)
-    assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1, output(house, number)
-    assert words_of_script(house, number)[0] == "stopped on request (status 75); back into the queue"
+    assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1, story(slurm, house, number)
+    first = words_of_script(house, number)[:1]
+    assert first == ["stopped on request (status 75); back into the queue"], story(slurm, house, number)
     assert curve(house.metrics()) == quiet_curve
 
 
@@ -90,10 +98,10 @@ def test_a_crash_is_requeued_while_the_run_gets_further_and_no_longer(slurm, hou
         slurm, house, "--max-restarts", "0", "checkpoint.asynchronous=false", fault="kill,rank=1,at=step,step=7"
     )
     job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
-    assert (job["JobState"], job["Restarts"]) == ("FAILED", "1"), output(house, number)
-    first, second = words_of_script(house, number)
-    assert first.endswith(f"(status {128 + signal.SIGKILL}); back into the queue")
-    assert second.endswith("came no further than an earlier start; not requeued")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "1"), story(slurm, house, number)
+    said = "\n".join(words_of_script(house, number))
+    ends = rf".*\(status {128 + signal.SIGKILL}\); back into the queue\n.* came no further .*; not requeued"
+    assert re.fullmatch(ends, said), story(slurm, house, number)
     assert max(record["step"] for record in house.metrics()) < STEPS
 
 
@@ -110,7 +118,7 @@ def test_jobs_of_a_chain_take_turns(slurm, house, quiet_curve):
     first, second = submit(slurm, house, "--chain", "2", fault="slow,rank=*,at=step,delay=1").split()
     house.wait_for_step(3)
     slurm("scancel", "--signal=USR1", first)
-    assert slurm.wait_for(first, "COMPLETED", "FAILED", "CANCELLED")["ExitCode"] == "75:0", output(house, first)
+    assert slurm.wait_for(first, "COMPLETED", "FAILED", "CANCELLED")["ExitCode"] == "75:0", story(slurm, house, first)
     job = slurm.wait_for(second, "COMPLETED", "FAILED", "CANCELLED")
-    assert job["JobState"] == "COMPLETED", output(house, second)
+    assert job["JobState"] == "COMPLETED", story(slurm, house, second)
     assert curve(house.metrics()) == quiet_curve
