@@ -32,6 +32,8 @@ from bigtrain.cli.restarts import Death, Restarts, cause
 from bigtrain.launched import PROGRESS, STORE, End, mark_of, note_death
 from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that ask for an end: the workers get them from their launcher."""
 GRACE_SECONDS = 3
 """For workers whose peer has died: what they hold is of no use without it."""
 LEAVING_SECONDS = 30
@@ -55,11 +57,17 @@ class Leave(Exception):
         self.status = status
 
 
+def let_the_status_stand() -> None:
+    """What is asked for from here on comes too late, and must not be answered by another status."""
+    for number in HANDED_ON:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Agent(LocalElasticAgent):
     """One node's."""
 
     asked_by: ClassVar[set[int]] = set()
-    """The signals that have asked for an end: then nothing is started again."""
+    """Those that have come: then nothing is started again."""
     working = False
     """Whether there are workers that a signal can be handed on to."""
 
@@ -234,6 +242,7 @@ class Agent(LocalElasticAgent):
                 group.store.set(self._key(_VERDICT), word)
 
     def _leave(self, status: int, message: str = "") -> NoReturn:
+        let_the_status_stand()
         group: Any = self._worker_group
         if (group.group_world_size or 1) > 1:  # None before the agents have met
             if self.asked_by and self._elastic:

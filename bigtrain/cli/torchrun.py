@@ -29,13 +29,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 from torch.distributed.run import parse_args, run
 
-from bigtrain.cli.agent import Agent, Leave
+from bigtrain.cli.agent import HANDED_ON, Agent, Leave, let_the_status_stand
 from bigtrain.cli.interface import stay_on_one_interface
 from bigtrain.config.errors import BigtrainError
 from bigtrain.launched import LAUNCHER
 from bigtrain.statuses import CRASHED, DONE, STOPPED, WRONG, of_shell
 
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LEFT_TO_TORCHRUN = "SIGQUIT"
 MALLOC_FOR_TENSORS = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"
@@ -80,9 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RendezvousError as error:
         print(f"error: the nodes did not meet: {error}", file=sys.stderr)
         return CRASHED
-    finally:  # the status stands: while the interpreter is torn down a late signal would be answered by its default
-        for number in HANDED_ON:
-            signal.signal(number, signal.SIG_IGN)
+    finally:
+        let_the_status_stand()
     return DONE
 
 
