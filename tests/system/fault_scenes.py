@@ -39,6 +39,8 @@ LENIENCE = 6
 """How many times longer than promised a fault may go unnoticed where the machine has other work too."""
 UNHURRIED = "slow,rank=*,at=step,delay=0.4"
 """Steps that take long enough to hit something between them."""
+SLOW_SAVE_SECONDS = ONE_ORDER_SECONDS + 7
+"""A save that is still under way when signals after the first are no longer taken for the same."""
 
 
 def noticed(run: Launched, fault: Fault, strike: float, until: float = float("inf")) -> float:
@@ -127,7 +129,7 @@ def odd_rank(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
 
 
 def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
-    """SIGTERM; SIGUSR1 from a queue; a second SIGTERM while the save hangs."""
+    """SIGTERM; SIGUSR1 from a queue; more of them while the save takes long; a second SIGTERM while it hangs."""
     outcomes = []
 
     def stopped(run: Launched, strike: float, fault: Fault) -> None:
@@ -142,6 +144,17 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         run.process.send_signal(number)
         stopped(run, strike, fault)
 
+    slow_save = f"slow,rank=1,at=save.writing,delay={SLOW_SAVE_SECONDS}"
+    run = stage.launch("checkpoint.every_steps=100", orders=f"{UNHURRIED};{slow_save}")
+    run.wait_for_steps(1)
+    strike = time.time()
+    run.process.send_signal(signal.SIGUSR1)
+    time.sleep(ONE_ORDER_SECONDS + 2)
+    assert run.heard("stop: SIGUSR1", since=strike) is None, "the save was over before there was another signal"
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        run.process.send_signal(number)
+    stopped(run, strike, faults[2])
+
     run = stage.launch("checkpoint.asynchronous=false", orders=f"{UNHURRIED};hang,rank=1,at=save.writing")
     run.wait_for_steps(1)
     run.process.send_signal(signal.SIGTERM)
@@ -151,7 +164,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(None) not in (0, STATUS_STOPPED)
     seconds = time.time() - strike
-    assert seconds <= LENIENCE * faults[2].within, f"left after {seconds:.1f} s"
+    assert seconds <= LENIENCE * faults[3].within, f"left after {seconds:.1f} s"
     outcomes.append(Outcome(round(seconds, 1)))
 
     stage.launch().finish()

@@ -164,6 +164,13 @@ SCENES = (
         (
             Fault("SIGTERM", "kill -TERM of the launcher", ("stop: SIGTERM",), "commits, leaves with 75"),
             Fault("SIGUSR1, as queues send it", "kill -USR1", ("stop: SIGUSR1",), "commits, leaves with 75"),
+            Fault(
+                "SIGUSR1 again, and then SIGTERM, while the last save takes long",
+                "kill -USR1, and again later, and kill -TERM",
+                ("stop: SIGUSR1",),
+                "commits all the same, leaves with 75",
+                within=scenes.SLOW_SAVE_SECONDS + AT_ONCE,
+            ),
             Fault("a second SIGTERM while the last save hangs", "kill -TERM, and again later", (), "leaves at once"),
         ),
         scenes.asked_to_stop,
