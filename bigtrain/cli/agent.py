@@ -194,7 +194,7 @@ class Agent(LocalElasticAgent):
             self._leave(of_shell(died.status), "" if died.final else what)
         word = self._word_of_others(group, PATIENCE_SECONDS if died.may_follow_another else 0.0)
         if word not in (None, _RESTART, _ONE_NODE_LESS):
-            self._leave(int(str(word)))
+            self._leave_as(str(word))
         if not self._restarts.limit:
             self._leave(of_shell(died.status), what)
         if not self._restarts.allow(self._newest_commit()):
@@ -218,7 +218,7 @@ class Agent(LocalElasticAgent):
         if word != _RESTART:  # its workers have left, and ours are about to, unless they wait for them
             self._let_leave(group, LEAVING_SECONDS)
             self._end_workers(GRACE_SECONDS)
-            self._leave(int(str(word)))
+            self._leave_as(str(word))
         self._end_workers(GRACE_SECONDS)
 
     def _word_of_others(self, group: Any, patience: float = 0.0) -> str | None:
@@ -252,6 +252,11 @@ class Agent(LocalElasticAgent):
                 self._say(group, str(status))
             time.sleep(2 * ASK_EVERY_SECONDS)  # the store may go with us
         raise Leave(status, message)
+
+    def _leave_as(self, word: str) -> NoReturn:
+        """As another node has decided, which closes the job for all: the store may have gone with it."""
+        self._keep_open()
+        self._leave(int(word))
 
     def _marks(self) -> list[Path]:
         patterns = [mark_of(self._progress.name, end, "*").name for end in get_args(End)]

@@ -30,6 +30,17 @@ def wait_until_ready(process: subprocess.Popen, tmp_path) -> None:
         time.sleep(0.05)
 
 
+def two_nodes(script: str, tmp_path) -> tuple[list[int], list[str]]:
+    """The statuses of two launchers of a worker each, and what they said; the first holds the store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", meeting]
+    nodes = [launch(script, tmp_path, *options, f"--rdzv-conf=is_host={is_host}") for is_host in (1, 0)]
+    said = [node.communicate(timeout=60)[0] for node in nodes]
+    return [node.returncode for node in nodes], said
+
+
 @pytest.mark.parametrize("status", [0, 1, 75, 9])
 def test_the_status_of_the_workers_is_the_status_of_the_launcher(tmp_path, status):
     process = launch(f"raise SystemExit({status})", tmp_path)
@@ -85,13 +96,13 @@ def test_a_node_whose_worker_was_killed_speaks_before_one_whose_worker_crashed_o
         "if os.environ['RANK'] == '0': raise SystemExit(3)\n"
         "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
-    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", meeting]
-    nodes = [launch(script, tmp_path, *options, f"--rdzv-conf=is_host={is_host}") for is_host in (1, 0)]
-    said = [node.communicate(timeout=60)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [128 + signal.SIGKILL] * 2, said
+    statuses, said = two_nodes(script, tmp_path)
+    assert statuses == [128 + signal.SIGKILL] * 2, said
+
+
+def test_two_nodes_leave_without_a_word_though_the_one_with_the_store_is_first(tmp_path):
+    script = "import os, time\ntime.sleep(0 if os.environ['RANK'] == '0' else 1.5)\nraise SystemExit(75)\n"
+    assert two_nodes(script, tmp_path) == ([75, 75], ["", ""])
 
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGUSR1])
