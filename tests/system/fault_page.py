@@ -96,6 +96,7 @@ def _tail(rows: list[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))  # where pytest would have found `warm`
     from fault_table import SAME, SCENES
 
     print(page(json.loads(Path(sys.argv[1]).read_text()), SCENES, SAME), end="")
