@@ -67,7 +67,7 @@ class Agent(LocalElasticAgent):
     """One node's."""
 
     asked_by: ClassVar[set[int]] = set()
-    """Those that have come: then nothing is started again."""
+    """The signals that have asked for an end: from then on nothing is started again."""
     working = False
     """Whether there are workers that a signal can be handed on to."""
 
