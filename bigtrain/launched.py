@@ -1,13 +1,19 @@
-"""What the launcher and its workers tell each other, by environment variables."""
+"""What the launcher and its workers tell each other, by environment variables, files and signals."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+WARNINGS = (signal.SIGUSR1, signal.SIGHUP)
+"""However often they come they ask for no more than a stop in order: queues repeat them, and end a job by another."""
+ORDERS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (*WARNINGS, *ORDERS)
+"""All that ask for an end. The launcher hands them on."""
 LAUNCHER = "BIGTRAIN_LAUNCHER_PID"
 """The process that started the ranks of this node."""
 STORE = "BIGTRAIN_STORE"
@@ -17,6 +23,12 @@ PROGRESS = "BIGTRAIN_PROGRESS"
 
 DIED = "BIGTRAIN_DIED"
 """When a rank of the last start was seen to have died, in seconds since this machine was started."""
+
+
+def ignore_stop_signals() -> None:
+    """The status stands: what comes from here on comes too late, and must not be answered by another one."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def note_death() -> None:

@@ -29,11 +29,9 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from bigtrain.cli.interface import bound_store
 from bigtrain.cli.restarts import Death, Restarts, cause
-from bigtrain.launched import PROGRESS, STORE, End, mark_of, note_death
+from bigtrain.launched import PROGRESS, STORE, End, ignore_stop_signals, mark_of, note_death
 from bigtrain.statuses import HUNG, STOPPED, describe, of_shell
 
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that ask for an end: the workers get them from their launcher."""
 GRACE_SECONDS = 3
 """For workers whose peer has died: what they hold is of no use without it."""
 LEAVING_SECONDS = 30
@@ -55,12 +53,6 @@ class Leave(Exception):
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
         self.status = status
-
-
-def let_the_status_stand() -> None:
-    """What is asked for from here on comes too late, and must not be answered by another status."""
-    for number in HANDED_ON:
-        signal.signal(number, signal.SIG_IGN)
 
 
 class Agent(LocalElasticAgent):
@@ -242,7 +234,7 @@ class Agent(LocalElasticAgent):
                 group.store.set(self._key(_VERDICT), word)
 
     def _leave(self, status: int, message: str = "") -> NoReturn:
-        let_the_status_stand()
+        ignore_stop_signals()
         group: Any = self._worker_group
         if (group.group_world_size or 1) > 1:  # None before the agents have met
             if self.asked_by and self._elastic:

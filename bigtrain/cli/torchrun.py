@@ -29,10 +29,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 from torch.distributed.run import parse_args, run
 
-from bigtrain.cli.agent import HANDED_ON, Agent, Leave, let_the_status_stand
+from bigtrain.cli.agent import Agent, Leave
 from bigtrain.cli.interface import stay_on_one_interface
 from bigtrain.config.errors import BigtrainError
-from bigtrain.launched import LAUNCHER
+from bigtrain.launched import LAUNCHER, STOP_SIGNALS, ignore_stop_signals
 from bigtrain.statuses import CRASHED, DONE, STOPPED, WRONG, of_shell
 
 LEFT_TO_TORCHRUN = "SIGQUIT"
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     launcher: Any = torch.distributed.launcher.api
     launcher.LocalElasticAgent = Agent
     try:
-        for number in HANDED_ON:
+        for number in STOP_SIGNALS:
             signal.signal(number, _hand_on)
         _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except Leave as leaving:
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: the nodes did not meet: {error}", file=sys.stderr)
         return CRASHED
     finally:
-        let_the_status_stand()
+        ignore_stop_signals()
     return DONE
 
 

@@ -11,11 +11,8 @@ from types import FrameType
 
 import psutil
 
-from bigtrain.launched import LAUNCHER
+from bigtrain.launched import LAUNCHER, STOP_SIGNALS, WARNINGS, ignore_stop_signals
 
-WARNINGS = (signal.SIGUSR1, signal.SIGHUP)
-"""However often they come they ask for no more than a stop in order: queues repeat them, and end a job by another."""
-ORDERS = (signal.SIGTERM, signal.SIGINT)
 ONE_ORDER_SECONDS = 5.0
 """Orders within this time of the first are one."""
 PR_SET_PDEATHSIG = 1
@@ -38,7 +35,7 @@ class StopRequest:
         """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
         commit, and without the launcher the ranks would never meet.
         """
-        for signal_number in (*WARNINGS, *ORDERS):
+        for signal_number in STOP_SIGNALS:
             signal.signal(signal_number, self._handle)
         _when_launcher_dies(signal.SIGKILL)
         if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
@@ -54,8 +51,7 @@ class StopRequest:
 
     def ignore(self) -> None:
         """The run is over and committed: a late signal must not turn that into a failure."""
-        for signal_number in (*WARNINGS, *ORDERS):
-            signal.signal(signal_number, signal.SIG_IGN)
+        ignore_stop_signals()
 
     def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
         self.ask(signal.Signals(signal_number).name)
