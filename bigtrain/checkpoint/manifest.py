@@ -11,6 +11,7 @@ import xxhash
 
 from bigtrain.checkpoint.tensor_file import FileSeal
 from bigtrain.config.errors import BigtrainError
+from bigtrain.file_names import bare_name
 
 FORMAT = 1
 
@@ -67,7 +68,7 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
     """The manifest in a file, checked against its own digest.
 
     Raises:
-        BigtrainError: it is damaged, or of a later format.
+        BigtrainError: it is damaged, of a later format, or has a path in place of the name of a file.
     """
     try:
         fields = json.loads(text)
@@ -79,7 +80,7 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
     if (found := fields.pop("format")) != FORMAT:
         raise BigtrainError(f"{path} is of another format", found=found, wanted=FORMAT)
     fields["cursor"] = Cursor(**fields["cursor"])
-    fields["files"] = {name: FileSeal(**seal) for name, seal in fields["files"].items()}
+    fields["files"] = {bare_name(name, path): FileSeal(**seal) for name, seal in fields["files"].items()}
     return Manifest(**fields)
 
 

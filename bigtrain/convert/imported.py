@@ -27,6 +27,7 @@ from bigtrain.config.yaml12 import to_yaml
 from bigtrain.convert.config_json import differences
 from bigtrain.convert.shards import DTYPES, TensorFolder, bytes_of
 from bigtrain.data.tokenizer import TOKENIZER_FILE
+from bigtrain.file_names import bare_name
 
 MODEL, MANIFEST = "model.yaml", "manifest.json"
 FORMAT = "bigtrain import 1"
@@ -58,7 +59,8 @@ class Imported(Mapping[str, Tensor]):
                 fix=f"bigtrain import HF_DIR {folder}",
             ) from None
         for name, wanted in files.items():
-            _compare(folder / name, file_digest(folder / name), wanted)
+            path = folder / bare_name(name, folder / MANIFEST)
+            _compare(path, file_digest(path), wanted)
         self.settings = read_model(folder / MODEL)
         self._files = TensorFolder(folder)
         if wrong := sorted(set(self._files.names()) ^ self._manifest["tensors"].keys()):

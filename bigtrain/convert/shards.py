@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigtrain.config.errors import BigtrainError
+from bigtrain.file_names import bare_name
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -129,12 +130,10 @@ class TensorFolder:
         if not path.is_file():
             return {}
         try:
-            listed: dict[str, str] = json.loads(path.read_text())["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            listed = json.loads(path.read_text())["weight_map"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BigtrainError(f"{path} cannot be read", found=f"{type(error).__name__}: {error}") from None
-        if outside := sorted({file for file in listed.values() if Path(file).name != file}):
-            raise BigtrainError(f"{path} names files outside its folder", found=_some(outside))
-        return listed
+        return {name: bare_name(file, path) for name, file in listed}
 
     def _add(self, path: Path) -> None:
         try:

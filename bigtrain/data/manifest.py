@@ -17,6 +17,7 @@ import xxhash
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.files import write_atomically
 from bigtrain.data.hashing import canonical_json, identity
+from bigtrain.file_names import bare_name
 
 FORMAT = 1
 HASH_BYTES = 16
@@ -108,9 +109,9 @@ class FileRecord:
         return {"name": self.name, "size": self.size, "blocks": list(self.blocks)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> FileRecord:
-        """Back from `to_json`."""
-        return cls(copied(value["name"]), copied(value["size"]), value["blocks"])
+    def from_json(cls, value: dict[str, Any], where: Path) -> FileRecord:
+        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError for a path in place of a name."""
+        return cls(copied(bare_name(value["name"], where)), copied(value["size"]), value["blocks"])
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ class ShardRecord:
         return {**vars(self), "files": [file.to_json() for file in self.files]}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> ShardRecord:
-        """Back from `to_json`."""
-        files = [FileRecord.from_json(file) for file in value["files"]]
+    def from_json(cls, value: dict[str, Any], where: Path) -> ShardRecord:
+        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError as `FileRecord.from_json`."""
+        files = [FileRecord.from_json(file, where) for file in value["files"]]
         return cls(copied(value["tokens"]), copied(value["documents"]), files)
 
 
@@ -196,14 +197,14 @@ class Manifest:
         )
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> Manifest:
-        return cls(**{**value, "shards": [ShardRecord.from_json(shard) for shard in value["shards"]]})
+    def _from_json(cls, value: dict[str, Any], where: Path) -> Manifest:
+        return cls(**{**value, "shards": [ShardRecord.from_json(shard, where) for shard in value["shards"]]})
 
 
 @without_gc
 def read_sealed(
     path: Path,
-    from_json: Callable[[dict[str, Any]], Sealed],
+    from_json: Callable[[dict[str, Any], Path], Sealed],
     id_name: str,
     totals: Sequence[str],
     format: int,
@@ -214,7 +215,7 @@ def read_sealed(
 
     Args:
         path: the file, JSON.
-        from_json: makes the object of the content.
+        from_json: makes the object of the content and the path.
         id_name: the key of the hash; a cached property of the object.
         totals: keys that are no part of the content; properties of the object.
         format: the one that is read.
@@ -222,7 +223,7 @@ def read_sealed(
         fix: what to do about another format.
 
     Raises:
-        BigtrainError: it is missing, changed, or of another format.
+        BigtrainError: it is missing, changed, of another format, or has a path in place of the name of a file.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -235,7 +236,7 @@ def read_sealed(
             )
         recorded = [value.pop(name) for name in (id_name, *totals)]
         actual_id = identity(value)
-        sealed = from_json(value)
+        sealed = from_json(value, path)
     except FileNotFoundError:
         raise missing from None
     except (ValueError, KeyError, TypeError) as error:

@@ -44,10 +44,11 @@ class ShardPair:
 
     @classmethod
     def read(cls, folder: Path, index: int) -> ShardPair:
-        """Read what `write` wrote."""
-        value = json.loads(_progress_file(folder, index).read_bytes())
+        """Read what `write` wrote. Raises BigtrainError as `FileRecord.from_json`."""
+        path = _progress_file(folder, index)
+        value = json.loads(path.read_bytes())
         for split in SPLITS:
-            value[split] = value[split] and ShardRecord.from_json(value[split])
+            value[split] = value[split] and ShardRecord.from_json(value[split], path)
         return cls(**{**value, "funnel": Funnel.from_json(value["funnel"])})
 
 

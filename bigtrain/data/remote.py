@@ -14,6 +14,7 @@ import xxhash
 
 from bigtrain.config.errors import BigtrainError
 from bigtrain.data.manifest import BLOCK_BYTES, FileRecord
+from bigtrain.file_names import bare_name
 
 _jitter = random.SystemRandom()  # ranks that seed `random` alike must not try again in step
 HTTP_DENIED = (401, 403)
@@ -122,12 +123,17 @@ class Remote:
                 file.write(self._persist(what, partial(self._get_exactly, name, start, min(start + BLOCK_BYTES, size))))
 
     def find(self, patterns: set[str]) -> list[str]:
-        """The files in the folder or below it whose names match one of `patterns`: their paths relative to it."""
+        """The files in the folder or below it whose names match one of `patterns`: their paths relative to it.
+
+        Raises:
+            BigtrainError: the folder cannot be listed, or the listing leads out of it.
+        """
         self._files.invalidate_cache()  # of listings
         found: list[str] = self._persist(self.url, lambda: self._files.find(self._root))
         paths = [PurePosixPath(path) for path in found]
         wanted = [path for path in paths if any(path.match(pattern) for pattern in patterns)]
-        return sorted(path.relative_to(self._root).as_posix() for path in wanted)
+        below = [path.relative_to(self._root).parts for path in wanted]
+        return sorted("/".join(bare_name(part, f"the listing of {self.url}") for part in parts) for parts in below)
 
     def _get_exactly(self, name: str, start: int, end: int) -> bytes:
         data = self._get(name, start, end)

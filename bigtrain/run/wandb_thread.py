@@ -19,6 +19,7 @@ import psutil
 
 from bigtrain.config import Settings
 from bigtrain.config.secrets import hide_secrets, without_secrets
+from bigtrain.file_names import bare_name
 from bigtrain.statuses import DONE, STOPPED
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class WandbThread(threading.Thread):
             self._off.set()
 
     def _open(self) -> Any:
+        bare_name(self._run_id, "the record of this run's W&B id")  # W&B calls a folder by it
         if self._mode == "online":
             problem = server_problem(self._settings.tracking.patience_seconds / 3)
             try:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ def test_a_damaged_checkpoint_is_named_and_fallen_back_from(
     (rejected,) = found.rejected
     assert rejected.checkpoint.step == 30
     assert [problem for problem in rejected.problems if re.search(message, problem)]
+
+
+@pytest.mark.parametrize("name", ["../step-00000020/state-00000-of-00002.safetensors", "..", "", "a\\b", "a\0b", "{}"])
+def test_a_manifest_with_a_path_for_a_file_is_damaged(run: Path, name: str) -> None:
+    """Its hash is right and the path leads to a good file: it is refused all the same, and fallen back from."""
+    path = run / "checkpoints/step-00000030"
+    name = name.replace("{}", str(path / "state-00000-of-00002.safetensors"))
+    (first, seal), second = Checkpoint.at(path).manifest.files.items()
+    manifest = replace(Checkpoint.at(path).manifest, files=dict([(name, seal), second]))
+    (path / "manifest.json").write_text(manifest.to_json())
+    for ranks in (1, 2):
+        for found in on_ranks(ranks, lambda ranks: newest_verified(Places.of(run), ranks=ranks)):
+            assert found.newest.step == 20
+            (problem,) = found.rejected[0].problems
+            assert "manifest.json has a path in place of the name of a file" in problem and repr(name) in problem
+    with pytest.raises(BigtrainError, match="has a path"):
+        load_weights(Checkpoint.at(path))
+    (path / "manifest.json").write_text(replace(manifest, files=dict([(first, seal), second])).to_json())
+    assert newest(run) == 30
 
 
 @settings(max_examples=60, deadline=None)

@@ -210,10 +210,10 @@ def test_damaged_missing_and_unlisted_files_are_refused(changed: Callable[..., P
     (there / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BigtrainError, match="and the files differ"):
         import_hf(there, tmp_path / "ours")
-    index = {"weight_map": {"model.norm.weight": "../secret.safetensors"}}
-    (there / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(BigtrainError, match="outside its folder"):
-        import_hf(there, tmp_path / "ours")
+    for name in ("../secret.safetensors", "/secret.safetensors", "..", "", "a\\b", "a\0b", None):
+        (there / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+        with pytest.raises(BigtrainError, match=r"model\.safetensors\.index\.json has a path"):
+            import_hf(there, tmp_path / "ours")
     with pytest.raises(BigtrainError, match="is no Hugging Face model"):
         import_hf(tmp_path, tmp_path / "ours")
 
@@ -265,6 +265,17 @@ def test_a_single_changed_byte_is_found_before_it_is_used(
         assert all(name in Imported(ours) for name in weights_of(trained(settings_of("llama"))))
     (ours / MANIFEST).unlink()
     with pytest.raises(BigtrainError, match="was not written by `bigtrain import`"):
+        Imported(ours)
+
+
+@pytest.mark.parametrize("name", ["../secret", "..", "", "a\\b", "a\0b"])
+def test_an_import_names_no_files_outside_its_folder(name: str, changed: Callable[..., Path], tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    import_hf(changed(settings_of("llama")), ours)
+    manifest = json.loads((ours / MANIFEST).read_text())
+    manifest["files"][name] = "0" * 32
+    (ours / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BigtrainError, match=r"manifest\.json has a path"):
         Imported(ours)
 
 

@@ -179,6 +179,19 @@ def test_no_secret_is_in_anything_that_is_written_for_wandb(
         assert secret.encode() not in content and KEY.encode() not in content, path
 
 
+def test_a_foreign_run_id_that_is_a_path_makes_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """W&B calls a folder by the id, which may come from the records of a run or checkpoint of somebody else."""
+    made = tracked(tmp_path / "run", "offline")
+    for run_id in ("/../../../outside", "..", "a\\b", "a\0b"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            tracker = Tracker.start(made, run_id)
+            tracker.log({"step": 1}, 1)
+            tracker.finish({}, exit_code=0)
+        assert "has a path in place of the name" in caplog.text and repr(run_id) in caplog.text
+        assert [path.name for path in tmp_path.rglob("*")] == ["run"]
+
+
 def test_the_last_start_s_run_is_remembered_even_without_a_checkpoint() -> None:
     events = [{"event": "start", "wandb_run_id": "a1"}, {"event": "save"}, {"event": "start", "wandb_run_id": None}]
     assert remembered_run_id(events) == "a1" and remembered_run_id([]) is None

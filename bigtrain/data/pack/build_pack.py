@@ -137,9 +137,9 @@ class PackJob:
         """The record of a pack that an earlier build finished, if the file still holds what it wrote."""
         try:
             value = json.loads(note.read_bytes())
-            record = PackRecord.from_json(value["pack"])
+            record = PackRecord.from_json(value["pack"], note)
             data = (self.directory / record.file.name).read_bytes()
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, BigtrainError):
             return None
         same = value == self._note(record) and record.file == _file_record(record.file.name, data)
         return record if same else None

@@ -164,9 +164,9 @@ class PackRecord:
         return {**vars(self), "file": self.file.to_json()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> PackRecord:
-        """Back from `to_json`."""
-        return cls(**{**value, "file": FileRecord.from_json(value["file"])})
+    def from_json(cls, value: dict[str, Any], where: Path) -> PackRecord:
+        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError as `FileRecord.from_json`."""
+        return cls(**{**value, "file": FileRecord.from_json(value["file"], where)})
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,8 @@ class PackManifest:
         return manifest
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> PackManifest:
-        return cls(**{**value, "shards": [PackRecord.from_json(shard) for shard in value["shards"]]})
+    def _from_json(cls, value: dict[str, Any], where: Path) -> PackManifest:
+        return cls(**{**value, "shards": [PackRecord.from_json(shard, where) for shard in value["shards"]]})
 
 
 def find_packs(directory: Path) -> list[tuple[str, int]]:
