@@ -10,6 +10,14 @@ refuse() {
   exit 2
 }
 
+# Refuse what is no plain number in a range. Has to come before arithmetic, where bash takes 010 for 8, 09 for an error,
+# and a[$(command)] for a command to carry out.
+require_number() { # WHAT VALUE LEAST MOST
+  if [[ ! $2 =~ ^(0|[1-9][0-9]{0,17})$ ]] || (($2 < $3 || $2 > $4)); then
+    refuse "$1 $2: wanted a number from $3 to $4"
+  fi
+}
+
 # The Python of this machine, in $python: $PYTHON, else the one in .venv beside launch/, else python3.
 find_python() {
   python=${PYTHON:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python}

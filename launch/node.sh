@@ -56,30 +56,32 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $# -gt 0 ]] || { help >&2 && exit 2; }
 [[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || refuse "--nodes $nodes: wanted N or MIN:MAX"
+[[ -z $node_rank ]] || require_number --node-rank "$node_rank" 0 999999
 [[ $nodes =~ ^1(:1)?$ || -n $rendezvous ]] || refuse "$nodes machines need --rendezvous, a name of the first one"
 if [[ -z $processes || $processes == auto || $processes == gpu ]]; then
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
   processes=$((gpus > 0 ? gpus : 2))
 fi
 
-# torchrun's options for meeting at the port with this distance from the usual one.
-meeting() {
-  if [[ -z $rendezvous ]]; then
-    printf '%s\n' --standalone
-    return
-  fi
-  local host=$rendezvous port=$BIGTRAIN_PORT conf=$BIGTRAIN_RENDEZVOUS
-  if [[ $rendezvous =~ ^(.*[^:]):([0-9]*)$ ]]; then
-    host=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]:-$BIGTRAIN_PORT}
-  fi
-  [[ -z $node_rank ]] || conf=is_host=$((node_rank == 0)),$conf
-  printf '%s\n' "--nnodes=$nodes" --rdzv-backend=c10d "--rdzv-endpoint=$host:$((port + $1))" "--rdzv-id=$job" \
-    "--rdzv-conf=$conf"
+host=$rendezvous port=$BIGTRAIN_PORT conf=$BIGTRAIN_RENDEZVOUS
+if [[ $rendezvous =~ ^(.*[^:]):([0-9]*)$ ]]; then
+  host=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]:-$BIGTRAIN_PORT}
+fi
+if [[ -n $rendezvous ]]; then # the preflight meets at the port after this one
+  [[ $host != *:* || $host == *:*:* ]] || refuse "--rendezvous $rendezvous: wanted HOST or HOST:PORT"
+  require_number "--rendezvous $rendezvous: port" "$port" 1 65534
+fi
+[[ -z $node_rank ]] || conf=is_host=$((node_rank == 0)),$conf
+
+meet_at() { # PORT: torchrun's options for meeting there, in $meeting
+  meeting=(--standalone)
+  [[ -z $rendezvous ]] || meeting=("--nnodes=$nodes" --rdzv-backend=c10d "--rdzv-endpoint=$host:$1" "--rdzv-id=$job"
+    "--rdzv-conf=$conf")
 }
-mapfile -t meeting < <(meeting 0)
+meet_at "$port"
 command=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=$processes" "--max-restarts=$restarts"
   -m bigtrain "$@")
-mapfile -t meeting < <(meeting 1)
+[[ -z $rendezvous ]] || meet_at $((port + 1))
 preflight=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=$processes" -m bigtrain doctor "${@:2}")
 
 if [[ -n $dry ]]; then

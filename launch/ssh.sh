@@ -42,21 +42,25 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $# -ge 2 ]] || { help >&2 && exit 2; }
 if [[ -f $1 ]]; then
-  mapfile -t hosts < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$1")
+  names=$(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$1") # not `< <(...)`, whose failure nobody would see
+  [[ -n $names ]] || refuse "no hosts in $1"
+  mapfile -t hosts <<<"$names"
 else
   IFS=, read -ra hosts <<<"$1"
 fi
 shift
 [[ ${#hosts[@]} -gt 0 ]] || refuse "no hosts"
+[[ -z $minimum ]] || require_number --min-hosts "$minimum" 1 "${#hosts[@]}"
 [[ -z ${NPROC:-} ]] || options=(--processes "$NPROC" "${options[@]}")
 read -ra ssh <<<"${BIGTRAIN_SSH:-ssh -o BatchMode=yes}"
 
 # What is set in our environment goes along where it is about the job; the rest is the machine's own.
 settings=()
-while IFS= read -r name; do settings+=("$name=${!name}"); done < <(
+names=$(
   compgen -e | grep -E '^(BIGTRAIN_|NCCL_|TORCH_|GLOO_|OMP_|WANDB_|CUDA_VISIBLE_DEVICES$|PYTHON$|PYTHONPATH$)' |
     grep -vE '^BIGTRAIN_SSH$|_API_KEY$' # command lines can be read by everybody on a machine
 )
+while IFS= read -r name; do settings+=("$name=${!name}"); done <<<"$names"
 job=ssh-$(date +%s)-$$
 remote() { # INDEX: the command for that machine
   local command=("$here/node.sh" --nodes "${minimum:+$minimum:}${#hosts[@]}" --node-rank "$1" --rendezvous "${hosts[0]#*@}"
@@ -64,10 +68,11 @@ remote() { # INDEX: the command for that machine
   printf 'cd %q && exec env' "$PWD"
   printf ' %q' "${settings[@]}" "${command[@]}" "${arguments[@]}"
 }
-arguments=("$@")
+arguments=("$@") commands=()
+for i in "${!hosts[@]}"; do commands+=("$(remote "$i")"); done
 
 if [[ -n $dry ]]; then
-  for i in "${!hosts[@]}"; do show "${ssh[@]}" "${hosts[i]}" "$(remote "$i")"; done
+  for i in "${!hosts[@]}"; do show "${ssh[@]}" "${hosts[i]}" "${commands[i]}"; done
   exit
 fi
 
@@ -96,7 +101,7 @@ trap '' PIPE # who has ended takes no orders
 for i in "${!hosts[@]}"; do
   mkfifo "$folder/orders-$i"
   {
-    "${ssh[@]}" "${hosts[i]}" "$(remote "$i")" <"$folder/orders-$i" && status=0 || status=$?
+    "${ssh[@]}" "${hosts[i]}" "${commands[i]}" <"$folder/orders-$i" && status=0 || status=$?
     echo "$status" >"$folder/ended-$i"
   } > >(exec sed -u "s|^|[${hosts[i]}] |") 2>&1 &
 done

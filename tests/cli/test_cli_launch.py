@@ -85,6 +85,93 @@ def test_where_a_pod_stands_is_read_from_what_kubeflow_says(tmp_path):
     assert "PET_" not in shown
 
 
+def command_in(folder: Path, name: str, script: str) -> Path:
+    """A command of this name that carries out a shell script."""
+    folder.mkdir(exist_ok=True)
+    command = folder / name
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    return command
+
+
+NO_NUMBERS = ["09", "abc", "-1", "1 2", "0x1", "1e3", "99999999999999999999", "$(JOB_COMPLETION_INDEX)"]
+NO_NUMBERS += ["PATH[$(touch executed)]", "$(touch executed)", "a[`touch executed`]"]
+MACHINES = ("node.sh", "--nodes=2", "--rendezvous=n1")
+NUMBERS = {
+    "--node-rank": (*MACHINES, "--node-rank={}", "train"),
+    "--node-rank of one machine": ("node.sh", "--node-rank={}", "train"),
+    "PET_NODE_RANK": (*MACHINES, "train"),
+    "SLURM_NODEID": (*MACHINES, "train"),
+    "BIGTRAIN_PORT": (*MACHINES, "train"),
+    "--rendezvous": ("node.sh", "--nodes=2", "--rendezvous=n1:{}", "train"),
+    "--min-hosts": ("ssh.sh", "--min-hosts={}", "a,b"),
+    "--max-requeues": ("slurm.sbatch", "--launch", str(LAUNCH), "--max-requeues={}"),
+    "SLURM_RESTART_COUNT": ("slurm.sbatch", "--launch", str(LAUNCH)),
+    "SLURM_JOB_ID": ("slurm.sbatch", "--launch", str(LAUNCH)),
+    "BIGTRAIN_PORT of a job": ("slurm.sbatch", "--launch", str(LAUNCH)),
+}
+
+
+@pytest.mark.parametrize("where", NUMBERS)
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_what_is_no_number_is_refused_and_never_executed(where, value, tmp_path):
+    """Bash arithmetic would take 09 for an error and a subscript for a command; then nothing may be started."""
+    here, tools = tmp_path / "here", tmp_path / "tools"
+    here.mkdir()
+    (here / "CONFIG").write_text("a: 1\n")
+    started = command_in(tools, "python", f'touch "{here}/started"')
+    for name in ("ssh", "srun", "scontrol", "squeue"):
+        command_in(tools, name, f'exec "{started}"')
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": str(started), "BIGTRAIN_SSH": str(tools / "ssh")}
+    if not where.startswith("--"):
+        environment[where.split()[0]] = value
+    script, *arguments = (argument.replace("{}", value) for argument in NUMBERS[where])
+    refused = call(script, *arguments, "CONFIG", cwd=here, **environment)
+    assert refused.returncode == 2, refused.stderr
+    assert value in refused.stderr and "wanted" in refused.stderr
+    assert [path.name for path in here.iterdir()] == ["CONFIG"]
+
+
+def test_a_rank_and_a_port_of_any_plain_number_are_taken(tmp_path):
+    for rank, port in (("0", "1"), ("9", "65534"), ("10", "29400"), ("123456", "8080")):
+        arguments = (*MACHINES[1:], f"--node-rank={rank}", "--doctor", "--dry-run", "train", "CONFIG")
+        shown = call("node.sh", *arguments, cwd=tmp_path, BIGTRAIN_PORT=port)
+        assert shown.returncode == 0, shown.stderr
+        preflight, training = shown.stdout.replace("\\", "").splitlines()[-2:]
+        for line, number in ((training, int(port)), (preflight, int(port) + 1)):
+            assert f"--rdzv-endpoint=n1:{number} " in line and f"is_host={int(rank == '0')}," in line
+    shown = call("node.sh", "--nodes=2", "--rendezvous=fe80::1", "--dry-run", "train", "CONFIG", cwd=tmp_path)
+    assert "--rdzv-endpoint=fe80::1:29400 " in shown.stdout
+
+
+@pytest.mark.parametrize("broken", ["sed", "grep"])
+def test_hosts_or_settings_that_cannot_be_read_whole_start_nothing(broken, tmp_path):
+    """A command that fails in the middle must not leave a job of half of the machines, or without its settings."""
+    tools = tmp_path / "tools"
+    (tmp_path / "hosts").write_text("a\nb\n")
+    command_in(tools, broken, "echo HOME; exit 4")
+    path = f"{tools}:{os.environ['PATH']}"
+    failed = call("ssh.sh", "--dry-run", "hosts", "CONFIG", cwd=tmp_path, PATH=path)
+    assert failed.returncode and not failed.stdout
+
+
+@pytest.mark.parametrize(
+    ("squeue", "ends"),
+    [("exit 1", ""), ("echo", ""), ("echo N/A", ""), ("echo 2030-01-01T00:00:00", "1893456000")],
+)
+def test_a_job_ends_when_slurm_says_it_and_else_at_no_time(squeue, ends, tmp_path):
+    """`date` takes an empty text for midnight: the run would have stopped at its first step."""
+    tools = tmp_path / "tools"
+    command_in(tools, "squeue", squeue)
+    command_in(tools, "scontrol", "echo node1 NodeAddr=127.0.0.1")
+    command_in(tools, "srun", 'echo "ends: ${BIGTRAIN_END_TIME-}, waits since: ${BIGTRAIN_QUEUED_SINCE-}"')
+    slurm = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "node1", "TZ": "UTC"}
+    arguments = (*options_of("slurm.sbatch"), "--no-doctor", "--run", str(tmp_path / "run"), "CONFIG")
+    done = call("slurm.sbatch", *arguments, cwd=tmp_path, PATH=f"{tools}:{os.environ['PATH']}", **slurm)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"ends: {ends}, waits since: {ends}\n"
+
+
 WAITING = """#!{python} -S
 # stands for the launcher in Python: says which signal came, and leaves with a status of its own
 import signal, sys, time
