@@ -99,7 +99,7 @@ def build_speed(repeats: int, peers: Path, failures: dict[str, str]) -> dict[str
 def write_texts(work: Path) -> list[str]:
     """The texts, and the same as JSON lines, in two files so that two processes of a peer have one each."""
     from bigtrain.config import SourceSettings
-    from bigtrain.data.corpus import read_documents
+    from bigtrain.data.build.corpus import read_documents
 
     texts = [d.text for d in read_documents(SourceSettings(name="source", kind="python_stdlib")) if d.text]
     (work / "texts").mkdir()
@@ -115,7 +115,7 @@ def write_texts(work: Path) -> list[str]:
 
 def plain_loop(tokenizer_folder: Path, texts: list[str]) -> float:
     """Seconds to encode the texts one after the other."""
-    from bigtrain.data.tokenizer import load_tokenizer
+    from bigtrain.data.format.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_folder)
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def plain_loop(tokenizer_folder: Path, texts: list[str]) -> float:
 def build_with_bigtrain(work: Path, name: str, processes: int, tokenizer: Path | None) -> float:
     """Seconds of a build into `work/name`."""
     from bigtrain.config import DataSettings, SourceSettings, TokenizerSettings
-    from bigtrain.data import build
+    from bigtrain.data import build_datasets
 
     settings = DataSettings(
         dir=work / name,
@@ -137,7 +137,7 @@ def build_with_bigtrain(work: Path, name: str, processes: int, tokenizer: Path |
         workers=processes,
     )
     started = time.perf_counter()
-    build(settings, vocab_size=VOCABULARY, report=lambda _: None)
+    build_datasets(settings, vocab_size=VOCABULARY, report=lambda _: None)
     return time.perf_counter() - started
 
 
@@ -153,7 +153,7 @@ def build_with_datatrove(python: Path, work: Path, target: Path, processes: int)
 
 def same_tokens(ours: Path, theirs: Path) -> int:
     """How many tokens both wrote. Raises RuntimeError where the numbers differ: they did not do the same work."""
-    from bigtrain.data.manifest import Manifest
+    from bigtrain.data.format.manifest import Manifest
 
     mine = sum(Manifest.read(ours / "source" / split).tokens for split in ("train", "validation"))
     others = sum(path.stat().st_size for path in theirs.glob("*.ds")) // 2

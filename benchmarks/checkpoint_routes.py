@@ -18,7 +18,7 @@ from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology
-from bigtrain.run.setup import restore
+from bigtrain.train.setup import restore
 
 
 class Route:

@@ -63,9 +63,9 @@ def plan_over(data: Path) -> tuple[Plan, Packing]:
     """The plan of a run over the source code, and the source."""
     from bigtrain.config import BatchSchedule
     from bigtrain.data import Dataset, Plan
-    from bigtrain.data.mixture import Phase
-    from bigtrain.data.packing import ConcatPacking
-    from bigtrain.data.plan import PlannedSource
+    from bigtrain.data.batch.packing import ConcatPacking
+    from bigtrain.data.order.mixture import Phase
+    from bigtrain.data.order.plan import PlannedSource
 
     dataset = Dataset(data / "source" / "train")
     packing = ConcatPacking(dataset, LENGTH)

@@ -104,7 +104,7 @@ def make_run(work: Path, samples: int) -> Path:
 
 def enlarge(dataset: Path, samples: int) -> None:
     """Replace a dataset by one of so many samples."""
-    from bigtrain.data.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord
+    from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord
 
     small = Manifest.read(dataset)
     for path in dataset.iterdir():
@@ -131,8 +131,7 @@ def enlarge(dataset: Path, samples: int) -> None:
 
 def write_documents(path: Path, family: int, tokens: int, file: str | None = None) -> tuple[Path, int, Sequence[str]]:
     """The `.doc` file of SHARD_SAMPLES documents of about a sample's length; its size and block hashes."""
-    from bigtrain.data.shards import BlockHasher, ShardWriter
-    from bigtrain.data.tokenization import TokenizedDocuments
+    from bigtrain.data.format.shards import BlockHasher, ShardWriter, TokenizedDocuments
 
     rng = np.random.default_rng(family)
     ends = np.sort(rng.choice(np.arange(1, tokens), SHARD_SAMPLES - 1, replace=False))
@@ -159,9 +158,9 @@ def measure(folder: Path) -> dict[str, Any]:
 
     from bigtrain.config import BatchSchedule
     from bigtrain.data import Dataset, Loader, Plan
-    from bigtrain.data.mixture import Phase
-    from bigtrain.data.packing import ConcatPacking
-    from bigtrain.data.plan import PlannedSource
+    from bigtrain.data.batch.packing import ConcatPacking
+    from bigtrain.data.order.mixture import Phase
+    from bigtrain.data.order.plan import PlannedSource
 
     held, seconds = {"after imports": memory()}, {}
 
@@ -207,7 +206,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def measure_index(folder: Path) -> dict[str, Any]:
     """Make the index by id in this process."""
     from bigtrain.data import Dataset
-    from bigtrain.data.document_index import write_index
+    from bigtrain.data.store.document_index import write_index
 
     dataset = Dataset(folder)
     before, peak, started = memory(), [0.0], time.perf_counter()

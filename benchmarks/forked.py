@@ -67,9 +67,9 @@ def import_everything() -> None:
 
     import bigtrain.cli.main
     import bigtrain.engine.engine
-    import bigtrain.run.loop
+    import bigtrain.train.loop
 
-    assert bigtrain.run.loop and bigtrain.engine.engine
+    assert bigtrain.train.loop and bigtrain.engine.engine
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a process with threads cannot be forked"
 
 

@@ -6,9 +6,9 @@ Three parts. `savers`: ranks that do nothing but change a state and save it, wit
 `training`: `bigtrain train`; the ranks of both are forked, so that a kill, a restart and a resume take seconds.
 `launched`: `bigtrain train` under its launcher, which may be the victim too. All save after every step and begin the
 next save while the last is being written. Phases are aimed at by watching the directory from outside, and in `savers`
-at the points in the code that bigtrain/faults.py names as well; `found_in` says, by what a kill left behind, where it
-struck. After each kill the newest committed checkpoint must be good, and be what the next start takes; at the end every
-step, done again or not, and every tensor must be what they are in a run that nobody killed.
+at the points in the code that bigtrain/base/faults.py names as well; `found_in` says, by what a kill left behind, where
+it struck. After each kill the newest committed checkpoint must be good, and be what the next start takes; at the end
+every step, done again or not, and every tensor must be what they are in a run that nobody killed.
 
 Status 1 when anything is wrong.
 """

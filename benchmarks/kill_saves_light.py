@@ -23,13 +23,13 @@ from forked import fork_ranks
 from kill_tally import Tally
 from save_phases import PHASES, Saves
 
+from bigtrain.base.faults import POINTS, Fault, obey
 from bigtrain.checkpoint import Cursor, Fragment, Places, Saver, load, newest_verified, tensor_digests
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.tensor_file import bytes_of
 from bigtrain.config import CheckpointSettings
 from bigtrain.engine.topology import start
-from bigtrain.faults import POINTS, Fault, obey
-from bigtrain.run.records import JsonLines, read_json_lines, read_metrics
+from bigtrain.rundir.json_lines import JsonLines, read_json_lines, read_metrics
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 KEEP = 2

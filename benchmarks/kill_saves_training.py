@@ -20,8 +20,8 @@ from kill_training import training_config
 from save_phases import PHASES, Saves
 
 from bigtrain.checkpoint import tensor_digests
-from bigtrain.run.records import read_json_lines
-from bigtrain.run.verify_resume import EXACT
+from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.trials.verify_resume import EXACT
 
 SHAPES = ({"processes": 2, "zero_stage": 2}, {"processes": 2, "zero_stage": 3}, {"processes": 1, "zero_stage": 1})
 STEPS, SMALL_STEPS = 60, 20

@@ -19,7 +19,7 @@ from disturbance import Command, Disturbed, disturb, everyone
 from kill_build import CLI, ROOT
 from record import spread
 
-from bigtrain.run.records import read_json_lines
+from bigtrain.rundir.json_lines import read_json_lines
 
 WORLDS = ((1, 2), (2,), (1,))
 """Numbers of processes that the starts of a run take in turn; the runs take these rows in turn."""

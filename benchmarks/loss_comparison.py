@@ -32,10 +32,10 @@ from record import write_result
 from bigtrain.config import Settings, load_settings
 from bigtrain.convert import export_hf
 from bigtrain.data import Loader, MicroBatch
-from bigtrain.data.tokenizer import TOKENIZER_FILE
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.data.run_data import RunData
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.model import build_model
-from bigtrain.run.data import RunData
 
 QUICKSTART = Path("configs/quickstart.yaml")
 GPT2 = [

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from bigtrain.checkpoint import Checkpoint, Places, newest_verified
-from bigtrain.checkpoint.folder import COMMITTED, Folder
+from bigtrain.checkpoint.folder import Folder
+from bigtrain.checkpoint.manifest import COMMITTED
 
 PHASES = (
     "staging just created",

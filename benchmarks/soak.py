@@ -31,18 +31,17 @@ from disturbance import Command
 from kill_build import CLI, ROOT
 from record import write_result
 
-sys.path.append(str(ROOT / "tests"))
-sys.path.append(str(ROOT / "tests/system"))
-from fault_runs import Launched, steps_done
-from fault_table import at_random
-from house import House, curve
+sys.path.append(str(ROOT))
 from soak_endings import ENDINGS
 
+from bigtrain.base.faults import Fault
 from bigtrain.checkpoint import Places, newest_verified
 from bigtrain.config import load_settings
-from bigtrain.data.provenance import digest_of
-from bigtrain.faults import Fault
-from bigtrain.run.provenance import OpenedRun
+from bigtrain.data.provenance.provenance import digest_of
+from bigtrain.rundir.provenance import OpenedRun
+from tests.system.fault_runs import Launched, steps_done
+from tests.system.fault_table import at_random
+from tests.system.run_sandbox import RunSandbox, curve
 
 HANG_SECONDS = 20
 FAULTS_OF_A_CHAPTER = 4
@@ -71,8 +70,8 @@ class Tally:
 class Watched:
     """A run directory, and how far its records have been checked."""
 
-    def __init__(self, house: House, tally: Tally, *, exact: bool) -> None:
-        self.house, self._tally, self._exact = house, tally, exact
+    def __init__(self, sandbox: RunSandbox, tally: Tally, *, exact: bool) -> None:
+        self.sandbox, self._tally, self._exact = sandbox, tally, exact
         self._lines = self._events = self._committed = 0
         self._first: dict[int, dict[str, Any]] = {}
         self._data: OpenedRun | None = None
@@ -84,7 +83,7 @@ class Watched:
     def check(self, after: str) -> None:
         """Check everything that was recorded since the last time."""
         tell, tally = self._tally.problems.append, self._tally
-        events = self.house.events()
+        events = self.sandbox.events()
         for event in events[self._events :]:
             if event["event"] in ("start", "resume"):
                 tally.starts += 1
@@ -94,12 +93,12 @@ class Watched:
             elif event["event"] == "commit":
                 self._committed = max(self._committed, event["step"])
         self._events = len(events)
-        lines = steps_done(self.house)
+        lines = steps_done(self.sandbox)
         for line in lines[self._lines :]:
             self._check_line(line, after)
         self._lines = len(lines)
         if self._committed:
-            found = newest_verified(Places.of(self.house.run))
+            found = newest_verified(Places.of(self.sandbox.run))
             tally.checkpoints_verified += 1
             if found.newest is None or found.newest.step < self._committed:
                 tell(f"{after}: {found.newest} verifies, though {self._committed} was committed")
@@ -107,7 +106,7 @@ class Watched:
     def _check_line(self, line: dict[str, Any], after: str) -> None:
         step, tally = line["step"], self._tally
         tally.lines_checked += 1
-        self._data = self._data or OpenedRun.open(self.house.run)
+        self._data = self._data or OpenedRun.open(self.sandbox.run)
         if digest_of(self._data.contents_of_step(step)) != line["batch_digest"]:
             tally.problems.append(f"{after}: step {step} had another batch than the plan's")
         if step in self._first:
@@ -149,37 +148,37 @@ def main() -> int:
         config = _config(work, args.config, args.overrides)
         Command([*CLI, "data", "build", config], ROOT, work / "data.log").run()
         total = load_settings(config).total_steps
-        reached: list[House] = []
+        reached: list[RunSandbox] = []
         while time.monotonic() - began < 60 * args.minutes:
-            house = _house(work / f"run-{tally.runs}", config)
-            watched = Watched(house, tally, exact=len(worlds) == 1)
-            reached.append(house)
+            sandbox = _house(work / f"run-{tally.runs}", config)
+            watched = Watched(sandbox, tally, exact=len(worlds) == 1)
+            reached.append(sandbox)
             while time.monotonic() - began < 60 * args.minutes:
                 _chapter(watched, chance, worlds, tally)
                 keep()
-                if (house.metrics() or [{"step": 0}])[-1]["step"] == total:
+                if (sandbox.metrics() or [{"step": 0}])[-1]["step"] == total:
                     break
             tally.runs += 1
-        last = max(house.metrics()[-1]["step"] for house in reached)
+        last = max(sandbox.metrics()[-1]["step"] for sandbox in reached)
         reference = _house(work / "undisturbed", config)
         Launched(reference, f"train.stop_after={last}", processes=worlds[0]).finish(0 if last == total else 75)
-        for house in reached:
-            _compare(house, reference, tally, exact=len(worlds) == 1)
+        for sandbox in reached:
+            _compare(sandbox, reference, tally, exact=len(worlds) == 1)
         keep()
     return int(bool(tally.problems))
 
 
 def _chapter(watched: Watched, chance: random.Random, worlds: list[int], tally: Tally) -> None:
     """One call of the launcher, with a fault for each start that it makes, and its end."""
-    house, processes = watched.house, chance.choice(worlds)
+    sandbox, processes = watched.sandbox, chance.choice(worlds)
     faults = [
         at_random(chance, processes, steps=STEPS_BETWEEN_FAULTS, start=start)
         for start in range(chance.randint(1, FAULTS_OF_A_CHAPTER))
     ]
     orders = ";".join(map(str, faults))
-    for mark in (house.directory / "marks").glob("*"):
+    for mark in (sandbox.directory / "marks").glob("*"):
         mark.unlink()
-    run = Launched(house, processes=processes, restarts=FAULTS_OF_A_CHAPTER + 1, orders=orders)
+    run = Launched(sandbox, processes=processes, restarts=FAULTS_OF_A_CHAPTER + 1, orders=orders)
     try:
         struck = 0
         while run.process.poll() is None and struck < len(faults):
@@ -195,8 +194,8 @@ def _chapter(watched: Watched, chance: random.Random, worlds: list[int], tally: 
                 tally.problems.append(f"{orders}: left with {status}: {run.output[-1500:]}")
         else:
             name, end = chance.choice(ENDINGS)
-            steps = len(steps_done(house))
-            run.wait_until(lambda: len(steps_done(house)) > steps + 2 or run.process.poll() is not None, "no step")
+            steps = len(steps_done(sandbox))
+            run.wait_until(lambda: len(steps_done(sandbox)) > steps + 2 or run.process.poll() is not None, "no step")
             tally.endings[name] += 1
             end(run, watched)
             orders = f"{orders}; {name}"
@@ -211,10 +210,10 @@ def _count(tally: Tally, faults: list[Fault]) -> None:
     tally.faults.update(f"{fault.action} at {fault.at}" for fault in faults)
 
 
-def _compare(house: House, reference: House, tally: Tally, *, exact: bool) -> None:
+def _compare(sandbox: RunSandbox, reference: RunSandbox, tally: Tally, *, exact: bool) -> None:
     """The curve of a run that was hit, with one that was not."""
     wanted = {line["step"]: line for line in reference.metrics()}
-    for line in house.metrics():
+    for line in sandbox.metrics():
         theirs = wanted[line["step"]]
         tally.steps_compared += 1
         difference = abs(line["loss"] - theirs["loss"]) / theirs["loss"]
@@ -246,12 +245,12 @@ def _config(work: Path, given: Path, overrides: list[str]) -> Path:
     return path_of
 
 
-def _house(directory: Path, config: Path) -> House:
+def _house(directory: Path, config: Path) -> RunSandbox:
     directory.mkdir()
     settings = yaml.safe_load(config.read_text()) | {"run_dir": str(directory / "run")}
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
-    return House(directory, path)
+    return RunSandbox(directory, path)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import psutil
-from fault_runs import Launched
 
 from bigtrain.checkpoint import Places
+from tests.system.fault_runs import Launched
 
 STOPPED, DONE = 75, 0
 FAMILY_SECONDS = 120.0
@@ -20,7 +20,7 @@ FAMILY_SECONDS = 120.0
 class Harmed(Protocol):
     """What has to know that a checkpoint was harmed from outside."""
 
-    house: Any
+    sandbox: Any
 
     def expect_to_fall_back(self) -> None: ...
 
@@ -45,8 +45,8 @@ def _all_killed(run: Launched, _watched: Harmed) -> None:
 
 def _checkpoint_rots(run: Launched, watched: Harmed) -> None:
     _asked(signal.SIGTERM)(run, watched)
-    newest = Places.of(watched.house.run).all()[-1]
-    file = next((watched.house.run / "checkpoints" / newest.name).glob("state-*"))
+    newest = Places.of(watched.sandbox.run).all()[-1]
+    file = next((watched.sandbox.run / "checkpoints" / newest.name).glob("state-*"))
     with file.open("r+b") as state:
         state.seek(file.stat().st_size // 2)
         byte = state.read(1)
@@ -57,12 +57,12 @@ def _checkpoint_rots(run: Launched, watched: Harmed) -> None:
 
 def _line_torn(run: Launched, watched: Harmed) -> None:
     _asked(signal.SIGTERM)(run, watched)
-    with (watched.house.run / "metrics.jsonl").open("ab") as metrics:
+    with (watched.sandbox.run / "metrics.jsonl").open("ab") as metrics:
         metrics.write(b'{"step": 999999, "loss": 6.')
 
 
 def _second_job(run: Launched, watched: Harmed) -> None:
-    second = Launched(watched.house, processes=1)
+    second = Launched(watched.sandbox, processes=1)
     try:
         assert second.finish(None) == 1, f"a second job left with {second.process.returncode}"
         assert second.heard("another job is training in run_dir"), second.output[-1500:]

@@ -34,8 +34,8 @@ import torch
 from peers import environment, reason, version
 from record import spread, write_result
 
-from bigtrain.cli.torchrun import MALLOC_FOR_TENSORS
 from bigtrain.config import Settings, load_settings
+from bigtrain.launcher.torchrun import MALLOC_FOR_TENSORS
 from bigtrain.model import product_dtype
 
 CONFIGS = [Path("configs/quickstart.yaml"), Path("benchmarks/llama-30m.yaml")]
@@ -276,7 +276,8 @@ def torchtitan(peers: Path) -> str:
 def matmul_peak() -> float:
     """The best rate of a square product, in the type in which bf16 is multiplied here, FLOP/s of a process a core."""
     script = (
-        "import torch; from bigtrain.model import product_dtype; from bigtrain.run.peaks import measure_matmul_peak;"
+        "import torch; from bigtrain.model import product_dtype;"
+        "from bigtrain.observe.peak_flops import measure_matmul_peak;"
         "cpu = torch.device('cpu');"
         "print(measure_matmul_peak(cpu, product_dtype(torch.bfloat16, cpu), seconds=3.0))"
     )
@@ -291,7 +292,7 @@ def matmul_peak() -> float:
 def first_batches(settings: Settings, steps: int) -> torch.Tensor:
     """The token ids that bigtrain trains on in its first steps: [steps, batch, length + 1]."""
     from bigtrain.data import Loader
-    from bigtrain.run.data import RunData
+    from bigtrain.data.run_data import RunData
 
     data = RunData.open(settings)
     rows = []

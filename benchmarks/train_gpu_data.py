@@ -53,8 +53,8 @@ class Data:
 
 def pack(window: npt.NDArray[np.uint32], ends: list[npt.NDArray[np.int64]]) -> MicroBatch:
     """Rows [B, T + 1], with the places in each where a document ends, as the loader hands them out."""
-    from bigtrain.data.assemble import IGNORED, Rows
-    from bigtrain.data.batch import micro_batches_of
+    from bigtrain.data.batch.assemble import IGNORED, Rows
+    from bigtrain.data.batch.batch import micro_batches_of
 
     batch, length = window.shape[0], window.shape[1] - 1
     end = np.concatenate([row + index * length for index, row in enumerate(ends)])

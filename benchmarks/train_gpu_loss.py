@@ -26,8 +26,9 @@ def measure_loss(device: torch.device, tiny: bool) -> dict[str, Any]:
     cross-entropy over all logits, too."""
     import torch
 
-    from bigtrain.model import loss_softmax
-    from bigtrain.model.loss import linear_cross_entropy
+    from bigtrain.model.loss import loss_softmax
+    from bigtrain.model.loss.loss import linear_cross_entropy
+    from bigtrain.model.loss.shaping import Shaping
 
     def all_logits(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         logits = torch.nn.functional.linear(hidden, weight).float()
@@ -49,7 +50,7 @@ def measure_loss(device: torch.device, tiny: bool) -> dict[str, Any]:
         labels = torch.randint(classes, (tokens,), device=device)
         inputs = (hidden, weight, labels)
         methods: dict[str, Callable[..., Tensor]] = {"all logits": all_logits, "pytorch": in_pytorch}
-        softmax, _ = loss_softmax.softmax_for(weight, loss_softmax.Shaping())
+        softmax, _ = loss_softmax.softmax_for(weight, Shaping())
         if not isinstance(softmax, loss_softmax.SoftmaxInPyTorch):
             methods["kernel"] = linear_cross_entropy
         found[name] = {

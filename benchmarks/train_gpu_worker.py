@@ -57,7 +57,7 @@ def measure_machine(topology: Topology) -> dict[str, Any]:
     """What the device can do at best: a matrix product and a copy, both on random data."""
     import torch
 
-    from bigtrain.run.peaks import datasheet_flops, measure_matmul_peak
+    from bigtrain.observe.peak_flops import datasheet_flops, measure_matmul_peak
 
     device = topology.device
     on_gpu = device.type == "cuda"
@@ -133,7 +133,7 @@ def train_bigtrain(
     from torch.profiler import ProfilerActivity, profile
 
     from bigtrain.engine.engine import Engine
-    from bigtrain.run.setup import new_model
+    from bigtrain.train.setup import new_model
 
     engine = Engine(new_model(settings, topology, fill=True), settings, topology)
 
@@ -250,8 +250,8 @@ def attention_taken(settings: Settings, device: torch.device) -> str:
     """The back-end that the model's own rule picks for its queries."""
     import torch
 
-    from bigtrain.model.attention_backends import attention_backend
-    from bigtrain.model.attention_rule import AttentionRule
+    from bigtrain.model.attention.attention_backends import attention_backend
+    from bigtrain.model.attention.attention_rule import AttentionRule
 
     shape = (1, settings.model.num_attention_heads, settings.model.head_width)
     query = torch.empty(shape, dtype=torch.bfloat16, device=device)

@@ -13,6 +13,6 @@ The rooms of the house, top floor first; imports go down only (checked by import
     config/      the typed tree of settings, YAML, overrides, errors that help
 """
 
-from bigtrain.version import __version__
+from bigtrain.base.version import __version__
 
 __all__ = ["__version__"]

@@ -17,6 +17,10 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("default", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+# Child processes, wherever they start, import this checkout's packages `bigtrain` and `tests`.
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,7 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-SHARED_ROUNDS = dict.fromkeys(("test_engine_parity.py", "test_engine_state.py"), "tests/engine/conftest.py")
+SHARED_ROUNDS = dict.fromkeys(("tests/engine/test_parity.py", "tests/engine/test_state.py"), "tests/engine/conftest.py")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -46,7 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return SHARED_ROUNDS.get(Path(file).name, file)
+            return SHARED_ROUNDS.get(file, file)
 
     return Files(config, log)
 
@@ -81,7 +85,7 @@ def _missing(reason: str) -> NoReturn:
 @pytest.fixture
 def kernels_forgotten() -> Iterator[None]:
     """Whether the CPU's kernels compile is found out once a process: forget it before and after a test."""
-    from bigtrain.model import cpu_kernels
+    from bigtrain.model.cpu import cpu_kernels
 
     cpu_kernels._load.cache_clear()
     yield

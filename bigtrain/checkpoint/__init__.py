@@ -35,11 +35,11 @@ from bigtrain.checkpoint.compatibility import check_compatible
 from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
 from bigtrain.checkpoint.load import Loaded, Tensors, begin_anew, load, load_weights, tensor_digests
 from bigtrain.checkpoint.manifest import Cursor, Manifest
+from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.places import Places, Rejected, Search, newest_verified
 from bigtrain.checkpoint.ranks import ALONE, Ranks
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.saver import Commit, Saver, save
-from bigtrain.checkpoint.storage import storage_at
 
 __all__ = [
     "ALONE",

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.checkpoint.folder import COMMITTED, MANIFEST, step_name
-from bigtrain.checkpoint.manifest import Manifest, parse_manifest
+from bigtrain.base.errors import BigtrainError
+from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, FileSeal, Manifest, parse_manifest, step_name
+from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks
-from bigtrain.checkpoint.storage import Reader, Storage, storage_at
-from bigtrain.checkpoint.tensor_file import FileSeal, seal_of
-from bigtrain.config.errors import BigtrainError
+from bigtrain.checkpoint.storage import Reader, Storage
+from bigtrain.checkpoint.tensor_file import seal_of
 
 _HASHING_THREADS = 2
 

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 import xxhash
 
+from bigtrain.base.faults import reached
+from bigtrain.base.version import __version__
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import Fragment
-from bigtrain.checkpoint.manifest import Cursor, Manifest
+from bigtrain.checkpoint.manifest import Cursor, FileSeal, Manifest
 from bigtrain.checkpoint.ranks import Ranks, together
 from bigtrain.checkpoint.storage import Storage
-from bigtrain.checkpoint.tensor_file import FileSeal
-from bigtrain.faults import reached
-from bigtrain.version import __version__
 
 
 @dataclass(frozen=True)

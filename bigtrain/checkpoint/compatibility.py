@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.manifest import Manifest
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.families import FAMILIES
 from bigtrain.config.keys import find, general
 

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from bigtrain.base.faults import reached
+from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, step_name
 from bigtrain.checkpoint.storage import Reader, blocks
-from bigtrain.faults import reached
 
-MANIFEST = "manifest.json"
-COMMITTED = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.(staging|pruned|replaced-\d+)")
 _BLOCK = 1 << 24
 
@@ -131,11 +130,6 @@ class _OpenFile:
             if not count:
                 raise OSError(f"{self._path} ends at byte {start + done:,}, wanted {start + len(target):,}")
             done += count
-
-
-def step_name(step: int) -> str:
-    """The name of a step's checkpoint, in any storage."""
-    return f"step-{step:08d}"
 
 
 def _write(file: FileIO, block: memoryview) -> None:

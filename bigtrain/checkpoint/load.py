@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
 from bigtrain.checkpoint.manifest import Manifest
@@ -23,7 +24,6 @@ from bigtrain.checkpoint.overlap import Shared, region_of, shared
 from bigtrain.checkpoint.ranks import Ranks, together
 from bigtrain.checkpoint.storage import Reader
 from bigtrain.checkpoint.tensor_file import StoredPiece, bytes_of, read_header, read_rng, stored_pieces
-from bigtrain.config.errors import BigtrainError
 
 _BLOCK = 1 << 23
 """Elements that are read at once where they cannot go straight to where they belong."""

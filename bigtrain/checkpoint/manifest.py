@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import xxhash
 
-from bigtrain.checkpoint.tensor_file import FileSeal
-from bigtrain.config.errors import BigtrainError
-from bigtrain.file_names import bare_name
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.file_names import bare_name
+
+MANIFEST = "manifest.json"
+COMMITTED = re.compile(r"step-(\d{8,})")
+
+
+def step_name(step: int) -> str:
+    """The name of a step's checkpoint, in any storage."""
+    return f"step-{step:08d}"
+
+
+@dataclass(frozen=True)
+class FileSeal:
+    """What a file must be, byte for byte."""
+
+    size: int
+    """Bytes."""
+    xxh3_128: str
+    """Hash of the contents, 32 hexadecimal digits."""
+
 
 FORMAT = 1
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from bigtrain.checkpoint.folder import COMMITTED, MANIFEST, step_name
-from bigtrain.checkpoint.manifest import parse_manifest
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.faults import reached
+from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, parse_manifest, step_name
 from bigtrain.checkpoint.storage import Reader, blocks
-from bigtrain.config.errors import BigtrainError
-from bigtrain.faults import reached
 
 ATTEMPTS = 8
 TOTAL_SECONDS = 120.0

@@ -23,12 +23,13 @@ from pathlib import Path
 
 import xxhash
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.manifest import Manifest
+from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks, together
-from bigtrain.checkpoint.storage import Storage, storage_at
-from bigtrain.config.errors import BigtrainError
+from bigtrain.checkpoint.storage import Storage
 from bigtrain.config.settings import CheckpointSettings
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.faults import reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.commit import About, Contents, commit
 from bigtrain.checkpoint.fragment import Fragment
@@ -28,9 +30,7 @@ from bigtrain.checkpoint.ranks import Ranks, cause_of, together
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.checkpoint.tensor_file import Image
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import CheckpointSettings
-from bigtrain.faults import reached
 
 _LOCAL_COPIES = 2
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 
@@ -55,23 +54,6 @@ class Storage(Protocol):
 
     def remove(self, step: int) -> None:
         """Remove a committed step; at no instant it looks whole and is not."""
-
-
-def storage_at(location: str | Path) -> Storage:
-    """The storage of a folder, or of a URL such as s3://bucket/name.
-
-    Raises:
-        BigtrainError: the protocol is unknown, or its package is not installed.
-    """
-    from bigtrain.checkpoint.folder import Folder
-
-    if isinstance(location, Path) or "://" not in location:
-        return Folder(Path(location).expanduser())
-    if location.startswith("file://"):
-        return Folder(Path(location.removeprefix("file://")))
-    from bigtrain.checkpoint.object_store import ObjectStore
-
-    return ObjectStore(location)
 
 
 def blocks(data: memoryview, size: int) -> Iterator[memoryview]:

@@ -28,25 +28,16 @@ from typing import Any
 import torch
 import xxhash
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.fragment import Fragment, Shard
+from bigtrain.checkpoint.manifest import FileSeal
 from bigtrain.checkpoint.overlap import Region, region_of
 from bigtrain.checkpoint.storage import Reader
-from bigtrain.config.errors import BigtrainError
 
 RNG = "rng"
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 _LARGEST_HEADER = 1 << 30
 _HASH_BLOCK = 1 << 24
-
-
-@dataclass(frozen=True)
-class FileSeal:
-    """What a file must be, byte for byte."""
-
-    size: int
-    """Bytes."""
-    xxh3_128: str
-    """Hash of the contents, 32 hexadecimal digits."""
 
 
 @dataclass(frozen=True)

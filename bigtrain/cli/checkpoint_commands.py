@@ -16,7 +16,7 @@ app = typer.Typer(
 @app.command("list")
 def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     """List the committed checkpoints of a run."""
-    from bigtrain.run.checkpoints import describe_checkpoints
+    from bigtrain.trained.checkpoints import describe_checkpoints
 
     rows = describe_checkpoints(run)
     if as_json:
@@ -34,7 +34,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of every checkpoint. Status 1 when anything is wrong."""
-    from bigtrain.run.checkpoints import verify_checkpoints
+    from bigtrain.trained.checkpoints import verify_checkpoints
 
     results = verify_checkpoints(run, step)
     if as_json:
@@ -53,7 +53,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two checkpoints: cursor, settings that change the result, versions, and every tensor to the last bit."""
-    from bigtrain.run.checkpoints import diff_checkpoints, say_diff
+    from bigtrain.trained.checkpoints import diff_checkpoints, say_diff
 
     difference = diff_checkpoints(one, other)
     if as_json:
@@ -73,7 +73,7 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove old checkpoints; the newest verified one always stays."""
-    from bigtrain.run.checkpoints import prune_checkpoints
+    from bigtrain.trained.checkpoints import prune_checkpoints
 
     removed = prune_checkpoints(run, keep, keep_every, dry_run=dry_run)
     if as_json:

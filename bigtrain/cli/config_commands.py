@@ -73,8 +73,8 @@ def _settings_at(path: Path, overrides: Sequence[str] = ()) -> Settings:
 
     if not path.is_dir():
         return load_settings(path, overrides)
-    from bigtrain.run.decisions import read_decisions, with_decisions
-    from bigtrain.run.directory import RunDirectory
+    from bigtrain.rundir.decisions import read_decisions, with_decisions
+    from bigtrain.rundir.directory import RunDirectory
 
     directory = RunDirectory.of_existing_run(path)
     return with_decisions(load_settings(directory.config, overrides), read_decisions(directory.decisions))

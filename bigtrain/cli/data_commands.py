@@ -20,10 +20,10 @@ def build(
 ) -> None:
     """Make tokenizer and shards of every source; what is there is kept, what a kill left half done is redone."""
     from bigtrain.config import load_settings
-    from bigtrain.data import build, open_datasets
+    from bigtrain.data import build_datasets, open_datasets
 
     settings = load_settings(config, overrides or [])
-    build(settings.data, vocab_size=settings.model.vocab_size, report=say)
+    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say)
     columns = ("source", "split", "documents", "tokens", "shards")
     rows = [
         (dataset.name, split, dataset.manifest.documents, dataset.tokens, len(dataset.shards))
@@ -46,7 +46,8 @@ def funnel(
 ) -> None:
     """Show how many documents went into each source, which rule removed how many, and what was written."""
     from bigtrain.config import load_settings
-    from bigtrain.data import read_funnels, write_funnel_page
+    from bigtrain.data import read_funnels
+    from bigtrain.report.funnel_page import write_funnel_page
 
     directory = data if data.is_dir() else load_settings(data).data.dir
     funnels = read_funnels(directory)
@@ -101,7 +102,7 @@ def where(
     as_json: JsonOption = False,
 ) -> None:
     """Show the documents in a step's global batch, and check its digest against the run's metrics."""
-    from bigtrain.run.provenance import documents_of_step
+    from bigtrain.rundir.provenance import documents_of_step
 
     found = documents_of_step(run, step, text=text)
     if as_json:
@@ -144,7 +145,7 @@ def when(
     as_json: JsonOption = False,
 ) -> None:
     """Show the steps of the run's schedule at which a document is trained on, and which of them are done."""
-    from bigtrain.run.provenance import steps_of_document
+    from bigtrain.rundir.provenance import steps_of_document
 
     found = steps_of_document(run, document)
     if as_json:
@@ -176,7 +177,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show from which step on two runs or configurations train on other data, and whether a run may change over."""
-    from bigtrain.run.plan_diff import compare_plans
+    from bigtrain.rundir.plan_diff import compare_plans
 
     found = compare_plans(one, other, overrides or [])
     if as_json:
@@ -202,7 +203,7 @@ def diff(
 @app.command()
 def card(run: RunArgument, as_json: JsonOption = False) -> None:
     """Write RUN/data-card.md and .json, the bill of materials of what the run was trained on, and print it."""
-    from bigtrain.run.data_card import write_card
+    from bigtrain.rundir.data_card import write_card
 
     document, markdown = write_card(run)
     if as_json:
@@ -217,7 +218,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Index documents by id, so that `when` finds one among billions at once; without it their ids are scanned."""
-    from bigtrain.data.document_index import index_datasets
+    from bigtrain.data.store.document_index import index_datasets
 
     paths = [str(path) for path in index_datasets(directory)]
     if as_json:

@@ -13,7 +13,7 @@ import typer
 from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json
 
 if TYPE_CHECKING:
-    from bigtrain.run.doctor import Report
+    from bigtrain.doctor import Report
 
 INDENT = " " * 25
 WIDTH = 120
@@ -27,7 +27,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look at everything a run needs before it starts, alone or on all ranks under torchrun; 0 when nothing failed."""
-    from bigtrain.run.doctor import doctor
+    from bigtrain.doctor import doctor
 
     report = doctor(config, overrides or [], skip=skip or [], patience=patience)
     if report.leads:

@@ -9,6 +9,10 @@ from typing import Annotated
 
 import typer
 
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.exit_status import CRASHED, DONE
+from bigtrain.base.launcher_protocol import tell
+from bigtrain.base.version import __version__
 from bigtrain.cli import (
     checkpoint_commands,
     config_commands,
@@ -17,11 +21,7 @@ from bigtrain.cli import (
     run_commands,
     submit_commands,
 )
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.secrets import without_secrets
-from bigtrain.launched import tell
-from bigtrain.statuses import CRASHED, DONE
-from bigtrain.version import __version__
 
 app = typer.Typer(
     name="bigtrain",
@@ -47,7 +47,7 @@ app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(submit_commands.app, name="submit")
 
-HAS_RANKS = ("bigtrain.run.setup", "bigtrain.run.doctor")
+HAS_RANKS = ("bigtrain.train.setup", "bigtrain.doctor")
 """What is imported where a process may have had a process group, or threads that never end."""
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from bigtrain.base.format import gibibytes, quantity
 from bigtrain.cli.printing import print_table
-from bigtrain.run.memory import gibibytes
-from bigtrain.run.profile import Profile
-from bigtrain.wording import quantity
+from bigtrain.trials.profile import Profile
 
 OPERATORS_SHOWN = 15
 

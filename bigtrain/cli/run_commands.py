@@ -37,7 +37,7 @@ def train(
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
-    from bigtrain.run.loop import train
+    from bigtrain.train.loop import train
 
     raise typer.Exit(train(settings))
 
@@ -63,8 +63,8 @@ def verify_resume(
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
-    from bigtrain.run.trial import FOLDER, Launcher
-    from bigtrain.run.verify_resume import verify_resume
+    from bigtrain.trials.trial import FOLDER, Launcher
+    from bigtrain.trials.verify_resume import verify_resume
 
     findings = verify_resume(settings, Launcher.of(launcher, processes), steps=steps, keep=keep, report=say)
     ok = all(finding.ok for finding in findings)
@@ -91,7 +91,7 @@ def profile(
 
     settings = load_settings(config, overrides or [])
     from bigtrain.cli.profile_tables import print_profile
-    from bigtrain.run.profile import profile
+    from bigtrain.trials.profile import profile
 
     found = profile(settings, steps=steps, warmup=warmup, out=out, report=say)
     if found is None:  # another rank tells
@@ -113,7 +113,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Do one step again, exactly, and print each document's loss; alone or under torchrun, as the run was."""
-    from bigtrain.run.replay import replay
+    from bigtrain.trials.replay import replay
 
     found = replay(run, step, skipped=skipped, text=text or as_json, report=say)
     if found is None:  # another rank tells
@@ -131,7 +131,7 @@ def resave_and_train(config: Path, location: str) -> None:
     from bigtrain.config import load_settings
 
     settings = load_settings(config)
-    from bigtrain.run.resave import resave_and_train
+    from bigtrain.trials.resave import resave_and_train
 
     raise typer.Exit(resave_and_train(settings, location))
 
@@ -145,7 +145,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Validation loss and perplexity of every source."""
-    from bigtrain.run.trained import evaluate_run
+    from bigtrain.trained.trained import evaluate_run
 
     evaluation = evaluate_run(run, step, with_yardsticks=yardsticks)
     if as_json:
@@ -196,7 +196,7 @@ def generate(
     if not texts:
         raise typer.BadParameter("give a prompt, - or --prompts FILE", param_hint="PROMPT")
     from bigtrain.model import Sampling
-    from bigtrain.run.text_model import TextModel
+    from bigtrain.trained.text_model import TextModel
 
     sampling = Sampling(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty, seed)
     opened = TextModel.open(model, step)
@@ -230,7 +230,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint in a format that other tools load, and check that they load the same model."""
-    from bigtrain.run.export import as_sentence, export_run
+    from bigtrain.trained.export import as_sentence, export_run
 
     if to is Format.gguf:
         _export_gguf(run, out, step, dtype, check, as_json)
@@ -256,8 +256,8 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over a model from Hugging Face, to train it further."""
-    from bigtrain.run.export import as_sentence
-    from bigtrain.run.importing import import_model
+    from bigtrain.trained.export import as_sentence
+    from bigtrain.trained.importing import import_model
 
     result = import_model(folder, out, end_of_text=end_of_text, check=check, report=say)
     if as_json:
@@ -270,7 +270,7 @@ def import_(
 
 
 def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
-    from bigtrain.run.export_gguf import export_run_to_gguf
+    from bigtrain.trained.export_gguf import export_run_to_gguf
 
     result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say)
     if as_json:
@@ -295,7 +295,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write RUN/report.html, one page with the curves, and RUN/loss.svg; print a summary."""
-    from bigtrain.run.report import write_report
+    from bigtrain.report.report import write_report
 
     summary = write_report(run, samples)
     if as_json:
@@ -311,7 +311,7 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs below a folder: how far they are, whether they run, and what became of them."""
-    from bigtrain.run.runs import list_runs
+    from bigtrain.rundir.runs import list_runs
 
     found = list_runs(folder)
     if as_json:

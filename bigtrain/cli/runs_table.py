@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigtrain.run.runs import RunState
-from bigtrain.wording import duration, quantity
+from bigtrain.base.format import duration, quantity
+from bigtrain.rundir.runs import RunState
 
 COLUMNS = ["run", "state", "step", "loss", "tokens/s", "goodput", "last event", "ago", "checkpoints"]
 

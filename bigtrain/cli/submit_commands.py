@@ -75,8 +75,8 @@ def slurm(
     as_json: JsonOption = False,
 ) -> None:
     """Submit to Slurm. The job resumes by itself: after preemption, at the end of its walltime, when a node is lost."""
-    from bigtrain.run.submit.job import Job
-    from bigtrain.run.submit.slurm import SlurmOptions, commands, submit
+    from bigtrain.submit.job import Job
+    from bigtrain.submit.slurm import SlurmOptions, commands, submit
 
     processes = processes_per_node or gpus_per_node or 2
     job = Job.of(config, overrides or [], nodes=nodes, processes_per_node=processes, min_nodes=min_nodes)
@@ -142,8 +142,8 @@ def kubernetes(
     as_json: JsonOption = False,
 ) -> None:
     """Submit to Kubernetes. Pods that are preempted, drained or crash are replaced, and the run resumes by itself."""
-    from bigtrain.run.submit.job import Job
-    from bigtrain.run.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
+    from bigtrain.submit.job import Job
+    from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
 
     processes = processes_per_node or gpus_per_node or 2
     job = Job.of(config, overrides or [], nodes=nodes, processes_per_node=processes, min_nodes=min_nodes)

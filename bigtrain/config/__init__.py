@@ -10,11 +10,11 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/config.md
 """
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
 from bigtrain.config.diff import Difference, diff
 from bigtrain.config.engine_settings import EngineSettings
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.explain import Explanation, explain, schema
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics

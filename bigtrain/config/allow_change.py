@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.document import Document, Place, Problem
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.keys import find
 from bigtrain.config.mathematics import kind_of
 from bigtrain.config.settings import Settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.document import Address, Document, Place, Problem, dotted, parse_value
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.keys import find
 from bigtrain.config.suggest import unknown_key
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.document import Address, Document, Problem, dotted
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.keys import Key, find, general
 from bigtrain.config.suggest import unknown_key
 

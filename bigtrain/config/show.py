@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bigtrain.base.version import __version__
 from bigtrain.config.settings import Settings
 from bigtrain.config.yaml12 import to_yaml
-from bigtrain.version import __version__
 
 
 def dump_settings(settings: Settings) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 
 REQUIRED: Final = object()

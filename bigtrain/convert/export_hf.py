@@ -21,12 +21,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.version import __version__
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.shards import SHARD_BYTES, Entry, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
-from bigtrain.version import __version__
 
 _MARK = "bigtrain_version"
 """The key in config.json by which a folder is known as one of ours, and may be replaced."""

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.version import __version__
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, our_shapes
-from bigtrain.model.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
-from bigtrain.version import __version__
+from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types of matrices in a file, by the names that `export --dtype` takes."""
 
-_MARK = "bigtrain.version"
+_MARK = "bigtrain.base.version"
 """The key by which a file is known as one of ours, and may be replaced."""
 
 

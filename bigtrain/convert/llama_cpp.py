@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf import context_length
 from bigtrain.convert.weights import without_training_only

@@ -11,7 +11,7 @@ from typing import Any
 
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_keys import Keys, unreadable
-from bigtrain.model.rotary import attention_factor, effective_theta, original_context
+from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context
 
 _OF_TYPE: Mapping[str, frozenset[str]] = {
     "default": frozenset(),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model import Decoder, build_model
 

@@ -46,24 +46,21 @@ say in which samples a document is (`stored_document.py` finds it, `document_ind
 `verify.py` checks every byte; `ngram.py` gives the perplexities that a model should beat.
 """
 
-from bigtrain.data.assemble import IGNORED
-from bigtrain.data.batch import MicroBatch, RankBatch, format_digest
-from bigtrain.data.build import build
-from bigtrain.data.funnel import Funnel, read_funnels
-from bigtrain.data.funnel_page import FUNNEL_STYLE, funnel_body, write_funnel_page
-from bigtrain.data.loader import Loader
-from bigtrain.data.mirror import open_mirror
-from bigtrain.data.ngram import Yardsticks
-from bigtrain.data.packing import Packing, open_packings
-from bigtrain.data.plan import Plan, SampleAddress
-from bigtrain.data.planning import make_plan, require_samples
-from bigtrain.data.store import Dataset, open_datasets
-from bigtrain.data.tokenizer import load_tokenizer, tokenizer_hash
-from bigtrain.data.validation import validation_batches
-from bigtrain.data.verify import VerifyReport, verify
+from bigtrain.data.batch.assemble import IGNORED
+from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest
+from bigtrain.data.batch.loader import Loader
+from bigtrain.data.batch.packing import Packing, open_packings
+from bigtrain.data.batch.planning import make_plan, require_samples
+from bigtrain.data.batch.validation import validation_batches
+from bigtrain.data.build.build import build_datasets
+from bigtrain.data.build.funnel import Funnel, read_funnels
+from bigtrain.data.format.tokenizer import load_tokenizer, tokenizer_hash
+from bigtrain.data.order.plan import Plan, SampleAddress
+from bigtrain.data.store.mirror import open_mirror
+from bigtrain.data.store.store import Dataset, open_datasets
+from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
-    "FUNNEL_STYLE",
     "IGNORED",
     "Dataset",
     "Funnel",
@@ -74,10 +71,8 @@ __all__ = [
     "RankBatch",
     "SampleAddress",
     "VerifyReport",
-    "Yardsticks",
-    "build",
+    "build_datasets",
     "format_digest",
-    "funnel_body",
     "load_tokenizer",
     "make_plan",
     "open_datasets",
@@ -88,5 +83,4 @@ __all__ = [
     "tokenizer_hash",
     "validation_batches",
     "verify",
-    "write_funnel_page",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.settings import Settings
 
 # Keys that would compete with what bigtrain does itself, beside the keys that it sets below.

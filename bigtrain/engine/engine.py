@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.faults import altered, reached
 from bigtrain.checkpoint.fragment import Fragment
-from bigtrain.config.errors import BigtrainError
 from bigtrain.config.settings import Settings
 from bigtrain.engine.copies import Part, copies, parts
 from bigtrain.engine.deepspeed_config import deepspeed_config
@@ -33,7 +34,6 @@ from bigtrain.engine.held import held_bytes
 from bigtrain.engine.muon import Muon
 from bigtrain.engine.optimizer import build_optimizer, create_moments
 from bigtrain.engine.topology import Topology
-from bigtrain.faults import altered, reached
 
 _SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.settings import OptimizerSettings, ParameterGroup
 from bigtrain.engine.lion import Lion
 from bigtrain.engine.muon import Muon

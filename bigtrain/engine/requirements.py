@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bigtrain.config.errors import BigtrainError
+from bigtrain.base.errors import BigtrainError
 from bigtrain.config.settings import Settings
 from bigtrain.engine.topology import Topology
 

@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.launcher_protocol import STORE
 from bigtrain.checkpoint.ranks import Ranks
-from bigtrain.config.errors import BigtrainError
-from bigtrain.launched import STORE
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 

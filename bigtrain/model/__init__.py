@@ -25,7 +25,7 @@ generate                prompts in, continuations out
 """
 
 from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
-from bigtrain.model.cpu_products import product_dtype
+from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder, build_model
 from bigtrain.model.generate import Completion, Ended, generate, require_room
 from bigtrain.model.initialize import initialize

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-import bigtrain.model.attention_backends  # registers the operators named below
-import bigtrain.model.cpu_products
-import bigtrain.model.experts  # noqa: F401
+import bigtrain.model.attention.attention_backends  # registers the operators named below
+import bigtrain.model.cpu.cpu_products
+import bigtrain.model.layers.experts  # noqa: F401
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.execution import Execution
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.model.router import RouterReport
+from bigtrain.model.layers.router import RouterReport
 
 
 class Counted(NamedTuple):

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.activation_checkpointing import recomputation
-from bigtrain.model.attention import SelfAttention
+from bigtrain.model.attention.attention import SelfAttention
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
-from bigtrain.model.experts import MixtureOfExperts
-from bigtrain.model.feed_forward import FeedForward
-from bigtrain.model.norm import NORMS
-from bigtrain.model.router import RouterReport
+from bigtrain.model.layers.experts import MixtureOfExperts
+from bigtrain.model.layers.feed_forward import FeedForward
+from bigtrain.model.layers.norm import NORMS
+from bigtrain.model.layers.router import RouterReport
 
 
 class Block(nn.Module):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bigtrain.model.cache import KeyValueCache
-from bigtrain.model.rotary import Rotary
+from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.layers.rotary import Rotary
 
 
 class Context(NamedTuple):

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
-from bigtrain.model.cache import KeyValueCache
 from bigtrain.model.context import Context
-from bigtrain.model.embedding import InputEmbedding, OutputHead
 from bigtrain.model.execution import Execution
-from bigtrain.model.float8 import require_float8
 from bigtrain.model.initialize import initialize, is_hidden_matrix
-from bigtrain.model.loss import IGNORE_INDEX
+from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.layers.float8 import require_float8
+from bigtrain.model.layers.norm import NORMS
+from bigtrain.model.layers.positions import absolute_positions, relative_positions
+from bigtrain.model.layers.rotary import rotary_at
+from bigtrain.model.layers.router import Router, RouterReport
+from bigtrain.model.loss.loss import IGNORE_INDEX
 from bigtrain.model.multi_token import NextTokenLayer, losses_ahead
-from bigtrain.model.norm import NORMS
-from bigtrain.model.positions import absolute_positions, relative_positions
-from bigtrain.model.rotary import rotary_at
-from bigtrain.model.router import Router, RouterReport
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 

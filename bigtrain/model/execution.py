@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bigtrain.model.cpu_products import CpuLinear
-from bigtrain.model.float8 import Float8Linear
+from bigtrain.model.cpu.cpu_products import CpuLinear
+from bigtrain.model.layers.float8 import Float8Linear
 from bigtrain.model.sequence_parallel import SequenceParallel
 
 

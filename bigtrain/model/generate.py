@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bigtrain.config.errors import BigtrainError
-from bigtrain.model.cache import KeyValueCache
+from bigtrain.base.errors import BigtrainError
+from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.sampling import Sampler, Sampling
 

@@ -20,9 +20,9 @@ from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.block import Block
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
-from bigtrain.model.loss import IGNORE_INDEX
-from bigtrain.model.norm import NORMS
-from bigtrain.model.router import RouterReport
+from bigtrain.model.layers.norm import NORMS
+from bigtrain.model.layers.router import RouterReport
+from bigtrain.model.loss.loss import IGNORE_INDEX
 
 
 class NextTokenLayer(nn.Module):

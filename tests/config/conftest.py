@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.config import BigtrainError, load_settings
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config import load_settings
 
 GOOD = """\
 run_dir: runs/x

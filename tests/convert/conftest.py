@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from convert_support import write_tokenizer
+
+from tests.convert.helpers import write_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 # By name, for their package holds functions of the same names.
-READERS = [importlib.import_module(f"bigtrain.data.corpus.{name}") for name in ("corpus", "jsonl", "rows")]
+READERS = [importlib.import_module(f"bigtrain.data.build.corpus.{name}") for name in ("corpus", "jsonl", "rows")]
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.data.mirror import Mirror
-from bigtrain.data.remote import RetryPolicy
-from bigtrain.data.store import Dataset
+from bigtrain.data.format.remote_files import RetryPolicy
+from bigtrain.data.store.mirror import Mirror
+from bigtrain.data.store.store import Dataset
 
 QUICK = RetryPolicy(attempts=6, total_seconds=20, attempt_seconds=1, first_pause=0.05, longest_pause=0.4)
 PLACE = Path("made", "train")

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import HALF, PARITY_STEPS, STAGES, WORLD_SIZES, launch, parity_cases, resaved, saved, state_case
+
+from tests.engine.helpers import (
+    HALF,
+    PARITY_STEPS,
+    STAGES,
+    WORLD_SIZES,
+    launch,
+    parity_cases,
+    resaved,
+    saved,
+    state_case,
+)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +65,7 @@ def _second_jobs(root: Path, world: int) -> list[dict[str, Any]]:
 
 
 def _run(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[tuple[tuple[str, int], list[Any]]]:
-    results = launch(Path(__file__).with_name("engine_worker.py"), jobs, world, directory)
+    results = launch(Path(__file__).with_name("worker.py"), jobs, world, directory)
     grouped: dict[str, list[Any]] = {}
     for job, result in zip(jobs, results, strict=True):
         grouped.setdefault(job["do"], []).append(result)

@@ -1,6 +1,6 @@
 """A run, its data and an imported model as files of an earlier version, and what the commands say of them.
 
-    python tests/golden/before.py             make written_before/ with the code of today; README.md says when
+    python -m tests.golden.before             make written_before/ with the code of today; README.md says when
 
 Every path in the files is relative to the folder that `data`, `run` and `imported` lie in: commands run there.
 """
@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from record import CORPUS, HERE, Case, Record, Start, in_new_processes, machine, recorded, settings, succeed
+
+from tests.golden.record import (
+    CORPUS,
+    HERE,
+    Case,
+    Record,
+    Start,
+    in_new_processes,
+    machine,
+    recorded,
+    settings,
+    succeed,
+)
 
 BEFORE = HERE / "written_before"
 EXPECTED = BEFORE / "expected.json"

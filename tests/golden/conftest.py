@@ -1,4 +1,4 @@
-"""Golden runs in processes forked from one that has imported everything, see tests/warm.py."""
+"""Golden runs in processes forked from one that has imported everything, see tests/forkserver.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm
-from record import QUIET, Start
+
+from tests import forkserver
+from tests.golden.record import QUIET, Start
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,11 @@ def start() -> Iterator[Start]:
 
     def forked(processes: int | None, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         command = ("-m", "bigtrain", *arguments)
-        return warm.python(*command, cwd=cwd) if processes is None else warm.torchrun(processes, *command, cwd=cwd)
+        return (
+            forkserver.python(*command, cwd=cwd)
+            if processes is None
+            else forkserver.torchrun(processes, *command, cwd=cwd)
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():

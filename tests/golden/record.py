@@ -1,7 +1,7 @@
 """Golden runs: what small trainings give, recorded, so that a restructuring can show that it changes no number.
 
-    python tests/golden/record.py --check     run everything, print each difference, exit with status 1 if there is one
-    python tests/golden/record.py             run everything and record it in golden.json; README.md says when
+    python -m tests.golden.record --check     run everything, print each difference, exit with status 1 if there is one
+    python -m tests.golden.record             run everything and record it in golden.json; README.md says when
 
 Only the command line is used, for packages and classes move and their names do not count.
 """

@@ -6,7 +6,8 @@ import json
 from importlib.metadata import version
 
 import pytest
-from record import CASES, GOLDEN, Case, build, differences, tolerance_of, train
+
+from tests.golden.record import CASES, GOLDEN, Case, build, differences, tolerance_of, train
 
 QUICK = [Case("llama", 1, 1), Case("gpt2", 1, 3), Case("mixtral", 2, 3)]
 """A family, a packing and a schedule each; both stages and both numbers of processes."""

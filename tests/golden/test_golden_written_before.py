@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from before import EXPECTED, QUESTIONS, ask
-from record import differences, tolerance_of
+
+from tests.golden.before import EXPECTED, QUESTIONS, ask
+from tests.golden.record import differences, tolerance_of
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The loss's kernel compiled for GPUs on a machine without one: run by test_model_loss_kernel.py in a process of its
+"""The loss's kernel compiled for GPUs on a machine without one: run by test_loss_kernel.py in a process of its
 own, so that Triton is in no other."""
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bigtrain.model import loss_softmax
-from bigtrain.model.loss_kernel import BLOCK, WARPS, softmax_of_a_row
-from bigtrain.model.loss_softmax import Shaping
+from bigtrain.model.loss import loss_softmax
+from bigtrain.model.loss.loss_kernel import BLOCK, WARPS, softmax_of_a_row
+from bigtrain.model.loss.shaping import Shaping
 
 
 @pytest.mark.parametrize("capped", [False, True], ids=["plain", "capped"])

@@ -1,4 +1,4 @@
-"""The loss's kernel in Triton's interpreter, on a CPU: run by test_model_loss_kernel.py in a process of its own, since
+"""The loss's kernel in Triton's interpreter, on a CPU: run by test_loss_kernel.py in a process of its own, since
 TRITON_INTERPRET has to be set before Triton is imported."""
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_kernel_support import assert_equals_float64, chunk
-from model_support import relative_error
-from test_model_loss import EXTRAS, oracle, problem
 
-from bigtrain.model import loss as loss_module
-from bigtrain.model import loss_kernel, loss_softmax
-from bigtrain.model.loss import linear_cross_entropy
-from bigtrain.model.loss_kernel import BLOCK, softmax_in_one_kernel
-from bigtrain.model.loss_softmax import IGNORE_INDEX, Shaping
+from bigtrain.model.loss import loss as loss_module
+from bigtrain.model.loss import loss_kernel, loss_softmax
+from bigtrain.model.loss.loss import linear_cross_entropy
+from bigtrain.model.loss.loss_kernel import BLOCK, softmax_in_one_kernel
+from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+from tests.model.helpers import relative_error
+from tests.model.loss_helpers import assert_equals_float64, chunk
+from tests.model.test_loss import EXTRAS, oracle, problem
 
 CPU = torch.device("cpu")
 classes = st.one_of(

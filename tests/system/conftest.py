@@ -2,33 +2,34 @@
 
 import pytest
 import yaml
-from house import House, finish, small_settings
+
+from tests.system.run_sandbox import RunSandbox, finish, small_settings
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory) -> House:
+def built(tmp_path_factory) -> RunSandbox:
     """Data built once for all system tests."""
-    directory = tmp_path_factory.mktemp("house")
+    directory = tmp_path_factory.mktemp("sandbox")
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(small_settings(directory)))
-    house = House(directory, config)
-    result = house.apart("data", "build", config)
+    sandbox = RunSandbox(directory, config)
+    result = sandbox.apart("data", "build", config)
     assert result.returncode == 0, result.stderr
-    return house
+    return sandbox
 
 
 @pytest.fixture
-def house(built, tmp_path) -> House:
+def sandbox(built, tmp_path) -> RunSandbox:
     """A run directory of one's own over the data that all share."""
     settings = yaml.safe_load(built.config.read_text())
     settings["run_dir"] = str(tmp_path / "run")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
-    return House(tmp_path, config)
+    return RunSandbox(tmp_path, config)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(built) -> House:
+def undisturbed(built) -> RunSandbox:
     """One run of two processes from the first step to the last, which others are compared with."""
     status, output = finish(built.start_training(2))
     assert status == 0, output

@@ -29,7 +29,7 @@ In every row the run comes out equal to one to which nothing happened:
 {same}{other}.
 Steps that were done again count: every line of metrics.jsonl is compared, not only the last one of a step.
 
-    tests/run.sh -m long tests/system/test_system_faults.py        # play all of them
+    tests/run.sh -m long tests/system/test_faults.py        # play all of them
     python benchmarks/soak.py CONFIG --minutes 60                  # at random, for an hour
 
 | fault | planted by | what happens | told after | goes on after | again |
@@ -91,12 +91,12 @@ def _tail(rows: list[Mapping[str, Any]]) -> str:
     failed = sum("failed" in row for row in rows)
     return (
         f"\n{len(rows)} rows in {len(scenes)} runs, {sum(scenes.values()) / 60:.0f} minutes; {failed} failed. "
-        "Hosts that are lost, and links that are cut, are played by `tests/system/test_system_hosts.py`.\n"
+        "Hosts that are lost, and links that are cut, are played by `tests/system/test_hosts.py`.\n"
     )
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[1]))  # where pytest would have found `warm`
-    from fault_table import SAME, SCENES
+    sys.path.append(str(Path(__file__).parents[2]))  # of the package tests
+    from tests.system.fault_table import SAME, SCENES
 
     print(page(json.loads(Path(sys.argv[1]).read_text()), SCENES, SAME), end="")

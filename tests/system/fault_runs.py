@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from house import House, curve
 
+from bigtrain.base.faults import FAULT, MARKS
 from bigtrain.checkpoint import Places, newest_verified, tensor_digests
-from bigtrain.faults import FAULT, MARKS
-from bigtrain.run.records import read_json_lines
+from bigtrain.rundir.json_lines import read_json_lines
+from tests.system.run_sandbox import RunSandbox, curve
 
 PATIENCE_SECONDS = 300.0
 """For a start and what it is to do, on a machine with ten times the load; what takes longer hangs."""
@@ -42,7 +42,7 @@ class Launched:
 
     def __init__(
         self,
-        house: House,
+        sandbox: RunSandbox,
         *overrides: str,
         processes: int = 2,
         restarts: int = 0,
@@ -58,13 +58,13 @@ class Launched:
             orders: of faults, for BIGTRAIN_FAULT; each is carried out once, however often the run starts.
             under: a command that the launcher is started by.
         """
-        self.house, self._patience = house, PATIENCE_SECONDS * (1 + restarts / 3)
-        self._lines_before, self._starts_before = len(steps_done(house)), len(starts(house))
-        marks = house.directory / "marks"
+        self.sandbox, self._patience = sandbox, PATIENCE_SECONDS * (1 + restarts / 3)
+        self._lines_before, self._starts_before = len(steps_done(sandbox)), len(starts(sandbox))
+        marks = sandbox.directory / "marks"
         marks.mkdir(exist_ok=True)
         command = [
             *(*under, sys.executable, "-m", "bigtrain.cli.torchrun", *rendezvous, f"--nproc-per-node={processes}"),
-            *(f"--max-restarts={restarts}", "-m", "bigtrain", "train", str(house.config), *overrides),
+            *(f"--max-restarts={restarts}", "-m", "bigtrain", "train", str(sandbox.config), *overrides),
         ]
         self.began = time.time()
         self.lines: list[tuple[float, str]] = []
@@ -74,7 +74,7 @@ class Launched:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=house.directory,
+            cwd=sandbox.directory,
             start_new_session=True,
             env={**os.environ, FAULT: orders, MARKS: str(marks), **(environment or {})},
         )
@@ -104,7 +104,7 @@ class Launched:
 
     def wait_for_steps(self, steps: int) -> None:
         """Until so many were done since it was launched."""
-        self.wait_until(lambda: len(steps_done(self.house)) >= self._lines_before + steps, f"no {steps} steps")
+        self.wait_until(lambda: len(steps_done(self.sandbox)) >= self._lines_before + steps, f"no {steps} steps")
 
     def wait_until(self, condition: Callable[[], bool], otherwise: str) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
@@ -124,11 +124,11 @@ class Launched:
 
     def starts_made(self) -> int:
         """How many starts of this launch have come to their first step."""
-        return len(starts(self.house)) - self._starts_before
+        return len(starts(self.sandbox)) - self._starts_before
 
     def strikes(self) -> list[float]:
         """When the orders were carried out, in that order."""
-        return sorted(mark.stat().st_mtime for mark in (self.house.directory / "marks").iterdir())
+        return sorted(mark.stat().st_mtime for mark in (self.sandbox.directory / "marks").iterdir())
 
     def finish(self, status: int | None = 0) -> int:
         """Wait for the end, which has to be this status; what hangs is killed and fails."""
@@ -152,13 +152,13 @@ class Launched:
 class Stage:
     """Where a scene is played."""
 
-    house: House
-    undisturbed: House
+    sandbox: RunSandbox
+    undisturbed: RunSandbox
     """The same configuration, to the end, by two processes to which nothing happened."""
     launched: list[Launched] = field(default_factory=list)
 
     def launch(self, *overrides: str, **how: object) -> Launched:
-        self.launched.append(Launched(self.house, *overrides, **how))  # type: ignore[arg-type]
+        self.launched.append(Launched(self.sandbox, *overrides, **how))  # type: ignore[arg-type]
         return self.launched[-1]
 
     def clear(self) -> None:
@@ -167,22 +167,22 @@ class Stage:
                 run.kill()
 
 
-def starts(house: House) -> list[dict]:
+def starts(sandbox: RunSandbox) -> list[dict]:
     """The events with which the starts of a run began."""
-    return [event for event in house.events() if event["event"] in ("start", "resume")]
+    return [event for event in sandbox.events() if event["event"] in ("start", "resume")]
 
 
-def steps_done(house: House) -> list[dict]:
+def steps_done(sandbox: RunSandbox) -> list[dict]:
     """Every line of metrics.jsonl, in the order of writing: repeated steps too."""
-    return list(read_json_lines(house.run / "metrics.jsonl"))
+    return list(read_json_lines(sandbox.run / "metrics.jsonl"))
 
 
-def after(house: House, strike: float, until: float = float("inf")) -> Outcome:
+def after(sandbox: RunSandbox, strike: float, until: float = float("inf")) -> Outcome:
     """How a run went on after a fault, by its records: the next step, and what it did again."""
-    lines = steps_done(house)
+    lines = steps_done(sandbox)
     before = max((line["step"] for line in lines if line["time"] < strike), default=0)
     later = [line for line in lines if strike <= line["time"] < until]
-    again = (event["time"] for event in house.events() if event["event"] in ("start", "resume", "rewind"))
+    again = (event["time"] for event in sandbox.events() if event["event"] in ("start", "resume", "rewind"))
     began_again = next((time for time in again if strike < time < until), None)
     following = [line for line in later if began_again is None or line["time"] > began_again]
     repeated = sum(line["step"] <= before for line in following)
@@ -190,27 +190,27 @@ def after(house: House, strike: float, until: float = float("inf")) -> Outcome:
     return Outcome(resumed_after=resumed, steps_repeated=repeated)
 
 
-def assert_nothing_lost(house: House, reference: House, *, every_line: bool = True) -> None:
+def assert_nothing_lost(sandbox: RunSandbox, reference: RunSandbox, *, every_line: bool = True) -> None:
     """The curve is the reference's bit for bit, repeated steps as well, and so are the last weights and moments.
 
     Raises:
         AssertionError: a step is missing or differs, a start went further back than what was committed, or a tensor of
             the last checkpoint differs.
     """
-    assert curve(house.metrics()) == curve(reference.metrics())
+    assert curve(sandbox.metrics()) == curve(reference.metrics())
     if every_line:
         wanted = {line["step"]: line for line in reference.metrics()}
-        for line in steps_done(house):
+        for line in steps_done(sandbox):
             assert curve([line]) == curve([wanted[line["step"]]])
     committed = 0
-    for event in house.events():
+    for event in sandbox.events():
         if event["event"] == "commit":
             committed = max(committed, event["step"])
         elif event["event"] in ("fallback", "rewind"):
             committed = 0
         elif event["event"] in ("start", "resume"):
             assert event["step"] >= committed, f"{event} though step {committed} was committed"
-    assert last_digests(house.run) == last_digests(reference.run) != {}
+    assert last_digests(sandbox.run) == last_digests(reference.run) != {}
 
 
 def last_digests(run: Path) -> dict[tuple[str, str], str]:

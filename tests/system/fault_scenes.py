@@ -13,7 +13,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import yaml
-from fault_runs import (
+
+from bigtrain.checkpoint import Places
+from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.train.stop import ONE_ORDER_SECONDS
+from tests.system.fault_runs import (
     Launched,
     Outcome,
     Stage,
@@ -24,14 +28,10 @@ from fault_runs import (
     steps_done,
     wait_for_all,
 )
-from house import ROOT, STATUS_STOPPED, House, curve
-
-from bigtrain.checkpoint import Places
-from bigtrain.run.records import read_json_lines
-from bigtrain.run.stop import ONE_ORDER_SECONDS
+from tests.system.run_sandbox import ROOT, STATUS_STOPPED, RunSandbox, curve
 
 if TYPE_CHECKING:
-    from fault_table import Fault
+    from tests.system.fault_table import Fault
 
 Play = Callable[[Stage, "Sequence[Fault]"], list[Outcome]]
 
@@ -61,10 +61,10 @@ def restarting(*overrides: str, environment: dict[str, str] | None = None) -> Pl
         run.finish()
         strikes = run.strikes()
         assert len(strikes) == len(faults), f"{len(strikes)} orders were carried out:\n{run.output[-8000:]}"
-        assert_nothing_lost(stage.house, stage.undisturbed)
+        assert_nothing_lost(stage.sandbox, stage.undisturbed)
         outcomes = []
         for fault, (strike, until) in zip(faults, itertools.pairwise([*strikes, float("inf")]), strict=True):
-            outcome = after(stage.house, strike, until)
+            outcome = after(stage.sandbox, strike, until)
             outcome.noticed_after = noticed(run, fault, strike, until)
             outcomes.append(outcome)
         return outcomes
@@ -74,34 +74,34 @@ def restarting(*overrides: str, environment: dict[str, str] | None = None) -> Pl
 
 def rewinding(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     """Numbers out of line: the run goes back, leaves the batches out, and is then one that never had them."""
-    house = stage.house
+    sandbox = stage.sandbox
     run = stage.launch(
         *("checkpoint.every_steps=2", "guard.skip_before=1", "guard.skip_after=1", "guard.confirm_steps=1"),
         *("guard.window=4", "guard.loss_z=100", "guard.grad_norm_z=null"),
         orders=";".join(fault.planted for fault in faults),
     )
     run.finish()
-    assert len(starts(house)) == 1, "a process was started again"
+    assert len(starts(sandbox)) == 1, "a process was started again"
     strikes = run.strikes()
-    decisions = list(read_json_lines(house.run / "decisions.jsonl"))
+    decisions = list(read_json_lines(sandbox.run / "decisions.jsonl"))
     assert len(strikes) == len(decisions) == len(faults)
 
-    settings = yaml.safe_load(house.config.read_text())
+    settings = yaml.safe_load(sandbox.config.read_text())
     settings["data"]["skip"] = skips = []
     for decision in decisions:
         skips.insert(decision["position"], decision["skip"])
-    settings["run_dir"] = str(house.directory / "by-hand/run")
-    by_hand = House(house.directory / "by-hand", house.directory / "by-hand/config.yaml")
+    settings["run_dir"] = str(sandbox.directory / "by-hand/run")
+    by_hand = RunSandbox(sandbox.directory / "by-hand", sandbox.directory / "by-hand/config.yaml")
     by_hand.directory.mkdir()
     by_hand.config.write_text(yaml.safe_dump(settings))
     status, output = by_hand.train(2)
     assert status == 0, output
-    assert curve(house.metrics()) == curve(by_hand.metrics()) != curve(stage.undisturbed.metrics())
-    assert last_digests(house.run) == last_digests(by_hand.run) != {}
+    assert curve(sandbox.metrics()) == curve(by_hand.metrics()) != curve(stage.undisturbed.metrics())
+    assert last_digests(sandbox.run) == last_digests(by_hand.run) != {}
 
     outcomes = []
     for fault, (strike, until) in zip(faults, itertools.pairwise([*strikes, float("inf")]), strict=True):
-        outcome = after(house, strike, until)
+        outcome = after(sandbox, strike, until)
         outcome.noticed_after = noticed(run, fault, strike, until)
         outcomes.append(outcome)
     return outcomes
@@ -117,13 +117,15 @@ def odd_rank(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     )
     run.finish()
     (strike,) = run.strikes()
-    assert_nothing_lost(stage.house, stage.undisturbed)
-    straggler = next(event for event in stage.house.events() if event["event"] == "straggler")
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    straggler = next(event for event in stage.sandbox.events() if event["event"] == "straggler")
     assert straggler["rank"] == 1 and straggler["seconds"] > straggler["others_seconds"] + 0.05
-    (corruption,) = [event for event in stage.house.events() if event["event"] == "corruption"]
+    (corruption,) = [event for event in stage.sandbox.events() if event["event"] == "corruption"]
     assert [odd["rank"] for odd in corruption["odd"]] == [1]
-    told = Outcome(noticed(run, slow, steps_done(stage.house)[5]["time"]), remark="after six steps that it was slow in")
-    outcome = after(stage.house, strike)
+    told = Outcome(
+        noticed(run, slow, steps_done(stage.sandbox)[5]["time"]), remark="after six steps that it was slow in"
+    )
+    outcome = after(stage.sandbox, strike)
     outcome.noticed_after = noticed(run, rotten, strike)
     return [told, outcome]
 
@@ -135,7 +137,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     def stopped(run: Launched, strike: float, fault: Fault) -> None:
         run.finish(STATUS_STOPPED)
         outcomes.append(Outcome(noticed(run, fault, strike), remark=f"left after {time.time() - strike:.1f} s"))
-        assert steps_done(stage.house)[-1]["step"] == Places.of(stage.house.run).all()[-1].step
+        assert steps_done(stage.sandbox)[-1]["step"] == Places.of(stage.sandbox.run).all()[-1].step
 
     for fault, number in zip(faults[:2], (signal.SIGTERM, signal.SIGUSR1), strict=True):
         run = stage.launch(orders=UNHURRIED)
@@ -168,7 +170,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     outcomes.append(Outcome(round(seconds, 1)))
 
     stage.launch().finish()
-    assert_nothing_lost(stage.house, stage.undisturbed)
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
     return outcomes
 
 
@@ -179,9 +181,9 @@ def time_is_up(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.finish(STATUS_STOPPED)
     left = end - time.time()
     assert left > 0, "left after the end of its time"
-    assert steps_done(stage.house)[-1]["step"] == Places.of(stage.house.run).all()[-1].step
+    assert steps_done(stage.sandbox)[-1]["step"] == Places.of(stage.sandbox.run).all()[-1].step
     stage.launch().finish()
-    assert_nothing_lost(stage.house, stage.undisturbed)
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
     return [Outcome(remark=f"left {left:.1f} s before the end of its time")]
 
 
@@ -197,10 +199,10 @@ def launcher_lost(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.finish(-signal.SIGKILL)
     gone = time.time() - strike
     assert gone <= LENIENCE * faults[0].within
-    assert steps_done(stage.house)[-1]["step"] == Places.of(stage.house.run).all()[-1].step
+    assert steps_done(stage.sandbox)[-1]["step"] == Places.of(stage.sandbox.run).all()[-1].step
     stage.launch().finish()
-    assert_nothing_lost(stage.house, stage.undisturbed)
-    outcome = after(stage.house, strike + gone)
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    outcome = after(stage.sandbox, strike + gone)
     return [Outcome(noticed(run, faults[0], strike), outcome.resumed_after, 0, f"no rank left after {gone:.1f} s")]
 
 
@@ -213,8 +215,8 @@ def launched_twice(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     outcome = Outcome(noticed(second, faults[0], second.began))
     assert first.process.poll() is None, "the first job did not outlive the second"
     first.finish()
-    assert len(starts(stage.house)) == 1
-    assert_nothing_lost(stage.house, stage.undisturbed)
+    assert len(starts(stage.sandbox)) == 1
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
     return [outcome]
 
 
@@ -229,72 +231,72 @@ def port_taken(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         run.finish(1)
     outcome = Outcome(noticed(run, faults[0], run.began))
     stage.launch(rendezvous=fixed).finish()
-    assert_nothing_lost(stage.house, stage.undisturbed)
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
     return [outcome]
 
 
 def damaged_at_rest(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     """What a start may find: rot in the newest checkpoints, half a save, half a line, a lock whose holder is dead."""
-    house = stage.house
-    status, output = house.train(2, "train.stop_after=10")
+    sandbox = stage.sandbox
+    status, output = sandbox.train(2, "train.stop_after=10")
     assert status == STATUS_STOPPED, output
-    newest, before = (Places.of(house.run).all()[number] for number in (-1, -2))
+    newest, before = (Places.of(sandbox.run).all()[number] for number in (-1, -2))
     assert (newest.step, before.step) == (10, 8)
-    rotten = next((house.run / "checkpoints" / newest.name).glob("state-00001*"))
+    rotten = next((sandbox.run / "checkpoints" / newest.name).glob("state-00001*"))
     content = bytearray(rotten.read_bytes())
     content[len(content) // 2] ^= 1
     rotten.write_bytes(content)
-    manifest = house.run / "checkpoints" / before.name / "manifest.json"
+    manifest = sandbox.run / "checkpoints" / before.name / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[: manifest.stat().st_size // 2])
-    (house.run / "checkpoints/.step-00000011.staging").mkdir()
-    (house.run / "checkpoints/.step-00000011.staging/state-00000-of-00002.safetensors").write_bytes(b"half")
-    with (house.run / "metrics.jsonl").open("ab") as metrics:
+    (sandbox.run / "checkpoints/.step-00000011.staging").mkdir()
+    (sandbox.run / "checkpoints/.step-00000011.staging/state-00000-of-00002.safetensors").write_bytes(b"half")
+    with (sandbox.run / "metrics.jsonl").open("ab") as metrics:
         metrics.write(b'{"step": 11, "loss": 6.0')
-    (house.run / ".lock").write_text("process 999999 on a host that is gone")
+    (sandbox.run / ".lock").write_text("process 999999 on a host that is gone")
 
     run = stage.launch()
     run.finish()
-    assert_nothing_lost(house, stage.undisturbed)
-    assert starts(house)[-1]["step"] == 4
-    assert not list((house.run / "checkpoints").glob(".*"))
-    outcome = after(house, run.began)
+    assert_nothing_lost(sandbox, stage.undisturbed)
+    assert starts(sandbox)[-1]["step"] == 4
+    assert not list((sandbox.run / "checkpoints").glob(".*"))
+    outcome = after(sandbox, run.began)
     heard = [noticed(run, fault, run.began) if fault.says else None for fault in faults]
     return [Outcome(at, outcome.resumed_after, outcome.steps_repeated) for at in heard]
 
 
 def disk_full(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     """A file system that is full at a save, one that is full at a line of metrics.jsonl; then there is room again."""
-    house = stage.house
+    sandbox = stage.sandbox
     outcomes = []
     for fault, size, overrides in (
         (faults[0], "6m", ["checkpoint.every_steps=2"]),
-        (faults[1], "1m", [f"checkpoint.dir={house.directory / 'elsewhere'}"]),
+        (faults[1], "1m", [f"checkpoint.dir={sandbox.directory / 'elsewhere'}"]),
     ):
-        house.run.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(house.run)], check=True)
+        sandbox.run.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(sandbox.run)], check=True)
         try:
             run = stage.launch(*overrides, orders=UNHURRIED, restarts=3)
             if fault is faults[1]:
                 run.wait_for_steps(5)
                 strike = time.time()
-                fill(house.run / "filler")
+                fill(sandbox.run / "filler")
             run.finish(1)
             if fault is faults[0]:
-                strike = [event["time"] for event in house.events() if event["event"] == "save"][-1]
-            assert len(starts(house)) == 1, "a start that cannot help was made"
+                strike = [event["time"] for event in sandbox.events() if event["event"] == "save"][-1]
+            assert len(starts(sandbox)) == 1, "a start that cannot help was made"
             seconds = noticed(run, fault, strike)
-            subprocess.run(["mount", "-o", "remount,size=64m", str(house.run)], check=True)
-            (house.run / "filler").unlink(missing_ok=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(sandbox.run)], check=True)
+            (sandbox.run / "filler").unlink(missing_ok=True)
             again = stage.launch(*overrides)
             again.finish()
-            outcome = after(house, again.began)
+            outcome = after(sandbox, again.began)
             outcomes.append(Outcome(seconds, outcome.resumed_after, outcome.steps_repeated))
-            assert curve(house.metrics()) == curve(stage.undisturbed.metrics())
+            assert curve(sandbox.metrics()) == curve(stage.undisturbed.metrics())
         finally:
             for left in stage.launched:
                 if left.process.poll() is None:
                     left.kill()
-            subprocess.run(["umount", str(house.run)], check=True)
+            subprocess.run(["umount", str(sandbox.run)], check=True)
     return outcomes
 
 
@@ -310,7 +312,7 @@ def fill(path: os.PathLike[str]) -> None:
 
 def disk_failing(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     """The kernel answers with an I/O error: to the fsync of a checkpoint's file, then to a line of metrics.jsonl."""
-    run_dir = stage.house.run
+    run_dir = stage.sandbox.run
     staged = run_dir / "checkpoints/.step-00000004.staging/state-00001-of-00002.safetensors"
     metrics = run_dir / "metrics.jsonl"
     outcomes = []
@@ -319,12 +321,12 @@ def disk_failing(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         strace = ("strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-P", str(path), "-e", traced)
         run = stage.launch(under=(*strace, "-e", f"inject={inject}"), restarts=3)
         run.finish(1)
-        last = steps_done(stage.house)[-1]["time"]
+        last = steps_done(stage.sandbox)[-1]["time"]
         outcomes.append(Outcome(noticed(run, fault, last)))
     again = stage.launch()
     again.finish()
-    assert_nothing_lost(stage.house, stage.undisturbed)
-    outcomes[-1].resumed_after = after(stage.house, again.began).resumed_after
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    outcomes[-1].resumed_after = after(stage.sandbox, again.began).resumed_after
     return outcomes
 
 
@@ -333,18 +335,18 @@ def slow_disk(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     orders = "slow,rank=1,at=save.writing,delay=2;slow,rank=*,at=step,delay=0.2"
     run = stage.launch(orders=orders)
     run.finish()
-    assert_nothing_lost(stage.house, stage.undisturbed)
-    events = stage.house.events()
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    events = stage.sandbox.events()
     durable = {event["step"]: event["time"] for event in events if event["event"] == "commit"}
     saved = {event["step"]: event["time"] for event in events if event["event"] == "save"}
-    beside = [line["step"] for line in steps_done(stage.house) if saved[4] < line["time"] < durable[4]]
+    beside = [line["step"] for line in steps_done(stage.sandbox) if saved[4] < line["time"] < durable[4]]
     assert len(beside) >= 3, f"steps {beside} while the save was written"
     return [Outcome(remark=f"{len(beside)} steps were done while one save was written")]
 
 
 def clock_jumps(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     """The wall clock goes forward by an hour and then back by two, while steps go on."""
-    clock, library = (stage.house.directory / name for name in ("clock", "shifted_clock.so"))
+    clock, library = (stage.sandbox.directory / name for name in ("clock", "shifted_clock.so"))
     source = ROOT / "tests/system/shifted_clock.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
     clock.write_text("0")
@@ -354,12 +356,12 @@ def clock_jumps(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         run.wait_for_steps(step)
         clock.write_text(shift)
     run.finish()
-    lines = steps_done(stage.house)
+    lines = steps_done(stage.sandbox)
     jumps = [b["time"] - a["time"] for a, b in itertools.pairwise(lines)]
     assert max(jumps) > 3000 and min(jumps) < -3000, f"the clock did not jump: {jumps}"
     assert all(0 < line["step_seconds"] < 100 for line in lines)
-    events = stage.house.events()
+    events = stage.sandbox.events()
     assert [event["step"] for event in events if event["event"] == "save"] == [4, 8, 12]
     assert all(0 <= event["seconds"] < 100 for event in events if "seconds" in event)
-    assert_nothing_lost(stage.house, stage.undisturbed)
+    assert_nothing_lost(stage.sandbox, stage.undisturbed)
     return [Outcome()]

@@ -2,7 +2,7 @@
 
 A row is a fault. Rows that can be told apart in one run share it, one start after the other: a scene. `play` does what
 is planted, fails where a promise of a row is not kept, and returns what became of each of its rows. The rows are
-tested by test_system_faults.py, rendered by fault_page.py, and repeated at random by benchmarks/soak.py.
+tested by test_faults.py, rendered by fault_page.py, and repeated at random by benchmarks/soak.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import fault_scenes as scenes
-from fault_runs import Outcome, Stage
-
-from bigtrain.faults import Fault as Order
+from bigtrain.base.faults import Fault as Order
+from tests.system import fault_scenes as scenes
+from tests.system.fault_runs import Outcome, Stage
 
 SAME = "all losses, gradient norms and digests, repeated steps too, and the last weights and moments: bit for bit"
 SAME_SKIPS = "bit for bit that of a run with the same `data.skip` from the start"

@@ -1,0 +1,30 @@
+"""Names of files that stand in a manifest, an index or a listing, which anybody may have written."""
+
+from __future__ import annotations
+
+import re
+
+from bigtrain.base.errors import BigtrainError
+
+_BARE = re.compile(r"(?!\.{1,2}\Z)[^/\\\0\ud800-\udfff]+")
+"""Half of a surrogate pair, which JSON can hold, is in no file name."""
+
+
+def bare_name(name: object, where: object) -> str:
+    """The name itself, where it can only be that of a file in a folder: no path.
+
+    Args:
+        name: as it was read.
+        where: the manifest, index or listing that it was read from.
+
+    Raises:
+        BigtrainError: it is empty, `.` or `..`, no text, or holds `/`, a backslash or NUL.
+    """
+    if isinstance(name, str) and _BARE.fullmatch(name):
+        return name
+    raise BigtrainError(
+        f"{where} has a path in place of the name of a file",
+        found=repr(name)[:200],
+        wanted="the bare name of a file in its own folder",
+        fix="use none of what lies there, and get it again from a source that you trust",
+    )

@@ -1,0 +1,138 @@
+"""From sequences to rows of tokens, labels, positions and boundaries.
+
+- A label is the next token of the same document, also where that is in another row. So every token but a document's
+  first is a label exactly once an epoch. A document's last token has none: IGNORED.
+- Attention and positions stay inside the part of a document that is in the row. A part that does not begin its document
+  starts at position 0, for what came before is not attended to.
+- A row that is not full is filled up with end-of-text tokens, which are a document of their own and have no labels.
+
+Boundaries come from the `.doc` columns; an end-of-text token inside a text means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.data.batch.packing import Packing, Spans
+from bigtrain.data.store.store import Dataset, Shard
+
+IGNORED = -100
+"""The label of a token that has none."""
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows of T tokens."""
+
+    input_ids: I32
+    """[R, T]"""
+    labels: I32
+    """[R, T], the token after the one at the same place in input_ids; IGNORED where there is none."""
+    positions: I32
+    """[R, T], from 0 in each document."""
+    boundaries: I64
+    """[D+1]: where documents start among the R*T tokens, and R*T. Each row starts one."""
+    label_tokens: I64
+    """[R]: labels that are not IGNORED."""
+    input_tokens: I64
+    """[R]: tokens that are not padding."""
+
+
+def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
+    """Assemble rows.
+
+    Args:
+        packings: the sources.
+        sources: i64 [R], of each row its index in `packings`.
+        sequences: i64 [R], of each row its number there; one behind the last gives a row of padding.
+
+    Raises:
+        BigtrainError: a shard cannot be read, or holds an id that is not in the vocabulary.
+    """
+    rows, length = len(sequences), packings[0].sequence_length
+    ids, labels, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
+    input_tokens = np.zeros(rows, np.int64)
+    ends, cuts = [], [np.arange(0, (rows + 1) * length, length)]  # of documents, and of spans
+    for source in np.unique(sources).tolist():
+        own = np.flatnonzero(sources == source)
+        spans = packings[source].spans(sequences[own])
+        spans = spans._replace(row=own[spans.row])
+        places = spans.row * length + spans.offset
+        for shard, chosen in _by_shard(packings[source].dataset, spans):
+            ends.append(_copy(shard, places[chosen], spans.start[chosen], spans.length[chosen], ids, labels))
+        cuts.append(places + spans.length)
+        filled = np.bincount(spans.row, spans.length, rows).astype(np.int64)
+        for row in own[filled[own] < length].tolist():
+            ids[row, filled[row] :] = packings[source].dataset.end_of_text
+            labels[row, filled[row] :] = IGNORED
+        input_tokens += filled
+    _check_vocabulary(packings, ids, labels, sources, sequences)
+
+    end = np.concatenate(ends) if ends else np.empty(0, np.int64)
+    labels.reshape(-1)[end - 1] = IGNORED
+    boundaries = np.concatenate((end, *cuts))
+    boundaries.sort()
+    boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]
+    starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries)).reshape(rows, length)
+    np.subtract(_arange(rows * length).reshape(rows, length), starts, out=positions)
+    return Rows(
+        input_ids=ids,
+        labels=labels,
+        positions=positions,
+        boundaries=boundaries,
+        label_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
+        input_tokens=input_tokens,
+    )
+
+
+def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[Shard, I64 | slice]]:
+    """The shards that spans are in, and which they are."""
+    first = spans.shard[0] if len(spans.shard) else 0
+    if (spans.shard == first).all():
+        return [(dataset.shards[first], slice(None))] if len(spans.shard) else []
+    return ((dataset.shards[s], np.flatnonzero(spans.shard == s)) for s in np.unique(spans.shard).tolist())
+
+
+def _copy(shard: Shard, places: I64, starts: I64, lengths: I64, ids: I32, labels: I32) -> I64:
+    """Copy spans of a shard to their places among the R*T tokens; returns where documents end there, in any order."""
+    offsets = shard.documents.offset
+    first, last = offsets.searchsorted(starts, "right"), offsets.searchsorted(starts + lengths, "right")
+    row_length = ids.shape[1]
+    windows = shard.windows(row_length + 1) if len(starts) > 1 else None
+    if windows is not None and (lengths == row_length).all() and int(starts.max()) < len(windows):
+        rows, window = places // row_length, windows[starts]
+        ids[rows], labels[rows] = window[:, :-1], window[:, 1:]
+    else:
+        flat_ids, flat_labels = ids.reshape(-1), labels.reshape(-1)
+        for place, start, length in zip(places.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            tokens = shard.slice(start, start + length + 1)  # at the end of a shard one less, and there a document ends
+            flat_ids[place : place + length] = tokens[:length]
+            flat_labels[place : place + len(tokens) - 1] = tokens[1:]
+    counts = last - first
+    before = np.cumsum(counts) - counts
+    ends = offsets[np.arange(counts.sum()) + np.repeat(first - before, counts)]
+    return ends + np.repeat(places - starts, counts)
+
+
+def _check_vocabulary(packings: Sequence[Packing], ids: I32, labels: I32, sources: I64, sequences: I64) -> None:
+    """Raise BigtrainError for an id that is not in the vocabulary: the model would fail far from here."""
+    vocabulary = packings[0].dataset.manifest.vocab_size
+    if int(ids.max()) < vocabulary and int(labels[:, -1].max()) < vocabulary:  # each other label is an input too
+        return
+    for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True):
+        spans = packings[source].spans(np.array([sequence]))
+        for shard, start, length in zip(*(field.tolist() for field in spans[2:]), strict=True):
+            packings[source].dataset.shards[shard].read(start, start + length + 1, vocabulary)
+
+
+@lru_cache(maxsize=8)
+def _arange(count: int) -> I32:
+    return np.arange(count, dtype=np.int32)

@@ -1,0 +1,209 @@
+"""The loader: each rank assembles its own slice of every global batch, ahead of time, in a background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.faults import reached
+from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.data.batch.assemble import assemble
+from bigtrain.data.batch.batch import RankBatch, digest_rows, micro_batches_of, wrap_int64
+from bigtrain.data.batch.packing import Packing, fetch
+from bigtrain.data.batch.unlabelled import find_unlabelled
+from bigtrain.data.order.plan import Plan, SampleAddresses
+
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 18, 128
+"""What is assembled together at most, once the loader has run for a while: numpy likes large arrays. (A batch with more
+is assembled whole.)"""
+ROWS_AHEAD = 1024
+"""Rows that are planned at a time."""
+POLL_SECONDS = 1.0
+
+I64 = npt.NDArray[np.int64]
+
+
+class PlannedGroup(NamedTuple):
+    """One rank's shares of some steps in a row."""
+
+    sizes: list[int]
+    """Samples of each share."""
+    samples: I64
+    """[n], of all of them."""
+    addresses: SampleAddresses
+    """Of these samples."""
+
+
+class Loader:
+    """An iterator over the `RankBatch`es of one rank, from a step on.
+
+    Of a global batch, samples [g, g + global_batch_size), rank r reads the r-th of world_size equal, contiguous slices.
+    What a global batch holds depends on the plan and g alone. The state to resume from is {consumed_samples, plan_id}:
+    pass consumed_samples as first_sample. Use it as a context manager, or call `close`.
+
+    Args:
+        plan: the order of the samples, and how many each step takes.
+        packings: the training datasets that the plan was made from, in its order.
+        first_sample: number of the first global batch's first sample.
+        micro_batch_size: samples in one forward pass.
+        rank: this process.
+        world_size: all processes.
+        prefetch: groups of batches held ready.
+
+    Raises:
+        BigtrainError: a global batch size does not divide into micro-batches on all ranks, or the plan skips a document
+            that is not there.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        packings: Sequence[Packing],
+        *,
+        first_sample: int = 0,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        require_divisible(plan.batches, micro_batch_size, world_size)
+        if [(p.dataset.dataset_id, p.pack_id) for p in packings] != [(s.dataset_id, s.pack_id) for s in plan.sources]:
+            raise ValueError("these are not the datasets that the plan was made from")
+        self._plan, self._packings = plan, list(packings)
+        self._first_step = plan.batches.step_of(first_sample)
+        if plan.batches.samples_of(self._first_step).start != first_sample:
+            raise ValueError(f"no step begins with sample {first_sample}")
+        self._micro_batch_size = micro_batch_size
+        self._rank, self._world_size = rank, world_size
+        self._unlabelled = find_unlabelled(plan, packings)
+        self._ready: deque[RankBatch] = deque()
+        self._queue: queue.Queue[list[RankBatch] | BaseException] = queue.Queue(prefetch)
+        self._failure: BaseException | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="bigtrain-loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[RankBatch]:
+        return self
+
+    def __next__(self) -> RankBatch:
+        """The next batch. What went wrong in the background is raised here, and again at every later call."""
+        if self._ready:
+            return self._ready.popleft()
+        while self._failure is None and not self._closed.is_set():
+            try:
+                item = self._queue.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if not self._thread.is_alive() and self._queue.empty():
+                    self._failure = RuntimeError("the loader's thread died without a word")
+                continue
+            if isinstance(item, list):
+                self._ready.extend(item)
+                return self._ready.popleft()
+            self._failure = item
+        if self._failure is not None:
+            raise self._failure
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the thread and drop what it had prepared."""
+        self._closed.set()
+        self._ready.clear()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.01)  # it may be waiting for room
+            except queue.Empty:
+                continue
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _produce(self) -> None:
+        try:
+            for group in self._groups():
+                reached("data")
+                self._queue.put(self._assembled(group))
+                if self._closed.is_set():
+                    return
+        except Exception as error:
+            self._queue.put(error)
+
+    def _groups(self) -> Iterator[PlannedGroup]:
+        """This rank's shares of all steps: the first alone, so that it comes at once, then more and more at a time."""
+        step, rows_at_once = self._first_step, 1
+        most_rows = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // self._plan.sequence_length))
+        while True:
+            shares: deque[I64] = deque()
+            rows = 0
+            while rows < ROWS_AHEAD:
+                samples = self._plan.batches.samples_of(step + len(shares))
+                size = len(samples) // self._world_size
+                start = samples.start + self._rank * size
+                shares.append(np.arange(start, start + size))
+                rows += size
+            step += len(shares)
+            planned = np.concatenate(shares)
+            addresses = self._plan.locate_many(planned)
+            first = 0
+            while shares:
+                sizes: list[int] = []
+                while shares and sum(sizes) < rows_at_once:
+                    sizes.append(len(shares.popleft()))
+                own = slice(first, first + sum(sizes))
+                yield PlannedGroup(sizes, planned[own], SampleAddresses(*(field[own] for field in addresses)))
+                first, rows_at_once = own.stop, min(2 * rows_at_once, most_rows)
+
+    def _assembled(self, group: PlannedGroup) -> list[RankBatch]:
+        """The batches of a group of steps."""
+        samples, addresses = group.samples, group.addresses
+        fetch(self._packings, addresses.source, addresses.sequence)
+        rows = assemble(self._packings, addresses.source, addresses.sequence)
+        for skip in self._unlabelled:
+            skip.apply(rows, samples, addresses)
+        micro_batches = micro_batches_of(rows, self._micro_batch_size)
+        batches, first = [], 0
+        for size in group.sizes:
+            last = first + size
+            own = micro_batches[first // self._micro_batch_size : last // self._micro_batch_size]
+            position = self._rank * size  # of this rank's first row in the global batch
+            batches.append(
+                RankBatch(
+                    first_sample=int(samples[first]) - position,
+                    micro_batches=own,
+                    label_tokens=sum(batch.label_tokens for batch in own),
+                    input_tokens=sum(batch.input_tokens for batch in own),
+                    digest=wrap_int64(digest_rows(rows.input_ids[first:last], position)),
+                )
+            )
+            first = last
+        return batches
+
+
+def require_divisible(batches: BatchSchedule, micro_batch_size: int, world_size: int) -> None:
+    """Raises BigtrainError: a global batch does not divide into micro-batches on so many processes."""
+    unit = micro_batch_size * world_size
+    for stage, size in enumerate(batches.sizes):
+        if size % unit:
+            last = stage == len(batches.sizes) - 1
+            key = "train.global_batch_size" if last else f"train.batch_size_warmup.{stage}.global_batch_size"
+            below = size // unit * unit
+            nearest = f"{below} or {below + unit}" if below else str(unit)
+            raise BigtrainError(
+                f"{key} does not divide into micro-batches on all processes",
+                found=f"global_batch_size {size}, micro_batch_size {micro_batch_size}, {world_size} processes",
+                wanted=f"a multiple of {micro_batch_size} x {world_size} = {unit}",
+                fix=f"set {key} to {nearest}, or change micro_batch_size or the number of processes",
+            )

@@ -1,0 +1,46 @@
+"""Validation: the same held-out sequences every time, split over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bigtrain.data.batch.assemble import assemble
+from bigtrain.data.batch.batch import MicroBatch, micro_batches_of
+from bigtrain.data.batch.packing import ConcatPacking, fetch
+from bigtrain.data.order.permutation import permutation
+from bigtrain.data.store.store import Dataset
+
+
+def validation_batches(
+    dataset: Dataset,
+    *,
+    sequence_length: int,
+    max_sequences: int | None,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[MicroBatch]:
+    """Micro-batches over (at most `max_sequences` of) the sequences of one validation dataset.
+
+    Which ones is decided by a fixed permutation, so they are the same every time, at any world size, and a smaller
+    number is a subset of a larger one. Ranks get contiguous slices. All ranks yield equally many micro-batches of
+    equal shape, filled up with rows without labels, so that collectives inside a forward pass always meet. Documents
+    are cut as `concat` does it, whatever packing the training has: so losses compare.
+    """
+    packing = ConcatPacking(dataset, sequence_length)
+    available = packing.rows
+    count = available if max_sequences is None else min(max_sequences, available)
+    if not count:
+        return
+    order = permutation(available, "validation", dataset.name).many(np.arange(count, dtype=np.uint64)).tolist()
+    per_rank = -(-count // world_size)
+    padded = -(-per_rank // micro_batch_size) * micro_batch_size
+    own = order[rank * per_rank : (rank + 1) * per_rank]
+    own += [available] * (padded - len(own))  # a sequence behind the last is all padding
+    for start in range(0, padded, micro_batch_size):
+        sequences = np.array(own[start : start + micro_batch_size])
+        of_one_source = np.zeros_like(sequences)
+        fetch([packing], of_one_source, sequences)
+        yield from micro_batches_of(assemble([packing], of_one_source, sequences), micro_batch_size)

@@ -1,0 +1,87 @@
+"""`bigtrain data build`: the tokenizer, then the shards of every source."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.build.build_source import build_source
+from bigtrain.data.build.build_tokenizer import build_tokenizer
+from bigtrain.data.build.clean import require_libraries
+from bigtrain.data.build.corpus import open_corpus
+from bigtrain.data.build.decontaminate import evaluation_ngrams
+from bigtrain.data.build.dedup import without_duplicates
+from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.pack.build_pack import build_packs
+from bigtrain.data.build.workers import Workers
+
+
+def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[[str], None]) -> None:
+    """Make the data folder what the settings ask for. What is there already is kept; a killed build goes on.
+
+    Args:
+        settings: the `data` section.
+        vocab_size: rows of the model's embedding, `model.vocab_size`.
+        report: is called with lines of progress.
+
+    Raises:
+        BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
+            holds data of other settings or of another state of the corpus, or its disk is full.
+    """
+    if settings.remote is not None:
+        raise BigtrainError(
+            "data are built in a folder on this machine, not behind a URL",
+            found=f"data.remote {settings.remote}",
+            wanted="no data.remote",
+            fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
+        )
+    for source in settings.sources:
+        require_libraries(source.clean)
+    count = settings.workers or len(os.sched_getaffinity(0))
+    settings.dir.mkdir(parents=True, exist_ok=True)
+    with _clear_on_a_full_disk(settings.dir), _exclusive(settings.dir, report), Workers(count) as workers:
+        corpora = {source.name: open_corpus(source) for source in settings.sources}
+        looked_for = settings.decontaminate
+        evaluation = evaluation_ngrams(looked_for, settings.dir, report) if looked_for else None
+        filters = {source.name: Filters(source.clean, evaluation) for source in settings.sources}
+        if settings.dedup.method != "none":
+            corpora = without_duplicates(corpora, settings, filters, workers, report)
+        build_tokenizer(settings, vocab_size, corpora, filters, workers, report)
+        for source in settings.sources:
+            build_source(source, settings, corpora[source.name], filters[source.name], workers, report)
+            if settings.packing != "concat":
+                directory = settings.dir / source.name / "train"
+                build_packs(directory, settings.packing, settings.sequence_length, workers, report)
+
+
+@contextmanager
+def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """One build at a time in a folder: the second waits, then finds the work done. The lock goes with its process."""
+    with (directory / ".build.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting: another process is building data in {directory}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _clear_on_a_full_disk(directory: Path) -> Iterator[None]:
+    """Say which disk it is, and that nothing is lost, where a write in this process or a worker found no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BigtrainError(
+            f"there is no room left for the data in {directory}",
+            found=str(error),
+            fix="make room on the disk and start again: finished shards are kept; or set data.dir to another disk",
+        ) from error

@@ -1,0 +1,175 @@
+"""The second half of a build: the shards of one source; resumable after any kill.
+
+The corpus is read and tokenized in pieces by worker processes; their results come back in the order of the corpus
+and this process alone appends them to shards, so the bytes do not depend on the number of workers. A shard ends with
+a piece. When one is durable, a progress file says so, and a build that starts again goes on behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.data.build.corpus import Corpus
+from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.build.progress import ProgressMeter, ShardPair, discard_unfinished, finished_pairs
+from bigtrain.data.build.tokenization import TokenizedPiece, TokenizePiece, token_dtype
+from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.hashing import digest
+from bigtrain.data.format.layout import (
+    BUILD_RECORD,
+    SPLITS,
+    Record,
+    read_record,
+    require_same,
+    source_request,
+    write_record,
+)
+from bigtrain.data.format.manifest import MANIFEST, Manifest, changed_error
+from bigtrain.data.format.shards import ShardWriter
+from bigtrain.data.format.tokenizer import (
+    TOKENIZER_FILE,
+    end_of_text_id,
+    load_tokenizer,
+    tokenizer_hash,
+    vocabulary_size,
+)
+
+
+def build_source(
+    source: SourceSettings,
+    settings: DataSettings,
+    corpus: Corpus,
+    filters: Filters,
+    workers: Workers,
+    report: Callable[[str], None],
+) -> None:
+    """Write both splits of a source, or check that those there are the ones asked for."""
+    folder = settings.dir / source.name
+    tokenizer_file = settings.dir / TOKENIZER_FILE
+    tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
+    evaluation = {"evaluation_texts": filters.evaluation.identity} if filters.evaluation else {}
+    request = {**source_request(source, settings, tokenizer_id), **evaluation}
+    if (folder / "train" / MANIFEST).exists():
+        _check_finished(folder, request, corpus)
+        discard_unfinished(folder, keep=None)
+        report(f"{source.name}: already there")
+        return
+
+    pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
+    end_of_text = settings.tokenizer.end_of_text
+    tokenize = TokenizePiece(source.name, filters, tokenizer_file, end_of_text, settings.validation.fraction)
+    pieces = corpus.pieces()
+    behind = sum(piece.extent for piece in islice(pieces, pairs[-1].next_piece if pairs else 0))
+    meter = ProgressMeter(source.name, report, extent=corpus.extent, done=behind)
+    for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):
+        pairs.append(pair)
+    meter.finish()
+    funnel = pairs[-1].funnel if pairs else Funnel()
+    if not any(pair.train for pair in pairs):
+        raise BigtrainError(
+            f"data.sources: {source.name!r} has no text to train on",
+            found="; ".join(
+                [corpus.summary, *(f"{r.documents:,} removed by {r.rule}: {r.reason}" for r in funnel.removed)]
+            )
+            + f"; {funnel.validation.documents:,} held out",
+            wanted="documents that are not empty and that the source's rules keep",
+            fix="check the source's path and clean; for a very small corpus lower data.validation.fraction",
+        )
+
+    funnel.write(folder, [step.rule for step in source.clean])
+    tokenizer = load_tokenizer(tokenizer_file)
+    vocabulary = vocabulary_size(tokenizer)
+    for split in reversed(SPLITS):  # train last: its manifest says that the source is finished
+        manifest = Manifest(
+            source=source.name,
+            split=split,
+            dtype=token_dtype(vocabulary).str,
+            vocab_size=vocabulary,
+            special_ids={"end_of_text": end_of_text_id(tokenizer, end_of_text)},
+            tokenizer=tokenizer_id,
+            parents={"corpus": pairs[-1].corpus, "tokenizer": tokenizer_id},
+            shards=[shard for pair in pairs if (shard := pair.of(split)) is not None],
+        )
+        manifest.write(folder / split)
+        report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")
+    discard_unfinished(folder, keep=None)
+
+
+def _describe(corpus: Corpus) -> Record:
+    return {"stamp": corpus.stamp, "summary": corpus.summary}
+
+
+def _check_finished(folder: Path, request: Record, corpus: Corpus) -> None:
+    record = read_record(folder)
+    if record is None:
+        raise changed_error(folder / BUILD_RECORD, "no file", "the settings that the shards were built with")
+    require_same(folder, record, request)
+    if record["corpus"] != _describe(corpus):
+        raise BigtrainError(
+            f"the corpus has changed since {folder} was built from it (names, sizes or times of its files)",
+            found=f"{corpus.summary}, stamp {corpus.stamp[:8]}",
+            wanted=f"{record['corpus']['summary']}, stamp {record['corpus']['stamp'][:8]}",
+            fix=f"remove {folder} to build it again, set another data.dir, or go on training on what was built",
+        )
+
+
+def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]) -> list[ShardPair]:
+    """The shards of an earlier, unfinished build that can be kept; the folder is clean of all others."""
+    record = read_record(folder)
+    if record != wanted:
+        if record is not None:
+            report(f"{folder.name}: settings or corpus changed since the unfinished build; starting over")
+        for split in SPLITS:
+            (folder / split).mkdir(parents=True, exist_ok=True)
+        discard_unfinished(folder, keep=[])
+        write_record(folder, wanted)
+    pairs = finished_pairs(folder)
+    discard_unfinished(folder, keep=pairs)
+    if pairs:
+        report(f"{folder.name}: going on behind {len(pairs)} finished shard(s)")
+    return pairs
+
+
+def _write_pairs(
+    folder: Path,
+    last: list[ShardPair],
+    pieces: Iterator[TokenizedPiece],
+    shard_tokens: int,
+    meter: ProgressMeter,
+) -> Iterator[ShardPair]:
+    """Append pieces to shards; yields each pair of shards when it is durable.
+
+    `corpus` is a hash chain over the ids of all documents so far, piece by piece: the identity of the corpus.
+    """
+    index, next_piece, corpus, funnel = 0, 0, "", Funnel()
+    if last:
+        index, next_piece, corpus, funnel = last[0].index + 1, last[0].next_piece, last[0].corpus, last[0].funnel
+    writers: dict[str, ShardWriter] = {}
+
+    def commit() -> ShardPair:
+        records = {split: writer.finish() for split, writer in writers.items()}
+        pair = ShardPair(index, next_piece, corpus, deepcopy(funnel), records["train"], records["validation"])
+        pair.write(folder)
+        return pair
+
+    for piece in pieces:
+        if not writers:
+            writers = {split: ShardWriter(folder / split, index) for split in SPLITS}
+        writers["train"].append(piece.train)
+        writers["validation"].append(piece.validation)
+        ids = b"".join(piece.train.ids + piece.validation.ids)
+        corpus = digest(bytes.fromhex(corpus) + ids, person=b"corpus").hex()
+        next_piece += 1
+        funnel.add(piece.funnel)
+        meter.add(piece.extent, piece.funnel.read.bytes, piece.funnel.tokens)
+        if sum(writer.tokens for writer in writers.values()) >= shard_tokens:
+            yield commit()
+            index, writers = index + 1, {}
+    if writers:
+        yield commit()

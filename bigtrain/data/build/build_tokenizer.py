@@ -1,0 +1,97 @@
+"""The first half of a build: the tokenizer that all sources of a data folder share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.build.corpus import Corpus
+from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.selection import SelectDocuments
+from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.files import write_atomically
+from bigtrain.data.format.layout import Record, read_record, require_same, tokenizer_request, write_record
+from bigtrain.data.format.manifest import changed_error
+from bigtrain.data.format.tokenizer import (
+    TOKENIZER_FILE,
+    check_vocabulary,
+    end_of_text_id,
+    load_tokenizer,
+    parse_tokenizer,
+    read_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
+
+
+def build_tokenizer(
+    settings: DataSettings,
+    vocab_size: int,
+    corpora: Mapping[str, Corpus],
+    filters: Mapping[str, Filters],
+    workers: Workers,
+    report: Callable[[str], None],
+) -> None:
+    """Train or copy the tokenizer into the data folder, or check that the one there is the one asked for."""
+    request = tokenizer_request(settings)
+    record = read_record(settings.dir)
+    if record is not None:
+        _check(settings, record, request)
+        check_vocabulary(vocabulary_size(load_tokenizer(settings.dir)), vocab_size)
+        report("tokenizer: already there")
+        return
+    started = time.perf_counter()
+    if settings.tokenizer.path is not None:
+        content = read_tokenizer(settings.tokenizer.path)
+    else:
+        check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
+        report("tokenizer: training")
+        content = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, filters, workers))
+    tokenizer = parse_tokenizer(content)
+    end_of_text_id(tokenizer, settings.tokenizer.end_of_text)
+    tokens = vocabulary_size(tokenizer)
+    check_vocabulary(tokens, vocab_size)
+    write_atomically(settings.dir / TOKENIZER_FILE, lambda file: file.write(content))
+    write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(content)})
+    report(f"tokenizer: {tokens:,} tokens, {time.perf_counter() - started:.1f} s")
+
+
+def _check(settings: DataSettings, record: Record, request: Record) -> None:
+    require_same(settings.dir, record["tokenizer"], request)
+    file = settings.dir / TOKENIZER_FILE
+    found = tokenizer_hash(file.read_bytes()) if file.is_file() else "no file"
+    if found != record["hash"]:
+        raise changed_error(file, found, record["hash"])
+    if settings.tokenizer.path is not None:
+        given = tokenizer_hash(read_tokenizer(settings.tokenizer.path))
+        require_same(settings.dir, {"tokenizer hash": record["hash"]}, {"tokenizer hash": given})
+
+
+def _training_texts(
+    settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], workers: Workers
+) -> Iterator[str]:
+    """Documents of the training split, cleaned, `train_bytes` in all, taken evenly over the sources.
+
+    The next ones come from the source that has given the fewest bytes; one that is exhausted leaves its share to the
+    others.
+    """
+    fraction = settings.validation.fraction
+    texts = {
+        name: _texts_of(corpus, SelectDocuments(filters[name], fraction), workers) for name, corpus in corpora.items()
+    }
+    given = dict.fromkeys(texts, 0)
+    while texts and sum(given.values()) < settings.tokenizer.train_bytes:
+        source = min(texts, key=lambda name: given[name])
+        text = next(texts[source], None)
+        if text is None:
+            del texts[source]
+            continue
+        given[source] += len(text.encode())
+        yield text
+
+
+def _texts_of(corpus: Corpus, select: SelectDocuments, workers: Workers) -> Iterator[str]:
+    for selection in workers.map_in_order(select, corpus.pieces()):
+        yield from (document.text for document in selection.train)

@@ -1,0 +1,43 @@
+"""Corpora: where documents come from.
+
+A corpus kind is a function in `CORPORA` from a source's settings to a `Corpus`: a stamp of the state it found
+(files with size and time, a dataset's fingerprint) and an iterator of pieces in a fixed order. Pieces are cheap to
+list; their documents are read where they are tokenized. To add a kind, write such a function and name it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bigtrain.config.data_settings import SourceSettings
+from bigtrain.data.build.corpus.corpus import Corpus
+from bigtrain.data.build.corpus.huggingface import huggingface
+from bigtrain.data.build.corpus.jsonl import jsonl
+from bigtrain.data.build.corpus.megatron import megatron
+from bigtrain.data.build.corpus.parquet import parquet
+from bigtrain.data.build.corpus.python_stdlib import python_stdlib
+from bigtrain.data.build.corpus.text import text
+from bigtrain.data.format.documents import Document
+
+CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
+    "python_stdlib": python_stdlib,
+    "text": text,
+    "jsonl": jsonl,
+    "parquet": parquet,
+    "huggingface": huggingface,
+    "megatron": megatron,
+}
+
+
+def open_corpus(source: SourceSettings) -> Corpus:
+    """List a source's corpus. Raises BigtrainError where it is missing or empty."""
+    return CORPORA[source.kind](source)
+
+
+def read_documents(source: SourceSettings) -> Iterator[Document]:
+    """All documents of a source, in order, read in this process."""
+    for piece in open_corpus(source).pieces():
+        yield from piece.documents()
+
+
+__all__ = ["CORPORA", "Corpus", "open_corpus", "read_documents"]

@@ -1,0 +1,97 @@
+"""Corpus kind `huggingface`: a dataset of the `datasets` library, from the hub or a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import SourceSettings
+from bigtrain.data.build.corpus.corpus import Corpus, missing_field
+from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, pieces_of_rows
+from bigtrain.data.format.hashing import identity
+
+
+def _load(source: SourceSettings) -> Any:
+    import datasets
+
+    assert source.path is not None
+    folder = Path(source.path).expanduser()
+    try:
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            dataset = _split_of(datasets.load_from_disk(str(folder)), source)
+            return dataset.to_iterable_dataset() if source.streaming else dataset
+        path = str(folder) if folder.exists() else source.path
+        return datasets.load_dataset(path, source.subset, split=source.split, streaming=source.streaming)
+    except BigtrainError:
+        raise
+    except Exception as error:  # the library raises anything from KeyError to network errors
+        raise BigtrainError(
+            f"data.sources: {source.name!r} cannot be loaded with the datasets library: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            found=f"path {source.path}, subset {source.subset}, split {source.split}",
+            wanted="a dataset id on the hub, or a local folder",
+            fix="check path, subset and split; a hub id needs the network once",
+        ) from error
+
+
+def _split_of(saved: Any, source: SourceSettings) -> Any:
+    """What `save_to_disk` wrote is one dataset, or one for each split; neither has subsets.
+
+    Raises:
+        BigtrainError: it has no such split or subset.
+    """
+    several = isinstance(saved, dict)
+    splits = list(saved) if several else [str(saved.split)] if saved.split else []
+    default = SourceSettings.model_fields["split"].default
+    if source.subset is not None or source.split not in (splits if several else [*splits, default]):
+        raise BigtrainError(
+            f"data.sources: {source.name!r} asks for what its saved dataset does not have",
+            found="no subsets; " + (f"split {' or '.join(splits)}" if splits else "no splits"),
+            wanted=f"subset {source.subset}, split {source.split}",
+            fix="remove subset, and set split to one that is there; or set path to another folder",
+        )
+    return saved[source.split] if several else saved
+
+
+def _batches(dataset: Any, field: str) -> Iterator[tuple[list[Any], int]]:
+    """Values of a column, and the number of rows up to the last of them."""
+    rows = 0
+    for batch in dataset.iter(ROWS_AT_ONCE):
+        rows += len(batch[field])
+        yield batch[field], rows
+
+
+def huggingface(source: SourceSettings) -> Corpus:
+    """Each row's `text_field` is one document, its position the row's index.
+
+    `path` is a hub id, a folder written by `save_to_disk`, or a folder of parquet, JSON or text files. Raises
+    BigtrainError where the dataset cannot be loaded or has no such column.
+    """
+    assert source.path is not None
+    dataset = _load(source)
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may not know them before it is read
+    if source.text_field not in columns:
+        raise missing_field(f"data.sources: {source.name!r}", source.text_field, columns)
+    dataset = dataset.select_columns([source.text_field])
+    name = Path(source.path).name if Path(source.path).expanduser().exists() else source.path
+    file = "/".join(part for part in (name, source.subset, source.split) if part)
+    rows, field = None if source.streaming else len(dataset), source.text_field
+    return Corpus(
+        stamp=identity([rows, source.path, source.subset, source.split, _content_sample(dataset, source, rows)]),
+        summary="a stream of rows" if rows is None else f"{rows:,} rows",
+        pieces=lambda: pieces_of_rows(_batches(dataset, field), name=file, place=file, field=field),
+        extent=rows,
+    )
+
+
+def _content_sample(dataset: Any, source: SourceSettings, rows: int | None) -> list[object]:
+    """Some rows, and the size of the underlying files: the library's own fingerprint changes from load to load.
+
+    Of a stream only the first rows are at hand.
+    """
+    if rows is None:
+        return [row[source.text_field] for row in dataset.take(16)]
+    sample = sorted({rows * i // 16 for i in range(16)} & set(range(rows)))
+    return [dataset[row][source.text_field] for row in sample] + [dataset.dataset_size]

@@ -1,0 +1,57 @@
+"""Pieces of the corpora whose documents are the rows of one column of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bigtrain.data.build.corpus.corpus import PIECE_BYTES, not_text
+from bigtrain.data.format.documents import Document
+
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of one file or dataset."""
+
+    name: str
+    first_row: int
+    texts: list[str]
+    extent: int
+    """As its corpus counts it: rows, or bytes of the file."""
+
+    def documents(self) -> Iterator[Document]:
+        """A document for each row."""
+        for row, text in enumerate(self.texts, start=self.first_row):
+            yield Document(text, self.name, row)
+
+
+def pieces_of_rows(
+    batches: Iterable[tuple[Sequence[Any], int]], *, name: str, place: str, field: str
+) -> Iterator[Rows]:
+    """Rows in pieces of about PIECE_BYTES.
+
+    Args:
+        batches: values of the column, and the extent of all rows up to the last of them.
+        name: of the file or dataset, for the documents.
+        place: of it, for messages.
+        field: the column.
+
+    Raises:
+        BigtrainError: a value is no text.
+    """
+    texts: list[str] = []
+    first_row = size = position = end = 0
+    for values, end in batches:
+        for text in values:
+            if not isinstance(text, str):
+                raise not_text(f"{place}: row {first_row + len(texts)}", field, text)
+            texts.append(text)
+            size += len(text)
+        if size >= PIECE_BYTES:
+            yield Rows(name, first_row, texts, end - position)
+            first_row, position, texts, size = first_row + len(texts), end, [], 0
+    if texts:
+        yield Rows(name, first_row, texts, end - position)

@@ -1,0 +1,45 @@
+"""Corpus kind `text`: UTF-8 files, one document each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import SourceSettings
+from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files, grouped_by_size, total_size
+from bigtrain.data.build.corpus.files import CorpusFile
+from bigtrain.data.format.documents import Document
+
+
+@dataclass(frozen=True)
+class _TextFiles:
+    files: list[CorpusFile]
+
+    @property
+    def extent(self) -> int:
+        return total_size(self.files)
+
+    def documents(self) -> Iterator[Document]:
+        for file in self.files:
+            yield Document(read_text(file), file.name, 0)
+
+
+def read_text(file: CorpusFile) -> str:
+    """All of one file. Raises BigtrainError where it is not UTF-8."""
+    try:
+        return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise BigtrainError(
+            f"{file.path} is not UTF-8 text",
+            found=f"byte 0x{error.object[error.start]:02x} at offset {error.start:,}",
+            wanted="UTF-8",
+            fix="convert the file, or narrow the path to the text files with a glob such as 'corpus/**/*.txt'",
+        ) from None
+
+
+def text(source: SourceSettings) -> Corpus:
+    """Every file that `path` means is one document. Raises BigtrainError for a file that is not UTF-8."""
+    assert source.path is not None
+    files = find_files(f"data.sources: {source.name!r}", source.path)
+    return corpus_of_files(files, lambda: (_TextFiles(group) for group in grouped_by_size(files)))

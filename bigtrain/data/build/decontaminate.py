@@ -1,0 +1,152 @@
+"""Decontamination: documents that share a long n-gram of words with an evaluation text are removed.
+
+As in Brown et al. 2020 (GPT-3), appendix C, with n-grams of 13 words; but the whole document goes, not only 200
+characters around the n-gram. An evaluation text of fewer words than an n-gram is one n-gram by itself, if it has
+MIN_WORDS: "Paris" would remove everything.
+
+    DIR/.decontaminate/ngrams.npy    [2, n] u64: the hashes of all n-grams in ascending order, and of each its file
+    DIR/.decontaminate/hits.npy      [2^b] bool, at least 8 an n-gram: the leading b bits that a hash of them has
+    DIR/.decontaminate/ngrams.json   their lengths, the names of the files, and the identity of the whole
+
+The worker processes map them, so a machine holds them once. Most n-grams of a document end at `hits`, which costs one
+look into memory instead of the two dozen of a binary search. Two n-grams have the same hash in one of 2^64 cases: where
+10^12 n-grams are looked up among 10^7, about every second build removes one document too many.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import DecontaminateSettings
+from bigtrain.data.build.clean import Verdict
+from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts
+from bigtrain.data.build.shingles import U64, hash_words, ngram_hashes, words_of
+from bigtrain.data.format.files import write_atomically
+from bigtrain.data.format.hashing import canonical_json, digest
+
+RULE = "decontaminate"
+MIN_WORDS = 5
+"""An evaluation text of fewer words is not looked for, unless `ngram` is even smaller."""
+NGRAMS, HITS, ABOUT = "ngrams.npy", "hits.npy", "ngrams.json"
+
+
+@dataclass(frozen=True)
+class EvaluationNgrams:
+    """The n-grams of all evaluation texts, in a folder; this object travels to the worker processes."""
+
+    folder: Path
+    identity: str
+    """Of the n-grams and the names of the files: other texts, another identity."""
+
+    def verdict(self, text: str) -> Verdict | None:
+        """Why a text is removed: the first n-gram in it that an evaluation text has too. None where there is none."""
+        evaluation = _load(self.folder, self.identity)
+        words = words_of(text)
+        found: list[tuple[int, int, int]] = []
+        for length, hashes in ngram_hashes(hash_words(words), evaluation.lengths):
+            starts = np.flatnonzero(evaluation.hits[_leading_bits(hashes, len(evaluation.hits))])
+            at = np.minimum(np.searchsorted(evaluation.ngrams, hashes[starts]), len(evaluation.ngrams) - 1)
+            equal = np.flatnonzero(evaluation.ngrams[at] == hashes[starts])
+            if len(equal):
+                found.append((int(starts[equal[0]]), length, int(evaluation.file_of[at[equal[0]]])))
+        if not found:
+            return None
+        start, length, file = min(found)
+        return Verdict(RULE, f"an n-gram of {evaluation.files[file]}", evidence=" ".join(words[start : start + length]))
+
+
+def evaluation_ngrams(
+    settings: DecontaminateSettings, directory: Path, report: Callable[[str], None]
+) -> EvaluationNgrams:
+    """Read the evaluation texts and write their n-grams into the data folder.
+
+    Raises:
+        BigtrainError: a path means no files, a file cannot be read, or all texts are too short.
+    """
+    files = find_evaluation_files(settings)
+    parts, lengths, texts = [np.empty((2, 0), np.uint64)], set(), 0
+    for number, file in enumerate(files):
+        hashes = [np.empty(0, np.uint64)]
+        for text in read_evaluation_texts(file, settings.text_fields):
+            texts += 1
+            for length, found in _ngrams_of(text, settings.ngram):
+                lengths.add(length)
+                hashes.append(found)
+        of_file = np.unique(np.concatenate(hashes))
+        parts.append(np.stack([of_file, np.full_like(of_file, number)]))
+    together = np.concatenate(parts, axis=1)
+    ngrams, first = np.unique(together[0], return_index=True)  # one that several files have is named after the first
+    if not len(ngrams):
+        raise BigtrainError(
+            "data.decontaminate: the evaluation texts are too short to be looked for",
+            found=f"{texts:,} texts in {len(files):,} files, each of fewer words",
+            wanted=f"texts of {min(MIN_WORDS, settings.ngram)} words or more",
+            fix="name fields with longer texts in data.decontaminate.text_fields, such as the questions",
+        )
+    content = np.ascontiguousarray(together[:, first], "<u8")
+    about = {"lengths": sorted(lengths), "files": [file.name for file in files]}
+    identity = digest(digest(content.tobytes()) + canonical_json(about), person=b"evaluation").hex()
+    folder = directory / ".decontaminate"
+    folder.mkdir(exist_ok=True)
+    hits = np.zeros(1 << (8 * len(ngrams) - 1).bit_length(), np.bool_)
+    hits[_leading_bits(ngrams, len(hits))] = True
+    _save(folder / NGRAMS, content)
+    _save(folder / HITS, hits)
+    description = json.dumps({**about, "identity": identity}).encode()
+    write_atomically(folder / ABOUT, lambda target: target.write(description))
+    report(f"decontaminate: {texts:,} evaluation texts in {len(files):,} files, {len(ngrams):,} n-grams")
+    return EvaluationNgrams(folder, identity)
+
+
+def _ngrams_of(text: str, ngram: int) -> Iterator[tuple[int, U64]]:
+    words = hash_words(words_of(text))
+    if len(words) >= min(ngram, MIN_WORDS):
+        yield from ngram_hashes(words, [min(ngram, len(words))])
+
+
+def _leading_bits(hashes: U64, slots: int) -> U64:
+    """The slot of each hash: its leading bits, for a power of two of slots."""
+    return hashes >> np.uint64(64 - (slots.bit_length() - 1))
+
+
+def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
+    npy = BytesIO()
+    np.save(npy, array)
+    write_atomically(path, lambda target: target.write(npy.getbuffer()))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The files of the folder, memory-mapped."""
+
+    lengths: frozenset[int]
+    files: list[str]
+    ngrams: U64
+    """[n], ascending."""
+    file_of: U64
+    """[n], an index into `files`."""
+    hits: npt.NDArray[np.bool_]
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, identity: str) -> _Loaded:
+    about = json.loads((folder / ABOUT).read_bytes())
+    if about["identity"] != identity:
+        raise BigtrainError(
+            f"{folder} was written anew while data were built",
+            found=f"evaluation texts {about['identity']}",
+            wanted=identity,
+            fix="start the build again when no other one runs in this folder",
+        )
+    ngrams, file_of = np.asarray(np.load(folder / NGRAMS, mmap_mode="r"))
+    hits = np.asarray(np.load(folder / HITS, mmap_mode="r"))
+    return _Loaded(frozenset(about["lengths"]), about["files"], ngrams, file_of, hits)

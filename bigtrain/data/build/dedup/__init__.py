@@ -1,0 +1,97 @@
+"""Deduplication: of documents with the same text, or nearly the same, the first is kept.
+
+"First" goes by the order of the sources in the settings, then by the order of each corpus, over both splits: so a
+held-out document never stands in a training split too. What counts is the text that would be written: documents that
+their filters (cleaning, decontamination) remove stand for no other. It takes a pass over all sources before anything
+else is made:
+
+    keys          a hash of each text, and with `near` MinHash bands     document_keys.py, minhash.py
+      |             in DIR/.dedup; a source that is finished stays
+    equal keys    sorted in portions, so memory does not grow            equal_keys.py
+      |
+    components    near: documents joined by a band, and by another       components.py
+      |
+    marks         a byte a document, beside the pieces of the corpus     marks.py
+
+Memory is a byte a document, with `near` 5, and a few hundred megabytes. Nothing in it depends on the number of workers
+or on chance: the same corpora give the same marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import xxhash
+
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.build.corpus import Corpus
+from bigtrain.data.build.dedup.document_keys import DocumentKeys, KeysOfPiece
+from bigtrain.data.build.dedup.marks import Marked, Marks, mark_duplicates
+from bigtrain.data.build.dedup.minhash import MinHash
+from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.funnel import EXAMPLES
+from bigtrain.data.build.selection import DistinctPiece, Mark
+from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.documents import Piece
+
+
+def without_duplicates(
+    corpora: Mapping[str, Corpus],
+    settings: DataSettings,
+    filters: Mapping[str, Filters],
+    workers: Workers,
+    report: Callable[[str], None],
+) -> dict[str, Corpus]:
+    """The corpora of the sources, by name, with the duplicates in them marked; their stamps cover the marks."""
+    dedup = settings.dedup
+    near = MinHash(dedup.ngram, dedup.bands, dedup.rows) if dedup.method == "near" else None
+    folder = settings.dir / ".dedup"
+    folder.mkdir(exist_ok=True)
+    keys = [DocumentKeys(folder, source.name, near.bands if near else 0) for source in settings.sources]
+    for source, of_source in zip(settings.sources, keys, strict=True):
+        of_source.make(source, corpora[source.name], KeysOfPiece(filters[source.name], near), workers, report)
+    bands = ([of_source.band(index) for of_source in keys] for index in range(near.bands)) if near else None
+    marked = mark_duplicates([of_source.hashes for of_source in keys], bands)
+    originals = _originals(marked, keys)
+    return {
+        of_source.source: _marked(corpora[of_source.source], of_source.pieces, marked.marks[index], originals[index])
+        for index, of_source in enumerate(keys)
+    }
+
+
+def _originals(marked: Marked, keys: Sequence[DocumentKeys]) -> list[dict[int, str]]:
+    """For each source, the duplicates that the funnel will show as examples, and the names of those kept instead."""
+    instead = [
+        {
+            document: marked.kept_instead(source, document)
+            for mark in (Mark.EXACT, Mark.NEAR)
+            for document in marked.some(source, mark, EXAMPLES)
+        }
+        for source in range(len(keys))
+    ]
+    names = [
+        of_source.origins(kept for found in instead for home, kept in found.values() if home == source)
+        for source, of_source in enumerate(keys)
+    ]
+    return [{document: names[home][kept] for document, (home, kept) in found.items()} for found in instead]
+
+
+def _marked(corpus: Corpus, pieces: Sequence[int], marks: Marks, originals: Mapping[int, str]) -> Corpus:
+    def marked_pieces() -> Iterator[Piece]:
+        start = 0
+        for piece, documents in zip(corpus.pieces(), pieces, strict=True):
+            end = start + documents
+            named = {document - start: name for document, name in originals.items() if start <= document < end}
+            yield DistinctPiece(piece, marks[start:end].tobytes(), named)
+            start = end
+
+    return replace(
+        corpus,
+        stamp=f"{corpus.stamp}-{xxhash.xxh3_64_hexdigest(marks.tobytes())}",
+        summary=f"{corpus.summary}, {(marks != Mark.KEPT).sum():,} duplicates",
+        pieces=marked_pieces,
+    )
+
+
+__all__ = ["mark_duplicates", "without_duplicates"]

@@ -1,0 +1,171 @@
+"""The keys of every document of a source, on disk: made in one pass over it, by the worker processes.
+
+DIR/.dedup/<source>.hashes    16 bytes a document: the hash of its text; zeros for one that its filters remove
+DIR/.dedup/<source>.band-00   near: 8 bytes a document, for each band a file; zeros for one without words too
+DIR/.dedup/<source>.origins   a line for each piece: [file, first position, documents] for each run of documents
+DIR/.dedup/<source>.json      what they were made from, and how many documents each piece has; makes them valid
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bigtrain.config.data_settings import SourceSettings
+from bigtrain.data.build.clean import Verdict
+from bigtrain.data.build.corpus import Corpus
+from bigtrain.data.build.dedup.equal_keys import Keys
+from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
+from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.documents import ID_BYTES, Document, Piece
+from bigtrain.data.format.files import TEMPORARY_SUFFIX, commit, write_atomically
+from bigtrain.data.format.layout import Record, what_documents
+
+REMOVED = bytes(ID_BYTES)
+
+
+@dataclass(frozen=True)
+class KeysOfPiece:
+    """Reads and filters one piece; this object travels to the worker processes."""
+
+    filters: Filters
+    near: MinHash | None
+
+    def __call__(self, piece: Piece) -> tuple[int, list[bytes]]:
+        """How many documents the piece has, and what to append to each of the source's files."""
+        documents = list(piece.documents())
+        results = [self.filters(document) for document in documents]
+        hashes = b"".join(REMOVED if isinstance(result, Verdict) else result.content_hash for result in results)
+        bands = [] if self.near is None else [band.tobytes() for band in _bands(results, self.near)]
+        return len(documents), [hashes, *bands, json.dumps(_runs(documents)).encode() + b"\n"]
+
+
+def _bands(results: Sequence[Document | Verdict], near: MinHash) -> Keys:
+    """[bands, documents]. Documents of token ids have no words: of these only equal ones are found."""
+    none = [NO_KEY] * near.bands
+    keys = [
+        none if isinstance(result, Verdict) or result.ids is not None else near.keys(result.text) for result in results
+    ]
+    return np.array(keys, "<u8").reshape(-1, near.bands).T
+
+
+def _runs(documents: Iterable[Document]) -> list[tuple[str, int, int]]:
+    runs: list[tuple[str, int, int]] = []
+    for document in documents:
+        if runs and (document.file, document.position) == (runs[-1][0], runs[-1][1] + runs[-1][2]):
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+        else:
+            runs.append((document.file, document.position, 1))
+    return runs
+
+
+@dataclass(frozen=True)
+class DocumentKeys:
+    """The keys of one source, in `folder`; they are read through memory maps."""
+
+    folder: Path
+    source: str
+    bands: int
+    """0 where near-duplicates are not looked for."""
+
+    @property
+    def hashes(self) -> Keys:
+        """[documents, 2]."""
+        return _map(self._hashes, 2)
+
+    def band(self, index: int) -> Keys:
+        """[documents, 1]."""
+        return _map(self._bands[index], 1)
+
+    @property
+    def pieces(self) -> list[int]:
+        """How many documents each piece has."""
+        pieces: list[int] = self._read_record()["pieces"]
+        return pieces
+
+    def origins(self, documents: Iterable[int]) -> dict[int, str]:
+        """`SOURCE:FILE:POSITION` of some documents, which are numbered through the source."""
+        wanted, names, start = sorted(set(documents), reverse=True), {}, 0
+        with self._origins.open("rb") as lines:
+            for line in lines:
+                if not wanted:
+                    break
+                for file, position, count in json.loads(line):
+                    while wanted and wanted[-1] < start + count:
+                        document = wanted.pop()
+                        names[document] = f"{self.source}:{file}:{position + document - start}"
+                    start += count
+        return names
+
+    def make(
+        self,
+        source: SourceSettings,
+        corpus: Corpus,
+        work: KeysOfPiece,
+        workers: Workers,
+        report: Callable[[str], None],
+    ) -> None:
+        """Read the source and write its keys, unless they are there."""
+        made_from = {
+            "source": what_documents(source),
+            "corpus": corpus.stamp,
+            "evaluation": work.filters.evaluation and work.filters.evaluation.identity,
+            "near": work.near and [work.near.ngram, work.near.bands, work.near.rows],
+            "files": [path.suffix for path in self._files],
+        }
+        try:
+            if self._read_record()["made_from"] == made_from:
+                return
+        except FileNotFoundError:
+            pass
+        report(f"{self.source}: looking for duplicates")
+        self._record.unlink(missing_ok=True)
+        pieces: list[int] = []
+        temporary = [path.with_name(path.name + TEMPORARY_SUFFIX) for path in self._files]
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("wb")) for path in temporary]
+            for count, parts in workers.map_in_order(work, corpus.pieces()):
+                pieces.append(count)
+                for file, part in zip(files, parts, strict=True):
+                    file.write(part)
+            for file, name, path in zip(files, temporary, self._files, strict=True):
+                commit(file, name, path)
+        record = json.dumps({"made_from": made_from, "pieces": pieces}).encode()
+        write_atomically(self._record, lambda file: file.write(record))
+
+    def _read_record(self) -> Record:
+        record: Record = json.loads(self._record.read_bytes())
+        return record
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / f"{self.source}.json"
+
+    @property
+    def _hashes(self) -> Path:
+        return self.folder / f"{self.source}.hashes"
+
+    @property
+    def _bands(self) -> list[Path]:
+        return [self.folder / f"{self.source}.band-{index:02d}" for index in range(self.bands)]
+
+    @property
+    def _origins(self) -> Path:
+        return self.folder / f"{self.source}.origins"
+
+    @property
+    def _files(self) -> list[Path]:
+        """In the order of what KeysOfPiece gives."""
+        return [self._hashes, *self._bands, self._origins]
+
+
+def _map(file: Path, parts: int) -> Keys:
+    if not file.stat().st_size:
+        return np.empty((0, parts), np.uint64)
+    return np.memmap(file, "<u8", "r").reshape(-1, parts)

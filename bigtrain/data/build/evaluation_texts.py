@@ -1,0 +1,59 @@
+"""The texts that a model is evaluated on, read with the readers of the corpora."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import DecontaminateSettings
+from bigtrain.data.build.corpus.corpus import find_files
+from bigtrain.data.build.corpus.files import CorpusFile
+from bigtrain.data.build.corpus.jsonl import SUFFIXES as JSONL
+from bigtrain.data.build.corpus.jsonl import read_records
+from bigtrain.data.build.corpus.parquet import SUFFIXES as PARQUET
+from bigtrain.data.build.corpus.parquet import read_rows
+from bigtrain.data.build.corpus.text import read_text
+
+
+def find_evaluation_files(settings: DecontaminateSettings) -> list[CorpusFile]:
+    """The files that the paths mean, in the order of the paths, then of their names. Raises BigtrainError for none."""
+    return [file for path in settings.paths for file in find_files("data.decontaminate", path)]
+
+
+def read_evaluation_texts(file: CorpusFile, fields: Sequence[str]) -> Iterator[str]:
+    """The texts of one file: all of a text file, else each of `fields` that an item has; of a list, each string.
+
+    Raises:
+        BigtrainError: the file cannot be read, is of another format, or no item in it has any of the fields.
+    """
+    if file.name.endswith(JSONL):
+        items = read_records(file)
+    elif file.name.endswith(PARQUET):
+        items = read_rows(file, fields)
+    elif file.name.endswith(".json"):
+        raise BigtrainError(
+            f"data.decontaminate: {file.path} is JSON, in which the texts are not known",
+            found="one JSON document",
+            wanted="text, .jsonl (also .gz, .zst) or .parquet",
+            fix=f"write one item a line: jq -c '.[]' {file.path} > {file.path}l",
+        )
+    else:
+        yield read_text(file)
+        return
+    seen: set[str] = set()
+    found = False
+    for item in items:
+        seen |= item.keys()
+        for field in fields:
+            value = item.get(field)
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    found = True
+                    yield text
+    if not found:
+        raise BigtrainError(
+            f"data.decontaminate: {file.path} has no text in any of its text_fields",
+            found=", ".join(sorted(seen)) or "no items",
+            wanted=" or ".join(fields),
+            fix="set data.decontaminate.text_fields to the fields that hold questions, contexts and answers",
+        )

@@ -1,0 +1,32 @@
+"""What each document must pass before it is compared with the others: a worker process sees to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from bigtrain.config.cleaning import CleanStep
+from bigtrain.data.build.clean import NO_TEXT, Verdict, clean
+from bigtrain.data.build.decontaminate import EvaluationNgrams
+from bigtrain.data.format.documents import Document
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A source's rules, then the comparison with evaluation texts; this object travels to the worker processes."""
+
+    rules: tuple[CleanStep, ...] = ()
+    evaluation: EvaluationNgrams | None = None
+
+    def __call__(self, document: Document) -> Document | Verdict:
+        """The document as its rules leave it, or why it is removed.
+
+        Token ids stay as they are: a source of these has no rules, and no words to compare.
+        """
+        if document.ids is not None:
+            return document if document.ids else NO_TEXT
+        text = clean(document.text, self.rules)
+        if isinstance(text, Verdict):
+            return text
+        if self.evaluation is not None and (verdict := self.evaluation.verdict(text)) is not None:
+            return verdict
+        return replace(document, text=text)

@@ -1,0 +1,141 @@
+"""The funnel: how many documents of a source went in, which rule removed how many, and what was written.
+
+    read = removed by each rule + train + validation        in documents, and in bytes as they were read
+
+It is counted piece by piece, kept with the progress of the build, and written beside the shards as funnel.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.data.build.clean import NO_TEXT, Verdict
+from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
+from bigtrain.data.format.documents import Document
+from bigtrain.data.format.files import write_atomically
+
+FUNNEL = "funnel.json"
+EXAMPLES = 3
+EXAMPLE_CHARACTERS = 200
+
+DUPLICATE = Verdict("dedup", "the same text as an earlier document")
+NEAR_DUPLICATE = Verdict("dedup", "nearly the same text as an earlier document")
+
+
+@dataclass
+class Count:
+    """A number of documents and their bytes: UTF-8, or 4 for a token id in a corpus of these."""
+
+    documents: int = 0
+    bytes: int = 0
+
+    def add(self, documents: int, size: int) -> None:
+        """Count more of them."""
+        self.documents += documents
+        self.bytes += size
+
+
+@dataclass
+class Removal(Count):
+    """The documents that were removed for one reason."""
+
+    rule: str = ""
+    reason: str = ""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text or of the ids; the
+    evidence, where a verdict has some."""
+
+
+@dataclass
+class Funnel:
+    """What became of the documents of a source."""
+
+    read: Count = field(default_factory=Count)
+    removed: list[Removal] = field(default_factory=list)
+    train: Count = field(default_factory=Count)
+    validation: Count = field(default_factory=Count)
+    """Bytes are those of the document as it was read."""
+    written_bytes: int = 0
+    """Bytes of all that was kept, after rules that rewrite."""
+    tokens: int = 0
+    """Tokens of all that was kept, both splits."""
+
+    def keep(self, document: Document, size: int, *, held_out: bool) -> None:
+        """Count a document that is kept; `size` is its size as it was read."""
+        self.read.add(1, size)
+        (self.validation if held_out else self.train).add(1, size)
+        self.written_bytes += len(document.content)
+
+    def remove(self, document: Document, size: int, verdict: Verdict) -> None:
+        """Count a document that is removed."""
+        self.read.add(1, size)
+        removal = self._removal(verdict.rule, verdict.reason)
+        removal.add(1, size)
+        if len(removal.examples) < EXAMPLES:
+            excerpt = document.excerpt(EXAMPLE_CHARACTERS)
+            example = {"file": document.file, "position": document.position, "text": excerpt}
+            removal.examples.append(example | ({"evidence": verdict.evidence} if verdict.evidence else {}))
+
+    def add(self, later: Funnel) -> None:
+        """Take in the funnel of documents that come after these."""
+        for name in ("read", "train", "validation"):
+            count: Count = getattr(later, name)
+            getattr(self, name).add(count.documents, count.bytes)
+        self.written_bytes += later.written_bytes
+        self.tokens += later.tokens
+        for other in later.removed:
+            removal = self._removal(other.rule, other.reason)
+            removal.add(other.documents, other.bytes)
+            removal.examples = (removal.examples + other.examples)[:EXAMPLES]
+
+    def _removal(self, rule: str, reason: str) -> Removal:
+        for removal in self.removed:
+            if (removal.rule, removal.reason) == (rule, reason):
+                return removal
+        self.removed.append(Removal(rule=rule, reason=reason))
+        return self.removed[-1]
+
+    def rows(self) -> list[tuple[str, Count, float]]:
+        """For a table: what happened, to how much, and to which share of the documents that were read."""
+        removed: list[tuple[str, Count]] = [(f"{each.rule}: {each.reason}", each) for each in self.removed]
+        parts = [("read", self.read), *removed, ("train", self.train), ("validation", self.validation)]
+        return [(what, count, count.documents / max(self.read.documents, 1)) for what, count in parts]
+
+    def to_json(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Funnel:
+        """Back from `to_json`."""
+        counts = {name: Count(**value[name]) for name in ("read", "train", "validation")}
+        removed = [Removal(**removal) for removal in value["removed"]]
+        return cls(**{**value, **counts, "removed": removed})
+
+    def write(self, folder: Path, rules: Sequence[str]) -> None:
+        """Write funnel.json of a source, removals in the order in which its rules apply."""
+        order = [NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule]
+        self.removed.sort(key=lambda removal: (order.index(removal.rule), -removal.documents, removal.reason))
+        content = json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
+        write_atomically(folder / FUNNEL, lambda file: file.write(content))
+
+
+def read_funnels(directory: Path) -> dict[str, Funnel]:
+    """The funnels of all sources of a data folder, or of one source's folder, by the source's name.
+
+    Raises:
+        BigtrainError: there is none.
+    """
+    files = sorted([*directory.glob(FUNNEL), *directory.glob(f"*/{FUNNEL}")])
+    if not files:
+        raise BigtrainError(
+            f"there is no funnel in {directory}",
+            wanted=f"a data folder (data.dir of a configuration) whose sources have a {FUNNEL}",
+            fix="build the data first: bigtrain data build CONFIG; data of earlier versions have none",
+        )
+    return {file.parent.name: Funnel.from_json(json.loads(file.read_bytes())) for file in files}

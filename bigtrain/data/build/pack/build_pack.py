@@ -1,0 +1,184 @@
+"""Making the packs of a dataset: the shards in parallel; killed at any moment, it goes on.
+
+A pack depends on the documents of its shard and on nothing else. When one is durable, a note beside it says so, with
+the dataset that it is for and the hashes of its blocks; a build that starts again keeps it if its bytes still have
+them. The manifest comes last, then the notes go.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.data.build.pack.pack_shard import pack_shard
+from bigtrain.data.build.progress import REPORT_SECONDS
+from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.files import TEMPORARY_SUFFIX, write_atomically
+from bigtrain.data.format.hashing import canonical_json
+from bigtrain.data.format.manifest import FileRecord, Manifest, ShardRecord, changed_error
+from bigtrain.data.format.mapping import map_file
+from bigtrain.data.format.pack_file import FORMAT, I64, PackManifest, PackRecord, ShardPack, pack_path
+from bigtrain.data.format.shards import BlockHasher, DocumentColumns
+
+NOTE_SUFFIX = ".note"
+
+
+def build_packs(
+    directory: Path, packing: str, sequence_length: int, workers: Workers, report: Callable[[str], None]
+) -> PackManifest:
+    """Make the packs of a dataset, or find them there.
+
+    Args:
+        directory: the folder of the dataset.
+        packing: `best_fit` or `buckets`.
+        sequence_length: T.
+        workers: pack the shards; the bytes do not depend on how many they are.
+        report: is called with lines of progress.
+
+    Raises:
+        BigtrainError: the dataset was changed after it was written.
+        OSError: a file cannot be written; what is finished is kept.
+    """
+    dataset = Manifest.read(directory)
+    name = f"{dataset.source}: {packing}-{sequence_length}"
+    try:
+        manifest = PackManifest.read(directory, packing, sequence_length, dataset.dataset_id)
+        there = all(shard.file.size_in(directory) == shard.file.size for shard in manifest.shards)
+    except BigtrainError:
+        there = False  # missing, damaged or of other shards: made from the shards in any case
+    if there:
+        _discard_others(directory, manifest)
+        report(f"{name}: already there")
+        return manifest
+
+    job = PackJob(directory, packing, sequence_length, dataset.dataset_id)
+    ends = accumulate(shard.tokens for shard in dataset.shards)
+    results = workers.map_in_order(job, zip(dataset.shards, ends, strict=True))
+    packed = list(_reported(results, name, len(dataset.shards), report))
+    manifest = PackManifest(
+        packing, sequence_length, {"dataset_id": dataset.dataset_id}, [shard.record for shard in packed]
+    )
+    manifest.write(directory)
+    _discard_others(directory, manifest)
+    cuts = Cuts(*(sum(count) for count in zip(*(shard.cuts for shard in packed), strict=True)))
+    report(
+        f"{name}: {manifest.rows:,} rows, {manifest.tokens / manifest.rows / sequence_length:.3%} full; "
+        f"cut {cuts.cut:,} of {cuts.documents:,} documents, {cuts.short:,} of them no longer than a row "
+        f"(concat: {cuts.concat_cut:,} and {cuts.concat_short:,})"
+    )
+    return manifest
+
+
+class Cuts(NamedTuple):
+    """How many documents are in more than one row, and how many of these would fit into one; and so for concat."""
+
+    documents: int
+    cut: int
+    short: int
+    concat_cut: int
+    concat_short: int
+
+    @classmethod
+    def of(cls, offset: I64, start: I64, sequence_length: int, base: int) -> Cuts:
+        """Count for documents at `offset` [n+1] in a shard that begins at token `base` of the stream."""
+        fits = np.diff(offset) <= sequence_length
+        cut = np.diff(np.searchsorted(start, offset)) > 1
+        rows = (offset[:-1] + base) // sequence_length, (offset[1:] + base - 1) // sequence_length
+        concat = rows[0] != rows[1]
+        return cls(len(fits), *(int(np.count_nonzero(which)) for which in (cut, cut & fits, concat, concat & fits)))
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """What became of a shard."""
+
+    record: PackRecord
+    cuts: Cuts
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """Packs shards of one dataset, in a worker process."""
+
+    directory: Path
+    packing: str
+    sequence_length: int
+    dataset_id: str
+
+    def __call__(self, item: tuple[ShardRecord, int]) -> PackedShard:
+        """Pack a shard, given with where it ends in the stream, unless it is done already."""
+        shard, end = item
+        offset = _read_offsets(self.directory, shard)
+        path = pack_path(self.directory, shard, self.packing, self.sequence_length)
+        note = path.with_name(path.name + NOTE_SUFFIX)
+        record = self._finished(note)
+        if record is None:
+            pack = pack_shard(offset, self.packing, self.sequence_length)
+            data = pack.encode()
+            write_atomically(path, lambda file: file.write(data))
+            record = PackRecord(pack.rows, len(pack.row), pack.tokens, _file_record(path.name, data))
+            content = canonical_json(self._note(record))
+            write_atomically(note, lambda file: file.write(content))
+        start = ShardPack.open(path).start
+        return PackedShard(record, Cuts.of(offset, start, self.sequence_length, end - shard.tokens))
+
+    def _note(self, record: PackRecord) -> dict[str, object]:
+        return {"format": FORMAT, "dataset_id": self.dataset_id, "pack": record.to_json()}
+
+    def _finished(self, note: Path) -> PackRecord | None:
+        """The record of a pack that an earlier build finished, if the file still holds what it wrote."""
+        try:
+            value = json.loads(note.read_bytes())
+            record = PackRecord.from_json(value["pack"], note)
+            data = (self.directory / record.file.name).read_bytes()
+        except (FileNotFoundError, ValueError, KeyError, TypeError, BigtrainError):
+            return None
+        same = value == self._note(record) and record.file == _file_record(record.file.name, data)
+        return record if same else None
+
+
+def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
+    """[n+1], the documents of a shard. Raises BigtrainError where they are not those of the manifest."""
+    path = directory / shard.files[1].name
+    offset = DocumentColumns.parse(map_file(path), path).offset
+    rising = offset[0] == 0 and bool(np.all(np.diff(offset) > 0))
+    if not rising or (len(offset) - 1, offset[-1]) != (shard.documents, shard.tokens):
+        found = f"{len(offset) - 1:,} documents up to token {offset[-1]:,}" + ("" if rising else ", not in order")
+        raise changed_error(path, found, f"{shard.documents:,} documents up to token {shard.tokens:,}")
+    return offset
+
+
+def _file_record(name: str, data: bytes) -> FileRecord:
+    hasher = BlockHasher()
+    hasher.update(memoryview(data))
+    return hasher.record(name)
+
+
+def _discard_others(directory: Path, manifest: PackManifest) -> None:
+    """Remove what unfinished builds of these packs left, and packs of shards that are no more."""
+    names = {shard.file.name for shard in manifest.shards}
+    stem = f"{manifest.packing}-{manifest.sequence_length}"
+    for suffix in (".pack", f".pack{NOTE_SUFFIX}", f".pack{TEMPORARY_SUFFIX}", f".pack{NOTE_SUFFIX}{TEMPORARY_SUFFIX}"):
+        for path in directory.glob(f"*.{stem}{suffix}"):
+            if path.name not in names:
+                path.unlink()
+
+
+def _reported(
+    results: Iterator[PackedShard], name: str, count: int, report: Callable[[str], None]
+) -> Iterator[PackedShard]:
+    """The results as they come, with a line of progress every couple of seconds."""
+    last = time.perf_counter()
+    for done, result in enumerate(results, 1):
+        yield result
+        if time.perf_counter() - last >= REPORT_SECONDS:
+            last = time.perf_counter()
+            report(f"{name}: {done:,} of {count:,} shards")

@@ -1,0 +1,148 @@
+"""How far an unfinished build of a source has come: for the user, and for the build that goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigtrain.base.format import duration
+from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.format.files import TEMPORARY_SUFFIX, write_atomically
+from bigtrain.data.format.layout import SPLITS, Split
+from bigtrain.data.format.manifest import ShardRecord
+
+REPORT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ShardPair:
+    """The training and the validation shard that were made from the same pieces of the corpus; both are durable."""
+
+    index: int
+    next_piece: int
+    """The first piece of the corpus that is not in this or an earlier shard."""
+    corpus: str
+    """Hash chain over the document ids up to here."""
+    funnel: Funnel
+    """What became of the documents up to here."""
+    train: ShardRecord | None
+    validation: ShardRecord | None
+    """None where no document fell on that side."""
+
+    def of(self, split: Split) -> ShardRecord | None:
+        """The shard of a split."""
+        return self.train if split == "train" else self.validation
+
+    def write(self, folder: Path) -> None:
+        """Say that these shards are finished."""
+        shards = {split: shard and shard.to_json() for split in SPLITS for shard in [self.of(split)]}
+        content = json.dumps({**vars(self), "funnel": self.funnel.to_json(), **shards}).encode()
+        write_atomically(_progress_file(folder, self.index), lambda file: file.write(content))
+
+    @classmethod
+    def read(cls, folder: Path, index: int) -> ShardPair:
+        """Read what `write` wrote. Raises BigtrainError as `FileRecord.from_json`."""
+        path = _progress_file(folder, index)
+        value = json.loads(path.read_bytes())
+        for split in SPLITS:
+            value[split] = value[split] and ShardRecord.from_json(value[split], path)
+        return cls(**{**value, "funnel": Funnel.from_json(value["funnel"])})
+
+
+def _progress_file(folder: Path, index: int) -> Path:
+    return folder / f"progress-{index:05d}.json"
+
+
+def finished_pairs(folder: Path) -> list[ShardPair]:
+    """The finished shards of an unfinished build, from the first on without a gap."""
+    pairs: list[ShardPair] = []
+    while _progress_file(folder, len(pairs)).exists():
+        pair = ShardPair.read(folder, len(pairs))
+        if not all(_is_complete(folder / split, pair.of(split)) for split in SPLITS):
+            break
+        pairs.append(pair)
+    return pairs
+
+
+def _is_complete(directory: Path, shard: ShardRecord | None) -> bool:
+    files = shard.files if shard else []
+    return all(file.size_in(directory) == file.size for file in files)
+
+
+def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
+    """Remove what an interrupted build left, except the shards in `keep`; `None` keeps all shards: all are finished.
+
+    Only files that a build writes are touched. Progress files go first, so that none outlives its shard.
+    """
+    kept = len(keep) if keep is not None else 0
+    for path in folder.glob("progress-*.json*"):
+        if path.suffix == TEMPORARY_SUFFIX or path not in {_progress_file(folder, index) for index in range(kept)}:
+            path.unlink()
+    for split in SPLITS:
+        shards = [shard for pair in keep or () if (shard := pair.of(split)) is not None]
+        names = {file.name for shard in shards for file in shard.files}
+        for pattern in ("*.tok", "*.doc", f"*{TEMPORARY_SUFFIX}"):
+            for path in (folder / split).glob(pattern):
+                if path.suffix == TEMPORARY_SUFFIX or (keep is not None and path.name not in names):
+                    path.unlink()
+
+
+class ProgressMeter:
+    """Reports every couple of seconds: text and tokens so far, the speed, the share done and the time to go.
+
+    Speeds and the time to go are of this process: what a build before it has done counts as done, but took no time.
+
+    Args:
+        source: what is built.
+        report: is called with a line.
+        extent: of the whole corpus; None where it is not known.
+        done: extent of what an earlier build has done.
+        clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        report: Callable[[str], None],
+        *,
+        extent: int | None,
+        done: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._source, self._report, self._clock = source, report, clock
+        self._extent, self._behind, self._done = extent, done, done
+        self._started = self._last = clock()
+        self._bytes = self._tokens = 0
+
+    def add(self, extent: int, text_bytes: int, tokens: int) -> None:
+        """Count more work done."""
+        self._done += extent
+        self._bytes += text_bytes
+        self._tokens += tokens
+        now = self._clock()
+        if now - self._last >= REPORT_SECONDS:
+            self._last = now
+            self._report(f"{self._so_far(now)}{self._to_go(now)}")
+
+    def finish(self) -> None:
+        """Report that all is done."""
+        self._report(self._so_far(self._clock()))
+
+    def _so_far(self, now: float) -> str:
+        seconds = now - self._started
+        speeds = (amount / 1e6 / max(seconds, 1e-9) for amount in (self._bytes, self._tokens))
+        return (
+            f"{self._source}: {self._bytes / 1e6:,.1f} MB of text, {self._tokens / 1e6:,.2f} M tokens, {seconds:.1f} s "
+            "({:.1f} MB/s, {:.2f} M tokens/s)".format(*speeds)
+        )
+
+    def _to_go(self, now: float) -> str:
+        fresh = self._done - self._behind
+        if not self._extent or not fresh:
+            return ""
+        share = min(self._done / self._extent, 1.0)
+        seconds = (now - self._started) * max(self._extent - self._done, 0) / fresh
+        return f", {share:.0%} done, {duration(seconds)} to go"

@@ -1,0 +1,92 @@
+"""Pieces of a corpus into token ids: what a worker process does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.build.selection import SelectDocuments
+from bigtrain.data.format.documents import Document, Piece, document_id
+from bigtrain.data.format.shards import TokenizedDocuments
+from bigtrain.data.format.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+
+
+@dataclass(frozen=True)
+class TokenizedPiece:
+    """A piece of a corpus, cleaned, split and tokenized."""
+
+    train: TokenizedDocuments
+    validation: TokenizedDocuments
+    funnel: Funnel
+    extent: int
+    """How much of the corpus the piece was."""
+
+
+@dataclass(frozen=True)
+class TokenizePiece:
+    """Reads, cleans and tokenizes one piece; this object travels to the worker processes."""
+
+    source: str
+    filters: Filters
+    tokenizer_file: Path
+    end_of_text: str
+    validation_fraction: float
+
+    def __call__(self, piece: Piece) -> TokenizedPiece:
+        """Select the piece's documents and tokenize those of either split."""
+        selection = SelectDocuments(self.filters, self.validation_fraction)(piece)
+        train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
+        selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
+        return TokenizedPiece(train, validation, selection.funnel, piece.extent)
+
+    def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
+        tokenizer, end, vocabulary = _load(self.tokenizer_file, self.end_of_text)
+        dtype = token_dtype(vocabulary)
+        texts = [document.text for document in documents if document.ids is None]
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        arrays = [
+            np.array([*next(encodings).ids, end], dtype) if document.ids is None else _closed(document, end, vocabulary)
+            for document in documents
+        ]
+        return TokenizedDocuments(
+            tokens=np.concatenate(arrays) if arrays else np.empty(0, dtype),
+            lengths=[len(array) for array in arrays],
+            ids=[document_id(self.source, document) for document in documents],
+            files=[document.file for document in documents],
+            positions=[document.position for document in documents],
+        )
+
+
+def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
+    """The narrowest little-endian type of format 1 that holds ids below `vocabulary`."""
+    return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
+
+
+def _closed(document: Document, end: int, vocabulary: int) -> npt.NDArray[np.unsignedinteger]:
+    """The token ids that a document came with, and behind them the end-of-text token if they do not end with it."""
+    assert document.ids is not None
+    ids = np.frombuffer(document.ids, "<u4")
+    if (beyond := np.flatnonzero(ids >= vocabulary)).size:
+        raise BigtrainError(
+            f"document {document.position} of {document.file} has a token id that the tokenizer does not know",
+            found=f"id {ids[beyond[0]]} as token {beyond[0]} of {len(ids)}",
+            wanted=f"ids below {vocabulary}, the size of the vocabulary",
+            fix="set data.tokenizer.path to the tokenizer that these ids were made with",
+        )
+    closing = [] if ids[-1] == end else [end]
+    return np.concatenate((ids, closing)).astype(token_dtype(vocabulary))
+
+
+@lru_cache(maxsize=1)
+def _load(file: Path, end_of_text: str) -> tuple[Tokenizer, int, int]:
+    """A tokenizer, the id of its end-of-text token and the size of its vocabulary."""
+    tokenizer = load_tokenizer(file)
+    return tokenizer, end_of_text_id(tokenizer, end_of_text), vocabulary_size(tokenizer)

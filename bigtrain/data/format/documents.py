@@ -1,0 +1,75 @@
+"""A document, its identity, and the side of the held-out split it falls on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+
+from bigtrain.data.format.hashing import canonical_json, digest
+
+ID_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, or the token ids of one, and where it comes from."""
+
+    text: str
+    """Empty where the corpus holds token ids."""
+    file: str
+    """Path relative to the corpus, with forward slashes; the same wherever the corpus lies."""
+    position: int
+    """Which document of that file: row or line index from 0; 0 where a file is one document."""
+    ids: bytes | None = None
+    """Token ids as little-endian u32, where the corpus holds these instead of text."""
+
+    @property
+    def content(self) -> bytes:
+        """What it says: its text as UTF-8, or its token ids."""
+        return self.text.encode() if self.ids is None else self.ids
+
+    @property
+    def content_hash(self) -> bytes:
+        """16 bytes that name the content: the same for equal texts, and for equal token ids."""
+        return digest(self.content, person=b"content" if self.ids is None else b"token ids")
+
+    def excerpt(self, characters: int) -> str:
+        """The beginning, for people."""
+        if self.ids is None:
+            return self.text[:characters]
+        first = np.frombuffer(self.ids, "<u4", count=min(characters, len(self.ids) // 4))
+        return f"token ids {' '.join(map(str, first))}"[:characters]
+
+
+class Piece(Protocol):
+    """About a megabyte of a corpus: what one worker process reads and tokenizes at a time. It is pickled."""
+
+    @property
+    def extent(self) -> int:
+        """How much of the corpus it is, in the unit of `Corpus.extent`."""
+        ...
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of this piece, in order."""
+        ...
+
+
+def document_id(source: str, document: Document) -> bytes:
+    """16 bytes that name a document: BLAKE2b of source, file, position and content."""
+    origin = canonical_json([source, document.file, document.position])
+    return digest(origin + document.content_hash, person=b"document")
+
+
+def is_held_out(file: str, position: int, fraction: float) -> bool:
+    """Whether the document from this origin belongs to validation.
+
+    The origin alone decides, under a fixed key: what is made from one file (its source text, its
+    documentation) falls on one side, in every build of every corpus.
+    """
+    threshold = int(Fraction(repr(fraction)) * 2**64)
+    origin = digest(canonical_json([file, position]), person=b"held-out split 1", size=8)
+    return int.from_bytes(origin, "big") < threshold

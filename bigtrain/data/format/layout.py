@@ -1,0 +1,111 @@
+"""Where things lie in a data folder, and what each was asked to be.
+
+    DIR/tokenizer.json            the tokenizer, in canonical form
+    DIR/build.json                the settings it was made from, and its hash
+    DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
+    DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack/pack_file.py)
+    DIR/<source>/validation/      those of the held-out documents
+    DIR/<source>/funnel.json      what became of the documents of the source (funnel.py)
+    DIR/<source>/progress-*.json  finished shards of an unfinished build
+    DIR/.dedup/                   keys of all documents, where duplicates are looked for (dedup/)
+    DIR/.decontaminate/           n-grams of the evaluation texts, where these are looked for (decontaminate.py)
+
+`build.json` is written before the shards, so that shards of different settings can never mix.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.data.format.files import write_atomically
+from bigtrain.data.format.hashing import identity
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+BUILD_RECORD = "build.json"
+
+Record = dict[str, Any]
+
+ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None}
+"""Settings that the first records do not name, with the value that those data were built with."""
+
+
+ABOUT_TRAINING = {"weight", "max_epochs", "streaming"}
+"""Keys of a source that say how it is read or trained on: they change nothing that is built."""
+
+
+def tokenizer_request(settings: DataSettings) -> Record:
+    """The settings that decide what the tokenizer is."""
+    tokenizer = settings.tokenizer
+    if tokenizer.path is not None:
+        return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text}
+    return tokenizer.model_dump(mode="json")
+
+
+def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:
+    """The settings that decide what the shards of a source hold.
+
+    Of evaluation texts only how they are looked for: training does not read them. The build adds what they are.
+    """
+    decontaminate = settings.decontaminate
+    return {
+        "source": source.model_dump(mode="json", exclude=ABOUT_TRAINING | {"license"}),
+        "dedup": _compared_with(source, settings),
+        "decontaminate": decontaminate and decontaminate.model_dump(mode="json", exclude={"paths"}),
+        "validation": settings.validation.model_dump(mode="json"),
+        "shard_tokens": settings.shard_tokens,
+        "tokenizer": tokenizer,
+    }
+
+
+def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
+    """How documents are compared, and the sources whose documents are not written into this one again: those before
+    it, and itself.
+    """
+    dedup = settings.dedup
+    if dedup.method == "none":
+        return []
+    how = [f"near: {dedup.bands} bands of {dedup.rows} rows, {dedup.ngram}-grams"] if dedup.method == "near" else []
+    upto = settings.sources[: settings.sources.index(source) + 1]
+    return how + [f"{s.name} ({identity(what_documents(s))[:8]})" for s in upto]
+
+
+def what_documents(source: SourceSettings) -> Record:
+    """The settings of a source that decide which documents it has. Its licence, null here, is none of them."""
+    return source.model_copy(update={"license": None}).model_dump(mode="json", exclude=ABOUT_TRAINING)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The `build.json` of a folder; None where there is none."""
+    path = folder / BUILD_RECORD
+    try:
+        record: Record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise BigtrainError(f"{path} is damaged: {error}", fix=f"remove {folder} and build the data again") from None
+    return record
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write the `build.json` of a folder."""
+    write_atomically(folder / BUILD_RECORD, lambda file: file.write(json.dumps(record, indent=2).encode()))
+
+
+def require_same(folder: Path, built: Record, wanted: Record) -> None:
+    """Refuse to use what was built with other settings, naming the first that differs and both its values."""
+    for key, value in wanted.items():
+        was = built.get(key, ADDED_LATER.get(key))
+        if isinstance(value, dict) and isinstance(was, dict):
+            require_same(folder, was, value)
+        elif was != value:
+            raise BigtrainError(
+                f"{folder} was built with another {key}",
+                found=f"{key} {was} in {folder}",
+                wanted=f"{key} {value}",
+                fix=f"set {key} back, or set another data.dir, or remove {folder} to build it again",
+            )

@@ -1,0 +1,253 @@
+"""The manifest of a dataset: written last, it makes the shards beside it a dataset."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, wraps
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, overload
+
+import xxhash
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.file_names import bare_name
+from bigtrain.data.format.files import write_atomically
+from bigtrain.data.format.hashing import canonical_json, identity
+
+FORMAT = 1
+HASH_BYTES = 16
+BLOCK_BYTES = 4 << 20
+MANIFEST = "manifest.json"
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Copied = TypeVar("Copied", int, str)
+Sealed = TypeVar("Sealed")
+
+
+def without_gc(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The same without looking for cyclic garbage meanwhile: it takes half of the time of parsing a large file."""
+
+    @wraps(function)
+    def wrapped(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            if was_on:
+                gc.enable()
+
+    return wrapped
+
+
+def copied(value: Copied) -> Copied:
+    """An equal value in memory of its own: the few that are kept would hold on to all that a file was parsed into."""
+    return value.encode().decode() if isinstance(value, str) else value + 0
+
+
+class BlockHashes(Sequence[str]):
+    """The xxh3-128 of each block of a file, in hexadecimal; kept as bytes, for there may be millions."""
+
+    def __init__(self, hashes: Iterable[str]) -> None:
+        self._bytes = bytes.fromhex("".join(hashes))
+
+    def __len__(self) -> int:
+        return len(self._bytes) // HASH_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        start = range(len(self))[index] * HASH_BYTES
+        return self._bytes[start : start + HASH_BYTES].hex()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockHashes) and self._bytes == other._bytes
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as the manifest names it."""
+
+    name: str
+    size: int
+    blocks: Sequence[str]
+    """xxh3-128 of each block of `Manifest.block_bytes`, in hexadecimal; the last block may be short."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", BlockHashes(self.blocks))
+
+    def size_in(self, directory: Path) -> int | None:
+        """The size of the file of this name in a folder; None where there is none."""
+        try:  # pathlib takes ten times as long, and there may be many files
+            return os.stat(f"{directory}/{self.name}").st_size  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def bad_block(self, data: memoryview, block_bytes: int) -> int | None:
+        """The first block of these bytes, which should be the file's, that is another one; None where all are right."""
+        starts = range(0, len(data), block_bytes)
+        found = (xxhash.xxh3_128_hexdigest(data[start : start + block_bytes]) for start in starts)
+        pairs = enumerate(zip_longest(found, self.blocks))
+        return next((index for index, (hash, wanted) in pairs if hash != wanted), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return {"name": self.name, "size": self.size, "blocks": list(self.blocks)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: Path) -> FileRecord:
+        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError for a path in place of a name."""
+        return cls(copied(bare_name(value["name"], where)), copied(value["size"]), value["blocks"])
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard as the manifest names it."""
+
+    tokens: int
+    documents: int
+    files: list[FileRecord]
+    """The `.tok` file, then the `.doc` file."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return {**vars(self), "files": [file.to_json() for file in self.files]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: Path) -> ShardRecord:
+        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError as `FileRecord.from_json`."""
+        files = [FileRecord.from_json(file, where) for file in value["files"]]
+        return cls(copied(value["tokens"]), copied(value["documents"]), files)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset holds."""
+
+    source: str
+    split: str
+    dtype: str
+    """`<u2` or `<u4`."""
+    vocab_size: int
+    """Every token id is below this."""
+    special_ids: dict[str, int]
+    """`end_of_text`: the token that closes each document."""
+    tokenizer: str
+    """Hash of the tokenizer that made the ids."""
+    parents: dict[str, str]
+    """Hashes of what the dataset was made from."""
+    shards: list[ShardRecord]
+    block_bytes: int = BLOCK_BYTES
+    format: int = FORMAT
+
+    @cached_property
+    def dataset_id(self) -> str:
+        """The hash of all of this: a Merkle root, for the hashes of the blocks are in it."""
+        return identity(self._content())
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token that closes each document."""
+        return self.special_ids["end_of_text"]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        """Documents in all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+    def write(self, directory: Path) -> None:
+        """Commit the dataset: from here on it exists."""
+        totals = {"tokens": self.tokens, "documents": self.documents}
+        content = {**self._content(), "dataset_id": self.dataset_id, **totals}
+        write_atomically(directory / MANIFEST, lambda file: file.write(canonical_json(content)))
+
+    def _content(self) -> dict[str, Any]:
+        """What the dataset id is the hash of."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**content, "shards": [shard.to_json() for shard in self.shards]}
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Read a dataset's manifest. Raises BigtrainError where it is missing, changed, or of another format."""
+        missing = BigtrainError(
+            f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
+        )
+        fix = "build the data again, or use the version of bigtrain that wrote it"
+        return read_sealed(
+            directory / MANIFEST, cls._from_json, "dataset_id", ("tokens", "documents"), FORMAT, missing, fix
+        )
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any], where: Path) -> Manifest:
+        return cls(**{**value, "shards": [ShardRecord.from_json(shard, where) for shard in value["shards"]]})
+
+
+@without_gc
+def read_sealed(
+    path: Path,
+    from_json: Callable[[dict[str, Any], Path], Sealed],
+    id_name: str,
+    totals: Sequence[str],
+    format: int,
+    missing: BigtrainError,
+    fix: str,
+) -> Sealed:
+    """Read a file that holds the hash of its own content.
+
+    Args:
+        path: the file, JSON.
+        from_json: makes the object of the content and the path.
+        id_name: the key of the hash; a cached property of the object.
+        totals: keys that are no part of the content; properties of the object.
+        format: the one that is read.
+        missing: is raised where there is no file.
+        fix: what to do about another format.
+
+    Raises:
+        BigtrainError: it is missing, changed, of another format, or has a path in place of the name of a file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if value["format"] != format:
+            raise BigtrainError(
+                f"{path} is of a format that this version of bigtrain does not read",
+                found=f"format {value['format']}",
+                wanted=f"format {format}",
+                fix=fix,
+            )
+        recorded = [value.pop(name) for name in (id_name, *totals)]
+        actual_id = identity(value)
+        sealed = from_json(value, path)
+    except FileNotFoundError:
+        raise missing from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise changed_error(path, f"{type(error).__name__}: {error}", "a manifest as bigtrain wrote it") from error
+    if [actual_id, *(getattr(sealed, name) for name in totals)] != recorded:
+        raise changed_error(path, f"{id_name.replace('_', ' ')} {recorded[0]}", f"{actual_id}, the hash of its content")
+    vars(sealed)[id_name] = actual_id  # as cached_property keeps it
+    return sealed
+
+
+def changed_error(path: Path, found: str, wanted: str) -> BigtrainError:
+    """The error for a file of a dataset that does not hold what it must."""
+    fix = "restore the file, or remove its folder and build the data again"
+    return BigtrainError(f"{path} was changed after it was written", found=found, wanted=wanted, fix=fix)

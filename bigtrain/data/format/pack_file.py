@@ -1,0 +1,277 @@
+r"""The pack index, format 1: which parts of documents stand together in a training row; made once, beside the shards.
+
+    00000.best_fit-2048.pack   one for each shard of the training split: spans and rows of that shard
+    best_fit-2048.json         the manifest, written last: parents, counts, size and hashes of each file, pack id
+
+A span is a range of tokens of one document, a row up to T of these tokens. The spans of a shard partition its tokens,
+the rows partition its spans. A `.pack` file with r rows of m spans, everything little-endian, each column 8-byte
+aligned:
+
+    magic      8 bytes   b"btpack\0\1"
+    r, m       2 x u64
+    start      u64[m+1]  first token of each span, in the order of the stream; the last entry is the number of tokens
+    row        u32[m]    the row of each span; padded to 8 bytes
+    first      u64[r+1]  where each row begins in `span`; the last entry is m
+    span       u32[m]    the spans of row 0, of row 1, ..., those of one row in the order of the stream
+
+Rows are numbered in the order of their first spans. So `start` and `row` say everything, and `first` and `span` are
+`row` the other way round. The pack id is a Merkle root, as the dataset id is: it covers every byte and the dataset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.data.format.columns import ColumnReader
+from bigtrain.data.format.files import write_atomically
+from bigtrain.data.format.hashing import canonical_json, identity
+from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error, read_sealed
+from bigtrain.data.format.mapping import map_file
+
+FORMAT = 1
+PACK_MAGIC = b"btpack\0\1"
+HEADER_BYTES = len(PACK_MAGIC) + 16
+MOST_SPANS = 1 << 32
+MANIFEST_PATTERNS = ("best_fit-*.json", "buckets-*.json")
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShardPack:
+    """The columns of a `.pack` file, as views of its bytes. Offsets are viewed as signed: see `DocumentColumns`."""
+
+    start: I64
+    """[m+1], tokens of the shard."""
+    row: npt.NDArray[np.uint32]
+    """[m]"""
+    first: I64
+    """[r+1], indices into `span`."""
+    span: npt.NDArray[np.uint32]
+    """[m], indices into `start` and `row`."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows the shard has."""
+        return len(self.first) - 1
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the shard has."""
+        return int(self.start[-1])
+
+    @classmethod
+    def from_assignment(cls, lengths: I64, bins: I64) -> ShardPack:
+        """The pack of spans of these lengths [m], in the order of the stream, where equal `bins` [m] make a row.
+
+        Raises:
+            BigtrainError: the shard has more spans than u32 can number.
+        """
+        if len(lengths) >= MOST_SPANS:
+            raise BigtrainError(
+                "a shard has too many documents for a pack index",
+                found=f"{len(lengths):,} parts of documents",
+                wanted=f"fewer than {MOST_SPANS:,}",
+                fix="set data.shard_tokens to a smaller number and build the data again",
+            )
+        _, seen_first, inverse = np.unique(bins, return_index=True, return_inverse=True)
+        number = np.empty(len(seen_first), np.int64)
+        number[np.argsort(seen_first)] = np.arange(len(seen_first))
+        row = number[inverse]
+        start = np.zeros(len(lengths) + 1, "<i8")
+        np.cumsum(lengths, out=start[1:])
+        first = np.zeros(len(number) + 1, "<i8")
+        np.cumsum(np.bincount(row), out=first[1:])
+        return cls(start, row.astype("<u4"), first, np.argsort(row, kind="stable").astype("<u4"))
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        padding = b"\0" * (4 * (len(self.row) % 2))
+        return b"".join(
+            (
+                PACK_MAGIC,
+                np.array([self.rows, len(self.row)], "<u8").tobytes(),
+                self.start.tobytes(),
+                self.row.tobytes() + padding,
+                self.first.tobytes(),
+                self.span.tobytes(),
+            )
+        )
+
+    @classmethod
+    def parse(cls, data: memoryview, path: Path) -> ShardPack:
+        """Views of the columns. Raises BigtrainError where the bytes are not such a file."""
+        if bytes(data[:8]) != PACK_MAGIC or len(data) < HEADER_BYTES:
+            raise changed_error(path, repr(bytes(data[:8])), repr(PACK_MAGIC))
+        rows, spans = (int(n) for n in np.frombuffer(data, "<u8", 2, len(PACK_MAGIC)))
+        size = HEADER_BYTES + 8 * (spans + 1) + 4 * (spans + spans % 2) + 8 * (rows + 1) + 4 * spans
+        if len(data) != size:
+            raise changed_error(path, f"{len(data):,} bytes", f"{size:,} bytes for {rows:,} rows of {spans:,} spans")
+        column = ColumnReader(data, HEADER_BYTES)
+        return cls(
+            start=column("<i8", spans + 1),
+            row=column("<u4", spans + spans % 2)[:spans],
+            first=column("<i8", rows + 1),
+            span=column("<u4", spans),
+        )
+
+    @classmethod
+    def open(cls, path: Path) -> ShardPack:
+        """Map a file. Raises BigtrainError where it is not such a file, OSError where it cannot be opened."""
+        return cls.parse(map_file(path), path)
+
+    def fault(self, offset: I64, sequence_length: int) -> str | None:
+        """What is wrong with this as the pack of a shard with documents at `offset` [n+1]; None if nothing is."""
+        lengths = np.diff(self.start)
+        if self.start[0] != 0 or self.start[-1] != offset[-1] or np.any(lengths <= 0):
+            return f"its spans do not partition the {offset[-1]:,} tokens of the shard"
+        if np.any(self.start[np.searchsorted(self.start, offset)] != offset):
+            return "a span holds tokens of two documents"
+        if len(self.row) == 0 or self.row.max() >= self.rows:
+            return f"a span is in none of the {self.rows:,} rows"
+        filled = np.bincount(self.row, lengths, minlength=self.rows)
+        if np.any(filled > sequence_length):
+            row = int(np.argmax(filled > sequence_length))
+            return f"row {row:,} has {int(filled[row]):,} tokens, more than {sequence_length:,}"
+        wanted = ShardPack.from_assignment(lengths, self.row.astype(np.int64))
+        for name in ("row", "first", "span"):
+            if not np.array_equal(getattr(self, name), getattr(wanted, name)):
+                return f"its column `{name}` is not in order"
+        return None
+
+
+@dataclass(frozen=True)
+class PackRecord:
+    """A `.pack` file as the manifest names it."""
+
+    rows: int
+    spans: int
+    tokens: int
+    file: FileRecord
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return {**vars(self), "file": self.file.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: Path) -> PackRecord:
+        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError as `FileRecord.from_json`."""
+        return cls(**{**value, "file": FileRecord.from_json(value["file"], where)})
+
+
+@dataclass(frozen=True)
+class PackManifest:
+    """All rows of the training split of a source, for one packing and one sequence length."""
+
+    packing: str
+    sequence_length: int
+    parents: dict[str, str]
+    """`dataset_id`: of the shards."""
+    shards: Sequence[PackRecord]
+    """In the order of the dataset's."""
+    block_bytes: int = BLOCK_BYTES
+    format: int = FORMAT
+
+    @cached_property
+    def pack_id(self) -> str:
+        """The hash of all of this: a Merkle root, for the hashes of the blocks are in it."""
+        return identity(self._content())
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """[shards+1]: the first row of each shard, and the number of all rows."""
+        return list(accumulate((shard.rows for shard in self.shards), initial=0))
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return self.starts[-1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    def path(self, directory: Path) -> Path:
+        """Where this lies in the dataset's folder."""
+        return manifest_path(directory, self.packing, self.sequence_length)
+
+    def write(self, directory: Path) -> None:
+        """Commit the packs: from here on they exist."""
+        content = {**self._content(), "pack_id": self.pack_id, "rows": self.rows, "tokens": self.tokens}
+        write_atomically(self.path(directory), lambda file: file.write(canonical_json(content)))
+
+    def _content(self) -> dict[str, Any]:
+        """What the pack id is the hash of."""
+        return {
+            "packing": self.packing,
+            "sequence_length": self.sequence_length,
+            "parents": self.parents,
+            "shards": [shard.to_json() for shard in self.shards],
+            "block_bytes": self.block_bytes,
+            "format": self.format,
+        }
+
+    @classmethod
+    def read(cls, directory: Path, packing: str, sequence_length: int, dataset_id: str | None = None) -> PackManifest:
+        """Read the manifest of the packs in a dataset's folder.
+
+        Args:
+            directory: the folder of the shards.
+            packing: `best_fit` or `buckets`.
+            sequence_length: T.
+            dataset_id: of the shards; default: what the manifest in the folder says.
+
+        Raises:
+            BigtrainError: it is missing, changed, of another format, or of other shards than those beside it.
+        """
+        path = manifest_path(directory, packing, sequence_length)
+        missing = BigtrainError(
+            f"the data in {directory} are not packed for data.packing {packing}, sequence_length {sequence_length}",
+            found=f"no {path.name}",
+            fix="pack them: bigtrain data build CONFIG",
+        )
+        fix = "make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it"
+        manifest = read_sealed(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
+        if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
+            raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
+        dataset_id = Manifest.read(directory).dataset_id if dataset_id is None else dataset_id
+        if manifest.parents["dataset_id"] != dataset_id:
+            raise BigtrainError(
+                f"{path} is the pack index of other data than those beside it",
+                found=f"dataset id {manifest.parents['dataset_id']}",
+                wanted=f"dataset id {dataset_id}",
+                fix="make it again: bigtrain data build CONFIG",
+            )
+        return manifest
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any], where: Path) -> PackManifest:
+        return cls(**{**value, "shards": [PackRecord.from_json(shard, where) for shard in value["shards"]]})
+
+
+def find_packs(directory: Path) -> list[tuple[str, int]]:
+    """The packings and sequence lengths that the dataset in a folder has manifests for."""
+    names = [path.name for pattern in MANIFEST_PATTERNS for path in directory.glob(pattern)]
+    matches = [re.fullmatch(r"(\w+)-(\d+)\.json", name) for name in names]
+    return sorted((match[1], int(match[2])) for match in matches if match)
+
+
+def pack_path(directory: Path, shard: ShardRecord, packing: str, sequence_length: int) -> Path:
+    """Where the pack of a shard lies."""
+    return directory / f"{Path(shard.files[0].name).stem}.{packing}-{sequence_length}.pack"
+
+
+def manifest_path(directory: Path, packing: str, sequence_length: int) -> Path:
+    """Where the manifest of a packing lies."""
+    return directory / f"{packing}-{sequence_length}.json"

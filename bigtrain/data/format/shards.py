@@ -1,0 +1,179 @@
+r"""Shards, format 1: how token ids and documents lie on disk.
+
+A dataset is a folder:
+
+    00000.tok      little-endian u16 or u32 token ids, no header; the width follows from the largest possible id
+    00000.doc      its documents, in columns (below)
+    manifest.json  written last: format, counts, tokenizer hash, special ids, parents, and for each file its size
+                   and an xxh3-128 for every block of BLOCK_BYTES
+
+A `.doc` file with n documents from f files, everything little-endian, each column 8-byte aligned:
+
+    magic      8 bytes   b"btdoc\0\0\1"
+    n, f       2 x u64
+    offset     u64[n+1]  first token of each document in the `.tok` file; the last entry is the number of tokens
+    id         16 bytes[n]
+    position   u64[n]    which document of its source file
+    file       u32[n]    index of its source file in the table that follows; padded to 8 bytes
+    name_end   u64[f]    where each file's name ends in `names`
+    names      UTF-8     the names one after the other
+
+The dataset id is a Merkle root: the hash of the manifest, which holds the hashes of the blocks. It depends on what
+the dataset holds and on nothing else (not on paths, times, or the number of processes that wrote it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from bigtrain.data.format.columns import ColumnReader
+from bigtrain.data.format.documents import ID_BYTES
+from bigtrain.data.format.files import TEMPORARY_SUFFIX, commit, write_atomically
+from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
+
+
+@dataclass(frozen=True)
+class TokenizedDocuments:
+    """Consecutive documents of one split. Each ends with the end-of-text token."""
+
+    tokens: npt.NDArray[np.unsignedinteger]
+    """Token ids of all documents, one after the other: u16 where the vocabulary allows, else u32."""
+    lengths: list[int]
+    ids: list[bytes]
+    files: list[str]
+    positions: list[int]
+
+
+DOC_MAGIC = b"btdoc\0\0\1"
+
+
+class BlockHasher:
+    """Hashes a stream of bytes block by block."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._blocks: list[str] = []
+        self._current = xxhash.xxh3_128()
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        while len(data):
+            room = BLOCK_BYTES - self.size % BLOCK_BYTES
+            head, data = data[:room], data[room:]
+            self._current.update(head)
+            self.size += len(head)
+            if self.size % BLOCK_BYTES == 0:
+                self._blocks.append(self._current.hexdigest())
+                self._current.reset()
+
+    def record(self, name: str) -> FileRecord:
+        """The record of the file that held these bytes."""
+        tail = [self._current.hexdigest()] if self.size % BLOCK_BYTES else []
+        return FileRecord(name, self.size, self._blocks + tail)
+
+
+class ShardWriter:
+    """Writes one shard under temporary names; `finish` makes it durable under its own."""
+
+    def __init__(self, directory: Path, index: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._tok = directory / f"{index:05d}.tok"
+        self._doc = directory / f"{index:05d}.doc"
+        self._temporary = self._tok.with_name(self._tok.name + TEMPORARY_SUFFIX)
+        self._stream: BinaryIO = self._temporary.open("wb")
+        self._hasher = BlockHasher()
+        self.tokens = 0
+        self._lengths: list[int] = []
+        self._ids: list[bytes] = []
+        self._positions: list[int] = []
+        self._file_of_document: list[int] = []
+        self._file_index: dict[str, int] = {}
+
+    def append(self, documents: TokenizedDocuments) -> None:
+        """Add documents at the end."""
+        data = documents.tokens.view(np.uint8).data
+        self._stream.write(data)
+        self._hasher.update(data)
+        self.tokens += len(documents.tokens)
+        self._lengths += documents.lengths
+        self._ids += documents.ids
+        self._positions += documents.positions
+        self._file_of_document += [self._file_index.setdefault(file, len(self._file_index)) for file in documents.files]
+
+    def finish(self) -> ShardRecord | None:
+        """Commit the shard and return its record; None, and no files, for a shard without documents."""
+        if not self._ids:
+            self._stream.close()
+            self._temporary.unlink()
+            return None
+        columns = self._columns()
+        doc_hasher = BlockHasher()
+        doc_hasher.update(memoryview(columns))
+        write_atomically(self._doc, lambda file: file.write(columns))
+        with self._stream:
+            commit(self._stream, self._temporary, self._tok)
+        files = [self._hasher.record(self._tok.name), doc_hasher.record(self._doc.name)]
+        return ShardRecord(self.tokens, len(self._ids), files)
+
+    def _columns(self) -> bytes:
+        count = len(self._ids)
+        offset = np.zeros(count + 1, "<u8")
+        np.cumsum(self._lengths, out=offset[1:])
+        names = [name.encode() for name in self._file_index]
+        return b"".join(
+            (
+                DOC_MAGIC,
+                np.array([count, len(names)], "<u8").tobytes(),
+                offset.tobytes(),
+                b"".join(self._ids),
+                np.array(self._positions, "<u8").tobytes(),
+                np.array(self._file_of_document + [0] * (count % 2), "<u4").tobytes(),
+                np.cumsum([len(name) for name in names]).astype("<u8").tobytes(),
+                *names,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class DocumentColumns:
+    """The columns of a `.doc` file, as views of its bytes."""
+
+    offset: npt.NDArray[np.int64]
+    """[n+1], token offsets, viewed as signed because numpy mixes unsigned with signed into floats."""
+    id: npt.NDArray[np.void]
+    """[n], 16 bytes each."""
+    position: npt.NDArray[np.uint64]
+    file: npt.NDArray[np.uint32]
+    name_end: npt.NDArray[np.uint64]
+    names: memoryview
+
+    @classmethod
+    def parse(cls, data: memoryview, path: Path) -> DocumentColumns:
+        """Views of the columns. Raises BigtrainError where the bytes are not such a file."""
+        if bytes(data[:8]) != DOC_MAGIC:
+            raise changed_error(path, repr(bytes(data[:8])), repr(DOC_MAGIC))
+        count, files = (int(n) for n in np.frombuffer(data, "<u8", 2, len(DOC_MAGIC)))
+        column = ColumnReader(data, len(DOC_MAGIC) + 16)
+        return cls(
+            offset=column("<i8", count + 1),
+            id=column(f"V{ID_BYTES}", count),
+            position=column("<u8", count),
+            file=column("<u4", count + count % 2)[:count],
+            name_end=column("<u8", files),
+            names=data[column.position :],
+        )
+
+    def file_name(self, document: int) -> str:
+        """Name of the source file of a document."""
+        return self.name_of_file(int(self.file[document]))
+
+    def name_of_file(self, index: int) -> str:
+        """Name of a source file, by its index in the table."""
+        start = int(self.name_end[index - 1]) if index else 0
+        return bytes(self.names[start : int(self.name_end[index])]).decode()

@@ -1,0 +1,133 @@
+"""Which source each draw is from: phases with weights, and bounds on how much a source gives.
+
+A source that reaches its bound gives nothing from there on, and the others share what it would have given. Where that
+happens follows from the quotas, run backwards; so a bound is nothing but another phase:
+
+    phases typed      |  web 3, code 1, books 1             |  web 1, code 2         |
+    books run out     |                     |               |                        |
+    stretches         |  web 3, code 1, books 1 | web 3, code 1 | web 1, code 2      |
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.data.order.quotas import Quotas
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From this draw on, sources are mixed in proportion to these integer weights; one with 0 gives nothing."""
+
+    start: int
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Draws with the same weights, from `start` to the next stretch."""
+
+    start: int
+    weights: tuple[int, ...]
+    drawn: tuple[int, ...]
+    """What each source has given before it."""
+
+    @cached_property
+    def members(self) -> I64:
+        """The sources that give something."""
+        return np.flatnonzero(self.weights)
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        """The mixture of the members."""
+        return Quotas([self.weights[member] for member in self.members])
+
+    def drawn_until(self, draw: int) -> tuple[int, ...]:
+        """What each source has given before a draw of this stretch."""
+        drawn = list(self.drawn)
+        for member, count in zip(self.members.tolist(), self.quotas.counts(draw - self.start), strict=True):
+            drawn[member] += count
+        return tuple(drawn)
+
+    def runs_out(self, bounds: Sequence[int | None]) -> int | None:
+        """The first draw at which some source has given all it may; None where none ever does."""
+        ends = []
+        for place, member in enumerate(self.members.tolist()):
+            bound = bounds[member]
+            if bound is not None:
+                last = np.array([bound - self.drawn[member] - 1], np.uint64)
+                ends.append(self.start + int(self.quotas.invert(place, last)[0]) + 1)
+        return min(ends, default=None)
+
+
+class Mixture:
+    """The source of every draw.
+
+    Args:
+        phases: in order, the first from draw 0.
+        bounds: how many draws each source may give; None for no bound.
+    """
+
+    def __init__(self, phases: Sequence[Phase], bounds: Sequence[int | None]) -> None:
+        self.stretches: list[Stretch] = []
+        self.end: int | None = None
+        """The number of draws there are: all sources of a phase have given all they may. None: there is no end."""
+        ends: list[int | None] = [phase.start for phase in phases[1:]]
+        for phase, end in zip(phases, [*ends, None], strict=True):
+            if self.end is None:
+                self._extend(phase, end, bounds)
+        self._starts = [stretch.start for stretch in self.stretches]
+
+    def _extend(self, phase: Phase, end: int | None, bounds: Sequence[int | None]) -> None:
+        """Add the stretches of a phase, or find that there is nothing left to draw."""
+        last = self.stretches[-1] if self.stretches else None
+        start, drawn = phase.start, last.drawn_until(phase.start) if last else (0,) * len(bounds)
+        while end is None or start < end:
+            weights = tuple(
+                0 if bound is not None and given >= bound else weight
+                for weight, given, bound in zip(phase.weights, drawn, bounds, strict=True)
+            )
+            if not any(weights):
+                self.end = start
+                return
+            stretch = Stretch(start, weights, drawn)
+            self.stretches.append(stretch)
+            runs_out = stretch.runs_out(bounds)
+            if runs_out is None:
+                return
+            start, drawn = runs_out, stretch.drawn_until(runs_out)
+
+    def locate(self, draws: I64) -> tuple[I64, I64]:
+        """For draws (i64 [n], in any order): their sources, and their numbers within those."""
+        sources, numbers = np.empty_like(draws), np.empty_like(draws)
+        at = np.searchsorted(self._starts, draws, side="right") - 1
+        for index in np.unique(at):
+            stretch, own = self.stretches[index], np.flatnonzero(at == index)
+            places, within = stretch.quotas.locate((draws[own] - stretch.start).astype(np.uint64))
+            sources[own] = stretch.members[places]
+            numbers[own] = within.astype(np.int64) + np.array(stretch.drawn)[sources[own]]
+        return sources, numbers
+
+    def draws_of(self, source: int, numbers: I64) -> I64:
+        """The draws (i64 [n]) that are these numbers (i64 [n]) of a source; each must be drawn at some time."""
+        drawn = [stretch.drawn[source] for stretch in self.stretches]
+        at = np.searchsorted(drawn, numbers, side="right") - 1
+        draws = np.empty_like(numbers)
+        for index in np.unique(at):
+            stretch, own = self.stretches[index], np.flatnonzero(at == index)
+            place = int(np.searchsorted(stretch.members, source))
+            within = (numbers[own] - stretch.drawn[source]).astype(np.uint64)
+            draws[own] = stretch.quotas.invert(place, within).astype(np.int64) + stretch.start
+        return draws
+
+    def drawn_before(self, draw: int) -> tuple[int, ...]:
+        """How many of the first `draw` draws come from each source."""
+        return self.stretches[bisect_right(self._starts, draw) - 1].drawn_until(draw)

@@ -1,0 +1,255 @@
+"""The order of the training samples: `g -> (source, epoch, sequence)` in closed form.
+
+    sample g --skips--> draw --mixture--> source, number k --bounds of an epoch--> epoch k // n, k % n
+                                                           --shuffle, keyed by seed, source and epoch--> sequence
+
+Nothing is stored and nothing is drawn at random: the whole state of the data is {consumed_samples, plan_id}. What a
+plan is made of is a small JSON object (`describe`, `Plan.from_json`); two plans can be compared without looking at a
+single sample (`first_difference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.data.format.hashing import identity
+from bigtrain.data.order.mixture import Mixture, Phase
+from bigtrain.data.order.permutation import permutation
+from bigtrain.data.order.shuffle import BlockShuffle, Shuffle
+from bigtrain.data.order.skips import Skips
+
+PLAN_FORMAT = 2
+
+I64 = npt.NDArray[np.int64]
+
+
+class SampleAddress(NamedTuple):
+    """Where a sample is: index of its source in `Plan.sources`, epoch of that source, sequence within it."""
+
+    source: int
+    epoch: int
+    sequence: int
+
+
+class Occurrences(NamedTuple):
+    """When sequences of a source are samples, an array [n] a field, in the order of the samples."""
+
+    sample: I64
+    epoch: I64
+    sequence: I64
+
+
+class SampleAddresses(NamedTuple):
+    """The addresses of many samples, an array [n] a field."""
+
+    source: I64
+    epoch: I64
+    sequence: I64
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """What the order needs to know about a source."""
+
+    name: str
+    dataset_id: str
+    tokens: int
+    sequences: int
+    """Training samples in one epoch."""
+    pack_id: str | None = None
+    """What says which tokens a sequence holds; None for concat, where its number does."""
+    at_most: int | None = None
+    """Samples that it gives at most."""
+    block: int | None = None
+    """Sequences in a block, where blocks are shuffled."""
+    window: int | None = None
+    """Blocks that are mixed with each other at a time."""
+
+
+@dataclass(frozen=True)
+class DocumentSkip:
+    """Documents of a source that have no labels from a sample on."""
+
+    source: str
+    from_sample: int
+    files: str | None = None
+    """A pattern for the names of their files."""
+    ids: tuple[str, ...] = ()
+
+
+class Plan:
+    """The order of all samples of a run.
+
+    Args:
+        sources: what is mixed.
+        phases: how, in order of their first draws, the first from draw 0.
+        seed: keys the shuffles.
+        sequence_length: tokens in a sample.
+        packing: how tokens make sequences.
+        batches: how samples make steps.
+        skipped: ranges of draws that are left out.
+        unlabelled: documents that are trained on no more.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PlannedSource],
+        phases: Sequence[Phase],
+        *,
+        seed: int,
+        sequence_length: int,
+        batches: BatchSchedule,
+        packing: str = "concat",
+        skipped: Sequence[tuple[int, int]] = (),
+        unlabelled: Sequence[DocumentSkip] = (),
+    ) -> None:
+        if not phases or phases[0].start != 0:
+            raise ValueError("the first phase must start at draw 0")
+        self.sources = tuple(sources)
+        self.phases = tuple(phases)
+        self.seed = seed
+        self.sequence_length = sequence_length
+        self.packing = packing
+        self.batches = batches
+        self.skips = Skips(skipped)
+        self.unlabelled = tuple(unlabelled)
+        self.mixture = Mixture(phases, [source.at_most for source in sources])
+        self.plan_id = identity(self._content())
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples there are; None where the sources can be repeated without end."""
+        return None if self.mixture.end is None else self.skips.sample_of(self.mixture.end)
+
+    def locate(self, sample: int) -> SampleAddress:
+        """The address of global sample number `sample`."""
+        source, epoch, sequence = self.locate_many(np.array([sample]))
+        return SampleAddress(int(source[0]), int(epoch[0]), int(sequence[0]))
+
+    def locate_many(self, samples: I64) -> SampleAddresses:
+        """The addresses of global sample numbers (i64 [n], in any order)."""
+        sources, numbers = self.mixture.locate(self.skips.draws(samples))
+        lengths = np.array([source.sequences for source in self.sources])[sources]
+        epochs, within = np.divmod(numbers, lengths)
+        sequences = np.empty_like(numbers)
+        for source in np.unique(sources).tolist():
+            for epoch in np.unique(epochs[sources == source]).tolist():
+                own = (sources == source) & (epochs == epoch)
+                sequences[own] = self._shuffle(source, epoch).many(within[own].astype(np.uint64)).astype(np.int64)
+        return SampleAddresses(sources, epochs, sequences)
+
+    def samples_of(self, source: int, sequences: I64, *, before: int) -> Occurrences:
+        """Where these sequences (i64 [n]) of a source are among the first `before` samples: undoes `locate_many`."""
+        length, drawn = self.sources[source].sequences, self._drawn(before)[source]
+        epochs = -(-drawn // length)
+        places = [self._shuffle(source, epoch).inverse(sequences.astype(np.uint64)) for epoch in range(epochs)]
+        epoch, sequence = np.repeat(np.arange(epochs), len(sequences)), np.tile(sequences, epochs)
+        number = np.array(places, np.int64).reshape(-1) + epoch * length  # how-many-th of the source
+        order = np.argsort(number)
+        order = order[number[order] < drawn]
+        draws = self.mixture.draws_of(source, number[order])
+        left = ~self.skips.are_left_out(draws)
+        return Occurrences(self.skips.samples(draws[left]), epoch[order][left], sequence[order][left])
+
+    def samples_drawn(self, samples: int) -> list[int]:
+        """How many of the first `samples` samples come from each source."""
+        counts = np.array(self._drawn(samples))
+        for start, end in self.skips.ranges:
+            if self.skips.sample_of(start) < samples:
+                counts -= np.subtract(self.mixture.drawn_before(end), self.mixture.drawn_before(start))
+        return counts.tolist()
+
+    def first_difference(self, other: Plan) -> int | None:
+        """A sample before which both plans are the same, step by step and token by token, for certain.
+
+        None where they are the same for ever. It is the first sample that differs, or one before it: only what the
+        plans are made of is compared.
+        """
+        if self.plan_id == other.plan_id:
+            return None
+        if any(getattr(self, name) != getattr(other, name) for name in ("seed", "sequence_length", "packing")):
+            return 0
+        return min(
+            (sample for pair in zip(_turns(self), _turns(other), strict=True) for sample in _first_unlike(*pair)),
+            default=None,
+        )
+
+    def parts_unlike(self, other: Plan) -> list[str]:
+        """The names of what is not equal in two plans: `phases`, `batches`, ..."""
+        mine, theirs = self._content(), other._content()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+    def describe(self) -> dict[str, Any]:
+        """All that makes the plan, as JSON, and its hash."""
+        return {"plan_id": self.plan_id, **self._content()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """The plan that `describe` described."""
+        (*warmup, last), starts = value["batches"], [first_step for first_step, _ in value["batches"]]
+        return cls(
+            [PlannedSource(**source) for source in value["sources"]],
+            [Phase(phase["start"], tuple(phase["weights"])) for phase in value["phases"]],
+            seed=value["seed"],
+            sequence_length=value["sequence_length"],
+            packing=value["packing"],
+            batches=BatchSchedule(
+                [(end - step, size) for (step, size), end in zip(warmup, starts[1:], strict=True)], last[1]
+            ),
+            skipped=[(start, end) for start, end in value["skipped"]],
+            unlabelled=[DocumentSkip(**{**skip, "ids": tuple(skip["ids"])}) for skip in value["unlabelled"]],
+        )
+
+    def _drawn(self, samples: int) -> tuple[int, ...]:
+        """What each source has given before the draw that sample number `samples` is, skipped draws too."""
+        return self.mixture.drawn_before(self.skips.draw_of(samples - 1) + 1 if samples else 0)
+
+    def _shuffle(self, source: int, epoch: int) -> Shuffle:
+        planned = self.sources[source]
+        key = (self.seed, planned.name, epoch)
+        if planned.block is None or planned.window is None:
+            return permutation(planned.sequences, *key)
+        return BlockShuffle(planned.sequences, planned.block, planned.window, *key)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": PLAN_FORMAT,
+            "seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "packing": self.packing,
+            "sources": [asdict(source) for source in self.sources],
+            "phases": [{"start": phase.start, "weights": list(phase.weights)} for phase in self.phases],
+            "batches": [[stage.first_step, stage.global_batch_size] for stage in self.batches.stages],
+            "skipped": [list(draws) for draws in self.skips.ranges],
+            "unlabelled": [{**asdict(skip), "ids": list(skip.ids)} for skip in self.unlabelled],
+        }
+
+
+def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:
+    """All that a plan is made of, as rows of (sample, what begins there)."""
+    sample_of = plan.skips.sample_of
+    yield [(stage.first_sample, stage) for stage in plan.batches.stages]
+    yield [(sample_of(start), (start, end)) for start, end in plan.skips.ranges]
+    yield [(skip.from_sample, skip) for skip in plan.unlabelled]
+    mixtures: list[tuple[int, object]] = []
+    for stretch in plan.mixture.stretches:
+        members = [(replace(plan.sources[m], at_most=None), stretch.weights[m]) for m in stretch.members.tolist()]
+        mixtures.append((sample_of(stretch.start), (stretch.start, members)))
+    if plan.mixture.end is not None:
+        mixtures.append((sample_of(plan.mixture.end), plan.mixture.end))
+    yield mixtures
+
+
+def _first_unlike(one: Sequence[tuple[int, object]], other: Sequence[tuple[int, object]]) -> Iterator[int]:
+    """Of two rows of (sample, what begins there), the sample at which they part; nothing where they are equal."""
+    for pair in zip_longest(one, other):
+        if pair[0] != pair[1]:
+            yield min(item[0] for item in pair if item is not None)
+            return

@@ -1,0 +1,175 @@
+"""The data card: a bill of materials of what a run was trained on, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from bigtrain.base.version import __version__
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.order.plan import Plan
+from bigtrain.data.store.store import Dataset
+
+Card = dict[str, Any]
+
+
+def data_card(
+    settings: DataSettings, train: Sequence[Dataset], held_out: Sequence[Dataset], plan: Plan, consumed_samples: int
+) -> Card:
+    """What the first `consumed_samples` samples of a plan were made of.
+
+    Args:
+        settings: the `data` section.
+        train: the training datasets of its sources, in their order.
+        held_out: their validation datasets.
+        plan: the order of the samples.
+        consumed_samples: as metrics.jsonl and the checkpoints have it.
+    """
+    sources = []
+    for index, source in enumerate(settings.sources):
+        samples, sequences = plan.samples_drawn(consumed_samples)[index], plan.sources[index].sequences
+        sources.append(
+            {
+                **source.model_dump(mode="json", exclude={"weight"}),
+                "parents": train[index].manifest.parents,
+                "train": _describe(train[index]),
+                "validation": _describe(held_out[index]),
+                "samples": samples,
+                "share": round(samples / consumed_samples, 6) if consumed_samples else 0.0,
+                "epochs": round(samples / sequences, 6),
+            }
+        )
+    manifest = train[0].manifest
+    return {
+        "version": __version__,
+        "consumed_samples": consumed_samples,
+        "sequence_length": settings.sequence_length,
+        "packing": settings.packing,
+        "plan_id": plan.plan_id,
+        "seed": plan.seed,
+        "tokenizer": {
+            "hash": manifest.tokenizer,
+            "vocab_size": manifest.vocab_size,
+            "end_of_text": settings.tokenizer.end_of_text,
+            "path": str(settings.tokenizer.path) if settings.tokenizer.path else None,
+        },
+        "dedup": settings.dedup.method,
+        "near_duplicates": settings.dedup.model_dump(exclude={"method"}) if settings.dedup.method == "near" else None,
+        "decontaminate": settings.decontaminate and settings.decontaminate.model_dump(mode="json"),
+        "validation_fraction": settings.validation.fraction,
+        "phases": [phase.model_dump(mode="json") for phase in settings.phases],
+        "skip": [skip.model_dump(mode="json") for skip in settings.skip],
+        "sources": sources,
+    }
+
+
+def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
+    """A card for people. `heading` sets the level of its headings too."""
+    below = "#" * (heading.index(" ") + 1)
+    tokenizer, sources = card["tokenizer"], card["sources"]
+    origin = (
+        f"from `{tokenizer['path']}`" if tokenizer["path"] else "trained on the training documents of these sources"
+    )
+    seen = [
+        (
+            source["name"],
+            source["kind"],
+            _whence(source),
+            source["license"] or "not given",
+            f"{source['samples']:,}",
+            f"{source['share']:.2%}",
+            f"{source['epochs']:.3f}",
+        )
+        for source in sources
+    ]
+    datasets = [
+        (source["name"], split, f"{part['documents']:,}", f"{part['tokens']:,}", f"`{part['dataset_id']}`")
+        for source in sources
+        for split in ("train", "validation")
+        for part in [source[split]]
+    ]
+    cleaning = [
+        (source["name"], f"`{json.dumps(step)}`") for source in sources for step in source["clean"]
+    ]  # in the order in which documents pass them
+    left_out = [(_skipped(skip), skip["reason"]) for skip in card["skip"]]
+    paragraphs = [
+        heading,
+        f"What the first {card['consumed_samples']:,} samples of {card['sequence_length']:,} tokens were made of.",
+        f"{below} Sources",
+        _table(("source", "kind", "from", "licence", "samples seen", "share", "epochs"), seen),
+        *([f"{below} Left out of training", _table(("what", "why"), left_out)] if left_out else []),
+        f"{below} Cleaning",
+        _table(("source", "rule"), cleaning) if cleaning else "No document was filtered or rewritten.",
+        _deduplicated(card),
+        _decontaminated(card),
+        f"{below} Datasets",
+        f"{card['validation_fraction']:.2%} of the documents, chosen by a hash of their origin, are held out for "
+        "validation and never trained on. A dataset id is the root of a Merkle tree over every byte.",
+        _table(("source", "split", "documents", "tokens", "dataset id"), datasets),
+        f"{below} Tokenizer and order",
+        f"- Tokenizer `{tokenizer['hash']}`, {tokenizer['vocab_size']:,} tokens, {origin}; "
+        f"`{tokenizer['end_of_text']}` ends a document.\n"
+        f"- Plan `{card['plan_id']}`, seed {card['seed']}, packing {card['packing']}.\n"
+        + "".join(f"- From {phase['from_tokens']:,} tokens on mixed {_mixed(phase)}.\n" for phase in card["phases"])
+        + f"- Written by bigtrain {card['version']}.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _describe(dataset: Dataset) -> Card:
+    return {"dataset_id": dataset.dataset_id, "documents": dataset.manifest.documents, "tokens": dataset.tokens}
+
+
+def _deduplicated(card: Card) -> str:
+    if card["dedup"] == "none":
+        return "Documents were not deduplicated."
+    if card["dedup"] == "exact":
+        return "Of equal documents only the first was kept."
+    near = card["near_duplicates"]
+    return (
+        f"Of equal and nearly equal documents only the first was kept: MinHash over {near['ngram']}-grams of words, "
+        f"{near['bands']} bands of {near['rows']} rows, which finds half of the pairs with a Jaccard similarity of "
+        f"{(1 - 0.5 ** (1 / near['bands'])) ** (1 / near['rows']):.2f}.{_no_words(card, 'compared for equality only')}"
+    )
+
+
+def _decontaminated(card: Card) -> str:
+    if card["decontaminate"] is None:
+        return "Evaluation texts were not looked for in the documents."
+    paths = ", ".join(f"`{path}`" for path in card["decontaminate"]["paths"])
+    return (
+        f"Documents were removed that share {card['decontaminate']['ngram']} consecutive words with an evaluation text "
+        f"in {paths}.{_no_words(card, 'not looked at')}"
+    )
+
+
+def _no_words(card: Card, what: str) -> str:
+    """What holds for sources of token ids, where words are compared."""
+    names = [source["name"] for source in card["sources"] if source["kind"] == "megatron"]
+    return f" Token ids ({', '.join(names)}) were {what}." if names else ""
+
+
+def _skipped(skip: Card) -> str:
+    """An item of data.skip in words."""
+    if skip["steps"] is not None:
+        return f"the batches planned for steps {skip['steps'][0]:,} to {skip['steps'][1]:,}"
+    files = [f"files like `{skip['files']}`"] if skip["files"] is not None else []
+    ids = ["document " + ", ".join(f"`{document}`" for document in skip["ids"])] if skip["ids"] else []
+    return (
+        f"{skip['source']}: {' and '.join(files + ids)}, from step {skip['from_step']:,} on (in the batch, no labels)"
+    )
+
+
+def _mixed(phase: Card) -> str:
+    return ", ".join(f"{source} {weight:g}" for source, weight in phase["weights"].items())
+
+
+def _whence(source: Card) -> str:
+    keys = {"huggingface": ("path", "subset", "split"), "python_stdlib": ("content",)}.get(source["kind"], ("path",))
+    return " ".join(f"`{source[key]}`" for key in keys if source[key])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,140 @@
+"""Provenance: which documents are in a batch, and in which samples a document is. Both in closed form.
+
+    sample number --plan--> source, epoch, sequence --packing--> tokens of the stream --*.doc--> documents
+    document --*.doc--> tokens of the stream --packing--> sequences --plan, backwards--> sample numbers
+
+Nothing is replayed: the cost depends on the batch, or on how often the document comes, and not on the size of the
+data; only finding a document by its id reads the column of ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.data.batch.batch import digest_rows, format_digest
+from bigtrain.data.batch.packing import Packing
+from bigtrain.data.batch.unlabelled import find_unlabelled
+from bigtrain.data.order.plan import Plan
+from bigtrain.data.store.store import Dataset, Tokens
+from bigtrain.data.store.stored_document import StoredDocument, documents_between
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """The part of a document that is visible in a sample: its tokens [start, end)."""
+
+    document: StoredDocument
+    start: int
+    end: int
+    labelled: bool
+    """False where data.skip took its labels away: it stands in the batch and is not trained on."""
+
+    @property
+    def token_ids(self) -> Tokens:
+        """[end - start], a view of the shard."""
+        return self.document.read(self.start, self.end)
+
+
+@dataclass(frozen=True)
+class SampleContents:
+    """What one sample of a global batch consists of."""
+
+    position: int
+    """Its place in the global batch, from 0."""
+    sample: int
+    """Its global sample number."""
+    dataset: Dataset
+    epoch: int
+    sequence: int
+    parts: list[DocumentPart]
+    padding: int
+    """Tokens of the row behind the last document."""
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int32]:
+        """[T], the row as the model sees it."""
+        padding = np.full(self.padding, self.dataset.end_of_text, np.int32)
+        return np.concatenate([*(part.token_ids for part in self.parts), padding]).astype(np.int32, copy=False)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """One sample that a document is in, with its tokens [start, end)."""
+
+    sample: int
+    epoch: int
+    sequence: int
+    start: int
+    end: int
+    labelled: bool
+    """Whether it is trained on: see `DocumentPart`."""
+
+
+def contents_of(plan: Plan, packings: Sequence[Packing], samples: range) -> list[SampleContents]:
+    """The documents in a global batch of these sample numbers.
+
+    Args:
+        plan: the order of the samples.
+        packings: the training datasets that the plan was made from, in its order.
+        samples: the global batch.
+    """
+    unlabelled = find_unlabelled(plan, packings)
+    addresses = plan.locate_many(np.arange(samples.start, samples.stop))
+    contents = []
+    for position, (source, epoch, sequence) in enumerate(zip(*(field.tolist() for field in addresses), strict=True)):
+        dataset = packings[source].dataset
+        own = [skip for skip in unlabelled if skip.source == source]
+        spans = _stream_spans(packings[source], sequence)
+        parts = [
+            DocumentPart(
+                document,
+                max(start - first, 0),
+                min(end, document.end) - first,
+                not any(skip.holds(samples[position], first) for skip in own),
+            )
+            for start, end in spans
+            for document in documents_between(dataset, start, end)
+            for first in [document.start]
+        ]
+        padding = plan.sequence_length - sum(end - start for start, end in spans)
+        contents.append(SampleContents(position, samples[position], dataset, epoch, sequence, parts, padding))
+    return contents
+
+
+def digest_of(contents: Sequence[SampleContents]) -> str:
+    """The batch digest (16 hexadecimal digits) of a whole global batch, from the tokens of its documents."""
+    return format_digest(digest_rows(np.stack([sample.token_ids for sample in contents]), 0))
+
+
+def appearances_of(
+    plan: Plan, packings: Sequence[Packing], document: StoredDocument, *, before: int
+) -> list[Appearance]:
+    """Where a training document is among the first `before` samples, in their order."""
+    source = [planned.name for planned in plan.sources].index(document.dataset.name)
+    own = [skip for skip in find_unlabelled(plan, packings) if skip.source == source]
+    first, end = document.start, document.end
+    occurrences = plan.samples_of(source, packings[source].sequences_with(first, end), before=before)
+    return [
+        Appearance(
+            sample,
+            epoch,
+            sequence,
+            max(start, first) - first,
+            min(stop, end) - first,
+            not any(skip.holds(sample, first) for skip in own),
+        )
+        for sample, epoch, sequence in zip(*(field.tolist() for field in occurrences), strict=True)
+        for start, stop in _stream_spans(packings[source], sequence)
+        if start < end and first < stop
+    ]
+
+
+def _stream_spans(packing: Packing, sequence: int) -> list[tuple[int, int]]:
+    """The tokens [start, end) of the stream that a sequence consists of, in its order."""
+    spans = packing.spans(np.array([sequence]))
+    starts = [packing.dataset.starts[s] + t for s, t in zip(spans.shard.tolist(), spans.start.tolist(), strict=True)]
+    return [(start, start + length) for start, length in zip(starts, spans.length.tolist(), strict=True)]

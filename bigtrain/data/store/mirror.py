@@ -1,0 +1,134 @@
+"""The local side of remote data: `data.dir` holds what has been fetched of the folder at `data.remote`.
+
+DIR/remote.json          the URL: this folder is a mirror, nothing was built here
+DIR/tokenizer.json, build.json, <source>/build.json, <source>/<split>/manifest.json
+                         whole, brought up to date whenever data are opened
+DIR/<source>/<split>/*.doc
+                         whole, verified, fetched when a shard's documents are first asked for
+DIR/cache/               blocks of the *.tok files: `block_cache.py`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data.format.layout import BUILD_RECORD, SPLITS
+from bigtrain.data.format.manifest import MANIFEST, FileRecord
+from bigtrain.data.format.pack_file import manifest_path
+from bigtrain.data.format.remote_files import Remote, RetryPolicy
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.data.store.block_cache import BlockCache
+
+MARKER = "remote.json"
+FETCHES = 16
+"""Requests of one process that wait for the server at the same time."""
+
+
+class Mirror:
+    """A local folder through which the data at a URL are read.
+
+    Raises:
+        BigtrainError: the folder holds something else.
+    """
+
+    def __init__(self, directory: Path, url: str, cache_bytes: int, policy: RetryPolicy | None = None) -> None:
+        self.directory = directory
+        self.remote = Remote(url, policy)
+        is_ours = _is_mirror(directory, self.remote.url)
+        self.cache = BlockCache(directory / "cache", cache_bytes)
+        if not is_ours:
+            self.cache.place(directory / MARKER, [json.dumps({"url": self.remote.url}).encode()])
+        self._verified: set[Path] = set()
+
+    def fetch_records(self, settings: DataSettings) -> None:
+        """Bring tokenizer, build records and manifests up to date. Raises BigtrainError."""
+        names = [TOKENIZER_FILE, BUILD_RECORD]
+        for source in settings.sources:
+            names += [f"{source.name}/{BUILD_RECORD}", *(f"{source.name}/{split}/{MANIFEST}" for split in SPLITS)]
+            if settings.packing != "concat":
+                folder = Path(source.name) / "train"
+                names.append(manifest_path(folder, settings.packing, settings.sequence_length).as_posix())
+        for name in names:
+            self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
+
+    def block(self, directory: Path, record: FileRecord, index: int, block_bytes: int) -> memoryview:
+        """A verified block of a file in `directory`, a folder of this mirror, through the cache."""
+        size = min(block_bytes, record.size - index * block_bytes)
+        name = self._name(directory, record)
+        return self.cache.get(
+            record.blocks[index], size, lambda: self.remote.read_block(name, record, index, block_bytes)
+        )
+
+    def fetch(self, directory: Path, record: FileRecord, block_bytes: int) -> Path:
+        """A file in `directory`, a folder of this mirror: fetched whole, verified once in each process."""
+        path = directory / record.name
+        if path not in self._verified:
+            with self.cache.only_one(record.blocks[0]):
+                if not _is_whole(path, record, block_bytes):
+                    name = self._name(directory, record)
+                    indices = range(len(record.blocks))
+                    self.cache.place(path, (self.remote.read_block(name, record, i, block_bytes) for i in indices))
+            self._verified.add(path)
+        return path
+
+    def side_by_side(self, reads: Iterable[Callable[[], object]]) -> None:
+        """Carry out reads that wait for the server, FETCHES at a time. Raises what the first bad one does."""
+        with ThreadPoolExecutor(FETCHES, thread_name_prefix="bigtrain-fetch") as pool:
+            for _ in pool.map(lambda read: read(), reads):
+                pass
+
+    def _name(self, directory: Path, record: FileRecord) -> str:
+        return (directory.relative_to(self.directory) / record.name).as_posix()
+
+
+def open_mirror(settings: DataSettings) -> Mirror | None:
+    """The mirror of `data.remote`, with tokenizer and manifests up to date; None where the data are local.
+
+    Raises BigtrainError.
+    """
+    if settings.remote is None:
+        return None
+    mirror = Mirror(settings.dir, settings.remote, settings.cache_bytes)
+    mirror.fetch_records(settings)
+    return mirror
+
+
+def _is_mirror(directory: Path, url: str) -> bool:
+    """Whether the folder is a mirror of the URL already. Raises BigtrainError where it is something else."""
+    marker = directory / MARKER
+    try:
+        found = json.loads(marker.read_bytes())["url"]
+    except (FileNotFoundError, NotADirectoryError):
+        if (directory / BUILD_RECORD).exists():
+            raise BigtrainError(
+                f"{directory} holds data that were built there, and data.remote asks for others",
+                found=f"{directory / BUILD_RECORD}",
+                wanted="a folder of its own for what is fetched",
+                fix="set data.dir to another folder, or remove data.remote to train on the data that are there",
+            ) from None
+        return False
+    if found != url:
+        raise BigtrainError(
+            f"{directory} holds what was fetched from another URL",
+            found=found,
+            wanted=url,
+            fix=f"set data.dir to another folder, or remove {directory}",
+        )
+    return True
+
+
+def _whole_json(data: bytes) -> bytes:
+    json.loads(data)
+    return data
+
+
+def _is_whole(path: Path, record: FileRecord, block_bytes: int) -> bool:
+    try:
+        return record.bad_block(memoryview(path.read_bytes()), block_bytes) is None
+    except FileNotFoundError:
+        return False

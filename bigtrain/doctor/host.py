@@ -1,0 +1,165 @@
+"""What the operating system of each host allows: open files, pinned memory, shared memory; and how its GPUs feel."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigtrain.base.format import gibibytes
+from bigtrain.doctor.check import Measured, Patient
+from bigtrain.doctor.finding import Finding
+
+FILES_AT_LEAST = 1024
+CONNECTIONS_A_PEER = 4
+"""Process groups that hold a connection to every other rank: training's, the saver's, DeepSpeed's own."""
+SHARED_MEMORY = {"cuda": 1 << 30, "cpu": 1 << 26}
+GPU_FIELDS = (
+    "index",
+    "name",
+    "persistence_mode",
+    "ecc.errors.uncorrected.volatile.total",
+    "retired_pages.pending",
+    "remapped_rows.pending",
+    "remapped_rows.failure",
+    "clocks_throttle_reasons.hw_slowdown",
+    "temperature.gpu",
+)
+
+
+def measure_limits(patient: Patient) -> dict[str, int | bool]:
+    """Limits of this process, and what is left of /dev/shm."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    found = {"files": soft, "files_hard": hard, "locked": locked, "infiniband": Path("/dev/infiniband").exists()}
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        usage = shutil.disk_usage(shared)
+        found |= {"shared_free": usage.free, "shared_total": usage.total}
+    return found
+
+
+def judge_limits(measured: Measured, patient: Patient) -> Iterator[Finding]:
+    """Enough files for the connections of this many ranks, memory that may be pinned, room in /dev/shm."""
+    who, world = patient.meeting.who, patient.meeting.world_size
+    wanted = max(FILES_AT_LEAST, CONNECTIONS_A_PEER * world + 512)
+    infinite = resource.RLIM_INFINITY
+    few = [rank for rank, each in measured.items() if each["files"] != infinite and each["files"] < wanted]
+    if few:
+        yield Finding(
+            "limits",
+            "warning",
+            f"{who(few)} may have {min(measured[rank]['files'] for rank in few):,} files open",
+            f"{wanted:,} for {world:,} ranks: every connection is one",
+            "ulimit -n 1048576 in the script that starts the ranks (LimitNOFILE in a service, --ulimit in Docker)",
+        )
+    pinned = [rank for rank, each in measured.items() if each["infiniband"] and each["locked"] != infinite]
+    if pinned:
+        yield Finding(
+            "limits",
+            "warning",
+            f"{who(pinned)} has InfiniBand and may pin {measured[pinned[0]]['locked'] / 2**20:.0f} MiB",
+            "unlimited: NCCL registers its buffers with the network card",
+            "ulimit -l unlimited in the script that starts the ranks (--ulimit memlock=-1 in Docker)",
+        )
+    least = SHARED_MEMORY[patient.device.type]
+    tight = [rank for rank, each in measured.items() if each.get("shared_free", 0) < least]
+    if tight:
+        free = min(measured[rank].get("shared_free", 0) for rank in tight)
+        yield Finding(
+            "limits",
+            "warning",
+            f"{who(tight)}: {gibibytes(free)} free in /dev/shm",
+            f"{gibibytes(least)}, through which ranks of one host exchange",
+            "--shm-size=8g in Docker, an emptyDir with medium Memory in Kubernetes, or remove what lies there",
+        )
+    shared = min(each.get("shared_free", 0) for each in measured.values())
+    files = [each["files"] for each in measured.values() if each["files"] != infinite]
+    may_open = f"{min(files):,}" if files else "any number of"
+    yield Finding("limits", "ok", f"{may_open} open files, {gibibytes(shared)} in /dev/shm")
+
+
+def measure_gpus(patient: Patient) -> dict[str, Any] | None:
+    """What nvidia-smi and the kernel say about the GPUs of this host; None where there is no nvidia-smi."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=8)
+    except subprocess.TimeoutExpired:
+        return {"error": "nvidia-smi does not answer: a GPU has fallen off the bus, or the driver hangs"}
+    if done.returncode:
+        return {"error": (done.stdout + done.stderr).strip()[-300:]}
+    rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+    return {"gpus": [dict(zip(GPU_FIELDS, row, strict=False)) for row in rows], "xid": _xid_errors()}
+
+
+def _xid_errors() -> list[str]:
+    """The driver's complaints in the kernel's log, as far as this user may read it."""
+    try:
+        log = subprocess.run(["dmesg"], capture_output=True, text=True, timeout=5, errors="replace").stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in log.splitlines() if "NVRM: Xid" in line][-3:]
+
+
+def judge_gpus(measured: Measured, patient: Patient) -> Iterator[Finding]:
+    """Memory without uncorrected errors, no slowdown by the hardware, the driver kept loaded."""
+    seen = 0
+    for rank, each in measured.items():
+        if each is None:
+            continue
+        host = patient.meeting.host_of(rank)
+        if "error" in each:
+            yield Finding(
+                "gpus", "warning", f"{host}: {each['error']}", "an answer from nvidia-smi", "look at dmesg on that host"
+            )
+            continue
+        for problem, status, fix in _complaints(each):
+            yield Finding("gpus", status, f"{host}: {problem}", "healthy GPUs", fix)
+        seen += len(each["gpus"])
+    well = f"{seen} GPU(s) without memory errors, slowdown or XID messages"
+    yield Finding("gpus", "ok", well if seen else "no nvidia-smi on these hosts: nothing to look at")
+
+
+def _complaints(each: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for gpu in each["gpus"]:
+        name = f"GPU {gpu['index']} ({gpu['name']})"
+        errors = gpu["ecc.errors.uncorrected.volatile.total"]
+        if errors.isdigit() and int(errors):
+            yield (
+                f"{name} has {errors} uncorrected memory errors since it was last reset",
+                "failed",
+                "drain the node and reset the GPU (nvidia-smi -r); replace it if they come again",
+            )
+        pending = [key for key in GPU_FIELDS[4:7] if gpu.get(key, "").lower() in ("yes", "1")]
+        if pending:
+            yield (
+                f"{name}: {', '.join(pending)}",
+                "failed" if "remapped_rows.failure" in pending else "warning",
+                "reset the GPU (nvidia-smi -r) so that bad memory is mapped out; replace it where remapping failed",
+            )
+        if gpu.get("clocks_throttle_reasons.hw_slowdown", "").lower() == "active":
+            yield (
+                f"{name} is slowed down by the hardware at {gpu.get('temperature.gpu')} degrees",
+                "warning",
+                "look at cooling and power",
+            )
+    loose = [gpu["index"] for gpu in each["gpus"] if gpu["persistence_mode"].lower() == "disabled"]
+    if loose:
+        yield (
+            f"persistence mode is off for GPU {', '.join(loose)}: the driver is loaded anew at each start",
+            "warning",
+            "nvidia-smi -pm 1, or the service nvidia-persistenced",
+        )
+    if each["xid"]:
+        yield (
+            f"the driver has complained: {each['xid'][-1]}",
+            "warning",
+            "look up the number in NVIDIA's list of XID errors",
+        )

@@ -1,0 +1,193 @@
+"""The ranks meet at the launcher's store, which works even where collectives do not.
+
+Everything that is only said goes through this store, with a bound on every wait: so a network that is broken, a rank
+that never came and one that is stuck are findings with a name, and never a hang.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.launcher_protocol import STORE
+
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LATER = 5.0
+"""Seconds after the first rank's patience has ended in which the others still expect it to speak."""
+
+
+@dataclass(frozen=True)
+class Attendee:
+    """Who a rank is."""
+
+    rank: int
+    host: str
+    local_rank: int
+    node: int
+    """Number of the launcher that started it; two containers may have one name."""
+
+
+class Meeting:
+    """The ranks that came. The lowest of them leads: it asks, gathers and tells."""
+
+    def __init__(self, store: Any, me: Attendee, world_size: int, missing: Sequence[int]) -> None:
+        """Do not call it: see `call`."""
+        self._store = store
+        self.me = me
+        self.rank, self.world_size = me.rank, world_size
+        self.missing = list(missing)
+        """Ranks that did not come. Known to all."""
+        self.present = [rank for rank in range(world_size) if rank not in set(missing)]
+        """Ranks that came and have answered since. The leader alone keeps it up to date."""
+        self.leads = self.rank == self.present[0]
+        self.attendees: dict[int, Attendee] = {self.rank: me}
+        """Those of all ranks, on the leader."""
+        if self.leads:
+            values = self._store.multi_get([f"here/{rank}" for rank in self.present])
+            self.attendees = {r: Attendee(**json.loads(value)) for r, value in zip(self.present, values, strict=True)}
+
+    @classmethod
+    def call(cls, patience: float) -> Meeting:
+        """Meet the other ranks of the launcher, or oneself where there is none.
+
+        Args:
+            patience: seconds until those who are not here count as missing.
+
+        Raises:
+            BigtrainError: the store cannot be reached, or the others went on without this rank.
+        """
+        launched = all(name in os.environ for name in _LAUNCHED)
+        rank = int(os.environ["RANK"]) if launched else 0
+        world_size = int(os.environ["WORLD_SIZE"]) if launched else 1
+        local_rank, node = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("GROUP_RANK", "0"))
+        me = Attendee(rank, socket.gethostname(), local_rank, node)
+        end = time.monotonic() + patience
+        store = _store(rank, world_size, patience) if launched else HashStore()
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"bigtrain/doctor/{start}", store)
+        store.set(f"here/{rank}", json.dumps(asdict(me)))
+        everybody = [f"here/{each}" for each in range(world_size)]
+        _wait(store, everybody if rank == 0 else ["missing"], end - time.monotonic() + (_LATER if rank else 0))
+        if not store.check(["missing"]):
+            missing = [each for each in range(world_size) if not store.check([f"here/{each}"])]
+            store.compare_set("missing", "", json.dumps(missing))  # whoever is first decides for all
+        missing = json.loads(store.get("missing"))
+        if rank in missing:
+            raise BigtrainError(
+                f"rank {rank} on {me.host} came too late: the others began without it",
+                wanted=f"all ranks within {patience:g} s",
+                fix="look at what delays the start on this host: its disk, its network, its load",
+            )
+        return cls(store, me, world_size, missing)
+
+    # What the leader says to all
+
+    def tell(self, name: str, value: Any) -> None:
+        """Tell all ranks."""
+        self._store.set(f"told/{name}", json.dumps(value))
+
+    def hear(self, name: str, seconds: float) -> Any:
+        """What the leader tells. Raises TimeoutError when it does not within so many seconds."""
+        key = f"told/{name}"
+        if not _wait(self._store, [key], seconds):
+            raise TimeoutError(f"{self.who([self.present[0]])} did not answer within {seconds:.0f} s")
+        return json.loads(self._store.get(key))
+
+    # What all say to the leader
+
+    def post(self, name: str, value: Any) -> None:
+        """Answer the leader."""
+        self._store.set(f"answer/{name}/{self.rank}", json.dumps(value))
+
+    def gather(self, name: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
+        """The answers of those ranks that give one within so many seconds; the others are no longer present."""
+        keys = {rank: f"answer/{name}/{rank}" for rank in ranks}
+        if not _wait(self._store, list(keys.values()), seconds):
+            keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
+        values = self._store.multi_get(list(keys.values())) if keys else []
+        return {rank: json.loads(value) for rank, value in zip(keys, values, strict=True)}
+
+    def lost(self, ranks: Iterable[int]) -> None:
+        """Count these as no longer here."""
+        gone = set(ranks)
+        self.present = [rank for rank in self.present if rank not in gone]
+
+    # Names
+
+    @property
+    def hosts(self) -> dict[tuple[str, int], list[int]]:
+        """The ranks of each host, on the leader."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for rank, each in sorted(self.attendees.items()):
+            found.setdefault((each.host, each.node), []).append(rank)
+        return found
+
+    def host_of(self, rank: int) -> str:
+        """The name of a rank's host; of a missing rank, that of its neighbours with the same launcher."""
+        if rank in self.attendees:
+            return self.attendees[rank].host
+        a_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        near = [each.host for each in self.attendees.values() if each.node == rank // a_node]
+        return near[0] if near else "a host of which no rank came"
+
+    def who(self, ranks: Iterable[int]) -> str:
+        """Ranks with their hosts: `rank 3 (node-b)`, `ranks 0-7 (node-a), 9 (node-b)`."""
+        by_host: dict[str, list[int]] = {}
+        for rank in sorted(ranks):
+            by_host.setdefault(self.host_of(rank), []).append(rank)
+        several = sum(map(len, by_host.values())) > 1
+        parts = [f"{_spans(ranks)} ({host})" for host, ranks in by_host.items()]
+        more = f" and {len(parts) - 8} more hosts" if len(parts) > 8 else ""
+        return ("ranks " if several else "rank ") + ", ".join(parts[:8]) + more
+
+    def everybody_knows(self, seconds: float = 5.0) -> None:
+        """Stay until all present ranks have come here: the first may hold the store that they still ask."""
+        self.post("bye", True)
+        if self.leads:
+            self.gather("bye", self.present, seconds)
+
+
+def _store(rank: int, world_size: int, patience: float) -> Any:
+    """A connection to the store that the launcher holds; where it holds none, to rank 0's, which is opened for it."""
+    address, _, port = os.environ.get(STORE, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}").rpartition(":")
+    held = STORE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    within, opens = timedelta(seconds=patience), rank == 0 and not held
+    try:
+        return TCPStore(address, int(port), world_size, opens, within, wait_for_workers=False, multi_tenant=opens)
+    except (RuntimeError, ValueError) as error:
+        raise BigtrainError(
+            f"rank {rank} on {socket.gethostname()} cannot reach the store where all ranks meet",
+            found=f"{address} port {port}: {str(error).splitlines()[0]}",
+            wanted="a connection to the first node",
+            fix="check that the name resolves to an address that all nodes reach, and that no firewall is in between",
+        ) from None
+
+
+def _wait(store: Any, keys: list[str], seconds: float) -> bool:
+    """Whether all keys have come within so many seconds."""
+    try:
+        store.wait(keys, timedelta(seconds=max(seconds, 0.001)))
+    except (RuntimeError, dist.DistError):
+        return False
+    return True
+
+
+def _spans(ranks: Sequence[int]) -> str:
+    """0, 1, 2, 5 as `0-2, 5`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

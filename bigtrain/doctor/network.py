@@ -1,0 +1,239 @@
+"""Whether the ranks reach each other, and how quickly: collectives, neighbours, names, clocks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bigtrain.doctor.check import Measured, Patient
+from bigtrain.doctor.finding import Finding
+from bigtrain.engine.topology import Topology, start
+from bigtrain.model import count_parameters
+
+BUCKET = 50_000_000
+"""Elements that the engine reduces at a time; see bigtrain/engine/deepspeed_config.py."""
+WITHOUT_MODEL = 1 << 24
+LINK_BYTES = 1 << 22
+SECONDS_A_SIZE = 2.0
+SLOW_LINK = 0.5
+"""A link that is so much slower than the median of its like is named."""
+SLOWER_THAN_BEFORE = 0.3
+JOIN_SECONDS = 15.0
+
+
+def measure_network(patient: Patient) -> dict[str, Any]:
+    """Latency and bandwidth of the collectives that training uses, at the size that this model gives them."""
+    topology = start(JOIN_SECONDS / 60)
+    elements = min(count_parameters(patient.settings.model), BUCKET) if patient.settings else WITHOUT_MODEL
+    found: dict[str, Any] = {"backend": dist.get_backend(), "world_size": topology.world_size}
+    latency = _seconds(topology, lambda: dist.all_reduce(torch.ones(1, device=topology.device)), rounds=20)
+    found["latency_seconds"] = latency
+    tensor = torch.full((_affordable(topology, elements),), 1.0, device=topology.device)
+    dist.all_reduce(tensor)
+    if not bool((tensor == topology.world_size).all()):
+        found["wrong"] = f"{float(tensor.max())} or {float(tensor.min())} as the sum of {topology.world_size} ones"
+    found["bytes"] = tensor.nbytes
+    found["all_reduce_seconds"] = _seconds(topology, lambda: dist.all_reduce(tensor.fill_(1.0)))
+    part = max(1, min(tensor.numel(), WITHOUT_MODEL) // topology.world_size)
+    sent = torch.full((topology.world_size * part,), float(topology.rank), device=topology.device)
+    received = torch.empty_like(sent)
+    found["exchange_bytes"] = sent.nbytes
+    found["all_to_all_seconds"] = _seconds(topology, lambda: dist.all_to_all_single(received, sent))
+    expected = torch.arange(topology.world_size, device=topology.device).repeat_interleave(part)
+    if not torch.equal(received, expected.to(received.dtype)):
+        found["wrong"] = "parts of an all-to-all that another rank had sent"
+    found["links"] = _links(topology)
+    return found
+
+
+def _affordable(topology: Topology, elements: int) -> int:
+    """So many elements, or as many as a slow network moves in the time there is; the same on every rank."""
+    probe = torch.ones(min(elements, 1 << 18), device=topology.device)
+    seconds = _seconds(topology, lambda: dist.all_reduce(probe), rounds=3)
+    slowest = torch.tensor([seconds], dtype=torch.float64, device=topology.device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    return max(probe.numel(), min(elements, int(probe.numel() * SECONDS_A_SIZE / 4 / slowest.item())))
+
+
+def _seconds(topology: Topology, work: Callable[[], object], rounds: int = 3) -> float:
+    """The median of a few rounds, after one that does not count."""
+    times = []
+    for _ in range(rounds + 1):
+        _synchronize(topology.device)
+        began = time.perf_counter()
+        work()
+        _synchronize(topology.device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def _links(topology: Topology) -> dict[str, float]:
+    """Seconds that this rank and the next take to exchange LINK_BYTES, by the number of the next: first the pairs that
+    begin with an even rank, then the others, so that every link is measured alone.
+    """
+    rank, size = topology.rank, topology.world_size
+    found: dict[str, float] = {}
+    here = torch.zeros(LINK_BYTES // 4, device=topology.device)
+    there = torch.empty_like(here)
+    for phase in range(min(2, size - 1)):
+        lower = rank if rank % 2 == phase else rank - 1
+        partner = lower + 1 if rank == lower else lower
+        topology.barrier()
+        if lower < 0 or lower + 1 >= size:
+            continue
+
+        def exchange(partner: int = partner) -> None:
+            pair = [dist.P2POp(dist.isend, here, partner), dist.P2POp(dist.irecv, there, partner)]
+            for work in dist.batch_isend_irecv(pair):
+                work.wait()
+
+        seconds = _seconds(topology, exchange)
+        if rank == lower:
+            found[str(partner)] = seconds
+    return found
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def judge_network(measured: Measured, patient: Patient) -> Iterator[Finding]:
+    """Right results, no link much slower than its like, nothing slower than it was."""
+    first = measured[min(measured)]
+    size = first["world_size"]
+    if size == 1:
+        yield Finding("network", "ok", "one rank, which needs none")
+        return
+    wrong = {rank: each["wrong"] for rank, each in measured.items() if "wrong" in each}
+    if wrong:
+        yield Finding(
+            "network",
+            "failed",
+            f"{patient.meeting.who(wrong)} got {next(iter(wrong.values()))}",
+            "what was sent",
+            "leave these hosts out and have their network cards and GPUs examined",
+        )
+    yield from _slow_links(measured, patient)
+    reduced = max(each["all_reduce_seconds"] for each in measured.values())
+    exchanged = max(each["all_to_all_seconds"] for each in measured.values())
+    latency = max(each["latency_seconds"] for each in measured.values())
+    # The bandwidth that each rank's link carries, as nccl-tests counts it.
+    reduce_rate = 2 * (size - 1) / size * first["bytes"] / reduced
+    exchange_rate = (size - 1) / size * first["exchange_bytes"] / exchanged
+    shape = f"{size} ranks on {len(patient.meeting.hosts)} host(s)"
+    for what, rate in (("all-reduce", reduce_rate), ("all-to-all", exchange_rate)):
+        quantity = f"{what} {first['backend']} {first['bytes']} bytes, {shape}"
+        before = patient.history.expected(quantity)
+        if before and rate < (1 - SLOWER_THAN_BEFORE) * before:
+            yield Finding(
+                "network",
+                "warning",
+                f"{what} is slower than it was: {_rate(rate)}, {1 - rate / before:.0%} less than the "
+                f"{_rate(before)} of earlier examinations",
+                f"within {SLOWER_THAN_BEFORE:.0%}",
+                "find out which hosts or links have changed, or remove doctor.json if it is meant to be so",
+            )
+        patient.history.add(quantity, rate)
+    patient.measured["network"] = {
+        "backend": first["backend"],
+        "bytes": first["bytes"],
+        "latency_seconds": latency,
+        "all_reduce_seconds": reduced,
+        "all_reduce_bytes_per_second": round(reduce_rate),
+        "all_to_all_bytes_per_second": round(exchange_rate),
+    }
+    of = " of the gradients" if patient.settings else ""
+    yield Finding(
+        "network",
+        "ok",
+        f"{first['backend']}: all-reduce of {first['bytes'] / 2**20:.1f} MiB{of} in {reduced * 1e3:.3g} ms "
+        f"({_rate(reduce_rate)}), all-to-all {_rate(exchange_rate)}, latency {latency * 1e6:.0f} us",
+    )
+
+
+def _slow_links(measured: Measured, patient: Patient) -> Iterator[Finding]:
+    kinds: dict[bool, dict[tuple[int, int], float]] = {}
+    for rank, each in measured.items():
+        for other, seconds in each["links"].items():
+            within = patient.meeting.host_of(rank) == patient.meeting.host_of(int(other))
+            kinds.setdefault(within, {})[rank, int(other)] = 2 * LINK_BYTES / seconds
+    for within, links in kinds.items():
+        usual = statistics.median(links.values())
+        for pair, rate in links.items():
+            if len(links) > 2 and rate < SLOW_LINK * usual:
+                yield Finding(
+                    "network",
+                    "warning",
+                    f"the link between {patient.meeting.who(pair)} is slow: {_rate(rate)}, the median of its like "
+                    f"{_rate(usual)}",
+                    f"over {SLOW_LINK:.0%} of it",
+                    "look at the topology inside the host (nvidia-smi topo -m)"
+                    if within
+                    else "look at the cable, port and driver of these two hosts' network cards",
+                )
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e9:.3g} GB/s"
+
+
+def measure_names(patient: Patient) -> dict[str, Any]:
+    """What this host's own name and the first node's stand for, and the interfaces that are asked for."""
+    return {
+        "own": _addresses(socket.gethostname()),
+        "master": os.environ.get("MASTER_ADDR"),
+        "first": _addresses(os.environ["MASTER_ADDR"]) if "MASTER_ADDR" in os.environ else [],
+        "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
+    }
+
+
+def _addresses(name: str) -> list[str]:
+    try:
+        return sorted({str(each[4][0]) for each in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)})
+    except OSError:
+        return []
+
+
+def judge_names(measured: Measured, patient: Patient) -> Iterator[Finding]:
+    """A host of several must be reachable under the address that gloo takes: that of its name, or of an interface."""
+    several = len(patient.meeting.hosts) > 1
+    lost = [rank for rank, each in measured.items() if each["master"] and not each["first"]]
+    if lost:
+        yield Finding(
+            "names",
+            "warning",
+            f"{patient.meeting.who(lost)} cannot resolve the name of the first node, {measured[lost[0]]['master']}",
+            "an address",
+            "add it to DNS or /etc/hosts, or give the launcher its address",
+        )
+    nowhere = [
+        rank
+        for rank, each in measured.items()
+        if several and not each["interface"] and all(_is_loopback(address) for address in each["own"])
+    ]
+    if nowhere:
+        own = measured[nowhere[0]]["own"]
+        stands_for = f"stands for {', '.join(own)}" if own else "cannot be resolved"
+        yield Finding(
+            "names",
+            "failed",
+            f"{patient.meeting.who(nowhere)}: the host's own name {stands_for}, so gloo would tell the other hosts an "
+            "address where they cannot reach it",
+            "a name that stands for the host's address in the cluster, or GLOO_SOCKET_IFNAME",
+            "export GLOO_SOCKET_IFNAME with the name of the cluster's interface (ip -brief address)",
+        )
+    interfaces = sorted({each["interface"] for each in measured.values() if each["interface"]})
+    by = f", gloo by interface {', '.join(interfaces)}" if interfaces else ""
+    yield Finding("names", "ok", f"{len(measured)} host(s) can be reached by what they are called{by}")
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"

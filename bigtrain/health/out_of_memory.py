@@ -1,0 +1,126 @@
+"""Out of memory, said so that one can act on it: how much was there, how much was wanted, which setting to change."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.format import gibibytes
+from bigtrain.config import Settings
+from bigtrain.engine.topology import Topology
+
+OTHERS_SECONDS = 3.0
+"""How long a rank without memory waits for the others to be without, so that one message is enough."""
+_TOLD = "bigtrain/out-of-memory"
+_OF_CPU = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+_ASKED = re.compile(r"(?:allocate (\d+) bytes|Tried to allocate ([\d.]+) ([KMGT]iB))")
+
+
+@contextmanager
+def enough_memory(settings: Settings, topology: Topology, what: str) -> Iterator[None]:
+    """Inside, an allocation that fails is the user's error, not ours.
+
+    The other ranks may have failed as well, or be inside a collective that this one never joins. In the first case
+    rank 0 speaks for all; in the second each rank without memory speaks, and the launcher ends the rest.
+
+    Args:
+        settings: of the run; they decide what can be changed.
+        topology: the ranks.
+        what: what did not fit, as the beginning of a sentence.
+
+    Raises:
+        BigtrainError: the device, or the host, had no memory left.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as failure:
+        if not _is_out_of_memory(failure):
+            raise
+        error = out_of_memory(settings, topology, what, failure)
+        raise (error.on_all_ranks() if _all_ranks_failed(topology) else error) from failure
+
+
+def out_of_memory(settings: Settings, topology: Topology, what: str, failure: BaseException) -> BigtrainError:
+    """The message for one failed allocation."""
+    return BigtrainError(
+        f"{what} does not fit into memory",
+        found=_found(topology.device),
+        wanted=_wanted(failure),
+        fix="in this order, as far as it takes:\n" + "\n".join(f"    {each}" for each in remedies(settings, topology)),
+    )
+
+
+def remedies(settings: Settings, topology: Topology) -> list[str]:
+    """The settings that would save memory here, cheapest first; what is set already is not named again."""
+    engine, rows = settings.engine, settings.train.micro_batch_size
+    advice: list[str] = []
+    if engine.activation_checkpointing == "none" and engine.tensor_parallel_size == 1:
+        advice.append("engine.activation_checkpointing selective (now none): recomputes what is cheap")
+    if rows > 1:
+        advice.append(f"train.micro_batch_size {rows // 2} (now {rows}): more are accumulated, the mathematics stays")
+    if engine.activation_checkpointing not in ("full", "offloaded"):
+        advice.append(f"engine.activation_checkpointing full (now {engine.activation_checkpointing})")
+    elif engine.activation_checkpointing == "full" and topology.device.type == "cuda":
+        advice.append("engine.activation_checkpointing offloaded (now full): blocks' inputs in the host's memory")
+    last_stage = 2 if engine.tensor_parallel_size > 1 else 3
+    if topology.data_size > 1 and engine.zero_stage < last_stage:
+        advice.append(f"engine.zero_stage {engine.zero_stage + 1} (now {engine.zero_stage}): more is spread over ranks")
+    if topology.device.type == "cuda" and engine.offload_optimizer == "none" and engine.tensor_parallel_size == 1:
+        stage = "" if engine.zero_stage else ", with engine.zero_stage 1"
+        advice.append(f"engine.offload_optimizer cpu (now none{stage}): masters and moments in the host's memory")
+    if topology.device.type == "cuda" and engine.zero_stage == 3 and engine.offload_param == "none":
+        advice.append("engine.offload_param cpu (now none): resting weights in the host's memory")
+    if engine.sequence_parallel_size == 1 and engine.tensor_parallel_size == 1 and topology.world_size > 1:
+        advice.append("engine.sequence_parallel_size 2 (now 1): each sequence is shared by two ranks")
+    return [*advice, "more ranks, or devices with more memory"]
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    if isinstance(failure, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(failure) for sign in _OF_CPU)
+
+
+def _found(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.memory_reserved(device)
+        return (
+            f"{gibibytes(total)} on {torch.cuda.get_device_name(device)}, {gibibytes(free)} of it free; this process "
+            f"used {gibibytes(peak)} at its peak and holds {gibibytes(reserved)}"
+        )
+    used, available = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    return f"{gibibytes(available)} available to this host; this process uses {gibibytes(used)}" + _address_space()
+
+
+def _address_space() -> str:
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f" and may address {gibibytes(limit)} (ulimit -v)"
+
+
+def _wanted(failure: BaseException) -> str:
+    asked = _ASKED.search(str(failure))
+    if asked is None:
+        return "more"
+    return f"{gibibytes(int(asked[1]))} more" if asked[1] else f"{asked[2]} {asked[3]} more"
+
+
+def _all_ranks_failed(topology: Topology) -> bool:
+    """Whether every rank is here; asked through the store of the process group, which needs no collective."""
+    if topology.world_size == 1:
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    failed, end = store.add(_TOLD, 1), time.monotonic() + OTHERS_SECONDS
+    while failed < topology.world_size and time.monotonic() < end:
+        time.sleep(0.05)
+        failed = store.add(_TOLD, 0)
+    return bool(failed >= topology.world_size)

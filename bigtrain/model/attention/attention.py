@@ -1,0 +1,73 @@
+"""Multi-head self-attention: projections around one of the attention back-ends."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.attention.attention_backends import attention_backend
+from bigtrain.model.attention.attention_rule import AttentionRule
+from bigtrain.model.context import Context
+from bigtrain.model.execution import Execution
+from bigtrain.model.layers.norm import NORMS
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with H query heads that share K key/value heads (Ainslie et al., 2023)."""
+
+    def __init__(self, settings: ModelSettings, layer: int, execution: Execution) -> None:
+        super().__init__()
+        self.layer = layer
+        self.implementation = execution.attn_implementation
+        self.sequence_parallel = execution.sequence_parallel
+        self.head_width = settings.head_width
+        self.scale, self.softcap = settings.attention_scale, settings.attn_logit_softcapping
+        self.window = settings.window_of(layer)
+        query_width = settings.num_attention_heads * settings.head_width
+        key_width = settings.key_value_heads * settings.head_width
+        self.q_proj = execution.linear(settings.hidden_size, query_width, bias=settings.attention_bias)
+        self.k_proj = execution.linear(settings.hidden_size, key_width, bias=settings.attention_bias)
+        self.v_proj = execution.linear(settings.hidden_size, key_width, bias=settings.attention_bias)
+        self.o_proj = execution.linear(query_width, settings.hidden_size, bias=settings.attention_output_bias)
+        norm = NORMS[settings.norm]
+        self.norms_heads = settings.qk_norm == "head"
+        normed = {
+            "none": None,
+            "head": (settings.head_width, settings.head_width),
+            "full": (query_width, key_width),
+        }[settings.qk_norm]
+        self.q_norm = norm(normed[0], settings.norm_eps) if normed else None
+        self.k_norm = norm(normed[1], settings.norm_eps) if normed else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, T, C] to [B, T, C]."""
+        query, key, value = self._project(x)
+        if context.rotary is not None:
+            query, key = context.rotary.rotate(query), context.rotary.rotate(key)
+        bias = context.distance_bias
+        if (ranks := self.sequence_parallel) is not None:
+            query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
+            bias = None if bias is None else ranks.own_heads(bias)
+        rule = AttentionRule(self.scale, self.window, self.softcap, bias)
+        if (cache := context.cache) is not None and cache.holds(self.layer):
+            return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
+        rows = query.shape[:2]
+        query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
+        if cache is not None:
+            cache.store(self.layer, key, value)
+        attend = attention_backend(self.implementation, query, rule)
+        output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
+        output = output.view(*rows, *output.shape[1:])
+        if ranks is not None:
+            output = ranks.gather_heads(output)
+        return self.o_proj(output.flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, D], keys and values [B, T, K, D], normalised where the model does so."""
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.q_norm is not None and self.k_norm is not None and not self.norms_heads:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (flat.unflatten(-1, (-1, self.head_width)) for flat in (query, key, value))
+        if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query, key, value

@@ -1,0 +1,114 @@
+"""Which tokens a token sees, and what is added to their scores: the rule of a layer's attention, and its definition.
+
+    score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      for a key d >= 0 places back, d < window
+    output         = softmax(scores) V                              (Vaswani et al., 2017, equation 1)
+
+`attention_by_definition` computes that with the full score matrix, for any positions of queries and keys: every
+back-end is tested against it, and so is generation, where a new query meets a cache of keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigtrain.model.layers.activations import soft_capped
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """Which tokens a token sees inside its document, and what is added to their scores."""
+
+    scale: float
+    """Of q.k; mostly head width ** -0.5."""
+    window: int | None = None
+    """Tokens seen, the token itself included (Hugging Face's sliding_window). None: the whole document before it."""
+    softcap: float | None = None
+    """Scores become cap * tanh(score / cap), before bias and mask (Gemma 2's attn_logit_softcapping)."""
+    distance_bias: Tensor | None = None
+    """[H, L]: added to the score of a token d places back, d = 0 to L - 1. L is at least the number of tokens that a
+    token sees. It may require a gradient."""
+
+
+def attention_by_definition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    rule: AttentionRule,
+    same_document: Tensor | None = None,
+) -> Tensor:
+    """Attention with the full score matrix, in float32 at least.
+
+    Args:
+        query: [B, n, H, D].
+        key: [B, m, K, D], H a multiple of K.
+        value: [B, m, K, D].
+        query_positions: [B, n], each token's place in its document.
+        key_positions: [B, m], likewise; -1 in a slot that holds no key.
+        rule: what is seen, and how much of it.
+        same_document: [B, n, m], or what broadcasts to it; None: each row is one document.
+
+    Returns:
+        [B, n, H, D]; zero for a query that sees nothing.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    distance = query_positions[:, :, None] - key_positions[:, None, :]
+    visible = (distance >= 0) & (key_positions >= 0)[:, None, :]
+    if rule.window is not None:
+        visible &= distance < rule.window
+    if same_document is not None:
+        visible &= same_document
+    grouped = query.to(dtype).reshape(*query.shape[:2], key.shape[2], -1, query.shape[-1])
+    scores = torch.einsum("bnkgd,bmkd->bkgnm", grouped, key.to(dtype)).flatten(1, 2) * rule.scale
+    scores = soft_capped(scores, rule.softcap)
+    if rule.distance_bias is not None:
+        # Places that are not visible may be any distance away; their bias counts for nothing.
+        scores = scores + bias_at(rule.distance_bias.to(dtype), distance.masked_fill(~visible, 0)).movedim(-1, 1)
+    hidden = ~visible[:, None]
+    # The lowest finite number and not -inf, and zero once more afterwards: a row that sees nothing is no NaN then.
+    weights = scores.masked_fill(hidden, torch.finfo(dtype).min).softmax(dim=-1).masked_fill(hidden, 0.0)
+    weights = weights.view(key.shape[0], key.shape[2], -1, *hidden.shape[2:])
+    output = torch.einsum("bkgnm,bmkd->bnkgd", weights, value.to(dtype))
+    return output.flatten(2, 3).to(query.dtype)
+
+
+def bias_at(distance_bias: Tensor, distance: Tensor) -> Tensor:
+    """The bias [..., H] at distances [...]; as an embedding, whose gradient is summed faster than an index's."""
+    return F.embedding(distance, distance_bias.t())
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The slope of each head (Press et al., 2022): 2^-8/n, 2^-16/n, ... for n = num_heads a power of two; otherwise
+    those of the power below, then every second one of twice that power, as in Hugging Face's models."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * head / power) for head in range(1, power + 1)]
+    between = [2.0 ** (-4.0 * head / power) for head in range(1, 2 * (num_heads - power), 2)]
+    return slopes + between
+
+
+def alibi_bias(
+    num_heads: int, length: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The distance bias [H, L] of ALiBi: minus the head's slope times the distance."""
+    slopes = torch.tensor(alibi_slopes(num_heads), dtype=torch.float64, device=device)
+    distances = torch.arange(length, dtype=torch.float64, device=device)
+    return (-slopes[:, None] * distances).to(dtype)
+
+
+def relative_position_buckets(
+    length: int, num_buckets: int, max_distance: int, device: torch.device | str | None = None
+) -> Tensor:
+    """The bucket [L] (int64) of each distance 0 to L - 1 (Raffel et al., 2020, section 2.1; T5's decoder): one for
+    each of the shorter distances, the other half spread over the logarithm of the distance up to `max_distance`."""
+    distance = torch.arange(length, device=device)
+    exact = num_buckets // 2
+    # In float32 and in this order, as Hugging Face does: a distance at the edge falls into the same bucket.
+    logarithm = torch.log(distance.float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    spread = (exact + logarithm.clamp(min=0).to(torch.int64)).clamp(max=num_buckets - 1)
+    return torch.where(distance < exact, distance, spread)

@@ -1,0 +1,372 @@
+"""FlashAttention's algorithm written in batched matrix products, for CPUs.
+
+PyTorch's own flash kernel multiplies bfloat16 matrices three to six times slower than `torch.bmm` does on CPUs without
+AMX. So the algorithm (Dao et al., 2022) is spelled out here: memory linear in the sequence length, scores computed
+again in the backward pass. The forward pass takes a block of queries at a time against the keys they see; the
+backward pass a block of keys against the queries that see them, so that only the queries' gradient is a sum over
+blocks. What lies outside the window is never computed.
+
+Documents are batched by length, rounded up (by a quarter at most) and padded: a document's padding lies behind its
+last token, where a causal mask hides it.
+
+Shapes: n documents of padded length L in a batch, K key/value heads, G query heads to each. A batch has K n matrices,
+of which c at a time are worked on, so many that their scores stay in the processor's cache:
+
+    keys, values [c, L, D]    queries [c, L G, D]    scores, transposed, of k keys and q queries [c, k, q G]
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigtrain.model.attention.attention_rule import AttentionRule
+
+_BLOCK = 128
+"""Queries in a block of the forward pass, keys in a block of the backward pass."""
+_CACHED = 2**20
+"""Scores that a thread works on at a time: two megabytes in bfloat16."""
+
+
+class _Batch(NamedTuple):
+    """Documents attended to together."""
+
+    tokens: Tensor
+    """[n, L] where each document's tokens lie; padding repeats its last token."""
+    valid: Tensor | None
+    """[n, L] False at padding; None where there is none."""
+
+    def arrange(self, x: Tensor, matrices: int) -> Tensor:
+        """[N, H, D] to [K n, L G, D]: the query heads that share a key head are rows of one matrix."""
+        n, length = self.tokens.shape
+        rows = x.view(x.shape[0], -1).index_select(0, self.tokens.view(-1)).view(n, length, matrices // n, -1)
+        return rows.permute(2, 0, 1, 3).reshape(matrices, -1, x.shape[-1])
+
+    def put(self, target: Tensor, x: Tensor) -> None:
+        """The inverse of `arrange`: write [K n, L G, D] to the tokens' places in target [N, H, D]."""
+        n, length = self.tokens.shape
+        rows = x.view(-1, n, length, x.numel() // (x.shape[0] * length)).permute(1, 2, 0, 3)
+        tokens = self.tokens
+        if self.valid is not None:
+            tokens, rows = tokens[self.valid], rows[self.valid]
+        rows = rows.reshape(tokens.numel(), -1).to(target.dtype)
+        target.view(target.shape[0], -1).index_copy_(0, tokens.view(-1), rows)
+
+
+class _Rectangle(NamedTuple):
+    """Keys and queries whose scores are computed together, by their positions; no key lies behind the last query, and
+    none of the queries before the first key."""
+
+    first_key: int
+    last_key: int
+    first_query: int
+    last_query: int
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.first_key, self.last_key)
+
+    def queries(self, group: int) -> slice:
+        """Their rows in a matrix of `group` query heads."""
+        return slice(self.first_query * group, self.last_query * group)
+
+
+def _by_queries(length: int, window: int) -> Iterator[_Rectangle]:
+    for start in range(0, length, _BLOCK):
+        end = min(start + _BLOCK, length)
+        yield _Rectangle(max(0, start - window + 1), end, start, end)
+
+
+def _by_keys(length: int, window: int) -> Iterator[_Rectangle]:
+    for start in range(0, length, _BLOCK):
+        end = min(start + _BLOCK, length)
+        yield _Rectangle(start, end, start, min(end - 1 + window, length))
+
+
+class _Scores:
+    """exp(scores - shift) of a rectangle, by an attention rule."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        documents: int,
+        length: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        distance_bias: Tensor | None,
+    ) -> None:
+        self.dtype = query.dtype
+        self.wide = torch.promote_types(query.dtype, torch.float32)
+        self.group = query.shape[1] // key.shape[1]
+        self.scale, self.softcap = scale, softcap
+        self.window = length if window is None else min(window, length)
+        self.fused = self.dtype != self.wide and softcap is None and distance_bias is None
+        """Whether scores come out of a matrix product with the shift already subtracted: what matters in a softmax is
+        then exact to the precision of its result, however large the scores are. Else they are computed wide."""
+        self.documents = documents
+        self.bias: Tensor | None = None
+        if distance_bias is not None:
+            seen = min(self.window, distance_bias.shape[1])
+            hidden = (_BLOCK, length + _BLOCK - seen)
+            bias = F.pad(distance_bias[:, :seen].to(self.wide), hidden, value=float("-inf"))
+            self.bias = bias.view(key.shape[1], self.group, -1)
+            self.bias_grad = torch.zeros_like(self.bias)
+
+    def forward(self, keys: Tensor, queries: Tensor, chunk: slice, at: _Rectangle) -> tuple[Tensor, Tensor]:
+        """The exponentials [c, k, q G] and the shift [c, 1, q G]: the largest score, in the type of the scores."""
+        if self.fused:
+            scores = torch.bmm(keys, queries.transpose(1, 2))
+            shift = _largest(self._hide(scores, at)).mul_(self.scale)
+            return self.backward(keys, queries, chunk, at, shift, scores)[0], shift
+        scores, _ = self._wide_scores(keys, queries, chunk, at)
+        shift = scores.amax(-2, keepdim=True)
+        return scores.sub_(shift).exp_().to(self.dtype), shift
+
+    def backward(
+        self, keys: Tensor, queries: Tensor, chunk: slice, at: _Rectangle, shift: Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The exponentials [c, k, q G] and the derivative of the soft cap."""
+        if self.fused:
+            scores = torch.baddbmm(shift, keys, queries.transpose(1, 2), beta=-1, alpha=self.scale, out=out)
+            return self._hide(scores, at).exp_(), None
+        scores, slope = self._wide_scores(keys, queries, chunk, at)
+        return scores.sub_(shift).exp_().to(self.dtype), slope
+
+    def _wide_scores(self, keys: Tensor, queries: Tensor, chunk: slice, at: _Rectangle) -> tuple[Tensor, Tensor | None]:
+        scores = torch.bmm(keys.to(self.wide), queries.to(self.wide).transpose(1, 2)).mul_(self.scale)
+        slope = None
+        if self.softcap is not None:
+            scores = scores.div_(self.softcap).tanh_()
+            slope = 1 - scores.square()
+            scores = scores.mul_(self.softcap)
+        if self.bias is None:
+            return self._hide(scores, at), slope
+        return scores.add_(self._bias_of(chunk, at)), slope
+
+    def _hide(self, scores: Tensor, at: _Rectangle) -> Tensor:
+        """Hide, in place, keys behind a query and keys that its window has left."""
+        ahead = at.last_key - at.first_query
+        if ahead > 1:
+            future = _triangle(ahead, self.group, scores.dtype, -1)
+            scores[:, at.first_query - at.first_key :, : ahead * self.group] += future
+        left = at.last_query - self.window - at.first_key
+        if left > 0:
+            past = _triangle(left, self.group, scores.dtype, 0).flip(0, 1)
+            scores[:, :left, (at.first_key + self.window - at.first_query) * self.group :] += past
+        return scores
+
+    def _heads(self, chunk: slice) -> Tensor:
+        """The key head of each of these matrices."""
+        return torch.arange(chunk.start, chunk.stop) // self.documents
+
+    def _bias_of(self, chunk: slice, at: _Rectangle) -> Tensor:
+        """[c, k, q G]; -inf where the key is not seen."""
+        assert self.bias is not None
+        keys, queries = at.last_key - at.first_key, at.last_query - at.first_query
+        nearest = self._nearest(at)
+        # Row i of this view begins at distance i - keys + 1, and belongs to the i-th key from behind.
+        rows = self.bias[..., nearest:].unfold(-1, queries, 1)[:, :, :keys].flip(2)
+        return rows.permute(0, 2, 3, 1).flatten(2)[self._heads(chunk)]
+
+    def add_bias_grad(self, grad_scores: Tensor, chunk: slice, at: _Rectangle) -> None:
+        """Sum the gradient [c, k, q G] of scores over each distance."""
+        keys, queries = at.last_key - at.first_key, at.last_query - at.first_query
+        rows = grad_scores.to(self.wide).unflatten(2, (queries, self.group)).permute(0, 3, 1, 2).flip(2)  # type: ignore[no-untyped-call]
+        # Rows one longer than the sum's, laid end to end: each begins one further to the right than the one above.
+        distances = queries + keys - 1
+        skewed = F.pad(rows, (0, keys)).flatten(2)[..., : keys * distances].unflatten(2, (keys, distances))  # type: ignore[no-untyped-call]
+        nearest = self._nearest(at)
+        self.bias_grad[..., nearest : nearest + distances].index_add_(0, self._heads(chunk), skewed.sum(2))
+
+    def _nearest(self, at: _Rectangle) -> int:
+        """Where the bias between the first query and the last key lies, a distance of no more than 0."""
+        return _BLOCK + at.first_query - (at.last_key - 1)
+
+    def chunks(self, matrices: int) -> Iterator[slice]:
+        """Matrices to work on together."""
+        keys = min(self.window + _BLOCK, 1024)
+        size = max(1, torch.get_num_threads() * _CACHED // (_BLOCK * self.group * keys))
+        for start in range(0, matrices, size):
+            yield slice(start, min(start + size, matrices))
+
+
+@torch.library.custom_op("bigtrain::blockwise_attention", mutates_args=())
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor, scale: float,
+    window: int | None, softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output [N, H, D]; and for the backward pass each softmax's shift and sum, [N, H]."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    shift, total = (query.new_empty(query.shape[:2], dtype=wide) for _ in range(2))
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    for batch in _batches(tuple(cu_seqlens.tolist())):
+        n, length = batch.tokens.shape
+        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias)
+        queries, keys, values = (batch.arrange(x, key.shape[1] * n) for x in (query, key, value))
+        outputs = torch.empty_like(queries)
+        shifts, totals = (queries.new_empty(len(queries), 1, queries.shape[1], dtype=wide) for _ in range(2))
+        for chunk in rule.chunks(len(queries)):
+            for at in _by_queries(length, rule.window):
+                rows = at.queries(rule.group)
+                exponentials, largest = rule.forward(keys[chunk, at.keys], queries[chunk, rows], chunk, at)
+                normaliser = exponentials.sum(-2, keepdim=True, dtype=wide)
+                result = torch.bmm(exponentials.transpose(1, 2), values[chunk, at.keys])
+                torch.div(result, normaliser.transpose(1, 2), out=outputs[chunk, rows])
+                shifts[chunk, :, rows], totals[chunk, :, rows] = largest, normaliser
+        for target, arranged in ((output, outputs), (shift, shifts), (total, totals)):
+            batch.put(target, arranged)
+    return output, shift, total
+
+
+@torch.library.custom_op("bigtrain::blockwise_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
+    output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None, softcap: float | None,
+    wants_bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of query, key, value (Dao et al., 2022, appendix B.4) and distance bias."""
+    wide = total.dtype
+    # With P = E / total, dividing the gradient by the total once leaves E in every product below.
+    grad = (grad / total[..., None]).to(query.dtype)
+    delta = (grad * output).sum(-1, dtype=wide)
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+    grad_bias = torch.zeros_like(distance_bias) if wants_bias_grad and distance_bias is not None else query.new_empty(0)
+    for batch in _batches(tuple(cu_seqlens.tolist())):
+        n, length = batch.tokens.shape
+        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias)
+        queries, keys, values, grads, shifts, deltas = (
+            batch.arrange(x, key.shape[1] * n) for x in (query, key, value, grad, shift[..., None], delta[..., None])
+        )
+        if batch.valid is not None:  # nothing comes from padding: its exponentials are zero
+            padding = ~batch.valid.repeat_interleave(rule.group, 1).repeat(key.shape[1], 1)
+            shifts.masked_fill_(padding[..., None], float("inf"))
+        shifts = shifts.to(query.dtype if rule.fused else wide).transpose(1, 2)
+        deltas = deltas.to(query.dtype).transpose(1, 2)
+        grad_queries = torch.zeros_like(queries, dtype=wide)
+        grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
+        for chunk in rule.chunks(len(queries)):
+            for at in _by_keys(length, rule.window):
+                rows = at.queries(rule.group)
+                q, k, v, g = queries[chunk, rows], keys[chunk, at.keys], values[chunk, at.keys], grads[chunk, rows]
+                exponentials, slope = rule.backward(k, q, chunk, at, shifts[chunk, :, rows])
+                grad_values[chunk, at.keys] = torch.bmm(exponentials, g)
+                grad_scores = torch.baddbmm(deltas[chunk, :, rows], v, g.transpose(1, 2), beta=-1).mul_(exponentials)
+                if wants_bias_grad:
+                    rule.add_bias_grad(grad_scores, chunk, at)
+                if slope is not None:
+                    grad_scores = (grad_scores * slope).to(query.dtype)
+                grad_keys[chunk, at.keys] = torch.bmm(grad_scores, q).mul_(scale)
+                grad_queries[chunk, rows] += torch.bmm(grad_scores.transpose(1, 2), k)
+        batch.put(grad_query, grad_queries.mul_(scale))
+        batch.put(grad_key, grad_keys)
+        batch.put(grad_value, grad_values)
+        if wants_bias_grad:
+            seen = min(rule.window, grad_bias.shape[1])
+            grad_bias[:, :seen] += rule.bias_grad.flatten(0, 1)[:, _BLOCK : _BLOCK + seen]
+    return grad_query, grad_key, grad_value, grad_bias
+
+
+@_forward.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor, scale: float,
+    window: int | None, softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    wide = torch.promote_types(query.dtype, torch.float32)
+    shift, total = (query.new_empty(query.shape[:2], dtype=wide) for _ in range(2))
+    return torch.empty_like(query, memory_format=torch.contiguous_format), shift, total
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
+    output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None, softcap: float | None,
+    wants_bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_query, grad_key, grad_value = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
+    )
+    bias = torch.empty_like(distance_bias) if wants_bias_grad and distance_bias is not None else query.new_empty(0)
+    return grad_query, grad_key, grad_value, bias
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output)
+    ctx.rule = inputs[5:]
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wants_bias_grad = ctx.needs_input_grad[3]
+    *grads, grad_bias = _backward(grad, *ctx.saved_tensors, *ctx.rule, wants_bias_grad)
+    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, rule: AttentionRule) -> Tensor:
+    """Causal attention inside each document.
+
+    Args:
+        query: [N, H, D].
+        key: [N, K, D], H a multiple of K.
+        value: [N, K, D].
+        cu_seqlens: [documents + 1] integers from 0 to N.
+        rule: what is seen, and how much of it.
+
+    Returns:
+        [N, H, D].
+    """
+    output, _, _ = _forward(query, key, value, rule.distance_bias, cu_seqlens, rule.scale, rule.window, rule.softcap)
+    return output
+
+
+@lru_cache(maxsize=2)  # the layers of a model ask for the same documents one after the other
+def _batches(boundaries: tuple[int, ...]) -> list[_Batch]:
+    starts_of: dict[int, list[int]] = defaultdict(list)
+    lengths_of: dict[int, list[int]] = defaultdict(list)
+    for start, end in pairwise(boundaries):
+        padded = _padded(end - start)
+        starts_of[padded].append(start)
+        lengths_of[padded].append(end - start)
+    batches = []
+    for padded, starts in starts_of.items():
+        length = torch.tensor(lengths_of[padded])[:, None]
+        position = torch.arange(padded)
+        valid = position < length
+        tokens = torch.tensor(starts)[:, None] + torch.minimum(position, length - 1)
+        batches.append(_Batch(tokens, None if bool(valid.all()) else valid))
+    return batches
+
+
+def _padded(length: int) -> int:
+    """Round up to one of four steps between two powers of two, or to a multiple of 16 below 64."""
+    step = max(16, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
+
+
+@lru_cache(maxsize=32)
+def _triangle(size: int, group: int, dtype: torch.dtype, diagonal: int) -> Tensor:
+    """[size, size group]: -inf below the diagonal, 0 elsewhere; each query has `group` columns."""
+    hidden = torch.full((size, size), float("-inf"), dtype=dtype).tril_(diagonal)
+    return hidden.repeat_interleave(group, 1)
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """The maximum [c, 1, q G] over keys of 16-bit floats, by comparing their bits, which takes a tenth of the time:
+    as integers, positive floats are in order and above negative ones, and those are in reverse order."""
+    bits = scores.view(torch.int16)
+    largest = bits.amax(-2, keepdim=True)
+    if largest.min() < 0:  # a query without any positive score
+        largest = torch.where(largest < 0, bits.amin(-2, keepdim=True), largest)
+    return largest.view(scores.dtype)

@@ -1,0 +1,86 @@
+"""PyTorch's FlexAttention over packed documents: a kernel compiled for the rule, on CUDA.
+
+It can do all that a rule says; FlashAttention has neither a soft cap nor a bias that takes a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from bigtrain.model.attention.attention_rule import AttentionRule
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it compiles its own kernel
+def packed_flex_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, rule: AttentionRule) -> Tensor:
+    """Causal attention inside each document.
+
+    Args:
+        query: [N, H, D].
+        key: [N, K, D], H a multiple of K.
+        value: [N, K, D].
+        cu_seqlens: [documents + 1] integers from 0 to N.
+        rule: what is seen, and how much of it.
+
+    Returns:
+        [N, H, D].
+    """
+    attend = _kernel(query.is_cuda)
+    heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
+    output: Tensor = attend(
+        *heads_first,
+        score_mod=_score(rule),
+        block_mask=_block_mask(cu_seqlens, query.shape[0], rule.window),
+        scale=rule.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[0].transpose(0, 1)
+
+
+@cache
+def _kernel(compiled: bool) -> Callable[..., Any]:
+    attend: Any = flex_attention  # overloaded by what is returned
+    return torch.compile(attend) if compiled else attend
+
+
+def _score(rule: AttentionRule) -> Callable[..., Tensor] | None:
+    cap, bias = rule.softcap, rule.distance_bias
+    if cap is None and bias is None:
+        return None
+
+    def score(s: Tensor, _batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if cap is not None:
+            s = cap * torch.tanh(s / cap)
+        if bias is not None:
+            # Pairs that the mask hides are computed, too; their place in the bias must only exist.
+            s = s + bias[head, (query - key).clamp(0, bias.shape[1] - 1)]
+        return s
+
+    return score
+
+
+_masks: list[tuple[Tensor, int, int | None, BlockMask]] = []
+"""The documents attended to last, the latest in front: the layers of a model ask for the same ones, one after the
+other, with one or two windows, and a second time in the backward pass where they are recomputed."""
+
+
+def _block_mask(cu_seqlens: Tensor, tokens: int, window: int | None) -> BlockMask:
+    version = cu_seqlens._version
+    for documents, at_version, its_window, mask in _masks:
+        if documents is cu_seqlens and at_version == version and its_window == window:
+            return mask
+    document = torch.bucketize(torch.arange(tokens, device=cu_seqlens.device), cu_seqlens[1:], right=True)
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (document[query] == document[key]) & (query >= key)
+        return seen if window is None else seen & (query - key < window)
+
+    mask = create_block_mask(visible, None, None, tokens, tokens, device=cu_seqlens.device, _compile=cu_seqlens.is_cuda)
+    _masks.insert(0, (cu_seqlens, version, window, mask))
+    del _masks[4:]
+    return mask

@@ -1,0 +1,26 @@
+"""The feed-forward half of a block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.layers.activations import ACTIVATIONS
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or gated down(act(gate(x)) * up(x)) (Shazeer, 2020, equation 6)."""
+
+    def __init__(self, settings: ModelSettings, linear: type[nn.Linear]) -> None:
+        super().__init__()
+        width, inner, bias = settings.hidden_size, settings.intermediate_size, settings.mlp_bias
+        self.activation = ACTIVATIONS[settings.hidden_act]
+        self.gate_proj = linear(width, inner, bias=bias) if settings.gated_mlp else None
+        self.up_proj = linear(width, inner, bias=bias)
+        self.down_proj = linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., width] to [..., width]."""
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,77 @@
+"""What tells a token its place: vectors added to the embeddings, a rotation of queries and keys, or a bias on scores.
+
+learned, sinusoidal   position_ids [B, T] -> vectors [B, T, C], added to the embeddings
+rope                  position_ids -> Rotary, for queries and keys
+alibi, t5             distance -> bias [H, L], for scores
+none                  nothing
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.model.attention.attention_rule import alibi_bias, relative_position_buckets
+from bigtrain.model.layers.embedding import TokenEmbedding
+
+
+class RelativeBias(nn.Module):
+    """A learned bias for each head and bucket of distances (Raffel et al., 2020, section 2.1), shared by all layers."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.buckets = settings.relative_attention_num_buckets
+        self.max_distance = settings.relative_attention_max_distance
+        self.weight = nn.Parameter(torch.empty(self.buckets, settings.num_attention_heads))
+
+    def forward(self, length: int) -> Tensor:
+        """[H, length]: what is added to the score of a token so many places back."""
+        buckets = relative_position_buckets(length, self.buckets, self.max_distance).to(self.weight.device)
+        return self.weight[buckets].t()
+
+
+class AlibiBias(nn.Module):
+    """Scores fall with distance, by each head's own slope (Press et al., 2022)."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.heads = settings.num_attention_heads
+
+    def forward(self, length: int) -> Tensor:
+        """[H, length]: what is added to the score of a token so many places back."""
+        return alibi_bias(self.heads, length)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of geometric wavelengths (Vaswani et al., 2017, section 3.5)."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.width = settings.hidden_size
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """[B, T] positions to [B, T, C], float32."""
+        exponents = torch.arange(0, self.width, 2, device=position_ids.device).float() / self.width
+        angles = position_ids[..., None].float() / 10000.0**exponents
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def absolute_positions(settings: ModelSettings) -> nn.Module | None:
+    """The module from positions to vectors, where there is one."""
+    match settings.position_embedding:
+        case "learned":
+            return TokenEmbedding(settings.max_position_embeddings, settings.hidden_size)
+        case "sinusoidal":
+            return SinusoidalEmbedding(settings)
+    return None
+
+
+def relative_positions(settings: ModelSettings) -> nn.Module | None:
+    """The module from a length to a bias by distance, where there is one."""
+    match settings.position_embedding:
+        case "alibi":
+            return AlibiBias(settings)
+        case "t5":
+            return RelativeBias(settings)
+    return None

@@ -1,0 +1,103 @@
+"""Cross-entropy straight from the hidden states, without ever holding all logits.
+
+    hidden [N, C], weight [V, C]  --chunk of rows-->  logits [n, V]  -->  loss, d hidden [n, C], d weight += [V, C]
+
+A chunk's logits give its loss and both its gradients at once, so the backward pass has nothing left to compute: three
+matrix products in all, as many as with all logits in memory. What lies between the products is `loss_softmax`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.model.cpu.cpu_products import product_dtype, weight_gradient
+from bigtrain.model.loss.loss_softmax import softmax_for
+from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+
+__all__ = ["IGNORE_INDEX", "linear_cross_entropy"]
+
+_CHUNK_BYTES = {"cpu": 20 << 20, "cuda": 640 << 20}
+"""Memory for the logits held at once and their copies: on a CPU what stays in its last-level cache, on a GPU what fills
+it. In bf16 two million logits there; here 67 million in PyTorch, 336 million in the kernel, which needs no copies."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    logits_scaling: float = 1.0,
+    softcap: float | None = None,
+    z_loss_coef: float = 0.0,
+) -> Tensor:
+    """Sum over the labelled rows of -log softmax(logits)[label], in nats; logits = hidden @ weight.T at its plainest.
+
+    The products are computed in the inputs' precision (on a CPU without instructions for it in float32), everything
+    between them in float32; the weight's gradient is accumulated over the chunks in float32.
+
+    The value is the cross-entropy and nothing else, so that losses compare between runs; the *gradient* is that of
+    cross-entropy + z_loss_coef * sum of log(Z)^2, with Z the softmax's normaliser (PaLM, Chowdhery et al., 2022,
+    section 5): it keeps the logits from drifting.
+
+    Args:
+        hidden: [N, C].
+        weight: [V, C].
+        labels: [N] class indices; `IGNORE_INDEX` rows count neither in the loss nor in a gradient.
+        logits_scaling: the logits are divided by it.
+        softcap: then, logits = softcap * tanh(logits / softcap) (Gemma 2, section 2). None: as they are.
+        z_loss_coef: weight of log(Z)^2 in the gradient.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+    """
+    shaping = Shaping(logits_scaling, softcap, z_loss_coef)
+    dtype = product_dtype(hidden.dtype, hidden.device)
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, labels, shaping)  # type: ignore[no-untyped-call]
+    return _loss_and_gradients(hidden, weight, labels, shaping, gradients=False)[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, shaping: Shaping) -> Tensor:
+        loss, *gradients = _loss_and_gradients(hidden, weight, labels, shaping, gradients=True)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (grad_hidden * grad).to(ctx.dtype), (grad_weight * grad).to(ctx.dtype), None, None
+
+
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, labels: Tensor, shaping: Shaping, gradients: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    loss = torch.zeros((), dtype=wide, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if gradients else None
+    grad_weight = torch.zeros_like(weight, dtype=wide) if gradients else None
+    softmax, copied_bytes = softmax_for(weight, shaping)
+    rows = _chunk_rows(hidden, weight, weight.itemsize + copied_bytes)
+    memory = weight.new_empty(rows, weight.shape[0])  # of all chunks
+    for start in range(0, hidden.shape[0], rows):
+        chunk = slice(start, start + rows)
+        products = memory[: labels[chunk].shape[0]]
+        torch.mm(hidden[chunk], weight.T, out=products)
+        loss += softmax(products, labels[chunk], shaping, gradients)
+        if grad_hidden is not None and grad_weight is not None:
+            torch.mm(products, weight, out=grad_hidden[chunk])
+            grad_weight += weight_gradient(products, hidden[chunk])
+    return loss, grad_hidden, grad_weight
+
+
+def _chunk_rows(hidden: Tensor, weight: Tensor, bytes_per_logit: int) -> int:
+    rows = _CHUNK_BYTES.get(hidden.device.type, 160 << 20) // (weight.shape[0] * bytes_per_logit)
+    if hidden.device.type == "cpu":  # with fewer, adding up the weight's gradient outweighs the products
+        rows = max(rows, weight.shape[1] // 2)
+    return min(max(rows, 1), max(hidden.shape[0], 1))

@@ -1,0 +1,16 @@
+"""What is done to logits before the softmax."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+IGNORE_INDEX = -100
+"""The label of a token that has no successor to predict."""
+
+
+class Shaping(NamedTuple):
+    """What is done to logits before the softmax, and to their normaliser: see `bigtrain.model.loss.loss`."""
+
+    logits_scaling: float = 1.0
+    softcap: float | None = None
+    z_loss_coef: float = 0.0

@@ -1,0 +1,139 @@
+"""Tokens per second, MFU, where the time of a step goes, and how much is left.
+
+A step is timed from before its batch is fetched to after its loss is known:
+
+    data               waiting for the loader
+    forward_backward   all micro-batches; with ZeRO 2 and 3 their communication too, as far as it is not hidden
+      forward          of that the forward passes: with ZeRO 0 to 2 a rank's own work and nothing else
+    optimizer          DeepSpeed's step: what is left of the communication, clipping, update
+    the rest           agreeing on the step, copying the batch to the device, adding up the loss
+
+On a GPU the parts are timed by events in its own stream, which are read after the loss has been: that waits for them
+anyway, and no step is slower for being timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from bigtrain.observe.peak_flops import Peak
+
+SMOOTHING_STEPS = 20
+FORWARD, FORWARD_BACKWARD, OPTIMIZER = "forward", "forward_backward", "optimizer"
+TRACE_PREFIX = "bigtrain."
+"""Of the parts' names in a trace of torch.profiler."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the meter says of one step."""
+
+    step_seconds: float
+    data_seconds: float
+    forward_seconds: float
+    forward_backward_seconds: float
+    optimizer_seconds: float
+    tokens_per_second: float
+    mfu: float
+    """By the field's convention: attention counted as if every token saw the whole sequence."""
+    mfu_causal: float
+    """Attention counted as it is: a token sees the ones before it."""
+    eta_seconds: float
+
+
+class Meter:
+    """Times the steps of one run, evaluation and saving left out."""
+
+    def __init__(
+        self,
+        *,
+        flops_per_token: float,
+        causal_flops_per_token: float,
+        peak: Peak,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        """Set the constants of the run.
+
+        Args:
+            flops_per_token: forward and backward FLOPs of one token, by the field's convention.
+            causal_flops_per_token: the same with attention as it is.
+            peak: what counts as 100% of all ranks together.
+            total_steps: the last step, for the time left.
+            device: where the work is done.
+        """
+        self.flops_per_token = flops_per_token
+        self.causal_flops_per_token = causal_flops_per_token
+        self.peak = peak
+        self.total_steps = total_steps
+        self._on_gpu = device.type == "cuda"
+        self._recent: deque[float] = deque(maxlen=SMOOTHING_STEPS)
+        self.start_step()
+
+    def start_step(self) -> None:
+        """A step begins now."""
+        self._data_seconds = 0.0
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Time spent inside is waiting for the loader."""
+        with torch.profiler.record_function(TRACE_PREFIX + "data"):
+            started = time.perf_counter()
+            yield
+            self._data_seconds += time.perf_counter() - started
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Work done inside, or queued on the device, is this part of the step; a part may come more than once."""
+        with torch.profiler.record_function(TRACE_PREFIX + part):
+            if self._on_gpu:
+                begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
+                begin.record()
+                yield
+                end.record()
+                self._events.append((part, begin, end))
+            else:
+                started = time.perf_counter()
+                yield
+                self._add(part, time.perf_counter() - started)
+
+    def end_step(self, step: int, tokens: int) -> Reading:
+        """The step that began last ends now; what it queued on the device is done.
+
+        Args:
+            step: its number, from 1.
+            tokens: its input tokens over all ranks.
+        """
+        seconds = time.perf_counter() - self._started
+        for part, begin, end in self._events:
+            self._add(part, begin.elapsed_time(end) / 1000)
+        self._recent.append(seconds)
+        rate = tokens / seconds
+        return Reading(
+            step_seconds=seconds,
+            data_seconds=self._data_seconds,
+            forward_seconds=self._seconds.get(FORWARD, 0.0),
+            forward_backward_seconds=self._seconds.get(FORWARD_BACKWARD, 0.0),
+            optimizer_seconds=self._seconds.get(OPTIMIZER, 0.0),
+            tokens_per_second=rate,
+            mfu=rate * self.flops_per_token / self.peak.flops,
+            mfu_causal=rate * self.causal_flops_per_token / self.peak.flops,
+            eta_seconds=(self.total_steps - step) * self.typical_step_seconds,
+        )
+
+    @property
+    def typical_step_seconds(self) -> float:
+        """The median of the last steps; 0 where there has been none."""
+        return sorted(self._recent)[len(self._recent) // 2] if self._recent else 0.0
+
+    def _add(self, part: str, seconds: float) -> None:
+        self._seconds[part] = self._seconds.get(part, 0.0) + seconds

@@ -1,0 +1,122 @@
+"""The report of a run: one HTML page that opens from disk, and a summary for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.data import Funnel, read_funnels
+from bigtrain.report.report_page import Report, loss_chart, parts_of_steps, report_page
+from bigtrain.report.summary import Summary
+from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.json_lines import last_of_each_step, read_json_lines
+from bigtrain.rundir.ledger import account
+
+
+def write_report(run: Path, samples: int = 0) -> Summary:
+    """Write RUN/report.html and RUN/loss.svg from the run's records.
+
+    Args:
+        run: a run directory.
+        samples: draw so many from the newest checkpoint, and keep them in RUN/samples.json.
+
+    Raises:
+        BigtrainError: `run` is no run directory, or has not done a step yet.
+    """
+    directory = RunDirectory.of_existing_run(run)
+    settings = directory.settings()
+    lines, events = list(read_json_lines(directory.metrics)), list(read_json_lines(directory.events))
+    metrics = last_of_each_step(lines)
+    if not metrics:
+        raise BigtrainError(
+            f"{run} has nothing to report yet",
+            found="no step in metrics.jsonl",
+            fix="train first: bigtrain train CONFIG",
+        )
+    if samples:
+        draw_samples(directory, samples)
+    validations = [event for event in events if event["event"] == "evaluate"]
+    report, picture = directory.root / "report.html", directory.root / "loss.svg"
+    summary = Summary(
+        run=str(run),
+        step=metrics[-1]["step"],
+        total_steps=settings.total_steps,
+        tokens=sum(record["tokens"] for record in metrics),
+        loss=metrics[-1]["loss"],
+        validation=_newest_validation(directory, metrics[-1]["step"], validations),
+        tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
+        mfu=_median([record["mfu"] for record in metrics]),
+        mfu_causal=_median(causal) if (causal := [r["mfu_causal"] for r in metrics if "mfu_causal" in r]) else None,
+        mfu_of=metrics[-1].get("mfu_of"),
+        parts=parts_of_steps(metrics),
+        training_seconds=sum(record["step_seconds"] for record in metrics),
+        starts=sum(event["event"] in ("start", "resume") for event in events),
+        goodput=account(events, lines),
+        report=str(report),
+        loss_curve=[(record["step"], record["loss"]) for record in metrics],
+    )
+    made = Report(
+        summary=summary,
+        metrics=metrics,
+        undone=_undone(lines, metrics),
+        events=events,
+        samples=_samples(directory, validations),
+        funnels=_funnels(settings.data.dir),
+        config=directory.config.read_text(),
+    )
+    picture.write_text(loss_chart(made))
+    report.write_text(report_page(made), encoding="utf-8")
+    return summary
+
+
+def draw_samples(directory: RunDirectory, number: int) -> None:
+    """Let the newest checkpoint continue the beginnings of held-out documents. Raises BigtrainError without one."""
+    from bigtrain.data import open_datasets
+    from bigtrain.trained.samples import draw, prompts
+    from bigtrain.trained.text_model import TextModel
+
+    settings = directory.settings()
+    model = TextModel.open(directory.root)
+    held_out = open_datasets(settings.data, model_vocab_size=settings.model.vocab_size, split="validation")
+    beginnings = prompts(held_out, model.tokenizer, number, model.context)
+    drawn = draw(model, beginnings, settings.evaluate.sample_tokens)
+    content = {"step": model.step, "samples": [sample.as_record() for sample in drawn]}
+    directory.samples.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _samples(directory: RunDirectory, validations: list[dict[str, Any]]) -> list[tuple[int, list[dict[str, str]]]]:
+    """The samples that there are, by step, those that training drew and those that a report did."""
+    found = {event["step"]: event["samples"] for event in validations if event.get("samples")}
+    if directory.samples.is_file():
+        drawn = json.loads(directory.samples.read_text(encoding="utf-8"))
+        found.setdefault(drawn["step"], drawn["samples"])
+    return sorted(found.items())
+
+
+def _undone(lines: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of steps that were done again later."""
+    counted = {id(record) for record in metrics}
+    return [record for record in lines if id(record) not in counted]
+
+
+def _funnels(data: Path) -> dict[str, Funnel]:
+    """What became of the documents, where the data are here and have told."""
+    try:
+        return read_funnels(data)
+    except (BigtrainError, OSError):
+        return {}
+
+
+def _newest_validation(directory: RunDirectory, step: int, along_the_way: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `bigtrain eval` found at the newest step, else what training last recorded."""
+    evaluation = json.loads(directory.evaluation.read_text()) if directory.evaluation.is_file() else {}
+    if evaluation.get("step") == step:
+        validation: list[dict[str, Any]] = evaluation["validation"]
+        return validation
+    return along_the_way[-1]["validation"] if along_the_way else []
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,43 @@
+"""The data card of a run: `RUN/data-card.json` and `RUN/data-card.md`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
+from bigtrain.rundir.provenance import OpenedRun
+
+CARD = "data-card"
+
+
+def card_of_run(run: Path, step: int | None = None) -> Card:
+    """The bill of materials of a run.
+
+    Args:
+        run: a run directory.
+        step: counts what was consumed up to this step. Default: the newest one that the run has done.
+
+    Raises:
+        BigtrainError: no run, or its data are not there or were built with other settings.
+    """
+    opened = OpenedRun.open(run)
+    if step is None:
+        newest = opened.directory.newest()
+        step = newest["step"] if newest else 0
+    consumed = opened.data.plan.batches.consumed_after(step)
+    data = opened.data
+    return {
+        "run": opened.directory.root.resolve().name,
+        "step": step,
+        **data_card(opened.settings.data, data.datasets, data.held_out, data.plan, consumed),
+    }
+
+
+def write_card(run: Path) -> tuple[Card, str]:
+    """Write both forms into the run directory; returns the card and its Markdown. Raises as `card_of_run`."""
+    card = card_of_run(run)
+    markdown = card_as_markdown(card)
+    (run / f"{CARD}.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (run / f"{CARD}.md").write_text(markdown, encoding="utf-8")
+    return card, markdown

@@ -1,0 +1,162 @@
+"""A run directory: where everything about one run lies, and who may write there.
+
+The layout is a promise to scripts::
+
+    RUN/config.yaml          the effective settings, with the version of bigtrain that ran them
+    RUN/metrics.jsonl        a line a step
+    RUN/events.jsonl         start, resume, save, evaluate, skip, rewind, stop
+    RUN/decisions.jsonl      what was resolved about spikes; see bigtrain/rundir/decisions.py
+    RUN/checkpoints/         see bigtrain.checkpoint
+    RUN/data-card.md, .json  written by `bigtrain data card`
+    RUN/logs/rank-00000.log  a file a rank
+    RUN/doctor.json          what `bigtrain doctor` found and measured, the last few times
+    RUN/wandb/               W&B's own files
+    RUN/evaluation.json      what `bigtrain eval` found last
+    RUN/report.html, loss.svg, samples.json    written by `bigtrain report`
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config import Settings, dump_settings, load_settings
+from bigtrain.config.secrets import with_bare_urls
+from bigtrain.rundir.decisions import read_decisions, stands, with_decisions
+from bigtrain.rundir.json_lines import metrics_of_step, newest_metrics, written_to
+
+if TYPE_CHECKING:
+    from bigtrain.checkpoint import Places
+
+LOCK_PATIENCE_SECONDS = 20.0
+MARK = ".bigtrain-doctor-"
+"""How the names of files begin that the doctor leaves for a moment."""
+
+
+class RunDirectory:
+    """The paths of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.metrics = root / "metrics.jsonl"
+        self.events = root / "events.jsonl"
+        self.decisions = root / "decisions.jsonl"
+        self.evaluation = root / "evaluation.json"
+        self.samples = root / "samples.json"
+        self.checkpoints = root / "checkpoints"
+        self.logs = root / "logs"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def of_existing_run(cls, root: Path) -> RunDirectory:
+        """The directory of a run that has been started.
+
+        Raises:
+            BigtrainError: there is no run at `root`.
+        """
+        directory = cls(root)
+        if not directory.config.is_file():
+            raise BigtrainError(
+                f"{root} is not a run directory",
+                found="no config.yaml in it" if root.is_dir() else "no such directory",
+                wanted="the run_dir of a run that `bigtrain train` has started",
+                fix="give the run_dir of a configuration, for example runs/quickstart",
+            )
+        return directory
+
+    def settings(self) -> Settings:
+        """The settings that the run was last started with, and all that it has decided since."""
+        return with_decisions(load_settings(self.config), read_decisions(self.decisions))
+
+    def recorded(self, step: int) -> dict[str, Any] | None:
+        """The line of metrics.jsonl for a step; None where the run has not done it, on the course that it is on."""
+        record = metrics_of_step(self.metrics, step)
+        return record if record is not None and stands(step, record, read_decisions(self.decisions)) else None
+
+    def newest(self) -> dict[str, Any] | None:
+        """The line of the step that the run did last; where it is about to go back, of the one it goes back to."""
+        record, decisions = newest_metrics(self.metrics), read_decisions(self.decisions)
+        if record is not None and not stands(record["step"], record, decisions):
+            return self.recorded(decisions[-1].rewind_to)
+        return record
+
+    def places(self) -> Places:
+        """Where the run keeps its checkpoints."""
+        from bigtrain.checkpoint import Places
+
+        return Places.of(self.root, self.settings().checkpoint)
+
+    def refuse_foreign(self) -> None:
+        """Keep out of a directory with somebody else's files in it.
+
+        Raises:
+            BigtrainError: the directory has content, yet no run was ever started in it.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
+        # Left by a start that was killed before config.yaml was written, by `doctor`, or by `verify-resume --keep`.
+        ours = {self.logs.name, ".lock", "doctor.json", "doctor.json.tmp", "verify-resume"}
+        there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        strangers = sorted(name for name in there - ours if not name.startswith(MARK))
+        if strangers and not self.config.is_file():
+            raise BigtrainError(
+                f"run_dir {self.root} holds files that bigtrain did not make; nothing was written",
+                found=", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else ""),
+                wanted="an empty or new directory, or one with the config.yaml of an earlier start of this run",
+                fix="choose another run_dir",
+            )
+
+    def lock(self) -> None:
+        """Make this process the only writer; the lock goes with the process, however it ends.
+
+        Waits a little first: the workers of a launcher that was just killed may still be committing.
+
+        Raises:
+            BigtrainError: another process is training here.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = (self.root / ".lock").open("a+")
+        give_up = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    lock.seek(0)
+                    raise BigtrainError(
+                        f"another job is training in run_dir {self.root}; nothing was written",
+                        found=lock.read().strip() or "a lock without a name",
+                        wanted="one job at a time in a run directory",
+                        fix="wait for it or stop it (kill -TERM commits a checkpoint), or choose another run_dir",
+                    ) from None
+                time.sleep(0.2)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let the next writer in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_config(self, settings: Settings) -> None:
+        """Write the effective settings, whole or not at all. Raises BigtrainError where the disk does not take them."""
+        with written_to(self.config):
+            temporary = self.config.with_name("config.yaml.tmp")
+            temporary.write_text(with_bare_urls(dump_settings(settings)), encoding="utf-8")
+            temporary.replace(self.config)
+
+    def rank_log(self, rank: int) -> Path:
+        """The log file of one rank."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self.logs / f"rank-{rank:05d}.log"

@@ -1,0 +1,180 @@
+"""What runs there are below a folder and how they are, from the first and the last lines of their records.
+
+Nothing is read through: a run of a million steps costs as much as one of ten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.rundir.counted_seconds import CountedSeconds
+from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.json_lines import newest_metrics
+from bigtrain.rundir.starts import BEGINS
+
+State = Literal["running", "finished", "stopped", "crashed"]
+END_BYTES = 1 << 16
+"""So much of the begin and of the end of events.jsonl is read."""
+NOT_RUNS = {"checkpoints", "wandb", "logs"}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How one run is."""
+
+    run: str
+    state: State
+    """running: a process holds its lock; finished: the schedule is done; stopped: on request, with a checkpoint of what
+    was done; crashed: none of these."""
+    step: int
+    total_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    world_size: int | None
+    goodput: float | None
+    """None where the run is of a version that did not count."""
+    last_event: str
+    age_seconds: float
+    """Since its last line."""
+    checkpoints: int | None
+    checkpoint_bytes: int | None
+    """None where they are behind a URL."""
+
+
+def list_runs(root: Path) -> list[RunState]:
+    """The runs below a folder, the one that was last at work first.
+
+    Raises:
+        BigtrainError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise BigtrainError(f"{root} is no folder", fix="give a folder with run directories in it, for example runs")
+    return sorted((state_of(RunDirectory(run)) for run in _runs(root)), key=lambda state: state.age_seconds)
+
+
+def state_of(directory: RunDirectory) -> RunState:
+    """How one run is, at a glance."""
+    first, last = _first_begin(directory.events), _last_line(directory.events)
+    newest = newest_metrics(directory.metrics) or {}
+    latest = max(float(record.get("time", 0.0)) for record in (last, newest))
+    config = directory.config.read_text(encoding="utf-8", errors="replace")
+    checkpoints = _checkpoints(directory, config)
+    return RunState(
+        run=str(directory.root),
+        state=_state(directory, last),
+        step=int(newest.get("step", 0)),
+        total_steps=_total_steps(directory, config),
+        loss=newest.get("loss"),
+        tokens_per_second=newest.get("tokens_per_second"),
+        world_size=newest.get("world_size"),
+        goodput=_goodput(first, newest, latest),
+        last_event=str(last.get("event", "")),
+        age_seconds=round(max(0.0, time.time() - (latest or directory.config.stat().st_mtime)), 1),
+        checkpoints=None if checkpoints is None else checkpoints[0],
+        checkpoint_bytes=None if checkpoints is None else checkpoints[1],
+    )
+
+
+def _runs(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        if "config.yaml" in files and ("events.jsonl" in files or "metrics.jsonl" in files):
+            yield Path(folder)
+            subfolders[:] = [name for name in subfolders if name not in NOT_RUNS]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+
+
+def _state(directory: RunDirectory, last: dict[str, Any]) -> State:
+    if _is_locked(directory.root / ".lock"):
+        return "running"
+    if last.get("event") != "stop":  # nothing comes behind it
+        return "crashed"
+    return "finished" if last.get("exit_status") == 0 else "stopped"
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a process holds the lock, on any machine that shares the disk."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once; who starts meanwhile tries again
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _goodput(first: dict[str, Any], newest: dict[str, Any], latest: float) -> float | None:
+    """As the ledger's, but with the time of day in place of its clocks."""
+    if CountedSeconds.KEY not in newest or "uptime" not in first:
+        return None
+    clock = first.get("clock", {})
+    before = first["uptime"] + clock.get("before_seconds", 0.0) + clock.get("queued_seconds", 0.0)
+    wall = latest - (first["time"] - before)
+    return round(min(1.0, newest[CountedSeconds.KEY] / wall), 5) if wall > 0 else None
+
+
+def _total_steps(directory: RunDirectory, config: str) -> int | None:
+    steps = _leaf(config, "train", "steps")
+    if steps is not None and steps.isdigit():
+        return int(steps)
+    try:
+        return directory.settings().total_steps  # in tokens: rarer, and slower to read
+    except BigtrainError:
+        return None
+
+
+def _checkpoints(directory: RunDirectory, config: str) -> tuple[int, int] | None:
+    """How many there are and their bytes; None where they cannot be seen from here."""
+    place = _leaf(config, "checkpoint", "dir")
+    if place is not None and "://" in place:
+        return None
+    count, size = 0, 0
+    for folder, _, files in os.walk(directory.checkpoints if place is None else Path(place)):
+        count += "manifest.json" in files
+        for file in files:
+            try:
+                size += os.stat(os.path.join(folder, file)).st_size  # noqa: PTH116, PTH118 (thousands of them)
+            except OSError:
+                continue  # one that is just being removed
+    return count, size
+
+
+def _leaf(config: str, section: str, key: str) -> str | None:
+    """A plain value in a config.yaml as bigtrain writes it; None where it is null, or not there."""
+    block = re.search(rf"^{section}:\n((?:[ \n].*\n?)*)", config, re.MULTILINE)
+    value = re.search(rf"^  {key}: (.+)$", block[1], re.MULTILINE) if block else None
+    return None if value is None or value[1] in ("null", "~") else value[1].strip("'\"")
+
+
+def _first_begin(events: Path) -> dict[str, Any]:
+    """The first event of the first start."""
+    return next((record for record in _records(events, 0) if record.get("event") in BEGINS), {})
+
+
+def _last_line(events: Path) -> dict[str, Any]:
+    size = events.stat().st_size if events.is_file() else 0
+    return next(reversed(list(_records(events, max(0, size - END_BYTES)))), {})
+
+
+def _records(file: Path, offset: int) -> Iterator[dict[str, Any]]:
+    """The whole lines in a part of a file."""
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        for line in opened.read(END_BYTES).split(b"\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record

@@ -1,0 +1,102 @@
+"""What is to be started on a cluster, and whether it can work, before it waits in a queue for nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bigtrain
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config import Settings, load_settings
+from bigtrain.data.batch.loader import require_divisible
+from bigtrain.data.run_data import RunData
+
+SCRIPTS = "BIGTRAIN_LAUNCH"
+"""Environment variable: where the launch scripts lie, when not beside the package."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration, and the machines it is meant for."""
+
+    config: Path
+    overrides: Sequence[str]
+    settings: Settings
+    nodes: int
+    processes_per_node: int
+    min_nodes: int | None = None
+    """Go on with so few when nodes are lost."""
+
+    @classmethod
+    def of(
+        cls,
+        config: Path,
+        overrides: Sequence[str],
+        *,
+        nodes: int,
+        processes_per_node: int,
+        min_nodes: int | None = None,
+    ) -> Job:
+        """Read the configuration.
+
+        Raises:
+            BigtrainError: something in it is wrong, or its batches do not divide over the processes, with as many nodes
+                as there are or with as few as may do.
+        """
+        job = cls(config, overrides, load_settings(config, overrides), nodes, processes_per_node, min_nodes)
+        if min_nodes is not None and min_nodes > nodes:
+            raise BigtrainError(
+                "there cannot be more nodes than there are",
+                found=f"--min-nodes {min_nodes} and --nodes {nodes}",
+                wanted="--min-nodes of at most --nodes",
+            )
+        for count in range(nodes, (min_nodes or nodes) - 1, -1):
+            job.require_fit(count)
+        return job
+
+    def require_fit(self, nodes: int) -> None:
+        """Raises BigtrainError: the batches of the configuration do not divide over so many nodes."""
+        settings = self.settings
+        sharing = settings.engine.tensor_parallel_size * settings.engine.sequence_parallel_size
+        processes = nodes * self.processes_per_node
+        if processes % sharing:
+            raise BigtrainError(
+                "the processes do not divide into groups that share their samples",
+                found=f"{nodes} nodes of {self.processes_per_node} processes",
+                wanted=f"a multiple of {sharing}, for engine.tensor_parallel_size or sequence_parallel_size",
+                fix="start another number of processes, or make that size smaller",
+            )
+        try:
+            require_divisible(settings.train.batches, settings.train.micro_batch_size, processes // sharing)
+        except BigtrainError as error:
+            if nodes < self.nodes:
+                error.fix = f"{error.fix}; or raise --min-nodes: {nodes} nodes are what is left when some are lost"
+            raise
+
+    @property
+    def name(self) -> str:
+        """A name for people, after the run directory."""
+        return self.settings.run_dir.name or "bigtrain"
+
+    def require_data(self) -> None:
+        """Raises BigtrainError: the data are not there, or not those of the configuration, or too few."""
+        RunData.open(self.settings)
+
+
+def scripts() -> Path:
+    """The folder of the launch scripts.
+
+    Raises:
+        BigtrainError: they are not there; a wheel of the package does not hold them.
+    """
+    folder = Path(os.environ.get(SCRIPTS) or Path(bigtrain.__file__).parents[1] / "launch")
+    if not (folder / "node.sh").is_file():
+        raise BigtrainError(
+            "the launch scripts are not there",
+            found=f"no node.sh in {folder}",
+            wanted="the folder launch of bigtrain's repository, on a file system that all nodes see",
+            fix=f"set {SCRIPTS} to it",
+        )
+    return folder.resolve()

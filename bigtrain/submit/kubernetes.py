@@ -1,0 +1,218 @@
+"""A job for Kubernetes: the manifests in launch/kubernetes, with what is particular about this job put in.
+
+What users copy and what is submitted is so the same text. The configuration travels as a ConfigMap.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.submit.job import Job, scripts
+
+Kind = Literal["job", "trainjob"]
+Manifest = dict[str, Any]
+
+CONFIG_FOLDER = "/etc/bigtrain"
+IN_IMAGE = "/opt/bigtrain/launch/node.sh"
+LONGEST_NAME = 52
+"""Characters: pods are called NAME-INDEX, and a label of a host name has 63."""
+LONGEST_CONFIG = 1_000_000
+"""Bytes of a ConfigMap."""
+
+
+@dataclass(frozen=True)
+class KubernetesOptions:
+    """What the cluster has to know beside the job itself."""
+
+    image: str
+    claim: str
+    """The PersistentVolumeClaim that run directory and data lie on."""
+    kind: Kind = "job"
+    """`job`: plain Kubernetes. `trainjob`: Kubeflow Trainer."""
+    name: str | None = None
+    namespace: str | None = None
+    mount: str = "/workspace"
+    """Where the claim is mounted; relative paths of the configuration begin there."""
+    gpus_per_node: int | None = None
+    cpus_per_node: int | None = None
+    memory: str | None = None
+    """Of a node, as Kubernetes writes it: 512Gi."""
+    shared_memory: str = "16Gi"
+    rdma: str | None = None
+    """The resource of the RDMA device plugin, for example rdma/ib."""
+    host_network: bool = False
+    """Use the network of the machines themselves."""
+    grace: int = 300
+    """Seconds from the request to stop to the end of the pod: a step and a save have to fit."""
+    max_restarts: int | None = None
+    doctor: bool = True
+
+
+def manifests(job: Job, options: KubernetesOptions) -> list[Manifest]:
+    """What to hand to `kubectl apply`.
+
+    Raises:
+        BigtrainError: it cannot work, or the launch scripts are not there.
+    """
+    name = options.name or as_name(job.name)
+    _require_sense(job, name)
+    template = scripts() / "kubernetes" / f"{options.kind}.yaml"
+    made: list[Manifest] = [_config_map(job, name)]
+    for document in yaml.safe_load_all(template.read_text(encoding="utf-8")):
+        made.append(_renamed(document, document["metadata"]["name"], name))
+    for manifest in made:
+        if options.namespace is not None:
+            manifest["metadata"]["namespace"] = options.namespace
+        if manifest["kind"] in _FILL:
+            _FILL[manifest["kind"]](manifest["spec"], job, options, name)
+    return made
+
+
+def as_yaml(manifests: list[Manifest]) -> str:
+    """The manifests as one stream of documents."""
+    return yaml.safe_dump_all(manifests, sort_keys=False, explicit_start=True, width=120)
+
+
+def apply(manifests: list[Manifest]) -> str:
+    """Hand the manifests to kubectl. Returns what it says.
+
+    Raises:
+        BigtrainError: there is no kubectl here, or the cluster refuses.
+    """
+    try:
+        done = subprocess.run(["kubectl", "apply", "-f", "-"], input=as_yaml(manifests), capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BigtrainError(
+            "there is no kubectl on this machine",
+            wanted="a machine that the cluster knows",
+            fix="submit from there; --dry-run prints the manifests anywhere",
+        ) from None
+    if done.returncode:
+        raise BigtrainError("the cluster has refused the job", found=done.stderr.strip(), fix="look at --dry-run")
+    return done.stdout
+
+
+def as_name(text: str) -> str:
+    """A name that Kubernetes accepts, made from any text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:LONGEST_NAME].strip("-") or "bigtrain"
+
+
+def _config_map(job: Job, name: str) -> Manifest:
+    text = job.config.read_text(encoding="utf-8")
+    if len(text.encode()) > LONGEST_CONFIG:
+        raise BigtrainError(
+            f"{job.config} is too long for a ConfigMap",
+            found=f"{len(text.encode()):,} bytes",
+            wanted=f"at most {LONGEST_CONFIG:,}",
+        )
+    metadata = {"name": f"{name}-config", "labels": {"app.kubernetes.io/name": "bigtrain"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": text}}
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """The same, with the template's name replaced wherever it is a whole text."""
+    if isinstance(value, dict):
+        return {key: _renamed(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, old, new) for inner in value]
+    return new if value == old else value
+
+
+def _arguments(job: Job, options: KubernetesOptions, name: str, meeting: list[str]) -> list[str]:
+    return [
+        IN_IMAGE,
+        *meeting,
+        f"--job={name}",
+        f"--processes={job.processes_per_node}",
+        *([] if options.max_restarts is None else [f"--max-restarts={options.max_restarts}"]),
+        *(["--doctor"] if options.doctor else []),
+        "train",
+        f"{CONFIG_FOLDER}/config.yaml",
+        *job.overrides,
+    ]
+
+
+def _resources(options: KubernetesOptions) -> Manifest:
+    given = {
+        "nvidia.com/gpu": options.gpus_per_node,
+        "cpu": options.cpus_per_node,
+        "memory": options.memory,
+        options.rdma or "": 1 if options.rdma else None,
+    }
+    return {"limits": {key: value for key, value in given.items() if value is not None}}
+
+
+def _nodes(job: Job) -> str:
+    return f"{job.min_nodes}:{job.nodes}" if job.min_nodes is not None else str(job.nodes)
+
+
+def _fill_pod(pod: Manifest, options: KubernetesOptions, name: str) -> Manifest:
+    """Put in what both kinds of job have in common. Returns the container."""
+    container: Manifest = pod["containers"][0]
+    container["image"] = options.image
+    container["workingDir"] = options.mount
+    pod["terminationGracePeriodSeconds"] = options.grace
+    if options.host_network:
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    if options.rdma:  # pinned memory
+        container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
+    for mount in container["volumeMounts"]:
+        if mount["name"] == "workspace":
+            mount["mountPath"] = options.mount
+    for volume in pod["volumes"]:
+        if volume["name"] == "workspace":
+            volume["persistentVolumeClaim"]["claimName"] = options.claim
+        if volume["name"] == "shm":
+            volume["emptyDir"]["sizeLimit"] = options.shared_memory
+    container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
+    pod["volumes"].append({"name": "config", "configMap": {"name": f"{name}-config"}})
+    return container
+
+
+def _fill_job(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
+    spec |= {"completions": job.nodes, "parallelism": job.nodes}
+    container = _fill_pod(spec["template"]["spec"], options, name)
+    meeting = [f"--nodes={_nodes(job)}", "--node-rank=$(JOB_COMPLETION_INDEX)", f"--rendezvous={name}-0.{name}"]
+    container["args"] = _arguments(job, options, name, meeting)
+    container["resources"] = _resources(options)
+
+
+def _fill_runtime(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
+    spec["mlPolicy"]["numNodes"] = job.nodes
+    for replicated in spec["template"]["spec"]["replicatedJobs"]:
+        _fill_pod(replicated["template"]["spec"]["template"]["spec"], options, name)
+
+
+def _fill_train_job(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
+    meeting = [f"--nodes={_nodes(job)}"] if job.min_nodes is not None else []  # else Trainer says it
+    spec["trainer"] |= {
+        "image": options.image,
+        "numNodes": job.nodes,
+        "args": _arguments(job, options, name, meeting),
+        "resourcesPerNode": _resources(options),
+    }
+
+
+_FILL = {"Job": _fill_job, "TrainingRuntime": _fill_runtime, "TrainJob": _fill_train_job}
+
+
+def _require_sense(job: Job, name: str) -> None:
+    if name != as_name(name):
+        raise BigtrainError(
+            "--name is no name for Kubernetes",
+            found=name,
+            wanted=f"small letters, digits and dashes, at most {LONGEST_NAME}",
+            fix=f"--name {as_name(name)}",
+        )
+    if job.settings.train.stop_after is not None:
+        raise BigtrainError(
+            "Kubernetes would start a run that has stopped after train.stop_after again and again",
+            found=f"train.stop_after {job.settings.train.stop_after}",
+            fix="remove train.stop_after",
+        )

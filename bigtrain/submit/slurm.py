@@ -1,0 +1,192 @@
+"""A job for Slurm: the command line of sbatch for launch/slurm.sbatch, which says what happens on the nodes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.submit.job import Job, scripts
+
+EARLIER_SECONDS = 60
+"""By so much Slurm may send its signal earlier than asked (sbatch --signal)."""
+BEFORE = "JOB_BEFORE"
+"""In commands that are only shown: the number that Slurm has given to the job before."""
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What sbatch has to know beside the job itself; None leaves it to the cluster."""
+
+    gpus_per_node: int | None = None
+    cpus_per_node: int | None = None
+    time: str | None = None
+    """The walltime, in one of Slurm's forms: minutes, hours:minutes:seconds, days-hours, ..."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    exclude: str | None = None
+    """Nodes to stay away from, as Slurm lists them: n[1-3],n7."""
+    signal_lead: int = 180
+    """Seconds before the end of the walltime at which the run is asked to stop: a step and a save have to fit."""
+    chain: int = 1
+    """Jobs, each of which waits for the end of the one before."""
+    array: int | None = None
+    """The same as one array of jobs."""
+    max_restarts: int | None = None
+    max_requeues: int | None = None
+    """How often a job goes back into the queue. Default: 100, and 0 in a chain, where the next job goes on."""
+    container: str | None = None
+    mounts: str | None = None
+    doctor: bool = True
+    extra: Sequence[str] = ()
+    """More options of sbatch."""
+
+
+def commands(job: Job, options: SlurmOptions) -> list[list[str]]:
+    """The sbatch commands, one a job of the chain.
+
+    Raises:
+        BigtrainError: the options contradict each other, or the launch scripts are not there.
+    """
+    _require_sense(job, options)
+    first = [*_sbatch(job, options), *_script(job, options)]
+    later = [*_sbatch(job, options), f"--dependency=afterany:{BEFORE}", *_script(job, options)]
+    return [first, *[later] * (options.chain - 1)]
+
+
+def submit(job: Job, commands: Sequence[Sequence[str]]) -> list[str]:
+    """Hand the commands to Slurm. Returns the numbers of the jobs.
+
+    Raises:
+        BigtrainError: there is no Slurm here, or it refuses.
+    """
+    (job.settings.run_dir / "logs").mkdir(parents=True, exist_ok=True)  # Slurm makes no folders
+    numbers: list[str] = []
+    for command in commands:
+        said = _run([part.replace(BEFORE, numbers[-1]) if numbers else part for part in command])
+        numbers.append(said.strip().partition(";")[0])
+    return numbers
+
+
+def seconds(walltime: str) -> int | None:
+    """A walltime as Slurm writes it, in seconds; None where it is none."""
+    days, dash, clock = walltime.rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        if dash:  # days-hours[:minutes[:seconds]]
+            hours, minutes, rest, *_ = [*parts, 0, 0]
+            return ((int(days) * 24 + hours) * 60 + minutes) * 60 + rest
+    except ValueError:
+        return None
+    match parts:
+        case [minutes]:
+            return minutes * 60
+        case [minutes, rest]:
+            return minutes * 60 + rest
+        case [hours, minutes, rest]:
+            return (hours * 60 + minutes) * 60 + rest
+        case _:
+            return None
+
+
+def _sbatch(job: Job, options: SlurmOptions) -> list[str]:
+    given = {
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "time": options.time,
+        "exclude": options.exclude,
+        "gpus-per-node": options.gpus_per_node,
+        "cpus-per-task": options.cpus_per_node,
+        "array": f"1-{options.array}%1" if options.array else None,
+    }
+    whole_nodes = [] if options.cpus_per_node else ["--exclusive", "--mem=0"]
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        "--ntasks-per-node=1",
+        *whole_nodes,
+        *[f"--{name}={value}" for name, value in given.items() if value is not None],
+        f"--signal=B:USR1@{options.signal_lead}",
+        f"--output={job.settings.run_dir}/logs/slurm-%j.out",
+        "--open-mode=append",
+        "--requeue",
+        *([] if job.min_nodes is None else ["--no-kill"]),  # else Slurm ends the job with the first node that fails
+        *options.extra,
+    ]
+
+
+def _script(job: Job, options: SlurmOptions) -> list[str]:
+    given = {
+        "processes": job.processes_per_node,
+        "min-nodes": job.min_nodes,
+        "max-restarts": options.max_restarts,
+        "max-requeues": _requeues(options),
+        "container": options.container,
+        "mounts": options.mounts,
+    }
+    folder = scripts()
+    return [
+        str(folder / "slurm.sbatch"),
+        *("--launch", str(folder), "--run", str(job.settings.run_dir)),
+        *[part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))],
+        *([] if options.doctor else ["--no-doctor"]),
+        str(job.config),
+        *job.overrides,
+    ]
+
+
+def _requeues(options: SlurmOptions) -> int | None:
+    chained = options.chain > 1 or options.array is not None
+    return 0 if chained and options.max_requeues is None else options.max_requeues
+
+
+def _require_sense(job: Job, options: SlurmOptions) -> None:
+    if options.chain > 1 and options.array is not None:
+        raise BigtrainError(
+            "--chain and --array say the same in two ways",
+            found=f"--chain {options.chain} and --array {options.array}",
+            fix="give one of them",
+        )
+    if job.settings.train.stop_after is not None and _requeues(options) != 0:
+        raise BigtrainError(
+            "a job that has stopped after train.stop_after would go back into the queue again and again",
+            found=f"train.stop_after {job.settings.train.stop_after}",
+            fix="add --max-requeues 0, or remove train.stop_after",
+        )
+    if options.time is None:
+        return
+    walltime = seconds(options.time)
+    if walltime is None:
+        raise BigtrainError(
+            "--time is no walltime",
+            found=options.time,
+            wanted="minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes:seconds",
+        )
+    if walltime <= options.signal_lead + EARLIER_SECONDS:
+        raise BigtrainError(
+            "the run would be asked to stop as soon as it has started",
+            found=f"a walltime of {walltime} s, and a signal {options.signal_lead} s before its end, by Slurm's "
+            f"rounding up to {EARLIER_SECONDS} s earlier",
+            wanted=f"more than {options.signal_lead + EARLIER_SECONDS} s",
+            fix="give a longer --time or a shorter --signal-lead",
+        )
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BigtrainError(
+            "there is no Slurm on this machine",
+            found="no program sbatch",
+            wanted="a login node of the cluster",
+            fix="submit from there; --dry-run prints the command anywhere",
+        ) from None
+    if done.returncode:
+        raise BigtrainError("Slurm has refused the job", found=done.stderr.strip(), fix="see sinfo and sacctmgr")
+    return done.stdout

@@ -1,0 +1,1 @@
+"""One training run, from the settings to the last checkpoint."""

@@ -1,0 +1,109 @@
+"""Whether a run may go on from where it stands, with the settings and the data of today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.checkpoint import Manifest, Search, check_compatible
+from bigtrain.checkpoint.compatibility import Change
+from bigtrain.config import Settings, mathematics
+from bigtrain.data import Plan
+from bigtrain.rundir.decisions import Decision
+from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.json_lines import read_json_lines
+
+
+def check_continuation(
+    directory: RunDirectory, search: Search, settings: Settings, plan: Plan, decisions: Sequence[Decision] = ()
+) -> list[Change]:
+    """Make sure that going on from here is what the user means.
+
+    Args:
+        directory: of the run.
+        search: for its newest checkpoint, after those that `decisions` made void were removed.
+        settings, plan: of today, with the decisions.
+        decisions: of the run.
+
+    Returns:
+        The settings that change the mathematics from here on, with the user's leave.
+
+    Raises:
+        BigtrainError: the settings would change the mathematics, or checkpoints that were committed are gone or bad:
+            that never means a quiet start at step 0.
+    """
+    if search.newest is not None:
+        manifest = search.newest.manifest
+        changes = check_compatible(manifest, mathematics(settings), settings.checkpoint.allow_change)
+        check_length(manifest, settings)
+        check_plan(manifest, plan)
+        return changes
+    commits = standing_commits(read_json_lines(directory.events), decisions)
+    if commits or search.rejected:
+        raise BigtrainError(
+            f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
+            found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected)
+            or f"no checkpoint under {directory.checkpoints}, though one of step {max(commits)} was committed",
+            wanted="a checkpoint whose every byte is right",
+            fix="put the checkpoints back, or start from step 0 in another run_dir",
+        )
+    return []
+
+
+def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[Decision]) -> list[int]:
+    """The steps of all checkpoints that were committed, without those that a decision made void afterwards."""
+    void_from = {decision.decision: decision.steps.start for decision in decisions}
+    steps: list[int] = []
+    for event in events:
+        if event["event"] == "commit":
+            steps.append(event["step"])
+        elif event["event"] == "rewind":
+            limit = void_from.pop(event["decision"])
+            steps = [step for step in steps if step < limit]
+    return [step for step in steps if all(step < limit for limit in void_from.values())]  # of a rewind cut short
+
+
+def check_length(manifest: Manifest, settings: Settings) -> None:
+    """Refuse a schedule that would have ended before the checkpoint.
+
+    Raises:
+        BigtrainError: names both steps.
+    """
+    if settings.total_steps < manifest.cursor.step:
+        raise BigtrainError(
+            "the schedule would end before the step that the run has come to",
+            found=f"train.steps {settings.total_steps}",
+            wanted=f"at least {manifest.cursor.step}, the step of the newest checkpoint",
+            fix="raise train.steps, or use the checkpoint of an earlier step in a new run_dir",
+        )
+
+
+def check_plan(manifest: Manifest, plan: Plan) -> None:
+    """Refuse another order of the samples that the run has seen already; ahead of it, it may change.
+
+    Raises:
+        BigtrainError: names where the plans part, and in what.
+    """
+    cursor = manifest.cursor
+    if plan.plan_id == cursor.plan_id:
+        return
+    described = manifest.state.get("plan", {})
+    if described.get("format") != plan.describe()["format"]:
+        raise BigtrainError(
+            "the checkpoint was written by a version of bigtrain that ordered its data in another way",
+            found=f"plan {cursor.plan_id[:12]}",
+            wanted=f"plan {plan.plan_id[:12]}",
+            fix="go on with the version that wrote it, or start another run in a new run_dir",
+        )
+    then = Plan.from_json(described)
+    parting = plan.first_difference(then)
+    if parting is not None and parting < cursor.consumed_samples:
+        raise BigtrainError(
+            f"the data plan differs in what the run has trained on before the checkpoint of step {cursor.step}",
+            found=f"{', '.join(plan.parts_unlike(then))} differ; the same only up to step "
+            f"{plan.batches.step_of(parting)}, sample {parting:,}",
+            wanted=f"the same up to sample {cursor.consumed_samples:,}",
+            fix="put the data settings back, or change them from a later point on (data.phases, data.skip, "
+            "train.batch_size_warmup); `bigtrain data diff RUN CONFIG` shows what a change moves",
+        )

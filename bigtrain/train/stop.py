@@ -1,0 +1,75 @@
+"""Stopping on request: the signals that end a run early, with a checkpoint."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+import psutil
+
+from bigtrain.base.launcher_protocol import LAUNCHER, STOP_SIGNALS, WARNINGS, ignore_stop_signals
+
+ONE_ORDER_SECONDS = 5.0
+"""Orders within this time of the first are one."""
+PR_SET_PDEATHSIG = 1
+
+
+class StopRequest:
+    """Remembers that a signal asked this process to stop.
+
+    A signal only sets `reason`; the loop sees it between two steps, on all ranks together. A second order leaves at
+    once: a commit is atomic, so nothing that is committed can be harmed. One that comes right behind the first is the
+    same: Slurm, systemd and `kill -- -PGID` signal the ranks as well as the launcher, which hands it on to them. What
+    only warns is no order: the one that ends the job may come while a save that the warning asked for is under way.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._ordered_at: float | None = None
+
+    def listen(self) -> None:
+        """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
+        commit, and without the launcher the ranks would never meet.
+        """
+        for signal_number in STOP_SIGNALS:
+            signal.signal(signal_number, self._handle)
+        _when_launcher_dies(signal.SIGKILL)
+        if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
+            sys.exit("error: the launcher of this process died before it had begun")
+
+    def ask(self, reason: str) -> None:
+        """Stop between two steps; the reason that was given first stands."""
+        self.reason = self.reason or reason
+
+    def training_begins(self) -> None:
+        """From here on a launcher that dies is a request to stop."""
+        _when_launcher_dies(signal.SIGTERM)
+
+    def ignore(self) -> None:
+        """The run is over and committed: a late signal must not turn that into a failure."""
+        ignore_stop_signals()
+
+    def _handle(self, signal_number: int, _frame: FrameType | None) -> None:
+        self.ask(signal.Signals(signal_number).name)
+        if signal_number in WARNINGS:
+            return
+        if self._ordered_at is None:
+            self._ordered_at = time.monotonic()
+        elif time.monotonic() - self._ordered_at > ONE_ORDER_SECONDS:
+            os._exit(128 + signal_number)
+
+
+def _when_launcher_dies(signal_number: signal.Signals) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,123 @@
+"""Handing a run's model to other tools, with proof that they compute the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.config import Settings
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert import compare_with_transformers, export_hf
+from bigtrain.convert.weights import FOR_TRAINING_ONLY
+from bigtrain.data import open_mirror
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.data.provenance.card import card_as_markdown
+from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.model import count_parameters
+from bigtrain.rundir.data_card import CARD, card_of_run
+from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.model_card import model_card
+
+
+def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: Callable[[str], None]) -> dict[str, Any]:
+    """Write a checkpoint as a Hugging Face folder, in the precision the model was trained in.
+
+    Memory holds one tensor at a time while it is written, and one model in float32 while it is checked.
+
+    Args:
+        run: a run directory.
+        out: the folder to make.
+        step: of the checkpoint. Default: the newest verified one.
+        check: reload the folder with transformers and compare; passed over, aloud, without transformers.
+        report: takes lines about what is going on.
+
+    Returns:
+        step, parameters, dtype and, when checked, what transformers and bigtrain have in common.
+
+    Raises:
+        BigtrainError: nothing to export, `out` holds something else, or the check fails.
+    """
+    directory = RunDirectory.of_existing_run(run)
+    settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
+    open_mirror(settings.data)  # the tokenizer may lie behind a URL
+    weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
+    if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
+        report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
+    export_hf(
+        weights,
+        settings.model,
+        settings.data.dir / TOKENIZER_FILE,
+        out,
+        end_of_text=settings.data.tokenizer.end_of_text,
+        dtype=dtype,
+        documents=_documents(run, settings, checkpoint, report),
+    )
+    return {
+        "out": str(out),
+        "step": checkpoint.step,
+        "parameters": count_parameters(settings.model),
+        "dtype": settings.engine.precision,
+        **checked(out, weights, settings.model, dtype, report if check else None),
+    }
+
+
+def checked(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: ModelSettings,
+    dtype: torch.dtype,
+    report: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Compare a Hugging Face folder with the weights that it has in common with us; without `report`, do not.
+
+    Raises:
+        BigtrainError: transformers computes something else.
+    """
+    nothing = {"largest_logit_difference": None, "greedy_tokens": None, "greedy_tokens_alike": None}
+    if report is None:
+        return nothing
+    if importlib.util.find_spec("transformers") is None:
+        report("not checked: transformers is not installed (pip install 'bigtrain[hf]')")
+        return nothing
+    comparison = compare_with_transformers(folder, weights, model, dtype)
+    comparison.check(folder)
+    return {key: getattr(comparison, key) for key in nothing}
+
+
+def as_sentence(check: dict[str, Any]) -> str | None:
+    """What `checked` found, in words."""
+    if check["largest_logit_difference"] is None:
+        return None
+    return (
+        f"reloaded with transformers: logits equal ours within {check['largest_logit_difference']:.2g}, and "
+        f"{check['greedy_tokens_alike']} of {check['greedy_tokens']} greedy tokens are ours, the others nearly tied"
+    )
+
+
+def _documents(run: Path, settings: Settings, checkpoint: Checkpoint, report: Callable[[str], None]) -> dict[str, str]:
+    """The model card, and the data card at the checkpoint's step."""
+    try:
+        data = card_of_run(run, checkpoint.step)
+    except BigtrainError as error:  # the weights are worth having even where the data are gone
+        report(f"exported without a data card: {error.what}")
+        data = None
+    evaluations = [
+        event["validation"]
+        for event in read_json_lines(RunDirectory(run).events)
+        if event["event"] == "evaluate" and event["step"] == checkpoint.step
+    ]
+    documents = {"README.md": model_card(settings, checkpoint.step, evaluations[-1] if evaluations else [], data)}
+    if data is not None:
+        documents[f"{CARD}.md"] = card_as_markdown(data)
+        documents[f"{CARD}.json"] = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return documents

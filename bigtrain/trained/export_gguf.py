@@ -1,0 +1,91 @@
+"""Handing a run's model to llama.cpp, with proof that it computes the same."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bigtrain.checkpoint import load_weights
+from bigtrain.config import Settings
+from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
+from bigtrain.convert.gguf_vocabulary import read_vocabulary
+from bigtrain.convert.llama_cpp import compare_with_llama_cpp
+from bigtrain.data import load_tokenizer, open_mirror
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.model import count_parameters
+from bigtrain.rundir.directory import RunDirectory
+from bigtrain.trained.checkpoints import open_checkpoint
+
+FILE = "model.gguf"
+"""Name of the file in a folder."""
+
+
+def export_run_to_gguf(
+    run: Path, out: Path, *, step: int | None, dtype: str | None, check: bool, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write a checkpoint as a GGUF file. Memory holds one tensor at a time, and for the check the model in float32.
+
+    Args:
+        run: a run directory.
+        out: the file to make, if its name ends with `.gguf`; else the folder to make it in, as `model.gguf`.
+        step: of the checkpoint. Default: the newest verified one.
+        dtype: of the matrices, a key of `DTYPES`. Default: the precision the model was trained in.
+        check: load the file with llama.cpp and compare; passed over, aloud, without llama-cpp-python.
+        report: takes lines about what is going on.
+
+    Returns:
+        out, step, parameters, dtype, llama.cpp's name of the network and, when checked, how far it is from us.
+
+    Raises:
+        BigtrainError: nothing to export, `out` is something else, llama.cpp has no such model, or the check fails.
+    """
+    directory = RunDirectory.of_existing_run(run)
+    settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
+    open_mirror(settings.data)  # the tokenizer may lie behind a URL
+    weights, tokenizer_file = load_weights(checkpoint), settings.data.dir / TOKENIZER_FILE
+    torch_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[settings.engine.precision]
+    file = out if out.suffix == ".gguf" else out / FILE
+    architecture = architecture_of(settings.model)
+    _say_what_differs(settings, tokenizer_file, report)
+    export_gguf(
+        weights,
+        settings.model,
+        tokenizer_file,
+        file,
+        end_of_text=settings.data.tokenizer.end_of_text,
+        dtype=torch_dtype,
+        name=f"{run.resolve().name} step {checkpoint.step}",
+    )
+    result = {
+        "out": str(file),
+        "step": checkpoint.step,
+        "parameters": count_parameters(settings.model),
+        "dtype": str(torch_dtype).removeprefix("torch."),
+        "architecture": architecture.name,
+        "logit_difference": None,
+        "greedy_tokens": None,
+    }
+    if check and importlib.util.find_spec("llama_cpp") is None:
+        report("not checked: llama-cpp-python is not installed (pip install llama-cpp-python)")
+    elif check:
+        tokenizer = load_tokenizer(settings.data.dir)
+        comparison = compare_with_llama_cpp(file, weights, settings.model, tokenizer, torch_dtype)
+        comparison.check(file, torch_dtype)
+        result |= {"logit_difference": comparison.difference, "greedy_tokens": len(comparison.tokens)}
+    return result
+
+
+def _say_what_differs(settings: Settings, tokenizer_file: Path, report: Callable[[str], None]) -> None:
+    model = settings.model
+    if context_length(model) < model.max_position_embeddings:
+        report(
+            f"the file's context ends at {context_length(model)} tokens, with the sliding window that llama.cpp "
+            f"does not have, and not at {model.max_position_embeddings}"
+        )
+    if read_vocabulary(tokenizer_file, settings.data.tokenizer.end_of_text, model.vocab_size).normalizes:
+        report(
+            "the tokenizer makes text canonical (NFC) first, which llama.cpp does not: other text gives other tokens"
+        )

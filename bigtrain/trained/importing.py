@@ -1,0 +1,54 @@
+"""Taking over a model from Hugging Face, with proof that we compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bigtrain.convert import Imported, import_hf
+from bigtrain.convert.imported import MODEL
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.model import count_parameters
+from bigtrain.trained.export import checked
+
+
+def import_model(
+    folder: Path, out: Path, *, end_of_text: str | None, check: bool, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write a folder for `model.init_from` from a Hugging Face folder.
+
+    Memory holds one tensor, or the experts of a layer, at a time while it is written, and one model in float32 while it
+    is checked.
+
+    Args:
+        folder: config.json, *.safetensors, tokenizer.json.
+        out: the folder to make.
+        end_of_text: the token that ends a document. Default: the one that config.json names.
+        check: load `folder` with transformers and compare; passed over, aloud, without transformers.
+        report: takes lines about what is going on.
+
+    Returns:
+        out, family, parameters, the settings to add, and, when checked, what transformers and bigtrain have in common.
+
+    Raises:
+        BigtrainError: the folder cannot be read without a doubt, `out` holds something else, or the check fails.
+    """
+    found = import_hf(folder, out, end_of_text=end_of_text)
+    for note in found.notes:
+        report(note)
+    imported = Imported(out)
+    dtypes = imported.dtypes
+    if len(dtypes) > 1 and check:
+        report(f"not checked: the weights have several types, {', '.join(sorted(map(str, dtypes)))}")
+    return {
+        "out": str(out),
+        "family": found.settings.family,
+        "parameters": count_parameters(found.settings),
+        "model": str(out / MODEL),
+        "data.tokenizer.path": str(out / TOKENIZER_FILE),
+        "data.tokenizer.end_of_text": found.end_of_text,
+        **checked(
+            folder, imported, found.settings, min(dtypes, key=str), report if check and len(dtypes) == 1 else None
+        ),
+    }

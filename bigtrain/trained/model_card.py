@@ -1,0 +1,42 @@
+"""The model card: the README.md of an exported model, in the form that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bigtrain.base.version import __version__
+from bigtrain.config import Settings
+from bigtrain.data.provenance.card import Card, card_as_markdown
+from bigtrain.model import count_parameters
+
+
+def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], data: Card | None) -> str:
+    """The card of a model at a step, as Markdown with the hub's metadata in front.
+
+    Args:
+        settings: of the run.
+        step: of the checkpoint.
+        validation: the records of the sources' validation losses at that step, if it was evaluated.
+        data: its data card, if the data are at hand.
+    """
+    model, train = settings.model, settings.train
+    samples = train.batches.consumed_after(step)
+    paragraphs = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- bigtrain\n---",
+        f"# {settings.run_dir.name}",
+        f"A `{model.family}` decoder with {count_parameters(model):,} parameters and a context of "
+        f"{model.max_position_embeddings:,} tokens, trained with bigtrain {__version__} to step {step:,} of "
+        f"{settings.total_steps:,}: {samples:,} samples of {settings.data.sequence_length:,} tokens, in batches of "
+        f"{train.global_batch_size:,}. It is a base model: it continues text and follows no instructions.",
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n```',
+    ]
+    if validation:
+        rows = [f"| {v['source']} | {v['loss']:.4f} | {v['perplexity']:.2f} | {v['tokens']:,} |" for v in validation]
+        head = ["| held-out documents of | loss | perplexity | tokens |", "| --- | --- | --- | --- |"]
+        paragraphs += ["## Validation", "\n".join([*head, *rows])]
+    paragraphs.append(
+        card_as_markdown(data, heading="## Training data") if data else "## Training data\n\nNot at hand."
+    )
+    return "\n\n".join(paragraphs).rstrip() + "\n"

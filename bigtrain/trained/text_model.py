@@ -1,0 +1,242 @@
+"""A model that continues text: of a run, of a Hugging Face folder, or of a folder that `bigtrain import` wrote.
+
+A folder at Hugging Face is read as transformers reads it, without transformers: its own type of weights, the tokens
+that its tokenizer puts around a text, and those that end one by its generation_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config import Settings
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.config_json import read_config
+from bigtrain.convert.import_hf import read_hf, read_tokenizer
+from bigtrain.convert.imported import MODEL, Imported
+from bigtrain.data.format.tokenizer import check_vocabulary, end_of_text_id, load_tokenizer, vocabulary_size
+from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
+from bigtrain.trained.text_stream import Characters, StopStrings
+from bigtrain.trained.trained import TrainedModel
+
+Show = Callable[[int, str, Ended | None], None]
+"""Called with the number of a prompt and each piece of its completion as soon as it is sure; with the last piece, which
+may be empty, comes why the text ends."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model made of a prompt."""
+
+    prompt: str
+    completion: str
+    """What comes after the prompt, up to a stop string or the end of the text."""
+    tokens: list[int]
+    """All that were drawn, those of a stop string or the end of the text included."""
+    ended: Ended
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What a model made of prompts, and how fast."""
+
+    texts: list[Continuation]
+    seconds: float
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON; tokens per second are those drawn, over all the time that it took, prompts included."""
+        tokens = sum(len(text.tokens) for text in self.texts)
+        texts = [asdict(text) for text in self.texts]
+        alone = {key: texts[0][key] for key in ("prompt", "completion")} if len(texts) == 1 else {}
+        return {**alone, "texts": texts, "tokens_per_second": round(tokens / self.seconds, 1)}
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A decoder with its tokenizer."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    end_of_text: tuple[int, ...]
+    """The tokens that end a text."""
+    beginning: int | None
+    """The token that stands for an empty prompt."""
+    step: int | None = None
+    """Of the checkpoint, where it is one."""
+    adds_special_tokens: bool = False
+    """Whether a prompt gets the tokens that the tokenizer's file puts around texts; a run's documents have none."""
+
+    @classmethod
+    def open(cls, path: Path, step: int | None = None) -> TextModel:
+        """Load a model.
+
+        Args:
+            path: a run directory, or a folder with config.json or model.yaml.
+            step: of a run's checkpoint. Default: the newest verified one.
+
+        Raises:
+            BigtrainError: there is no model, or one that is not whole or not known.
+        """
+        if (path / "config.json").is_file():
+            read = _of_hugging_face
+        elif (path / MODEL).is_file():
+            read = _of_import
+        else:
+            trained = TrainedModel.open(path, step)
+            end_of_text = end_of_text_id(trained.tokenizer, trained.settings.data.tokenizer.end_of_text)
+            return cls(trained.model, trained.tokenizer, (end_of_text,), end_of_text, trained.step)
+        if step is not None:
+            raise BigtrainError(f"{path} holds one model and no steps", found=f"--step {step}", fix="leave --step out")
+        return read(path)
+
+    @classmethod
+    def in_training(cls, decoder: Decoder, settings: Settings) -> TextModel:
+        """The model that a run is training, in the state it is in."""
+        tokenizer = load_tokenizer(settings.data.dir)
+        end_of_text = end_of_text_id(tokenizer, settings.data.tokenizer.end_of_text)
+        return cls(decoder, tokenizer, (end_of_text,), end_of_text)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads at most."""
+        return self.decoder.settings.max_position_embeddings
+
+    def continue_texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        batch_size: int = 32,
+        show: Show = lambda number, text, ended: None,
+    ) -> Continuations:
+        """Continue prompts; an empty one starts a text.
+
+        Args:
+            prompts: the texts.
+            max_new_tokens: how many to add at most.
+            sampling: how tokens are drawn.
+            stop: a text ends before the first of these strings.
+            batch_size: how many are continued side by side; it changes no text.
+            show: see `Show`.
+
+        Raises:
+            BigtrainError: a prompt does not fit into the model's context.
+        """
+        begun = perf_counter()
+        ids = [self.encode(prompt) for prompt in prompts]
+        require_room(ids, self.context)
+        texts = [_Text(self.tokenizer, prompt, stop) for prompt in ids]
+
+        def read(number: int, token: int) -> bool:
+            if token in self.end_of_text:
+                return False
+            if text := texts[number].add(token):
+                show(number, text, None)
+            return texts[number].stopped
+
+        def end(number: int, why: Ended) -> None:
+            rest = texts[number].end()
+            texts[number].ended = "stop" if texts[number].stopped else why
+            show(number, rest, texts[number].ended)
+
+        made: list[Continuation] = []
+        for first in range(0, len(ids), batch_size):
+            rows = generate(
+                self.decoder,
+                ids[first : first + batch_size],
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                end_of_text=self.end_of_text,
+                vocab_size=vocabulary_size(self.tokenizer),
+                stops=lambda row, token, first=first: read(first + row, token),  # type: ignore[misc]
+                ends=lambda row, why, first=first: end(first + row, why),  # type: ignore[misc]
+            )
+            for number, row in enumerate(rows, start=first):
+                text = texts[number]
+                made.append(Continuation(prompts[number], text.shown, row.tokens, text.ended))
+        return Continuations(made, perf_counter() - begun)
+
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens of a prompt: one that starts a text where it is empty."""
+        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=self.adds_special_tokens).ids
+        if not ids and self.beginning is None:
+            raise BigtrainError(
+                "a prompt is empty, and this model has no token that begins a text", fix="give a prompt"
+            )
+        return ids or [self.beginning or 0]
+
+
+def _of_hugging_face(folder: Path) -> TextModel:
+    settings, weights = read_hf(folder)
+    config = read_config(folder)
+    generation = folder / "generation_config.json"
+    ends = (json.loads(generation.read_text()) if generation.is_file() else config).get("eos_token_id")
+    end_of_text = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    beginning = config.get("bos_token_id")
+    return _of_folder(folder, settings, weights, end_of_text, end_of_text[0] if beginning is None else beginning)
+
+
+def _of_import(folder: Path) -> TextModel:
+    imported = Imported(folder)
+    end_of_text = end_of_text_id(read_tokenizer(folder), imported.end_of_text)
+    return _of_folder(folder, imported.settings, iter(imported.items()), (end_of_text,), end_of_text)
+
+
+def _of_folder(
+    folder: Path,
+    settings: ModelSettings,
+    weights: Iterator[tuple[str, Tensor]],
+    end_of_text: tuple[int, ...],
+    beginning: int | None,
+) -> TextModel:
+    tokenizer = read_tokenizer(folder)
+    check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
+    with torch.device("meta"):
+        decoder = build_model(settings)
+    first = next(weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = decoder.to(first[1].dtype).to_empty(device=device)
+    parameters = dict(decoder.named_parameters())
+    decoder.set_router_moves({})
+    with torch.no_grad():
+        for name, tensor in chain([first], weights):
+            parameters[name].copy_(tensor)
+    return TextModel(decoder.eval(), tokenizer, end_of_text, beginning, adds_special_tokens=True)
+
+
+class _Text:
+    """A completion while it is made."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self._characters, self._stop_strings = Characters(tokenizer, prompt), StopStrings(stop)
+        self.shown = ""
+        self.ended: Ended = "length"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._stop_strings.found
+
+    def add(self, token: int) -> str:
+        """What may be shown after another token."""
+        return self._show(self._stop_strings.add(self._characters.add(token)))
+
+    def end(self) -> str:
+        """What is still to be shown when no token follows."""
+        return self._show(self._stop_strings.add(self._characters.end()) + self._stop_strings.end())
+
+    def _show(self, text: str) -> str:
+        self.shown += text
+        return text

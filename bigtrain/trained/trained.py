@@ -1,0 +1,116 @@
+"""What a run has made so far: its model at a committed step, opened in one plain process without the engine."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.config import Settings
+from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation_batches
+from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.model import Decoder, build_model
+from bigtrain.rundir.directory import RunDirectory
+from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.evaluation import SourceLoss, sum_of_losses
+from bigtrain.trained.ngram import Yardsticks
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the weights of one checkpoint, in the precision it was trained in."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    model: Decoder
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self.checkpoint.step
+
+    @classmethod
+    def open(cls, run: Path, step: int | None = None) -> TrainedModel:
+        """Load the model of a run.
+
+        Args:
+            run: a run directory.
+            step: of the checkpoint. Default: the newest verified one.
+
+        Raises:
+            BigtrainError: no run, no such checkpoint, or one that does not verify.
+        """
+        directory = RunDirectory.of_existing_run(run)
+        settings = directory.settings()
+        checkpoint = open_checkpoint(directory, step)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with torch.device("meta"):
+            model = build_model(settings.model, attn_implementation=settings.engine.attn_implementation)
+        model = model.to_empty(device="cpu")
+        with torch.no_grad():
+            weights = load_weights(checkpoint)
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        model.set_router_moves(checkpoint.manifest.state.get("router_moves", {}))
+        model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
+        open_mirror(settings.data)  # the tokenizer may lie behind a URL
+        return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
+
+    @torch.no_grad()
+    def validation_losses(self, *, with_yardsticks: bool = False) -> list[dict[str, Any]]:
+        """The validation loss of every source, over the same sequences as during training.
+
+        Args:
+            with_yardsticks: also the perplexities of a unigram and a 5-gram model on the very same labels, given the
+                same training data.
+        """
+        opened = {
+            split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
+            for split in ("train", "validation")
+        }
+        yardsticks = Yardsticks(opened["train"]) if with_yardsticks else None
+        rows = []
+        for dataset in opened["validation"]:
+            batches = list(
+                validation_batches(
+                    dataset,
+                    sequence_length=self.settings.data.sequence_length,
+                    max_sequences=self.settings.evaluate.max_sequences,
+                    micro_batch_size=self.settings.validation_batch_size,
+                )
+            )
+            loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
+            if not tokens:
+                continue
+            row = SourceLoss(dataset.name, loss / tokens, tokens).as_record()
+            if yardsticks is not None:
+                row |= {f"{name} perplexity": value for name, value in yardsticks.perplexities(batches).items()}
+            rows.append(row)
+        if not rows:
+            raise BigtrainError(
+                "there are no held-out documents to evaluate on",
+                found=f"held out of {', '.join(dataset.name for dataset in opened['validation'])}: "
+                f"{sum(dataset.tokens for dataset in opened['validation']):,} tokens, by data.validation.fraction "
+                f"{self.settings.data.validation.fraction}",
+                fix="raise data.validation.fraction or add documents, build in another data.dir and train again",
+            )
+        return rows
+
+
+def evaluate_run(run: Path, step: int | None, *, with_yardsticks: bool) -> dict[str, Any]:
+    """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report."""
+    trained = TrainedModel.open(run, step)
+    losses = trained.validation_losses(with_yardsticks=with_yardsticks)
+    evaluation = {"run": str(run), "step": trained.step, "validation": losses}
+    with suppress(OSError):  # a run that may only be read can be evaluated as well
+        RunDirectory(run).evaluation.write_text(json.dumps(evaluation, indent=2) + "\n")
+    return evaluation

@@ -1,0 +1,1 @@
+"""Training that is started to learn something: replay, profile, verify-resume."""

@@ -1,0 +1,299 @@
+"""`bigtrain profile`: where the time of a step goes, which operators cost most, and what the memory is for.
+
+    warm up        steps that nobody counts: compilation, first allocations
+    undisturbed    steps timed by the meter: how long a step and its parts really take
+    traced         the same under torch.profiler: what a step is made of, and the communication that nothing hides
+    one more       with the allocator watched
+
+What a step does is what `bigtrain train` does, with the user's settings and data, from fresh weights. It runs in a
+folder of its own beside the run directory, which is never touched, and saves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, record_function
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.config import Settings
+from bigtrain.data import RankBatch
+from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Reading
+from bigtrain.observe.peak_flops import datasheet_flops
+from bigtrain.train.setup import open_run
+from bigtrain.train.training import Agreement, TrainingRun
+from bigtrain.trials.trace import STEP, TraceSummary, read_trace, summarize
+from bigtrain.trials.trial import changed
+
+HISTORY_EVENTS = 200_000
+"""Allocations that the snapshot remembers."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator, for a table."""
+
+    name: str
+    seconds: float
+    """A step."""
+    share: float
+    """Of the traced step."""
+    calls: float
+    """A step."""
+    flops_per_second: float | None
+    """Of a matrix product."""
+    share_of_peak: float | None
+    """That against what one device can do."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a few steps cost; means over them, of rank 0."""
+
+    run: str
+    world_size: int
+    steps: int
+    step_seconds: float
+    """Undisturbed."""
+    traced_step_seconds: float
+    """Under the profiler, which slows down what Python has to do."""
+    tokens_per_second: float
+    mfu: float
+    mfu_causal: float
+    peak: dict[str, Any]
+    breakdown: dict[str, float]
+    """Seconds of an undisturbed step; their sum is `step_seconds`."""
+    operators: list[Row]
+    peak_bytes: int
+    """Most memory in use during a step."""
+    memory: dict[str, int]
+    """What it is made of; the last is the rest."""
+    files: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def profile(
+    settings: Settings, *, steps: int, warmup: int, out: Path | None = None, report: Callable[[str], None]
+) -> Profile | None:
+    """Train a little and look. Under a launcher every rank calls it, and rank 0 has the answer.
+
+    Args:
+        settings: the user's.
+        steps: how many to time, and how many to trace.
+        warmup: how many to do before.
+        out: where to write; None: RUN-profile, beside the run directory.
+        report: told what is going on, on rank 0.
+
+    Raises:
+        BigtrainError: as `train` does, or the schedule has too few steps.
+    """
+    folder = out or settings.run_dir.with_name(f"{settings.run_dir.name}-profile")
+    total = warmup + 2 * steps + 1
+    if settings.total_steps < total:
+        raise BigtrainError(
+            "the schedule has too few steps to profile",
+            found=f"{settings.total_steps} steps",
+            wanted=f"at least {total}: {warmup} to warm up, {steps} to time, {steps} to trace, 1 to watch memory",
+            fix="lower --warmup and --steps, or give train.steps=100",
+        )
+    run_dir = folder / "run"
+    with open_run(_trial(settings, run_dir)) as run:
+        told = report if run.topology.rank == 0 else lambda line: None
+        told(f"{warmup} steps to warm up")
+        for _ in range(warmup):
+            _step(run)
+        told(f"{steps} steps, timed")
+        readings = [_step(run) for _ in range(steps)]
+        told(f"{steps} steps, traced")
+        trace = folder / f"trace-rank-{run.topology.rank:05d}.json.gz"
+        _trace(run, steps, trace)
+        told("one step, its memory watched")
+        snapshot = folder / f"memory-rank-{run.topology.rank:05d}.pickle"
+        peak_bytes, memory = _memory(run, snapshot)
+        run.close("profiled", 0)
+        found = _profile(run, str(settings.run_dir), readings, trace, (peak_bytes, memory))
+        speaks = run.topology.rank == 0
+    if not speaks:
+        return None
+    shutil.rmtree(run_dir, ignore_errors=True)
+    files = sorted(str(path) for path in folder.iterdir() if path.name.startswith(("trace-", "memory-")))
+    found = Profile(**{**vars(found), "files": files})
+    (folder / "profile.json").write_text(json.dumps(found.as_dict(), indent=2))
+    return found
+
+
+def _trial(settings: Settings, run_dir: Path) -> Settings:
+    """The user's settings elsewhere, without saving, evaluation and tracking, and with full batches from the start."""
+    return changed(
+        settings,
+        {
+            "run_dir": str(run_dir),
+            "train": {"batch_size_warmup": [], "stop_after": None},
+            "checkpoint": {"every_steps": None, "every_minutes": None, "dir": None, "local_dir": None},
+            "evaluate": {"every_steps": None},
+            "tracking": {"wandb": "disabled"},
+        },
+    )
+
+
+def _step(run: TrainingRun) -> Reading:
+    batch, agreed = _fetch(run)
+    loss, update = run.optimize(batch, agreed)
+    return run.record(agreed, loss, update)
+
+
+def _fetch(run: TrainingRun) -> tuple[RankBatch, Agreement]:
+    batch, agreed = run.fetch()
+    if agreed.stop_reason:
+        raise BigtrainError(f"stopped by {agreed.stop_reason} before the profile was whole").on_all_ranks()
+    return batch, agreed
+
+
+def _trace(run: TrainingRun, steps: int, path: Path) -> None:
+    activities = [ProfilerActivity.CPU]
+    if run.topology.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+        for _ in range(steps):
+            with record_function(STEP):
+                _step(run)
+    profiler.export_chrome_trace(str(path))
+
+
+def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
+    """The peak of one step, and what it is made of as far as that can be told."""
+    device, engine = run.topology.device, run.engine
+    batch, agreed = _fetch(run)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.memory._record_memory_history(max_entries=HISTORY_EVENTS)
+    else:
+        _forget_peak_of_process()
+    for micro_batch in batch.micro_batches:
+        engine.forward_backward(micro_batch.to(device).model_inputs(), scale=1 / agreed.label_tokens)
+    parts = engine.held_bytes()
+    engine.step(run.learning_rate_of(run.step + 1))
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.memory._dump_snapshot(str(snapshot))  # type: ignore[no-untyped-call]
+        torch.cuda.memory._record_memory_history(enabled=None)
+    else:
+        peak = _peak_of_process()
+    rest = "activations and temporary" if on_gpu else "activations, libraries and all else"
+    return peak, {**parts, rest: peak - sum(parts.values())}
+
+
+def _profile(
+    run: TrainingRun, name: str, readings: list[Reading], trace: Path, memory: tuple[int, dict[str, int]]
+) -> Profile:
+    def mean(of: Callable[[Reading], float]) -> float:
+        return sum(map(of, readings)) / len(readings)
+
+    summary = summarize(read_trace(trace), (FORWARD_BACKWARD, OPTIMIZER))
+    step_seconds = mean(lambda reading: reading.step_seconds)
+    tokens = mean(lambda reading: reading.tokens_per_second * reading.step_seconds)
+    meter = run.meter
+    return Profile(
+        run=name,
+        world_size=run.topology.world_size,
+        steps=len(readings),
+        step_seconds=step_seconds,
+        traced_step_seconds=summary.step_seconds,
+        tokens_per_second=tokens / step_seconds,
+        mfu=tokens / step_seconds * meter.flops_per_token / meter.peak.flops,
+        mfu_causal=tokens / step_seconds * meter.causal_flops_per_token / meter.peak.flops,
+        peak=meter.peak.as_record(),
+        breakdown=breakdown(
+            step_seconds,
+            mean(lambda reading: reading.data_seconds),
+            mean(lambda reading: reading.forward_backward_seconds),
+            mean(lambda reading: reading.optimizer_seconds),
+            summary.communication,
+        ),
+        operators=_rows(summary, run),
+        peak_bytes=memory[0],
+        memory=memory[1],
+        files=[],
+    )
+
+
+def breakdown(
+    step: float, data: float, forward_backward: float, optimizer: float, communication: dict[str, float]
+) -> dict[str, float]:
+    """The seconds of a step, by what it waits for.
+
+    Args:
+        step: the whole of it.
+        data: waiting for the loader.
+        forward_backward: as the meter has it, with the communication inside.
+        optimizer: likewise.
+        communication: what nothing hides, by the part that it is in, from a trace. Its steps are others than those
+            that were timed, so a part is cut off at nothing.
+    """
+    parts = {FORWARD_BACKWARD: forward_backward, OPTIMIZER: optimizer}
+    parts["other"] = step - data - forward_backward - optimizer
+    hidden_in = {**communication, "other": communication.get("", 0.0)}
+    inside = {part: min(seconds, hidden_in.get(part, 0.0)) for part, seconds in parts.items()}
+    return {
+        "data": data,
+        FORWARD_BACKWARD: forward_backward - inside[FORWARD_BACKWARD],
+        "communication": sum(inside.values()),
+        OPTIMIZER: optimizer - inside[OPTIMIZER],
+        "other": parts["other"] - inside["other"],
+    }
+
+
+def _rows(summary: TraceSummary, run: TrainingRun) -> list[Row]:
+    """The operators, and what is none."""
+    on_gpu = run.topology.device.type == "cuda"
+    peak = run.meter.peak
+    of_one = peak.flops / run.topology.world_size
+    name = torch.cuda.get_device_name(run.topology.device) if on_gpu else None
+    of_float8 = datasheet_flops(name, "fp8")
+
+    rows = [
+        Row(
+            "(the GPU waits)" if on_gpu else "(Python, between operators)",
+            *_cost(summary.idle_seconds, summary),
+            0,
+            None,
+            None,
+        )
+    ]
+    for operator in summary.operators:
+        best = of_float8 if operator.name.startswith("aten::_scaled_mm") else of_one
+        share_of_peak = operator.rate / best if operator.rate and best else None
+        cost = _cost(operator.seconds, summary)
+        rows.append(Row(operator.name, *cost, operator.calls, operator.rate, share_of_peak))
+    return sorted(rows, key=lambda row: -row.seconds)
+
+
+def _cost(seconds: float, summary: TraceSummary) -> tuple[float, float]:
+    return seconds, seconds / summary.step_seconds
+
+
+def _forget_peak_of_process() -> None:
+    """Linux: from here on the peak of the resident memory counts anew."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def _peak_of_process() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)

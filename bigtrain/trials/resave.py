@@ -1,0 +1,28 @@
+"""What a rank of `bigtrain verify-resume` does in another shape: save again what it has loaded, then train on."""
+
+from __future__ import annotations
+
+from bigtrain.checkpoint import Cursor, Places, save, storage_at
+from bigtrain.config import Settings, mathematics
+from bigtrain.train.loop import to_the_end
+from bigtrain.train.setup import open_run
+
+
+def resave_and_train(settings: Settings, location: str) -> int:
+    """Open a run, save its state as it stands to a folder or URL of its own, and go on as `train` does.
+
+    Raises:
+        BigtrainError: as `train` does.
+    """
+    with open_run(settings) as run:
+        save(
+            Places(storage_at(location)),
+            Cursor(run.step, run.consumed_samples, run.plan.plan_id, run.engine.optimizer_steps),
+            run.engine.fragments(),
+            run.engine.rng_state(),
+            mathematics=mathematics(settings),
+            zero_stage=settings.engine.zero_stage,
+            state={},
+            ranks=run.topology,
+        )
+        return to_the_end(run)

@@ -1,0 +1,97 @@
+"""An exported folder is, for `transformers`, the model that was trained, whatever the family and the shape."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bigtrain.config.families import FAMILIES
+from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.weights import our_shapes, weight_maps
+from tests.convert.helpers import MIXTURES, VOCABULARY, exported, settings_of, shapes, trained
+
+LENGTH = 40
+
+
+def families() -> list[str]:
+    return [name for name in FAMILIES if name not in MIXTURES or has_experts(name)]
+
+
+def has_experts(family: str) -> bool:
+    return any("experts" in name for name in our_shapes(settings_of(family)))
+
+
+@pytest.mark.parametrize("family", families())
+@given(data=st.data())
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_transformers_computes_the_same_logits_and_gradients(
+    family: str, tokenizer_file: Path, data: st.DataObject
+) -> None:
+    compare(data.draw(shapes(family)), tokenizer_file)
+
+
+def compare(chosen: ModelSettings, tokenizer_file: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    # Their balancing loss is over a batch, ours over each sequence; it is tested with the experts.
+    ours = trained(chosen.model_copy(update={"router_aux_loss_coef": 0.0}), torch.float64)
+    with TemporaryDirectory() as folder:
+        exported(ours, tokenizer_file, Path(folder) / "out", dtype=torch.float64)
+        theirs = AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "out", dtype=torch.float64, experts_implementation="eager"
+        )
+    input_ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(2))
+    input_ids[0, :10] = torch.arange(10)  # special tokens too
+    our_logits, their_logits = ours.logits(input_ids), theirs(input_ids).logits
+    torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=2e-5 * our_logits.abs().max().item())
+
+    labels = torch.cat((input_ids[:, 1:], torch.full((2, 1), -100)), dim=1)
+    positions = torch.arange(LENGTH).expand(2, LENGTH)
+    boundaries = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32)
+    loss = ours(input_ids, labels, positions, boundaries, LENGTH) / (2 * LENGTH - 2)
+    loss.backward()
+    their_loss = theirs(input_ids, labels=input_ids).loss
+    their_loss.backward()
+    assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
+    gradients = {key: parameter.grad for key, parameter in ours.named_parameters()}
+    named = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    assert_same_gradients(chosen, gradients, named)
+
+
+def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    expected = as_loaded({k: grad for each in weight_maps(chosen) for k, grad in each.to_theirs(ours).items()})
+    largest = max(grad.abs().max().item() for grad in expected.values())
+    assert expected.keys() == theirs.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(
+            grad, theirs[name], rtol=1e-4, atol=2e-5 * largest, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def as_loaded(files: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names and shapes as transformers 5 has them in memory, where those are not the files': experts together."""
+    loaded: dict[str, Tensor] = {}
+    experts: dict[str, dict[str, list[Tensor]]] = {}
+    for name, tensor in files.items():
+        name = name.replace("embed_out", "lm_head").replace(".block_sparse_moe.", ".mlp.")
+        if match := re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", name):
+            part = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(match[2], match[2])
+            experts.setdefault(match[1], {}).setdefault(part, []).append(tensor)
+        else:
+            loaded[name] = tensor
+    for name, parts in experts.items():
+        gate, up, down = (torch.stack(parts[part]) for part in ("gate_proj", "up_proj", "down_proj"))
+        loaded |= {f"{name}.gate_up_proj": torch.cat((gate, up), dim=1), f"{name}.down_proj": down}
+    return loaded

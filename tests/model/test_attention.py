@@ -1,0 +1,296 @@
+"""Every attention back-end computes the float64 definition of every rule it claims, inside documents only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.model.attention.attention_backends import BACKENDS, attention_backend, reference
+from bigtrain.model.attention.attention_rule import (
+    AttentionRule,
+    alibi_bias,
+    alibi_slopes,
+    attention_by_definition,
+    relative_position_buckets,
+)
+from tests.model.helpers import random_boundaries, relative_error
+
+CPU_BACKENDS = ["blockwise", "sdpa"]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+PLAIN = AttentionRule(scale=0.3)
+
+
+def inputs(tokens: int, heads: int, groups: int, width: int, seed: int, spread: float = 1.0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (heads, heads // groups, heads // groups, heads)
+    query, key, value, grad = (torch.randn(tokens, n, width, dtype=torch.float64, generator=generator) for n in shapes)
+    return query * spread, key, value, grad
+
+
+def random_bias(heads: int, length: int, seed: int) -> Tensor:
+    return torch.randn(heads, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def attend(name: str, tensors: tuple[Tensor, ...], cu_seqlens: Tensor, rule: AttentionRule) -> list[Tensor]:
+    """Output and all gradients: of query, key, value and the distance bias if there is one."""
+    leaves = [x.detach().requires_grad_() for x in tensors[:3]]
+    if rule.distance_bias is not None:
+        leaves.append(rule.distance_bias.detach().requires_grad_())
+        rule = replace(rule, distance_bias=leaves[3])
+    query, key, value = leaves[:3]
+    output = BACKENDS[name](query, key, value, cu_seqlens, int(cu_seqlens.diff().max()), rule)
+    return [output.detach(), *torch.autograd.grad(output, leaves, tensors[3])]
+
+
+def assert_close_to_definition(
+    name: str, tensors: tuple[Tensor, ...], cu_seqlens: Tensor, dtype: torch.dtype, rule: AttentionRule, slack: int = 1
+) -> None:
+    rounded = tuple(x.to(dtype) for x in tensors)
+    wanted = attend("reference", tuple(x.double() for x in rounded), cu_seqlens, rule)
+    actual = attend(name, rounded, cu_seqlens, rule)
+    for what, a, b in zip(("output", "d query", "d key", "d value", "d bias"), actual, wanted, strict=False):
+        assert a.dtype == (rule.distance_bias.dtype if what == "d bias" and rule.distance_bias is not None else dtype)
+        assert relative_error(a, b, floor=1.0) < slack * TOLERANCE[dtype], what  # one token alone has gradients of zero
+    assert len(actual) == len(wanted)
+
+
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    length=st.integers(1, 80),
+    groups=st.sampled_from([1, 2, 4]),
+    window=st.none() | st.integers(1, 90),
+    softcap=st.none() | st.sampled_from([0.5, 3.0, 50.0]),
+    biased=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_backend_equals_the_float64_definition_of_any_rule_on_any_packing(
+    name: str, rows: int, length: int, groups: int, window: int | None, softcap: float | None, biased: bool, seed: int
+) -> None:
+    tensors = inputs(rows * length, 4, groups, 8, seed)
+    bias = random_bias(4, length, seed) if biased else None
+    rule = AttentionRule(0.3, window, None if name == "sdpa" else softcap, bias)
+    assert_close_to_definition(name, tensors, random_boundaries(rows, length, seed), torch.float64, rule)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    boundaries=st.sets(st.integers(1, 399), max_size=3),
+    groups=st.sampled_from([1, 4]),
+    window=st.none() | st.sampled_from([1, 2, 127, 128, 129, 200, 270, 399]),
+    softcap=st.none() | st.just(2.0),
+    biased=st.booleans(),
+)
+def test_blockwise_equals_the_float64_definition_over_several_blocks(
+    boundaries: set[int], groups: int, window: int | None, softcap: float | None, biased: bool
+) -> None:
+    tensors = inputs(400, 4, groups, 8, seed=6)
+    rule = AttentionRule(0.3, window, softcap, random_bias(4, 400, seed=7) if biased else None)
+    cu_seqlens = torch.tensor([0, *sorted(boundaries), 400], dtype=torch.int32)
+    assert_close_to_definition("blockwise", tensors, cu_seqlens, torch.float64, rule)
+
+
+RULES = {
+    "plain": PLAIN,
+    "window": replace(PLAIN, window=170),
+    "bias": replace(PLAIN, distance_bias=alibi_bias(4, 600)),
+    "softcap": replace(PLAIN, softcap=4.0, window=170, distance_bias=alibi_bias(4, 600)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [(n, r) for n in CPU_BACKENDS for r in RULES if (n, r) != ("sdpa", "softcap")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("boundaries", [[0, 300, 600], [0, 1, 150, 300, 437, 600]])
+def test_backend_is_accurate_in_training_precision_over_several_blocks(
+    name: str, rule: str, dtype: torch.dtype, boundaries: list[int]
+) -> None:
+    tensors = inputs(600, 4, 2, 32, seed=1)
+    # sdpa takes a bias rounded to the type of the queries.
+    slack = 3 if (name, rule, dtype) == ("sdpa", "bias", torch.bfloat16) else 1
+    cu_seqlens = torch.tensor(boundaries, dtype=torch.int32)
+    assert_close_to_definition(name, tensors, cu_seqlens, dtype, RULES[rule], slack)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_blockwise_in_bfloat16_keeps_its_accuracy_when_scores_are_large(window: int | None) -> None:
+    """Scores up to 60, where a bfloat16 score by itself would be wrong by up to 0.125, and its weight by 13%."""
+    tensors = tuple(x.bfloat16() for x in inputs(256, 2, 1, 64, seed=2, spread=15.0))
+    cu_seqlens = torch.tensor([0, 256], dtype=torch.int32)
+    rule = AttentionRule(scale=64**-0.5, window=window)
+    wanted = attend("reference", tuple(x.double() for x in tensors), cu_seqlens, rule)
+    for actual, expected, tolerance in zip(
+        attend("blockwise", tensors, cu_seqlens, rule), wanted, (0.005, 0.02, 0.02, 0.005), strict=True
+    ):
+        assert relative_error(actual, expected) < tolerance
+
+
+def test_blockwise_in_bfloat16_finds_the_largest_of_negative_scores() -> None:
+    """All scores between -60 and 0: a shift that is not the largest one would lose what the softmax is about."""
+    query, key, value, grad = (x.bfloat16() for x in inputs(256, 2, 1, 64, seed=8))
+    tensors = query.abs() * 2, -key.abs(), value, grad
+    cu_seqlens = torch.tensor([0, 1, 256], dtype=torch.int32)
+    wanted = attend("reference", tuple(x.double() for x in tensors), cu_seqlens, PLAIN)
+    for actual, expected in zip(attend("blockwise", tensors, cu_seqlens, PLAIN), wanted, strict=True):
+        assert relative_error(actual, expected) < 0.02
+
+
+@pytest.mark.parametrize("name", [*CPU_BACKENDS, "reference"])
+@pytest.mark.parametrize("window", [None, 30])
+@pytest.mark.parametrize("biased", [False, True])
+def test_documents_never_leak_into_each_other_and_windows_not_at_all(
+    name: str, window: int | None, biased: bool
+) -> None:
+    """The gradient of one document's outputs is exactly zero in every other document, in the future, and in tokens
+    that the window has left; and not zero in those that it sees."""
+    cu_seqlens = torch.tensor([0, 20, 150, 151, 200, 400], dtype=torch.int32)
+    query, key, value, _ = inputs(400, 4, 2, 8, seed=3)
+    rule = AttentionRule(0.3, window, None, random_bias(4, 200, seed=4) if biased else None)
+    tensors = [x.requires_grad_() for x in (query, key, value)]
+    output = BACKENDS[name](*tensors, cu_seqlens, 200, rule)
+    first, last = 100, 120
+    farthest = 20 if window is None else first - window + 1
+    for grad, start in zip(
+        torch.autograd.grad(output[first : last + 1].square().sum(), tensors), (first, farthest, farthest), strict=True
+    ):
+        assert grad[:start].abs().max() == 0
+        assert grad[last + 1 :].abs().max() == 0
+        assert grad[start : last + 1].abs().amax((1, 2)).min() > 0
+
+
+def test_blockwise_computes_nothing_outside_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer with a window multiplies as many numbers for a token of a long document as for one of a short one."""
+    sizes: list[int] = []
+    multiply = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b, **kw: (sizes.append(a.numel()), multiply(a, b, **kw))[1])
+    per_token = []
+    for tokens in (1024, 4096):
+        query, key, value, _ = inputs(tokens, 2, 1, 8, seed=5)
+        sizes.clear()
+        BACKENDS["blockwise"](query, key, value, torch.tensor([0, tokens]), tokens, replace(PLAIN, window=128))
+        per_token.append(sum(sizes) / tokens)
+    assert per_token[1] < 1.15 * per_token[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    length=st.integers(1, 30),
+    cached=st.integers(0, 29),
+    empty=st.integers(0, 5),
+    window=st.none() | st.integers(1, 30),
+    seed=st.integers(0, 10**6),
+)
+def test_definition_with_a_cache_of_keys_equals_it_without(
+    length: int, cached: int, empty: int, window: int | None, seed: int
+) -> None:
+    """New queries against all keys in slots of any order, some of them empty."""
+    cached = min(cached, length - 1)
+    query, key, value, _ = (x[None] for x in inputs(length, 4, 2, 8, seed))
+    positions = torch.arange(length)[None]
+    rule = AttentionRule(0.3, window, 5.0, random_bias(4, length, seed))
+    wanted = attention_by_definition(query, key, value, positions, positions, rule)
+    order = torch.randperm(length + empty, generator=torch.Generator().manual_seed(seed))
+    slots = torch.cat((positions, torch.full((1, empty), -1)), 1)[:, order]
+    filled = [torch.cat((x, torch.full((1, empty, 2, 8), 1e3).double()), 1)[:, order] for x in (key, value)]
+    actual = attention_by_definition(query[:, cached:], *filled, positions[:, cached:], slots, rule)
+    assert relative_error(actual, wanted[:, cached:]) < 1e-12
+
+
+def test_definition_gives_zero_where_nothing_is_seen() -> None:
+    query, key, value, _ = (x[None] for x in inputs(2, 2, 1, 8, seed=0))
+    nowhere = torch.full((1, 2), -1)
+    assert attention_by_definition(query, key, value, torch.zeros(1, 2).long(), nowhere, PLAIN).abs().max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", RULES)
+def test_flex_equals_the_definition_without_gradients_on_a_cpu(name: str) -> None:
+    query, key, value, _ = inputs(200, 4, 2, 16, seed=9)
+    cu_seqlens = torch.tensor([0, 1, 150, 200], dtype=torch.int32)
+    rule = replace(RULES[name], window=RULES[name].window and 40)
+    with torch.no_grad():
+        assert attention_backend("flex", query, rule) is BACKENDS["flex"]
+        for boundaries in (cu_seqlens, torch.tensor([0, 200]), cu_seqlens):  # a block mask is kept for its documents
+            actual, wanted = (
+                BACKENDS[backend](query, key, value, boundaries, 200, rule) for backend in ("flex", "reference")
+            )
+            assert relative_error(actual, wanted) < 1e-6
+
+
+def test_auto_takes_a_backend_that_runs_here() -> None:
+    query = torch.randn(4, 2, 8)
+    for rule in RULES.values():
+        assert attention_backend("auto", query, rule) is BACKENDS["blockwise"]
+    with torch.no_grad():
+        assert attention_backend("auto", query, PLAIN) is BACKENDS["blockwise"]
+    assert attention_backend("reference", query, PLAIN) is reference
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "wanted", "able"),
+    [
+        ("varlen", "plain", "a CUDA device", "blockwise, sdpa, reference"),
+        ("varlen", "bias", "without distance bias", "blockwise, sdpa, reference"),
+        ("flex", "plain", "a CUDA device for training", "blockwise, sdpa, reference"),
+        ("sdpa", "softcap", "a rule without softcap", "blockwise, reference"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused_with_those_that_can(name: str, rule: str, wanted: str, able: str) -> None:
+    with pytest.raises(BigtrainError, match="cannot run here") as refused:
+        attention_backend(name, torch.randn(4, 2, 8), RULES[rule])
+    assert wanted in str(refused.value.wanted)
+    assert str(refused.value.fix).endswith(f"one of {able}")
+
+
+@pytest.mark.parametrize("name", ["blockwise", "sdpa", "reference"])
+def test_a_bias_shorter_than_what_tokens_see_is_refused(name: str) -> None:
+    query, key, value, _ = inputs(10, 2, 1, 8, seed=0)
+    rule = replace(PLAIN, distance_bias=random_bias(2, 6, seed=0))
+    with pytest.raises(BigtrainError, match="distance bias"):
+        BACKENDS[name](query, key, value, torch.tensor([0, 3, 10]), 7, rule)
+    assert_close_to_definition(
+        name, inputs(10, 2, 1, 8, seed=0), torch.tensor([0, 3, 10]), torch.float64, replace(rule, window=6)
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20, 71])
+def test_alibi_equals_hugging_faces(heads: int) -> None:
+    """Theirs is a bias for each key, ours for each distance: the same but for a constant of the query."""
+    theirs = build_alibi_tensor(torch.ones(1, 9), heads, torch.float32).view(heads, 9)
+    torch.testing.assert_close(alibi_bias(heads, 9), -theirs, rtol=1e-6, atol=0)
+    assert alibi_slopes(8) == [2.0**-n for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (32, 20), (8, 1000), (64, 4096)])
+def test_relative_position_buckets_equal_hugging_faces(buckets: int, distance: int) -> None:
+    theirs = T5Attention._relative_position_bucket(
+        -torch.arange(5000), bidirectional=False, num_buckets=buckets, max_distance=distance
+    )
+    assert torch.equal(relative_position_buckets(5000, buckets, distance), theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["varlen", "flex", "sdpa"])
+def test_backend_on_cuda_equals_the_definition(name: str, rule: str) -> None:
+    tensors = tuple(x.cuda() for x in inputs(600, 4, 2, 64, seed=4))
+    cu_seqlens = torch.tensor([0, 1, 150, 300, 437, 600], dtype=torch.int32, device="cuda")
+    bias = RULES[rule].distance_bias
+    on_cuda = replace(RULES[rule], distance_bias=None if bias is None else bias.cuda())
+    best = "varlen" if rule in ("plain", "window") else "flex"
+    assert attention_backend("auto", tensors[0].bfloat16(), on_cuda) is BACKENDS[best]
+    try:
+        attention_backend(name, tensors[0].bfloat16(), on_cuda)
+    except BigtrainError:
+        pytest.skip("it does not claim this rule")
+    assert_close_to_definition(name, tensors, cu_seqlens, torch.bfloat16, on_cuda)

@@ -1,0 +1,342 @@
+"""Every second of a run, over all its restarts, is in one class of the ledger, whatever happens to run and clock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigtrain.rundir.counted_seconds import CountedSeconds
+from bigtrain.rundir.json_lines import JsonLines, read_json_lines
+from bigtrain.rundir.ledger import CLASSES, Ledger, account
+from bigtrain.rundir.starts import MICRO, number_of_next_start
+
+MS = 1000
+
+
+@dataclass
+class History:
+    """A run that is played through: what it writes down, and where its time really went."""
+
+    old: bool = False
+    """Of a version that wrote only the time of day."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    spent: list[tuple[str, int, int]] = field(default_factory=list)
+    """Class, microseconds, step (0: none)."""
+    now: int = 0
+    clock_is_off: int = 0
+    born: int = 0
+    start: int = 0
+    step: int = 0
+
+    def spend(self, activity: str, milliseconds: int, step: int = 0) -> float:
+        self.now += milliseconds * MS
+        self.spent.append((activity, milliseconds * MS, step))
+        return milliseconds / 1000
+
+    def write(self, to: list[dict[str, Any]], record: dict[str, Any]) -> None:
+        times = {"time": (self.now + self.clock_is_off) / MICRO + 1.7e9}
+        if not self.old:
+            times |= {"start": self.start, "uptime": (self.now - self.born) / MICRO}
+        to.append({**record, **times})
+
+    def event(self, event: str, **details: Any) -> None:
+        self.write(self.events, {"event": event, "step": self.step, **details})
+
+    def begin(self, step: int, launcher: int, imports: int, data: int, model: int, boot: str = "a") -> None:
+        self.start += 1
+        self.spend("start_up", launcher)
+        self.born = self.now
+        phases = {"imports": self.spend("start_up", imports), "data": self.spend("data_build", data)}
+        phases["model"] = self.spend("start_up", model)
+        self.step = step
+        age = (self.now - self.born) / MICRO
+        clock = {"boot_id": boot, "boot_seconds": self.now / MICRO, "process_seconds": age}
+        details = {} if self.old else {"phases": phases, "clock": {**clock, "before_seconds": launcher / 1000}}
+        self.event("resume" if step else "start", **details)
+        self.spend("start_up", 3)
+
+    def train(self, wait: int, work: int) -> None:
+        self.step += 1
+        data = self.spend("data_stall", wait, self.step)
+        step = data + self.spend("training", work, self.step)
+        self.write(self.metrics, {"step": self.step, "step_seconds": step, "data_seconds": data})
+        self.spend("other", 1)
+
+
+def seconds(ledger: Ledger) -> dict[str, float]:
+    return {name: value for name, value in ledger.seconds.items() if value}
+
+
+def is_whole(ledger: Ledger) -> None:
+    """The classes add up to the whole to the last microsecond, and no instant is in two or in none."""
+    ends = [0, *(stretch.end for stretch in ledger.stretches)]
+    assert [stretch.begin for stretch in ledger.stretches] == ends[:-1]
+    assert all(stretch.end > stretch.begin for stretch in ledger.stretches)
+    assert sum(ledger.micros.values()) == ends[-1]
+    assert ledger.wall_seconds == ends[-1] / MICRO
+    for name in CLASSES:
+        assert ledger.micros[name] == sum(s.end - s.begin for s in ledger.stretches if s.activity == name)
+    assert 0 <= ledger.goodput <= 1 and 0 <= ledger.goodput_when_wanted <= 1
+
+
+def two_starts(old: bool = False, jump_seconds: int = 0) -> History:
+    """Killed in step 6, resumed from the save of step 3, stopped on request, finished by a third start."""
+    run = History(old=old)
+    run.begin(0, launcher=4000, imports=6000, data=500, model=2000)
+    for _ in range(5):
+        run.train(wait=10, work=990)
+        if run.step == 3:
+            run.event("save", stall_seconds=run.spend("checkpoint", 40))
+    run.spend("restart", 12_700)  # 700 ms of it were a sixth step: nobody has written down when it died
+    run.clock_is_off += jump_seconds * MICRO
+    run.begin(3, launcher=0, imports=6000, data=500, model=2500)
+    for _ in range(3):
+        run.train(wait=20, work=980)
+    run.event("evaluate", seconds=run.spend("evaluation", 1500))
+    run.event("save", stall_seconds=run.spend("checkpoint", 50))
+    run.event("commit", seconds=9.9, waited_seconds=run.spend("checkpoint", 250))
+    run.event("stop", reason="SIGTERM", exit_status=75)
+    run.spend("idle", 60_000)
+    run.clock_is_off -= 2 * jump_seconds * MICRO
+    run.begin(6, launcher=4000, imports=6000, data=500, model=2000)
+    run.train(wait=0, work=1000)
+    run.event("hang", seconds=run.spend("hang", 30_000))
+    run.spend("restart", 5000)
+    run.begin(6, launcher=0, imports=6000, data=500, model=2000)
+    run.train(wait=0, work=1000)
+    run.event("stop", reason="all steps done", exit_status=0)
+    return run
+
+
+@pytest.mark.parametrize("jump_seconds", [0, 3600, -86_400])
+def test_a_history_of_crashes_stops_and_hangs_is_told_right_even_when_the_clock_is_set(jump_seconds: int) -> None:
+    run = two_starts(jump_seconds=jump_seconds)
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert seconds(ledger) == pytest.approx(
+        {
+            "training": 3 * 0.99 + 3 * 0.98 + 1,
+            "data_stall": 3 * 0.01 + 3 * 0.02,
+            "recomputed": 2 * 1 + 1,  # steps 4 and 5 of the first start, step 7 of the third
+            "checkpoint": 0.04 + 0.3,
+            "evaluation": 1.5,
+            "start_up": 4 + 8.003 + 8.503 + 4 + 8.003 + 8.003,
+            "data_build": 4 * 0.5,
+            "hang": 30,
+            "restart": 12.7 + 0.001 + 5,
+            "idle": 60,
+            "other": 0.001 * (5 + 3 + 1 + 1 - 1),
+        },
+        abs=1e-6,
+    )
+    assert (ledger.starts, ledger.crashes, ledger.steps_counted, ledger.steps_recomputed) == (4, 2, 7, 3)
+    assert ledger.wall_seconds == pytest.approx(run.now / MICRO)
+    assert ledger.goodput == pytest.approx(ledger.seconds["training"] / (run.now / MICRO))
+    assert ledger.goodput_when_wanted > ledger.goodput
+    assert sorted(ledger.step_times) == list(range(1, 8)) and len(ledger.event_times) == len(run.events)
+
+
+def test_a_run_from_before_there_was_a_ledger_has_one_all_the_same() -> None:
+    old, new = (account(run.events, run.metrics) for run in (two_starts(old=True), two_starts()))
+    is_whole(old)
+    for name in ("training", "recomputed", "data_stall", "checkpoint", "evaluation", "hang"):
+        assert old.seconds[name] == pytest.approx(new.seconds[name], abs=1e-6)
+    assert old.seconds["data_build"] == 0  # not recorded: what came before the first event is in the gap before it
+    assert old.seconds["idle"] == pytest.approx(60 + 4 + 8.5)
+
+
+def test_work_that_a_later_start_has_gone_back_behind_is_lost_even_before_it_is_done_again() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    for _ in range(4):
+        run.train(0, 1000)
+    run.begin(1, 0, 1000, 0, 0)
+    ledger = account(run.events, run.metrics)
+    assert ledger.seconds["recomputed"] == 3 and ledger.seconds["training"] == 1
+    run.train(0, 1000)
+    assert account(run.events, run.metrics).seconds["recomputed"] == 3
+
+
+def test_going_back_before_a_spike_is_lost_work_and_a_restart() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    for _ in range(4):
+        run.train(0, 1000)
+    run.event("spike", passed=False)
+    run.event("rewind", to_step=2)
+    run.spend("restart", 300)
+    run.event("evidence")
+    assert account(run.events, run.metrics).seconds["recomputed"] == 2
+    run.step = 2
+    run.train(0, 1000)
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.seconds["training"] == 3 and ledger.seconds["recomputed"] == 2
+    assert ledger.seconds["restart"] == pytest.approx(0.3)
+
+
+def test_an_event_within_a_step_takes_nothing_from_it() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    run.train(0, 1000)
+    run.spend("training", 700)
+    run.event("overflow")
+    run.now -= 700 * MS
+    run.train(0, 1000)
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.seconds["training"] == 2
+
+
+def test_what_slow_ranks_cost_is_known_from_their_naming_to_their_catching_up() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    for step in range(1, 11):
+        run.train(0, 1000)
+        if step == 4:
+            run.event("straggler", rank=1, seconds=0.5, others_seconds=0.3)
+        if step == 9:
+            run.event("straggler caught up", rank=1, seconds=0.3, others_seconds=0.3)
+    assert account(run.events, run.metrics).straggler_seconds == pytest.approx(0.2 * 5)
+
+
+def test_the_step_that_a_crash_broke_off_is_lost_where_the_launcher_saw_it() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    run.train(0, 1000)
+    run.spend("recomputed", 700)
+    run.spend("restart", 4000)
+    run.begin(0, 0, 1000, 0, 0)
+    run.events[-1]["clock"]["died_seconds"] = 4.0
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.seconds["restart"] == 4.0
+    assert ledger.seconds["recomputed"] == pytest.approx(1.7, abs=0.002)
+
+
+def test_the_queue_is_what_the_launcher_knows_of_the_time_between_two_starts() -> None:
+    run = History()
+    run.begin(0, 0, 1000, 0, 0)
+    run.train(0, 1000)
+    run.event("stop", reason="SIGUSR1", exit_status=75)
+    run.spend("idle", 100_000)
+    run.begin(1, 0, 1000, 0, 0)
+    run.train(0, 1000)
+    for start, queued in zip([run.events[0], run.events[-1]], (5.0, 80.0), strict=True):
+        start["clock"]["queued_seconds"] = queued
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.seconds["queue"] == 85 and ledger.seconds["idle"] == pytest.approx(20, abs=0.01)
+
+
+def test_a_look_at_a_finished_run_adds_nothing_to_it() -> None:
+    run = two_starts()
+    before = account(run.events, run.metrics).as_dict()
+    run.spend("idle", 10**9)
+    run.begin(7, 0, 1000, 0, 0)
+    run.event("stop", reason="all steps done", exit_status=0)
+    after = account(run.events, run.metrics).as_dict()
+    assert {**after, "starts": 4} == before
+
+
+NUMBERS = st.one_of(st.integers(-5, 10**6), st.floats(), st.none(), st.just("x"))
+KINDS = ("start", "resume", "save", "commit", "evaluate", "hang", "rewind", "spike", "fallback", "stop", "straggler")
+STAMPS = {"time": NUMBERS, "uptime": NUMBERS, "start": NUMBERS}
+EVENTS = st.fixed_dictionaries(
+    {"event": st.sampled_from(KINDS)},
+    optional={**STAMPS, "step": NUMBERS, "seconds": NUMBERS, "stall_seconds": NUMBERS,
+              "phases": st.dictionaries(st.just("data"), NUMBERS),
+              "clock": st.dictionaries(st.sampled_from(["boot_id", "boot_seconds", "before_seconds"]), NUMBERS)},
+)  # fmt: skip
+STEPS = st.fixed_dictionaries(
+    {"step": st.integers(1, 9)}, optional={**STAMPS, "step_seconds": NUMBERS, "data_seconds": NUMBERS}
+)
+
+
+@given(events=st.lists(EVENTS, max_size=12), steps=st.lists(STEPS, max_size=12))
+def test_whatever_stands_in_the_records_no_second_is_in_two_classes_or_in_none(
+    events: list[dict[str, Any]], steps: list[dict[str, Any]]
+) -> None:
+    is_whole(account(events, steps))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """Starts that train, save, evaluate, hang, rewind, crash or stop, under a clock that is set now and then."""
+    run, milliseconds, saved = History(), st.integers(0, 5000), 0
+    for _ in range(draw(st.integers(1, 4))):
+        run.clock_is_off += draw(st.sampled_from([0, 0, 3600, -7200])) * MICRO
+        run.begin(saved, *(draw(milliseconds) for _ in range(4)))
+        for _ in range(draw(st.integers(0, 6))):
+            run.train(draw(milliseconds), draw(milliseconds))
+            match draw(st.sampled_from(["on", "on", "save", "evaluate"])):
+                case "save":
+                    run.event("save", stall_seconds=run.spend("checkpoint", draw(milliseconds)))
+                    saved = run.step
+                case "evaluate":
+                    run.event("evaluate", seconds=run.spend("evaluation", draw(milliseconds)))
+        match draw(st.sampled_from(["crash", "stop", "hang"])):
+            case "stop":
+                run.event("stop", reason="SIGTERM", exit_status=75)
+                run.spend("idle", draw(milliseconds))
+                continue
+            case "hang":
+                run.event("hang", seconds=run.spend("hang", draw(milliseconds)))
+        run.spend("restart", draw(milliseconds))
+    run.begin(saved, *(draw(milliseconds) for _ in range(4)))
+    run.train(1, 1)
+    run.event("stop", reason="all steps done", exit_status=0)
+    return run
+
+
+@given(run=histories())
+def test_every_history_is_told_as_it_was(run: History) -> None:
+    ledger = account(run.events, run.metrics)
+    is_whole(ledger)
+    assert ledger.wall_seconds == pytest.approx(run.now / MICRO, abs=1e-3)
+    truth: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+    lowest = 10**9
+    for activity, micros, step in reversed(run.spent):  # a step counts where none behind it begins before it
+        truth["recomputed" if step and step >= lowest else activity] += micros / MICRO
+        if step and activity == "data_stall":
+            lowest = min(lowest, step)
+    slack = 0.004 * len(run.spent)  # the millisecond behind the last record of a start belongs to what comes after it
+    for name in CLASSES:
+        assert ledger.seconds[name] == pytest.approx(truth[name], abs=slack), name
+
+
+@given(run=histories(), cut=st.data())
+def test_lines_that_a_kill_has_torn_leave_no_hole(run: History, cut: st.DataObject) -> None:
+    kept = [[record for record in records if cut.draw(st.integers(0, 5))] for records in (run.events, run.metrics)]
+    is_whole(account(*kept))
+
+
+def test_the_newest_line_alone_tells_how_much_training_counts(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+
+    def start(steps: range, seconds: float) -> None:
+        counted, lines = CountedSeconds(metrics), JsonLines(metrics, 1)
+        for step in steps:
+            lines.append({"step": step, "step_seconds": seconds, CountedSeconds.KEY: counted.after(step, seconds)})
+
+    start(range(1, 11), 1.0)
+    start(range(6, 9), 2.0)
+    counted = CountedSeconds(metrics)
+    assert counted.after(9, 0.5) == 5 + 3 * 2 + 0.5
+    assert counted.after(3, 0.25) == 2.25  # a rewind within the process
+    lines = [{k: v for k, v in r.items() if k != CountedSeconds.KEY} for r in read_json_lines(metrics)]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert CountedSeconds(metrics).after(9, 0.5) == 5 + 3 * 2 + 0.5  # of a version that did not write it
+
+
+def test_a_start_has_a_number_of_its_own() -> None:
+    assert number_of_next_start([]) == 1
+    assert number_of_next_start([{"event": "start"}, {"event": "resume"}, {"event": "stop"}]) == 3
+    assert number_of_next_start([{"event": "start", "start": 1}, {"event": "fallback", "start": 2}]) == 3

@@ -1,0 +1,225 @@
+"""What is handed to Slurm and Kubernetes says what was asked for; what could not work is refused before it waits."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigtrain.base.errors import BigtrainError
+from bigtrain.submit import kubernetes, slurm
+from bigtrain.submit.job import SCRIPTS, Job, scripts
+from bigtrain.submit.kubernetes import KubernetesOptions
+from bigtrain.submit.slurm import SlurmOptions
+
+QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
+KUBERNETES = "1.34"
+
+
+def job(*overrides: str, nodes: int = 2, processes: int = 1, min_nodes: int | None = None) -> Job:
+    return Job.of(QUICKSTART, overrides, nodes=nodes, processes_per_node=processes, min_nodes=min_nodes)
+
+
+def slurm_command(options: SlurmOptions, **of_job) -> list[str]:
+    return slurm.commands(job(**of_job), options)[0]
+
+
+# Any cluster
+
+
+def test_batches_that_do_not_divide_over_the_nodes_are_refused_before_the_job_waits():
+    with pytest.raises(BigtrainError, match="does not divide"):
+        job(nodes=3)
+    with pytest.raises(BigtrainError, match="tensor_parallel_size"):
+        job("engine.tensor_parallel_size=3", nodes=2)
+
+
+def test_a_number_of_nodes_that_may_be_left_has_to_fit_as_well():
+    assert job("train.global_batch_size=96", nodes=3, min_nodes=2).min_nodes == 2
+    with pytest.raises(BigtrainError, match="does not divide") as caught:
+        job("train.micro_batch_size=8", nodes=4, min_nodes=3)
+    assert "raise --min-nodes" in str(caught.value)
+    with pytest.raises(BigtrainError, match="more nodes than there are"):
+        job(min_nodes=3)
+
+
+def test_scripts_that_are_not_there_are_told(monkeypatch, tmp_path):
+    assert (scripts() / "node.sh").is_file()
+    monkeypatch.setenv(SCRIPTS, str(tmp_path))
+    with pytest.raises(BigtrainError, match="launch scripts"):
+        scripts()
+
+
+# Slurm
+
+
+@given(st.integers(0, 40), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_every_form_of_a_walltime_is_read_as_slurm_reads_it(days, hours, minutes, rest):
+    whole = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    assert slurm.seconds(f"{days}-{hours}:{minutes}:{rest}") == whole
+    assert slurm.seconds(f"{days}-{hours}:{minutes}") == whole - rest
+    assert slurm.seconds(f"{days}-{hours}") == (days * 24 + hours) * 3600
+    assert slurm.seconds(f"{hours:02}:{minutes:02}:{rest:02}") == (hours * 60 + minutes) * 60 + rest
+    assert slurm.seconds(f"{minutes}:{rest}") == minutes * 60 + rest
+    assert slurm.seconds(f"{minutes}") == minutes * 60
+
+
+@pytest.mark.parametrize("nonsense", ["", "soon", "1:2:3:4", "a-1", "1-"])
+def test_what_is_no_walltime_is_none(nonsense):
+    assert slurm.seconds(nonsense) is None
+
+
+def test_every_option_reaches_sbatch_or_the_script():
+    options = SlurmOptions(
+        gpus_per_node=8, cpus_per_node=96, time="4:00:00", partition="p", account="a", qos="q", exclude="n[1-2]",
+        signal_lead=300, max_restarts=5, max_requeues=7, container="image.sif", mounts="/data:/data",
+        doctor=False, extra=["--constraint=h100"],
+    )  # fmt: skip
+    command = slurm_command(options)
+    script = command.index(str(scripts() / "slurm.sbatch"))
+    for option in (
+        "--nodes=2", "--gpus-per-node=8", "--cpus-per-task=96", "--time=4:00:00", "--partition=p", "--account=a",
+        "--qos=q", "--exclude=n[1-2]", "--signal=B:USR1@300", "--requeue", "--constraint=h100",
+        "--output=runs/quickstart/logs/slurm-%j.out",
+    ):  # fmt: skip
+        assert option in command[:script], option
+    handed_on = " ".join(command[script:])
+    for option in (
+        "--run runs/quickstart", "--processes 1", "--max-restarts 5", "--max-requeues 7", "--container image.sif",
+        "--mounts /data:/data", "--no-doctor", f"{QUICKSTART}",
+    ):  # fmt: skip
+        assert option in handed_on, option
+
+
+def test_whole_nodes_are_taken_where_no_part_of_them_is_asked_for():
+    assert {"--exclusive", "--mem=0"} <= set(slurm_command(SlurmOptions()))
+    assert not {"--exclusive", "--mem=0"} & set(slurm_command(SlurmOptions(cpus_per_node=4)))
+
+
+def test_a_job_that_may_lose_nodes_is_not_ended_with_the_first():
+    command = slurm_command(SlurmOptions(), min_nodes=1)
+    assert "--no-kill" in command and "--min-nodes 1" in " ".join(command)
+    assert "--no-kill" not in slurm_command(SlurmOptions())
+
+
+def test_each_job_of_a_chain_waits_for_the_one_before_and_none_goes_back_into_the_queue():
+    first, second, third = slurm.commands(job(), SlurmOptions(chain=3))
+    assert not any("--dependency" in part for part in first)
+    assert f"--dependency=afterany:{slurm.BEFORE}" in second and second == third
+    assert "--max-requeues 0" in " ".join(first) and "--max-requeues 0" in " ".join(third)
+    assert "--array=1-3%1" in slurm_command(SlurmOptions(array=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (SlurmOptions(time="soon"), "no walltime"),
+        (SlurmOptions(time="4", signal_lead=200), "as soon as it has started"),
+        (SlurmOptions(chain=2, array=2), "two ways"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, complaint):
+    with pytest.raises(BigtrainError, match=complaint):
+        slurm.commands(job(), options)
+
+
+def test_a_run_that_stops_by_itself_is_not_requeued_for_ever():
+    stopping = job("train.stop_after=3")
+    with pytest.raises(BigtrainError, match="again and again"):
+        slurm.commands(stopping, SlurmOptions())
+    assert slurm.commands(stopping, SlurmOptions(max_requeues=0))
+    with pytest.raises(BigtrainError, match="again and again"):
+        kubernetes.manifests(stopping, KubernetesOptions(image="i", claim="c"))
+
+
+# Kubernetes
+
+PLAIN = KubernetesOptions(image="registry.example/bigtrain:1", claim="scratch", gpus_per_node=8)
+
+
+@pytest.fixture(scope="module")
+def valid(require):
+    """Checks a manifest against the schema of its kind, unknown fields included."""
+    require("kubernetes_validate")
+    import kubernetes_validate
+
+    def check(manifest: dict) -> None:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+    return check
+
+
+def as_jobs(manifests: list[dict]) -> list[dict]:
+    """Manifests of Kubernetes' own kinds: of Kubeflow's, the Job that its runtime describes."""
+    own = []
+    for manifest in manifests:
+        if manifest["kind"] == "TrainingRuntime":
+            assert set(manifest["spec"]) == {"mlPolicy", "template"}
+            for part in manifest["spec"]["template"]["spec"]["replicatedJobs"]:
+                own.append({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **part["template"]})
+                own[-1]["metadata"] = {"name": "x", **part["template"]["metadata"]}
+        elif manifest["kind"] != "TrainJob":
+            own.append(manifest)
+    return own
+
+
+@pytest.mark.parametrize("kind", ["job", "trainjob"])
+def test_the_manifests_that_users_copy_are_valid(valid, kind):
+    text = (scripts() / "kubernetes" / f"{kind}.yaml").read_text()
+    for manifest in as_jobs(list(yaml.safe_load_all(text))):
+        valid(manifest)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        PLAIN,
+        replace(PLAIN, kind="trainjob"),
+        replace(PLAIN, gpus_per_node=None, cpus_per_node=4, memory="16Gi", namespace="team", doctor=False),
+        replace(PLAIN, rdma="rdma/ib", host_network=True, max_restarts=3, mount="/scratch", name="mine"),
+    ],
+)
+def test_what_is_submitted_is_valid_and_says_what_was_asked_for(valid, options):
+    made = kubernetes.manifests(job("train.seed=5", min_nodes=1), options)
+    assert list(yaml.safe_load_all(kubernetes.as_yaml(made))) == made
+    for manifest in as_jobs(made):
+        valid(manifest)
+    assert made[0]["data"]["config.yaml"] == QUICKSTART.read_text()
+    text = kubernetes.as_yaml(made[1:])
+    assert ("quickstart" in text) == (options.name is None)
+    for wanted in (options.image, options.claim, "--nodes=1:2", "train.seed=5", options.mount, options.rdma or ""):
+        assert wanted in text
+    assert ("--doctor" in text) == options.doctor
+    assert {manifest["metadata"].get("namespace") for manifest in made} == {options.namespace}
+
+
+@pytest.mark.parametrize("kind", ["job", "trainjob"])
+def test_pods_that_stopped_on_request_or_were_preempted_are_replaced_and_wrong_ones_are_not(kind):
+    made = as_jobs(kubernetes.manifests(job(), replace(PLAIN, kind=kind)))
+    (spec,) = [manifest["spec"] for manifest in made if manifest["kind"] == "Job"]
+    container = spec["template"]["spec"]["containers"][0]["name"]
+    actions = {}
+    for rule in spec["podFailurePolicy"]["rules"]:
+        for condition in rule.get("onPodConditions", ()):
+            actions[condition["type"]] = rule["action"]
+        if "onExitCodes" in rule:
+            assert rule["onExitCodes"]["containerName"] == container
+            actions |= dict.fromkeys(rule["onExitCodes"]["values"], rule["action"])
+    assert actions == {"DisruptionTarget": "Ignore", 75: "Ignore", 1: "FailJob", 2: "FailJob"}
+    assert spec["template"]["spec"]["restartPolicy"] == "Never", "else the policy would not be asked"
+    assert spec["template"]["spec"]["securityContext"]["runAsNonRoot"]
+
+
+@given(st.text())
+def test_any_text_becomes_a_name_that_stays_what_it_is(text):
+    name = kubernetes.as_name(text)
+    assert 0 < len(name) <= kubernetes.LONGEST_NAME and kubernetes.as_name(name) == name
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and name.strip("-") == name
+
+
+def test_a_name_that_kubernetes_would_refuse_is_refused_with_one_that_it_takes():
+    with pytest.raises(BigtrainError) as caught:
+        kubernetes.manifests(job(), replace(PLAIN, name="My_Run"))
+    assert "--name my-run" in str(caught.value)

@@ -1,0 +1,128 @@
+"""Under a real Slurm: submitted, preempted, requeued, at the end of its walltime, a run goes on as if nothing had been.
+
+Two nodes with a process each; every test compares with one run that nothing disturbed.
+"""
+
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+import yaml
+
+from tests.system.cluster import Slurm
+from tests.system.run_sandbox import CLI, RunSandbox, curve
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def slurm(require_command):
+    if os.geteuid():
+        pytest.skip("Slurm's daemons need root to start jobs")
+    cluster = Slurm({name: require_command(name) for name in ("munged", "slurmctld", "slurmd")})
+    yield cluster
+    cluster.stop()
+
+
+def submit(slurm: Slurm, sandbox: RunSandbox, *arguments: str, fault: str = "") -> str:
+    """The number of a job of two nodes."""
+    command = [*CLI, "submit", "slurm", str(sandbox.config), "--nodes", "2", "--cpus-per-node", "1"]
+    command += ["--processes-per-node", "1", *([] if "--doctor" in arguments else ["--no-doctor"]), *arguments]
+    environment = {**slurm.environment, **({"BIGTRAIN_FAULT": fault} if fault else {})}
+    done = subprocess.run(command, env=environment, cwd=sandbox.directory, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def output(sandbox: RunSandbox, number: str) -> str:
+    return (sandbox.run / "logs" / f"slurm-{number}.out").read_text()
+
+
+def words_of_script(sandbox: RunSandbox, number: str) -> list[str]:
+    """What the job's script said, by the line."""
+    return [
+        line.partition(": ")[2] for line in output(sandbox, number).splitlines() if line.startswith("slurm.sbatch: ")
+    ]
+
+
+def story(slurm: Slurm, sandbox: RunSandbox, number: str) -> str:
+    """For a test that fails: what everybody but the ranks said of a job."""
+    said = [line for line in output(sandbox, number).splitlines() if not line.startswith(("step ", "frame "))]
+    return "\n".join(["", *said, *slurm.log_of(number)])
+
+
+def run_of(directory, built: RunSandbox) -> RunSandbox:
+    settings = yaml.safe_load(built.config.read_text())
+    settings["run_dir"] = str(directory / "run")
+    (directory / "config.yaml").write_text(yaml.safe_dump(settings))
+    return RunSandbox(directory, directory / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def quiet_curve(slurm, built, tmp_path_factory):
+    """The loss curve of a job that nothing disturbs."""
+    sandbox = run_of(tmp_path_factory.mktemp("quiet"), built)
+    number = submit(slurm, sandbox)
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert job["JobState"] == "COMPLETED", story(slurm, sandbox, number)
+    assert sandbox.metrics()[-1]["world_size"] == 2 and sandbox.metrics()[-1]["step"] == STEPS
+    return curve(sandbox.metrics())
+
+
+def test_a_preempted_job_commits_waits_in_the_queue_and_goes_on(slurm, sandbox, quiet_curve):
+    number = submit(slurm, sandbox, fault="slow,rank=*,at=step,delay=1")
+    sandbox.wait_for_step(3)
+    urgent = slurm("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    slurm.wait_for(number, "PENDING", timeout=90)
+    assert sandbox.events()[-1]["event"] == "stop", sandbox.events()
+    stopped_at = sandbox.metrics()[-1]["step"]
+    assert (sandbox.run / f"checkpoints/step-{stopped_at:08d}/manifest.json").is_file()
+    slurm.wait_for(urgent, "COMPLETED")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), story(slurm, sandbox, number)
+    assert curve(sandbox.metrics()) == quiet_curve
+    assert [event["event"] for event in sandbox.events()].count("resume") == 1
+
+
+def test_a_job_whose_walltime_ends_leaves_in_time_and_goes_on_in_the_next(slurm, sandbox, quiet_curve):
+    number = submit(slurm, sandbox, "--time", "3", "--signal-lead", "75", fault="slow,rank=*,at=step,delay=10")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout=600)
+    assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1, story(slurm, sandbox, number)
+    first = words_of_script(sandbox, number)[:1]
+    assert first == ["stopped on request (status 75); back into the queue"], story(slurm, sandbox, number)
+    assert curve(sandbox.metrics()) == quiet_curve
+
+
+def test_a_crash_is_requeued_while_the_run_gets_further_and_no_longer(slurm, sandbox):
+    number = submit(
+        slurm, sandbox, "--max-restarts", "0", "checkpoint.asynchronous=false", fault="kill,rank=1,at=step,step=7"
+    )
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "1"), story(slurm, sandbox, number)
+    requeued = rf".*\(status {128 + signal.SIGKILL}\); back into the queue"
+    given_up = r".* came no further than an earlier start; not requeued"
+    said = "\n".join(words_of_script(sandbox, number))
+    assert re.fullmatch(f"{requeued}\n{given_up}", said), story(slurm, sandbox, number)
+    assert max(record["step"] for record in sandbox.metrics()) < STEPS
+
+
+@pytest.mark.parametrize("preflight", ["--doctor", "--no-doctor"])
+def test_what_the_user_has_to_mend_ends_the_job(slurm, sandbox, preflight):
+    number = submit(slurm, sandbox, preflight, "--no-check", "data.dir=nowhere")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    said = output(sandbox, number)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0"), said
+    assert "nowhere" in said and ("preflight failed" in said) == (preflight == "--doctor")
+
+
+def test_jobs_of_a_chain_take_turns(slurm, sandbox, quiet_curve):
+    first, second = submit(slurm, sandbox, "--chain", "2", fault="slow,rank=*,at=step,delay=1").split()
+    sandbox.wait_for_step(3)
+    slurm("scancel", "--signal=USR1", first)
+    assert slurm.wait_for(first, "COMPLETED", "FAILED", "CANCELLED")["ExitCode"] == "75:0", story(slurm, sandbox, first)
+    job = slurm.wait_for(second, "COMPLETED", "FAILED", "CANCELLED")
+    assert job["JobState"] == "COMPLETED", story(slurm, sandbox, second)
+    assert curve(sandbox.metrics()) == quiet_curve

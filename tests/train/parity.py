@@ -1,0 +1,244 @@
+"""The parity suite's cases, its batches, and the yardstick: one process, float32, no DeepSpeed, no fused kernels."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.config import Settings
+from bigtrain.model import build_model
+from tests import forkserver
+
+STEPS = 16
+"""The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
+ROWS, TOKENS, VOCABULARY = 16, 32, 96
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of computing the same training."""
+
+    stage: int
+    world: int
+    accumulation: int = 1
+    clip: float = 1.0
+    tied: bool = False
+    recompute: str = "none"
+    precision: str = "fp32"
+    family: str = "llama"
+    tensor: int = 1
+    sequence: int = 1
+    offload: str = "none"
+    secondary: int = 1
+    """Ranks of ZeRO++'s second copy of the weights."""
+    ahead: int = 0
+    """Modules of multi-token prediction."""
+
+    @property
+    def name(self) -> str:
+        """Only what is not the default."""
+        default = Case(0, 0)
+        parts = [f"stage{self.stage}", f"world{self.world}"]
+        return "-".join(
+            parts
+            + [
+                f"{key}_{value}"
+                for key, value in asdict(self).items()
+                if key not in ("stage", "world") and value != getattr(default, key)
+            ]
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        return ROWS * self.tensor * self.sequence // (self.world * self.accumulation)
+
+
+def cases() -> list[Case]:
+    """Every stage at every world size, with the other choices going round so that each meets every stage."""
+    found = []
+    for i, (stage, world) in enumerate(itertools.product((0, 1, 2, 3), (1, 2, 4))):
+        found.append(
+            Case(
+                stage,
+                world,
+                accumulation=(1, 4)[(i + stage) % 2],
+                clip=(0.3, 0.0)[(i // 2) % 2],
+                tied=i % 2 == 1,
+                recompute=("none", "selective", "full")[(i + stage) % 3],
+                family=("llama", "gpt2")[(i // 3) % 2],
+            )
+        )
+    for stage in (1, 2, 3):
+        found.append(Case(stage, 2, precision="bf16", clip=0.3))
+        found.append(Case(stage, 2, precision="fp16", clip=0.3, tied=True))
+        found.append(Case(stage, 2, offload="cpu", clip=0.3))
+    for stage, world, accumulation, family, recompute in (
+        (1, 2, 4, "llama", "full"),
+        (2, 2, 1, "gpt2", "none"),
+        (1, 4, 1, "llama", "none"),
+    ):
+        tied = family == "llama"
+        found.append(
+            Case(stage, world, accumulation, clip=0.3, tied=tied, recompute=recompute, tensor=2, family=family)
+        )
+    for stage, world, accumulation in ((0, 2, 4), (1, 4, 1), (2, 2, 1), (3, 4, 1)):
+        found.append(Case(stage, world, accumulation, clip=0.3, tied=stage == 0, recompute="full", sequence=2))
+    found.append(Case(1, 4, 1, clip=0.3, recompute="selective", sequence=4, precision="bf16"))
+    found.append(Case(1, 2, 4, clip=0.3, precision="bf16", tensor=2))
+    found.append(Case(3, 4, clip=0.3, secondary=2))
+    for stage, world, accumulation, recompute in ((0, 1, 4, "none"), (2, 4, 1, "selective"), (3, 2, 4, "full")):
+        found.append(Case(stage, world, accumulation, 0.3, stage == 3, recompute, family="mixtral", ahead=2))
+    found.append(Case(3, 4, clip=0.3, recompute="full", sequence=2, family="mixtral"))
+    return found
+
+
+def state_cases() -> list[Case]:
+    """Every way in which state can be cut or lie somewhere else."""
+    return [
+        Case(0, 2, tied=True, sequence=2),
+        Case(1, 1, tied=True),
+        Case(1, 2, tied=True, tensor=2),
+        Case(1, 2, tied=True, precision="fp16"),
+        Case(2, 2, tied=True, offload="cpu"),
+        Case(2, 4, tied=True, tensor=2, precision="bf16"),
+        Case(3, 2, tied=True, sequence=2, offload="cpu"),
+        Case(3, 4, tied=True, secondary=2),
+    ]
+
+
+def settings(case: Case) -> Settings:
+    gpt2 = case.family == "gpt2"
+    mixture = {
+        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
+    }  # fmt: skip
+    return Settings.model_validate(
+        {
+            "run_dir": "unused",
+            "model": {
+                "family": case.family,
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4 if gpt2 or case.sequence == 4 else 2,
+                "intermediate_size": 80,
+                "vocab_size": VOCABULARY,
+                "max_position_embeddings": TOKENS,
+                "tie_word_embeddings": case.tied,
+                "initializer_range": 0.08,
+                "num_nextn_predict_layers": case.ahead,
+                **(mixture if case.family == "mixtral" else {}),
+            },
+            "data": {
+                "dir": "unused",
+                "tokenizer": {"vocab_size": VOCABULARY},
+                "sources": [{"name": "x", "kind": "python_stdlib"}],
+                "sequence_length": TOKENS,
+            },
+            "train": {
+                "steps": STEPS,
+                "global_batch_size": ROWS,
+                "micro_batch_size": case.micro_batch_size,
+                "seed": 7,
+            },
+            "optimizer": {"max_grad_norm": case.clip},
+            "engine": {
+                "zero_stage": case.stage,
+                "precision": case.precision,
+                "activation_checkpointing": case.recompute,
+                "tensor_parallel_size": case.tensor,
+                "sequence_parallel_size": case.sequence,
+                "offload_optimizer": case.offload,
+                "offload_param": case.offload if case.stage == 3 else "none",
+                "zero_hpz_partition_size": case.secondary,
+                "attn_implementation": "sdpa" if case.precision == "fp16" else "auto",
+            },
+        }
+    )
+
+
+def rows(step: int) -> dict[str, Tensor]:
+    """A step's global batch: rows of documents of ragged lengths, the last labels of some rows missing."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCABULARY // 4, (ROWS, TOKENS + 1), generator=generator)
+    starts = torch.rand(ROWS, TOKENS, generator=generator) < 0.12
+    starts[:, 0] = True
+    labels = tokens[:, 1:].clone()
+    labels[:, :-1][starts[:, 1:]] = -100  # no document predicts the next one's first token
+    for row in range(0, ROWS, 3):
+        labels[row, TOKENS - row :] = -100
+    places = torch.arange(TOKENS).expand(ROWS, TOKENS)
+    positions = places - torch.where(starts, places, 0).cummax(dim=1).values
+    return {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts}
+
+
+def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
+    """What the model's forward takes, of some rows."""
+    part = {name: tensor[first:last].contiguous() for name, tensor in batch.items()}
+    starts = part.pop("starts").flatten().nonzero().flatten().to(torch.int32)
+    bounds = torch.cat((starts, torch.tensor([(last - first) * TOKENS], dtype=torch.int32)))
+    return {**part, "cu_seqlens": bounds, "max_seqlen": TOKENS}
+
+
+def learning_rate(step: int) -> float:
+    return 4e-3 / (1 + step / 10)
+
+
+def plain_loop(case: Case) -> dict[str, list[float]]:
+    """The same training in one process: a float32 decoder with naive attention, PyTorch's AdamW, the whole batch at
+    once."""
+    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead))
+
+
+@functools.cache
+def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int) -> str:
+    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=4 if whole_heads else 1, ahead=ahead)
+    chosen = settings(like)
+    torch.set_num_threads(1)
+    model = build_model(chosen.model, attn_implementation="reference")
+    model.init_weights(chosen.train.seed)
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": chosen.optimizer.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        betas=chosen.optimizer.betas,
+        eps=chosen.optimizer.eps,
+        foreach=False,
+    )
+    losses, norms = [], []
+    for step in range(STEPS):
+        batch = rows(step)
+        labelled = int((batch["labels"] != -100).sum())
+        loss = model(**micro_batch(batch, 0, ROWS)) / labelled
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]))
+        for parameter in model.parameters() if clip else ():
+            assert parameter.grad is not None
+            parameter.grad *= min(1.0, clip / (float(norm) + 1e-6))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        optimizer.step()
+        for router, load in zip(model.routers().values(), model.auxiliary.take().loads, strict=True):
+            router.move(load)
+        losses.append(float(loss.detach()))
+        norms.append(float(norm))
+    return json.dumps({"losses": losses, "norms": norms})
+
+
+def launch(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[Any]:
+    """The results of jobs for the worker, on so many ranks."""
+    (directory / "job.json").write_text(json.dumps(jobs))
+    finished = forkserver.torchrun(world, Path(__file__).with_name("parity_worker.py"), directory, timeout=500)
+    assert finished.returncode == 0, finished.stdout[-6000:]
+    results: list[Any] = json.loads((directory / "result.json").read_text())
+    return results

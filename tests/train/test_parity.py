@@ -1,0 +1,38 @@
+"""Model and engine together train as a plain float32 loop in one process does, however the work is spread."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from tests.train.parity import Case, cases, launch, plain_loop
+
+# float32 differs in the order of sums only. In 16 bits every activation is rounded: 8 bits of mantissa in bfloat16,
+# 11 in float16; the loss of a whole batch averages most of it, the gradient norm less of it.
+TOLERANCES = {"fp32": (5e-6, 1e-5), "bf16": (5e-3, 1e-2), "fp16": (1.5e-3, 1e-2)}
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Losses and gradient norms by case, from one launch for each world size."""
+    found: dict[str, Any] = {}
+    for world in sorted({case.world for case in cases()}):
+        chosen = [case for case in cases() if case.world == world]
+        jobs = [{"do": "curve", "case": asdict(case)} for case in chosen]
+        results = launch(jobs, world, tmp_path_factory.mktemp(f"world{world}"))
+        found |= {case.name: result for case, result in zip(chosen, results, strict=True)}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_sixteen_steps_equal_a_plain_loop(curves: dict[str, Any], case: Case) -> None:
+    ours, plain = curves[case.name], plain_loop(case)
+    loss, norm = TOLERANCES[case.precision]
+    assert ours["losses"] == pytest.approx(plain["losses"], abs=loss)
+    assert ours["norms"] == pytest.approx(plain["norms"], rel=norm)
+    assert plain["losses"][-1] < plain["losses"][0] - 0.8  # it did train
+    assert not case.clip or max(plain["norms"]) > case.clip  # and clipping bit
