@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bigtrain.checkpoint import Cursor, Places, Saver, newest_verified
+from bigtrain.checkpoint import Cursor, Saver, StorageTiers, newest_verified
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology
-from bigtrain.train.setup import restore
+from bigtrain.train.build import restore
 
 
 class Route:
@@ -73,7 +73,7 @@ class Bigtrain(Route):
 
     def prepare(self) -> None:
         settings = CheckpointSettings(asynchronous=True, keep=2)
-        self._saver = Saver(Places(Folder(self.folder)), self.topology.behind(), settings)
+        self._saver = Saver(StorageTiers(Folder(self.folder)), self.topology.background(), settings)
         self._saver.reserve(self.engine.fragments(), self.engine.rng_state())
         self._saver.wait()
 
@@ -102,7 +102,7 @@ class Bigtrain(Route):
         """It is."""
 
     def load(self) -> None:
-        search = newest_verified(Places(Folder(self.folder)), ranks=self.topology)
+        search = newest_verified(StorageTiers(Folder(self.folder)), ranks=self.topology)
         assert search.newest is not None and not search.rejected
         restore(self.engine, search.newest, self.topology)
 

@@ -166,7 +166,7 @@ def clear(route: Route, topology: Topology) -> None:
 def built_engine(settings: Settings, topology: Topology, *, fill: bool) -> Engine:
     """The model, wrapped; its weights mean something if `fill` asks for the initial ones."""
     from bigtrain.engine.engine import Engine
-    from bigtrain.train.setup import new_model
+    from bigtrain.train.build import new_model
 
     return Engine(new_model(settings, topology, fill=fill), settings, topology)
 

@@ -24,7 +24,7 @@ from kill_tally import Tally
 from save_phases import PHASES, Saves
 
 from bigtrain.base.faults import POINTS, Fault, obey
-from bigtrain.checkpoint import Cursor, Fragment, Places, Saver, load, newest_verified, tensor_digests
+from bigtrain.checkpoint import Cursor, Fragment, Saver, StorageTiers, load, newest_verified, tensor_digests
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.tensor_file import bytes_of
 from bigtrain.config import CheckpointSettings
@@ -215,9 +215,9 @@ def _compare(folder: Path, reference: Path, shape: Shape, tally: Tally) -> None:
 def _train(folder: Path, shape: Shape) -> None:
     """What a rank does: find the newest checkpoint, load it, and go on to the last step, saving each."""
     topology = start(timeout_minutes=0.5)
-    places = Places(Folder(folder / "checkpoints"))
+    places = StorageTiers(Folder(folder / "checkpoints"))
     settings = CheckpointSettings(asynchronous=shape.asynchronous, keep=KEEP)
-    saver = Saver(places, topology.behind(), settings)
+    saver = Saver(places, topology.background(), settings)
     first, end = (i * shape.elements // shape.ranks for i in (topology.rank, topology.rank + 1))
     torch.manual_seed(topology.rank)
     fragments = [Fragment("weight", kind, (shape.elements,), first, torch.zeros(end - first)) for kind in KINDS]

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from bigtrain.checkpoint import Checkpoint, Places, newest_verified
+from bigtrain.checkpoint import Checkpoint, StorageTiers, newest_verified
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.manifest import COMMITTED
 
@@ -109,7 +109,7 @@ class Saves:
             durable: the newest step that the run had told to be durable.
         """
         steps = self.committed()
-        search = newest_verified(Places(Folder(self.directory)))
+        search = newest_verified(StorageTiers(Folder(self.directory)))
         found = search.newest.step if search.newest else 0
         problems = [f"{r.checkpoint.name} is torn: {'; '.join(r.problems)}" for r in search.rejected]
         if found != max(steps, default=0):
@@ -124,4 +124,4 @@ class Saves:
 
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint."""
-        return newest_verified(Places(Folder(self.directory))).newest
+        return newest_verified(StorageTiers(Folder(self.directory))).newest

@@ -35,7 +35,7 @@ sys.path.append(str(ROOT))
 from soak_endings import ENDINGS
 
 from bigtrain.base.faults import Fault
-from bigtrain.checkpoint import Places, newest_verified
+from bigtrain.checkpoint import StorageTiers, newest_verified
 from bigtrain.config import load_settings
 from bigtrain.data.provenance.provenance import digest_of
 from bigtrain.rundir.provenance import OpenedRun
@@ -98,7 +98,7 @@ class Watched:
             self._check_line(line, after)
         self._lines = len(lines)
         if self._committed:
-            found = newest_verified(Places.of(self.sandbox.run))
+            found = newest_verified(StorageTiers.of(self.sandbox.run))
             tally.checkpoints_verified += 1
             if found.newest is None or found.newest.step < self._committed:
                 tell(f"{after}: {found.newest} verifies, though {self._committed} was committed")

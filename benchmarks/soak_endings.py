@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from bigtrain.checkpoint import Places
+from bigtrain.checkpoint import StorageTiers
 from tests.system.fault_runs import Launched
 
 STOPPED, DONE = 75, 0
@@ -45,7 +45,7 @@ def _all_killed(run: Launched, _watched: Harmed) -> None:
 
 def _checkpoint_rots(run: Launched, watched: Harmed) -> None:
     _asked(signal.SIGTERM)(run, watched)
-    newest = Places.of(watched.sandbox.run).all()[-1]
+    newest = StorageTiers.of(watched.sandbox.run).all()[-1]
     file = next((watched.sandbox.run / "checkpoints" / newest.name).glob("state-*"))
     with file.open("r+b") as state:
         state.seek(file.stat().st_size // 2)

@@ -133,7 +133,7 @@ def train_bigtrain(
     from torch.profiler import ProfilerActivity, profile
 
     from bigtrain.engine.engine import Engine
-    from bigtrain.train.setup import new_model
+    from bigtrain.train.build import new_model
 
     engine = Engine(new_model(settings, topology, fill=True), settings, topology)
 

@@ -1,4 +1,4 @@
-"""What the launcher and its workers tell each other, by environment variables, files and signals."""
+"""What the launcher and its workers report_end each other, by environment variables, files and signals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ignore_stop_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def note_death() -> None:
+def record_death() -> None:
     """Tell the workers of the next start when the last one died; the ledger of a run has no other way to know."""
     os.environ[DIED] = f"{time.clock_gettime(time.CLOCK_BOOTTIME):.3f}"
 
@@ -48,7 +48,7 @@ def mark_of(progress: str, end: End, rank: str) -> Path:
     return Path(f"{progress}.{end}-{rank}")
 
 
-def tell(end: End) -> None:
+def report_end(end: End) -> None:
     """Leave that mark for the launcher, if there is one."""
     if PROGRESS in os.environ:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -56,7 +56,7 @@ def tell(end: End) -> None:
             _write_whole(mark_of(os.environ[PROGRESS], end, os.environ["RANK"]), str(now))
 
 
-def tell_progress(step: int) -> None:
+def report_progress(step: int) -> None:
     """Tell the launcher, if there is one, that the checkpoint of a step is committed."""
     if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
         _write_whole(Path(os.environ[PROGRESS]), str(step))

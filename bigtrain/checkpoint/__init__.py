@@ -17,12 +17,12 @@ The life of a checkpoint of step 100:
         |  load: each rank copies the overlaps of what lies in the files with what it owns now
     engine.fragments()                 any other stage, any other world size
 
-fragment.py      a flat piece of a named tensor          overlap.py      what two pieces share
-tensor_file.py   a rank's fragments as one file          manifest.py     what a checkpoint is, and its hashes
+fragment.py      a flat piece of a named tensor          overlap.py        what two pieces share
+tensor_file.py   a rank's fragments as one file          manifest.py       what a checkpoint is, and its hashes
 storage.py       where files lie: folder.py or object_store.py; each says how it commits
-commit.py        how the ranks make a checkpoint         saver.py        doing that behind the training
-checkpoint.py    one checkpoint, and verifying it        places.py       the tiers, and the newest good one in them
-load.py          files to fragments, or whole tensors    retention.py    which may go
+commit.py        how the ranks make a checkpoint         saver.py          doing that beside the training
+checkpoint.py    one checkpoint, and verifying it        storage_tiers.py  the tiers, and the newest good one
+load.py          files to fragments, or whole tensors    retention.py      which may go
 compare.py       in what two differ                      compatibility.py  whether today's settings may go on from it
 ranks.py         agreement
 
@@ -33,13 +33,13 @@ from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from bigtrain.checkpoint.compare import compare
 from bigtrain.checkpoint.compatibility import check_compatible
 from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
-from bigtrain.checkpoint.load import Loaded, Tensors, begin_anew, load, load_weights, tensor_digests
+from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, reinitialize, tensor_digests
 from bigtrain.checkpoint.manifest import Cursor, Manifest
 from bigtrain.checkpoint.open_storage import storage_at
-from bigtrain.checkpoint.places import Places, Rejected, Search, newest_verified
 from bigtrain.checkpoint.ranks import ALONE, Ranks
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.saver import Commit, Saver, save
+from bigtrain.checkpoint.storage_tiers import Rejected, Search, StorageTiers, newest_verified
 
 __all__ = [
     "ALONE",
@@ -50,14 +50,13 @@ __all__ = [
     "Fragment",
     "Loaded",
     "Manifest",
-    "Places",
     "Ranks",
     "Rejected",
     "Saver",
     "Search",
     "Shard",
+    "StorageTiers",
     "Tensors",
-    "begin_anew",
     "check_compatible",
     "compare",
     "list_checkpoints",
@@ -65,6 +64,7 @@ __all__ = [
     "load_weights",
     "newest_verified",
     "prune",
+    "reinitialize",
     "save",
     "storage_at",
     "tensor_digests",

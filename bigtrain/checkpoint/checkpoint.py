@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, FileSeal, Manifest, parse_manifest, step_name
+from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, FileChecksum, Manifest, parse_manifest, step_name
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks
 from bigtrain.checkpoint.storage import Reader, Storage
-from bigtrain.checkpoint.tensor_file import seal_of
+from bigtrain.checkpoint.tensor_file import checksum_of
 
 _HASHING_THREADS = 2
 
@@ -102,7 +102,7 @@ def verify(
 
 
 def problems_of(
-    checkpoint: Checkpoint, files: dict[str, FileSeal], names: Collection[str], contents: bool
+    checkpoint: Checkpoint, files: dict[str, FileChecksum], names: Collection[str], contents: bool
 ) -> list[str]:
     """What is wrong with some files of a checkpoint, as this process sees them."""
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing and reading let each other run
@@ -115,13 +115,13 @@ def merged(problems: list[list[str]]) -> list[str]:
     return list(dict.fromkeys(problem for of_rank in problems for problem in of_rank))
 
 
-def _problem(checkpoint: Checkpoint, name: str, seal: FileSeal, contents: bool) -> str | None:
+def _problem(checkpoint: Checkpoint, name: str, checksum: FileChecksum, contents: bool) -> str | None:
     try:
         with checkpoint.open(name) as reader:
-            if reader.size != seal.size:
-                return f"{name}: {reader.size} bytes, wanted {seal.size}"
-            if contents and (found := seal_of(reader)) != seal:
-                return f"{name}: contents changed (xxh3-128 {found.xxh3_128}, wanted {seal.xxh3_128})"
+            if reader.size != checksum.size:
+                return f"{name}: {reader.size} bytes, wanted {checksum.size}"
+            if contents and (found := checksum_of(reader)) != checksum:
+                return f"{name}: contents changed (xxh3-128 {found.xxh3_128}, wanted {checksum.xxh3_128})"
     except FileNotFoundError:
         return f"{name}: missing"
     except (OSError, BigtrainError) as error:

@@ -14,8 +14,8 @@ from bigtrain.base.faults import reached
 from bigtrain.base.version import __version__
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import Fragment
-from bigtrain.checkpoint.manifest import Cursor, FileSeal, Manifest
-from bigtrain.checkpoint.ranks import Ranks, together
+from bigtrain.checkpoint.manifest import Cursor, FileChecksum, Manifest
+from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 
 
@@ -53,12 +53,19 @@ class About:
 
 
 def commit(
-    storage: Storage, about: About, contents: Contents, data: memoryview, seal: FileSeal, *, leads: bool, ranks: Ranks
+    storage: Storage,
+    about: About,
+    contents: Contents,
+    data: memoryview,
+    checksum: FileChecksum,
+    *,
+    leads: bool,
+    ranks: Ranks,
 ) -> Checkpoint:
     """Write this rank's file and commit the checkpoint. Every rank calls it.
 
     Args:
-        data: the file, of which `seal` is the seal.
+        data: the file, of which `checksum` is the checksum.
         leads: whether this rank prepares and commits in this storage: one rank of those that see it does.
 
     Raises:
@@ -72,11 +79,11 @@ def commit(
             storage.prepare(step)
         return uuid.uuid4().hex[:8]
 
-    def write() -> tuple[str, FileSeal, Contents]:
+    def write() -> tuple[str, FileChecksum, Contents]:
         name = storage.file_name(f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}", attempt)
         storage.write(step, name, data)
         reached("save.written")
-        return name, seal, contents
+        return name, checksum, contents
 
     def publish() -> None:
         if leads:
@@ -84,9 +91,9 @@ def commit(
             storage.commit(step, _manifest(about, written).to_json().encode())
 
     try:
-        attempt, *_ = together(ranks, failed, prepare)
-        written = together(ranks, failed, write)
-        together(ranks, failed, publish)
+        attempt, *_ = collectively(ranks, failed, prepare)
+        written = collectively(ranks, failed, write)
+        collectively(ranks, failed, publish)
     except Exception:
         if leads:
             storage.abandon(step)
@@ -94,7 +101,7 @@ def commit(
     return Checkpoint(step, storage)
 
 
-def _manifest(about: About, written: Sequence[tuple[str, FileSeal, Contents]]) -> Manifest:
+def _manifest(about: About, written: Sequence[tuple[str, FileChecksum, Contents]]) -> Manifest:
     shapes = {name: shape for _, _, contents in written for name, shape in contents.shapes.items()}
     return Manifest(
         cursor=about.cursor,
@@ -104,7 +111,7 @@ def _manifest(about: About, written: Sequence[tuple[str, FileSeal, Contents]]) -
         versions=_versions(),
         kinds=sorted({kind for _, _, contents in written for kind in contents.kinds}),
         tensors=dict(sorted(shapes.items())),
-        files={name: seal for name, seal, _ in written},
+        files={name: checksum for name, checksum, _ in written},
         layout=about.layout,
         partners={name: contents.partner for name, _, contents in written if contents.partner},
         state=dict(about.state),

@@ -21,7 +21,7 @@ from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
 from bigtrain.checkpoint.manifest import Manifest
 from bigtrain.checkpoint.overlap import Shared, region_of, shared
-from bigtrain.checkpoint.ranks import Ranks, together
+from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Reader
 from bigtrain.checkpoint.tensor_file import StoredPiece, bytes_of, read_header, read_rng, stored_pieces
 
@@ -38,7 +38,7 @@ class Loaded:
     """The random generators' state that this rank saved; None where the world size was another."""
 
 
-def begin_anew(fragments: Sequence[Fragment], first_weights: Callable[[str, tuple[int, ...]], torch.Tensor]) -> None:
+def reinitialize(fragments: Sequence[Fragment], first_weights: Callable[[str, tuple[int, ...]], torch.Tensor]) -> None:
     """Fill this rank's fragments as they were before step 1, without a checkpoint.
 
     Args:
@@ -66,7 +66,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
     """
     failed = f"the checkpoint {checkpoint.location} cannot be loaded"
     own_shapes = {fragment.name: list(fragment.shape) for fragment in fragments}
-    of_all_ranks = together(ranks, failed, lambda: own_shapes)
+    of_all_ranks = collectively(ranks, failed, lambda: own_shapes)
     model_shapes = {name: shape for shapes in of_all_ranks for name, shape in shapes.items()}
 
     def open_part() -> tuple[Manifest, list[tuple[str, bytes]]]:
@@ -75,7 +75,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
         names = list(manifest.files)[ranks.rank :: ranks.world_size]
         return manifest, [(name, zlib.compress(_header(checkpoint, name), 1)) for name in names]
 
-    parts = together(ranks, failed, open_part)
+    parts = collectively(ranks, failed, open_part)
     manifest = parts[ranks.rank][0]
     heads = ((name, zlib.decompress(head)) for _, part in parts for name, head in part)
     loaded: list[Loaded] = []
@@ -88,7 +88,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
                 rng = read_rng(reader)
         loaded.append(Loaded(manifest, rng))
 
-    together(ranks, failed, read)
+    collectively(ranks, failed, read)
     return loaded[0]
 
 

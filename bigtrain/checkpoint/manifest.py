@@ -23,7 +23,7 @@ def step_name(step: int) -> str:
 
 
 @dataclass(frozen=True)
-class FileSeal:
+class FileChecksum:
     """What a file must be, byte for byte."""
 
     size: int
@@ -66,7 +66,7 @@ class Manifest:
     """What is stored of each parameter: `master`, `exp_avg`, ..."""
     tensors: dict[str, list[int]]
     """The shape of each parameter."""
-    files: dict[str, FileSeal]
+    files: dict[str, FileChecksum]
     """Size and hash of each file beside the manifest, in rank order."""
     layout: str = ""
     """What decides which rank owns what. Where it is the same, a rank finds its own state in its own file again."""
@@ -99,7 +99,7 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
     if (found := fields.pop("format")) != FORMAT:
         raise BigtrainError(f"{path} is of another format", found=found, wanted=FORMAT)
     fields["cursor"] = Cursor(**fields["cursor"])
-    fields["files"] = {bare_name(name, path): FileSeal(**seal) for name, seal in fields["files"].items()}
+    fields["files"] = {bare_name(name, path): FileChecksum(**checksum) for name, checksum in fields["files"].items()}
     return Manifest(**fields)
 
 

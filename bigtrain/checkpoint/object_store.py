@@ -142,9 +142,9 @@ class ObjectStore:
             except BigtrainError:  # a damaged manifest protects nothing; it goes before the files
                 self._persist("remove", manifest, lambda: self._files.rm_file(manifest))
                 there.remove(manifest)
-        doomed = [path for path in there if path.rpartition("/")[2] not in named]
+        expired = [path for path in there if path.rpartition("/")[2] not in named]
         with ThreadPoolExecutor(_REQUESTS) as threads:
-            list(threads.map(lambda path: self._persist("remove", path, partial(self._files.rm_file, path)), doomed))
+            list(threads.map(lambda path: self._persist("remove", path, partial(self._files.rm_file, path)), expired))
 
     def _prefixes(self) -> list[int]:
         def attempt() -> list[str]:

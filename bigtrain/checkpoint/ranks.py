@@ -38,7 +38,7 @@ ALONE: Ranks = _Alone()
 """A single process, without a process group."""
 
 
-def together(ranks: Ranks, what: str, action: Callable[[], T]) -> list[T]:
+def collectively(ranks: Ranks, what: str, action: Callable[[], T]) -> list[T]:
     """Run the action on every rank; its results in rank order, or the same error on every rank.
 
     No rank goes on while another has failed, and none waits for one that will not come.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bigtrain.checkpoint.checkpoint import Checkpoint, verify
-from bigtrain.checkpoint.ranks import ALONE, Ranks, together
+from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 
 
@@ -25,14 +25,14 @@ def prune(
         BigtrainError: one cannot be removed.
     """
     what = f"old checkpoints in {storage} cannot be removed"
-    (steps, *_) = together(ranks, what, lambda: storage.steps() if ranks.rank == 0 else [])
+    (steps, *_) = collectively(ranks, what, lambda: storage.steps() if ranks.rank == 0 else [])
     if len(steps) <= keep:
         return []
     there = [Checkpoint(step, storage) for step in steps]
     kept = [checkpoint for checkpoint, _ in zip(_good(there, ranks), range(keep), strict=False)]
     if len(kept) < keep:
         return []
-    doomed = [
+    expired = [
         checkpoint
         for checkpoint in there
         if checkpoint.step < kept[-1].step and not (keep_every_steps and checkpoint.step % keep_every_steps == 0)
@@ -40,11 +40,11 @@ def prune(
 
     def remove() -> None:
         if ranks.rank == 0 and not dry_run:
-            for checkpoint in doomed:
+            for checkpoint in expired:
                 storage.remove(checkpoint.step)
 
-    together(ranks, what, remove)
-    return doomed
+    collectively(ranks, what, remove)
+    return expired
 
 
 def _good(checkpoints: Sequence[Checkpoint], ranks: Ranks) -> Iterator[Checkpoint]:

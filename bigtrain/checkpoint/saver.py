@@ -25,10 +25,10 @@ from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.commit import About, Contents, commit
 from bigtrain.checkpoint.fragment import Fragment
 from bigtrain.checkpoint.manifest import Cursor
-from bigtrain.checkpoint.places import Places, leads_here
-from bigtrain.checkpoint.ranks import Ranks, cause_of, together
+from bigtrain.checkpoint.ranks import Ranks, cause_of, collectively
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.storage import Storage
+from bigtrain.checkpoint.storage_tiers import StorageTiers, leads_here
 from bigtrain.checkpoint.tensor_file import Image
 from bigtrain.config.settings import CheckpointSettings
 
@@ -57,7 +57,7 @@ class Saver:
 
     def __init__(
         self,
-        places: Places,
+        tiers: StorageTiers,
         ranks: Ranks,
         settings: CheckpointSettings | None = None,
         *,
@@ -75,10 +75,10 @@ class Saver:
         Raises:
             BigtrainError: the local tier cannot be written.
         """
-        self._places, self._ranks, self._layout = places, ranks, layout
+        self._places, self._ranks, self._layout = tiers, ranks, layout
         self._settings = settings or CheckpointSettings()
         self._leads = ranks.rank == 0
-        self._leads_node = places.local is not None and leads_here(places.local, ranks)
+        self._leads_node = tiers.local is not None and leads_here(tiers.local, ranks)
         self._image = Image()
         self._until_durable = 0
         self._local_step: int | None = None
@@ -126,7 +126,7 @@ class Saver:
     def reserve(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
         """Have the memory for the copy ready before the first save, behind the training."""
         own = _own(fragments)
-        self._behind(lambda: self._image.reserve(own, rng))
+        self._in_background(lambda: self._image.reserve(own, rng))
 
     def save(
         self,
@@ -166,15 +166,15 @@ class Saver:
         storages = self._storages(cursor.step, last)
 
         def work() -> None:
-            together(self._ranks, f"the checkpoint of step {cursor.step} could not be written", before)
-            data, seal = self._image.data, self._image.seal()
+            collectively(self._ranks, f"the checkpoint of step {cursor.step} could not be written", before)
+            data, checksum = self._image.data, self._image.checksum()
             for storage, leads in storages:
-                done = commit(storage, about, contents, data, seal, leads=leads, ranks=self._ranks)
+                done = commit(storage, about, contents, data, checksum, leads=leads, ranks=self._ranks)
                 seconds, local = time.perf_counter() - started, storage is self._places.local
                 removed, problem = self._cleared(storage, cursor.step)
                 self._commits.append(Commit(done, local, stall, seconds, removed, problem))
 
-        self._behind(work)
+        self._in_background(work)
         if not self._settings.asynchronous:
             self.wait()
         return time.perf_counter() - started
@@ -191,7 +191,7 @@ class Saver:
         self._until_durable -= 1
         return chosen
 
-    def _behind(self, work: Callable[[], None]) -> None:
+    def _in_background(self, work: Callable[[], None]) -> None:
         self.close()
         self.saving_since = time.monotonic()
         self._thread = threading.Thread(target=self._remember_failure, args=(work,), name="saver", daemon=True)
@@ -221,10 +221,10 @@ class Saver:
     def _clear_local(self, storage: Storage, step: int) -> list[Checkpoint]:
         """Keep this step and the one before it. What is newer was fallen back from."""
         kept = [there for there in storage.steps() if there <= step][-_LOCAL_COPIES:]
-        doomed = [there for there in storage.steps() if there not in kept] if self._leads_node else []
-        for there in doomed:
+        expired = [there for there in storage.steps() if there not in kept] if self._leads_node else []
+        for there in expired:
             storage.remove(there)
-        return [Checkpoint(there, storage) for there in doomed]
+        return [Checkpoint(there, storage) for there in expired]
 
 
 def _own(fragments: Sequence[Fragment]) -> list[Fragment]:
@@ -233,7 +233,7 @@ def _own(fragments: Sequence[Fragment]) -> list[Fragment]:
 
 
 def save(
-    places: Places,
+    tiers: StorageTiers,
     cursor: Cursor,
     fragments: Sequence[Fragment],
     rng: Mapping[str, torch.Tensor],
@@ -248,6 +248,6 @@ def save(
     Raises:
         BigtrainError: on every rank, when any rank could not write. Earlier checkpoints are untouched.
     """
-    saver = Saver(places, ranks, CheckpointSettings(asynchronous=False))
+    saver = Saver(tiers, ranks, CheckpointSettings(asynchronous=False))
     saver.save(cursor, fragments, rng, mathematics=mathematics, zero_stage=zero_stage, state=state)
     return saver.finished()[-1].checkpoint

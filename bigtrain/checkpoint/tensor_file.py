@@ -30,7 +30,7 @@ import xxhash
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.fragment import Fragment, Shard
-from bigtrain.checkpoint.manifest import FileSeal
+from bigtrain.checkpoint.manifest import FileChecksum
 from bigtrain.checkpoint.overlap import Region, region_of
 from bigtrain.checkpoint.storage import Reader
 
@@ -91,9 +91,9 @@ class Image:
         """The file's bytes. On little-endian machines, the only ones PyTorch is built for, memory is the format."""
         return bytes_of(self._memory[: self._size])
 
-    def seal(self) -> FileSeal:
+    def checksum(self) -> FileChecksum:
         """Hash it. xxhash lets other threads run meanwhile."""
-        return FileSeal(self._size, xxhash.xxh3_128(self.data).hexdigest())
+        return FileChecksum(self._size, xxhash.xxh3_128(self.data).hexdigest())
 
     def release(self) -> None:
         """Give the memory back."""
@@ -155,14 +155,14 @@ def _key(fragment: Fragment) -> str:
     return f"{fragment.kind}/{fragment.name}/{fragment.offset}{suffix}"
 
 
-def seal_of(reader: Reader) -> FileSeal:
-    """Read a file through and seal it as it is now. Raises OSError."""
+def checksum_of(reader: Reader) -> FileChecksum:
+    """Read a file through and checksum it as it is now. Raises OSError."""
     hasher, block = xxhash.xxh3_128(), memoryview(bytearray(min(_HASH_BLOCK, reader.size)))
     for start in range(0, reader.size, _HASH_BLOCK):
         part = block[: reader.size - start]
         reader.read_into(start, part)
         hasher.update(part)
-    return FileSeal(reader.size, hasher.hexdigest())
+    return FileChecksum(reader.size, hasher.hexdigest())
 
 
 def read_header(reader: Reader) -> bytes:

@@ -11,7 +11,7 @@ import typer
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import CRASHED, DONE
-from bigtrain.base.launcher_protocol import tell
+from bigtrain.base.launcher_protocol import report_end
 from bigtrain.base.version import __version__
 from bigtrain.cli import (
     checkpoint_commands,
@@ -81,7 +81,7 @@ def main() -> None:
             print(without_secrets(f"error: {error}"), file=sys.stderr)
         status = error.status
     except Exception:
-        tell("crashed")
+        report_end("crashed")
         traceback.print_exc()
         status = CRASHED
     if not isinstance(status, str) and not sys.modules.keys().isdisjoint(HAS_RANKS):

@@ -147,7 +147,7 @@ def evaluate(
     """Validation loss and perplexity of every source."""
     from bigtrain.trained.trained import evaluate_run
 
-    evaluation = evaluate_run(run, step, with_yardsticks=yardsticks)
+    evaluation = evaluate_run(run, step, with_baselines=yardsticks)
     if as_json:
         print_json(evaluation)
         return

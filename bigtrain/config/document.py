@@ -22,7 +22,7 @@ def dotted(address: Address) -> str:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a value was given. Places in the file sort by line, overrides after them in their order."""
+    """Where a value was given. StorageTiers in the file sort by line, overrides after them in their order."""
 
     is_override: bool
     position: int

@@ -12,7 +12,7 @@ from typing import Any
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.format import duration, gibibytes
-from bigtrain.checkpoint import Places
+from bigtrain.checkpoint import StorageTiers
 from bigtrain.config import Settings
 from bigtrain.doctor import disk_probe
 from bigtrain.doctor.check import Measured, Patient
@@ -105,7 +105,7 @@ def measure_disks(patient: Patient) -> dict[str, Any]:
         found[place.key] = {"where": place.where, **room, **speed}
     if patient.meeting.leads:
         RunDirectory(settings.run_dir).refuse_foreign()
-        found["steps"] = len(Places.of(settings.run_dir, settings.checkpoint).durable.steps())
+        found["steps"] = len(StorageTiers.of(settings.run_dir, settings.checkpoint).durable.steps())
     return found
 
 

@@ -45,7 +45,7 @@ class SampleSharing:
 
 @dataclass(frozen=True)
 class Topology:
-    """One process among `world_size`, with an initialised process group behind it."""
+    """One process among `world_size`, with an initialised process group."""
 
     rank: int
     world_size: int
@@ -104,13 +104,13 @@ class Topology:
         dist.broadcast_object_list(box, src=source)
         return box[0]
 
-    def behind(self) -> Ranks:
-        """The same ranks over a gloo group of its own, for a thread that works behind the training.
+    def background(self) -> Ranks:
+        """The same ranks over a gloo group of its own, for a thread that works beside the training.
 
         Collectives of two threads over one group would meet in different orders on different ranks. Every rank calls
         it, once.
         """
-        return _Behind(self.rank, self.world_size, dist.new_group(backend="gloo", timeout=self.timeout))
+        return _Background(self.rank, self.world_size, dist.new_group(backend="gloo", timeout=self.timeout))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -123,7 +123,7 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class _Behind:
+class _Background:
     rank: int
     world_size: int
     _group: Any

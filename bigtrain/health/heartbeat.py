@@ -62,7 +62,7 @@ class Position(NamedTuple):
         return f"{Phase(self.phase)}, step {self.step}" if self.phase else str(Phase.START)
 
 
-class Pulse:
+class Heartbeat:
     """One rank's. Each call is an assignment; nothing is locked and nothing can block."""
 
     def __init__(self) -> None:

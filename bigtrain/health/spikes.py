@@ -1,6 +1,6 @@
-"""The judge of a run: whether a step's loss and gradient norm are as they should be, given those before.
+"""Anomaly detection: whether a step's loss and gradient norm are in line with those of the steps before.
 
-What counts as trouble is either certain or clear:
+There are two kinds of anomaly:
 
     not finite    a loss or gradient norm that is no number; certain at once
     spike         one of the two far above the median of the last `window` steps, `confirm_steps` steps in a row
@@ -10,8 +10,8 @@ move for a few wild values, which mean and variance would. The scale is never le
 has gone flat makes no spike of its own noise. Only upwards is bad. The gradient norm is judged by its logarithm, for it
 varies by factors. Steps out of line do not join what the next ones are compared with.
 
-The judge sees numbers that all ranks have, and nothing else: no clock, no chance. So every rank comes to the same
-verdict by itself, and so does a run that was resumed, for its memory (`state`) is in the checkpoint.
+The guard sees only numbers that all ranks have: no clock, no random number. So every rank comes to the same
+assessment by itself, and so does a run that was resumed, for its memory (`state`) is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from bigtrain.config import Settings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.data import Plan
-from bigtrain.rundir.decisions import Kind, Sign
+from bigtrain.rundir.decisions import Kind, Outlier
 
 LOSS_FLOOR = 0.02
 """Least standard deviation of a loss, in nats: what the batch alone makes of it in large runs."""
@@ -37,43 +37,43 @@ MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge thinks after a step."""
+class Assessment:
+    """What the guard concludes after a step."""
 
     kind: Kind
     """`suspicious`: out of line, and not yet for long enough. `passed`: it was, and is no more."""
-    signs: tuple[Sign, ...] = ()
+    outliers: tuple[Outlier, ...] = ()
     """The steps in question, in a row."""
 
     @property
-    def is_trouble(self) -> bool:
+    def is_anomaly(self) -> bool:
         """Whether something has to be done."""
         return self.kind in ("spike", "not finite")
 
     @property
     def first_step(self) -> int:
         """The first step out of line."""
-        return self.signs[0].step
+        return self.outliers[0].step
 
     @property
     def last_step(self) -> int:
         """The last step out of line."""
-        return self.signs[-1].step
+        return self.outliers[-1].step
 
     @property
-    def worst(self) -> Sign:
+    def worst(self) -> Outlier:
         """The step that is most out of line; of those that are not finite, the first."""
-        return max(self.signs, key=lambda sign: sign.worst)
+        return max(self.outliers, key=lambda outlier: outlier.worst)
 
     def __str__(self) -> str:
-        sign = self.worst
-        numbers = f"loss {sign.loss:.4g}, gradient norm {sign.grad_norm:.4g}"
+        outlier = self.worst
+        numbers = f"loss {outlier.loss:.4g}, gradient norm {outlier.grad_norm:.4g}"
         if self.kind == "not finite":
             return f"not finite at step {self.last_step}: {numbers}"
-        zs = {"loss": sign.loss_z, "gradient norm": sign.grad_norm_z}
+        zs = {"loss": outlier.loss_z, "gradient norm": outlier.grad_norm_z}
         above = " and ".join(f"{name} {z:.1f}" for name, z in zs.items() if z is not None)
-        where = f"step {self.first_step}" if len(self.signs) == 1 else f"steps {self.first_step} to {self.last_step}"
-        return f"a spike at {where}: {numbers} at step {sign.step}, standard deviations above the median: {above}"
+        where = f"step {self.first_step}" if len(self.outliers) == 1 else f"steps {self.first_step} to {self.last_step}"
+        return f"a spike at {where}: {numbers} at step {outlier.step}, standard deviations above the median: {above}"
 
 
 class Guard:
@@ -81,56 +81,56 @@ class Guard:
 
     Args:
         settings: the section `guard`.
-        judges_after: steps up to this one are never taken for a spike.
+        warmup_steps: steps up to this one are never taken for a spike.
         fresh_at: steps that begin something new, with which what was before does not compare.
     """
 
-    def __init__(self, settings: GuardSettings, *, judges_after: int = 0, fresh_at: Collection[int] = ()) -> None:
+    def __init__(self, settings: GuardSettings, *, warmup_steps: int = 0, fresh_at: Collection[int] = ()) -> None:
         self._settings = settings
-        self._judges_after, self._fresh_at = judges_after, frozenset(fresh_at)
+        self._warmup_steps, self._fresh_at = warmup_steps, frozenset(fresh_at)
         self._losses: deque[float] = deque(maxlen=settings.window)
         self._log_norms: deque[float] = deque(maxlen=settings.window)
-        self._signs: list[Sign] = []
+        self._outliers: list[Outlier] = []
 
     @classmethod
     def of(cls, settings: Settings, plan: Plan) -> Guard:
-        """The judge of a run."""
-        return cls(settings.guard, judges_after=warmup_steps(settings), fresh_at=turns_of(plan))
+        """The guard of a run."""
+        return cls(settings.guard, warmup_steps=warmup_steps(settings), fresh_at=turns_of(plan))
 
     @property
     def suspects(self) -> bool:
         """Whether the last steps were out of line: no time to save."""
-        return bool(self._signs)
+        return bool(self._outliers)
 
-    def judge(self, step: int, loss: float, grad_norm: float) -> Verdict:
+    def assess(self, step: int, loss: float, grad_norm: float) -> Assessment:
         """Look at a step, counted from 1. Steps come in their order."""
         if step in self._fresh_at:
             self.forget()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return Verdict("not finite", (*self._signs, Sign(step, loss, grad_norm)))
+            return Assessment("not finite", (*self._outliers, Outlier(step, loss, grad_norm)))
         log_norm = math.log(max(grad_norm, 1e-30))
-        sign = self._compared(step, loss, grad_norm, log_norm)
-        if sign is not None:
-            self._signs.append(sign)
-            enough = len(self._signs) >= self._settings.confirm_steps
-            return Verdict("spike" if enough else "suspicious", tuple(self._signs))
-        passed, self._signs = tuple(self._signs), []
+        outlier = self._compared(step, loss, grad_norm, log_norm)
+        if outlier is not None:
+            self._outliers.append(outlier)
+            enough = len(self._outliers) >= self._settings.confirm_steps
+            return Assessment("spike" if enough else "suspicious", tuple(self._outliers))
+        passed, self._outliers = tuple(self._outliers), []
         self._losses.append(loss)
         self._log_norms.append(log_norm)
-        return Verdict("passed", passed) if passed else Verdict("fine")
+        return Assessment("passed", passed) if passed else Assessment("fine")
 
     def forget(self) -> None:
         """From here on nothing compares with what was before."""
         self._losses.clear()
         self._log_norms.clear()
-        self._signs.clear()
+        self._outliers.clear()
 
     def state(self) -> dict[str, Any]:
         """All that it remembers, as JSON, for `restore`."""
         return {
             "losses": list(self._losses),
             "log_grad_norms": list(self._log_norms),
-            "signs": [sign.as_record() for sign in self._signs],
+            "signs": [outlier.as_record() for outlier in self._outliers],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -138,17 +138,17 @@ class Guard:
         self.forget()
         self._losses.extend(state.get("losses", ()))
         self._log_norms.extend(state.get("log_grad_norms", ()))
-        self._signs.extend(Sign(**sign) for sign in state.get("signs", ()))
+        self._outliers.extend(Outlier(**outlier) for outlier in state.get("signs", ()))
 
-    def _compared(self, step: int, loss: float, grad_norm: float, log_norm: float) -> Sign | None:
+    def _compared(self, step: int, loss: float, grad_norm: float, log_norm: float) -> Outlier | None:
         """What speaks against a finite step; None where it is in line, or cannot be judged yet."""
-        if len(self._losses) < self._settings.window or step <= self._judges_after:
+        if len(self._losses) < self._settings.window or step <= self._warmup_steps:
             return None
         loss_z = deviations(loss, self._losses, LOSS_FLOOR)
         norm_z = deviations(log_norm, self._log_norms, GRAD_NORM_FLOOR)
         limits = (loss_z, self._settings.loss_z), (norm_z, self._settings.grad_norm_z)
         if any(limit is not None and z > limit for z, limit in limits):
-            return Sign(step, loss, grad_norm, round(loss_z, 3), round(norm_z, 3))
+            return Outlier(step, loss, grad_norm, round(loss_z, 3), round(norm_z, 3))
         return None
 
 

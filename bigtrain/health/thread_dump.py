@@ -22,7 +22,7 @@ SAVER = "saver"
 
 
 @dataclass(frozen=True)
-class Picture:
+class ThreadDump:
     """The threads of a process at one moment."""
 
     text: str
@@ -35,7 +35,7 @@ class Picture:
     """Whether it is in the kernel, uninterruptibly: a disk or a file server does not answer."""
 
 
-def take_picture(behind: bool = False) -> Picture:
+def take_dump(behind: bool = False) -> ThreadDump:
     """Look at all threads.
 
     Args:
@@ -51,7 +51,7 @@ def take_picture(behind: bool = False) -> Picture:
         told.append(f"{name}{f' ({state})' if state else ''}:\n" + "".join(traceback.format_list(stack)))
     thread = _awaited(stacks, behind)
     stack = stacks.get(thread.ident or 0, traceback.StackSummary())
-    return Picture(
+    return ThreadDump(
         text="\n".join(told),
         where=_where(stack),
         waits_for_ranks=any(place in frame.filename for frame in stack for place in COLLECTIVES),

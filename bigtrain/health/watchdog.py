@@ -10,7 +10,7 @@ Ranks wait for each other, so one that stands still stops all. A run hangs when 
 nothing has happened for the bound of what it is doing; one alone that waits for a slow one is patience. Then
 
     1. the lowest rank that is heard of calls it, in the store
-    2. every rank that hears the call takes a picture of its threads: to RUN/logs, and its gist into the store
+    2. every rank that hears the call takes a dump of its threads: to RUN/logs, and its gist into the store
     3. the caller compares, names the odd one on stderr and in events.jsonl, and all leave with status HUNG
 
 The store lies in a launcher, and outlives any rank that is stopped. Where it does not answer (its host is gone, or it
@@ -41,13 +41,14 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base.exit_status import HUNG
-from bigtrain.base.launcher_protocol import tell
+from bigtrain.base.launcher_protocol import report_end
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.engine.topology import Topology, connect
 from bigtrain.health.hang import Report, Verdict, judge
-from bigtrain.health.heartbeat import Position, Pulse
-from bigtrain.health.thread_dump import Picture, take_picture
+from bigtrain.health.heartbeat import Heartbeat, Position
+from bigtrain.health.thread_dump import ThreadDump, take_dump
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import HangEvent
 from bigtrain.rundir.json_lines import JsonLines
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ WRITING_SECONDS = 2.0
 PATIENCE_SECONDS = 2.0
 """How long the store may take to answer a question."""
 HEARING_SECONDS = 3.0
-"""How long the caller waits for the pictures of ranks that are heard of."""
+"""How long the caller waits for the dumps of ranks that are heard of."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ class Courier(threading.Thread):
         """Tell all ranks that the run hangs."""
         self._send("call", {"saving": saving})
 
-    def tell_gist(self, picture: Picture) -> None:
-        """Tell what this rank sees in its own picture."""
-        gist = {"where": picture.where, "ranks": picture.waits_for_ranks, "disk": picture.waits_for_disk}
+    def tell_gist(self, dump: ThreadDump) -> None:
+        """Tell what this rank sees in its own dump."""
+        gist = {"where": dump.where, "ranks": dump.waits_for_ranks, "disk": dump.waits_for_disk}
         self._send(f"{self._rank}/gist", gist)
 
     def _send(self, key: str, value: dict[str, Any]) -> None:
@@ -130,7 +131,7 @@ class Courier(threading.Thread):
         self._wake.set()
 
     def gists(self) -> dict[int, dict[str, Any]]:
-        """What the ranks have seen in their pictures, as far as it has come."""
+        """What the ranks have seen in their dumps, as far as it has come."""
         return dict(self._gist)
 
     def run(self) -> None:
@@ -192,12 +193,12 @@ class Watchdog:
 
     def __init__(
         self,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         bounds: Bounds,
         topology: Topology,
         directory: RunDirectory,
     ) -> None:
-        self._pulse, self._bounds, self._topology, self._directory = pulse, bounds, topology, directory
+        self._heartbeat, self._bounds, self._topology, self._directory = heartbeat, bounds, topology, directory
         self.saving_since: Callable[[], float | None] = lambda: None
         """When the save that is under way behind the training began, by time.monotonic."""
         self.alert: Callable[[str, str], None] = lambda _title, _text: None
@@ -206,14 +207,16 @@ class Watchdog:
         self._courier: Courier | None = None
         self._stood = 0.0
         """Seconds without anything new."""
-        self._last = pulse.position
+        self._last = heartbeat.position
         self._ended = threading.Event()
 
     @classmethod
-    def start(cls, pulse: Pulse, settings: GuardSettings, topology: Topology, directory: RunDirectory) -> Watchdog:
-        """Begin to watch over a pulse, if the settings ask for it. Every rank calls it."""
+    def start(
+        cls, heartbeat: Heartbeat, settings: GuardSettings, topology: Topology, directory: RunDirectory
+    ) -> Watchdog:
+        """Begin to watch over a heartbeat, if the settings ask for it. Every rank calls it."""
         bounds = Bounds(settings.hang_seconds or math.inf, settings.hang_slow_seconds)
-        watchdog = cls(pulse, bounds, topology, directory)
+        watchdog = cls(heartbeat, bounds, topology, directory)
         if settings.hang_seconds is not None:
             watchdog._begin()
         return watchdog
@@ -232,7 +235,7 @@ class Watchdog:
 
     @property
     def _bound(self) -> float:
-        return self._bounds.slow if self._pulse.slow else self._bounds.step
+        return self._bounds.slow if self._heartbeat.slow else self._bounds.step
 
     @property
     def _save_is_late(self) -> bool:
@@ -246,7 +249,7 @@ class Watchdog:
     def _watch(self) -> None:
         before, number = time.monotonic(), 0
         while not self._ended.wait(min(PACE_SECONDS, self._bounds.interval) if self._stood else self._bounds.interval):
-            now, position = time.monotonic(), self._pulse.position
+            now, position = time.monotonic(), self._heartbeat.position
             # One that was suspended itself has not waited all that time, and gives the others time to wake up too.
             self._stood = 0.0 if position != self._last else self._stood + min(now - before, 3 * self._bounds.interval)
             before, self._last, number = now, position, number + 1
@@ -261,7 +264,7 @@ class Watchdog:
             return
         self._courier.word = {
             "number": number,
-            "position": self._pulse.position,
+            "position": self._heartbeat.position,
             "overdue": self._overdue,
             "late": self._save_is_late,
             "host": self._host,
@@ -287,26 +290,26 @@ class Watchdog:
         self._end(called_by_us=True, saving=saving)
 
     def _end(self, *, called_by_us: bool, saving: bool, store_answers: bool = True) -> None:
-        """Take the picture, tell it, and leave."""
+        """Take the dump, report_end it, and leave."""
         try:
-            picture = take_picture(behind=saving)
-            self._tell(picture)
+            dump = take_dump(behind=saving)
+            self._tell(dump)
             if self._courier is not None and store_answers:
-                self._courier.tell_gist(picture)
+                self._courier.tell_gist(dump)
             if not called_by_us:
                 time.sleep(HEARING_SECONDS + WRITING_SECONDS)  # the caller is to leave first: it has more to say
             elif store_answers:
-                self._announce(judge(self._reports(picture), saving))
+                self._announce(judge(self._reports(dump), saving))
             else:
-                self._announce(self._cut_off(picture, saving))
+                self._announce(self._cut_off(dump, saving))
         except Exception:
             error = traceback.format_exc()
             _shortly(lambda: print(error, file=sys.stderr, flush=True))
         finally:
-            _shortly(lambda: tell("hung"))
+            _shortly(lambda: report_end("hung"))
             os._exit(HUNG)
 
-    def _reports(self, own: Picture) -> list[Report]:
+    def _reports(self, own: ThreadDump) -> list[Report]:
         """Of all ranks, as soon as those that are heard of have said what they see, or after a while."""
         reports = [self._own_report(own)]
         courier = self._courier
@@ -335,45 +338,44 @@ class Watchdog:
             )
         return sorted(reports, key=lambda report: report.rank)
 
-    def _own_report(self, own: Picture) -> Report:
+    def _own_report(self, own: ThreadDump) -> Report:
         return Report(
             self._rank,
             self._host,
             os.getpid(),
-            self._pulse.position,
+            self._heartbeat.position,
             where=own.where,
             waits_for_ranks=own.waits_for_ranks,
             waits_for_disk=own.waits_for_disk,
         )
 
-    def _cut_off(self, own: Picture, saving: bool) -> Verdict:
+    def _cut_off(self, own: ThreadDump, saving: bool) -> Verdict:
         here = judge([self._own_report(own)], saving)
         return Verdict(
             [], f"the store that the ranks meet in does not answer: its host is gone, or stopped; {here.why}"
         )
 
-    def _tell(self, picture: Picture) -> None:
+    def _tell(self, dump: ThreadDump) -> None:
         """Write the stacks of all threads to RUN/logs."""
         moment = time.strftime("%Y%m%dT%H%M%S")
         path = self._directory.logs / f"hang-{moment}-rank-{self._rank:05d}.txt"
-        head = f"rank {self._rank} on {self._host}, process {os.getpid()}, {self._pulse.position}\n\n"
-        _shortly(lambda: _write(path, head + picture.text))
+        head = f"rank {self._rank} on {self._host}, process {os.getpid()}, {self._heartbeat.position}\n\n"
+        _shortly(lambda: _write(path, head + dump.text))
 
     def _announce(self, verdict: Verdict) -> None:
         seconds = round(max(self._stood, 0.0))
         message = f"no step in {seconds}s: {verdict}"
-        event = {
-            "event": "hang",
-            "step": self._pulse.position.step,
-            "seconds": seconds,
-            "odd": [{"rank": report.rank, "host": report.host, "pid": report.pid} for report in verdict.odd],
-            "verdict": verdict.why,
-            "exit_status": HUNG,
-        }
+        event = HangEvent(
+            step=self._heartbeat.position.step,
+            seconds=seconds,
+            odd=[{"rank": report.rank, "host": report.host, "pid": report.pid} for report in verdict.odd],
+            verdict=verdict.why,
+            exit_status=HUNG,
+        )
         where = f"stacks of all threads of the ranks that could write them: {self._directory.logs}/hang-*.txt"
         scribes = [
             _start(lambda: print(f"error: {message}\n  {where}", file=sys.stderr, flush=True)),
-            _start(lambda: JsonLines(self._directory.events).append(event)),
+            _start(lambda: JsonLines(self._directory.events).append(event.as_record())),
             _start(lambda: self.alert("the run hangs", message)),
             _start(lambda: logger.error(message)),
         ]

@@ -28,7 +28,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from bigtrain.base.exit_status import HUNG, STOPPED, describe, of_shell
-from bigtrain.base.launcher_protocol import PROGRESS, STORE, End, ignore_stop_signals, mark_of, note_death
+from bigtrain.base.launcher_protocol import PROGRESS, STORE, End, ignore_stop_signals, mark_of, record_death
 from bigtrain.launcher.interface import bound_store
 from bigtrain.launcher.restarts import Death, Restarts, cause
 
@@ -128,14 +128,14 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: Any) -> RunResult:
         ended = self._ended(worker_group)
         if died := cause(ended, self._crashed_at(worker_group)):
-            note_death()
+            record_death()
             if died.final:
                 self._let_leave(worker_group, LEAVING_SECONDS if died.status == STOPPED else SPEAKING_SECONDS)
             # Where the run hung, each rank that could has said what it saw before the first of them left.
             self._end_workers(GRACE_SECONDS, signal.SIGKILL if died.status == HUNG else signal.SIGTERM)
             self._judge(worker_group, died)
         elif (word := self._word_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
-            note_death()
+            record_death()
             self._follow(worker_group, word)
         elif len(ended) < len(worker_group.workers):
             return RunResult(state=WorkerState.HEALTHY)

@@ -2,7 +2,7 @@
 
 The training only puts notes into a bounded line; a thread of rank 0 starts W&B, hands the notes over and ends it. Where
 W&B does not answer, nobody waits but this thread, and at the end nobody waits for longer than
-`tracking.patience_seconds`. What W&B is told is in RUN/wandb in any case, for `wandb sync`.
+`tracking.patience_seconds`. What W&B receives is in RUN/wandb in any case, for `wandb sync`.
 
     training ──log, alert, table──►  line of at most 10,000 notes  ──►  thread: init │ log, log, ... │ finish
 
@@ -96,7 +96,7 @@ class Tracker:
         self.flush(LAST_WORDS_SECONDS)
 
     def flush(self, seconds: float) -> None:
-        """Wait until W&B has what it was told, but not for longer than this; for a process that is about to leave."""
+        """Wait until W&B has received everything, at most this long; for a process that is about to leave."""
         if self._thread is not None:
             self._thread.settle(time.monotonic() + seconds)
 
@@ -111,7 +111,7 @@ class Tracker:
             self._thread.put(note)
 
 
-def told(details: Mapping[str, Any]) -> str:
+def describe_details(details: Mapping[str, Any]) -> str:
     """The details of an event as one line for people."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items())
 

@@ -11,6 +11,7 @@ from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.report_page import Report, loss_chart, parts_of_steps, report_page
 from bigtrain.report.summary import Summary
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import STARTS, Event
 from bigtrain.rundir.json_lines import last_of_each_step, read_json_lines
 from bigtrain.rundir.ledger import account
 
@@ -37,7 +38,7 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         )
     if samples:
         draw_samples(directory, samples)
-    validations = [event for event in events if event["event"] == "evaluate"]
+    validations = [event for event in events if event["event"] == Event.EVALUATE]
     report, picture = directory.root / "report.html", directory.root / "loss.svg"
     summary = Summary(
         run=str(run),
@@ -52,7 +53,7 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         mfu_of=metrics[-1].get("mfu_of"),
         parts=parts_of_steps(metrics),
         training_seconds=sum(record["step_seconds"] for record in metrics),
-        starts=sum(event["event"] in ("start", "resume") for event in events),
+        starts=sum(event["event"] in STARTS for event in events),
         goodput=account(events, lines),
         report=str(report),
         loss_curve=[(record["step"], record["loss"]) for record in metrics],

@@ -13,8 +13,9 @@ from bigtrain.data import Funnel
 from bigtrain.report.figure import BROAD, NARROW, WIDE, Line, Mark, Size, svg_areas, svg_chart
 from bigtrain.report.funnel_page import FUNNEL_STYLE, funnel_body
 from bigtrain.report.page import MUTED, RULE, cards, page, table, text
-from bigtrain.report.summary import Summary, of_what, yardsticks_of
+from bigtrain.report.summary import Summary, baselines_of, of_what
 from bigtrain.report.timeline import goodput_bar, goodput_table, marks_of, svg_timeline
+from bigtrain.rundir.events import Event
 
 SMOOTHING = 0.9
 NAMED = ("event", "step", "time", "start", "uptime", "samples")
@@ -67,7 +68,7 @@ class Report:
         """The loss of training, of what is held out, and of what was done in vain."""
         held_out: dict[str, list[tuple[float, float]]] = {}
         for event in self.events:
-            if event["event"] == "evaluate":
+            if event["event"] == Event.EVALUATE:
                 for source in event["validation"]:
                     held_out.setdefault(source["source"], []).append((event["step"], source["loss"]))
         loss = column(self.metrics, "loss")
@@ -161,7 +162,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
             for source in summary.validation
             for name, perplexity in [
                 (source["source"], source["perplexity"]),
-                *((f"{source['source']}, {name}", perplexity) for name, perplexity in yardsticks_of(source)),
+                *((f"{source['source']}, {name}", perplexity) for name, perplexity in baselines_of(source)),
             ]
         ),
         ("tokens/s", quantity(summary.tokens_per_second)),

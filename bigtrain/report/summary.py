@@ -11,7 +11,7 @@ from bigtrain.report.figure import text_chart
 from bigtrain.rundir.ledger import Ledger
 
 
-def yardsticks_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:
+def baselines_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Names and perplexities of the simple models that were evaluated beside ours."""
     return [(key.removesuffix(" perplexity"), source[key]) for key in source if key.endswith(" perplexity")]
 
@@ -60,7 +60,7 @@ class Summary:
             str(self.goodput),
             *(
                 f"validation of {source['source']}: loss {source['loss']:.4f}, perplexity {source['perplexity']:.2f}"
-                + "".join(f", {name} model {perplexity:.2f}" for name, perplexity in yardsticks_of(source))
+                + "".join(f", {name} model {perplexity:.2f}" for name, perplexity in baselines_of(source))
                 for source in self.validation
             ),
             "",

@@ -8,6 +8,7 @@ from typing import Any
 from bigtrain.base.format import duration
 from bigtrain.report.figure import ROW, Mark, Size, ticks
 from bigtrain.report.page import INK, MUTED, svg, text
+from bigtrain.rundir.events import Event
 from bigtrain.rundir.ledger import CLASSES, Ledger, said
 from bigtrain.rundir.starts import MICRO
 
@@ -46,7 +47,7 @@ def marks_of(events: Sequence[Mapping[str, Any]], places: Sequence[float | None]
     """What charts show of the events, each at its place on the horizontal axis; None: nowhere."""
     marks = []
     for event, place in zip(events, places, strict=True):
-        name = "restart" if event["event"] == "resume" else event["event"]
+        name = "restart" if event["event"] == Event.RESUME else event["event"]
         if name in EVENTS and place is not None and not (name == "stop" and event.get("exit_status") == 0):
             color, small = EVENTS[name]
             details = {

@@ -1,4 +1,4 @@
-"""Decisions: what a run has resolved to do about trouble, in RUN/decisions.jsonl, durable before it is done.
+"""Decisions: what a run has resolved to do about anomaly, in RUN/decisions.jsonl, durable before it is done.
 
     {"decision": 1, "kind": "spike", "signs": [...], "rewind_to": 800,
      "skip": {"steps": [903, 1107], "reason": "guard: a spike at steps 1003 to 1007: ..."}, "position": 0, ...}
@@ -8,7 +8,7 @@ them with every decision's item at its place (`with_decisions`): the training, e
 YAML, `data where`, `data diff`, `config show`. The place is what makes the steps in it mean the same for ever, for they
 are numbered as the items above it leave them; who adds items to the end of `data.skip` later changes nothing in that.
 
-A checkpoint that was written after the trouble began, and before it was decided about, is of a course of the run that
+A checkpoint that was written after the anomaly began, and before it was decided about, is of a course of the run that
 is no more: it is void, and so is such a line of metrics.jsonl. Both say themselves how many decisions there were when
 they were written.
 
@@ -29,6 +29,7 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.config import Settings
 from bigtrain.config.data_settings import SkipSettings
 from bigtrain.rundir.json_lines import JsonLines, read_json_lines, written_to
+from bigtrain.rundir.run_state import RunState
 
 if TYPE_CHECKING:
     from bigtrain.checkpoint import Checkpoint  # imports torch, which questions about data do without
@@ -37,7 +38,7 @@ Kind = Literal["fine", "suspicious", "passed", "spike", "not finite"]
 
 
 @dataclass(frozen=True)
-class Sign:
+class Outlier:
     """A step that is out of line."""
 
     step: int
@@ -57,11 +58,6 @@ class Sign:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-DECISIONS = "decisions"
-"""The key in a checkpoint's state and in metrics.jsonl (there, where there are any): how many decisions the run had
-taken."""
-
-
 @dataclass(frozen=True)
 class Decision:
     """One of them."""
@@ -70,7 +66,7 @@ class Decision:
     """Its number, from 1."""
     kind: Kind
     """`spike` or `not finite`."""
-    signs: tuple[Sign, ...]
+    outliers: tuple[Outlier, ...]
     """The steps that were out of line."""
     rewind_to: int
     """The step to go on from; 0: from the first weights."""
@@ -91,8 +87,8 @@ class Decision:
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            **{f.name: getattr(self, f.name) for f in fields(self)},
-            "signs": [sign.as_record() for sign in self.signs],
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("outliers", "skip")},
+            "signs": [outlier.as_record() for outlier in self.outliers],
             "skip": self.skip.model_dump(mode="json", exclude_defaults=True),
         }
 
@@ -101,8 +97,8 @@ class Decision:
         """The decision that `as_record` gave."""
         skip = record["skip"]
         return cls(
-            **{f.name: record[f.name] for f in fields(cls) if f.name not in ("signs", "skip")},
-            signs=tuple(Sign(**sign) for sign in record["signs"]),
+            **{f.name: record[f.name] for f in fields(cls) if f.name not in ("outliers", "skip")},
+            outliers=tuple(Outlier(**outlier) for outlier in record["signs"]),
             skip=SkipSettings(steps=tuple(skip["steps"]), reason=skip["reason"]),
         )
 
@@ -158,29 +154,35 @@ def without_decisions(settings: Settings, decisions: Sequence[Decision]) -> Sett
     return _with_skips(settings, [skip for skip in settings.data.skip if skip not in undone])
 
 
-def is_void(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> bool:
+def is_superseded(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> bool:
     """Whether a checkpoint is of a course of the run that was given up. Raises BigtrainError where it is unreadable."""
     if all(checkpoint.step < decision.steps.start for decision in decisions):
         return False  # whatever its manifest says
-    return not stands(checkpoint.step, checkpoint.manifest.state, decisions)
+    taken = RunState.of(checkpoint.manifest.state).decisions
+    return not is_current(checkpoint.step, taken, decisions)
 
 
-def stands(step: int, written: Mapping[str, Any], decisions: Sequence[Decision]) -> bool:
-    """Whether what was written of a step is of the course that the run has taken since."""
-    known = int(written.get(DECISIONS, 0))
-    return all(step < decision.steps.start for decision in decisions[known:])
+def is_current(step: int, taken: int, decisions: Sequence[Decision]) -> bool:
+    """Whether what was written of a step still counts.
+
+    Args:
+        step: the step.
+        taken: how many decisions the run had taken when it was written.
+        decisions: all decisions of the run.
+    """
+    return all(step < decision.steps.start for decision in decisions[taken:])
 
 
-def in_a_row(decisions: Sequence[Decision], first_step: int, window: int) -> int:
-    """How many of the last decisions were each soon followed by trouble, the newest by trouble at `first_step`.
+def consecutive_rewinds(decisions: Sequence[Decision], first_step: int, window: int) -> int:
+    """How many of the last decisions were each soon followed by anomaly, the newest by anomaly at `first_step`.
 
-    Soon: before `window` steps behind the trouble before had gone well.
+    Soon: before `window` steps behind the anomaly before had gone well.
     """
     count = 0
     for decision in reversed(decisions):
-        if first_step - decision.signs[-1].step > window:
+        if first_step - decision.outliers[-1].step > window:
             break
-        count, first_step = count + 1, decision.signs[0].step
+        count, first_step = count + 1, decision.outliers[0].step
     return count
 
 

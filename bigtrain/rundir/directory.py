@@ -27,11 +27,11 @@ from typing import IO, TYPE_CHECKING, Any
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config import Settings, dump_settings, load_settings
 from bigtrain.config.secrets import with_bare_urls
-from bigtrain.rundir.decisions import read_decisions, stands, with_decisions
+from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
 from bigtrain.rundir.json_lines import metrics_of_step, newest_metrics, written_to
 
 if TYPE_CHECKING:
-    from bigtrain.checkpoint import Places
+    from bigtrain.checkpoint import StorageTiers
 
 LOCK_PATIENCE_SECONDS = 20.0
 MARK = ".bigtrain-doctor-"
@@ -77,20 +77,24 @@ class RunDirectory:
     def recorded(self, step: int) -> dict[str, Any] | None:
         """The line of metrics.jsonl for a step; None where the run has not done it, on the course that it is on."""
         record = metrics_of_step(self.metrics, step)
-        return record if record is not None and stands(step, record, read_decisions(self.decisions)) else None
+        return (
+            record
+            if record is not None and is_current(step, record.get("decisions", 0), read_decisions(self.decisions))
+            else None
+        )
 
     def newest(self) -> dict[str, Any] | None:
         """The line of the step that the run did last; where it is about to go back, of the one it goes back to."""
         record, decisions = newest_metrics(self.metrics), read_decisions(self.decisions)
-        if record is not None and not stands(record["step"], record, decisions):
+        if record is not None and not is_current(record["step"], record.get("decisions", 0), decisions):
             return self.recorded(decisions[-1].rewind_to)
         return record
 
-    def places(self) -> Places:
+    def tiers(self) -> StorageTiers:
         """Where the run keeps its checkpoints."""
-        from bigtrain.checkpoint import Places
+        from bigtrain.checkpoint import StorageTiers
 
-        return Places.of(self.root, self.settings().checkpoint)
+        return StorageTiers.of(self.root, self.settings().checkpoint)
 
     def refuse_foreign(self) -> None:
         """Keep out of a directory with somebody else's files in it.

@@ -26,9 +26,9 @@ from typing import Any
 
 from bigtrain.base.format import duration
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import STARTS, Event
 from bigtrain.rundir.json_lines import read_json_lines
 from bigtrain.rundir.starts import (
-    BEGINS,
     MICRO,
     Entry,
     Record,
@@ -57,10 +57,10 @@ CLASSES = {
 """Every class and what is in it, in the order of a table."""
 
 _TAKES = {
-    "evaluate": ("evaluation", "seconds"),
-    "save": ("checkpoint", "stall_seconds"),
-    "commit": ("checkpoint", "waited_seconds"),
-    "hang": ("hang", "seconds"),
+    Event.EVALUATE: ("evaluation", "seconds"),
+    Event.SAVE: ("checkpoint", "stall_seconds"),
+    Event.COMMIT: ("checkpoint", "waited_seconds"),
+    Event.HANG: ("hang", "seconds"),
 }
 """The class of what an event tells of, and the key of its seconds."""
 
@@ -182,7 +182,7 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
     return Ledger(
         stretches=book.stretches,
         micros=book.micros,
-        starts=sum(event["event"] in BEGINS for event in events),
+        starts=sum(event["event"] in STARTS for event in events),
         crashes=sum(not start.stopped for start in starts[:-1]),
         steps_counted=steps - len(undone),
         steps_recomputed=len(undone),
@@ -254,9 +254,9 @@ class _Book:
             activity, key = _TAKES[record["event"]]
             self._until(max(self.now, end - micros_of(record, key)), self._between_records)
             self._until(end, activity)
-        elif record["event"] == "not finite" and self._has_stepped:
+        elif record["event"] == Event.NOT_FINITE and self._has_stepped:
             self._until(end, "recomputed")
-        elif record["event"] == "rewind":
+        elif record["event"] == Event.REWIND:
             self._until(end, self._between_records)
             self._goes_back = True
         # Any other is an instant, maybe within a step, whose line comes later and tells of all of it.
@@ -290,15 +290,13 @@ def _lost_to_stragglers(events: Iterable[Record], last_step: int) -> float:
     """Seconds that steps took longer for a slow rank, from when it was named to when it had caught up."""
     lost, since, slow = 0.0, 0, dict[Any, float]()
     for event in events:
-        if event["event"] not in ("straggler", "straggler caught up", *BEGINS) or not isinstance(
-            event.get("step"), int
-        ):
+        if event["event"] not in (Event.STRAGGLER, Event.CAUGHT_UP, *STARTS) or not isinstance(event.get("step"), int):
             continue
         lost += max(slow.values(), default=0.0) * max(0, event["step"] - since)
         since = event["step"]
-        if event["event"] in BEGINS:
+        if event["event"] in STARTS:
             slow.clear()
-        elif event["event"] == "straggler":
+        elif event["event"] == Event.STRAGGLER:
             slow[event.get("rank")] = max(0.0, seconds_of(event, "seconds") - seconds_of(event, "others_seconds"))
         else:
             slow.pop(event.get("rank"), None)

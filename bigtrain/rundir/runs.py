@@ -18,8 +18,8 @@ from typing import Any, Literal
 from bigtrain.base.errors import BigtrainError
 from bigtrain.rundir.counted_seconds import CountedSeconds
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import STARTS
 from bigtrain.rundir.json_lines import newest_metrics
-from bigtrain.rundir.starts import BEGINS
 
 State = Literal["running", "finished", "stopped", "crashed"]
 END_BYTES = 1 << 16
@@ -157,7 +157,7 @@ def _leaf(config: str, section: str, key: str) -> str | None:
 
 def _first_begin(events: Path) -> dict[str, Any]:
     """The first event of the first start."""
-    return next((record for record in _records(events, 0) if record.get("event") in BEGINS), {})
+    return next((record for record in _records(events, 0) if record.get("event") in STARTS), {})
 
 
 def _last_line(events: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bigtrain.rundir.events import STARTS, Event
+
 Record = Mapping[str, Any]
 
-BEGINS = ("start", "resume")
 MICRO = 1_000_000
 
 
@@ -21,7 +22,7 @@ def number_of_next_start(events: Iterable[Record]) -> int:
     """The number of the start that comes now: one more than any before it has had."""
     begun, highest = 0, 0
     for event in events:
-        begun += event.get("event") in BEGINS
+        begun += event.get("event") in STARTS
         highest = max(highest, begun, _number(event))
     return highest + 1
 
@@ -57,12 +58,12 @@ class Start:
     @property
     def stopped(self) -> bool:
         """Whether it ended by itself or on request."""
-        return any(entry.record.get("event") == "stop" for entry in self.entries)
+        return any(entry.record.get("event") == Event.STOP for entry in self.entries)
 
     @property
     def finished(self) -> bool:
         """Whether it came to the end of the schedule."""
-        return any(e.record.get("event") == "stop" and e.record.get("exit_status") == 0 for e in self.entries)
+        return any(e.record.get("event") == Event.STOP and e.record.get("exit_status") == 0 for e in self.entries)
 
     @property
     def has_trained(self) -> bool:
@@ -93,11 +94,11 @@ def starts_of(events: list[Record], steps: list[Record]) -> list[Start]:
     rows: dict[int, list[tuple[Record, int]]] = {}
     begun, current, began_at = 0, 0, {}
     for number, event in enumerate(events):
-        if event["event"] in BEGINS:
+        if event["event"] in STARTS:
             begun += 1
             current = max(_number(event), begun)
             began_at[current] = micros_of(event, "time")
-        elif event["event"] == "fallback" and not _number(event):
+        elif event["event"] == Event.FALLBACK and not _number(event):
             continue  # written before the start that it belongs to
         rows.setdefault(_number(event) or current, []).append((event, number))
     order, current = sorted(began_at), 0
@@ -111,7 +112,7 @@ def starts_of(events: list[Record], steps: list[Record]) -> list[Start]:
 
 
 def _start(rows: list[tuple[Record, int]]) -> Start:
-    begin = next((record for record, _ in rows if record.get("event") in BEGINS), {})
+    begin = next((record for record, _ in rows if record.get("event") in STARTS), {})
     zero = micros_of(begin or rows[0][0], "time") - micros_of(begin, "uptime")
     entries, latest = [], {True: 0, False: 0}
     for record, number in rows:
@@ -143,8 +144,8 @@ def undone_of(starts: list[Start]) -> set[int]:
 
 def _goes_back_to(event: Record) -> int | None:
     """The step that a start, or a rewind, goes on from."""
-    step = event.get("to_step") if event["event"] == "rewind" else event.get("step")
-    return step if event["event"] in (*BEGINS, "rewind") and isinstance(step, int) else None
+    step = event.get("to_step") if event["event"] == Event.REWIND else event.get("step")
+    return step if event["event"] in (*STARTS, Event.REWIND) and isinstance(step, int) else None
 
 
 def between(before: Start, after: Start) -> int:

@@ -12,7 +12,9 @@ from bigtrain.config import Settings, mathematics
 from bigtrain.data import Plan
 from bigtrain.rundir.decisions import Decision
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import Event
 from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.rundir.run_state import RunState
 
 
 def check_continuation(
@@ -52,16 +54,16 @@ def check_continuation(
 
 
 def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[Decision]) -> list[int]:
-    """The steps of all checkpoints that were committed, without those that a decision made void afterwards."""
-    void_from = {decision.decision: decision.steps.start for decision in decisions}
+    """The steps of all checkpoints that were committed, without those that a decision superseded afterwards."""
+    superseded_from = {decision.decision: decision.steps.start for decision in decisions}
     steps: list[int] = []
     for event in events:
-        if event["event"] == "commit":
+        if event["event"] == Event.COMMIT:
             steps.append(event["step"])
-        elif event["event"] == "rewind":
-            limit = void_from.pop(event["decision"])
+        elif event["event"] == Event.REWIND:
+            limit = superseded_from.pop(event["decision"])
             steps = [step for step in steps if step < limit]
-    return [step for step in steps if all(step < limit for limit in void_from.values())]  # of a rewind cut short
+    return [step for step in steps if all(step < limit for limit in superseded_from.values())]  # of a rewind cut short
 
 
 def check_length(manifest: Manifest, settings: Settings) -> None:
@@ -88,7 +90,7 @@ def check_plan(manifest: Manifest, plan: Plan) -> None:
     cursor = manifest.cursor
     if plan.plan_id == cursor.plan_id:
         return
-    described = manifest.state.get("plan", {})
+    described = RunState.of(manifest.state).plan
     if described.get("format") != plan.describe()["format"]:
         raise BigtrainError(
             "the checkpoint was written by a version of bigtrain that ordered its data in another way",

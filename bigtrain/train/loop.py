@@ -31,10 +31,10 @@ def to_the_end(run: TrainingRun) -> int:
         if agreed.save_is_due:
             run.save()
 
-        loss, update = run.optimize(batch, agreed)
-        run.record(agreed, loss, update)
-        if trouble := run.judge(agreed, loss, update):
-            rewind(run, trouble)
+        outcome = run.optimize(batch, agreed)
+        run.record(outcome, agreed)
+        if anomaly := run.anomaly(outcome, agreed):
+            rewind(run, anomaly)
             continue
 
         if run.evaluation_is_due:

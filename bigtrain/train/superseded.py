@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Checkpoint, Places, list_checkpoints
-from bigtrain.checkpoint.ranks import Ranks, together
-from bigtrain.rundir.decisions import Decision, is_void
+from bigtrain.checkpoint import Checkpoint, StorageTiers, list_checkpoints
+from bigtrain.checkpoint.ranks import Ranks, collectively
+from bigtrain.rundir.decisions import Decision, is_superseded
 
 
-def remove_void(places: Places, decisions: Sequence[Decision], ranks: Ranks) -> list[Checkpoint]:
+def remove_superseded(tiers: StorageTiers, decisions: Sequence[Decision], ranks: Ranks) -> list[Checkpoint]:
     """Remove what the decisions made void, on every node; what was removed. Every rank calls it.
 
     They cannot stay: the run comes to their steps again and saves other checkpoints under their names, and a node that
@@ -24,10 +24,10 @@ def remove_void(places: Places, decisions: Sequence[Decision], ranks: Ranks) -> 
         return []
 
     def remove() -> list[Checkpoint]:
-        storages = [places.durable] if ranks.rank == 0 else []
-        if places.local is not None:
-            storages.append(places.local)
-        void = [c for storage in storages for c in list_checkpoints(storage) if _is_void(c, decisions)]
+        storages = [tiers.durable] if ranks.rank == 0 else []
+        if tiers.local is not None:
+            storages.append(tiers.local)
+        void = [c for storage in storages for c in list_checkpoints(storage) if _is_superseded(c, decisions)]
         for checkpoint in void:
             with suppress(FileNotFoundError):  # another rank of this node was faster
                 checkpoint.storage.remove(checkpoint.step)
@@ -35,13 +35,13 @@ def remove_void(places: Places, decisions: Sequence[Decision], ranks: Ranks) -> 
 
     return [
         checkpoint
-        for of_rank in together(ranks, "void checkpoints cannot be removed", remove)
+        for of_rank in collectively(ranks, "void checkpoints cannot be removed", remove)
         for checkpoint in of_rank
     ]
 
 
-def _is_void(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> bool:
+def _is_superseded(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> bool:
     try:
-        return is_void(checkpoint, decisions)
+        return is_superseded(checkpoint, decisions)
     except BigtrainError:
         return False

@@ -18,7 +18,7 @@ def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
         BigtrainError: there is none, or not every byte of it is right.
     """
     if step is None:
-        search = newest_verified(run.places())
+        search = newest_verified(run.tiers())
         if search.newest is not None:
             return search.newest
         raise BigtrainError(
@@ -40,7 +40,7 @@ def checkpoints_of_step(run: RunDirectory, step: int) -> list[Checkpoint]:
     Raises:
         BigtrainError: there is none; names the steps there are.
     """
-    there = run.places().all()
+    there = run.tiers().all()
     if chosen := [checkpoint for checkpoint in there if checkpoint.step == step]:
         return chosen
     raise BigtrainError(
@@ -56,18 +56,18 @@ def verify_checkpoints(run: Path, step: int | None = None) -> dict[str, list[str
     Of the local tier, what this node has of it.
     """
     directory = RunDirectory.of_existing_run(run)
-    places = directory.places()
-    chosen = places.all() if step is None else checkpoints_of_step(directory, step)
+    tiers = directory.tiers()
+    chosen = tiers.all() if step is None else checkpoints_of_step(directory, step)
     return {
-        checkpoint.location: verify(checkpoint, others_elsewhere=places.is_local(checkpoint)) for checkpoint in chosen
+        checkpoint.location: verify(checkpoint, others_elsewhere=tiers.is_local(checkpoint)) for checkpoint in chosen
     }
 
 
 def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
     """What is committed: a row a checkpoint, from its manifest."""
-    places = RunDirectory.of_existing_run(run).places()
+    tiers = RunDirectory.of_existing_run(run).tiers()
     rows = []
-    for checkpoint in places.all():
+    for checkpoint in tiers.all():
         row: dict[str, Any] = {"step": checkpoint.step, "samples": None, "written by": "", "bytes": None, "created": ""}
         try:
             manifest = checkpoint.manifest
@@ -76,9 +76,9 @@ def describe_checkpoints(run: Path) -> list[dict[str, Any]]:
         else:
             row["samples"] = manifest.cursor.consumed_samples
             row["written by"] = f"{manifest.world_size} rank(s), ZeRO {manifest.zero_stage}"
-            row["bytes"] = sum(seal.size for seal in manifest.files.values())
+            row["bytes"] = sum(checksum.size for checksum in manifest.files.values())
             row["created"] = manifest.created
-        tier = {"tier": "local" if places.is_local(checkpoint) else "durable"} if places.local else {}
+        tier = {"tier": "local" if tiers.is_local(checkpoint) else "durable"} if tiers.local else {}
         rows.append({**row, **tier, "path": checkpoint.location})
     return rows
 
@@ -101,9 +101,9 @@ def prune_checkpoints(run: Path, keep: int | None, keep_every: int | None, *, dr
         )
     if not dry_run:
         directory.lock()  # goes with the process
-    doomed = prune(directory.places().durable, keep, keep_every or settings.keep_every_steps, dry_run=dry_run)
+    expired = prune(directory.tiers().durable, keep, keep_every or settings.keep_every_steps, dry_run=dry_run)
     directory.unlock()
-    return [checkpoint.location for checkpoint in doomed]
+    return [checkpoint.location for checkpoint in expired]
 
 
 def diff_checkpoints(one: str, other: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir.data_card import CARD, card_of_run
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import Event
 from bigtrain.rundir.json_lines import read_json_lines
 from bigtrain.trained.checkpoints import open_checkpoint
 from bigtrain.trained.model_card import model_card
@@ -114,7 +115,7 @@ def _documents(run: Path, settings: Settings, checkpoint: Checkpoint, report: Ca
     evaluations = [
         event["validation"]
         for event in read_json_lines(RunDirectory(run).events)
-        if event["event"] == "evaluate" and event["step"] == checkpoint.step
+        if event["event"] == Event.EVALUATE and event["step"] == checkpoint.step
     ]
     documents = {"README.md": model_card(settings, checkpoint.step, evaluations[-1] if evaluations else [], data)}
     if data is not None:

@@ -1,4 +1,4 @@
-"""Yardsticks for a language model: unigram, and n-gram with interpolated modified Kneser-Ney smoothing.
+"""Baselines for a language model: unigram, and n-gram with interpolated modified Kneser-Ney smoothing.
 
 Chen and Goodman (1999), "An empirical study of smoothing techniques for language modeling", section 3, with
 interpolation at every order and the uniform distribution below the unigrams:
@@ -124,7 +124,7 @@ def _discounts(counts: I64) -> F64:
     return discounts
 
 
-class Yardsticks:
+class Baselines:
     """A unigram and a 5-gram model of the training split, for perplexities that a decoder should beat.
 
     `unigram` is add-one smoothed. Of training sets with more than `max_train_tokens`, every m-th document is taken.
@@ -158,7 +158,7 @@ class Yardsticks:
 def _as_text(batch: MicroBatch) -> tuple[I64, I64, I64]:
     """The rows as text with one more token each, so that a row's last label is there: tokens, visible, labelled.
 
-    `labelled` are the places of the labels; the tokens before one that `visible` allows are its inputs.
+    `labelled` are the tiers of the labels; the tokens before one that `visible` allows are its inputs.
     """
     inputs, labels, positions = (t.numpy() for t in (batch.input_ids, batch.labels, batch.position_ids))
     tokens = np.concatenate((inputs, np.where(labels[:, -1:] == IGNORED, 0, labels[:, -1:])), axis=1)

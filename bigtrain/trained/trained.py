@@ -18,9 +18,10 @@ from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation
 from bigtrain.engine.precision import COMPUTE_DTYPES
 from bigtrain.model import Decoder, build_model
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.run_state import RunState
 from bigtrain.trained.checkpoints import open_checkpoint
 from bigtrain.trained.evaluation import SourceLoss, sum_of_losses
-from bigtrain.trained.ngram import Yardsticks
+from bigtrain.trained.ngram import Baselines
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,24 @@ class TrainedModel:
             weights = load_weights(checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
-        model.set_router_moves(checkpoint.manifest.state.get("router_moves", {}))
+        model.set_router_moves(RunState.of(checkpoint.manifest.state).router_moves)
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
         open_mirror(settings.data)  # the tokenizer may lie behind a URL
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()
-    def validation_losses(self, *, with_yardsticks: bool = False) -> list[dict[str, Any]]:
+    def validation_losses(self, *, with_baselines: bool = False) -> list[dict[str, Any]]:
         """The validation loss of every source, over the same sequences as during training.
 
         Args:
-            with_yardsticks: also the perplexities of a unigram and a 5-gram model on the very same labels, given the
+            with_baselines: also the perplexities of a unigram and a 5-gram model on the very same labels, given the
                 same training data.
         """
         opened = {
             split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
             for split in ("train", "validation")
         }
-        yardsticks = Yardsticks(opened["train"]) if with_yardsticks else None
+        baselines = Baselines(opened["train"]) if with_baselines else None
         rows = []
         for dataset in opened["validation"]:
             batches = list(
@@ -92,8 +93,8 @@ class TrainedModel:
             if not tokens:
                 continue
             row = SourceLoss(dataset.name, loss / tokens, tokens).as_record()
-            if yardsticks is not None:
-                row |= {f"{name} perplexity": value for name, value in yardsticks.perplexities(batches).items()}
+            if baselines is not None:
+                row |= {f"{name} perplexity": value for name, value in baselines.perplexities(batches).items()}
             rows.append(row)
         if not rows:
             raise BigtrainError(
@@ -106,10 +107,10 @@ class TrainedModel:
         return rows
 
 
-def evaluate_run(run: Path, step: int | None, *, with_yardsticks: bool) -> dict[str, Any]:
+def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> dict[str, Any]:
     """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report."""
     trained = TrainedModel.open(run, step)
-    losses = trained.validation_losses(with_yardsticks=with_yardsticks)
+    losses = trained.validation_losses(with_baselines=with_baselines)
     evaluation = {"run": str(run), "step": trained.step, "validation": losses}
     with suppress(OSError):  # a run that may only be read can be evaluated as well
         RunDirectory(run).evaluation.write_text(json.dumps(evaluation, indent=2) + "\n")

@@ -28,7 +28,8 @@ from bigtrain.data import RankBatch
 from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Reading
 from bigtrain.observe.peak_flops import datasheet_flops
 from bigtrain.train.setup import open_run
-from bigtrain.train.training import Agreement, TrainingRun
+from bigtrain.train.training import TrainingRun
+from bigtrain.train.vote import Agreement
 from bigtrain.trials.trace import STEP, TraceSummary, read_trace, summarize
 from bigtrain.trials.trial import changed
 
@@ -92,7 +93,7 @@ def profile(
         steps: how many to time, and how many to trace.
         warmup: how many to do before.
         out: where to write; None: RUN-profile, beside the run directory.
-        report: told what is going on, on rank 0.
+        report: say what is going on, on rank 0.
 
     Raises:
         BigtrainError: as `train` does, or the schedule has too few steps.
@@ -108,16 +109,16 @@ def profile(
         )
     run_dir = folder / "run"
     with open_run(_trial(settings, run_dir)) as run:
-        told = report if run.topology.rank == 0 else lambda line: None
-        told(f"{warmup} steps to warm up")
+        say = report if run.topology.rank == 0 else lambda line: None
+        say(f"{warmup} steps to warm up")
         for _ in range(warmup):
             _step(run)
-        told(f"{steps} steps, timed")
+        say(f"{steps} steps, timed")
         readings = [_step(run) for _ in range(steps)]
-        told(f"{steps} steps, traced")
+        say(f"{steps} steps, traced")
         trace = folder / f"trace-rank-{run.topology.rank:05d}.json.gz"
         _trace(run, steps, trace)
-        told("one step, its memory watched")
+        say("one step, its memory watched")
         snapshot = folder / f"memory-rank-{run.topology.rank:05d}.pickle"
         peak_bytes, memory = _memory(run, snapshot)
         run.close("profiled", 0)
@@ -148,8 +149,7 @@ def _trial(settings: Settings, run_dir: Path) -> Settings:
 
 def _step(run: TrainingRun) -> Reading:
     batch, agreed = _fetch(run)
-    loss, update = run.optimize(batch, agreed)
-    return run.record(agreed, loss, update)
+    return run.record(run.optimize(batch, agreed), agreed)
 
 
 def _fetch(run: TrainingRun) -> tuple[RankBatch, Agreement]:
@@ -171,8 +171,8 @@ def _trace(run: TrainingRun, steps: int, path: Path) -> None:
 
 
 def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
-    """The peak of one step, and what it is made of as far as that can be told."""
-    device, engine = run.topology.device, run.engine
+    """The peak of one step, and what it is made of as far as that can be say."""
+    device, engine = run.topology.device, run.training.engine
     batch, agreed = _fetch(run)
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -183,7 +183,7 @@ def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
     for micro_batch in batch.micro_batches:
         engine.forward_backward(micro_batch.to(device).model_inputs(), scale=1 / agreed.label_tokens)
     parts = engine.held_bytes()
-    engine.step(run.learning_rate_of(run.step + 1))
+    engine.step(run.training.learning_rate(run.step + 1))
     if on_gpu:
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.memory._dump_snapshot(str(snapshot))  # type: ignore[no-untyped-call]
@@ -203,7 +203,7 @@ def _profile(
     summary = summarize(read_trace(trace), (FORWARD_BACKWARD, OPTIMIZER))
     step_seconds = mean(lambda reading: reading.step_seconds)
     tokens = mean(lambda reading: reading.tokens_per_second * reading.step_seconds)
-    meter = run.meter
+    meter = run.recorder.meter
     return Profile(
         run=name,
         world_size=run.topology.world_size,
@@ -257,7 +257,7 @@ def breakdown(
 def _rows(summary: TraceSummary, run: TrainingRun) -> list[Row]:
     """The operators, and what is none."""
     on_gpu = run.topology.device.type == "cuda"
-    peak = run.meter.peak
+    peak = run.recorder.meter.peak
     of_one = peak.flops / run.topology.world_size
     name = torch.cuda.get_device_name(run.topology.device) if on_gpu else None
     of_float8 = datasheet_flops(name, "fp8")

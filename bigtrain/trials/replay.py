@@ -14,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Places, Saver, Search, newest_verified
+from bigtrain.checkpoint import Search, StorageTiers, newest_verified
 from bigtrain.checkpoint.compatibility import Change, changes_since
 from bigtrain.config import Settings, mathematics
-from bigtrain.data import RankBatch, load_tokenizer
+from bigtrain.data import Loader, RankBatch, format_digest, load_tokenizer
 from bigtrain.data.provenance.provenance import contents_of
 from bigtrain.data.run_data import RunData
 from bigtrain.engine.agreement import on_every_rank, on_first_rank
 from bigtrain.engine.requirements import check_machine
 from bigtrain.engine.topology import Topology
-from bigtrain.health.spikes import Guard
-from bigtrain.health.stragglers import OwnWork
-from bigtrain.observe.tracking import Tracker
+from bigtrain.health.out_of_memory import enough_memory
 from bigtrain.rundir.decisions import read_decisions, without_decisions
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.train.build import engine_at, layout_of, ranks
 from bigtrain.train.continuation import check_plan
 from bigtrain.train.document_losses import by_document, losses_of_rows
-from bigtrain.train.setup import engine_at, layout_of, meter_for, ranks
+from bigtrain.train.step import LearningRate, StepOutcome, TrainingStep
 from bigtrain.train.stop import StopRequest
-from bigtrain.train.training import Agreement, TrainingRun
+from bigtrain.train.vote import Vote, require_labels
 
 Record = dict[str, Any]
 
@@ -94,25 +93,38 @@ def replay(
     settings, before = course_of(directory, step, skipped=skipped)
     if not 1 <= step <= settings.total_steps:
         raise BigtrainError(f"{run} has no step {step}", found=step, wanted=f"from 1 to {settings.total_steps}")
-    with ranks(settings) as topology, ExitStack() as held:
+    with ranks(settings.engine) as topology, ExitStack() as held:
         check_machine(settings, topology)
         data = on_every_rank(topology, lambda: RunData.open(settings))
-        places = on_every_rank(topology, lambda: Places.of(directory.root, settings.checkpoint))
-        search = newest_verified(places, ranks=topology, layout=layout_of(settings, topology), before=before)
+        tiers = on_every_rank(topology, lambda: StorageTiers.of(directory.root, settings.checkpoint))
+        search = newest_verified(tiers, ranks=topology, layout=layout_of(settings, topology), before=before)
         changed = on_first_rank(topology, lambda: changes_before(search, settings, data))
-        trainee = trainee_at(search, settings, data, topology, directory, places)
-        held.callback(trainee.loader.close)
-        held.callback(trainee.saver.close)
-        told = report if topology.rank == 0 else lambda line: None
-        from_step = trainee.step
+        from_step = search.newest.step if search.newest else 0
+        first_sample = data.plan.batches.consumed_after(from_step)
+        rows, rank, world_size = settings.train.micro_batch_size, topology.data_rank, topology.data_size
+        loader = on_every_rank(topology, lambda: data.loader(rows, first_sample, rank=rank, world_size=world_size))
+        held.callback(loader.close)
+        engine, _ = engine_at(search.newest, settings, topology)
+        training = TrainingStep(engine, topology, LearningRate(settings), done=from_step)
+        stop = StopRequest()
+        stop.listen()
+
+        def fetch() -> tuple[RankBatch, Vote]:
+            return fetch_batch(loader, stop, topology, training.done + 1)
+
+        def take(batch: RankBatch, vote: Vote) -> StepOutcome:
+            with enough_memory(settings, topology, f"step {training.done + 1}"):
+                return training.take(batch, vote.label_tokens)
+
+        say = report if topology.rank == 0 else lambda line: None
         if step - 1 > from_step:
-            told(f"steps {from_step + 1} to {step - 1}, from {'a checkpoint' if from_step else 'the first weights'}")
-        while trainee.step < step - 1:
-            trainee.optimize(*fetch(trainee))
-        told(f"step {step}")
-        batch, agreed = fetch(trainee)
-        losses, labelled = losses_of_rows(trainee.engine, topology, batch)
-        loss, update = trainee.optimize(batch, agreed)
+            say(f"steps {from_step + 1} to {step - 1}, from {'a checkpoint' if from_step else 'the first weights'}")
+        while training.done < step - 1:
+            take(*fetch())
+        say(f"step {step}")
+        batch, vote = fetch()
+        losses, labelled = losses_of_rows(engine, topology, batch)
+        outcome, digest = take(batch, vote), format_digest(vote.batch_digest)
         if topology.rank != 0:
             return None
         contents = contents_of(data.plan, data.train, data.plan.batches.samples_of(step))
@@ -123,10 +135,10 @@ def replay(
             from_step=from_step,
             world_size=topology.world_size,
             plan_id=data.plan.plan_id,
-            batch_digest=agreed.batch_digest,
-            loss=loss,
-            grad_norm=update.grad_norm,
-            recorded=recorded(directory, step, agreed.batch_digest),
+            batch_digest=digest,
+            loss=outcome.loss,
+            grad_norm=outcome.grad_norm,
+            recorded=recorded(directory, step, digest),
             changed=changed,
             documents=[document.as_record(tokenizer) for document in by_document(contents, losses, labelled)],
         )
@@ -162,46 +174,20 @@ def changes_before(search: Search, settings: Settings, data: RunData) -> list[Ch
     return changes_since(manifest.mathematics, mathematics(settings))
 
 
-def trainee_at(
-    search: Search, settings: Settings, data: RunData, topology: Topology, directory: RunDirectory, places: Places
-) -> TrainingRun:
-    """A training that stands where the checkpoint does and keeps no records."""
-    step = search.newest.step if search.newest else 0
-    first_sample = data.plan.batches.consumed_after(step)
-    loader = on_every_rank(
-        topology,
-        lambda: data.loader(
-            settings.train.micro_batch_size, first_sample, rank=topology.data_rank, world_size=topology.data_size
-        ),
-    )
-    engine, _ = engine_at(search.newest, settings, topology)
-    stop = StopRequest()
-    stop.listen()
-    return TrainingRun(
-        settings=settings,
-        topology=topology,
-        directory=directory,
-        data=data,
-        loader=loader,
-        engine=engine,
-        guard=Guard.of(settings, data.plan),
-        decisions=(),
-        places=places,
-        meter=meter_for(settings, topology),
-        tracker=Tracker(),
-        saver=Saver(Places(places.durable), topology.behind()),
-        stop=stop,
-        step=step,
-        own_work=OwnWork(settings, topology),
-    )
+def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int) -> tuple[RankBatch, Vote]:
+    """The batch of a step, which is the next one, and the sums of all ranks' votes.
 
-
-def fetch(trainee: TrainingRun) -> tuple[RankBatch, Agreement]:
-    """The next batch. Raises BigtrainError where a signal says to stop."""
-    batch, agreed = trainee.fetch()
-    if agreed.stop_reason:
-        raise BigtrainError(f"stopped by {agreed.stop_reason} before the step was done").on_all_ranks()
-    return batch, agreed
+    Raises:
+        BigtrainError: on every rank, when any cannot load its share, when there is nothing to train on, or when a
+            signal asks to stop.
+    """
+    batch = on_every_rank(topology, lambda: next(loader))
+    vote = Vote.on(batch, counts_batch=topology.shard_rank == 0, stops=stop.reason is not None).summed(topology)
+    if vote.stops:
+        reason = next(filter(None, topology.all_gather(stop.reason)))
+        raise BigtrainError(f"stopped by {reason} before the step was done").on_all_ranks()
+    require_labels(vote, step)
+    return batch, vote
 
 
 def recorded(directory: RunDirectory, step: int, digest: str) -> Record | None:

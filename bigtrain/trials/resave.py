@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigtrain.checkpoint import Cursor, Places, save, storage_at
+from bigtrain.checkpoint import Cursor, StorageTiers, save, storage_at
 from bigtrain.config import Settings, mathematics
 from bigtrain.train.loop import to_the_end
 from bigtrain.train.setup import open_run
@@ -16,10 +16,10 @@ def resave_and_train(settings: Settings, location: str) -> int:
     """
     with open_run(settings) as run:
         save(
-            Places(storage_at(location)),
-            Cursor(run.step, run.consumed_samples, run.plan.plan_id, run.engine.optimizer_steps),
-            run.engine.fragments(),
-            run.engine.rng_state(),
+            StorageTiers(storage_at(location)),
+            Cursor(run.step, run.consumed_samples, run.data.plan.plan_id, run.training.engine.optimizer_steps),
+            run.training.engine.fragments(),
+            run.training.engine.rng_state(),
             mathematics=mathematics(settings),
             zero_stage=settings.engine.zero_stage,
             state={},

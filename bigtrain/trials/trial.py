@@ -16,9 +16,10 @@ from typing import Any
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import DONE, STOPPED
 from bigtrain.base.faults import FAULT, Fault
-from bigtrain.checkpoint import Places, storage_at
+from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings, dump_settings
 from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.events import STARTS
 from bigtrain.rundir.json_lines import read_json_lines, read_metrics
 
 FOLDER = "verify-resume"
@@ -69,9 +70,9 @@ class Trial:
         return RunDirectory(self.settings.run_dir)
 
     @property
-    def places(self) -> Places:
+    def tiers(self) -> StorageTiers:
         """Where it saves."""
-        return Places.of(self.settings.run_dir, self.settings.checkpoint)
+        return StorageTiers.of(self.settings.run_dir, self.settings.checkpoint)
 
     def start(self, *, kill: Fault | None = None, command: Sequence[str | Path] = ("train",)) -> int:
         """Start it and wait until it ends; returns the launcher's exit status."""
@@ -108,7 +109,7 @@ class Trial:
 
     def beginnings(self) -> list[int]:
         """The step at which each of its starts began."""
-        return [e["step"] for e in read_json_lines(self.directory.events) if e["event"] in ("start", "resume")]
+        return [e["step"] for e in read_json_lines(self.directory.events) if e["event"] in STARTS]
 
 
 def tried_settings(settings: Settings, run_dir: Path, steps: int, every: int) -> Settings:

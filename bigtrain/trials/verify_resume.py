@@ -102,7 +102,7 @@ def _findings(
     undisturbed.finish("the undisturbed run")
     expected = undisturbed.metrics()
     world = int(expected[-1]["world_size"])
-    saved = list_checkpoints(undisturbed.places.durable)
+    saved = list_checkpoints(undisturbed.tiers.durable)
     tensors = tensor_digests(saved[-1])
     yield Finding(
         "an undisturbed run",
@@ -120,7 +120,7 @@ def _findings(
         repeats = _same_curve(expected, again.metrics())[0]
         found += f"; without a kill the run {'repeats itself' if repeats else 'does not repeat itself either'}"
     yield Finding("every step of the killed run", same, found)
-    last = list_checkpoints(disturbed.places.durable)[-1]
+    last = list_checkpoints(disturbed.tiers.durable)[-1]
     yield Finding(f"every tensor of the checkpoint of step {steps}", *_same_tensors(tensors, tensor_digests(last)))
 
     first = saved[0]
@@ -169,7 +169,7 @@ def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[
                 found=f"{FAULT}={kill}, and the launcher left with status {status}",
                 fix=f"let the launcher hand the environment variable {FAULT} on to the ranks",
             )
-        found = newest_verified(trial.places).newest
+        found = newest_verified(trial.tiers).newest
         newest.append(found.step if found else 0)
     report("disturbed: to its end")
     trial.finish("the run that had been killed")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, Places, save
+from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, StorageTiers, save
 
 SHAPES: dict[str, tuple[int, ...]] = {"embed.weight": (7, 3), "layers.0/odd name.weight": (5,), "norm.weight": (1,)}
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -77,7 +77,7 @@ def even(world_size: int) -> dict[str, list[int]]:
     return {name: [rank * size // world_size for rank in range(world_size + 1)] for name, size in sizes.items()}
 
 
-def save_step(run: Path | Places, step: int, world_size: int = 2, seed: int = 0) -> list[Checkpoint | Exception]:
+def save_step(run: Path | StorageTiers, step: int, world_size: int = 2, seed: int = 0) -> list[Checkpoint | Exception]:
     """A checkpoint of `tensors(seed)`, cut evenly."""
 
     def work(ranks: ThreadRank) -> Checkpoint:
@@ -87,8 +87,8 @@ def save_step(run: Path | Places, step: int, world_size: int = 2, seed: int = 0)
     return on_ranks(world_size, work)
 
 
-def save_fragments(run: Path | Places, step: int, own: list[Fragment], ranks: Any) -> Checkpoint:
-    places = Places.of(run) if isinstance(run, Path) else run
+def save_fragments(run: Path | StorageTiers, step: int, own: list[Fragment], ranks: Any) -> Checkpoint:
+    places = StorageTiers.of(run) if isinstance(run, Path) else run
     return save(places, **described(step, own, ranks), ranks=ranks)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import ALONE, Checkpoint, Cursor, Fragment, Places, Shard, compare, save
+from bigtrain.checkpoint import ALONE, Checkpoint, Cursor, Fragment, Shard, StorageTiers, compare, save
 from bigtrain.trained.checkpoints import say_diff
 from tests.checkpoint.helpers import MATHEMATICS, SHAPES, save_fragments, save_step
 
@@ -15,7 +15,7 @@ from tests.checkpoint.helpers import MATHEMATICS, SHAPES, save_fragments, save_s
 def saved(run: Path, weights: dict[str, torch.Tensor], step: int = 1, **mathematics: Any) -> Checkpoint:
     own = [Fragment(name, "master", tuple(w.shape), 0, w.reshape(-1)) for name, w in weights.items()]
     return save(
-        Places.of(run),
+        StorageTiers.of(run),
         Cursor(step, 8 * step, "plan", step),
         own,
         {},
@@ -29,7 +29,7 @@ def saved(run: Path, weights: dict[str, torch.Tensor], step: int = 1, **mathemat
 def test_the_same_state_cut_in_another_way_is_equal(tmp_path: Path) -> None:
     save_step(tmp_path / "a", 1, world_size=3, seed=4)
     save_step(tmp_path / "b", 1, world_size=2, seed=4)
-    a, b = (Places.of(tmp_path / name).all()[0] for name in "ab")
+    a, b = (StorageTiers.of(tmp_path / name).all()[0] for name in "ab")
     difference = compare(a, b)
     assert difference["equal_tensors"] == 3 * len(SHAPES) and difference["different_tensors"] == 0
     assert difference["cursor"] == difference["settings"] == difference["versions"] == {}

@@ -22,8 +22,8 @@ from bigtrain.checkpoint import (
     Checkpoint,
     Fragment,
     Loaded,
-    Places,
     Shard,
+    StorageTiers,
     Tensors,
     check_compatible,
     load,
@@ -187,7 +187,7 @@ def test_what_all_ranks_hold_is_written_once(tmp_path: Path, world_size: int) ->
         ]
 
     on_ranks(world_size, lambda ranks: save_fragments(tmp_path, 1, held_by(ranks.rank), ranks))
-    path = Places.of(tmp_path).all()[0]
+    path = StorageTiers.of(tmp_path).all()[0]
     stored = sum(
         tensor.numel()
         for file in path.path.glob("*.safetensors")
@@ -200,7 +200,7 @@ def test_what_all_ranks_hold_is_written_once(tmp_path: Path, world_size: int) ->
 
 def test_the_manifest_keeps_cursor_state_and_settings(tmp_path: Path) -> None:
     save_step(tmp_path, 12)
-    manifest = Places.of(tmp_path).all()[0].manifest
+    manifest = StorageTiers.of(tmp_path).all()[0].manifest
     assert (manifest.cursor.step, manifest.cursor.consumed_samples, manifest.cursor.plan_id) == (12, 96, "plan-a")
     assert (manifest.world_size, manifest.zero_stage, manifest.state) == (2, 2, {"wandb_run_id": "abc"})
     assert manifest.mathematics == MATHEMATICS and manifest.versions["torch"] == torch.__version__
@@ -209,7 +209,7 @@ def test_the_manifest_keeps_cursor_state_and_settings(tmp_path: Path) -> None:
 
 def test_random_state_comes_back_to_its_rank_and_only_at_the_same_world_size(tmp_path: Path) -> None:
     save_step(tmp_path, 1, world_size=2)
-    path = Places.of(tmp_path).all()[0]
+    path = StorageTiers.of(tmp_path).all()[0]
 
     def rng(ranks: ThreadRank) -> list[int] | None:
         state = load(path, cut(tensors(), even(ranks.world_size), ranks.rank), ranks=ranks).rng
@@ -227,7 +227,7 @@ def test_another_models_checkpoint_is_refused_naming_the_tensors(
     tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     save_step(tmp_path, 1)
-    path = Places.of(tmp_path).all()[0]
+    path = StorageTiers.of(tmp_path).all()[0]
     other = {**SHAPES, name: shape}
     own = [Fragment(n, "master", s, 0, torch.zeros(torch.Size(s).numel())) for n, s in other.items()]
     with pytest.raises(BigtrainError, match=message):
@@ -240,7 +240,7 @@ def test_another_models_checkpoint_is_refused_naming_the_tensors(
 
 def test_other_mathematics_is_refused_naming_key_and_both_values(tmp_path: Path) -> None:
     save_step(tmp_path, 1)
-    manifest = Places.of(tmp_path).all()[0].manifest
+    manifest = StorageTiers.of(tmp_path).all()[0].manifest
     check_compatible(manifest, MATHEMATICS)
     changed = {**MATHEMATICS, "optimizer.learning_rate": 0.2}
     with pytest.raises(BigtrainError, match=r"optimizer.learning_rate: 0.2\n.*optimizer.learning_rate: 0.1"):
@@ -249,7 +249,7 @@ def test_other_mathematics_is_refused_naming_key_and_both_values(tmp_path: Path)
 
 def test_weights_load_without_deepspeed_or_a_process_group(tmp_path: Path) -> None:
     save_step(tmp_path, 1)
-    path = newest_verified(Places.of(tmp_path)).newest
+    path = newest_verified(StorageTiers.of(tmp_path)).newest
     assert path is not None
     script = (
         "import sys, json; from bigtrain.checkpoint import Checkpoint, load_weights; import torch.distributed as dist;"

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.faults import FAULT, Fault
-from bigtrain.checkpoint import Checkpoint, Places, load_weights, newest_verified, prune, verify
+from bigtrain.checkpoint import Checkpoint, StorageTiers, load_weights, newest_verified, prune, verify
 from tests.checkpoint.helpers import on_ranks, save_step, tensors
 
 
@@ -43,7 +43,7 @@ def run(good: Path, tmp_path: Path) -> Path:
 
 
 def newest(run: Path) -> int | None:
-    found = newest_verified(Places.of(run)).newest
+    found = newest_verified(StorageTiers.of(run)).newest
     return found and found.step
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_named_and_fallen_back_from(
     run: Path, name: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(run / "checkpoints/step-00000030" / name)
-    found = newest_verified(Places.of(run))
+    found = newest_verified(StorageTiers.of(run))
     assert found.newest is not None and found.newest.step == 20
     (rejected,) = found.rejected
     assert rejected.checkpoint.step == 30
@@ -88,7 +88,7 @@ def test_a_manifest_with_a_path_for_a_file_is_damaged(run: Path, name: str) -> N
     manifest = replace(Checkpoint.at(path).manifest, files=dict([(name, seal), second]))
     (path / "manifest.json").write_text(manifest.to_json())
     for ranks in (1, 2):
-        for found in on_ranks(ranks, lambda ranks: newest_verified(Places.of(run), ranks=ranks)):
+        for found in on_ranks(ranks, lambda ranks: newest_verified(StorageTiers.of(run), ranks=ranks)):
             assert found.newest.step == 20
             (problem,) = found.rejected[0].problems
             assert "manifest.json has a path in place of the name of a file" in problem and repr(name) in problem
@@ -114,17 +114,17 @@ def test_one_flipped_bit_anywhere_is_found(good: Path, data: st.DataObject) -> N
 
 
 def test_no_checkpoint_and_only_bad_checkpoints_are_told_apart(run: Path, tmp_path: Path) -> None:
-    nothing = newest_verified(Places.of(tmp_path / "elsewhere"))
+    nothing = newest_verified(StorageTiers.of(tmp_path / "elsewhere"))
     assert (nothing.newest, nothing.rejected) == (None, [])
-    for checkpoint in Places.of(run).all():
+    for checkpoint in StorageTiers.of(run).all():
         truncate(checkpoint.path / "state-00000-of-00002.safetensors")
-    found = newest_verified(Places.of(run))
+    found = newest_verified(StorageTiers.of(run))
     assert found.newest is None and [bad.checkpoint.step for bad in found.rejected] == [30, 20, 10]
 
 
 def test_every_rank_finds_the_same(run: Path) -> None:
     truncate(run / "checkpoints/step-00000030/state-00001-of-00002.safetensors")
-    searches = on_ranks(3, lambda ranks: newest_verified(Places.of(run), ranks=ranks))
+    searches = on_ranks(3, lambda ranks: newest_verified(StorageTiers.of(run), ranks=ranks))
     assert searches[0] == searches[1] == searches[2] and searches[0].newest.step == 20
 
 
@@ -150,19 +150,19 @@ def test_a_foreign_file_in_place_of_the_directory_is_a_clear_error_on_every_rank
 
 
 def test_pruning_keeps_the_newest_good_ones(run: Path) -> None:
-    assert prune(Places.of(run).durable, keep=3) == []
-    assert [checkpoint.step for checkpoint in prune(Places.of(run).durable, keep=2)] == [10]
-    assert [checkpoint.step for checkpoint in Places.of(run).all()] == [20, 30]
+    assert prune(StorageTiers.of(run).durable, keep=3) == []
+    assert [checkpoint.step for checkpoint in prune(StorageTiers.of(run).durable, keep=2)] == [10]
+    assert [checkpoint.step for checkpoint in StorageTiers.of(run).all()] == [20, 30]
 
 
 def test_pruning_never_removes_the_newest_good_one(run: Path) -> None:
     for step in (20, 30):
         data = run / f"checkpoints/step-000000{step}/state-00000-of-00002.safetensors"
         data.write_bytes(data.read_bytes()[:-1] + b"?")
-    prune(Places.of(run).durable, keep=1)
+    prune(StorageTiers.of(run).durable, keep=1)
     assert newest(run) == 10
     truncate(run / "checkpoints/step-00000010/manifest.json")
-    assert prune(Places.of(run).durable, keep=1) == []
+    assert prune(StorageTiers.of(run).durable, keep=1) == []
 
 
 @pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
@@ -173,7 +173,7 @@ def test_a_full_disk_is_an_error_on_every_rank_and_leaves_earlier_checkpoints(sm
             break
     assert step > 1
     assert all(isinstance(error, BigtrainError) and "No space left on device" in str(error) for error in outcome)
-    assert newest(small_disk) == step - 1 and len(load_weights(Places.of(small_disk).all()[-1])) == 3
+    assert newest(small_disk) == step - 1 and len(load_weights(StorageTiers.of(small_disk).all()[-1])) == 3
     assert not list((small_disk / "checkpoints").glob(".*"))
 
 
@@ -231,8 +231,8 @@ def test_an_input_output_error_while_writing_is_a_clear_error_and_harms_nothing(
 VERIFY = """
 import sys
 from pathlib import Path
-from bigtrain.checkpoint import Places, newest_verified
-found = newest_verified(Places.of(Path(sys.argv[1])))
+from bigtrain.checkpoint import StorageTiers, newest_verified
+found = newest_verified(StorageTiers.of(Path(sys.argv[1])))
 print(found.newest.step, [r.problems for r in found.rejected])
 """
 
@@ -274,16 +274,16 @@ def test_order_comes_from_the_step_though_the_clock_was_set_back(run: Path, monk
         os.utime(path, (0, 0))
     truncate(run / "checkpoints/step-00000040/manifest.json")
     save_step(run, 40)  # what is replaced steps aside under a name with the time in it
-    found = newest_verified(Places.of(run)).newest
+    found = newest_verified(StorageTiers.of(run)).newest
     assert found is not None and found.step == 50 and found.manifest.created.startswith("1999")
-    assert [c.step for c in prune(Places.of(run).durable, keep=1)] == [10, 20, 30, 40]
+    assert [c.step for c in prune(StorageTiers.of(run).durable, keep=1)] == [10, 20, 30, 40]
     assert newest(run) == 50
 
 
 def test_two_saves_in_a_row_of_one_step_leave_the_second(run: Path) -> None:
     save_step(run, 30, seed=1)
     save_step(run, 30, seed=2)
-    found = newest_verified(Places.of(run)).newest
+    found = newest_verified(StorageTiers.of(run)).newest
     assert found is not None
     assert (
         load_weights(found)["norm.weight"]
@@ -295,7 +295,7 @@ def test_two_saves_in_a_row_of_one_step_leave_the_second(run: Path) -> None:
 def test_every_so_many_steps_are_kept_for_ever(run: Path) -> None:
     for step in (40, 50, 60):
         save_step(run, step)
-    places = Places.of(run)
+    places = StorageTiers.of(run)
     assert [c.step for c in prune(places.durable, 1, 20, dry_run=True)] == [10, 30, 50]
     assert len(places.all()) == 6
     for ranks in (1, 2):
@@ -308,7 +308,7 @@ LIMITED = """
 import json, resource, sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import Places, newest_verified
+from bigtrain.checkpoint import StorageTiers, newest_verified
 from bigtrain.engine.topology import leave, start
 topology, run = start(timeout_minutes=1), Path(sys.argv[1])
 own = cut(tensors(), even(2), topology.rank)
@@ -323,7 +323,7 @@ except Exception as error:
 resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
 messages = topology.all_gather(message)
 if topology.rank == 0:
-    found = newest_verified(Places.of(run))
+    found = newest_verified(StorageTiers.of(run))
     Path(sys.argv[2]).write_text(json.dumps([messages, found.newest.step, len(found.rejected)]))
 topology.barrier()
 topology.shutdown()
@@ -353,10 +353,10 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, described, even, tensors
-from bigtrain.checkpoint import ALONE, Places, Saver, newest_verified
+from bigtrain.checkpoint import ALONE, StorageTiers, Saver, newest_verified
 from bigtrain.config.settings import CheckpointSettings
 settings = CheckpointSettings(asynchronous=sys.argv[2] == "behind", keep=2)
-places = Places.of(Path(sys.argv[1]))
+places = StorageTiers.of(Path(sys.argv[1]))
 found = newest_verified(places).newest
 saver = Saver(places, ALONE, settings)
 for step in range(found.step + 1 if found else 1, 10**6):
@@ -380,7 +380,7 @@ def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path, h
             time.sleep(random.Random(attempt).uniform(0, 0.2))
             process.send_signal(signal.SIGKILL)
             last = max([last, *map(int, process.stdout.read().split())])
-        found = newest_verified(Places.of(tmp_path))
+        found = newest_verified(StorageTiers.of(tmp_path))
         assert found.newest is not None and found.newest.step in (last, last + 1) and found.rejected == []
         weights = load_weights(found.newest)
         assert weights["embed.weight"].flatten().tolist() == pytest.approx(
@@ -397,7 +397,7 @@ def test_kill_9_behind_the_training_leaves_what_was_committed(run: Path, point: 
     done = run_under([], script, run, "behind")
     assert done.returncode == -signal.SIGKILL, done.stderr
     committed = [30, *map(int, done.stdout.split())][-1]
-    found = newest_verified(Places.of(run))
+    found = newest_verified(StorageTiers.of(run))
     assert found.newest is not None and found.newest.step in (committed, committed + 1, committed + 2)
     assert found.rejected == [] and len(load_weights(found.newest)) == 3
     save_step(run, 99)

@@ -1,4 +1,4 @@
-"""Checkpoints in an object store: against a server that speaks S3, with and without trouble on the way."""
+"""Checkpoints in an object store: against a server that speaks S3, with and without anomaly on the way."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bigtrain.checkpoint import (
     ALONE,
     Checkpoint,
     Fragment,
-    Places,
     Saver,
+    StorageTiers,
     Tensors,
     load,
     load_weights,
@@ -113,8 +113,8 @@ def url(proxy: Proxy, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def places(url: str, tmp_path: Path) -> Places:
-    return Places.of(tmp_path, CheckpointSettings(dir=url))
+def tiers(url: str, tmp_path: Path) -> StorageTiers:
+    return StorageTiers.of(tmp_path, CheckpointSettings(dir=url))
 
 
 def objects(server: S3Server, url: str) -> list[str]:
@@ -130,12 +130,12 @@ def corrupt(server: S3Server, url: str, name: str) -> None:
 
 
 def test_what_is_saved_behind_a_url_is_listed_verified_loaded_and_pruned(
-    places: Places, url: str, server: S3Server
+    tiers: StorageTiers, url: str, server: S3Server
 ) -> None:
-    assert newest_verified(places).newest is None
+    assert newest_verified(tiers).newest is None
     for step in (1, 2, 3):
-        assert isinstance(save_step(places, step, seed=step)[0], Checkpoint)
-    found = newest_verified(places)
+        assert isinstance(save_step(tiers, step, seed=step)[0], Checkpoint)
+    found = newest_verified(tiers)
     assert found.newest is not None and found.newest.location == f"{url}/step-00000003" and not found.rejected
 
     def read(ranks: Any) -> list[Any]:
@@ -149,52 +149,52 @@ def test_what_is_saved_behind_a_url_is_listed_verified_loaded_and_pruned(
     assert same_bits(
         load_weights(Checkpoint.at(f"{url}/step-00000002"))["norm.weight"], tensors(2)["norm.weight", "master"]
     )
-    assert [checkpoint.step for checkpoint in prune(places.durable, keep=2)] == [1]
+    assert [checkpoint.step for checkpoint in prune(tiers.durable, keep=2)] == [1]
     assert sorted({name.partition("/")[0] for name in objects(server, url)}) == ["step-00000002", "step-00000003"]
 
 
-def test_a_tensor_is_read_from_the_files_that_hold_it_and_no_others(places: Places, proxy: Proxy) -> None:
-    save_step(places, 1, world_size=4)
-    stored = Tensors(Checkpoint(1, places.durable))
+def test_a_tensor_is_read_from_the_files_that_hold_it_and_no_others(tiers: StorageTiers, proxy: Proxy) -> None:
+    save_step(tiers, 1, world_size=4)
+    stored = Tensors(Checkpoint(1, tiers.durable))
     assert len({path for path in proxy.requests if ".safetensors" in path}) == 4  # the headers
     proxy.requests.clear()
     stored.read("norm.weight")  # one element
     assert len({path for path in proxy.requests if ".safetensors" in path}) == 1
 
 
-def test_trouble_on_the_way_is_tried_again_and_the_checkpoint_is_whole(places: Places, proxy: Proxy) -> None:
+def test_trouble_on_the_way_is_tried_again_and_the_checkpoint_is_whole(tiers: StorageTiers, proxy: Proxy) -> None:
     proxy.faults = ["503", None, "503", "503", None, "503"] * 3
-    assert isinstance(save_step(places, 1)[0], Checkpoint)
+    assert isinstance(save_step(tiers, 1)[0], Checkpoint)
     proxy.faults = ["503", None, "truncated"] * 2
-    assert newest_verified(places).rejected == [] and not verify(Checkpoint(1, places.durable))
+    assert newest_verified(tiers).rejected == [] and not verify(Checkpoint(1, tiers.durable))
 
 
 def test_a_store_that_does_not_answer_is_one_clear_error_on_every_rank(
-    places: Places, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    tiers: StorageTiers, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_step(places, 1)
+    save_step(tiers, 1)
     monkeypatch.setattr(stores, "ATTEMPTS", 2)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
     proxy.faults = ["503"] * 10_000
-    errors = save_step(places, 2)
+    errors = save_step(tiers, 2)
     assert all(isinstance(error, BigtrainError) and "attempts in" in str(error) for error in errors), errors
     proxy.faults = []
-    found = newest_verified(places)
+    found = newest_verified(tiers)
     assert found.newest is not None and found.newest.step == 1
 
 
 @pytest.mark.parametrize("name", ["state-00001-of-00002", "manifest.json"])
 def test_a_flipped_bit_behind_a_url_is_found_and_passed_over(
-    places: Places, url: str, server: S3Server, name: str
+    tiers: StorageTiers, url: str, server: S3Server, name: str
 ) -> None:
     for step in (1, 2):
-        save_step(places, step)
+        save_step(tiers, step)
     (victim,) = (each for each in objects(server, url) if each.startswith(f"step-00000002/{name}"))
     corrupt(server, url, victim)
-    found = newest_verified(places)
+    found = newest_verified(tiers)
     assert found.newest is not None and found.newest.step == 1
     assert name in found.rejected[0].problems[0]
 
@@ -203,18 +203,18 @@ HALF = """
 import sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import ALONE, Places
+from bigtrain.checkpoint import ALONE, StorageTiers
 from bigtrain.config.settings import CheckpointSettings
-places = Places.of(Path("unused"), CheckpointSettings(dir=sys.argv[1]))
-save_fragments(places, int(sys.argv[2]), cut(tensors(9), even(1), 0), ALONE)
+tiers = StorageTiers.of(Path("unused"), CheckpointSettings(dir=sys.argv[1]))
+save_fragments(tiers, int(sys.argv[2]), cut(tensors(9), even(1), 0), ALONE)
 """
 
 
 @pytest.mark.parametrize("point", ["save.written", "save.staged", "save.renamed"])
 def test_a_half_uploaded_one_is_not_there_and_is_cleared_by_the_next_save(
-    places: Places, url: str, server: S3Server, point: str
+    tiers: StorageTiers, url: str, server: S3Server, point: str
 ) -> None:
-    save_step(places, 1)
+    save_step(tiers, 1)
     killed = subprocess.run(
         [sys.executable, "-c", HALF, url, "2"],
         env={**os.environ, "BIGTRAIN_FAULT": f"kill,rank=0,at={point}"},
@@ -224,16 +224,16 @@ def test_a_half_uploaded_one_is_not_there_and_is_cleared_by_the_next_save(
     assert killed.returncode == -signal.SIGKILL
     committed = point == "save.renamed"
     assert any(name.startswith("step-00000002/state") for name in objects(server, url))
-    found = newest_verified(places)
+    found = newest_verified(tiers)
     assert found.newest is not None and (found.newest.step, found.rejected) == (2 if committed else 1, [])
-    save_step(places, 3)
+    save_step(tiers, 3)
     assert any(name.startswith("step-00000002/") for name in objects(server, url)) is committed
 
 
 def test_saving_a_step_again_replaces_it_by_one_request_and_keeps_the_old_one_until_then(
-    places: Places, url: str, server: S3Server
+    tiers: StorageTiers, url: str, server: S3Server
 ) -> None:
-    save_step(places, 1, seed=1)
+    save_step(tiers, 1, seed=1)
     killed = subprocess.run(
         [sys.executable, "-c", HALF, url, "1"],
         env={**os.environ, "BIGTRAIN_FAULT": "kill,rank=0,at=save.staged"},
@@ -241,18 +241,18 @@ def test_saving_a_step_again_replaces_it_by_one_request_and_keeps_the_old_one_un
         timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL and len(objects(server, url)) == 4
-    checkpoint = Checkpoint(1, places.durable)
+    checkpoint = Checkpoint(1, tiers.durable)
     assert verify(checkpoint) == []  # the old one is whole
     assert same_bits(load_weights(checkpoint)["norm.weight"], tensors(1)["norm.weight", "master"])
-    save_fragments(places, 1, cut(tensors(2), even(1), 0), ALONE)
+    save_fragments(tiers, 1, cut(tensors(2), even(1), 0), ALONE)
     assert verify(checkpoint) == [] and len(objects(server, url)) == 2
     assert same_bits(load_weights(checkpoint)["norm.weight"], tensors(2)["norm.weight", "master"])
 
 
-def test_files_of_several_parts_arrive_whole(places: Places) -> None:
+def test_files_of_several_parts_arrive_whole(tiers: StorageTiers) -> None:
     shape = (9_000_000,)  # 36 MB
     own = [Fragment("w", "master", shape, 0, torch.arange(shape[0], dtype=torch.float32))]
-    saver = Saver(places, ALONE)
+    saver = Saver(tiers, ALONE)
     saver.save(**described(1, own, ALONE))
     saver.wait()
     (commit,) = saver.finished()
@@ -262,13 +262,13 @@ def test_files_of_several_parts_arrive_whole(places: Places) -> None:
 
 def test_a_protocol_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BigtrainError, match="nowhere://bucket"):
-        Places.of(tmp_path, CheckpointSettings(dir="nowhere://bucket/x"))
+        StorageTiers.of(tmp_path, CheckpointSettings(dir="nowhere://bucket/x"))
 
 
-def test_the_manifest_names_the_files_of_its_attempt(places: Places, url: str, server: S3Server) -> None:
-    save_step(places, 1)
+def test_the_manifest_names_the_files_of_its_attempt(tiers: StorageTiers, url: str, server: S3Server) -> None:
+    save_step(tiers, 1)
     (key,) = (name for name in objects(server, url) if name.endswith("manifest.json"))
     text = server._client().get_object(Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/{key}")["Body"].read()
     files = json.loads(text)["files"]
     assert sorted(f"step-00000001/{name}" for name in files) == sorted(set(objects(server, url)) - {key})
-    assert set(SHAPES) == set(json.loads(text)["tensors"]) and isinstance(places.durable, ObjectStore)
+    assert set(SHAPES) == set(json.loads(text)["tensors"]) and isinstance(tiers.durable, ObjectStore)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import ALONE, Places, Saver, load_weights, newest_verified
+from bigtrain.checkpoint import ALONE, Saver, StorageTiers, load_weights, newest_verified
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
 from tests.checkpoint.helpers import SHAPES, ThreadRank, cut, described, even, on_ranks, same_bits, tensors
@@ -33,7 +33,7 @@ class SlowFolder(Folder):
 
 def test_training_goes_on_while_the_state_of_the_save_is_written(tmp_path: Path) -> None:
     disk = SlowFolder(tmp_path)
-    saver = Saver(Places(disk), ALONE)
+    saver = Saver(StorageTiers(disk), ALONE)
     own = cut(tensors(), even(1), 0)
     saver.save(**described(1, own, ALONE))
     for fragment in own:
@@ -48,7 +48,7 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(tmp_path: Path)
 
 def test_the_next_save_waits_for_the_last_and_each_has_its_own_state(tmp_path: Path) -> None:
     disk = SlowFolder(tmp_path)
-    saver = Saver(Places(disk), ALONE)
+    saver = Saver(StorageTiers(disk), ALONE)
     saver.save(**described(1, cut(tensors(1), even(1), 0), ALONE))
     threading.Timer(0.3, disk.go.set).start()
     assert saver.save(**described(2, cut(tensors(2), even(1), 0), ALONE)) > 0.2  # waiting is lost time too
@@ -63,14 +63,14 @@ def test_the_next_save_waits_for_the_last_and_each_has_its_own_state(tmp_path: P
 
 
 def test_not_asynchronous_means_durable_on_return(tmp_path: Path) -> None:
-    saver = Saver(Places.of(tmp_path), ALONE, CheckpointSettings(asynchronous=False))
+    saver = Saver(StorageTiers.of(tmp_path), ALONE, CheckpointSettings(asynchronous=False))
     saver.save(**described(1, cut(tensors(), even(1), 0), ALONE))
     assert [commit.checkpoint.step for commit in saver.finished()] == [1]
 
 
 def test_what_has_to_be_durable_before_it_is_called_before_it_and_its_failure_commits_nothing(tmp_path: Path) -> None:
-    saver = Saver(Places.of(tmp_path), ALONE)
-    durable, seen = Places.of(tmp_path).durable, []
+    saver = Saver(StorageTiers.of(tmp_path), ALONE)
+    durable, seen = StorageTiers.of(tmp_path).durable, []
     saver.save(**described(1, cut(tensors(), even(1), 0), ALONE), before=lambda: seen.append(durable.steps()))
     saver.wait()
     assert seen == [[]]
@@ -93,7 +93,7 @@ def test_a_writer_that_fails_on_one_rank_is_a_failure_on_all_and_takes_nothing_w
             super().write(step, name, data)
 
     def work(ranks: ThreadRank) -> tuple[bool, str, str]:
-        saver = Saver(Places(FailingFolder(tmp_path)), ranks)
+        saver = Saver(StorageTiers(FailingFolder(tmp_path)), ranks)
         saver.save(**described(1, cut(tensors(), even(2), ranks.rank), ranks))
         saver.save(**described(2, cut(tensors(), even(2), ranks.rank), ranks))
         messages = []
@@ -109,7 +109,7 @@ def test_a_writer_that_fails_on_one_rank_is_a_failure_on_all_and_takes_nothing_w
     failed, at_wait, at_next_save = outcomes[0]
     assert failed and at_wait == at_next_save and "step 2" in at_wait and "rank 1 on" in at_wait
     assert "Input/output error" in at_wait and "rank 0 on" not in at_wait
-    found = newest_verified(Places.of(tmp_path.parent, CheckpointSettings(dir=str(tmp_path))))
+    found = newest_verified(StorageTiers.of(tmp_path.parent, CheckpointSettings(dir=str(tmp_path))))
     assert found.newest is not None and found.newest.step == 1 and not list(tmp_path.glob(".*"))
 
 
@@ -118,14 +118,14 @@ import sys
 from pathlib import Path
 import torch
 from tests.checkpoint.helpers import described
-from bigtrain.checkpoint import ALONE, Fragment, Places, Saver
+from bigtrain.checkpoint import ALONE, Fragment, StorageTiers, Saver
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 shape = (25_000_000,)
 own = [Fragment("w", kind, shape, 0, torch.ones(shape)) for kind in ("master", "exp_avg")]
 state = sum(fragment.data.nbytes for fragment in own)
-saver = Saver(Places.of(Path(sys.argv[1])), ALONE)
+saver = Saver(StorageTiers.of(Path(sys.argv[1])), ALONE)
 before = peak()
 saver.reserve(own, {})
 for step in (1, 2):
@@ -144,11 +144,11 @@ def test_saving_takes_as_much_memory_as_the_state_and_no_more(tmp_path: Path) ->
 
 
 def test_the_image_is_used_again_and_what_was_longer_leaves_no_trace(tmp_path: Path) -> None:
-    saver = Saver(Places.of(tmp_path), ALONE)
+    saver = Saver(StorageTiers.of(tmp_path), ALONE)
     large = cut(tensors(), even(1), 0)
     for step, own in enumerate([large, large[:2], large], start=1):
         saver.save(**described(step, own, ALONE))
     saver.wait()
     sizes = [c.checkpoint.manifest.files["state-00000-of-00001.safetensors"].size for c in saver.finished()]
     assert sizes[0] == sizes[2] > sizes[1] > 0
-    assert not newest_verified(Places.of(tmp_path)).rejected
+    assert not newest_verified(StorageTiers.of(tmp_path)).rejected

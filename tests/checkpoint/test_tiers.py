@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigtrain.checkpoint import ALONE, Checkpoint, Fragment, Places, Saver, Search, load, newest_verified, verify
+from bigtrain.checkpoint import ALONE, Checkpoint, Fragment, Saver, Search, StorageTiers, load, newest_verified, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
 from tests.checkpoint.helpers import SHAPES, ThreadRank, cut, described, even, on_ranks, same_bits, tensors
@@ -19,9 +19,9 @@ from tests.checkpoint.helpers import SHAPES, ThreadRank, cut, described, even, o
 STATE = "state-00000-of-00002.safetensors"
 
 
-def places(root: Path, rank: int, shared: bool = False) -> Places:
+def places(root: Path, rank: int, shared: bool = False) -> StorageTiers:
     """Of a rank that is alone on its node, or whose nodes see one disk."""
-    return Places(Folder(root / "durable"), Folder(root / ("node" if shared else f"node-{rank}")))
+    return StorageTiers(Folder(root / "durable"), Folder(root / ("node" if shared else f"node-{rank}")))
 
 
 def save_steps(
@@ -159,10 +159,13 @@ def test_another_layout_or_world_size_reads_locally_only_where_all_files_are_see
     save_steps(tmp_path, 1)
     assert where(search(tmp_path, layout="b")) == (1, "durable")
     assert where(search(tmp_path, world_size=3)) == (1, "durable")
-    on_one_node = newest_verified(Places(Folder(tmp_path / "durable"), Folder(tmp_path / "node-0")))
+    on_one_node = newest_verified(StorageTiers(Folder(tmp_path / "durable"), Folder(tmp_path / "node-0")))
     assert where(on_one_node) == (1, "durable")
     shutil.copy(tmp_path / "node-1/step-00000001/state-00001-of-00002.safetensors", tmp_path / "node-0/step-00000001")
-    assert where(newest_verified(Places(Folder(tmp_path / "durable"), Folder(tmp_path / "node-0")))) == (1, "node-0")
+    assert where(newest_verified(StorageTiers(Folder(tmp_path / "durable"), Folder(tmp_path / "node-0")))) == (
+        1,
+        "node-0",
+    )
 
 
 def test_ranks_that_share_the_saving_of_a_piece_need_each_others_files(tmp_path: Path) -> None:
@@ -197,7 +200,7 @@ def test_verifying_on_one_node_looks_at_what_that_node_has(tmp_path: Path) -> No
 def test_runs_that_share_a_local_dir_do_not_meet(tmp_path: Path) -> None:
     settings = CheckpointSettings(local_dir=tmp_path / "scratch")
     for name in ("a/run", "b/run"):
-        of_run = Places.of(tmp_path / name, settings)
+        of_run = StorageTiers.of(tmp_path / name, settings)
         saver = Saver(of_run, ALONE, settings)
         saver.save(**described(1, cut(tensors(), even(1), 0), ALONE))
         saver.wait()

@@ -21,7 +21,7 @@ from tests.system.run_sandbox import RunSandbox, curve, finish, small_settings, 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> RunSandbox:
-    """Data, and a run of two processes without trouble."""
+    """Data, and a run of two processes without anomaly."""
     directory = tmp_path_factory.mktemp("sandbox")
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(small_settings(directory)))

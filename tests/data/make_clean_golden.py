@@ -1,4 +1,4 @@
-"""Makes clean_golden.json: datatrove's verdicts on real and on spoilt texts.
+"""Makes clean_golden.json: datatrove's rejections on real and on spoilt texts.
 
     python -m venv ENV && ENV/bin/pip install datatrove==0.10.1 "spacy>=3.8" regex
     ENV/bin/python tests/data/make_clean_golden.py
@@ -127,7 +127,7 @@ def spoilt_texts(texts: dict[str, str]) -> dict[str, str]:
     return spoilt
 
 
-def verdict(rule: str, text: str) -> tuple[str | None, str]:
+def rejection(rule: str, text: str) -> tuple[str | None, str]:
     document = Document(text=text, id="")
     kept = FILTERS[rule].filter(document)
     return (None, document.text) if kept is True else (kept[1], "")
@@ -136,12 +136,12 @@ def verdict(rule: str, text: str) -> tuple[str | None, str]:
 def judge(text: str, ours: Any) -> dict[str, Any]:
     judged: dict[str, Any] = {}
     for rule in FILTERS:
-        as_it_is, _ = verdict(rule, text)
+        as_it_is, _ = rejection(rule, text)
         with patch(MODULE + "c4_filters.split_into_sentences", lambda line, _: [""] * ours.sentences(line)):
             patches = [patch(name, lambda text, _: ours.Text(text).words) for name in WORDS_OF]
             for one in patches:
                 one.start()
-            same_words, rewritten = verdict(rule, text)
+            same_words, rewritten = rejection(rule, text)
             for one in patches:
                 one.stop()
         judged[rule] = {"datatrove": as_it_is, "same_words": same_words}
@@ -156,7 +156,7 @@ def main() -> None:
     fitting = [name for name, text in real.items() if 150 < len(text) < 3500]
     chosen = {name: real[name] for name in random.Random(1).sample(sorted(fitting), 60)}
     documents = [
-        {"name": name, "text": text, "verdicts": judge(text, ours)}
+        {"name": name, "text": text, "rejections": judge(text, ours)}
         for name, text in {**chosen, **spoilt_texts(real)}.items()
     ]
     made_with = {name: version(name) for name in ("datatrove", "spacy")}
@@ -166,7 +166,7 @@ def main() -> None:
     for rule in FILTERS:
         same = sum(j[rule]["datatrove"] == j[rule]["same_words"] for j in everything)
         either = sum((j[rule]["datatrove"] is None) == (j[rule]["same_words"] is None) for j in everything)
-        print(f"{rule}: of {len(everything)} texts the same verdict with other words {same}, the same side {either}")
+        print(f"{rule}: of {len(everything)} texts the same rejection with other words {same}, the same side {either}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.config.cleaning import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, RULES, Text, Verdict, clean, gopher
+from bigtrain.data.build.clean import NO_TEXT, RULES, Rejection, Text, clean, gopher
 from bigtrain.data.build.clean.text import sentences
 
 GOLDEN = json.loads((Path(__file__).parent / "clean_golden.json").read_text())
@@ -51,16 +51,16 @@ def step(rule: str, **limits: Any) -> CleanStep:
 
 def reason(rule: str, text: str, **limits: Any) -> str | None:
     """Why a rule refuses a text; None where it does not."""
-    verdict = RULES[rule](Text(text), step(rule, **limits).settings)
-    assert not isinstance(verdict, Verdict) or verdict.rule == rule
-    return verdict.reason if isinstance(verdict, Verdict) else None
+    rejection = RULES[rule](Text(text), step(rule, **limits).settings)
+    assert not isinstance(rejection, Rejection) or rejection.rule == rule
+    return rejection.reason if isinstance(rejection, Rejection) else None
 
 
 @pytest.mark.parametrize("rule", ["gopher_quality", "gopher_repetition", "c4", "fineweb"])
 def test_on_the_same_words_every_verdict_is_datatroves(rule: str) -> None:
     reasons = set()
     for document in GOLDEN["documents"]:
-        wanted = document["verdicts"][rule]["same_words"]
+        wanted = document["rejections"][rule]["same_words"]
         assert reason(rule, document["text"]) == (wanted and REASONS[wanted]), document["name"]
         reasons.add(wanted)
     assert len(reasons) >= 4  # kept, and at least three ways to be refused
@@ -68,10 +68,10 @@ def test_on_the_same_words_every_verdict_is_datatroves(rule: str) -> None:
 
 def test_with_its_own_words_datatrove_decides_alike_on_nearly_all_texts() -> None:
     differing = [
-        (document["name"], rule, verdict)
+        (document["name"], rule, rejection)
         for document in GOLDEN["documents"]
-        for rule, verdict in document["verdicts"].items()
-        if verdict["datatrove"] != verdict["same_words"]
+        for rule, rejection in document["rejections"].items()
+        if rejection["datatrove"] != rejection["same_words"]
     ]
     assert len(differing) <= 7, differing  # of 392
 
@@ -79,7 +79,7 @@ def test_with_its_own_words_datatrove_decides_alike_on_nearly_all_texts() -> Non
 def test_c4_keeps_the_same_lines_as_datatrove() -> None:
     rewritten = 0
     for document in GOLDEN["documents"]:
-        if wanted := document["verdicts"]["c4"].get("rewritten"):
+        if wanted := document["rejections"]["c4"].get("rewritten"):
             text = clean(document["text"], [step("c4")])
             assert isinstance(text, str)
             assert hashlib.sha256(text.encode()).hexdigest() == wanted, document["name"]
@@ -225,8 +225,8 @@ def test_masking_takes_time_in_proportion_to_the_text() -> None:
 
 def test_rules_apply_in_order_and_the_first_verdict_counts() -> None:
     assert clean(PROSE, []) == PROSE
-    assert clean("Too short.", [step("c4"), step("gopher_quality")]) == Verdict("c4", "too few sentences")
-    assert clean("Too short.", [step("gopher_quality"), step("c4")]) == Verdict("gopher_quality", "too few words")
+    assert clean("Too short.", [step("c4"), step("gopher_quality")]) == Rejection("c4", "too few sentences")
+    assert clean("Too short.", [step("gopher_quality"), step("c4")]) == Rejection("gopher_quality", "too few words")
     assert clean("Menu\nHome", [step("c4", min_sentences=0), step("gopher_quality")]) == NO_TEXT
     assert clean(" \n", []) == clean("", [step("gopher_quality")]) == NO_TEXT
 
@@ -236,7 +236,7 @@ def test_rules_apply_in_order_and_the_first_verdict_counts() -> None:
 def test_any_text_gets_a_verdict_or_a_text(text: str) -> None:
     for rule in ("gopher_quality", "gopher_repetition", "c4", "fineweb", "pii"):
         result = clean(text, [step(rule)])
-        assert isinstance(result, Verdict) or result.strip()
+        assert isinstance(result, Rejection) or result.strip()
     everything_off = step("gopher_quality", min_words=0, min_mean_word_length=0, min_stop_words=0)
     assert clean(text, [everything_off]) is not None
     assert sentences(text) >= bool(text.strip())

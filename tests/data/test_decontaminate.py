@@ -67,8 +67,8 @@ def test_real_text_with_planted_questions_as_a_plain_search_finds_them(tmp_path:
     found = 0
     ngrams = ngrams_of(tmp_path, *questions)
     for text in texts:
-        verdict, wanted = ngrams.verdict(text), plain_search(text, questions, 13)
-        assert (verdict and verdict.evidence) == wanted
+        rejection, wanted = ngrams.rejection(text), plain_search(text, questions, 13)
+        assert (rejection and rejection.evidence) == wanted
         found += wanted is not None
     assert 30 < found < len(texts) - 30
 
@@ -88,16 +88,16 @@ def test_what_is_removed_is_what_a_plain_search_finds(
         return
     ngrams = ngrams_of(folder, *evaluation, ngram=ngram)
     for text in texts:
-        verdict = ngrams.verdict(text)
-        assert (verdict and verdict.evidence) == plain_search(text, evaluation, ngram)
+        rejection = ngrams.rejection(text)
+        assert (rejection and rejection.evidence) == plain_search(text, evaluation, ngram)
 
 
 def test_a_short_answer_removes_nothing_and_a_text_of_five_words_what_holds_it(tmp_path: Path) -> None:
     ngrams = ngrams_of(tmp_path, "Paris", "Yes, it is.", "What does the fox say?")
-    assert ngrams.verdict("Paris? Yes, it is.") is None
-    assert ngrams.verdict("what does the fox") is None
-    verdict = ngrams.verdict("He asked: 'What does the FOX say'!")
-    assert verdict is not None and verdict.evidence == "what does the fox say"
+    assert ngrams.rejection("Paris? Yes, it is.") is None
+    assert ngrams.rejection("what does the fox") is None
+    rejection = ngrams.rejection("He asked: 'What does the FOX say'!")
+    assert rejection is not None and rejection.evidence == "what does the fox say"
 
 
 def test_every_format_is_read_and_the_file_that_matched_is_named(tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_every_format_is_read_and_the_file_that_matched_is_named(tmp_path: Path)
         "list": "e.parquet",
     }
     for name, text in said.items():
-        verdict = ngrams.verdict(f"Somebody wrote: {text}!")
-        assert verdict is not None and verdict.reason == f"an n-gram of {files[name]}"
-        assert verdict.evidence == text
-    assert ngrams.verdict("this very sentence stands in none of them") is None
+        rejection = ngrams.rejection(f"Somebody wrote: {text}!")
+        assert rejection is not None and rejection.reason == f"an n-gram of {files[name]}"
+        assert rejection.evidence == text
+    assert ngrams.rejection("this very sentence stands in none of them") is None
 
 
 @pytest.mark.parametrize(

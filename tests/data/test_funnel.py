@@ -19,7 +19,7 @@ from bigtrain.cli.data_commands import app
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.data import Dataset, load_tokenizer, open_datasets, read_funnels
-from bigtrain.data.build.clean import Verdict, clean
+from bigtrain.data.build.clean import Rejection, clean
 from bigtrain.data.build.corpus import read_documents
 from bigtrain.data.build.dedup import mark_duplicates
 from bigtrain.data.format.documents import is_held_out
@@ -73,7 +73,7 @@ def test_what_is_written_is_what_a_plain_loop_keeps(built: DataSettings) -> None
         wanted: dict[str, list[str]] = {"train": [], "validation": []}
         for document in read_documents(source):
             text = clean(document.text, source.clean)
-            if not isinstance(text, Verdict) and text not in seen:
+            if not isinstance(text, Rejection) and text not in seen:
                 seen.add(text)
                 held_out = is_held_out(document.file, document.position, built.validation.fraction)
                 wanted["validation" if held_out else "train"].append(text)

@@ -14,7 +14,7 @@ import pytest
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.data import build_datasets
-from bigtrain.data.build.clean import Verdict, clean
+from bigtrain.data.build.clean import Rejection, clean
 from bigtrain.data.build.workers import Workers
 from tests.data.helpers import data_settings, jsonl_source, write_jsonl
 
@@ -48,7 +48,7 @@ def step(*languages: str, min_score: float = 0.65) -> CleanStep:
 def test_of_seven_languages_the_one_listed_is_kept_unchanged(wanted: str) -> None:
     for code, article in ARTICLES.items():
         result = clean(article, [step(wanted)])
-        assert result == (article if code == wanted else Verdict("language", "another language"))
+        assert result == (article if code == wanted else Rejection("language", "another language"))
 
 
 def test_several_languages_can_be_kept_and_english_is_the_default() -> None:
@@ -59,7 +59,7 @@ def test_several_languages_can_be_kept_and_english_is_the_default() -> None:
 
 
 def test_what_is_too_little_to_tell_is_refused_for_its_score() -> None:
-    refused = Verdict("language", "language not certain enough")
+    refused = Rejection("language", "language not certain enough")
     assert clean("Hello", [step("en")]) == clean("12 34 56", [step("en")]) == refused
     assert clean("Hello", [step("en", min_score=0.1)]) == "Hello"
 
@@ -76,7 +76,7 @@ def test_every_process_decides_alike() -> None:
     here = [judge(text) for text in mixed]
     with Workers(2) as workers:
         assert list(workers.map_in_order(judge, mixed)) == here
-    assert {type(result) for result in here} == {str, Verdict}
+    assert {type(result) for result in here} == {str, Rejection}
 
 
 def test_a_language_that_the_model_does_not_know_stops_the_build_before_it_begins(tmp_path: Path) -> None:

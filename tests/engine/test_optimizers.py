@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Places, newest_verified
+from bigtrain.checkpoint import StorageTiers, newest_verified
 from bigtrain.checkpoint.load import Tensors
 from bigtrain.engine.fragments import OwnedRange
 from bigtrain.engine.muon import Muon, _pieces
@@ -389,7 +389,7 @@ def test_moments_move_bit_identical_to_another_stage_and_world_size(
 
 def everything(run: Path, case: dict[str, Any]) -> dict[tuple[str, str], torch.Tensor]:
     """Every tensor that there has to be."""
-    newest = newest_verified(Places.of(run)).newest
+    newest = newest_verified(StorageTiers.of(run)).newest
     assert newest is not None
     tensors = Tensors(newest)
     by_name = {name: ["master", *moments(name, case)] for name, _ in build(case).named_parameters()}
@@ -417,7 +417,7 @@ def test_groups_survive_a_resume_at_any_stage(second: dict[Key, Any], stage: int
 
 @pytest.mark.slow
 def test_a_learning_rate_of_nought_freezes(root: Path, first: dict[Key, Any]) -> None:
-    newest = newest_verified(Places.of(saved(root, grouped(1), 2))).newest
+    newest = newest_verified(StorageTiers.of(saved(root, grouped(1), 2))).newest
     assert newest is not None
     tensors, initial = Tensors(newest), dict(build(grouped(1)).named_parameters())
     frozen = {name for name, weight in initial.items() if torch.equal(tensors.read(name), weight.detach())}

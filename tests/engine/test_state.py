@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from bigtrain.checkpoint import ALONE, Fragment, Places, Search, load, newest_verified
+from bigtrain.checkpoint import ALONE, Fragment, Search, StorageTiers, load, newest_verified
 from tests.engine.helpers import HALF, STAGES, WORLD_SIZES, resaved, saved
 
 
 def everything(run: Path) -> dict[tuple[str, str], torch.Tensor]:
     """All tensors of all kinds, whole."""
-    found: Search = newest_verified(Places.of(run))
+    found: Search = newest_verified(StorageTiers.of(run))
     assert found.newest is not None and not found.rejected
     manifest = found.newest.manifest
     whole = [

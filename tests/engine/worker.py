@@ -11,7 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from bigtrain.checkpoint import Checkpoint, Cursor, Places, load, load_weights, save
+from bigtrain.checkpoint import Checkpoint, Cursor, StorageTiers, load, load_weights, save
 from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import leave, start
@@ -79,7 +79,7 @@ def new_engine(job: dict[str, Any]) -> Engine:
 
 def commit(engine: Engine, job: dict[str, Any], step: int) -> None:
     save(
-        Places.of(Path(job["to"])),
+        StorageTiers.of(Path(job["to"])),
         Cursor(step, step * 8, "plan", engine.optimizer_steps),
         engine.fragments(),
         engine.rng_state(),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.health.hang import Report, judge
-from bigtrain.health.heartbeat import Phase, Position, Pulse
+from bigtrain.health.heartbeat import Heartbeat, Phase, Position
 
 phases = st.sampled_from([phase for phase in Phase if phase != Phase.START])
 worlds = st.integers(2, 12).flatmap(lambda world: st.tuples(st.just(world), st.integers(0, world - 1)))
@@ -85,23 +85,23 @@ def test_a_rank_alone_is_told_where_it_stands():
 
 
 def test_the_first_step_and_what_loads_or_saves_may_take_longer_than_a_step():
-    pulse = Pulse()
-    pulse.enter(Phase.FORWARD_BACKWARD, 1)
-    assert pulse.slow
-    pulse.warm = True
-    assert not pulse.slow
+    heartbeat = Heartbeat()
+    heartbeat.enter(Phase.FORWARD_BACKWARD, 1)
+    assert heartbeat.slow
+    heartbeat.warm = True
+    assert not heartbeat.slow
     for phase in Phase:
-        pulse.enter(phase)
-        assert pulse.slow == (phase in (Phase.START, Phase.EVALUATE, Phase.SAVE, Phase.REWIND, Phase.FINISH))
-    before = pulse.position
-    pulse.beat()
-    assert pulse.position > before
+        heartbeat.enter(phase)
+        assert heartbeat.slow == (phase in (Phase.START, Phase.EVALUATE, Phase.SAVE, Phase.REWIND, Phase.FINISH))
+    before = heartbeat.position
+    heartbeat.beat()
+    assert heartbeat.position > before
 
 
 def test_a_rank_that_has_gone_back_is_ahead_of_one_that_is_about_to():
-    ahead, behind = Pulse(), Pulse()
-    for pulse in (ahead, behind):
-        pulse.enter(Phase.RECORD, 9)
+    ahead, behind = Heartbeat(), Heartbeat()
+    for heartbeat in (ahead, behind):
+        heartbeat.enter(Phase.RECORD, 9)
     ahead.enter(Phase.REWIND, 4)
     ahead.enter(Phase.DATA, 5)
     assert behind.position < ahead.position

@@ -1,4 +1,4 @@
-"""The judge of spikes: no false alarm on what training looks like, no blind eye for what is clearly wrong."""
+"""The assess of spikes: no false alarm on what training looks like, no blind eye for what is clearly wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.data import Plan
 from bigtrain.data.order.mixture import Phase
 from bigtrain.data.order.plan import PlannedSource
-from bigtrain.health.spikes import Guard, Verdict, deviations, turns_of
+from bigtrain.health.spikes import Assessment, Guard, deviations, turns_of
 
 DEFAULTS = GuardSettings()
 SMALL = GuardSettings(window=16, confirm_steps=3)
@@ -26,8 +26,8 @@ CHANCE = st.integers(0, 2**32 - 1).map(random.Random)
 Curve = list[tuple[float, float]]
 
 
-def verdicts(guard: Guard, curve: Iterable[tuple[float, float]], first_step: int = 1) -> list[Verdict]:
-    return [guard.judge(step, loss, norm) for step, (loss, norm) in enumerate(curve, start=first_step)]
+def verdicts(guard: Guard, curve: Iterable[tuple[float, float]], first_step: int = 1) -> list[Assessment]:
+    return [guard.assess(step, loss, norm) for step, (loss, norm) in enumerate(curve, start=first_step)]
 
 
 def kinds(guard: Guard, curve: Iterable[tuple[float, float]], first_step: int = 1) -> list[str]:
@@ -66,7 +66,7 @@ def test_noise_and_drift_in_either_direction_give_no_alarm(
     noise: float, norm_noise: float, start: float, slope: float, chance: random.Random
 ) -> None:
     curve = noisy(chance, 600, lambda step: start + slope * step, noise, norm_noise)
-    assert not any(verdict.is_trouble for verdict in verdicts(Guard(DEFAULTS), curve))
+    assert not any(verdict.is_anomaly for verdict in verdicts(Guard(DEFAULTS), curve))
 
 
 @given(chance=CHANCE)
@@ -82,9 +82,9 @@ def test_an_odd_batch_that_passes_by_itself_is_told_and_is_no_trouble(
     curve = noisy(chance, 500, lambda step: 3.0, 0.02, 0.2)
     curve[at : at + length] = [(8.0, 50.0)] * length
     found = verdicts(Guard(DEFAULTS), curve)
-    assert not any(verdict.is_trouble for verdict in found)
+    assert not any(verdict.is_anomaly for verdict in found)
     (passed,) = [verdict for verdict in found if verdict.kind == "passed"]
-    assert [sign.step for sign in passed.signs] == list(range(at + 1, at + 1 + length))
+    assert [outlier.step for outlier in passed.outliers] == list(range(at + 1, at + 1 + length))
     assert [verdict.kind for verdict in found].count("suspicious") == length
 
 
@@ -105,7 +105,7 @@ def test_a_spike_that_stays_is_found_after_confirm_steps_and_named_by_its_first(
         loss, norm = curve[step]
         curve[step] = (loss + jump + 4 * noise, norm) if in_loss else (loss, norm * math.exp(1.5 * 0.2 * size**0.5 * 4))
     found = verdicts(Guard(DEFAULTS), curve)
-    first = next(verdict for verdict in found if verdict.is_trouble)
+    first = next(verdict for verdict in found if verdict.is_anomaly)
     assert first.kind == "spike" and (first.first_step, first.last_step) == (at + 1, at + DEFAULTS.confirm_steps)
     z = first.worst.loss_z if in_loss else first.worst.grad_norm_z
     assert z is not None and z > 10
@@ -116,8 +116,8 @@ def test_a_spike_that_stays_is_found_after_confirm_steps_and_named_by_its_first(
     "bad", [(math.nan, 1.0), (math.inf, 1.0), (3.0, math.inf), (3.0, math.nan), (math.nan, math.nan)]
 )
 def test_what_is_no_number_is_trouble_at_once_even_in_step_1(bad: tuple[float, float]) -> None:
-    (verdict,) = verdicts(Guard(DEFAULTS, judges_after=100), [bad])
-    assert verdict.kind == "not finite" and verdict.is_trouble and verdict.first_step == verdict.last_step == 1
+    (verdict,) = verdicts(Guard(DEFAULTS, warmup_steps=100), [bad])
+    assert verdict.kind == "not finite" and verdict.is_anomaly and verdict.first_step == verdict.last_step == 1
     assert "not finite at step 1" in str(verdict)
 
 
@@ -130,8 +130,8 @@ def test_trouble_that_ends_in_nan_begins_with_the_steps_out_of_line_before_it() 
 def test_nothing_is_a_spike_in_the_warm_up_nor_before_there_is_a_window() -> None:
     spiky = [(3.0, 1.0)] * 11 + [(30.0, 100.0)] * 5
     assert set(kinds(Guard(SMALL), spiky)) == {"fine"}
-    assert set(kinds(Guard(SMALL, judges_after=100), [(3.0, 1.0)] * 40 + [(30.0, 1.0)] * 5)) == {"fine"}
-    assert "spike" in kinds(Guard(SMALL, judges_after=40), [(3.0, 1.0)] * 40 + [(30.0, 1.0)] * 5)
+    assert set(kinds(Guard(SMALL, warmup_steps=100), [(3.0, 1.0)] * 40 + [(30.0, 1.0)] * 5)) == {"fine"}
+    assert "spike" in kinds(Guard(SMALL, warmup_steps=40), [(3.0, 1.0)] * 40 + [(30.0, 1.0)] * 5)
 
 
 def test_a_new_phase_is_no_spike_and_what_follows_it_is_judged_against_it() -> None:
@@ -165,7 +165,7 @@ def test_a_run_that_resumes_anywhere_comes_to_the_same_verdicts(
 ) -> None:
     curve = noisy(chance, 100, lambda step: 3.0, 0.02, 0.2)
     curve[at : at + length] = [(5.0, 9.0)] * len(curve[at : at + length])
-    whole, first, second = (Guard(SMALL, judges_after=5, fresh_at=[70]) for _ in range(3))
+    whole, first, second = (Guard(SMALL, warmup_steps=5, fresh_at=[70]) for _ in range(3))
     before = verdicts(first, curve[:cut])
     second.restore(json.loads(json.dumps(first.state())))
     assert second.suspects == first.suspects

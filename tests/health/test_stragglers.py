@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.health.stragglers import WINDOWS, Comparison
-from bigtrain.train.walltime import END_TIME, LARGEST_SHARE, MARGIN_SECONDS, EndOfTime
+from bigtrain.train.end_of_job import END_TIME, LARGEST_SHARE, MARGIN_SECONDS, EndOfJob
 
 HOSTS = [f"host-{rank}" for rank in range(64)]
 
@@ -55,9 +55,9 @@ def test_a_tiny_models_microseconds_are_noise():
 def test_a_job_stops_while_there_is_time_for_a_step_and_a_save_and_not_before_it_has_done_any(monkeypatch, name, given):
     for other in END_TIME:
         monkeypatch.delenv(other, raising=False)
-    assert not EndOfTime().is_near(10, 20)
+    assert not EndOfJob().is_near(10, 20)
     monkeypatch.setenv(name, str(time.time() + given))
-    end, started = EndOfTime(), time.monotonic()
+    end, started = EndOfJob(), time.monotonic()
     monkeypatch.setattr(time, "time", lambda: 0.0)  # a clock that jumps changes nothing
 
     def is_near(left: float, save: float | None = 20) -> bool:

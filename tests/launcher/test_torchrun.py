@@ -80,9 +80,9 @@ def test_a_worker_that_dies_just_after_the_launcher_has_looked_is_started_again_
 def test_of_two_workers_that_crash_the_first_is_named_though_it_leaves_last(tmp_path):
     script = (
         "import os, time\n"
-        "from bigtrain.base.launcher_protocol import tell\n"
+        "from bigtrain.base.launcher_protocol import report_end\n"
         "first = os.environ['RANK'] == '1'\n"
-        "time.sleep(0 if first else 0.5); tell('crashed'); time.sleep(1 if first else 0); raise SystemExit(3)\n"
+        "time.sleep(0 if first else 0.5); report_end('crashed'); time.sleep(1 if first else 0); raise SystemExit(3)\n"
     )
     process = launch(script, tmp_path)
     output, _ = process.communicate(timeout=60)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bigtrain.cli.data_commands import app
-from bigtrain.data.build.clean import RULES, Verdict
+from bigtrain.data.build.clean import RULES, Rejection
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.format.documents import Document
 from bigtrain.report.funnel_page import funnel_page
@@ -27,7 +27,9 @@ STEPS = ["gopher_quality", "c4", "pii"]
 def funnels(draw: st.DrawFn) -> Funnel:
     """Funnels of up to a million documents, that say anything."""
     funnel = Funnel(tokens=draw(st.integers(0, 10**12)))
-    verdicts = st.builds(Verdict, st.sampled_from(["gopher_quality", "c4"]), st.text(max_size=12), st.text(max_size=9))
+    verdicts = st.builds(
+        Rejection, st.sampled_from(["gopher_quality", "c4"]), st.text(max_size=12), st.text(max_size=9)
+    )
     for verdict in draw(st.lists(verdicts, max_size=5)):
         document = Document(draw(st.text(max_size=20)), draw(st.text(max_size=8)), draw(st.integers(0, 99)))
         funnel.remove(document, len(document.content), verdict)
@@ -141,7 +143,7 @@ def test_the_command_writes_the_page_of_the_files(tmp_path: Path) -> None:
         for position in range(40):
             document = Document(f"{marks} {position}", "a<b>.txt", position)
             if position % 3:
-                funnel.remove(document, len(document.content), Verdict(STEPS[position % 2], "too <short>"))
+                funnel.remove(document, len(document.content), Rejection(STEPS[position % 2], "too <short>"))
             else:
                 funnel.keep(document, len(document.content), held_out=position % 9 == 0)
         (tmp_path / source).mkdir()
@@ -171,7 +173,7 @@ def test_a_rule_has_one_colour_on_the_whole_page() -> None:
     for first, then in (list(RULES)[:2], list(RULES)[1::-1]):
         funnel = Funnel()
         for rule in (first, then):
-            funnel.remove(Document("x", "f", 0), 1, Verdict(rule, "why"))
+            funnel.remove(Document("x", "f", 0), 1, Rejection(rule, "why"))
         page.append(funnel)
     figures = parse(funnel_page({"a": page[0], "b": page[1]}, "t")).findall(".//figure")
     colours = []

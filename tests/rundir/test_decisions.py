@@ -11,27 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import ALONE, Cursor, Fragment, Places, list_checkpoints, newest_verified, save
+from bigtrain.checkpoint import ALONE, Cursor, Fragment, StorageTiers, list_checkpoints, newest_verified, save
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config import Settings
 from bigtrain.config.data_settings import SkipSettings
 from bigtrain.rundir.decisions import (
     Decision,
-    Sign,
-    in_a_row,
+    Outlier,
+    consecutive_rewinds,
     read_decisions,
     with_decisions,
     without_decisions,
     write_decision,
 )
 from bigtrain.train.continuation import standing_commits
-from bigtrain.train.superseded import remove_void
+from bigtrain.train.superseded import remove_superseded
 
 
-def decision(number: int, first: int, last: int, position: int = 0, trouble: tuple[int, int] | None = None) -> Decision:
-    signs = tuple(Sign(step, 9.0, 2.0, 12.5, 0.1) for step in trouble or (last, last))
-    skip = SkipSettings(steps=(first, last), reason=f"guard: trouble {number}")
-    return Decision(number, "spike", signs, first - 1, skip, position, {"step": last, "documents": []})
+def decision(number: int, first: int, last: int, position: int = 0, anomaly: tuple[int, int] | None = None) -> Decision:
+    outliers = tuple(Outlier(step, 9.0, 2.0, 12.5, 0.1) for step in anomaly or (last, last))
+    skip = SkipSettings(steps=(first, last), reason=f"guard: anomaly {number}")
+    return Decision(number, "spike", outliers, first - 1, skip, position, {"step": last, "documents": []})
 
 
 def settings_with(*skips: SkipSettings) -> Settings:
@@ -86,10 +86,10 @@ def test_a_record_with_a_gap_or_a_stranger_is_an_error_and_no_other_data(tmp_pat
 def test_decisions_stand_where_they_were_made_whatever_is_added_behind_them() -> None:
     first, second = decision(1, 5, 9, position=1), decision(2, 20, 30, position=2)
     base = settings_with(item("by hand"))
-    assert skipped(with_decisions(base, [first])) == ["by hand", "guard: trouble 1"]
+    assert skipped(with_decisions(base, [first])) == ["by hand", "guard: anomaly 1"]
     later = settings_with(item("by hand"), item("added later"))
     assert skipped(with_decisions(later, [first, second])) == [
-        "by hand", "guard: trouble 1", "guard: trouble 2", "added later",
+        "by hand", "guard: anomaly 1", "guard: anomaly 2", "added later",
     ]  # fmt: skip
 
 
@@ -105,12 +105,12 @@ def test_settings_that_know_of_some_decisions_already_get_the_others_only(known:
 
 
 def test_rewinds_are_in_a_row_until_a_window_of_good_steps_lies_behind_the_last_trouble() -> None:
-    made = [decision(1, 90, 110, trouble=(100, 104)), decision(2, 140, 160, trouble=(150, 154))]
-    assert in_a_row([], 10, window=50) == 0
-    assert in_a_row(made, 200, window=50) == 2
-    assert in_a_row(made, 205, window=50) == 0
-    assert in_a_row(made, 120, window=50) == 2  # the run is not even back where it was
-    assert in_a_row([decision(1, 1, 9, trouble=(8, 9)), made[1]], 160, window=50) == 1
+    made = [decision(1, 90, 110, anomaly=(100, 104)), decision(2, 140, 160, anomaly=(150, 154))]
+    assert consecutive_rewinds([], 10, window=50) == 0
+    assert consecutive_rewinds(made, 200, window=50) == 2
+    assert consecutive_rewinds(made, 205, window=50) == 0
+    assert consecutive_rewinds(made, 120, window=50) == 2  # the run is not even back where it was
+    assert consecutive_rewinds([decision(1, 1, 9, anomaly=(8, 9)), made[1]], 160, window=50) == 1
 
 
 Event = dict[str, Any]
@@ -133,9 +133,9 @@ def test_commits_of_a_given_up_course_do_not_stand(events: list[Event], standing
     assert standing_commits([commit(4), commit(8)], []) == [4, 8]
 
 
-def saved(places: Places, step: int, decisions: int | None) -> None:
+def saved(tiers: StorageTiers, step: int, decisions: int | None) -> None:
     save(
-        places,
+        tiers,
         Cursor(step, 8 * step, "plan", step),
         [Fragment("weight", "master", (4,), 0, torch.full((4,), float(step)))],
         {"cpu": torch.get_rng_state()},
@@ -154,26 +154,26 @@ def test_what_a_decision_made_void_goes_from_every_tier_and_nothing_else(tmp_pat
     durable, local = Folder(tmp_path / "durable"), Folder(tmp_path / "local")
     for folder in (durable, local):
         for step, known in ((4, None), (8, 0), (12, 1), (16, 0)):
-            saved(Places(folder), step, known)
+            saved(StorageTiers(folder), step, known)
     (durable.directory / "step-00000016" / "manifest.json").write_text("rotten")
     made = [decision(1, 6, 9)]
-    assert steps_in(durable) == [4, 8, 12, 16] and remove_void(Places(durable, local), (), ALONE) == []
-    gone = remove_void(Places(durable, local), made, ALONE)
+    assert steps_in(durable) == [4, 8, 12, 16] and remove_superseded(StorageTiers(durable, local), (), ALONE) == []
+    gone = remove_superseded(StorageTiers(durable, local), made, ALONE)
     assert sorted(checkpoint.location for checkpoint in gone) == sorted(
         [str(durable.directory / "step-00000008"), *(str(local.directory / f"step-{n:08d}") for n in (8, 16))]
     )
     assert (steps_in(durable), steps_in(local)) == ([4, 12, 16], [4, 12])  # what is rotten is for others to look at
-    assert remove_void(Places(durable, local), made, ALONE) == []
-    assert remove_void(Places(durable, local), [*made, decision(2, 11, 20, 1)], ALONE) != []
-    newest = newest_verified(Places(durable)).newest
+    assert remove_superseded(StorageTiers(durable, local), made, ALONE) == []
+    assert remove_superseded(StorageTiers(durable, local), [*made, decision(2, 11, 20, 1)], ALONE) != []
+    newest = newest_verified(StorageTiers(durable)).newest
     assert newest is not None and newest.step == 4
 
 
 def test_a_search_can_be_for_what_is_older(tmp_path: Path) -> None:
-    places = Places(Folder(tmp_path))
+    tiers = StorageTiers(Folder(tmp_path))
     for step in (4, 8, 12):
-        saved(places, step, 0)
+        saved(tiers, step, 0)
     for before, step in ((13, 12), (12, 8), (5, 4)):
-        newest = newest_verified(places, before=before).newest
+        newest = newest_verified(tiers, before=before).newest
         assert newest is not None and newest.step == step
-    assert newest_verified(places, before=4).newest is None
+    assert newest_verified(tiers, before=4).newest is None

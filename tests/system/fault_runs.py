@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from bigtrain.base.faults import FAULT, MARKS
-from bigtrain.checkpoint import Places, newest_verified, tensor_digests
+from bigtrain.checkpoint import StorageTiers, newest_verified, tensor_digests
 from bigtrain.rundir.json_lines import read_json_lines
 from tests.system.run_sandbox import RunSandbox, curve
 
@@ -215,7 +215,7 @@ def assert_nothing_lost(sandbox: RunSandbox, reference: RunSandbox, *, every_lin
 
 def last_digests(run: Path) -> dict[tuple[str, str], str]:
     """The hash of every tensor of the newest verified checkpoint."""
-    newest = newest_verified(Places.of(run)).newest
+    newest = newest_verified(StorageTiers.of(run)).newest
     return tensor_digests(newest) if newest else {}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from bigtrain.checkpoint import Places
+from bigtrain.checkpoint import StorageTiers
 from bigtrain.rundir.json_lines import read_json_lines
 from bigtrain.train.stop import ONE_ORDER_SECONDS
 from tests.system.fault_runs import (
@@ -137,7 +137,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     def stopped(run: Launched, strike: float, fault: Fault) -> None:
         run.finish(STATUS_STOPPED)
         outcomes.append(Outcome(noticed(run, fault, strike), remark=f"left after {time.time() - strike:.1f} s"))
-        assert steps_done(stage.sandbox)[-1]["step"] == Places.of(stage.sandbox.run).all()[-1].step
+        assert steps_done(stage.sandbox)[-1]["step"] == StorageTiers.of(stage.sandbox.run).all()[-1].step
 
     for fault, number in zip(faults[:2], (signal.SIGTERM, signal.SIGUSR1), strict=True):
         run = stage.launch(orders=UNHURRIED)
@@ -181,7 +181,7 @@ def time_is_up(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.finish(STATUS_STOPPED)
     left = end - time.time()
     assert left > 0, "left after the end of its time"
-    assert steps_done(stage.sandbox)[-1]["step"] == Places.of(stage.sandbox.run).all()[-1].step
+    assert steps_done(stage.sandbox)[-1]["step"] == StorageTiers.of(stage.sandbox.run).all()[-1].step
     stage.launch().finish()
     assert_nothing_lost(stage.sandbox, stage.undisturbed)
     return [Outcome(remark=f"left {left:.1f} s before the end of its time")]
@@ -199,7 +199,7 @@ def launcher_lost(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.finish(-signal.SIGKILL)
     gone = time.time() - strike
     assert gone <= LENIENCE * faults[0].within
-    assert steps_done(stage.sandbox)[-1]["step"] == Places.of(stage.sandbox.run).all()[-1].step
+    assert steps_done(stage.sandbox)[-1]["step"] == StorageTiers.of(stage.sandbox.run).all()[-1].step
     stage.launch().finish()
     assert_nothing_lost(stage.sandbox, stage.undisturbed)
     outcome = after(stage.sandbox, strike + gone)
@@ -240,7 +240,7 @@ def damaged_at_rest(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     sandbox = stage.sandbox
     status, output = sandbox.train(2, "train.stop_after=10")
     assert status == STATUS_STOPPED, output
-    newest, before = (Places.of(sandbox.run).all()[number] for number in (-1, -2))
+    newest, before = (StorageTiers.of(sandbox.run).all()[number] for number in (-1, -2))
     assert (newest.step, before.step) == (10, 8)
     rotten = next((sandbox.run / "checkpoints" / newest.name).glob("state-00001*"))
     content = bytearray(rotten.read_bytes())

@@ -9,7 +9,7 @@ import yaml
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config import load_settings
 from bigtrain.data.run_data import RunData
-from bigtrain.train.setup import starting_weights
+from bigtrain.train.build import starting_weights
 from tests.system.run_sandbox import RunSandbox, as_json
 
 

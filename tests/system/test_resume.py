@@ -139,10 +139,10 @@ def test_verify_resume_finds_every_promise_kept(sandbox):
 TAMPER = """
 import os, sys
 from pathlib import Path
-from bigtrain.checkpoint import Checkpoint, Places, list_checkpoints
-from bigtrain.checkpoint.checkpoint import seal_of
+from bigtrain.checkpoint import Checkpoint, StorageTiers, list_checkpoints
+from bigtrain.checkpoint.checkpoint import checksum_of
 run = Path(sys.argv[1])
-found = list_checkpoints(Places.of(run).durable)
+found = list_checkpoints(StorageTiers.of(run).durable)
 if found and not (run / "tampered").exists():
     checkpoint, manifest = found[-1], found[-1].manifest
     (name,) = manifest.files
@@ -151,7 +151,7 @@ if found and not (run / "tampered").exists():
     data[len(data) // 2] ^= 64
     path.write_bytes(data)
     with checkpoint.open(name) as reader:
-        manifest.files[name] = seal_of(reader)  # as if it had been saved so
+        manifest.files[name] = checksum_of(reader)  # as if it had been saved so
     (path.parent / "manifest.json").write_text(manifest.to_json())
     (run / "tampered").touch()
 os.execv(sys.executable, [sys.executable, WARM, SERVER, "1", *sys.argv[2:]])

@@ -68,7 +68,7 @@ def test_nan_in_one_micro_batch_of_one_rank_is_left_behind(sandbox, by_hand, mon
 
     (decision,) = read_decisions(run / "decisions.jsonl")
     assert (decision.kind, decision.rewind_to, decision.skip.steps) == ("not finite", 4, (6, 7))
-    assert math.isnan(decision.signs[0].loss) and "not finite at step 7" in decision.skip.reason
+    assert math.isnan(decision.outliers[0].loss) and "not finite at step 7" in decision.skip.reason
     (skip,), (rewind,) = events(sandbox, "own", "skip"), events(sandbox, "own", "rewind")
     assert (skip["steps"], rewind["to_step"], rewind["steps"]) == ([6, 7], 4, [7, 7])
     (evidence,) = events(sandbox, "own", "evidence")
@@ -112,7 +112,7 @@ def test_a_spike_is_left_behind_though_the_run_is_killed_between_decision_and_re
     assert status == 128 + 9, output
     (decision,) = read_decisions(run / "decisions.jsonl")
     assert (decision.kind, decision.rewind_to, decision.skip.steps) == ("spike", 4, (6, 7))
-    assert decision.signs[0].worst > 50 and not events(sandbox, "own", "rewind")
+    assert decision.outliers[0].worst > 50 and not events(sandbox, "own", "rewind")
 
     status, output = train(own, monkeypatch)  # with the YAML that knows nothing of it
     assert status == 0, output
@@ -196,6 +196,6 @@ def test_with_no_checkpoint_left_from_before_it_stops_rather_than_begin_anew(san
     before = files_of(sandbox.directory / "own/checkpoints")
     status, output = train(own, monkeypatch, fault=spike, ranks=1)
     assert status == 1 and output.count("error:") == 1, output
-    assert "no checkpoint from before the trouble is left" in output and "checkpoint.keep" in output
+    assert "no checkpoint from before the anomaly is left" in output and "checkpoint.keep" in output
     assert not (sandbox.directory / "own/decisions.jsonl").exists()
     assert files_of(sandbox.directory / "own/checkpoints") == before

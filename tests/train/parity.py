@@ -173,8 +173,8 @@ def rows(step: int) -> dict[str, Tensor]:
     labels[:, :-1][starts[:, 1:]] = -100  # no document predicts the next one's first token
     for row in range(0, ROWS, 3):
         labels[row, TOKENS - row :] = -100
-    places = torch.arange(TOKENS).expand(ROWS, TOKENS)
-    positions = places - torch.where(starts, places, 0).cummax(dim=1).values
+    tiers = torch.arange(TOKENS).expand(ROWS, TOKENS)
+    positions = tiers - torch.where(starts, tiers, 0).cummax(dim=1).values
     return {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts}
 
 

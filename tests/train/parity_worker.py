@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from deepspeed.utils import groups
 
-from bigtrain.checkpoint import Checkpoint, Cursor, Places, load, save
+from bigtrain.checkpoint import Checkpoint, Cursor, StorageTiers, load, save
 from bigtrain.config import mathematics
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.topology import Topology, leave, share_samples, start
 from bigtrain.model import count_parameters
+from bigtrain.train.build import new_model
 from bigtrain.train.dry_run import dry_run, worst_case
 from bigtrain.train.router_balance import settle
-from bigtrain.train.setup import new_model
 from tests.train.parity import ROWS, STEPS, Case, learning_rate, micro_batch, rows, settings
 
 
@@ -56,7 +56,7 @@ class Training:
 
     def save(self, run: str, step: int) -> None:
         save(
-            Places.of(Path(run)),
+            StorageTiers.of(Path(run)),
             Cursor(step, step * ROWS, "plan", self.engine.optimizer_steps),
             self.engine.fragments(),
             self.engine.rng_state(),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigtrain.data import validation_batches
-from bigtrain.trained.ngram import NGramModel, Yardsticks, training_documents
+from bigtrain.trained.ngram import Baselines, NGramModel, training_documents
 from tests.data.helpers import write_dataset
 
 VOCABULARY = 12
@@ -113,7 +113,7 @@ def test_perplexities_are_over_exactly_the_labels_with_the_context_of_the_row(
     trained = write_dataset(tmp_path / "train", [documents[:20], documents[20:40]], vocab_size=VOCABULARY)
     held_out = write_dataset(tmp_path / "validation", [documents[40:]], vocab_size=VOCABULARY)
     arguments = {"sequence_length": 7, "max_sequences": None, "micro_batch_size": 4}
-    found = Yardsticks([trained]).perplexities(validation_batches(held_out, **arguments))
+    found = Baselines([trained]).perplexities(validation_batches(held_out, **arguments))
 
     slow = SlowKneserNey([[*document, 0] for document in documents[:40]], 5)
     counts = Counter(token for document in documents[:40] for token in [*document, 0])

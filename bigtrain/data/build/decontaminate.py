@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.data_settings import DecontaminateSettings
-from bigtrain.data.build.clean import Verdict
+from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts
 from bigtrain.data.build.shingles import U64, hash_words, ngram_hashes, words_of
 from bigtrain.data.format.files import write_atomically
@@ -47,7 +47,7 @@ class EvaluationNgrams:
     identity: str
     """Of the n-grams and the names of the files: other texts, another identity."""
 
-    def verdict(self, text: str) -> Verdict | None:
+    def rejection(self, text: str) -> Rejection | None:
         """Why a text is removed: the first n-gram in it that an evaluation text has too. None where there is none."""
         evaluation = _load(self.folder, self.identity)
         words = words_of(text)
@@ -61,7 +61,9 @@ class EvaluationNgrams:
         if not found:
             return None
         start, length, file = min(found)
-        return Verdict(RULE, f"an n-gram of {evaluation.files[file]}", evidence=" ".join(words[start : start + length]))
+        return Rejection(
+            RULE, f"an n-gram of {evaluation.files[file]}", evidence=" ".join(words[start : start + length])
+        )
 
 
 def evaluation_ngrams(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bigtrain.config.cleaning import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, Verdict, clean
+from bigtrain.data.build.clean import NO_TEXT, Rejection, clean
 from bigtrain.data.build.decontaminate import EvaluationNgrams
 from bigtrain.data.format.documents import Document
 
@@ -17,7 +17,7 @@ class Filters:
     rules: tuple[CleanStep, ...] = ()
     evaluation: EvaluationNgrams | None = None
 
-    def __call__(self, document: Document) -> Document | Verdict:
+    def __call__(self, document: Document) -> Document | Rejection:
         """The document as its rules leave it, or why it is removed.
 
         Token ids stay as they are: a source of these has no rules, and no words to compare.
@@ -25,8 +25,8 @@ class Filters:
         if document.ids is not None:
             return document if document.ids else NO_TEXT
         text = clean(document.text, self.rules)
-        if isinstance(text, Verdict):
+        if isinstance(text, Rejection):
             return text
-        if self.evaluation is not None and (verdict := self.evaluation.verdict(text)) is not None:
-            return verdict
+        if self.evaluation is not None and (rejection := self.evaluation.rejection(text)) is not None:
+            return rejection
         return replace(document, text=text)

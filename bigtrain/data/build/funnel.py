@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.data.build.clean import NO_TEXT, Verdict
+from bigtrain.data.build.clean import NO_TEXT, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
 from bigtrain.data.format.files import write_atomically
@@ -23,8 +23,8 @@ FUNNEL = "funnel.json"
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 200
 
-DUPLICATE = Verdict("dedup", "the same text as an earlier document")
-NEAR_DUPLICATE = Verdict("dedup", "nearly the same text as an earlier document")
+DUPLICATE = Rejection("dedup", "the same text as an earlier document")
+NEAR_DUPLICATE = Rejection("dedup", "nearly the same text as an earlier document")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Removal(Count):
     reason: str = ""
     examples: list[dict[str, Any]] = field(default_factory=list)
     """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text or of the ids; the
-    evidence, where a verdict has some."""
+    evidence, where a rejection has some."""
 
 
 @dataclass
@@ -71,15 +71,15 @@ class Funnel:
         (self.validation if held_out else self.train).add(1, size)
         self.written_bytes += len(document.content)
 
-    def remove(self, document: Document, size: int, verdict: Verdict) -> None:
+    def remove(self, document: Document, size: int, rejection: Rejection) -> None:
         """Count a document that is removed."""
         self.read.add(1, size)
-        removal = self._removal(verdict.rule, verdict.reason)
+        removal = self._removal(rejection.rule, rejection.reason)
         removal.add(1, size)
         if len(removal.examples) < EXAMPLES:
             excerpt = document.excerpt(EXAMPLE_CHARACTERS)
             example = {"file": document.file, "position": document.position, "text": excerpt}
-            removal.examples.append(example | ({"evidence": verdict.evidence} if verdict.evidence else {}))
+            removal.examples.append(example | ({"evidence": rejection.evidence} if rejection.evidence else {}))
 
     def add(self, later: Funnel) -> None:
         """Take in the funnel of documents that come after these."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.data.build.clean import Verdict
+from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel
 from bigtrain.data.format.documents import Document, Piece, is_held_out
@@ -68,7 +68,7 @@ class SelectDocuments:
         for document, duplicate in _marked(piece):
             size = len(document.content)
             cleaned = duplicate or self.filters(document)
-            if isinstance(cleaned, Verdict):
+            if isinstance(cleaned, Rejection):
                 selection.funnel.remove(document, size, cleaned)
                 continue
             held_out = is_held_out(document.file, document.position, self.validation_fraction)
@@ -77,8 +77,8 @@ class SelectDocuments:
         return selection
 
 
-def _marked(piece: Piece) -> Iterator[tuple[Document, Verdict | None]]:
-    """The documents of a piece, and the verdict on those that are duplicates."""
+def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
+    """The documents of a piece, and the rejection on those that are duplicates."""
     if not isinstance(piece, DistinctPiece):
         return ((document, None) for document in piece.documents())
     documents = list(piece.documents())
@@ -89,8 +89,8 @@ def _marked(piece: Piece) -> Iterator[tuple[Document, Verdict | None]]:
             wanted=f"{len(piece.marks)}, as when duplicates were looked for",
             fix="start the build again when nothing writes to the corpus",
         )
-    verdicts = (
+    rejections = (
         replace(DUPLICATES[Mark(mark)], evidence=piece.originals.get(index, "")) if mark else None
         for index, mark in enumerate(piece.marks)
     )
-    return zip(documents, verdicts, strict=True)
+    return zip(documents, rejections, strict=True)

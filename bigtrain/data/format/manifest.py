@@ -192,7 +192,7 @@ class Manifest:
             f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
         )
         fix = "build the data again, or use the version of bigtrain that wrote it"
-        return read_sealed(
+        return read_verified(
             directory / MANIFEST, cls._from_json, "dataset_id", ("tokens", "documents"), FORMAT, missing, fix
         )
 
@@ -202,7 +202,7 @@ class Manifest:
 
 
 @without_gc
-def read_sealed(
+def read_verified(
     path: Path,
     from_json: Callable[[dict[str, Any], Path], Sealed],
     id_name: str,
@@ -236,15 +236,15 @@ def read_sealed(
             )
         recorded = [value.pop(name) for name in (id_name, *totals)]
         actual_id = identity(value)
-        sealed = from_json(value, path)
+        verified = from_json(value, path)
     except FileNotFoundError:
         raise missing from None
     except (ValueError, KeyError, TypeError) as error:
         raise changed_error(path, f"{type(error).__name__}: {error}", "a manifest as bigtrain wrote it") from error
-    if [actual_id, *(getattr(sealed, name) for name in totals)] != recorded:
+    if [actual_id, *(getattr(verified, name) for name in totals)] != recorded:
         raise changed_error(path, f"{id_name.replace('_', ' ')} {recorded[0]}", f"{actual_id}, the hash of its content")
-    vars(sealed)[id_name] = actual_id  # as cached_property keeps it
-    return sealed
+    vars(verified)[id_name] = actual_id  # as cached_property keeps it
+    return verified
 
 
 def changed_error(path: Path, found: str, wanted: str) -> BigtrainError:

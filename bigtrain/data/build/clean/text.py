@@ -32,7 +32,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Rejection:
     """Why a document is removed."""
 
     rule: str

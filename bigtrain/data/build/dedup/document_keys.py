@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bigtrain.config.data_settings import SourceSettings
-from bigtrain.data.build.clean import Verdict
+from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.equal_keys import Keys
 from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
@@ -41,16 +41,17 @@ class KeysOfPiece:
         """How many documents the piece has, and what to append to each of the source's files."""
         documents = list(piece.documents())
         results = [self.filters(document) for document in documents]
-        hashes = b"".join(REMOVED if isinstance(result, Verdict) else result.content_hash for result in results)
+        hashes = b"".join(REMOVED if isinstance(result, Rejection) else result.content_hash for result in results)
         bands = [] if self.near is None else [band.tobytes() for band in _bands(results, self.near)]
         return len(documents), [hashes, *bands, json.dumps(_runs(documents)).encode() + b"\n"]
 
 
-def _bands(results: Sequence[Document | Verdict], near: MinHash) -> Keys:
+def _bands(results: Sequence[Document | Rejection], near: MinHash) -> Keys:
     """[bands, documents]. Documents of token ids have no words: of these only equal ones are found."""
     none = [NO_KEY] * near.bands
     keys = [
-        none if isinstance(result, Verdict) or result.ids is not None else near.keys(result.text) for result in results
+        none if isinstance(result, Rejection) or result.ids is not None else near.keys(result.text)
+        for result in results
     ]
     return np.array(keys, "<u8").reshape(-1, near.bands).T
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 
 from bigtrain.estimate.goodput import optimal_interval
-from bigtrain.train import cadence
-from bigtrain.train.cadence import Cadence, History, history_of, mean_time_between_failures
+from bigtrain.train import save_interval
+from bigtrain.train.save_interval import FailureHistory, SaveInterval, failure_history, mean_time_between_failures
 
 HOUR = 3600.0
 
 
 def test_without_experience_a_device_fails_once_in_15_000_hours() -> None:
-    assert mean_time_between_failures(History(), 1) == pytest.approx(15_000 * HOUR)
-    assert mean_time_between_failures(History(), 1000) == pytest.approx(15 * HOUR)
+    assert mean_time_between_failures(FailureHistory(), 1) == pytest.approx(15_000 * HOUR)
+    assert mean_time_between_failures(FailureHistory(), 1000) == pytest.approx(15 * HOUR)
 
 
 def test_experience_counts_more_the_more_there_is() -> None:
-    seen = History(failures=99, device_seconds=99 * 1000 * HOUR)  # fails fifteen times as often
+    seen = FailureHistory(failures=99, device_seconds=99 * 1000 * HOUR)  # fails fifteen times as often
     assert mean_time_between_failures(seen, 1) == pytest.approx((15_000 + 99_000) / 100 * HOUR)
-    assert mean_time_between_failures(History(0, 30_000 * HOUR), 1) == pytest.approx(45_000 * HOUR)
+    assert mean_time_between_failures(FailureHistory(0, 30_000 * HOUR), 1) == pytest.approx(45_000 * HOUR)
 
 
 def event(kind: str, time: float, **details: int) -> dict[str, object]:
@@ -38,21 +38,21 @@ def test_a_start_that_did_not_say_stop_has_failed() -> None:
         event("commit", 1300),
     ]
     # The last start is not told apart from one that goes on: the caller asks before it begins.
-    assert history_of(events[:2]) == History(1, 200)
-    assert history_of(events[:5]) == History(1, 50 * 4 + 60 * 4)
-    assert history_of(events) == History(2, 50 * 4 + 60 * 4 + 300 * 2)
-    assert history_of([]) == History()
+    assert failure_history(events[:2]) == FailureHistory(1, 200)
+    assert failure_history(events[:5]) == FailureHistory(1, 50 * 4 + 60 * 4)
+    assert failure_history(events) == FailureHistory(2, 50 * 4 + 60 * 4 + 300 * 2)
+    assert failure_history([]) == FailureHistory()
 
 
 def test_a_clock_that_was_set_back_takes_no_time_away() -> None:
     events = [event("start", 1000, world_size=1), event("commit", 900), event("stop", 950), event("start", 500)]
-    assert history_of(events).device_seconds == 0
+    assert failure_history(events).device_seconds == 0
 
 
 def test_the_first_save_comes_early_and_then_its_cost_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cadence.time, "monotonic", lambda: 0.0)
-    of = Cadence(History(), devices=1000)
-    assert of.interval_seconds == cadence.FIRST_SAVE_SECONDS and of.news() is None
+    monkeypatch.setattr(save_interval.time, "monotonic", lambda: 0.0)
+    of = SaveInterval(FailureHistory(), devices=1000)
+    assert of.interval_seconds == save_interval.FIRST_SAVE_SECONDS and of.news() is None
     of.saved(2.0, 2.0)
     assert of.interval_seconds == pytest.approx(optimal_interval(2.0, 15 * HOUR))
     assert "saving every 463s" in str(of.news()) and of.news() is None
@@ -64,13 +64,13 @@ def test_the_first_save_comes_early_and_then_its_cost_decides(monkeypatch: pytes
 
 
 def test_one_slow_save_does_not_move_the_interval() -> None:
-    of = Cadence(History(), devices=1)
+    of = SaveInterval(FailureHistory(), devices=1)
     for stall in (1.0, 1.0, 60.0, 1.0):
         of.saved(stall, stall)
     assert of.interval_seconds == pytest.approx(optimal_interval(1.0, 15_000 * HOUR), rel=0.01)
 
 
 def test_no_save_is_due_before_the_last_one_is_durable() -> None:
-    of = Cadence(History(failures=10**6), devices=1)
+    of = SaveInterval(FailureHistory(failures=10**6), devices=1)
     of.saved(0.01, 300.0)
     assert optimal_interval(0.01, of.mtbf_seconds) < 300 == of.interval_seconds

@@ -1,4 +1,4 @@
-"""The one or two places where a run's checkpoints lie, and which checkpoint in them is the newest good one.
+"""The one or two tiers where a run's checkpoints lie, and which checkpoint in them is the newest good one.
 
 The durable place is RUN/checkpoints, or what `checkpoint.dir` names. With `checkpoint.local_dir` there is a tier before
 it, a folder on a disk of each node:
@@ -28,20 +28,20 @@ from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged,
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.manifest import Manifest
 from bigtrain.checkpoint.open_storage import storage_at
-from bigtrain.checkpoint.ranks import ALONE, Ranks, together
+from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.config.settings import CheckpointSettings
 
 
 @dataclass(frozen=True)
-class Places:
+class StorageTiers:
     """Where a run's checkpoints lie."""
 
     durable: Storage
     local: Folder | None = None
 
     @classmethod
-    def of(cls, run_dir: Path, settings: CheckpointSettings | None = None) -> Places:
+    def of(cls, run_dir: Path, settings: CheckpointSettings | None = None) -> StorageTiers:
         """Those that the settings name. Several runs may share a local_dir: each has a folder of its own in it.
 
         Raises:
@@ -88,18 +88,20 @@ class Search:
     another way. Nothing is wrong with the run."""
 
 
-def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "", before: int | None = None) -> Search:
+def newest_verified(
+    tiers: StorageTiers, *, ranks: Ranks = ALONE, layout: str = "", before: int | None = None
+) -> Search:
     """The newest checkpoint whose every byte is right, and the newer ones that were passed over.
 
-    Every rank calls it and gets the same answer: what is there is decided together, reading is shared.
+    Every rank calls it and gets the same answer: the ranks agree on what is there and share the reading.
 
     Args:
         layout: of these ranks, as in the manifest; where it is the same, the local tier can serve each rank its own.
         before: only look at checkpoints of earlier steps than this.
     """
-    local, failed = places.local, f"{places.durable} cannot be read"
-    (durable, *_) = together(ranks, failed, lambda: places.durable.steps() if ranks.rank == 0 else [])
-    here = together(ranks, f"{local} cannot be read", lambda: _local_manifests(local))
+    local, failed = tiers.local, f"{tiers.durable} cannot be read"
+    (durable, *_) = collectively(ranks, failed, lambda: tiers.durable.steps() if ranks.rank == 0 else [])
+    here = collectively(ranks, f"{local} cannot be read", lambda: _local_manifests(local))
     rejected: list[Rejected] = []
     elsewhere: list[Rejected] = []
     for step in sorted({*durable, *(step for of_rank in here for step in of_rank)}, reverse=True):
@@ -115,7 +117,7 @@ def newest_verified(places: Places, *, ranks: Ranks = ALONE, layout: str = "", b
             else:
                 return Search(copy, rejected, elsewhere)
         if step in durable:
-            checkpoint = Checkpoint(step, places.durable)
+            checkpoint = Checkpoint(step, tiers.durable)
             if not (problems := verify(checkpoint, ranks=ranks)):
                 return Search(checkpoint, rejected, elsewhere)
             rejected.append(Rejected(checkpoint, problems))
@@ -167,7 +169,7 @@ def leads_here(folder: Folder, ranks: Ranks) -> bool:
         (folder.directory / mark).touch()
         return mark
 
-    marks = together(ranks, failed, leave_mark)
-    seen = together(ranks, failed, lambda: [(folder.directory / mark).exists() for mark in marks])[ranks.rank]
+    marks = collectively(ranks, failed, leave_mark)
+    seen = collectively(ranks, failed, lambda: [(folder.directory / mark).exists() for mark in marks])[ranks.rank]
     (folder.directory / marks[ranks.rank]).unlink()
     return seen.index(True) == ranks.rank

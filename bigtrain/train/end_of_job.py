@@ -19,7 +19,7 @@ LARGEST_SHARE = 0.2
 """Of the job's time that may be left unused: however short it is, a start has to get somewhere."""
 
 
-class EndOfTime:
+class EndOfJob:
     """When the job ends, by a clock that does not jump."""
 
     def __init__(self) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtrain.estimate.goodput import optimal_interval
+from bigtrain.rundir.events import STARTS, Event
 
 PRIOR_FAILURES = 1.0
 PRIOR_DEVICE_SECONDS = 15_000 * 3600.0
@@ -33,11 +34,11 @@ NOTEWORTHY = 0.2
 """A change of the interval by more than this share is told."""
 RECENT_SAVES = 5
 
-Event = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class History:
+class FailureHistory:
     """What a run has been through before this start."""
 
     failures: int = 0
@@ -46,7 +47,7 @@ class History:
     """Of all its starts, each times its devices."""
 
 
-def history_of(events: Iterable[Event]) -> History:
+def failure_history(events: Iterable[Record]) -> FailureHistory:
     """Read off events.jsonl how often a run has failed, and in how much time.
 
     A start that is followed by another one without a `stop` in between has failed. When, is not known; the last event
@@ -55,27 +56,27 @@ def history_of(events: Iterable[Event]) -> History:
     failures, device_seconds = 0, 0.0
     began, last, devices, runs = 0.0, 0.0, 1, False
     for event in events:
-        if event["event"] in ("start", "resume"):
+        if event["event"] in STARTS:
             failures += runs
             device_seconds += (last - began) * devices
             began, devices, runs = event["time"], event.get("world_size", 1), True
             last = began
-        elif runs and event["event"] != "fallback":  # which the next start writes before it begins
+        elif runs and event["event"] != Event.FALLBACK:  # which the next start writes before it begins
             last = max(event["time"], began)
-            runs = event["event"] != "stop"
-    return History(failures + runs, device_seconds + (last - began) * devices)
+            runs = event["event"] != Event.STOP
+    return FailureHistory(failures + runs, device_seconds + (last - began) * devices)
 
 
-def mean_time_between_failures(history: History, devices: int) -> float:
+def mean_time_between_failures(history: FailureHistory, devices: int) -> float:
     """Seconds, for a job on so many devices: the inverse of the rate's posterior mean."""
     rate = (PRIOR_FAILURES + history.failures) / (PRIOR_DEVICE_SECONDS + history.device_seconds)
     return 1 / (rate * devices)
 
 
-class Cadence:
+class SaveInterval:
     """The interval between saves of one start, as rank 0 sees it."""
 
-    def __init__(self, history: History, devices: int) -> None:
+    def __init__(self, history: FailureHistory, devices: int) -> None:
         self._history, self._devices = history, devices
         self._started = time.monotonic()
         self._stalls: deque[float] = deque(maxlen=RECENT_SAVES)
@@ -91,7 +92,7 @@ class Cadence:
     def mtbf_seconds(self) -> float:
         """What the job can expect, as far as one knows by now."""
         alive = (time.monotonic() - self._started) * self._devices
-        history = History(self._history.failures, self._history.device_seconds + alive)
+        history = FailureHistory(self._history.failures, self._history.device_seconds + alive)
         return mean_time_between_failures(history, self._devices)
 
     @property

@@ -1,0 +1,60 @@
+"""A line of RUN/metrics.jsonl: the numbers of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """The numbers of a step. A line has also `start`, `time` and `uptime`, as an event has."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    """Mean over the labelled tokens of the global batch, in nats."""
+    learning_rate: float
+    """Of this step."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    auxiliary: Mapping[str, float]
+    """What the model counts beside the loss, each under its own name: the losses of routers of experts and of
+    multi-token prediction, means over the labelled tokens; `router_imbalance`, the load of the busiest expert as a
+    multiple of its router's mean."""
+    tokens: int
+    """Labelled tokens of the global batch."""
+    consumed_samples: int
+    """Samples that the run has trained on."""
+    step_seconds: float
+    """The whole step."""
+    data_seconds: float
+    """Of it, waiting for the loader."""
+    forward_backward_seconds: float
+    """Of it, forward and backward passes."""
+    optimizer_seconds: float
+    """Of it, the update."""
+    tokens_per_second: float
+    """Input tokens of all ranks."""
+    mfu: float
+    """Model FLOP utilisation, attention counted over whole sequences (PaLM's convention)."""
+    mfu_causal: float
+    """The same with attention counted over the tokens that each token sees."""
+    mfu_of: str
+    """What counts as 100%: `datasheet` or `measured`."""
+    batch_digest: str
+    """Hash of the global batch's token ids: equal at every world size."""
+    world_size: int
+    """Ranks of this start."""
+    decisions: int | None = None
+    """How many decisions the run had taken; only where there are any."""
+    counted_seconds: float | None = None
+    """The training that counts, over all starts up to this step."""
+
+    def as_record(self) -> dict[str, Any]:
+        """The fields by their JSON names; optional ones only where they have a value."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        auxiliary = values.pop("auxiliary")
+        first = {name: values.pop(name) for name in ("step", "loss", "learning_rate", "grad_norm")}
+        return {**first, **auxiliary, **values}

@@ -1,0 +1,39 @@
+"""What a checkpoint says beside its tensors and its cursor: `state` in its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run at a step, as JSON.
+
+    Checkpoints of earlier versions lack some of the fields; they have the defaults. Fields of later versions are
+    ignored.
+    """
+
+    wandb_run_id: str | None = None
+    """The W&B run that the run was tracked in."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """The plan of samples, as `Plan.describe` gives it."""
+    loss_scaler: dict[str, float] = field(default_factory=dict)
+    """The state of float16's dynamic loss scaling; empty in other precisions."""
+    router_moves: dict[str, list[int]] = field(default_factory=dict)
+    """How far the biases of each router of experts have moved; empty without experts."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard remembers of the last steps."""
+    decisions: int = 0
+    """How many decisions the run had taken."""
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> RunState:
+        """The state in a manifest."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in known})
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)

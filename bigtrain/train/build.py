@@ -1,0 +1,160 @@
+"""Building what trains: the ranks, the model with its first weights, the engine at a checkpoint, the meter."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import xxhash
+
+from bigtrain.base.faults import reached
+from bigtrain.checkpoint import Checkpoint, load
+from bigtrain.config import BigtrainError, Settings
+from bigtrain.config.engine_settings import EngineSettings
+from bigtrain.convert import Imported
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.engine.agreement import on_every_rank, raise_first
+from bigtrain.engine.construction import construction, whole_parameters
+from bigtrain.engine.engine import Engine
+from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.engine.topology import Topology, start
+from bigtrain.health.out_of_memory import enough_memory
+from bigtrain.model import (
+    Decoder,
+    SequenceParallel,
+    build_model,
+    flops_per_token,
+    initialize,
+    product_dtype,
+)
+from bigtrain.observe.meter import Meter
+from bigtrain.observe.peak_flops import peak_of, peak_of_all
+from bigtrain.rundir.run_state import RunState
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ranks(engine: EngineSettings) -> Iterator[Topology]:
+    """The process group, left in order whenever all ranks leave it together.
+
+    A rank that fails alone goes without a word to the others: they may be inside a collective and would never answer.
+    """
+    topology = start(engine.process_group_timeout_minutes, engine.tensor_parallel_size, engine.sequence_parallel_size)
+    try:
+        yield topology
+    except BigtrainError as error:
+        if error.shared:
+            topology.shutdown()
+        raise
+    except BaseException:
+        logger.exception("this rank ended with an error that is not the user's")
+        raise
+    topology.barrier()
+    topology.shutdown()
+
+
+def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topology) -> tuple[Engine, RunState]:
+    """A new engine that stands where the checkpoint does, or before step 1; and the run's own state of then."""
+    with enough_memory(settings, topology, "the model with its optimizer's state"):
+        model = new_model(settings, topology, fill=checkpoint is None)
+        engine = Engine(model, settings, topology)
+    if checkpoint is not None:
+        return engine, restore(engine, checkpoint, topology)
+    model.set_router_moves({})
+    return engine, RunState()
+
+
+def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
+    """The model as the engine wants it; its parameters mean nothing yet unless `fill` asks for the initial weights."""
+    with construction(settings, topology):
+        model = build_model(
+            settings.model,
+            attn_implementation=settings.engine.attn_implementation,
+            activation_checkpointing=settings.engine.activation_checkpointing,
+            activation_memory_budget=settings.engine.activation_memory_budget,
+            sequence_parallel=sequence_parallel(topology),
+            float8=settings.engine.float8,
+        )
+    if fill:
+        fill_weights(model, settings, topology)
+    if settings.engine.compile:
+        model.compile_blocks()
+    return model
+
+
+def fill_weights(model: Decoder, settings: Settings, topology: Topology) -> None:
+    """Give a new model its first weights: those of `model.init_from`, or random ones.
+
+    Raises:
+        BigtrainError: on every rank, when the folder is of another model or tokenizer, or is not what was imported.
+    """
+    given: Mapping[str, torch.Tensor] = {}
+    if settings.model.init_from is not None:
+        given = on_every_rank(topology, lambda: starting_weights(settings))
+    # At stage 3 what rank 0 writes is sent to all; else every rank has a copy of its own.
+    reads = settings.engine.zero_stage < 3 or topology.rank == 0
+    error: BigtrainError | None = None
+    for name, parameter in whole_parameters(model):
+        if name not in given:
+            initialize(name, parameter, settings.model, settings.train.seed)
+        elif reads and error is None:  # behind an error, go on with the others, who have to be told
+            try:
+                parameter.data.copy_(given[name])
+            except BigtrainError as caught:
+                error = caught
+    if given:
+        raise_first(topology, error)
+
+
+def starting_weights(settings: Settings) -> Imported:
+    """The weights of `model.init_from`, once it is known that model and tokenizer are theirs. Raises BigtrainError."""
+    assert settings.model.init_from is not None
+    imported = Imported(settings.model.init_from)
+    imported.check_tokenizer(settings.data.dir / TOKENIZER_FILE)
+    for note in imported.check_model(settings.model):
+        logger.warning(note)
+    return imported
+
+
+def sequence_parallel(topology: Topology) -> SequenceParallel | None:
+    """The ranks that share each sequence with this one, for the model; None where nobody does."""
+    if topology.sequence_size == 1:
+        return None
+    return SequenceParallel(topology.shard_rank, topology.sequence_size, topology.sharing.group)
+
+
+def layout_of(settings: Settings, topology: Topology) -> str:
+    """A name for what decides which rank owns what of the state; where it is the same, they own the same again."""
+    decisive = [topology.world_size, settings.engine.model_dump(), settings.optimizer.model_dump()]
+    return xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+
+
+def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunState:
+    """Put the engine where the checkpoint stands; returns the run's own state in it."""
+    reached("load")
+    loaded = load(checkpoint, engine.fragments(), ranks=topology)
+    state = RunState.of(loaded.manifest.state)
+    engine.restore(loaded.manifest.cursor.optimizer_steps, state.loss_scaler)
+    if loaded.rng is not None:
+        engine.set_rng_state(loaded.rng)
+    cast(Decoder, engine.module).set_router_moves(state.router_moves)
+    return state
+
+
+def meter_for(settings: Settings, topology: Topology) -> Meter:
+    """The meter, with what counts as 100% of all ranks together; where that is measured, at the same time on all."""
+    topology.barrier()
+    peak = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
+    tokens = settings.data.sequence_length
+    return Meter(
+        flops_per_token=flops_per_token(settings.model, tokens),
+        causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True),
+        peak=peak_of_all(topology.all_gather(peak)),
+        total_steps=settings.total_steps,
+        device=topology.device,
+    )

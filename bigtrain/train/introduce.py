@@ -1,0 +1,139 @@
+"""What a start says of itself, once, in the log and in events.jsonl."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bigtrain.base.format import quantity
+from bigtrain.base.launcher_protocol import LAUNCHER
+from bigtrain.base.version import __version__
+from bigtrain.checkpoint import Search
+from bigtrain.checkpoint.compatibility import Change
+from bigtrain.config import Settings
+from bigtrain.convert import obstacles
+from bigtrain.data import Plan
+from bigtrain.model import (
+    count_parameters,
+)
+from bigtrain.rundir.events import ChangeEvent, Event, FallbackEvent, PlanEvent, ResumeEvent, StartEvent
+from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.rundir.run_state import RunState
+from bigtrain.rundir.start_clock import Phases, clock
+from bigtrain.train.training import TrainingRun
+from bigtrain.trained.samples import one_rank_can_sample
+
+logger = logging.getLogger(__name__)
+
+TORCHELASTIC_RUN_ID = "TORCHELASTIC_RUN_ID"
+"""Set by torchrun, and by every launcher that is built on it."""
+
+
+def introduce(run: TrainingRun, search: Search, changes: Sequence[Change], phases: Phases) -> None:
+    """Say once what this run is, where it starts, and what has changed since its last start."""
+    _log_shape(run)
+    _log_warnings(run)
+    _record_decisions(run)
+    for skipped in (*search.elsewhere, *search.rejected):
+        checkpoint, problems = skipped.checkpoint, "; ".join(skipped.problems)
+        run.recorder.note(FallbackEvent(checkpoint.name, checkpoint.location, problems), run.step)
+        logger.warning(f"{checkpoint.location} is skipped: {problems}")
+    start: dict[str, Any] = {
+        "world_size": run.topology.world_size,
+        "wandb_run_id": run.recorder.tracker.run_id,
+        "version": __version__,
+        "plan_id": run.data.plan.plan_id,
+        "peak": run.recorder.meter.peak.as_record(),
+        "clock": clock(),
+        "phases": phases.seconds,
+    }
+    if run.step:
+        run.recorder.note(ResumeEvent(**start, from_checkpoint=f"step-{run.step:08d}"), run.step)
+        logger.info(f"step {run.step}  going on from the checkpoint of this step")
+        _record_another_plan(run, search)
+    else:
+        run.recorder.note(StartEvent(**start), run.step)
+    for change in changes:
+        run.recorder.note(ChangeEvent(change.key, change.then, change.now), run.step)
+        logger.info(f"step {run.step}  {change.key} changes from {change.then} to {change.now}, as it was allowed to")
+
+
+def _log_shape(run: TrainingRun) -> None:
+    """The model, the ranks and the batch."""
+    settings, topology, plan, peak = run.settings, run.topology, run.data.plan, run.recorder.meter.peak
+    batch, rows, length = plan.batches.sizes[-1], settings.train.micro_batch_size, settings.data.sequence_length
+    logger.info(
+        f"bigtrain {__version__}: {settings.model.family}, {count_parameters(settings.model):,} parameters, "
+        f"{settings.engine.precision}, ZeRO stage {settings.engine.zero_stage}"
+    )
+    logger.info(
+        f"{topology.world_size} process(es) on {topology.device.type}, {torch.get_num_threads()} thread(s) each; "
+        f"100% MFU is {peak}"
+    )
+    run.recorder.tracker.describe({"peak": peak.as_record()})
+    logger.info(
+        f"{run.total_steps:,} steps of {batch} x {length} = {quantity(batch * length)} tokens, in micro-batches of "
+        f"{rows} with {batch // (topology.data_size * rows)} accumulated; plan {plan.plan_id[:12]}"
+    )
+
+
+def _log_warnings(run: TrainingRun) -> None:
+    """What the user may not have meant."""
+    settings = run.settings
+    if TORCHELASTIC_RUN_ID in os.environ and LAUNCHER not in os.environ:
+        logger.warning(
+            "the launcher is torchrun itself, which reports a stop on request (status 75) as a failure of every rank; "
+            "`python -m bigtrain.cli.torchrun` takes the same options and keeps the exit status"
+        )
+    for obstacle in obstacles(settings.model):
+        logger.warning(f"this model cannot be exported to Hugging Face: {obstacle}")
+    for key in after_the_end(settings):
+        logger.warning(f"{key} starts after the last step: it changes nothing in this run")
+    if settings.evaluate.samples and not one_rank_can_sample(settings):
+        logger.warning(
+            "evaluate.samples: at ZeRO stage 3, or with tensor or sequence parallelism, no rank has the whole model; "
+            f"`bigtrain report {settings.run_dir} --samples {settings.evaluate.samples}` draws them from a checkpoint"
+        )
+    for dataset in run.data.held_out:
+        if not dataset.tokens:
+            logger.warning(f"source {dataset.name} has no held-out documents: it is not evaluated")
+
+
+def _record_decisions(run: TrainingRun) -> None:
+    """Record what an earlier start decided and was killed before it could record it."""
+    if run.topology.rank or not run.decisions:
+        return
+    events = read_json_lines(run.directory.events)
+    recorded = {event.get("decision") for event in events if event["event"] == Event.REWIND}
+    for decision in run.decisions:
+        if decision.decision not in recorded:
+            run.recorder.decision(decision, run.step)
+
+
+def _record_another_plan(run: TrainingRun, search: Search) -> None:
+    """Record that what lies ahead of the run is no longer what it was planned to be."""
+    assert search.newest is not None
+    manifest, plan = search.newest.manifest, run.data.plan
+    if manifest.cursor.plan_id == plan.plan_id:
+        return
+    before = Plan.from_json(RunState.of(manifest.state).plan)
+    sample, parts = plan.first_difference(before), plan.parts_unlike(before)
+    step = None if sample is None else plan.batches.step_of(sample)
+    skips = [skip.model_dump(mode="json", exclude_none=True) for skip in run.settings.data.skip]
+    run.recorder.note(PlanEvent(manifest.cursor.plan_id, plan.plan_id, parts, step, skips), run.step)
+    since = "which moves no batch" if step is None else f"from step {step:,} on"
+    logger.info(f"step {run.step}  the data plan has changed in {', '.join(parts)}, {since}")
+
+
+def after_the_end(settings: Settings) -> list[str]:
+    """The keys of what would only start after the schedule."""
+    last, tokens = settings.total_steps, settings.train.batches.consumed_after(settings.total_steps)
+    phases = [phase.from_tokens >= tokens * settings.data.sequence_length for phase in settings.data.phases]
+    skips = [(skip.steps[0] if skip.steps else skip.from_step) > last for skip in settings.data.skip]
+    return [f"data.phases.{i}" for i, late in enumerate(phases) if late] + [
+        f"data.skip.{i}" for i, late in enumerate(skips) if late
+    ]

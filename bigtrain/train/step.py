@@ -1,0 +1,129 @@
+"""The mathematics of one optimizer step, and where the training stands: no files, no records, no decisions.
+
+    micro-batches ──► forward, backward ──► gradient ──► update ──► loss and norm, summed over the ranks
+
+`train` runs it in its loop; `replay` and `profile` run it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from bigtrain.base.faults import damage, reached
+from bigtrain.config import Settings
+from bigtrain.data import RankBatch
+from bigtrain.engine.engine import Engine
+from bigtrain.engine.schedule import learning_rate
+from bigtrain.engine.topology import Topology
+from bigtrain.health.heartbeat import Heartbeat, Phase
+from bigtrain.model import Decoder
+from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER
+from bigtrain.train.router_balance import settle
+
+Timing = Callable[[str], AbstractContextManager[None]]
+"""Gives, for a part of the step, what times the work done inside."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step did; the same bits on every rank."""
+
+    step: int
+    """Its number, from 1."""
+    loss: float
+    """Mean over the labelled tokens of the global batch, in nats."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    applied: bool
+    """Whether the weights were updated: not where the gradient was not finite."""
+    learning_rate: float
+    auxiliary: dict[str, float]
+    """What the model counts beside the loss; see `router_balance.settle`."""
+
+
+class LearningRate:
+    """The learning rate of each step, counted from 1."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._position, self._length = settings.schedule_position, settings.schedule_length
+        self._schedule, self._peak = settings.schedule, settings.optimizer.learning_rate
+
+    def __call__(self, step: int) -> float:
+        """The rate of a step."""
+        return learning_rate(self._position(step), self._length, self._schedule, self._peak)
+
+
+class TrainingStep:
+    """An engine in training. `done` counts its optimizer steps."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        topology: Topology,
+        learning_rate: LearningRate,
+        *,
+        done: int = 0,
+        timing: Timing = lambda part: nullcontext(),
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        """Stand at a step.
+
+        Args:
+            engine: with the weights and moments of that step.
+            topology: the ranks.
+            learning_rate: of each step.
+            done: the steps that are done.
+            timing: times the parts of a step.
+            heartbeat: is updated along the way.
+        """
+        self.engine, self.learning_rate = engine, learning_rate
+        self.done = done
+        self._topology, self._timing, self._heartbeat = topology, timing, heartbeat or Heartbeat()
+
+    @property
+    def model(self) -> Decoder:
+        """The model in training."""
+        return cast(Decoder, self.engine.module)
+
+    def take(
+        self, batch: RankBatch, label_tokens: int, *, before_update: Callable[[], None] = lambda: None
+    ) -> StepOutcome:
+        """Forward, backward and update on this rank's share of the next global batch. Every rank calls it.
+
+        A step whose gradient is not finite is done without an update.
+
+        Args:
+            batch: the share.
+            label_tokens: labelled tokens of the global batch: the loss is their mean.
+            before_update: called when the gradient is there, before it is used.
+        """
+        step, device = self.done + 1, self._topology.device
+        self._heartbeat.enter(Phase.FORWARD_BACKWARD)
+        reached("step", step)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        with self._timing(FORWARD_BACKWARD):
+            for micro_batch in batch.micro_batches:
+                self._heartbeat.beat()
+                loss_sum += self.engine.forward_backward(
+                    micro_batch.to(device).model_inputs(),
+                    scale=1 / label_tokens,
+                    forward=self._timing(FORWARD),
+                )
+        self._heartbeat.enter(Phase.OPTIMIZER)
+        damage(self.model.named_parameters)
+        before_update()
+        reached("optimizer")
+        rate = self.learning_rate(step)
+        with self._timing(OPTIMIZER):
+            update = self.engine.step(rate)
+        self._heartbeat.enter(Phase.SETTLE)
+        norm_of_first = update.grad_norm if self._topology.rank == 0 else 0.0
+        total, norm = self._topology.sum_across_ranks([loss_sum.item(), norm_of_first])
+        auxiliary = settle(self.model, self._topology, label_tokens, move=update.applied)
+        self.done = step
+        return StepOutcome(step, total / label_tokens, norm, update.applied, rate, auxiliary)
