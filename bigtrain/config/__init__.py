@@ -7,7 +7,7 @@
                              BigtrainError           +-- mathematics: what a checkpoint pins
                       (file:line, both values, fix)  +-- diff: two runs side by side
 
-    the tree and its docstrings (settings.py)  -->  explain, schema, docs/config.md
+    the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 """
 
 from bigtrain.base.errors import BigtrainError

@@ -1,4 +1,4 @@
-"""The reference page of all settings: python -m bigtrain.config.reference > docs/config.md."""
+"""The reference page of all settings: python -m bigtrain.config.reference > docs/reference/config.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bigtrain.config.mathematics import kind_of
 _HEAD = """\
 # Settings
 
-<!-- Made by `python -m bigtrain.config.reference > docs/config.md` from bigtrain/config/settings.py. -->
+<!-- Made by `python -m bigtrain.config.reference > docs/reference/config.md` from bigtrain/config/settings.py. -->
 
 A configuration is one YAML file. `bigtrain config show CONFIG` prints it with all defaults filled in,
 `bigtrain config explain KEY` tells about one key, and `bigtrain config schema` gives a JSON schema for editors.

@@ -1,8 +1,8 @@
 """The typed tree of settings: every key a YAML file may hold, its type, its default and its meaning.
 
 The docstring under each field is the only description of it there is: `bigtrain config explain`, the JSON schema
-and docs/config.md are made from these. Names are Hugging Face's or DeepSpeed's own where those exist. Rules that
-need one section only stand in that section; rules that span sections stand in `Settings`.
+and docs/reference/config.md are made from these. Names are Hugging Face's or DeepSpeed's own where those exist. Rules
+that need one section only stand in that section; rules that span sections stand in `Settings`.
 """
 
 from __future__ import annotations

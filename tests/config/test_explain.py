@@ -84,8 +84,8 @@ def test_the_schema_describes_every_key_and_admits_no_other() -> None:
 
 
 def test_the_reference_page_is_up_to_date() -> None:
-    page = Path(__file__).parents[2] / "docs" / "config.md"
-    assert page.read_text() == reference(), "run: python -m bigtrain.config.reference > docs/config.md"
+    page = Path(__file__).parents[2] / "docs/reference/config.md"
+    assert page.read_text() == reference(), "run: python -m bigtrain.config.reference > docs/reference/config.md"
 
 
 def test_the_reference_page_has_a_row_for_every_leaf() -> None:

@@ -76,7 +76,7 @@ def model() -> Decoder:
 def results(
     model: Decoder, tokenizer: Tokenizer, require: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What the command in docs/gguf.md writes: metrics by task under `results`, and the samples of each task."""
+    """What the command in docs/guides/gguf.md writes: metrics by task under `results`, and the samples of each task."""
     require("lm_eval")
     require("transformers")
     folder = tmp_path_factory.mktemp("lm_eval")
