@@ -171,7 +171,11 @@ def _of_path(word: str) -> Iterator[str]:
         if not any(ROOT.glob(word.rstrip("/"))) and not word.startswith(MADE):
             yield f"no path {word}"
         return
-    is_ours = SOURCE_FILE.fullmatch(word) and not word.startswith(("/", "-", ".")) and word not in NO_FILES_OF_OURS
+    is_ours = (
+        SOURCE_FILE.fullmatch(word)
+        and not word.startswith(("/", "-", "."))
+        and word.split("/")[-1] not in NO_FILES_OF_OURS
+    )
     if is_ours and not any(f"/{file}".endswith(f"/{word}") for file in _files()):
         yield f"no file {word}"
 
