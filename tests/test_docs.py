@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -48,6 +49,16 @@ MADE = ("benchmarks/results/",)
 def test_a_generated_page_is_up_to_date(page: str) -> None:
     text = (ROOT / PAGES_DIRECTORY / page).read_text()
     assert text == PAGES[page](), "run: python -m bigtrain.cli.reference"
+
+
+def test_the_chart_of_speed_is_up_to_date() -> None:
+    """The README's bars are those of the newest result file."""
+    specification = importlib.util.spec_from_file_location("speed_chart", ROOT / "benchmarks/speed_chart.py")
+    assert specification is not None and specification.loader is not None
+    speed_chart = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(speed_chart)
+    drawn = speed_chart.chart(json.loads(speed_chart.RESULT.read_text()))
+    assert speed_chart.CHART.read_text() == drawn, "run: python benchmarks/speed_chart.py"
 
 
 @pytest.mark.parametrize("page", CHECKED)
