@@ -20,7 +20,7 @@ NAMES = {
     "trainer": "transformers Trainer",
     "trainer-deepspeed": "Trainer with DeepSpeed ZeRO-2",
 }
-LEFT, WIDTH, RIGHT, ROW, TOP = 210, 440, 110, 34, 44
+LEFT, WIDTH, RIGHT, ROW, TOP = 240, 430, 90, 34, 44
 OURS, THEIRS, INK, FAINT = "#1d4ed8", "#94a3b8", "#0f172a", "#475569"
 
 
