@@ -95,14 +95,6 @@ def test_a_wrong_name_on_a_page_is_found(wrong: str) -> None:
     assert list(problems("README.md", f"A page.\n\n{wrong}\n"))
 
 
-@pytest.mark.parametrize("name", ["events.md", "metrics.md"])
-def test_a_reference_names_every_event_and_metric(name: str) -> None:
-    """Every name that the code writes to events.jsonl or metrics.jsonl has a row."""
-    rows = set(re.findall(r"^\| `([^`]+)` \|", (ROOT / PAGES_DIRECTORY / name).read_text(), re.MULTILINE))
-    written = set(_written_events() if name == "events.md" else _written_metrics())
-    assert len(written) > 10 and written <= rows, f"no row for {sorted(written - rows)}"
-
-
 def test_the_readme_is_short() -> None:
     """It has at most 800 words, those in tables and examples counted."""
     words = [word for word in (ROOT / "README.md").read_text().split() if re.search(r"\w", word)]
@@ -301,17 +293,3 @@ def _sources() -> str:
 def _nodes() -> Iterator[ast.AST]:
     for path in sorted((ROOT / "bigtrain").rglob("*.py")):
         yield from ast.walk(ast.parse(path.read_text()))
-
-
-def _written_events() -> Iterator[str]:
-    for call in _nodes():
-        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "note":
-            yield from (node.value for node in ast.walk(call.args[0]) if isinstance(node, ast.Constant))
-
-
-def _written_metrics() -> Iterator[str]:
-    for line in _nodes():
-        if isinstance(line, ast.Dict):
-            names = {key.value for key in line.keys if isinstance(key, ast.Constant)}
-            if {"step", "loss", "grad_norm", "batch_digest", "world_size"} <= names:
-                yield from names

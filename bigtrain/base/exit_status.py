@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 
 DONE = 0
+"""All is done."""
 WRONG = 1
 """The user's input or environment is wrong; one message says how."""
 USAGE = 2
-"""The command line is."""
+"""The command line is wrong: an unknown command or option."""
 CRASHED = 3
 """An error that is not the user's; a traceback says where."""
 HUNG = 70

@@ -1,15 +1,16 @@
 """The generated pages of docs/reference/: python -m bigtrain.cli.reference writes them all.
 
-A page is made from what the program itself reads: the tree of commands, the tree of settings, the exit statuses. So a
-page cannot say what the program does not do, and a test fails where a page is old.
+A page is made from what the program itself uses: the tree of commands, the tree of settings, the exit statuses, the
+types of events and metrics. So a page cannot say what the program does not do, and a test fails where a page is old.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from bigtrain import statuses
+from bigtrain.base import exit_status as statuses
 from bigtrain.cli.main import app
 from bigtrain.config.reference import reference as settings_page
+from bigtrain.rundir.events import EVENTS
+from bigtrain.rundir.metrics import StepMetrics
 
 PAGES_DIRECTORY = Path("docs/reference")
 """Relative to the repository's root."""
@@ -45,6 +48,82 @@ The exit status of a process says whether another start would help. `python -m b
 | status | name | meaning | launcher with `--max-restarts N` | Slurm and Kubernetes jobs |
 | --- | --- | --- | --- | --- |
 """
+
+_EVENTS_HEAD = """\
+# Events
+
+<!-- Made by `python -m bigtrain.cli.reference` from the types in bigtrain/rundir/events.py. -->
+
+`RUN/events.jsonl` holds one JSON object a line, in the order in which things happened. Rank 0 writes it; only `hang`
+may come from another rank. A line that a crash tore is skipped by all readers. Times are in seconds.
+
+Every event has these fields beside its own:
+
+| field | type | meaning |
+| --- | --- | --- |
+| `event` | text | The name: a heading below. |
+| `step` | whole number | Steps that the run has done; 0 before the first. |
+| `start` | whole number | The number of this start of the run; `hang` lacks it. |
+| `time` | number | Seconds since 1970, by the clock of the machine, which may be set. |
+| `uptime` | number | Age in seconds of the process that wrote the line. |
+"""
+
+_METRICS_HEAD = """\
+# Metrics
+
+<!-- Made by `python -m bigtrain.cli.reference` from the type in bigtrain/rundir/metrics.py. -->
+
+`RUN/metrics.jsonl` holds one JSON object for each step that was done. Where a step was done again after a crash or a
+rewind, the last line of that step counts. W&B gets the same fields, and `validation_loss/SOURCE` after an evaluation.
+A line has also `start`, `time` and `uptime`, as an [event](events.md) has.
+[Speed and memory](../guides/speed.md) says how to read the times and both MFUs.
+
+| field | type | meaning |
+| --- | --- | --- |
+"""
+
+
+def events_page() -> str:
+    """Every event with its fields, in Markdown."""
+    parts = [_EVENTS_HEAD]
+    for event, cls in EVENTS.items():
+        parts.append(f"## `{event}`\n\n{inspect.getdoc(cls)}\n")
+        rows = ["| field | type | meaning |", "| --- | --- | --- |", *_field_rows(cls)]
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def metrics_page() -> str:
+    """Every field of a line of metrics.jsonl, in Markdown."""
+    return _METRICS_HEAD + "\n".join(_field_rows(StepMetrics)) + "\n"
+
+
+def _field_rows(cls: type) -> Iterator[str]:
+    """A row for each field of a dataclass of JSON values."""
+    meanings = {name: text for base in cls.__mro__ if base is not object for name, text in docstrings(base).items()}
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        optional = "" if field.default is dataclasses.MISSING else " Not always there."
+        name = f"`{field.name.removesuffix('_')}`"
+        yield _cells(name, _json_type(hints[field.name]), meanings[field.name] + optional)
+
+
+def _json_type(hint: Any) -> str:
+    """The JSON type of a field, in words."""
+    if hint is Any:
+        return "any"
+    if get_origin(hint) in (Union, types.UnionType):
+        return _json_type(next(inner for inner in get_args(hint) if inner is not type(None)))
+    kind = get_origin(hint) or hint
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return "object"
+    if isinstance(kind, type) and issubclass(kind, Sequence) and kind is not str:
+        return f"list of {_plural(_json_type(get_args(hint)[0]))}"
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}[kind]
+
+
+def _plural(kind: str) -> str:
+    return kind if kind == "text" else f"{kind}s"
 
 
 def commands_page() -> str:
@@ -103,20 +182,26 @@ def exit_status_page() -> str:
     return _STATUSES_HEAD + "\n".join(rows) + "\n"
 
 
-def docstrings(module: types.ModuleType) -> Mapping[str, str]:
-    """The text under each of a module's constants, on one line."""
-    body = ast.parse(inspect.getsource(module)).body
+def docstrings(of: types.ModuleType | type) -> Mapping[str, str]:
+    """The text under each constant of a module, or field of a class, on one line."""
+    tree: ast.Module | ast.ClassDef = ast.parse(inspect.cleandoc(inspect.getsource(of)))
+    if isinstance(of, type):
+        tree = next(statement for statement in tree.body if isinstance(statement, ast.ClassDef))
     found = {}
-    for statement, below in pairwise(body):
+    for statement, below in pairwise(tree.body):
         if (
-            isinstance(statement, ast.Assign)
-            and isinstance(target := statement.targets[0], ast.Name)
+            isinstance(statement, ast.Assign | ast.AnnAssign)
+            and isinstance(target := _target(statement), ast.Name)
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
             and isinstance(below.value.value, str)
         ):
             found[target.id] = " ".join(below.value.value.split())
     return found
+
+
+def _target(statement: ast.Assign | ast.AnnAssign) -> ast.expr:
+    return statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
 
 
 def _row(parameter: Any, hints: Mapping[str, Any]) -> str:
@@ -157,7 +242,9 @@ def _cells(*cells: str) -> str:
 PAGES: Mapping[str, Callable[[], str]] = {
     "commands.md": commands_page,
     "config.md": settings_page,
+    "events.md": events_page,
     "exit-status.md": exit_status_page,
+    "metrics.md": metrics_page,
 }
 """Each generated page of `PAGES_DIRECTORY`, and what makes it."""
 

@@ -1,6 +1,7 @@
 """The rules of `data.sources.N.clean`: which there are, and their thresholds.
 
-Defaults are the published ones. The rules themselves are in bigtrain/data/clean/; docs/concepts/data.md has the table.
+Defaults are the published ones. The rules themselves are in bigtrain/data/build/clean/; docs/concepts/data.md has the
+table.
 """
 
 from __future__ import annotations

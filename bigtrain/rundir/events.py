@@ -71,9 +71,10 @@ class StartEvent(EventFields):
     plan_id: str
     """The plan of samples."""
     peak: Mapping[str, Any]
-    """What counts as 100% MFU: FLOP/s of all ranks, and where the figure is from."""
+    """What counts as 100% MFU: `flops` of all ranks together, `source`, `device`, `kind`, `measured_matmul_flops`."""
     clock: Mapping[str, Any]
-    """When the process started, by the clock of its machine, and what preceded it, in seconds."""
+    """When the process started, by the clock of its machine (`boot_id`, `boot_seconds`, `process_seconds`), and what
+    preceded it (`before_seconds`, `queued_seconds`, `died_seconds`)."""
     phases: Mapping[str, float]
     """Seconds of each phase of the set-up, from the imports to the meter."""
 
@@ -138,9 +139,9 @@ class EvaluateEvent(EventFields):
     seconds: float
     """How long it took."""
     validation: Sequence[Mapping[str, Any]]
-    """For each source its name, loss in nats, perplexity and number of tokens."""
+    """For each source: `source` (its name), `loss` in nats, `perplexity`, `tokens`."""
     samples: Sequence[Mapping[str, str]] | None = None
-    """Texts that the model generated, where `evaluate.samples` asks for them."""
+    """Texts that the model generated, where `evaluate.samples` asks for them: `source`, `prompt`, `completion`."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ class SpikeEvent(EventFields):
     passed: bool
     """Whether they were too few for a spike, and the steps after them are in line again."""
     signs: Sequence[Mapping[str, Any]]
-    """Each outlier: step, loss, grad_norm, and how many standard deviations above the median these are."""
+    """Each outlier: `step`, `loss`, `grad_norm`, and how many standard deviations above the median these are (`loss_z`,
+    `grad_norm_z`)."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,8 @@ class EvidenceEvent(EventFields):
     of_step: int
     """The step of the batch."""
     documents: Sequence[Mapping[str, Any]]
-    """Each document with its loss and its origin, highest loss first."""
+    """Each document with its loss and its origin, highest loss first: `loss`, `loss_tokens`, `source`, `sample`, `id`,
+    `file`, `position`, `start`, `end`, `tokens`, `labelled`, `text`."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +308,7 @@ class CorruptionEvent(EventFields):
 
     event = Event.CORRUPTION
     odd: Sequence[Mapping[str, Any]]
-    """Each suspect: rank, host, tensors, and whether it is certain."""
+    """Each suspect: `rank`, `host`, `tensors`, and whether it is `certain`."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +321,7 @@ class HangEvent(EventFields):
     seconds: int
     """Since the last progress."""
     odd: Sequence[Mapping[str, Any]]
-    """Each suspect: rank, host, pid."""
+    """Each suspect: `rank`, `host`, `pid`."""
     verdict: str
     """Why these are suspects."""
     exit_status: int

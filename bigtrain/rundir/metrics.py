@@ -20,9 +20,10 @@ class StepMetrics:
     grad_norm: float
     """Norm of the gradient before clipping."""
     auxiliary: Mapping[str, float]
-    """What the model counts beside the loss, each under its own name: the losses of routers of experts and of
-    multi-token prediction, means over the labelled tokens; `router_imbalance`, the load of the busiest expert as a
-    multiple of its router's mean."""
+    """Not a field of this name; its entries are fields of the line. `router_aux_loss`, `router_z_loss`: the losses of
+    routers of experts, for each labelled token, without their coefficients, summed over layers. `router_imbalance`: the
+    load of the busiest expert as a multiple of its router's mean, at the worst layer. `mtp_loss`: multi-token
+    prediction's mean over its modules, for each labelled token, in nats."""
     tokens: int
     """Labelled tokens of the global batch."""
     consumed_samples: int
