@@ -1,1 +1,21 @@
-"""One training run, from the settings to the last checkpoint."""
+"""One training run, from the settings to the last checkpoint.
+
+::
+
+    settings ──► setup: join ─► open data ─► find start ─► build ──► TrainingRun ──► loop
+                                                                        │
+        fetch a batch and vote     vote.py             what the ranks agree on before a step
+        optimize                   step.py             forward, backward, update: the mathematics, no I/O
+        record                     recorder.py         metrics.jsonl, events.jsonl, tracker, log
+        an anomaly?                anomaly_policy.py   go back, note it, or stop
+          go back                  rewind.py           to the newest checkpoint before, its batches left out
+        save?                      save_policy.py      after steps, after time, before the job's end
+                                     save_interval.py    the interval that costs least
+                                     end_of_job.py       how much time is left
+        stop?                      stop.py             signals: status 75 with a committed checkpoint
+
+The loop is the file to read first. `setup` also uses `build` (model, engine and meter), `continuation` (may the run go
+on?), `superseded` (checkpoints that a rewind gave up), `dry_run` (does a step fit into memory?), `expected_parameters`
+and `introduce` (what a start says of itself). `document_losses` names the documents of a batch that the model finds
+hard, and `router_balance` moves the routers of experts.
+"""
