@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def ranks(engine: EngineSettings) -> Iterator[Topology]:
-    """The process group, left in order whenever all ranks leave it together.
+    """The process group of all ranks; it is shut down in order where all ranks leave it at the same point.
 
-    A rank that fails alone goes without a word to the others: they may be inside a collective and would never answer.
+    A rank that fails alone leaves without shutting it down: the others may be inside a collective and would not answer.
     """
     topology = start(engine.process_group_timeout_minutes, engine.tensor_parallel_size, engine.sequence_parallel_size)
     try:
@@ -59,7 +59,7 @@ def ranks(engine: EngineSettings) -> Iterator[Topology]:
 
 
 def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topology) -> tuple[Engine, RunState]:
-    """A new engine that stands where the checkpoint does, or before step 1; and the run's own state of then."""
+    """A new engine at the step of the checkpoint, or before step 1, and the state of the run at that step."""
     with enough_memory(settings, topology, "the model with its optimizer's state"):
         model = new_model(settings, topology, fill=checkpoint is None)
         engine = Engine(model, settings, topology)
@@ -70,7 +70,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
-    """The model as the engine wants it; its parameters mean nothing yet unless `fill` asks for the initial weights."""
+    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them."""
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -91,18 +91,18 @@ def fill_weights(model: Decoder, settings: Settings, topology: Topology) -> None
     """Give a new model its first weights: those of `model.init_from`, or random ones.
 
     Raises:
-        BigtrainError: on every rank, when the folder is of another model or tokenizer, or is not what was imported.
+        BigtrainError: on every rank, when the folder is of another model or tokenizer, or was changed after the import.
     """
     given: Mapping[str, torch.Tensor] = {}
     if settings.model.init_from is not None:
         given = on_every_rank(topology, lambda: starting_weights(settings))
-    # At stage 3 what rank 0 writes is sent to all; else every rank has a copy of its own.
+    # At stage 3 what rank 0 writes is sent to all ranks; at the other stages every rank has its own copy.
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None
     for name, parameter in whole_parameters(model):
         if name not in given:
             initialize(name, parameter, settings.model, settings.train.seed)
-        elif reads and error is None:  # behind an error, go on with the others, who have to be told
+        elif reads and error is None:  # after an error go on with the other ranks, which have to learn of it
             try:
                 parameter.data.copy_(given[name])
             except BigtrainError as caught:
@@ -112,7 +112,7 @@ def fill_weights(model: Decoder, settings: Settings, topology: Topology) -> None
 
 
 def starting_weights(settings: Settings) -> Imported:
-    """The weights of `model.init_from`, once it is known that model and tokenizer are theirs. Raises BigtrainError."""
+    """The weights of `model.init_from`, checked against the model and the tokenizer. Raises BigtrainError."""
     assert settings.model.init_from is not None
     imported = Imported(settings.model.init_from)
     imported.check_tokenizer(settings.data.dir / TOKENIZER_FILE)
@@ -122,20 +122,20 @@ def starting_weights(settings: Settings) -> Imported:
 
 
 def sequence_parallel(topology: Topology) -> SequenceParallel | None:
-    """The ranks that share each sequence with this one, for the model; None where nobody does."""
+    """The ranks that share each sequence with this one, for the model; None without sequence parallelism."""
     if topology.sequence_size == 1:
         return None
     return SequenceParallel(topology.shard_rank, topology.sequence_size, topology.sharing.group)
 
 
 def layout_of(settings: Settings, topology: Topology) -> str:
-    """A name for what decides which rank owns what of the state; where it is the same, they own the same again."""
+    """A hash of everything that decides which rank owns which part of the state."""
     decisive = [topology.world_size, settings.engine.model_dump(), settings.optimizer.model_dump()]
     return xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunState:
-    """Put the engine where the checkpoint stands; returns the run's own state in it."""
+    """Put the engine at the step of the checkpoint; returns the state of the run at that step."""
     reached("load")
     loaded = load(checkpoint, engine.fragments(), ranks=topology)
     state = RunState.of(loaded.manifest.state)
@@ -147,7 +147,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
 
 
 def meter_for(settings: Settings, topology: Topology) -> Meter:
-    """The meter, with what counts as 100% of all ranks together; where that is measured, at the same time on all."""
+    """The meter, with the peak FLOP/s of all ranks. Where the peak is measured, all ranks measure at the same time."""
     topology.barrier()
     peak = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     tokens = settings.data.sequence_length

@@ -1,4 +1,4 @@
-"""Whether a run may go on from where it stands, with the settings and the data of today."""
+"""Whether a run may go on from its newest checkpoint with the current settings and data."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from bigtrain.rundir.run_state import RunState
 def check_continuation(
     directory: RunDirectory, search: Search, settings: Settings, plan: Plan, decisions: Sequence[Decision] = ()
 ) -> list[Change]:
-    """Make sure that going on from here is what the user means.
+    """Check that the settings and the data allow the run to go on.
 
     Args:
         directory: of the run.
-        search: for its newest checkpoint, after those that `decisions` made void were removed.
-        settings, plan: of today, with the decisions.
+        search: for its newest checkpoint; those that `decisions` superseded were removed before.
+        settings, plan: current, with the decisions.
         decisions: of the run.
 
     Returns:
-        The settings that change the mathematics from here on, with the user's leave.
+        The settings that change the mathematics from here on, as `checkpoint.allow_change` allows.
 
     Raises:
-        BigtrainError: the settings would change the mathematics, or checkpoints that were committed are gone or bad:
-            that never means a quiet start at step 0.
+        BigtrainError: the settings would change the mathematics; or committed checkpoints are missing or damaged. The
+            run never starts at step 0 again by itself.
     """
     if search.newest is not None:
         manifest = search.newest.manifest
@@ -63,7 +63,8 @@ def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[De
         elif event["event"] == Event.REWIND:
             limit = superseded_from.pop(event["decision"])
             steps = [step for step in steps if step < limit]
-    return [step for step in steps if all(step < limit for limit in superseded_from.values())]  # of a rewind cut short
+    # What is left over is of a rewind that was interrupted before its event was written.
+    return [step for step in steps if all(step < limit for limit in superseded_from.values())]
 
 
 def check_length(manifest: Manifest, settings: Settings) -> None:
@@ -82,10 +83,10 @@ def check_length(manifest: Manifest, settings: Settings) -> None:
 
 
 def check_plan(manifest: Manifest, plan: Plan) -> None:
-    """Refuse another order of the samples that the run has seen already; ahead of it, it may change.
+    """Refuse another order of samples that the run has trained on. Later samples may change.
 
     Raises:
-        BigtrainError: names where the plans part, and in what.
+        BigtrainError: names the first different sample, and the parts of the plan that differ.
     """
     cursor = manifest.cursor
     if plan.plan_id == cursor.plan_id:
@@ -102,7 +103,7 @@ def check_plan(manifest: Manifest, plan: Plan) -> None:
     parting = plan.first_difference(then)
     if parting is not None and parting < cursor.consumed_samples:
         raise BigtrainError(
-            f"the data plan differs in what the run has trained on before the checkpoint of step {cursor.step}",
+            f"the data plan differs in samples that the run has trained on before the checkpoint of step {cursor.step}",
             found=f"{', '.join(plan.parts_unlike(then))} differ; the same only up to step "
             f"{plan.batches.step_of(parting)}, sample {parting:,}",
             wanted=f"the same up to sample {cursor.consumed_samples:,}",

@@ -1,4 +1,4 @@
-"""The loss of each document in a global batch: whose text it is that the model finds so strange."""
+"""The loss of each document in a global batch, to find the text that a high loss comes from."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DocumentLoss:
-    """The part of a document in a sample, and its loss there."""
+    """A part of a document in a sample, and the loss on it."""
 
     sample: SampleContents
     part: DocumentPart
     tokens: int
-    """Those with a label."""
+    """Tokens of the part that have a label."""
     loss: float
-    """Mean over them, in nats; 0 where there are none."""
+    """Mean over these tokens, in nats; 0 where there are none."""
 
     def as_record(self, tokenizer: Tokenizer | None = None, *, excerpt: int | None = None) -> dict[str, Any]:
-        """For JSON; with a tokenizer, the text too, or so many characters of its beginning."""
+        """For JSON; with a tokenizer, the text too, or its first `excerpt` characters."""
         record = {
             "loss": self.loss,
             "loss_tokens": self.tokens,
@@ -52,10 +52,10 @@ class DocumentLoss:
 def documents_by_loss(
     engine: Engine, topology: Topology, data: RunData, settings: Settings, step: int
 ) -> list[DocumentLoss]:
-    """The documents of a step's global batch under the weights of now, highest loss first. Every rank calls it.
+    """The documents of a step's global batch under the current weights, highest loss first. Every rank calls it.
 
     Args:
-        data: in whose order the step is meant.
+        data: in the order that the step is counted in.
         settings: of the run.
         step: from 1.
 

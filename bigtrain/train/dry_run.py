@@ -1,14 +1,13 @@
-"""The dry run: one full micro-batch of the worst case before step 1, so that what does not fit is known at once.
+"""The dry run: one full micro-batch of the worst case before step 1, so that lack of memory shows at once.
 
-Worst case: every row is one document, as long as rows are, so that attention has the most to do, and every token has a
-label. Where gradients are accumulated a second micro-batch follows, because then its activations lie beside the first
-one's gradients. Forward, backward and the reduction over the ranks go through DeepSpeed as in a step; not the update,
-whose temporary memory is that of one gradient, when the activations are gone.
+In the worst case every row is one document, so that attention has the most work, and every token has a label. Where
+gradients are accumulated a second micro-batch follows: its activations are in memory beside the gradients of the first.
+Forward, backward and the reduction over the ranks go through DeepSpeed as in a step. The update is left out: it needs
+the memory of one gradient, when the activations are freed.
 
-It leaves no trace. Its gradients are NaN, and a step whose gradient is not finite is one that no ZeRO stage applies:
-the same path that protects a run from a bad batch throws them away (`Engine.rehearse`). A dry run on the bare module,
-before DeepSpeed has it, would not lie beside the optimizer's state, nor work at stage 3, where no rank has the
-weights.
+It changes nothing. Its gradients are NaN, and no ZeRO stage applies a gradient that is not finite: the path that
+protects a run from a bad batch discards them (`Engine.rehearse`). A dry run of the module without DeepSpeed would not
+have the optimizer's state in memory, and would not work at stage 3, where no rank has all weights.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
         BigtrainError: it does not fit into memory; says which setting to change.
     """
     keeps_errors = "zeropp_loco_param" in settings.engine.deepspeed.get("zero_optimization", {})
-    if not settings.engine.dry_run or keeps_errors:  # of quantised gradients: there a NaN would stay
+    if not settings.engine.dry_run or keeps_errors:  # errors of quantised gradients: a NaN would stay in them
         return
     rows, tokens = settings.train.micro_batch_size, settings.data.sequence_length
     what = f"a micro-batch of {rows} x {tokens:,} tokens"
@@ -44,7 +43,7 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
     with enough_memory(settings, topology, what):
         engine.rehearse([inputs] * min(2, accumulated))
     assert isinstance(engine.module, Decoder)
-    engine.module.auxiliary.take()  # what was counted on the way is of no step
+    engine.module.auxiliary.take()  # these counts belong to no step
     if topology.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(topology.device)
         total = torch.cuda.get_device_properties(topology.device).total_memory
@@ -52,7 +51,7 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
 
 
 def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """What the model takes: random tokens in documents as long as a row, each with a label."""
+    """The model's inputs: random tokens in documents as long as a row, each token with a label."""
     rows, tokens = settings.train.micro_batch_size, settings.data.sequence_length
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(settings.model.vocab_size, (rows, tokens + 1), generator=generator).to(device)

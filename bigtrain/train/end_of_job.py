@@ -1,7 +1,7 @@
-"""The end of the time that a job was given: it commits and leaves before it would be killed.
+"""The end of a job's time limit: the run commits and leaves before the scheduler kills it.
 
-A scheduler's warning signal does the same (bigtrain/train/stop.py); this needs none, and knows how long a step and a
-save of this run take.
+A scheduler's warning signal has the same effect (bigtrain/train/stop.py). This works without one, and knows how long a
+step and a save of this run take.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import time
 END_TIME = ("BIGTRAIN_END_TIME", "SLURM_JOB_END_TIME")
 """Environment variables: when the job ends, in seconds since 1970; the first that is set counts."""
 MARGIN_SECONDS = 30.0
-"""For leaving in order, beside the save."""
+"""Time to leave in order, in addition to the save."""
 UNKNOWN_SAVE_SECONDS = 60.0
-"""What a save is taken for until there has been one."""
+"""Assumed duration of a save before the first one."""
 LARGEST_SHARE = 0.2
-"""Of the job's time that may be left unused: however short it is, a start has to get somewhere."""
+"""Largest share of the job's time that may stay unused, so that a short job makes progress too."""
 
 
 class EndOfJob:
-    """When the job ends, by a clock that does not jump."""
+    """When the job ends, by the monotonic clock."""
 
     def __init__(self) -> None:
         given = next((os.environ[name] for name in END_TIME if os.environ.get(name)), None)
@@ -32,8 +32,8 @@ class EndOfJob:
         """Whether after one more step there might be no time for a save.
 
         Args:
-            step_seconds: what a step takes.
-            save_seconds: what a save takes until it is durable; None where there has been none.
+            step_seconds: duration of a step.
+            save_seconds: duration of a save until it is durable; None before the first one.
         """
         if self._end is None:
             return False

@@ -1,4 +1,4 @@
-"""Whether the model is as large as whoever wrote the configuration believes: `model.expect_parameters`."""
+"""Whether the model has as many parameters as its configuration expects: `model.expect_parameters`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_expected_parameters(settings: ModelSettings) -> None:
     """Refuse a model that has another number of parameters than `model.expect_parameters`.
 
     Raises:
-        BigtrainError: names the real count and what it is made of; or the key is not a count.
+        BigtrainError: names the real count and its parts; or the key is not a count.
     """
     expected = settings.expect_parameters
     if expected is None:
@@ -38,9 +38,9 @@ def check_expected_parameters(settings: ModelSettings) -> None:
 
 
 def believed(expected: str | int) -> tuple[int, int]:
-    """The counts [low, high) that an expectation stands for: an int is exact, text is right in the digits given.
+    """The counts [low, high) that an expectation allows: an int is exact, text counts in the digits that it gives.
 
-    124M stands for [123,500,000, 124,500,000), 1.24B for [1,235,000,000, 1,245,000,000).
+    124M allows [123,500,000, 124,500,000), 1.24B allows [1,235,000,000, 1,245,000,000).
 
     Raises:
         BigtrainError: the text is not a count.
@@ -48,7 +48,7 @@ def believed(expected: str | int) -> tuple[int, int]:
     if isinstance(expected, int):
         return expected, expected + 1
     number, unit = _parse(expected)
-    step = Decimal(1).scaleb(_last_digit(number)) * unit  # what one more in the last digit is
+    step = Decimal(1).scaleb(_last_digit(number)) * unit  # the value of one unit of the last digit
     if step <= 1:
         return int(number * unit), int(number * unit) + 1
     return int(number * unit - step / 2), int(number * unit + step / 2)

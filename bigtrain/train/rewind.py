@@ -1,12 +1,12 @@
 """The answer to a spike: back to the newest checkpoint before it, past the batches around it, and on, in one process.
 
-    decide    where to go back to, which batches to leave out; durable on the disk before anything is done
-    act       void checkpoints go | data and loader by the new plan | weights, moments, guard as they were then
-    explain   which documents of the worst batch have the highest loss under the weights of then
+    decide    where to go back to and which batches to leave out; durable on the disk before anything is done
+    act       remove superseded checkpoints | data and loader by the new plan | restore weights, moments and guard
+    explain   which documents of the worst batch have the highest loss under the restored weights
 
 Steps keep their numbers: after going back to step 800 with the batches of steps 903 to 1107 left out, steps 801 to 902
-train on what they did before, bit for bit, and step 903 on what would have been step 1108's. A kill between deciding
-and acting is no matter: a start does the same from the decisions it finds.
+train on the same batches as before, bit for bit, and step 903 trains on the batch that step 1108 would have had. A kill
+between deciding and acting does no harm: the next start acts on the decisions that it finds.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ EXCERPT = 500
 
 
 def rewind(run: TrainingRun, anomaly: Assessment) -> None:
-    """Go back to before the anomaly, and leave out the batches that led to it. Every rank calls it.
+    """Go back to a step before the anomaly, and leave out the batches that led to it. Every rank calls it.
 
     Raises:
-        BigtrainError: it was tried too often, no checkpoint from before is left, or the data do not last any longer;
-            then nothing was decided. Or a checkpoint cannot be loaded; then the next start does it.
+        BigtrainError: it was tried too often, no earlier checkpoint is left, or the data do not last to the end; then
+            nothing was decided. Or a checkpoint cannot be loaded; then the next start goes back.
     """
     run.heartbeat.enter(Phase.REWIND)
     run.saver.wait()
@@ -67,7 +67,7 @@ def rewind(run: TrainingRun, anomaly: Assessment) -> None:
 
 
 def decide(run: TrainingRun, anomaly: Assessment) -> tuple[Checkpoint | None, Decision, RunData]:
-    """Where to go back to (None: the first weights), the decision, now durable, and the data by its plan.
+    """The checkpoint to go back to (None: the first weights), the durable decision, and the data in their new order.
 
     Raises:
         BigtrainError: see `rewind`.
@@ -93,10 +93,10 @@ def decide(run: TrainingRun, anomaly: Assessment) -> tuple[Checkpoint | None, De
 
 
 def checkpoint_before(run: TrainingRun, anomaly: Assessment) -> Checkpoint | None:
-    """The newest good checkpoint that is older than all batches to be left out; else, than the anomaly.
+    """The newest good checkpoint older than all batches to be left out; else the newest one older than the anomaly.
 
     Raises:
-        BigtrainError: there have been some, and none of them is left: the first weights are no place to go back to.
+        BigtrainError: there were such checkpoints and none is left; the run does not start over from the first weights.
     """
     layout = layout_of(run.settings, run.topology)
     for step in (max(1, anomaly.first_step - run.settings.guard.skip_before), anomaly.first_step):
@@ -116,7 +116,7 @@ def checkpoint_before(run: TrainingRun, anomaly: Assessment) -> Checkpoint | Non
 
 
 def act(run: TrainingRun, checkpoint: Checkpoint | None, decision: Decision, data: RunData) -> None:
-    """Be where the decision says."""
+    """Carry the decision out: the run is at the earlier step, with the batches left out."""
     run.recorder.decision(decision, run.step)
     step = decision.rewind_to
     logger.warning(
@@ -145,9 +145,9 @@ def act(run: TrainingRun, checkpoint: Checkpoint | None, decision: Decision, dat
 
 
 def restart(run: TrainingRun) -> RunState:
-    """Put the engine where it stood before step 1; the run's own state of then, which is none.
+    """Put the engine before step 1; returns the state of the run there, which is empty.
 
-    The random generators are left as they are: a step draws from none of them.
+    The random generators stay as they are: no step draws from them.
     """
     settings, device = run.settings, run.topology.device
     given = on_every_rank(run.topology, lambda: given_weights(settings))
@@ -168,22 +168,22 @@ def restart(run: TrainingRun) -> RunState:
 
 
 def given_weights(settings: Settings) -> Mapping[str, torch.Tensor]:
-    """Those of `model.init_from`. Raises BigtrainError."""
+    """The weights of `model.init_from`, or none. Raises BigtrainError."""
     return starting_weights(settings) if settings.model.init_from is not None else {}
 
 
 def explain(run: TrainingRun, anomaly: Assessment, data: RunData) -> None:
-    """Record the documents of the worst batch with the highest loss, as the weights before the anomaly see them.
+    """Record the documents with the highest loss in the worst batch, under the weights before the anomaly.
 
     Args:
-        run: the run, which has gone back.
-        anomaly: what it went back for.
-        data: in the order of before.
+        run: the run, after it went back.
+        anomaly: the reason for going back.
+        data: in the order before the decision.
     """
     step = anomaly.worst.step
     try:
         documents = documents_by_loss(run.training.engine, run.topology, data, run.settings, step)
-    except BigtrainError as error:  # all ranks have it; no reason to end a run that can go on
+    except BigtrainError as error:  # all ranks have it, and the run can go on without the evidence
         logger.warning(f"step {step} cannot be looked at: {error}")
         return
     if run.topology.rank == 0:
@@ -193,12 +193,12 @@ def explain(run: TrainingRun, anomaly: Assessment, data: RunData) -> None:
 
 
 def gave_up(run: TrainingRun, anomaly: Assessment, repeated: int) -> BigtrainError:
-    """What to tell where going back does not help."""
+    """The error where going back does not help."""
     run.recorder.note(GaveUpEvent([anomaly.first_step, anomaly.last_step], repeated), run.step)
     return BigtrainError(
-        f"the run has gone back {repeated} time(s) in a row, and it happens again: leaving batches out does not help",
+        f"the run has gone back {repeated} time(s) in a row and the anomaly returns; leaving batches out does not help",
         found=str(anomaly),
-        wanted=f"{run.settings.guard.window} good steps behind the last anomaly (guard.window)",
+        wanted=f"{run.settings.guard.window} good steps after the last anomaly (guard.window)",
         fix=f"look at {run.directory.decisions} and at `bigtrain replay {run.directory.root} --step "
         f"{anomaly.first_step}`; lower optimizer.learning_rate or lengthen schedule.warmup_steps "
         "(checkpoint.allow_change); or raise guard.max_rewinds",

@@ -1,5 +1,4 @@
-"""The end of a step for a model that counts something beside its loss: what the ranks found together is recorded, and
-the routers of experts move their biases by it."""
+"""The end of a step for a model with auxiliary losses: their sums over the ranks, and the routers' biases moved."""
 
 from __future__ import annotations
 
@@ -10,18 +9,18 @@ from bigtrain.model import Decoder
 
 
 def settle(model: Decoder, topology: Topology, label_tokens: int, *, move: bool) -> dict[str, float]:
-    """Sum over the ranks what was counted since this was called last. Every rank has to call it.
+    """Sum the counts since the last call over all ranks. Every rank calls it.
 
     Args:
-        model: the one under training.
+        model: the model in training.
         topology: the ranks.
         label_tokens: of the global batch.
-        move: whether the routers' biases may move: not in a step without an update.
+        move: whether the routers' biases may move; they stay in a step without an update.
 
     Returns:
-        For metrics.jsonl: each auxiliary loss, a mean over the labelled tokens, without its coefficient; and
-        `router_imbalance`, the load of the busiest expert as a multiple of its router's mean, at the worst router.
-        Nothing for a model without experts and multi-token prediction.
+        Each auxiliary loss by name, a mean over the labelled tokens, without its coefficient; and `router_imbalance`,
+        the load of the busiest expert as a multiple of its router's mean, at the worst router. Empty for a model
+        without experts and multi-token prediction.
     """
     counted = model.auxiliary.take()
     if not counted.losses:

@@ -109,7 +109,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
         held.callback(start.loader.close)
         run = build(start, opened, joined, held)
         introduce(run, start.search, start.changes, joined.phases)
-        joined.stop.training_begins()
+        joined.stop.training_starts()
         yield run
 
 

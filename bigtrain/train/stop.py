@@ -14,17 +14,18 @@ import psutil
 from bigtrain.base.launcher_protocol import LAUNCHER, STOP_SIGNALS, WARNINGS, ignore_stop_signals
 
 ONE_ORDER_SECONDS = 5.0
-"""Orders within this time of the first are one."""
+"""Signals within this time of the first count as one."""
 PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
     """Remembers that a signal asked this process to stop.
 
-    A signal only sets `reason`; the loop sees it between two steps, on all ranks together. A second order leaves at
-    once: a commit is atomic, so nothing that is committed can be harmed. One that comes right behind the first is the
-    same: Slurm, systemd and `kill -- -PGID` signal the ranks as well as the launcher, which hands it on to them. What
-    only warns is no order: the one that ends the job may come while a save that the warning asked for is under way.
+    A signal only sets `reason`; the loop sees it between two steps, on all ranks at the same step. A second SIGTERM or
+    SIGINT ends the process at once: a commit is atomic, so no committed checkpoint can be damaged. One that follows
+    within seconds counts as the first: Slurm, systemd and `kill -- -PGID` signal the ranks as well as the launcher,
+    which forwards it. A warning signal never ends the process: the job's end may come during the save that the warning
+    asked for.
     """
 
     def __init__(self) -> None:
@@ -32,25 +33,25 @@ class StopRequest:
         self._ordered_at: float | None = None
 
     def listen(self) -> None:
-        """Install the handlers. Until `training_begins` this process ends when its launcher dies: there is nothing to
+        """Install the handlers. Until `training_starts` this process ends when its launcher dies: there is nothing to
         commit, and without the launcher the ranks would never meet.
         """
         for signal_number in STOP_SIGNALS:
             signal.signal(signal_number, self._handle)
         _when_launcher_dies(signal.SIGKILL)
         if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
-            sys.exit("error: the launcher of this process died before it had begun")
+            sys.exit("error: the launcher of this process died before it had started")
 
     def ask(self, reason: str) -> None:
-        """Stop between two steps; the reason that was given first stands."""
+        """Stop between two steps; the first reason stays."""
         self.reason = self.reason or reason
 
-    def training_begins(self) -> None:
-        """From here on a launcher that dies is a request to stop."""
+    def training_starts(self) -> None:
+        """From here on the death of the launcher is a request to stop."""
         _when_launcher_dies(signal.SIGTERM)
 
     def ignore(self) -> None:
-        """The run is over and committed: a late signal must not turn that into a failure."""
+        """Ignore signals: the run has ended and is committed, and a late signal must not make it fail."""
         ignore_stop_signals()
 
     def _handle(self, signal_number: int, _frame: FrameType | None) -> None:

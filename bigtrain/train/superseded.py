@@ -1,4 +1,4 @@
-"""Taking away the checkpoints of a course of the run that was given up, so that nothing goes on from them."""
+"""Removes superseded checkpoints: those of steps that a rewind took back, so that no start goes on from them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from bigtrain.rundir.decisions import Decision, is_superseded
 
 
 def remove_superseded(tiers: StorageTiers, decisions: Sequence[Decision], ranks: Ranks) -> list[Checkpoint]:
-    """Remove what the decisions made void, on every node; what was removed. Every rank calls it.
+    """Remove the checkpoints that decisions superseded, on every node. Every rank calls it.
 
-    They cannot stay: the run comes to their steps again and saves other checkpoints under their names, and a node that
-    was away meanwhile may hold one still. What cannot be read is left to those who look for damaged ones.
+    They cannot stay: the run comes to their steps again and saves other checkpoints under the same names, and a node
+    that was away in the meantime may still hold one. Unreadable ones are left to the search for damaged checkpoints.
+
+    Returns:
+        The checkpoints that were removed.
 
     Raises:
         BigtrainError: one cannot be removed.
@@ -27,15 +30,15 @@ def remove_superseded(tiers: StorageTiers, decisions: Sequence[Decision], ranks:
         storages = [tiers.durable] if ranks.rank == 0 else []
         if tiers.local is not None:
             storages.append(tiers.local)
-        void = [c for storage in storages for c in list_checkpoints(storage) if _is_superseded(c, decisions)]
-        for checkpoint in void:
-            with suppress(FileNotFoundError):  # another rank of this node was faster
+        superseded = [c for storage in storages for c in list_checkpoints(storage) if _is_superseded(c, decisions)]
+        for checkpoint in superseded:
+            with suppress(FileNotFoundError):  # another rank of this node has removed it
                 checkpoint.storage.remove(checkpoint.step)
-        return void
+        return superseded
 
     return [
         checkpoint
-        for of_rank in collectively(ranks, "void checkpoints cannot be removed", remove)
+        for of_rank in collectively(ranks, "superseded checkpoints cannot be removed", remove)
         for checkpoint in of_rank
     ]
 
