@@ -87,9 +87,8 @@ SCALINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SCALINGS)
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("theta", [10000.0, 1e6])
-def test_frequencies_are_those_that_transformers_computes_from_the_same_file(
-    name: str, older: bool, theta: float
-) -> None:
+def test_frequencies_are_those_of_transformers(name: str, older: bool, theta: float) -> None:
+    """Frequencies are those that transformers computes from the same file."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

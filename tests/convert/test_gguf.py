@@ -260,9 +260,8 @@ def test_a_family_that_is_not_verified_is_refused_with_those_that_are(
     assert "family gemma" in str(caught.value) and "olmo2, gemma2" in str(caught.value)
 
 
-def test_wrong_weights_are_refused_by_name_and_those_of_training_only_are_left_out(
-    tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_wrong_weights_are_refused_and_training_only_ones_left_out(tokenizer_file: Path, tmp_path: Path) -> None:
+    """Wrong weights are refused by name and those of training only are left out."""
     settings = shape("llama")
     weights = weights_of(settings)
     missing = {key: tensor for key, tensor in weights.items() if key != "layers.1.self_attn.v_proj.weight"}

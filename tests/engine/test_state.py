@@ -37,9 +37,10 @@ def test_resume_at_the_same_world_size_repeats_the_curve_bit_for_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLD_SIZES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_masters_and_moments_move_bit_identical_from_every_stage_and_world_size(
+def test_masters_and_moments_move_bit_identical_between_shapes(
     root: Path, second_round: dict[Any, Any], stage: int, world: int
 ) -> None:
+    """Masters and moments move bit identical from every stage and world size."""
     results = second_round["reshard", world][stage]
     assert results == [{"weights_are_rounded_masters": True, "optimizer_steps": HALF}] * 12
     for source in (saved(root, s, w) for s in STAGES for w in WORLD_SIZES):

@@ -74,7 +74,7 @@ def test_schedules_rise_to_the_peak_and_never_again(schedule: ScheduleSettings, 
 
 
 @given(schedule=schedules, total=st.integers(62, 300), resumes=st.sets(st.integers(1, 300)))
-def test_decays_end_on_the_last_step_at_exactly_the_minimum_ratio_after_any_number_of_resumes(
+def test_decays_end_on_the_last_step_at_the_minimum_ratio(
     schedule: ScheduleSettings, total: int, resumes: set[int]
 ) -> None:
     """The rate is a function of the position alone: a process that starts in the middle has nothing to remember."""

@@ -75,7 +75,7 @@ def random_tensors(tokens: int, heads: int, key_heads: int, width: int, seed: in
     threads=st.sampled_from([1, 3]),
     seed=st.integers(0, 2**20),
 )
-def test_attention_is_as_exact_as_its_rounded_weights_for_any_packing_and_window(
+def test_attention_is_as_exact_as_its_rounded_weights(
     works: None,
     boundaries: set[int],
     heads: tuple[int, int],
@@ -84,6 +84,7 @@ def test_attention_is_as_exact_as_its_rounded_weights_for_any_packing_and_window
     threads: int,
     seed: int,
 ) -> None:
+    """Attention is as exact as its rounded weights for any packing and window."""
     tensors = random_tensors(600, *heads, width, seed)
     cu_seqlens = torch.tensor([0, *sorted(boundaries), 600], dtype=torch.int32)
     rule = replace(PLAIN, scale=width**-0.5, window=window)

@@ -67,7 +67,8 @@ def test_activation_checkpointing_changes_no_bit_of_a_gradient(kept: str, dtype:
     assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
 
 
-def test_selective_checkpointing_recomputes_no_costly_operator_and_full_does() -> None:
+def test_selective_checkpointing_recomputes_no_costly_operator() -> None:
+    """Selective checkpointing recomputes no costly operator and full does."""
     runs = {}
     for kept in ("none", "selective", "full"):
         with CountOperators() as operators:
@@ -90,7 +91,8 @@ def test_selective_checkpointing_recomputes_no_costly_operator_and_full_does() -
         (1.0, None),
     ],
 )
-def test_a_budget_of_memory_keeps_what_is_dearest_to_recompute_for_its_size(budget: float, kept: set[Any]) -> None:
+def test_a_memory_budget_keeps_what_is_dearest_to_recompute(budget: float, kept: set[Any]) -> None:
+    """A budget of memory keeps what is dearest to recompute for its size."""
     assert kept_products(small_settings(), budget) == kept
     wanted = gradients(built())
     with CountOperators() as operators:

@@ -85,9 +85,8 @@ def test_output_and_all_gradients_are_those_of_the_definition(
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(0, 7), min_size=1, max_size=6), aligned=st.booleans(), seed=st.integers(0, 2**16))
-def test_the_grouped_product_is_a_linear_layer_for_each_group_by_kernel_and_by_loop(
-    sizes: list[int], aligned: bool, seed: int
-) -> None:
+def test_the_grouped_product_is_a_linear_layer_for_each_group(sizes: list[int], aligned: bool, seed: int) -> None:
+    """The grouped product is a linear layer for each group by kernel and by loop."""
     torch.manual_seed(seed)
     width, inner = (8, 24) if aligned else (6, 10)
     x = torch.randn(sum(sizes), width)
@@ -226,7 +225,8 @@ def test_evaluation_counts_nothing_and_does_no_auxiliary_work() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputation_changes_no_bit_counts_once_and_keeps_grouped_products(dtype: torch.dtype) -> None:
+def test_recomputation_changes_no_bit_and_counts_once(dtype: torch.dtype) -> None:
+    """Recomputation changes no bit counts once and keeps grouped products."""
     batch = packed_batch(2, 40, 96, seed=0)
     results, operators = {}, {}
     for kept, budget in (("none", 1.0), ("selective", 1.0), ("selective", 0.5), ("full", 1.0)):

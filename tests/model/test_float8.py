@@ -185,9 +185,8 @@ def test_fifty_steps_learn_what_bfloat16_learns() -> None:
         ({"hidden_size": 40, "head_dim": 8}, "model.hidden_size"),
     ],
 )
-def test_a_width_that_is_no_multiple_of_16_is_refused_by_the_name_of_its_setting(
-    shape: dict[str, Any], named: str
-) -> None:
+def test_a_width_that_is_no_multiple_of_16_is_refused(shape: dict[str, Any], named: str) -> None:
+    """A width that is no multiple of 16 is refused by the name of its setting."""
     with pytest.raises(BigtrainError, match=named) as error:
         build_model(small_settings(**shape), float8=True)
     assert "engine.float8" in str(error.value.fix) and error.value.shared

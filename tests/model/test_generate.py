@@ -135,7 +135,8 @@ def test_why_a_row_ended(model: Decoder) -> None:
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope", "alibi"])
-def test_a_text_ends_where_the_context_is_full_and_a_longer_prompt_is_refused(positions: str) -> None:
+def test_a_text_ends_where_the_context_is_full(positions: str) -> None:
+    """A text ends where the context is full and a longer prompt is refused."""
     model = decoder({"position_embedding": positions, "max_position_embeddings": 16}, attn_implementation="reference")
     short, full = generate(model, [[1] * 10, [1] * 16], max_new_tokens=50, sampling=GREEDY)
     assert (short.ended, len(short.tokens)) == ("context", 7)  # the last one drawn need not be read

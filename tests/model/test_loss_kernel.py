@@ -72,7 +72,8 @@ def test_on_a_gpu_the_kernel_is_taken_exact_and_the_same_each_time(
 
 
 @needs_cuda
-def test_on_a_gpu_logits_take_the_memory_of_one_chunk_in_their_own_precision() -> None:
+def test_on_a_gpu_logits_take_the_memory_of_one_chunk() -> None:
+    """On a gpu logits take the memory of one chunk in their own precision."""
     hidden, weight = (torch.randn(n, 64, device="cuda").bfloat16().requires_grad_() for n in (32_768, 32_000))
     labels = torch.randint(32_000, (32_768,), device="cuda")
     linear_cross_entropy(hidden, weight, labels)  # compiles

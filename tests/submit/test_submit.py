@@ -29,7 +29,8 @@ def slurm_command(options: SlurmOptions, **of_job) -> list[str]:
 # Any cluster
 
 
-def test_batches_that_do_not_divide_over_the_nodes_are_refused_before_the_job_waits():
+def test_a_batch_that_does_not_divide_is_refused_before_the_queue():
+    """Batches that do not divide over the nodes are refused before the job waits."""
     with pytest.raises(BigtrainError, match="does not divide"):
         job(nodes=3)
     with pytest.raises(BigtrainError, match="tensor_parallel_size"):
@@ -104,7 +105,8 @@ def test_a_job_that_may_lose_nodes_is_not_ended_with_the_first():
     assert "--no-kill" not in slurm_command(SlurmOptions())
 
 
-def test_each_job_of_a_chain_waits_for_the_one_before_and_none_goes_back_into_the_queue():
+def test_each_job_of_a_chain_waits_for_the_one_before():
+    """Each job of a chain waits for the one before and none goes back into the queue."""
     first, second, third = slurm.commands(job(), SlurmOptions(chain=3))
     assert not any("--dependency" in part for part in first)
     assert f"--dependency=afterany:{slurm.BEFORE}" in second and second == third
@@ -196,7 +198,8 @@ def test_what_is_submitted_is_valid_and_says_what_was_asked_for(valid, options):
 
 
 @pytest.mark.parametrize("kind", ["job", "trainjob"])
-def test_pods_that_stopped_on_request_or_were_preempted_are_replaced_and_wrong_ones_are_not(kind):
+def test_only_stopped_or_preempted_pods_are_replaced(kind):
+    """Pods that stopped on request or were preempted are replaced and wrong ones are not."""
     made = as_jobs(kubernetes.manifests(job(), replace(PLAIN, kind=kind)))
     (spec,) = [manifest["spec"] for manifest in made if manifest["kind"] == "Job"]
     container = spec["template"]["spec"]["containers"][0]["name"]
@@ -219,7 +222,8 @@ def test_any_text_becomes_a_name_that_stays_what_it_is(text):
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and name.strip("-") == name
 
 
-def test_a_name_that_kubernetes_would_refuse_is_refused_with_one_that_it_takes():
+def test_an_invalid_kubernetes_name_is_refused_with_a_valid_one():
+    """A name that kubernetes would refuse is refused with one that it takes."""
     with pytest.raises(BigtrainError) as caught:
         kubernetes.manifests(job(), replace(PLAIN, name="My_Run"))
     assert "--name my-run" in str(caught.value)

@@ -34,9 +34,10 @@ def freezable(tmp_path: Path, require_command) -> Iterator[Path]:
 
 
 @pytest.mark.long
-def test_a_disk_that_does_not_answer_is_a_hang_with_a_name_and_the_run_goes_on_when_it_does(
+def test_a_disk_that_does_not_answer_is_a_named_hang(
     undisturbed: RunSandbox, sandbox: RunSandbox, freezable: Path
 ) -> None:
+    """A disk that does not answer is a hang with a name and the run goes on when it does."""
     run = freezable / "run"
     overrides = [f"run_dir={run}", "guard.hang_seconds=5"]
     slow = "slow,rank=*,at=step,delay=0.5"  # so that there is time to freeze it in

@@ -12,7 +12,8 @@ WATCHED = ["guard.straggler_every_steps=1", "guard.replica_check_every_steps=1",
 
 
 @pytest.mark.long
-def test_a_slow_rank_and_a_rotten_weight_are_named_and_the_next_start_goes_on(undisturbed, sandbox, monkeypatch):
+def test_a_slow_rank_and_a_corrupted_weight_are_named(undisturbed, sandbox, monkeypatch):
+    """A slow rank and a rotten weight are named and the next start goes on."""
     monkeypatch.setenv(FAULT, "slow,rank=0,at=forward,delay=0.1;flip,rank=1,step=7,tensor=layers.1,bit=3")
     status, output = sandbox.train(2, *WATCHED)
     assert status == CORRUPTED, output

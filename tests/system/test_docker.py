@@ -57,7 +57,8 @@ def packages(tmp_path, monkeypatch) -> tuple[list[Path], str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_the_steps_of_the_dockerfile_make_a_system_in_which_a_plain_user_trains(debian, packages, tmp_path_factory):
+def test_the_steps_of_the_dockerfile_make_a_system_that_trains(debian, packages, tmp_path_factory):
+    """The steps of the dockerfile make a system in which a plain user trains."""
     mounts, index = packages
     work = tmp_path_factory.mktemp("stages")
     image = carry_out(ROOT / "docker/Dockerfile", ROOT, work, debian, {"DEVICE": "cpu", "CPU_INDEX": index}, mounts)

@@ -63,9 +63,10 @@ def told(started: dict[str, Started]) -> str:
     return "\n".join(f"--- {name}\n{each.output}" for name, each in started.items())
 
 
-def test_a_run_on_two_hosts_is_that_of_one_host_and_the_preflight_looks_at_both(
+def test_a_run_on_two_hosts_equals_that_of_one_host(
     undisturbed: RunSandbox, sandbox: RunSandbox, network: Network
 ) -> None:
+    """A run on two hosts is that of one host and the preflight looks at both."""
     hosts = [network.add(number) for number in range(2)]
     preflight = start(sandbox, hosts, hosts[0], "2", "doctor", "--json")
     assert finish(preflight) == {"host-a": 0, "host-b": 0}, told(preflight)
@@ -174,9 +175,10 @@ def elastic(
         print(json.dumps(run.seconds, indent=1))
 
 
-def test_hosts_are_lost_cut_off_and_come_back_and_the_run_goes_on_with_the_same_batches_and_losses(
+def test_a_run_survives_hosts_that_are_lost_and_come_back(
     elastic: Elastic,
 ) -> None:
+    """Hosts are lost cut off and come back and the run goes on with the same batches and losses."""
     run = elastic
     began = time.time()
     run.launch(0, 1, 2)
@@ -210,7 +212,8 @@ def test_hosts_are_lost_cut_off_and_come_back_and_the_run_goes_on_with_the_same_
     run.finish()
 
 
-def test_the_first_host_is_lost_the_others_leave_to_be_started_again_and_nothing_is_lost(elastic: Elastic) -> None:
+def test_without_the_first_host_the_others_leave_for_a_restart(elastic: Elastic) -> None:
+    """The first host is lost the others leave to be started again and nothing is lost."""
     began = time.time()
     elastic.launch(0, 1)
     elastic.await_world(2, "two hosts begin", began)

@@ -34,7 +34,8 @@ def imported(undisturbed, tmp_path_factory, require) -> RunSandbox:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_the_first_loss_is_the_one_that_transformers_computes_on_the_same_batch(imported, stage):
+def test_the_first_loss_is_that_of_transformers(imported, stage):
+    """The first loss is the one that transformers computes on the same batch."""
     run = imported.directory / f"stage{stage}"
     overrides = [f"run_dir={run}", "engine.precision=fp32", f"engine.zero_stage={stage}", "train.stop_after=1"]
     status, output = imported.train(2, *overrides)

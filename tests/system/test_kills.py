@@ -21,7 +21,8 @@ def killed(part: str, kills: int, out) -> dict:
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_random_instants_ends_with_the_bytes_of_an_undisturbed_one(tmp_path):
+def test_a_build_killed_at_random_gives_the_same_bytes(tmp_path):
+    """A build killed at random instants ends with the bytes of an undisturbed one."""
     result = killed("build", 4, tmp_path)
     assert result["builds finished, compared and verified"] and result["files compared in each"] > 10
 

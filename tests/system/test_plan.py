@@ -5,6 +5,7 @@ import sysconfig
 import pytest
 import yaml
 
+from tests.refusals import assert_refused
 from tests.system.run_sandbox import RunSandbox, as_json, small_settings
 
 PAST = "data.phases=[{from_tokens: 500, weights: {json: 1}}]"
@@ -40,23 +41,24 @@ def changed(tmp_path_factory):
     shown = sandbox.bigtrain("config", "show", config, *AHEAD)
     ahead.write_text(shown.stdout)
     sandbox.parting = as_json(sandbox.bigtrain("data", "diff", sandbox.run, ahead, "--json"))
-    sandbox.told = sandbox.bigtrain("data", "diff", sandbox.run, ahead).stdout
+    sandbox.diff = sandbox.bigtrain("data", "diff", sandbox.run, ahead).stdout
     assert (
         as_json(sandbox.bigtrain("data", "diff", sandbox.run, sandbox.run, *AHEAD, "--json"))["same_before"]
         == (sandbox.parting["same_before"])
     )
     status, output = sandbox.train(2, *AHEAD)
     assert status == 0, output
-    assert "data.phases.1 begins behind the last step" in output
+    assert "data.phases.1 starts after the last step" in output
     return sandbox
 
 
-def test_diff_says_from_which_step_on_the_data_are_others_and_that_the_run_may_change_over(changed):
+def test_diff_names_the_first_step_with_other_data(changed):
+    """Diff says from which step on the data are others and that the run may change over."""
     assert changed.parting["same_before"] == {"sample": 4 * 3 + 8 * 4, "step": 8, "tokens": 64 * (4 * 3 + 8 * 4)}
     assert changed.parting["differs"] == ["sources", "phases", "skipped", "unlabelled"]
     assert changed.parting["consumed"] == [4 * 3 + 8 * 3, None]
-    assert "all batches before step 8 are the same" in changed.told
-    assert "may change over" in changed.told
+    assert "all batches before step 8 are the same" in changed.diff
+    assert "may change over" in changed.diff
 
 
 def test_the_change_is_recorded(changed):
@@ -88,7 +90,7 @@ def test_where_gives_the_digest_of_every_step_across_all_changes(changed):
     assert numbers == list(range(4 * 3 + 8 * 9))
 
 
-def test_when_tells_that_a_skipped_document_has_no_labels(changed):
+def test_when_says_that_a_skipped_document_has_no_labels(changed):
     found = as_json(changed.bigtrain("data", "when", changed.run, "--document", "json:encoder.py", "--json"))
     assert {row["labelled"] for row in found["appearances"] if row["step"] < 8} <= {True}
     assert {row["labelled"] for row in found["appearances"] if row["step"] >= 8} <= {False}
@@ -96,21 +98,21 @@ def test_when_tells_that_a_skipped_document_has_no_labels(changed):
 
 
 @pytest.mark.parametrize(
-    ("which", "told"),
+    ("which", "message"),
     [
         ({"files": "*.md"}, "no training document of source 'json' from a file like '*.md'"),
         ({"ids": ["ab" * 16]}, f"source 'json' has no training document {'ab' * 16}"),
     ],
 )
-def test_a_skip_that_matches_no_document_is_refused_before_anything_is_written(changed, tmp_path, which, told):
+def test_a_skip_that_matches_no_document_is_refused(changed, tmp_path, which, message):
+    """A skip that matches no document is refused before anything is written."""
     before = {path: (changed.run / path).read_bytes() for path in ("config.yaml", "events.jsonl")}
     settings = yaml.safe_load(before["config.yaml"])
     settings["data"]["skip"].append({"source": "json", "from_step": 13, "reason": "no such document", **which})
     config = tmp_path / "skip.yaml"
     config.write_text(yaml.safe_dump(settings))
     for result in (changed.bigtrain("train", config), changed.bigtrain("data", "diff", config, config)):
-        assert result.returncode == 1
-        assert told in result.stderr
+        assert_refused(result, message)
     assert before == {path: (changed.run / path).read_bytes() for path in before}
 
 
@@ -125,8 +127,8 @@ def test_a_source_that_nothing_is_drawn_from_yet_can_be_added_to_a_run(sandbox):
     settings["data"]["sources"].append(late)
     sandbox.config.write_text(yaml.safe_dump(settings))
     assert sandbox.bigtrain("data", "build", sandbox.config).returncode == 0
-    told = sandbox.bigtrain("data", "diff", sandbox.run, sandbox.config).stdout
-    assert "they differ in sources, phases, and every batch is the same" in told
+    diff = sandbox.bigtrain("data", "diff", sandbox.run, sandbox.config).stdout
+    assert "they differ in sources, phases, and every batch is the same" in diff
     status, output = sandbox.train(1, "train.stop_after=2")
     assert status == 75, output
     (event,) = [event for event in sandbox.events() if event["event"] == "plan"]

@@ -70,7 +70,8 @@ def test_report_shows_the_yardsticks_of_the_newest_evaluation(undisturbed):
     assert "perplexity, json, 5-gram" in page
 
 
-def test_generate_continues_prompts_the_same_way_for_the_same_seed_as_json_and_on_the_terminal(undisturbed):
+def test_generate_gives_the_same_text_for_the_same_seed(undisturbed):
+    """Generate continues prompts the same way for the same seed as json and on the terminal."""
     arguments = ("generate", str(undisturbed.run), "import ", "-", "--stop", "\n", "--max-new-tokens", "8")
     made = as_json(undisturbed.bigtrain(*arguments, "--json", stdin="def \n"))
     assert made["step"] == 12 and made["tokens_per_second"] > 0
@@ -118,7 +119,8 @@ def test_checkpoint_commands_list_and_verify_what_is_committed(undisturbed):
     assert all(checkpoint["problems"] == [] for checkpoint in verified)
 
 
-def test_the_same_batches_and_nearly_the_same_losses_at_one_two_and_four_processes(undisturbed, sandbox):
+def test_batches_are_equal_at_one_two_and_four_processes(undisturbed, sandbox):
+    """The same batches and nearly the same losses at one two and four processes."""
     expected = undisturbed.metrics()
     for processes in (1, 4):
         run = sandbox.directory / f"run{processes}"

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.refusals import assert_refused
 from tests.system.run_sandbox import CLI, RunSandbox
 
 GIB = 2**30
@@ -23,11 +24,15 @@ def test_a_micro_batch_that_does_not_fit_is_refused_before_the_first_step(sandbo
         # A start takes 1.6 GiB of addresses; the rows take several more.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (int(2.2 * GIB), int(2.2 * GIB))),
     )
-    assert result.returncode == 1, result.stderr
-    assert f"error: a micro-batch of {rows} x 64 tokens does not fit into memory" in result.stderr
-    assert "2.20 GiB (ulimit -v)" in result.stderr and "Traceback" not in result.stderr
-    assert f"train.micro_batch_size {rows // 2} (now {rows})" in result.stderr
-    assert "engine.activation_checkpointing selective (now none)" in result.stderr
+    assert_refused(
+        result,
+        f"a micro-batch of {rows} x 64 tokens does not fit into memory",
+        found="2.20 GiB (ulimit -v)",
+        fix=[
+            f"train.micro_batch_size {rows // 2} (now {rows})",
+            "engine.activation_checkpointing selective (now none)",
+        ],
+    )
     assert not (sandbox.run / "config.yaml").exists() and not sandbox.metrics()
 
 

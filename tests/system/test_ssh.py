@@ -91,7 +91,8 @@ def at_work(sandbox: RunSandbox) -> list[psutil.Process]:
     return found
 
 
-def test_stopped_by_signal_or_cut_off_the_machines_commit_and_the_next_start_goes_on(ssh, sandbox, undisturbed):
+def test_stopped_or_cut_off_machines_commit_and_go_on(ssh, sandbox, undisturbed):
+    """Stopped by signal or cut off the machines commit and the next start goes on."""
     first = start(ssh, sandbox)
     sandbox.wait_for_step(3)
     first.terminate()

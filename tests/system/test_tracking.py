@@ -15,9 +15,8 @@ PATIENCE = 2
 
 
 @pytest.mark.long
-def test_a_black_hole_for_a_tracker_and_samples_change_no_bit_and_the_ledger_knows_every_second(
-    sandbox, monkeypatch, tmp_path
-):
+def test_a_tracker_that_never_answers_changes_no_bit(sandbox, monkeypatch, tmp_path):
+    """A black hole for a tracker and samples change no bit and the ledger knows every second."""
     steps = ("train.steps=8", "schedule.decay_steps=2", "evaluate.every_steps=4")
     status, output = sandbox.train(1, *steps, f"run_dir={tmp_path}/plain")
     assert status == 0, output

@@ -58,9 +58,8 @@ def test_the_right_count_passes(expected: str | int) -> None:
 @pytest.mark.parametrize(
     ("expected", "proposed"), [(124_439_809, "124439808"), ("125M", "124M"), ("124.5M", "124.4M"), ("1B", "124439808")]
 )
-def test_another_count_is_refused_with_the_real_one_its_parts_and_the_right_text(
-    expected: str | int, proposed: str
-) -> None:
+def test_another_count_is_refused_with_the_real_one_and_its_parts(expected: str | int, proposed: str) -> None:
+    """Another count is refused with the real one its parts and the right text."""
     with pytest.raises(BigtrainError) as error:
         check_expected_parameters(ModelSettings(**GPT2, expect_parameters=expected))
     message = str(error.value)

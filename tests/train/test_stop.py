@@ -41,7 +41,8 @@ def test_a_second_order_leaves_at_once(clock):
 
 
 @pytest.mark.parametrize("warning", [signal.SIGUSR1, signal.SIGHUP])
-def test_neither_a_warning_that_is_repeated_nor_the_order_after_it_cuts_the_save_short(clock, warning):
+def test_repeated_warnings_do_not_interrupt_the_save(clock, warning):
+    """Neither a warning that is repeated nor the order after it cuts the save short."""
     request = StopRequest()
     for number in (warning, warning, signal.SIGTERM, warning):
         request._handle(number, None)
@@ -51,7 +52,8 @@ def test_neither_a_warning_that_is_repeated_nor_the_order_after_it_cuts_the_save
         request._handle(signal.SIGTERM, None)
 
 
-def test_a_signal_behind_a_stop_that_was_decided_here_does_not_cut_it_short(clock):
+def test_a_signal_after_a_stop_decided_here_does_not_interrupt_it(clock):
+    """A signal behind a stop that was decided here does not cut it short."""
     request = StopRequest()
     request.ask("the end of the job's time")
     clock[0] += 100 * stop.ONE_ORDER_SECONDS
