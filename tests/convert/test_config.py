@@ -1,4 +1,4 @@
-"""config.json says what the settings say, in both directions, and nothing is passed over in silence."""
+"""config.json says what the settings say, in both directions, and nothing is skipped silently."""
 
 from __future__ import annotations
 

@@ -220,10 +220,10 @@ SCENES = (
     Scene(
         "damage at rest",
         (
-            Fault("the newest checkpoint rots", "a bit is flipped", ("step-00000010", "passed over"), ONE_BEFORE, BUSY),
-            Fault("a manifest is torn", "half is cut off", ("step-00000008", "passed over"), ONE_BEFORE, BUSY),
+            Fault("the newest checkpoint rots", "a bit is flipped", ("step-00000010", "is skipped"), ONE_BEFORE, BUSY),
+            Fault("a manifest is torn", "half is cut off", ("step-00000008", "is skipped"), ONE_BEFORE, BUSY),
             Fault("half a save is left", "a staging folder", (), "it is cleared"),
-            Fault("a line of metrics.jsonl is torn", "half a line at its end", (), "it is passed over"),
+            Fault("a line of metrics.jsonl is torn", "half a line at its end", (), "it is skipped"),
             Fault("a lock file is left", "a .lock that nobody holds", (), "it is taken over"),
         ),
         scenes.damaged_at_rest,

@@ -102,7 +102,7 @@ def test_checkpoints_that_are_gone_never_mean_a_quiet_start_at_step_0(finished):
 
 
 def test_a_corrupted_newest_checkpoint_is_skipped_and_recorded(finished, undisturbed):
-    """A rotten newest checkpoint is passed over for the one before and that is recorded."""
+    """A damaged newest checkpoint is skipped for the one before, and that is recorded."""
     newest = finished.run / "checkpoints/step-00000012"
     victim = max(newest.iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(victim.read_bytes())
