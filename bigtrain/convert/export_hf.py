@@ -25,7 +25,7 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.base.version import __version__
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import config_of
-from bigtrain.convert.shards import SHARD_BYTES, Entry, write_safetensors
+from bigtrain.convert.shards import SHARD_BYTES, StoredTensor, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
 
 _MARK = "bigtrain_version"
@@ -69,7 +69,7 @@ def export_hf(
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    entries = [Entry(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
+    entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
     write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
     _write_json(partial / "config.json", config | _about_tokens(end_of_text_id) | _about_files(dtype))
     _write_json(partial / "generation_config.json", {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id})

@@ -45,7 +45,7 @@ class Family:
     architecture: str
     keys: tuple[Keys, ...]
     modules: tuple[Module, ...]
-    """In the order in which their tensors are written: before the layers, of each layer, behind them."""
+    """In the order in which their tensors are written: before the layers, of each layer, after them."""
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys of config.json that may have these values only: with others a model would compute something else."""
     same_as: Mapping[str, str] = field(default_factory=dict)

@@ -251,7 +251,7 @@ class _Part:
     """The tensor itself, where it is none of the weights."""
 
     def announce(self, writer: Any, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> None:
-        """Tell the writer name, shape and type."""
+        """Announce name, shape and type to the writer."""
         gguf = require_gguf()
         parts = [shapes[key] for key in self.ours] if self.value is None else [self.value.shape]
         shape = torch.Size([sum(part[0] for part in parts), *parts[0][1:]])
@@ -305,7 +305,7 @@ _NAMES = {
     "mlp.experts.up_proj": "ffn_up_exps.weight",
     "mlp.experts.down_proj": "ffn_down_exps.weight",
 }
-"""Ours to theirs, without the layer before and, where it is so, without `.weight` or `.bias` behind."""
+"""Our names to theirs, without the prefix of the layer and, in part, without the suffix `.weight` or `.bias`."""
 
 
 def _layout(shapes: Mapping[str, torch.Size], architecture: Architecture, settings: ModelSettings) -> Iterator[_Part]:
@@ -367,7 +367,7 @@ def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Siz
 
 
 def _rope_factors(settings: ModelSettings) -> Tensor | None:
-    """What llama.cpp divides each rotary frequency by; it needs them told for Llama 3.1's stretching alone."""
+    """The divisors of the rotary frequencies; llama.cpp needs them only for the scaling of Llama 3.1."""
     if settings.rope_scaling is None or settings.rope_scaling.rope_type != "llama3":
         return None
     unscaled = settings.model_copy(update={"rope_scaling": None})

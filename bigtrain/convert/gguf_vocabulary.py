@@ -67,7 +67,7 @@ def read_vocabulary(tokenizer_file: Path, end_of_text: str, size: int) -> Vocabu
 
 
 def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
-    """Write it to a `gguf.GGUFWriter`. No token is put before or behind a text."""
+    """Write the vocabulary to a `gguf.GGUFWriter`. No token is added before or after a text."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

@@ -25,7 +25,7 @@ from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import read_config, settings_of
 from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
-from bigtrain.convert.shards import DTYPES, SHARD_BYTES, Entry, TensorFolder, write_safetensors
+from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, vocabulary_size
 
@@ -109,7 +109,7 @@ def read_hf(folder: Path) -> tuple[ModelSettings, Iterator[tuple[str, Tensor]]]:
 
 def _entries(
     files: TensorFolder, stored_as: Mapping[str, str], maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size]
-) -> list[Entry]:
+) -> list[StoredTensor]:
     entries = []
     for each in maps:
         theirs = {
@@ -117,7 +117,9 @@ def _entries(
             for name in each.theirs
             for shape in [files.shape(stored_as[name])]
         }
-        entries += [Entry(name, tensor.dtype, tensor.shape) for name, tensor in each.to_ours(theirs, shapes).items()]
+        entries += [
+            StoredTensor(name, tensor.dtype, tensor.shape) for name, tensor in each.to_ours(theirs, shapes).items()
+        ]
     return entries
 
 

@@ -34,7 +34,7 @@ TEXTS = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LlamaCppComparison:
     """How far llama.cpp is from us."""
 
     difference: float
@@ -53,7 +53,7 @@ class Comparison:
         raise BigtrainError(
             f"llama.cpp does not compute what bigtrain computes from {file}; do not use it",
             found=f"logits that differ by {self.difference:.2%} of their standard deviation, greedy tokens "
-            f"{self.greedy_gap:.2%} behind ours",
+            f"{self.greedy_gap:.2%} below ours",
             wanted=f"at most {limit:.1%} and {10 * limit:.0%}",
             fix="report this with the settings: it is a defect of bigtrain",
         )
@@ -68,7 +68,7 @@ def compare_with_llama_cpp(
     *,
     tokens: int = 48,
     seed: int = 0,
-) -> Comparison:
+) -> LlamaCppComparison:
     """Load an exported file with llama.cpp and compare tokenizer, logits and the tokens it chooses greedily with ours.
 
     Ours is computed in float32 on the CPU from weights rounded to the exported type.
@@ -101,7 +101,7 @@ def compare_with_llama_cpp(
     gaps = before.amax(dim=-1) - before.gather(-1, torch.tensor(chosen)[:, None])[:, 0]
     by_position = (their_logits - our_logits).square().mean(dim=-1)
     difference = (by_position.median() if settings.num_experts else by_position.mean()).sqrt()
-    return Comparison(float(difference / unit), float(gaps.max() / unit), tuple(chosen))
+    return LlamaCppComparison(float(difference / unit), float(gaps.max() / unit), tuple(chosen))
 
 
 def compare_tokenizers(theirs: Any, tokenizer: Tokenizer, texts: tuple[str, ...] = TEXTS) -> None:

@@ -22,7 +22,7 @@ _OF_TYPE: Mapping[str, frozenset[str]] = {
     }),
     "llama3": frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}),
 }  # fmt: skip
-"""What each type of scaling reads. A key of another type is passed over by transformers, too, but with a warning."""
+"""The keys that each type of scaling reads. transformers skips keys of another type too, with a warning."""
 
 
 def rope(*, default_theta: float = 10000.0, partial: bool = False) -> Keys:

@@ -28,7 +28,7 @@ DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 """The types that weights may have, by their names in the files."""
 
 
-class Entry(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor before it is there."""
 
     name: str
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
 
 def write_safetensors(
-    entries: Sequence[Entry], tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES
+    entries: Sequence[StoredTensor], tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write `model.safetensors`, or `model-00001-of-0000N.safetensors` and so on with their index.
 
@@ -62,7 +62,12 @@ def write_safetensors(
             out.write(_header(shard))
             for entry in shard:
                 name, tensor = next(coming)
-                assert Entry(name, tensor.dtype, tensor.shape) == entry, (name, tensor.dtype, tensor.shape, entry)
+                assert StoredTensor(name, tensor.dtype, tensor.shape) == entry, (
+                    name,
+                    tensor.dtype,
+                    tensor.shape,
+                    entry,
+                )
                 out.write(bytes_of(tensor))
                 del tensor
             out.flush()
@@ -158,8 +163,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
-def _shards(entries: Sequence[Entry], shard_bytes: int) -> Iterator[list[Entry]]:
-    shard: list[Entry] = []
+def _shards(entries: Sequence[StoredTensor], shard_bytes: int) -> Iterator[list[StoredTensor]]:
+    shard: list[StoredTensor] = []
     for entry in entries:
         if shard and sum(each.nbytes for each in shard) + entry.nbytes > shard_bytes:
             yield shard
@@ -168,7 +173,7 @@ def _shards(entries: Sequence[Entry], shard_bytes: int) -> Iterator[list[Entry]]
     yield shard
 
 
-def _header(shard: Sequence[Entry]) -> bytes:
+def _header(shard: Sequence[StoredTensor]) -> bytes:
     head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in shard:

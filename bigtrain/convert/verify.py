@@ -22,7 +22,7 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LogitsComparison:
     """What the two sides have in common."""
 
     largest_logit_difference: float
@@ -33,7 +33,7 @@ class Comparison:
     greedy_tokens_alike: int
     """At how many both take the same token."""
     greedy_tokens_apart: int
-    """At how many theirs is further behind ours than the rounding to that precision explains."""
+    """Positions at which the logit of their token is lower than the rounding to that precision explains."""
 
     def check(self, folder: Path) -> None:
         """Raise a BigtrainError unless they compute the same."""
@@ -58,7 +58,7 @@ def compare_with_transformers(
     *,
     tokens: int = 64,
     seed: int = 0,
-) -> Comparison:
+) -> LogitsComparison:
     """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`.
 
     Args:
@@ -82,13 +82,13 @@ def compare_with_transformers(
     # Where two tokens lie closer than rounding moves them, either may win.
     noise = 2 * max((rounded - exact).abs().max().item(), (their_rounded - their_exact).abs().max().item())
     their_tokens = their_rounded.argmax(-1, keepdim=True)
-    behind = exact.max(-1, keepdim=True).values - exact.gather(-1, their_tokens)
-    return Comparison(
+    shortfall = exact.max(-1, keepdim=True).values - exact.gather(-1, their_tokens)
+    return LogitsComparison(
         largest_logit_difference=float((their_exact - exact).abs().max()),
         largest_logit=float(exact.abs().max()),
         greedy_tokens=input_ids.numel(),
         greedy_tokens_alike=int((their_tokens == rounded.argmax(-1, keepdim=True)).sum()),
-        greedy_tokens_apart=int((behind > noise).sum()),
+        greedy_tokens_apart=int((shortfall > noise).sum()),
     )
 
 

@@ -75,7 +75,7 @@ def _maps(settings: ModelSettings, shapes: Mapping[str, torch.Size]) -> Iterator
         if "{}" in module.ours[0]:
             of_layers.append(module)
             continue
-        if of_layers and module.ours[0] == "norm":  # the first behind the layers
+        if of_layers and module.ours[0] == "norm":  # the first module after the layers
             for layer in range(settings.num_hidden_layers):
                 for each in of_layers:
                     yield from _of_module(each, layer, settings, shapes)

@@ -1,1 +1,13 @@
-"""DeepSpeed behind a narrow interface: topology, optimizer, schedule, step, fragments of state."""
+"""DeepSpeed with a narrow interface: the rest of bigtrain sees an engine, a topology and fragments of state.
+
+engine               forward, backward, update, evaluation, state: all that a run needs of DeepSpeed
+  deepspeed_import     DeepSpeed imported without its side effects; deepspeed_config: its settings from ours
+  requirements         what this machine can do
+  construction         a model built in the shape that a ZeRO stage needs
+topology             the ranks, their groups, sums and gathers; agreement: errors and results that all ranks share
+optimizer            AdamW, Muon (muon, muon_rounds) and Lion (lion) by parameter group
+schedule             the learning rate of a step
+fragments            which piece of which parameter a rank owns, for checkpoints
+  copies, held         copies of weights to compare, and the bytes of each kind of memory
+precision            the dtype of each setting of `engine.precision`
+"""

@@ -1,7 +1,7 @@
 """Which weights a rank has that should be those of other ranks, or of its own master, bit for bit.
 
 stage 0     the weights are the masters, a copy on every rank
-stage 1, 2  every rank computes with a copy of all weights, which each update makes anew from the masters' parts
+stage 1, 2  every rank computes with a copy of all weights, which each update makes again from the masters' parts
 stage 3     a rank has its part alone, and whole what is too small to be worth cutting
 """
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, with every default that bites said aloud."""
+"""DeepSpeed's configuration, with every default that matters written explicitly."""
 
 from __future__ import annotations
 

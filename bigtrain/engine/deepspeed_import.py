@@ -29,7 +29,7 @@ def import_deepspeed() -> Any:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What stage 3 puts in the place of torch.nn.functional.linear, with the bias added behind it.
+    """What stage 3 puts in the place of torch.nn.functional.linear, with the bias added after it.
 
     DeepSpeed's adds it in place, to a matrix product that selective recomputation has kept: computed a second time, the
     bias would be added twice, and gradients be wrong.

@@ -1,8 +1,8 @@
-"""DeepSpeed behind one class: forward and backward of a micro-batch, step, state.
+"""DeepSpeed as one class: forward and backward of a micro-batch, step, state.
 
 The engine knows the model only as a module that returns the sum of the loss over the labelled tokens. A step is
 
-    for inputs in micro_batches:                       # any number, told by nobody
+    for inputs in micro_batches:                       # any number; it is not announced
         engine.forward_backward(inputs, scale)         # scale = 1 / labelled tokens of the global batch
     result = engine.step(learning_rate)                # this call is the boundary
 
@@ -68,9 +68,9 @@ class Engine:
         self.scales_loss = settings.engine.precision == "fp16"
         self._max_grad_norm = settings.optimizer.max_grad_norm
         self._device = topology.device
-        # Ranks that share matrices have the same loss each: the first says it for all.
-        self._tells_loss = topology.tensor_size == 1 or topology.shard_rank == 0
-        # Stage 3 divides by the number of ranks and cannot be told not to; the others sum.
+        # Ranks that share matrices have the same loss: the first one reports it.
+        self._reports_loss = topology.tensor_size == 1 or topology.shard_rank == 0
+        # Stage 3 divides by the number of ranks and cannot be configured otherwise; the other stages sum.
         self._gradient_factor = topology.world_size if self._stage == 3 else 1
         self._optimizer = build_optimizer(model, settings.optimizer)
         # DeepSpeed warns of optimizers that it does not know; ours are tested with every stage.
@@ -119,7 +119,7 @@ class Engine:
             loss: torch.Tensor = altered("loss", self._deepspeed(**inputs))
         reached("backward")
         self._deepspeed.backward(loss * (scale * self._gradient_factor), scale_wrt_gas=False)
-        return self._told(loss.detach())
+        return self._reported(loss.detach())
 
     def step(self, learning_rate: float) -> StepResult:
         """Reduce the gradient over the ranks, clip it, update the weights at this learning rate, and forget it."""
@@ -168,7 +168,7 @@ class Engine:
         self.module.eval()
         loss: torch.Tensor = self.module(**inputs)
         self.module.train()
-        return self._told(loss)
+        return self._reported(loss)
 
     @torch.no_grad()
     def token_losses(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -236,8 +236,8 @@ class Engine:
         if self._device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self._device)
 
-    def _told(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss if self._tells_loss else torch.zeros_like(loss)
+    def _reported(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss if self._reports_loss else torch.zeros_like(loss)
 
     def _clip_gradients(self, *_: object) -> None:
         """Stage 0, between reduction and update: what ZeRO's optimizers do themselves."""

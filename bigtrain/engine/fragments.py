@@ -1,6 +1,6 @@
 """Where ZeRO keeps the training state: for each parameter, the piece of it that this rank owns.
 
-Every stage ends in the same picture, a torch optimizer over *owners* (flat float32 tensors), of which each
+Every stage gives the same structure: a torch optimizer over *owners* (flat float32 tensors), of which each
 parameter takes a range:
 
     stage 0     the owner is the parameter itself, whole, on every rank
@@ -40,7 +40,7 @@ class OwnedRange:
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterPart:
     """What a parameter of this rank's model is a part of, and who has the same part."""
 
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ def _of_stage_3(named: Iterable[tuple[str, Any]], wrapper: Any) -> Iterator[Owne
             yield OwnedRange(name, tuple(parameter.ds_shape), offset, length, owner, start)
 
 
-def places(model: nn.Module, topology: Topology, stage: int) -> dict[str, Place]:
+def places(model: nn.Module, topology: Topology, stage: int) -> dict[str, ParameterPart]:
     """Where each parameter belongs, by name.
 
     AutoTP hangs on every parameter of a layer that it has replaced how it was cut; others are whole on each rank of the
@@ -112,17 +112,17 @@ def places(model: nn.Module, topology: Topology, stage: int) -> dict[str, Place]
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if dim is None or sizes is None:
             shared = topology.tensor_size > 1
-            by_name[name] = Place(
+            by_name[name] = ParameterPart(
                 shape, None, *((topology.shard_rank, topology.tensor_size) if shared else (holder, holders))
             )
             continue
         start = sum(sizes[: topology.shard_rank])
         whole = (*shape[:dim], sum(sizes), *shape[dim + 1 :])
-        by_name[name] = Place(whole, Shard(dim, start, sizes[topology.shard_rank]), holder, holders)
+        by_name[name] = ParameterPart(whole, Shard(dim, start, sizes[topology.shard_rank]), holder, holders)
     return by_name
 
 
-def fragments(optimizer: Optimizer, ranges: list[OwnedRange], places: dict[str, Place]) -> list[Fragment]:
+def fragments(optimizer: Optimizer, ranges: list[OwnedRange], places: dict[str, ParameterPart]) -> list[Fragment]:
     """Views of the master weights and of every moment, cut at the parameters' bounds."""
     pieces = []
     for each in ranges:

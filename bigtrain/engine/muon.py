@@ -1,7 +1,7 @@
 """Muon: orthogonalised momentum for matrices (Jordan et al., 2024), over owners that ZeRO has cut at any element.
 
 torch.optim.Muon needs whole matrices. DeepSpeed 0.19.8 has a Muon that works on its partitions, but it clips before the
-orthogonalisation at stage 1 in bf16 and behind it at stages 2 and 3, which therefore report the norm of the update as
+orthogonalisation at stage 1 in bf16 and after it at stages 2 and 3, which therefore report the norm of the update as
 that of the gradient. Here the momentum lies in flat owners, elementwise, like any other moment, and saves and reshards
 like one. Only the orthogonalisation, inside a step, brings the pieces of one matrix together on one rank, and sends the
 pieces of the result back:

@@ -110,7 +110,7 @@ def _chosen(names: list[str], groups: tuple[ParameterGroup, ...]) -> dict[str, t
         if not free:
             raise BigtrainError(
                 f"optimizer.groups.{number} is for nothing: an earlier group matches all that it matches",
-                found=f"{group.match}, behind {chosen[matching[0]][1].match}",
+                found=f"{group.match}, after {chosen[matching[0]][1].match}",
                 wanted="the special pattern before the general one: the first group that matches counts",
                 fix=f"move optimizer.groups.{number} to the front, or remove it",
             ).on_all_ranks()

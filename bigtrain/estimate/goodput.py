@@ -38,11 +38,11 @@ class Costs:
     stall_seconds: float
     """d: what the training stands still for at each save."""
     durable_seconds: float
-    """b: from the begin of a save until a failure can no longer take it away; at least d."""
+    """b: from the start of a save until a failure can no longer take it away; at least d."""
     detection_seconds: float
     """D: from a failure until somebody knows of it."""
     restart_seconds: float
-    """R: from there to the begin of the next step: machines, processes, imports, the checkpoint."""
+    """R: from there to the start of the next step: machines, processes, imports, the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Goodput:
 
 
 def optimal_interval(save_seconds: float, mtbf_seconds: float) -> float:
-    """Seconds of training between the end of one save and the begin of the next (Daly, 2006, equation 37).
+    """Seconds of training between the end of one save and the start of the next (Daly, 2006, equation 37).
 
     Args:
         save_seconds: d, what a save holds the training up for.
@@ -79,7 +79,7 @@ def expected_goodput(costs: Costs, interval_seconds: float, mtbf_seconds: float)
 
     Args:
         costs: what saving and failing cost.
-        interval_seconds: t, training between the end of one save and the begin of the next.
+        interval_seconds: t, training between the end of one save and the start of the next.
         mtbf_seconds: M, the mean time between failures of the whole job.
     """
     rate = 1 / mtbf_seconds

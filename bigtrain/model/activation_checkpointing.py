@@ -74,7 +74,7 @@ def kept_products(settings: ModelSettings, budget: float) -> frozenset[Shape] | 
 
     Args:
         settings: the shape.
-        budget: the share, in bytes, of what all products of a block leave behind.
+        budget: the share, in bytes, of the results of all products of a block.
     """
     if budget >= 1:
         return None

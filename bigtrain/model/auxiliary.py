@@ -1,7 +1,7 @@
 """Losses that are learned from and not reported: a router's two, and those of multi-token prediction.
 
     learned = loss + sum of coefficient * auxiliary loss        its gradient
-    told    = loss                                              its value
+    reported = loss                                             its value
 
 Each is a sum over tokens, as the loss is, so that the objective does not depend on how a batch is spread.
 """

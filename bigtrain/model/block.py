@@ -19,7 +19,7 @@ from bigtrain.model.layers.router import RouterReport
 
 
 class Block(nn.Module):
-    """x + attention(x), then x + feed_forward(x), with norms before, behind, or both; or both halves of one x.
+    """x + attention(x), then x + feed_forward(x), with norms before, after, or both; or both halves of one x.
 
     Names of norms are llama's where it has them: `post_attention_layernorm` stands before the feed-forward half.
     """

@@ -159,7 +159,7 @@ class Decoder(nn.Module):
     def _through_layers(
         self, embedded: Tensor, position_ids: Tensor, context: Context
     ) -> tuple[Tensor, list[RouterReport | None]]:
-        """The stream behind the last block, and what the blocks' routers report."""
+        """The stream after the last block, and what the blocks' routers report."""
         x, reports = embedded, []
         if self.embed_positions is not None:
             x = x + self.embed_positions(position_ids).to(x.dtype)

@@ -56,7 +56,7 @@ def losses_ahead(
 
     Args:
         layers: the modules.
-        x: [B, T, C], the decoder's stream behind its last block.
+        x: [B, T, C], the decoder's stream after its last block.
         embedded: [B, T, C], the embeddings of the input tokens.
         labels: [B, T], the token after each; -100 where there is none.
         context: of the decoder's blocks.

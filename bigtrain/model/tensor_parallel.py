@@ -9,4 +9,4 @@ TENSOR_PARALLEL_PLAN = {
     "layers.*.mlp.up_proj": "colwise",
     "layers.*.mlp.down_proj": "rowwise",
 }
-"""Whole heads and inner features each, one sum behind attention and one behind the feed-forward layer."""
+"""Whole heads and inner features each, one sum after attention and one after the feed-forward layer."""

@@ -38,7 +38,7 @@ from bigtrain.model.cpu.cpu_products import product_dtype
 AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionRule], Tensor]
 """(query, key, value, cu_seqlens, max_seqlen, rule) -> [N, H, D]"""
 
-# torch 2.11 takes grouped heads without being told; from 2.12 on it wants the flag.
+# torch 2.11 takes grouped heads by default; torch 2.12 and later need the flag.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 

@@ -6,7 +6,7 @@ again in the backward pass. The forward pass takes a block of queries at a time 
 backward pass a block of keys against the queries that see them, so that only the queries' gradient is a sum over
 blocks. What lies outside the window is never computed.
 
-Documents are batched by length, rounded up (by a quarter at most) and padded: a document's padding lies behind its
+Documents are batched by length, rounded up (by a quarter at most) and padded: a document's padding comes after its
 last token, where a causal mask hides it.
 
 Shapes: n documents of padded length L in a batch, K key/value heads, G query heads to each. A batch has K n matrices,
@@ -60,9 +60,9 @@ class _Batch(NamedTuple):
         target.view(target.shape[0], -1).index_copy_(0, tokens.view(-1), rows)
 
 
-class _Rectangle(NamedTuple):
-    """Keys and queries whose scores are computed together, by their positions; no key lies behind the last query, and
-    none of the queries before the first key."""
+class _ScoreBlock(NamedTuple):
+    """Keys and queries whose scores are computed together, by their positions; no key comes after the last query, and
+    no query before the first key."""
 
     first_key: int
     last_key: int
@@ -78,16 +78,16 @@ class _Rectangle(NamedTuple):
         return slice(self.first_query * group, self.last_query * group)
 
 
-def _by_queries(length: int, window: int) -> Iterator[_Rectangle]:
+def _by_queries(length: int, window: int) -> Iterator[_ScoreBlock]:
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
-        yield _Rectangle(max(0, start - window + 1), end, start, end)
+        yield _ScoreBlock(max(0, start - window + 1), end, start, end)
 
 
-def _by_keys(length: int, window: int) -> Iterator[_Rectangle]:
+def _by_keys(length: int, window: int) -> Iterator[_ScoreBlock]:
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
-        yield _Rectangle(start, end, start, min(end - 1 + window, length))
+        yield _ScoreBlock(start, end, start, min(end - 1 + window, length))
 
 
 class _Scores:
@@ -121,7 +121,7 @@ class _Scores:
             self.bias = bias.view(key.shape[1], self.group, -1)
             self.bias_grad = torch.zeros_like(self.bias)
 
-    def forward(self, keys: Tensor, queries: Tensor, chunk: slice, at: _Rectangle) -> tuple[Tensor, Tensor]:
+    def forward(self, keys: Tensor, queries: Tensor, chunk: slice, at: _ScoreBlock) -> tuple[Tensor, Tensor]:
         """The exponentials [c, k, q G] and the shift [c, 1, q G]: the largest score, in the type of the scores."""
         if self.fused:
             scores = torch.bmm(keys, queries.transpose(1, 2))
@@ -132,7 +132,7 @@ class _Scores:
         return scores.sub_(shift).exp_().to(self.dtype), shift
 
     def backward(
-        self, keys: Tensor, queries: Tensor, chunk: slice, at: _Rectangle, shift: Tensor, out: Tensor | None = None
+        self, keys: Tensor, queries: Tensor, chunk: slice, at: _ScoreBlock, shift: Tensor, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The exponentials [c, k, q G] and the derivative of the soft cap."""
         if self.fused:
@@ -141,7 +141,9 @@ class _Scores:
         scores, slope = self._wide_scores(keys, queries, chunk, at)
         return scores.sub_(shift).exp_().to(self.dtype), slope
 
-    def _wide_scores(self, keys: Tensor, queries: Tensor, chunk: slice, at: _Rectangle) -> tuple[Tensor, Tensor | None]:
+    def _wide_scores(
+        self, keys: Tensor, queries: Tensor, chunk: slice, at: _ScoreBlock
+    ) -> tuple[Tensor, Tensor | None]:
         scores = torch.bmm(keys.to(self.wide), queries.to(self.wide).transpose(1, 2)).mul_(self.scale)
         slope = None
         if self.softcap is not None:
@@ -152,8 +154,8 @@ class _Scores:
             return self._hide(scores, at), slope
         return scores.add_(self._bias_of(chunk, at)), slope
 
-    def _hide(self, scores: Tensor, at: _Rectangle) -> Tensor:
-        """Hide, in place, keys behind a query and keys that its window has left."""
+    def _hide(self, scores: Tensor, at: _ScoreBlock) -> Tensor:
+        """Hide, in place, keys after a query and keys that its window has left."""
         ahead = at.last_key - at.first_query
         if ahead > 1:
             future = _triangle(ahead, self.group, scores.dtype, -1)
@@ -168,16 +170,16 @@ class _Scores:
         """The key head of each of these matrices."""
         return torch.arange(chunk.start, chunk.stop) // self.documents
 
-    def _bias_of(self, chunk: slice, at: _Rectangle) -> Tensor:
+    def _bias_of(self, chunk: slice, at: _ScoreBlock) -> Tensor:
         """[c, k, q G]; -inf where the key is not seen."""
         assert self.bias is not None
         keys, queries = at.last_key - at.first_key, at.last_query - at.first_query
         nearest = self._nearest(at)
-        # Row i of this view begins at distance i - keys + 1, and belongs to the i-th key from behind.
+        # Row i of this view begins at distance i - keys + 1, and belongs to the i-th key from the end.
         rows = self.bias[..., nearest:].unfold(-1, queries, 1)[:, :, :keys].flip(2)
         return rows.permute(0, 2, 3, 1).flatten(2)[self._heads(chunk)]
 
-    def add_bias_grad(self, grad_scores: Tensor, chunk: slice, at: _Rectangle) -> None:
+    def add_bias_grad(self, grad_scores: Tensor, chunk: slice, at: _ScoreBlock) -> None:
         """Sum the gradient [c, k, q G] of scores over each distance."""
         keys, queries = at.last_key - at.first_key, at.last_query - at.first_query
         rows = grad_scores.to(self.wide).unflatten(2, (queries, self.group)).permute(0, 3, 1, 2).flip(2)  # type: ignore[no-untyped-call]
@@ -187,7 +189,7 @@ class _Scores:
         nearest = self._nearest(at)
         self.bias_grad[..., nearest : nearest + distances].index_add_(0, self._heads(chunk), skewed.sum(2))
 
-    def _nearest(self, at: _Rectangle) -> int:
+    def _nearest(self, at: _ScoreBlock) -> int:
         """Where the bias between the first query and the last key lies, a distance of no more than 0."""
         return _BLOCK + at.first_query - (at.last_key - 1)
 

@@ -73,12 +73,12 @@ class CpuLinear(nn.Linear):
         narrow = product_dtype(input.dtype, input.device) == input.dtype
         if narrow and (input.device.type != "cpu" or input.dtype != torch.bfloat16 or not torch.is_grad_enabled()):
             return F.linear(input, self.weight, self.bias)
-        output: Tensor = _Product.apply(input.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
+        output: Tensor = _WideProduct.apply(input.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
         output = output.view(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
 
 
-class _Product(torch.autograd.Function):
+class _WideProduct(torch.autograd.Function):
     """`product` and its gradients.
 
     The weight is saved as it is, and where it is widened, widened again in the backward pass: ZeRO 3 has taken it away

@@ -49,7 +49,7 @@ class InputEmbedding(TokenEmbedding):
 
 
 class OutputHead(nn.Module):
-    """The projection onto the vocabulary, [V, C], with the loss behind it."""
+    """The projection onto the vocabulary, [V, C], followed by the loss."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
     tokens [N, C] --sorted by expert--> [N k, C] --gate, up, down of each expert--> [N k, C] --summed--> [N, C]
 
 Sorting makes the work of an expert one matrix product, and a grouped product does those of all experts at once. A
-hidden vector is multiplied by its router weight before `down`: the sum behind it then needs nothing for its gradient.
+hidden vector is multiplied by its router weight before `down`: the sum after it then needs nothing for its gradient.
 """
 
 from __future__ import annotations

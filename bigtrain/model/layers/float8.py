@@ -26,12 +26,12 @@ class Float8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        product: Tensor = _Product.apply(input.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
+        product: Tensor = _Float8Product.apply(input.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
         result = product.view(*input.shape[:-1], self.out_features)
         return result if self.bias is None else result + self.bias
 
 
-class _Product(torch.autograd.Function):
+class _Float8Product(torch.autograd.Function):
     """x [M, K] and W [N, K] to x W^T [M, N].
 
     The weight is saved as it is and quantised again in the backward pass: ZeRO 3 has taken it away in between, and a

@@ -1,4 +1,4 @@
-"""What tells a token its place: vectors added to the embeddings, a rotation of queries and keys, or a bias on scores.
+"""Where a token is in its document: vectors added to embeddings, a rotation of queries and keys, or a bias on scores.
 
 learned, sinusoidal   position_ids [B, T] -> vectors [B, T, C], added to the embeddings
 rope                  position_ids -> Rotary, for queries and keys

@@ -61,7 +61,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: float = 1.0) -> Ten
 def rotary_at(position_ids: Tensor, settings: ModelSettings, dtype: torch.dtype) -> Rotary:
     """The rotation for each position, angles frequency * position in float32.
 
-    Computed anew in each forward pass, which costs less than a layer's norm: a table held as a buffer would follow
+    Computed again in each forward pass, which costs less than a layer's norm: a table held as a buffer would follow
     the model to bfloat16, where positions above 256 are no longer distinct.
 
     Args:
