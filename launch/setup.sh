@@ -6,30 +6,32 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras=${1:-hf}
-wanted=$(cat pyproject.toml launch/setup.sh | cksum)
+wanted=$(cat pyproject.toml constraints.txt launch/setup.sh | cksum)
 for stamp in .venv/installed-dev ".venv/installed-$extras"; do # dev includes all others
   [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
 done
 
 "${PYTHON:-python3}" -m venv .venv # harmless where it stands already, and mends one whose making was interrupted
 echo "installing bigtrain[$extras] into .venv ..." >&2
-# torch first: DeepSpeed is built from its source and asks for it.
-.venv/bin/python -m pip install --quiet "setuptools>=77" "torch>=2.11,<2.14"
+# constraints.txt pins every release, so that pip has nothing to search for. pip would compile Python on one core.
+install=(.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt)
+# First what DeepSpeed, which comes as source, needs to be built. The pinned setuptools builds all that comes so.
+"${install[@]}" setuptools torch
 if [[ $extras == dev ]]; then
-  # llama.cpp comes as source. The tests need what it computes, not its speed, its server or its eyes: built like this it
-  # takes 2.5 minutes of one core. A cache of its own keeps the slow build from everybody else.
+  # llama.cpp comes as source too. The tests need what it computes, not its speed, its server or its eyes: built like this
+  # it takes 90 seconds of one core. A cache of its own keeps the slow build from everybody else.
   echo 'set(LLAMA_BUILD_COMMON OFF)' >.venv/without-common.cmake
   off=(LLAVA_BUILD GGML_NATIVE GGML_SSE42 GGML_AVX GGML_AVX2 GGML_BMI2 GGML_FMA GGML_F16C)
   off+=(GGML_LLAMAFILE GGML_CPU_REPACK GGML_OPENMP)
   lean="$(printf -- '-D%s=OFF ' "${off[@]}") -DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O0"
   lean+=" -DCMAKE_PROJECT_llama.cpp_INCLUDE_BEFORE=$PWD/.venv/without-common.cmake"
-  CMAKE_ARGS=$lean .venv/bin/python -m pip install --quiet \
-    --cache-dir "${XDG_CACHE_HOME:-$HOME/.cache}/bigtrain/llama.cpp" "llama-cpp-python>=0.3.36"
+  CMAKE_ARGS=$lean "${install[@]}" --cache-dir "${XDG_CACHE_HOME:-$HOME/.cache}/bigtrain/llama.cpp" llama-cpp-python
 fi
-DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --editable ".[$extras]"
+DS_BUILD_OPS=0 "${install[@]}" --no-build-isolation --editable ".[$extras]"
 if [[ $extras == dev && $(uname) == Linux ]] && ! .venv/bin/python -c "import triton" 2>/dev/null; then
   # PyTorch's builds for GPUs bring Triton along. Those for CPUs would import it into every process, for a second and 74 MB;
   # so it lies beside the packages, where the tests of our kernels look for its interpreter and its compiler.
-  .venv/bin/python -m pip install --quiet --no-deps --upgrade --target .venv/triton "triton>=3.6,<3.8"
+  "${install[@]}" --no-deps --upgrade --target .venv/triton triton
 fi
+.venv/bin/python -m compileall -qq -j 0 .venv/lib >/dev/null || true # some packages hold files that are no Python
 echo "$wanted" >"$stamp"
