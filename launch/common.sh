@@ -18,9 +18,14 @@ require_number() { # WHAT VALUE LEAST MOST
   fi
 }
 
-# The Python of this machine, in $python: $PYTHON, else the one in .venv beside launch/, else python3.
+# The Python of this machine, in $python: $PYTHON, else that of the environment that these scripts belong to, else python3.
+# In a checkout that is .venv beside launch/; a wheel lays them into ENVIRONMENT/lib/python3.X/site-packages/bigtrain/launch.
 find_python() {
-  python=${PYTHON:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python}
+  local above environment
+  above=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  environment=$above/.venv
+  [[ $above != */site-packages/bigtrain ]] || environment=${above%/lib*/site-packages/bigtrain}
+  python=${PYTHON:-$environment/bin/python}
   [[ -n ${PYTHON:-} || -x $python ]] || python=python3
 }
 

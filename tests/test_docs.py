@@ -274,7 +274,7 @@ def _files() -> list[str]:
     """The files of the repository, new ones too."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return [file for file in listed if file and (ROOT / file).exists()]
+    return [file for file in listed if file and (ROOT / file).is_file()]
 
 
 @cache

@@ -14,7 +14,7 @@ from bigtrain.data.batch.loader import require_divisible
 from bigtrain.data.run_data import RunData
 
 SCRIPTS = "BIGTRAIN_LAUNCH"
-"""Environment variable: where the launch scripts lie, when not beside the package."""
+"""Environment variable: where the launch scripts lie on the nodes, when not in the package."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,17 @@ class Job:
 
 
 def scripts() -> Path:
-    """The folder of the launch scripts.
+    """The folder of the launch scripts: `bigtrain/launch`, in a checkout a link to `launch`.
 
     Raises:
-        BigtrainError: they are not there; a wheel of the package does not hold them.
+        BigtrainError: they are not there.
     """
-    folder = Path(os.environ.get(SCRIPTS) or Path(bigtrain.__file__).parents[1] / "launch")
+    folder = Path(os.environ.get(SCRIPTS) or Path(bigtrain.__file__).parent / "launch")
     if not (folder / "node.sh").is_file():
         raise BigtrainError(
             "the launch scripts are not there",
             found=f"no node.sh in {folder}",
-            wanted="the folder launch of bigtrain's repository, on a file system that all nodes see",
-            fix=f"set {SCRIPTS} to it",
+            wanted="the folder launch of bigtrain, on a file system that all nodes see",
+            fix=f"set {SCRIPTS} to it, or install bigtrain again",
         )
     return folder.resolve()
