@@ -6,7 +6,6 @@ lines and the time of day have to do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from bigtrain.rundir.events import STARTS, Event
 Record = Mapping[str, Any]
 
 MICRO = 1_000_000
+LONGEST_SECONDS = 1e12
+"""A record that says more, some 30,000 years, is damaged."""
 
 
 def number_of_next_start(events: Iterable[Record]) -> int:
@@ -164,7 +165,7 @@ def _number(record: Record) -> int:
 def seconds_of(record: Record, key: str) -> float:
     """A number of seconds in a record; 0 where there is none that makes sense."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+    return float(value) if isinstance(value, int | float) and 0 < value < LONGEST_SECONDS else 0.0
 
 
 def micros_of(record: Record, key: str) -> int:

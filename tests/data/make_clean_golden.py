@@ -156,7 +156,7 @@ def main() -> None:
     fitting = [name for name, text in real.items() if 150 < len(text) < 3500]
     chosen = {name: real[name] for name in random.Random(1).sample(sorted(fitting), 60)}
     documents = [
-        {"name": name, "text": text, "rejections": judge(text, ours)}
+        {"name": name, "text": text, "verdicts": judge(text, ours)}
         for name, text in {**chosen, **spoilt_texts(real)}.items()
     ]
     made_with = {name: version(name) for name in ("datatrove", "spacy")}

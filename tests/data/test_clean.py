@@ -60,7 +60,7 @@ def reason(rule: str, text: str, **limits: Any) -> str | None:
 def test_on_the_same_words_every_verdict_is_datatroves(rule: str) -> None:
     reasons = set()
     for document in GOLDEN["documents"]:
-        wanted = document["rejections"][rule]["same_words"]
+        wanted = document["verdicts"][rule]["same_words"]
         assert reason(rule, document["text"]) == (wanted and REASONS[wanted]), document["name"]
         reasons.add(wanted)
     assert len(reasons) >= 4  # kept, and at least three ways to be refused
@@ -70,7 +70,7 @@ def test_with_its_own_words_datatrove_decides_alike_on_nearly_all_texts() -> Non
     differing = [
         (document["name"], rule, rejection)
         for document in GOLDEN["documents"]
-        for rule, rejection in document["rejections"].items()
+        for rule, rejection in document["verdicts"].items()
         if rejection["datatrove"] != rejection["same_words"]
     ]
     assert len(differing) <= 7, differing  # of 392
@@ -79,7 +79,7 @@ def test_with_its_own_words_datatrove_decides_alike_on_nearly_all_texts() -> Non
 def test_c4_keeps_the_same_lines_as_datatrove() -> None:
     rewritten = 0
     for document in GOLDEN["documents"]:
-        if wanted := document["rejections"]["c4"].get("rewritten"):
+        if wanted := document["verdicts"]["c4"].get("rewritten"):
             text = clean(document["text"], [step("c4")])
             assert isinstance(text, str)
             assert hashlib.sha256(text.encode()).hexdigest() == wanted, document["name"]
