@@ -1,4 +1,4 @@
-"""Who holds a run up: from what every rank says of itself to the one that the others wait for."""
+"""The diagnosis of a hang: which rank the others wait for, from the report of every rank."""
 
 from __future__ import annotations
 
@@ -9,69 +9,70 @@ from bigtrain.health.heartbeat import Position
 
 
 @dataclass(frozen=True)
-class Report:
-    """What is known of one rank when no step comes to its end."""
+class RankReport:
+    """What is known of one rank when the run makes no progress."""
 
     rank: int
     host: str
     pid: int
     position: Position
     silent: bool = False
-    """Its watchdog, which shares no lock with the training, has not been heard of for some time."""
+    """Whether nothing has come from its watchdog for some time. The watchdog shares no lock with the training."""
     where: str = ""
-    """The innermost frame of ours; empty where the rank could not say it."""
+    """Its innermost frame in bigtrain's code; empty where the rank could not report it."""
     waits_for_ranks: bool = False
     waits_for_disk: bool = False
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The rank, its host and its process, for people."""
         return f"rank {self.rank} on {self.host} (process {self.pid})"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Why a run stands still."""
+class HangDiagnosis:
+    """Why a run makes no progress."""
 
-    odd: list[Report]
-    """The ranks that the others wait for; none where they cannot be told from the others."""
-    why: str
-    """In one line."""
+    suspects: list[RankReport]
+    """The ranks that the others wait for; empty where they all look alike."""
+    reason: str
+    """One line, with the names of the suspects."""
 
     def __str__(self) -> str:
-        return self.why
+        return self.reason
 
 
-def judge(reports: Sequence[Report], saving: bool = False) -> Verdict:
-    """Find the odd ones.
+def diagnose(reports: Sequence[RankReport], saving: bool = False) -> HangDiagnosis:
+    """Find the suspects.
 
-    A rank that is not heard of at all is stopped, or its host is gone. Of those that are, the one that has not come as
-    far as the others holds them up; of those that have come equally far, the one that is not inside a collective. One
-    disk may hold up several.
+    1. A silent rank is a suspect: its process is stopped, or its host is down.
+    2. Otherwise a rank is one whose position is least: the others wait for it.
+    3. Of ranks at the same position, those outside a collective are the suspects.
+    4. Of these, those that wait for a disk; one disk may hold up several ranks.
 
     Args:
-        saving: whether it is a save behind the training that does not come to its end; then it is of no importance how
-            far the training is.
+        reports: one of each rank.
+        saving: whether it is a background save that does not end. The positions of the training do not matter then.
     """
     if silent := [report for report in reports if report.silent]:
-        said = "does not answer: it is stopped, or its host is gone"
-        return Verdict(silent, f"{_names(silent)} {said}; last heard of in {silent[0].position}")
-    behind = list(reports)
+        answers = "does not answer" if len(silent) == 1 else "do not answer"
+        reason = f"{_names(silent)} {answers}: stopped, or the host is down; last position: {silent[0].position}"
+        return HangDiagnosis(silent, reason)
+    last = list(reports)
     if not saving:
         least = min(report.position for report in reports)
-        behind = [report for report in reports if report.position == least]
-    busy = [report for report in behind if not report.waits_for_ranks]
-    odd = [report for report in busy if report.waits_for_disk] or busy or behind
-    if len(odd) == len(reports) > 1 and not odd[0].waits_for_disk:
-        # On a GPU every rank may have queued its work and wait for the device: then all look the same from here.
-        return Verdict(
-            [], f"all {len(reports)} ranks stand alike, {_standing(odd[0], saving)}; none is behind the others"
-        )
-    return Verdict(odd, f"{_names(odd)} {'is' if len(odd) == 1 else 'are'} in {_standing(odd[0], saving)}")
+        last = [report for report in reports if report.position == least]
+    busy = [report for report in last if not report.waits_for_ranks]
+    suspects = [report for report in busy if report.waits_for_disk] or busy or last
+    if len(suspects) == len(reports) > 1 and not suspects[0].waits_for_disk:
+        # On a GPU every rank may have queued its work and wait for the device. Then all look the same from here.
+        return HangDiagnosis([], f"all {len(reports)} ranks are at the same point: {_activity(suspects[0], saving)}")
+    stalled = "has stalled" if len(suspects) == 1 else "have stalled"
+    return HangDiagnosis(suspects, f"{_names(suspects)} {stalled}: {_activity(suspects[0], saving)}")
 
 
-def _standing(report: Report, saving: bool) -> str:
-    parts = ["a save behind the training" if saving else str(report.position)]
+def _activity(report: RankReport, saving: bool) -> str:
+    parts = ["a background save" if saving else str(report.position)]
     if report.where:
         parts.append(f"at {report.where}")
     if report.waits_for_disk:
@@ -81,7 +82,7 @@ def _standing(report: Report, saving: bool) -> str:
     return ", ".join(parts)
 
 
-def _names(reports: Sequence[Report]) -> str:
+def _names(reports: Sequence[RankReport]) -> str:
     names = [report.name for report in reports[:8]]
     more = len(reports) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")

@@ -1,4 +1,4 @@
-"""Where a rank's training stands: what the loop says in passing, and the watchdog reads from another thread."""
+"""How far a rank's training has come: the loop writes it down, and the watchdog reads it from another thread."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from enum import IntEnum
 from typing import NamedTuple
 
 
-class Phase(IntEnum):
-    """What a rank is doing. The phases of a step are in their order: ranks wait for each other in it, so whoever has
-    come least far is the one that the others wait for.
+class LoopPhase(IntEnum):
+    """What the training loop of a rank is doing.
+
+    The phases of a step are in the order in which a rank goes through them. Ranks wait for each other on the way, so
+    the rank with the least position is the one that the others wait for.
     """
 
     START = 0
@@ -24,63 +26,64 @@ class Phase(IntEnum):
     FINISH = 10
 
     def __str__(self) -> str:
-        return _WORDS[self]
+        return _NAMES[self]
 
     @property
     def slow(self) -> bool:
-        """Whether it may take far longer than a step's: it loads, compiles, or waits for a disk."""
-        return self in (Phase.START, Phase.REWIND, Phase.EVALUATE, Phase.SAVE, Phase.FINISH)
+        """Whether the phase may take far longer than those of a step: it loads, compiles, or waits for a disk."""
+        return self in (LoopPhase.START, LoopPhase.REWIND, LoopPhase.EVALUATE, LoopPhase.SAVE, LoopPhase.FINISH)
 
 
-_WORDS = {
-    Phase.START: "the start",
-    Phase.DATA: "waiting for data",
-    Phase.AGREE: "agreeing on the step",
-    Phase.FORWARD_BACKWARD: "forward and backward",
-    Phase.OPTIMIZER: "the update",
-    Phase.SETTLE: "adding up the loss",
-    Phase.RECORD: "recording the step",
-    Phase.REWIND: "going back before a spike",
-    Phase.EVALUATE: "the evaluation",
-    Phase.SAVE: "the save",
-    Phase.FINISH: "the end",
+_NAMES = {
+    LoopPhase.START: "start-up",
+    LoopPhase.DATA: "waiting for data",
+    LoopPhase.AGREE: "agreeing on the step",
+    LoopPhase.FORWARD_BACKWARD: "forward and backward",
+    LoopPhase.OPTIMIZER: "the optimizer's update",
+    LoopPhase.SETTLE: "adding up the loss",
+    LoopPhase.RECORD: "recording the step",
+    LoopPhase.REWIND: "going back to before a spike",
+    LoopPhase.EVALUATE: "the evaluation",
+    LoopPhase.SAVE: "the save",
+    LoopPhase.FINISH: "the end of the run",
 }
 
 
 class Position(NamedTuple):
-    """How far a rank has come; earlier ones are less."""
+    """How far a rank has come. An earlier position is less than a later one."""
 
     era: int
-    """How often the run has gone back: what follows is later, though its steps are earlier ones."""
+    """How often the run has gone back. What follows is later, although its step numbers are lower."""
     step: int
-    """That it is in, or did last, counted from 1."""
+    """The step under way, or the last one that was done, counted from 1."""
     phase: int
+    """A `LoopPhase`."""
     beats: int
-    """Signs of life since the phase began: micro-batches, batches of an evaluation."""
+    """Signs of life since the phase started: micro-batches, or batches of an evaluation."""
 
     def __str__(self) -> str:
-        return f"{Phase(self.phase)}, step {self.step}" if self.phase else str(Phase.START)
+        return f"{LoopPhase(self.phase)}, step {self.step}" if self.phase else str(LoopPhase.START)
 
 
 class Heartbeat:
-    """One rank's. Each call is an assignment; nothing is locked and nothing can block."""
+    """The position of one rank's training loop. Each call is an assignment: it takes no lock and cannot block."""
 
     def __init__(self) -> None:
-        self.position = Position(0, 0, Phase.START, 0)
+        self.position = Position(0, 0, LoopPhase.START, 0)
         self.warm = False
-        """Whether this start has done a step: what is compiled is compiled."""
+        """Whether this start has done a step, so that nothing is left to compile."""
 
-    def enter(self, phase: Phase, step: int | None = None) -> None:
-        """A phase begins; where the number is given, of another step."""
+    def enter(self, phase: LoopPhase, step: int | None = None) -> None:
+        """Record that a phase starts, of another step where its number is given."""
         era, now, *_ = self.position
-        self.position = Position(era + (phase is Phase.REWIND), now if step is None else step, int(phase), 0)
+        self.position = Position(era + (phase is LoopPhase.REWIND), now if step is None else step, int(phase), 0)
 
     def beat(self) -> None:
-        """The phase goes on."""
+        """Record that the phase goes on."""
         era, step, phase, beats = self.position
         self.position = Position(era, step, phase, beats + 1)
 
     @property
     def slow(self) -> bool:
-        """Whether what is being done may take longer than a step."""
-        return not self.warm or Phase(self.position.phase).slow
+        """Whether the work under way may take longer than a step."""
+        return not self.warm or LoopPhase(self.position.phase).slow

@@ -1,23 +1,30 @@
-"""Notices that a run stands still, says who holds it up, and ends it so that a launcher can start it again.
+"""Detects that a run hangs, names the rank that holds it up, and ends it so that a launcher can start it again.
 
-Three threads on every rank, none of which ever waits for the training, nor for each other:
+Every rank has these threads beside its training. None of them waits for the training, nor for each other:
 
-    watch      counts how long the loop has said nothing new, and decides; does nothing that can block
-    courier    tells the other ranks by way of the store, and hears from them; may block where nobody answers
-    scribes    started when the run hangs, one for each thing to write; waited for shortly, as a disk may be what hangs
+    watchdog             measures for how long the loop's heartbeat has not changed, and decides; it never blocks
+    watchdog-heartbeat   exchanges messages with the other ranks through the store; it may block where the store does
+    watchdog-writer      one for each file or line to write when the run hangs; a disk may be what hangs, so each is
+                         waited for `WRITING_SECONDS` at most
 
-Ranks wait for each other, so one that stands still stops all. A run hangs when on every rank that is still heard of
-nothing has happened for the bound of what it is doing; one alone that waits for a slow one is patience. Then
+Ranks wait for each other, so one rank that stalls stops all. A rank is overdue when its heartbeat has not changed for
+the bound of its phase. A run hangs when every rank that still answers is overdue; one alone may wait for a slow one.
+The leader, the lowest rank that answers, decides:
 
-    1. the lowest rank that is heard of calls it, in the store
-    2. every rank that hears the call takes a dump of its threads: to RUN/logs, and its gist into the store
-    3. the caller compares, names the odd one on stderr and in events.jsonl, and all leave with status HUNG
+    leader                      store                          other ranks
+      |-- message of rank 0 ---->|<---- message of each rank ----|     position, overdue, host, process
+      |<-- all are overdue ------|                               |
+      |-- hang ----------------->|------- hang ----------------->|     1. the leader declares the hang
+    dump to RUN/logs             |                  dump to RUN/logs   2. every rank dumps its threads
+      |<-- summaries ------------|<---- summary of each dump ----|        and sends a summary of the dump
+    diagnosis: stderr, events    |                               |     3. the leader names the suspects
+    exit status 70               |                 exit status 70
 
-The store lies in a launcher, and outlives any rank that is stopped. Where it does not answer (its host is gone, or it
-is held by a rank that is stopped), each rank ends by itself.
+The store lives in a launcher, and outlives a rank that is stopped. Where it does not answer, its host is down or a
+rank that holds it is stopped; each rank then ends by itself.
 
-Times are of this process's own clock, and count only while it runs: a job that was suspended as a whole does not wake
-up to find itself hung, and hosts whose clocks differ or jump agree.
+Times are of this process's own clock, and count only while it runs. A job that was suspended as a whole does not find
+itself hung when it wakes up. Hosts whose clocks differ or jump agree all the same.
 """
 
 from __future__ import annotations
@@ -44,7 +51,7 @@ from bigtrain.base.exit_status import HUNG
 from bigtrain.base.launcher_protocol import report_end
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.engine.topology import Topology, connect
-from bigtrain.health.hang import Report, Verdict, judge
+from bigtrain.health.hang import HangDiagnosis, RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, Position
 from bigtrain.health.thread_dump import ThreadDump, take_dump
 from bigtrain.rundir.directory import RunDirectory
@@ -54,96 +61,102 @@ from bigtrain.rundir.json_lines import JsonLines
 logger = logging.getLogger(__name__)
 
 LONGEST_INTERVAL = 5.0
-"""Seconds between two looks, and two words to the others; a tenth of the bound where that is less."""
-PACE_SECONDS = 1.0
-"""The same at most, for a rank that stands still."""
+"""Seconds between two looks at the heartbeat, and between two messages; a tenth of the bound where that is less."""
+STALLED_INTERVAL = 1.0
+"""Seconds between two looks of a rank whose heartbeat has not changed, at most."""
 WRITING_SECONDS = 2.0
-"""How long a scribe is waited for."""
-PATIENCE_SECONDS = 2.0
-"""How long the store may take to answer a question."""
-HEARING_SECONDS = 3.0
-"""How long the caller waits for the dumps of ranks that are heard of."""
+"""Seconds for which a writer thread is waited for."""
+STORE_SECONDS = 2.0
+"""Seconds that the store may take to answer a request."""
+SUMMARY_SECONDS = 3.0
+"""Seconds for which the leader waits for the summaries of the ranks that answer."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Seconds without anything new that make a hang."""
+    """Seconds without progress that make a hang."""
 
     step: float
+    """In a phase of a step."""
     slow: float
+    """In a phase that may take longer."""
 
     @property
     def interval(self) -> float:
-        """Between two looks."""
+        """Seconds between two looks at the heartbeat."""
         return min(LONGEST_INTERVAL, min(self.step, self.slow) / 10)
 
     @property
     def silence(self) -> float:
-        """After which a rank is no longer heard of; shorter than any bound, and known when it is over."""
+        """Seconds without a new message until a rank is silent; shorter than any bound, so it is known by then."""
         return 5 * self.interval
 
 
 @dataclass
-class Heard:
-    """What another rank has said last, and when that was."""
+class ReceivedMessage:
+    """The last message of another rank."""
 
-    word: dict[str, Any]
+    content: dict[str, Any]
     at: float
+    """When it was new, by time.monotonic."""
 
 
-class Courier(threading.Thread):
-    """Carries this rank's word to the store, and the others' back."""
+class HeartbeatThread(threading.Thread):
+    """Sends this rank's messages to the store, and receives the other ranks'."""
 
     def __init__(self, rank: int, world_size: int, bounds: Bounds, prefix: str) -> None:
-        """Be ready to start.
+        """Prepare the thread; `start` runs it.
 
         Args:
-            prefix: of the keys in the store, the same on all ranks and another for each start.
+            rank: this rank.
+            world_size: the number of ranks.
+            bounds: they set how often messages are exchanged.
+            prefix: of the keys in the store. It is the same on all ranks, and another one for each start.
         """
-        super().__init__(name="watchdog-courier", daemon=True)
+        super().__init__(name="watchdog-heartbeat", daemon=True)
         self._rank, self._world_size, self._bounds, self._prefix = rank, world_size, bounds, prefix
-        self.word: dict[str, Any] = {}
-        """To be carried; whoever changes it puts another in its place."""
-        self.curious = False
-        """Whether this rank stands still, and wants to hear of the others."""
-        self.heard: dict[int, Heard] = {}
-        self.call: dict[str, Any] | None = None
-        """That the run hangs, as the lowest rank has said."""
+        self.message: dict[str, Any] = {}
+        """This rank's message. It is replaced as a whole, never changed, because two threads use it."""
+        self.listening = False
+        """Whether to receive the messages of other ranks: this rank makes no progress, or saves."""
+        self.received: dict[int, ReceivedMessage] = {}
+        self.declared: dict[str, Any] | None = None
+        """The leader's declaration that the run hangs."""
         self.answered = time.monotonic()
-        """When the store last did."""
+        """When the store last answered."""
         self._outbox: deque[tuple[str, str]] = deque()
         self._wake = threading.Event()
-        self._gist: dict[int, dict[str, Any]] = {}
+        self._summaries: dict[int, dict[str, Any]] = {}
         self._store: Any = None
 
-    def call_out(self, saving: bool) -> None:
-        """Tell all ranks that the run hangs."""
-        self._send("call", {"saving": saving})
+    def declare_hang(self, saving: bool) -> None:
+        """Send to all ranks that the run hangs."""
+        self._send("hang", {"saving": saving})
 
-    def tell_gist(self, dump: ThreadDump) -> None:
-        """Tell what this rank sees in its own dump."""
-        gist = {"where": dump.where, "ranks": dump.waits_for_ranks, "disk": dump.waits_for_disk}
-        self._send(f"{self._rank}/gist", gist)
+    def send_summary(self, dump: ThreadDump) -> None:
+        """Send the summary of this rank's thread dump."""
+        summary = {"where": dump.where, "ranks": dump.waits_for_ranks, "disk": dump.waits_for_disk}
+        self._send(f"{self._rank}/summary", summary)
 
     def _send(self, key: str, value: dict[str, Any]) -> None:
         self._outbox.append((f"{self._prefix}/{key}", json.dumps(value)))
-        self.curious = True
+        self.listening = True
         self._wake.set()
 
-    def gists(self) -> dict[int, dict[str, Any]]:
-        """What the ranks have seen in their dumps, as far as it has come."""
-        return dict(self._gist)
+    def summaries(self) -> dict[int, dict[str, Any]]:
+        """The summaries of thread dumps that have been received, by rank."""
+        return dict(self._summaries)
 
     def run(self) -> None:
-        """Until the process ends. A store that fails is asked again; `cut_off` tells when it has not answered."""
+        """Exchange messages until the process ends. A store that fails is asked again; see `cut_off`."""
         while True:
             with contextlib.suppress(Exception):
                 if self._store is None:
-                    self._store = connect(timedelta(seconds=PATIENCE_SECONDS))
+                    self._store = connect(timedelta(seconds=STORE_SECONDS))
                 self._exchange()
                 self.answered = time.monotonic()
-            hurried = 0.1 if self._wake.is_set() or self.call else PACE_SECONDS
-            self._wake.wait(min(hurried, self._bounds.interval) if self.curious else self._bounds.interval)
+            pause = 0.1 if self._wake.is_set() or self.declared else STALLED_INTERVAL
+            self._wake.wait(min(pause, self._bounds.interval) if self.listening else self._bounds.interval)
             if self._wake.is_set():
                 time.sleep(0.1)
 
@@ -151,24 +164,24 @@ class Courier(threading.Thread):
         while self._outbox:
             self._store.set(*self._outbox[0])
             self._outbox.popleft()
-        self._store.set(f"{self._prefix}/{self._rank}", json.dumps(self.word))
-        if not self.curious:
+        self._store.set(f"{self._prefix}/{self._rank}", json.dumps(self.message))
+        if not self.listening:
             return
-        call = f"{self._prefix}/call"
-        if self.call is None and self._store.check([call]):
-            self.call = json.loads(self._store.get(call))
-        for rank in self._interesting():
+        hang = f"{self._prefix}/hang"
+        if self.declared is None and self._store.check([hang]):
+            self.declared = json.loads(self._store.get(hang))
+        for rank in self._ranks_to_read():
             key = f"{self._prefix}/{rank}"
             if self._store.check([key]):
-                word = json.loads(self._store.get(key))
-                before = self.heard.get(rank)
-                if before is None or before.word != word:
-                    self.heard[rank] = Heard(word, time.monotonic())
-            if self.call and rank not in self._gist and self._store.check([f"{key}/gist"]):
-                self._gist[rank] = json.loads(self._store.get(f"{key}/gist"))
+                content = json.loads(self._store.get(key))
+                last = self.received.get(rank)
+                if last is None or last.content != content:
+                    self.received[rank] = ReceivedMessage(content, time.monotonic())
+            if self.declared and rank not in self._summaries and self._store.check([f"{key}/summary"]):
+                self._summaries[rank] = json.loads(self._store.get(f"{key}/summary"))
 
-    def _interesting(self) -> Iterator[int]:
-        """The ranks up to the lowest that is heard of, and if that is this one, all of them."""
+    def _ranks_to_read(self) -> Iterator[int]:
+        """The ranks up to the leader; all others where this rank is the leader."""
         for rank in range(self._world_size):
             if rank == self._rank:
                 break
@@ -178,18 +191,18 @@ class Courier(threading.Thread):
         yield from (rank for rank in range(self._world_size) if rank != self._rank)
 
     def is_silent(self, rank: int) -> bool:
-        """Whether a rank is not heard of any more, as far as this one has listened."""
-        heard = self.heard.get(rank)
-        return heard is None or time.monotonic() - heard.at > self._bounds.silence
+        """Whether no new message of a rank has been received for `Bounds.silence`."""
+        received = self.received.get(rank)
+        return received is None or time.monotonic() - received.at > self._bounds.silence
 
     @property
     def cut_off(self) -> bool:
-        """Whether the store does not answer."""
-        return time.monotonic() - self.answered > self._bounds.silence + 2 * PATIENCE_SECONDS
+        """Whether the store has stopped answering."""
+        return time.monotonic() - self.answered > self._bounds.silence + 2 * STORE_SECONDS
 
 
 class Watchdog:
-    """Of one rank."""
+    """Watches the heartbeat of one rank, and ends the process when the run hangs."""
 
     def __init__(
         self,
@@ -200,13 +213,13 @@ class Watchdog:
     ) -> None:
         self._heartbeat, self._bounds, self._topology, self._directory = heartbeat, bounds, topology, directory
         self.saving_since: Callable[[], float | None] = lambda: None
-        """When the save that is under way behind the training began, by time.monotonic."""
+        """Returns when the background save that is under way started, by time.monotonic."""
         self.alert: Callable[[str, str], None] = lambda _title, _text: None
-        """Called with the verdict on the rank that finds it, in a thread that is not waited for long."""
+        """Called on the leader with a title and the diagnosis, in a writer thread."""
         self._rank, self._host = topology.rank, socket.gethostname()
-        self._courier: Courier | None = None
-        self._stood = 0.0
-        """Seconds without anything new."""
+        self._thread: HeartbeatThread | None = None
+        self._stalled = 0.0
+        """Seconds without progress."""
         self._last = heartbeat.position
         self._ended = threading.Event()
 
@@ -214,23 +227,23 @@ class Watchdog:
     def start(
         cls, heartbeat: Heartbeat, settings: GuardSettings, topology: Topology, directory: RunDirectory
     ) -> Watchdog:
-        """Begin to watch over a heartbeat, if the settings ask for it. Every rank calls it."""
+        """Start to watch a heartbeat, if the settings ask for it. Every rank calls it."""
         bounds = Bounds(settings.hang_seconds or math.inf, settings.hang_slow_seconds)
         watchdog = cls(heartbeat, bounds, topology, directory)
         if settings.hang_seconds is not None:
-            watchdog._begin()
+            watchdog._start_threads()
         return watchdog
 
-    def _begin(self) -> None:
+    def _start_threads(self) -> None:
         if self._topology.world_size > 1:
             prefix = f"bigtrain/watch/{self._topology.broadcast(uuid.uuid4().hex)}"
-            self._courier = Courier(self._rank, self._topology.world_size, self._bounds, prefix)
-            self._speak()
-            self._courier.start()
+            self._thread = HeartbeatThread(self._rank, self._topology.world_size, self._bounds, prefix)
+            self._update_message()
+            self._thread.start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no longer: the run is over."""
+        """Stop watching: the run is over."""
         self._ended.set()
 
     @property
@@ -244,25 +257,25 @@ class Watchdog:
 
     @property
     def _overdue(self) -> bool:
-        return self._stood >= self._bound
+        return self._stalled >= self._bound
 
     def _watch(self) -> None:
-        before, number = time.monotonic(), 0
-        while not self._ended.wait(min(PACE_SECONDS, self._bounds.interval) if self._stood else self._bounds.interval):
+        before, number, interval = time.monotonic(), 0, self._bounds.interval
+        while not self._ended.wait(min(STALLED_INTERVAL, interval) if self._stalled else interval):
             now, position = time.monotonic(), self._heartbeat.position
-            # One that was suspended itself has not waited all that time, and gives the others time to wake up too.
-            self._stood = 0.0 if position != self._last else self._stood + min(now - before, 3 * self._bounds.interval)
+            # A process that was suspended has not waited all that time, and gives the others time to wake up too.
+            self._stalled = 0.0 if position != self._last else self._stalled + min(now - before, 3 * interval)
             before, self._last, number = now, position, number + 1
-            self._speak(number)
-            if self._courier is not None and self._courier.call is not None:
-                self._end(called_by_us=False, saving=bool(self._courier.call["saving"]))
+            self._update_message(number)
+            if self._thread is not None and self._thread.declared is not None:
+                self._end(leads=False, saving=bool(self._thread.declared["saving"]))
             if (saving := self._save_is_late) or self._overdue:
-                self._consider(saving and not self._overdue)
+                self._end_if_hung(saving and not self._overdue)
 
-    def _speak(self, number: int = 0) -> None:
-        if self._courier is None:
+    def _update_message(self, number: int = 0) -> None:
+        if self._thread is None:
             return
-        self._courier.word = {
+        self._thread.message = {
             "number": number,
             "position": self._heartbeat.position,
             "overdue": self._overdue,
@@ -270,76 +283,76 @@ class Watchdog:
             "host": self._host,
             "pid": os.getpid(),
         }
-        self._courier.curious = self._stood >= self._bound / 2 or self.saving_since() is not None
+        self._thread.listening = self._stalled >= self._bound / 2 or self.saving_since() is not None
 
-    def _consider(self, saving: bool) -> None:
-        """This rank stands still. Does the run hang, and is it for this rank to say so?"""
-        courier = self._courier
-        if courier is None:
-            self._end(called_by_us=True, saving=saving)
+    def _end_if_hung(self, saving: bool) -> None:
+        """This rank is overdue: end if the run hangs and this rank is the leader, or the store does not answer."""
+        thread = self._thread
+        if thread is None:
+            self._end(leads=True, saving=saving)
             return
-        if courier.cut_off:
-            self._end(called_by_us=True, saving=saving, store_answers=False)
+        if thread.cut_off:
+            self._end(leads=True, saving=saving, store_answers=False)
         others = [rank for rank in range(self._topology.world_size) if rank != self._rank]
-        heard = [rank for rank in others if not courier.is_silent(rank)]
-        if any(rank < self._rank for rank in heard):
-            return  # that one says it
-        if not saving and not all(courier.heard[rank].word["overdue"] for rank in heard):
-            return  # somebody is getting on
-        courier.call_out(saving)
-        self._end(called_by_us=True, saving=saving)
+        answering = [rank for rank in others if not thread.is_silent(rank)]
+        if any(rank < self._rank for rank in answering):
+            return  # that rank leads
+        if not saving and not all(thread.received[rank].content["overdue"] for rank in answering):
+            return  # a rank makes progress
+        thread.declare_hang(saving)
+        self._end(leads=True, saving=saving)
 
-    def _end(self, *, called_by_us: bool, saving: bool, store_answers: bool = True) -> None:
-        """Take the dump, report_end it, and leave."""
+    def _end(self, *, leads: bool, saving: bool, store_answers: bool = True) -> None:
+        """Dump the threads; on the leader, diagnose and announce; then end the process."""
         try:
-            dump = take_dump(behind=saving)
-            self._tell(dump)
-            if self._courier is not None and store_answers:
-                self._courier.tell_gist(dump)
-            if not called_by_us:
-                time.sleep(HEARING_SECONDS + WRITING_SECONDS)  # the caller is to leave first: it has more to say
+            dump = take_dump(saving)
+            self._write_dump(dump)
+            if self._thread is not None and store_answers:
+                self._thread.send_summary(dump)
+            if not leads:
+                time.sleep(SUMMARY_SECONDS + WRITING_SECONDS)  # the leader has more to write, and is to end first
             elif store_answers:
-                self._announce(judge(self._reports(dump), saving))
+                self._announce(diagnose(self._reports(dump), saving))
             else:
-                self._announce(self._cut_off(dump, saving))
+                self._announce(self._diagnosis_without_store(dump, saving))
         except Exception:
             error = traceback.format_exc()
-            _shortly(lambda: print(error, file=sys.stderr, flush=True))
+            _write_in_thread(lambda: print(error, file=sys.stderr, flush=True))
         finally:
-            _shortly(lambda: report_end("hung"))
+            _write_in_thread(lambda: report_end("hung"))
             os._exit(HUNG)
 
-    def _reports(self, own: ThreadDump) -> list[Report]:
-        """Of all ranks, as soon as those that are heard of have said what they see, or after a while."""
+    def _reports(self, own: ThreadDump) -> list[RankReport]:
+        """The reports of all ranks, once those that answer have sent a summary or `SUMMARY_SECONDS` have passed."""
         reports = [self._own_report(own)]
-        courier = self._courier
-        if courier is None:
+        thread = self._thread
+        if thread is None:
             return reports
         others = [rank for rank in range(self._topology.world_size) if rank != self._rank]
-        silent = {rank for rank in others if courier.is_silent(rank)}
-        end = time.monotonic() + HEARING_SECONDS
-        while time.monotonic() < end and not set(others) - silent <= courier.gists().keys():
+        silent = {rank for rank in others if thread.is_silent(rank)}
+        end = time.monotonic() + SUMMARY_SECONDS
+        while time.monotonic() < end and not set(others) - silent <= thread.summaries().keys():
             time.sleep(0.05)
-        gists = courier.gists()
+        summaries = thread.summaries()
         for rank in others:
-            word = courier.heard[rank].word if rank in courier.heard else {}
-            gist = gists.get(rank, {})
+            message = thread.received[rank].content if rank in thread.received else {}
+            summary = summaries.get(rank, {})
             reports.append(
-                Report(
+                RankReport(
                     rank,
-                    word.get("host", "an unknown host"),
-                    word.get("pid", 0),
-                    Position(*word.get("position", (0, 0, 0, 0))),
+                    message.get("host", "an unknown host"),
+                    message.get("pid", 0),
+                    Position(*message.get("position", (0, 0, 0, 0))),
                     silent=rank in silent,
-                    where=gist.get("where", ""),
-                    waits_for_ranks=gist.get("ranks", False),
-                    waits_for_disk=gist.get("disk", False),
+                    where=summary.get("where", ""),
+                    waits_for_ranks=summary.get("ranks", False),
+                    waits_for_disk=summary.get("disk", False),
                 )
             )
         return sorted(reports, key=lambda report: report.rank)
 
-    def _own_report(self, own: ThreadDump) -> Report:
-        return Report(
+    def _own_report(self, own: ThreadDump) -> RankReport:
+        return RankReport(
             self._rank,
             self._host,
             os.getpid(),
@@ -349,39 +362,38 @@ class Watchdog:
             waits_for_disk=own.waits_for_disk,
         )
 
-    def _cut_off(self, own: ThreadDump, saving: bool) -> Verdict:
-        here = judge([self._own_report(own)], saving)
-        return Verdict(
-            [], f"the store that the ranks meet in does not answer: its host is gone, or stopped; {here.why}"
-        )
+    def _diagnosis_without_store(self, own: ThreadDump, saving: bool) -> HangDiagnosis:
+        here = diagnose([self._own_report(own)], saving)
+        store = "the ranks' store does not answer: its process is stopped, or its host is down"
+        return HangDiagnosis([], f"{store}; {here.reason}")
 
-    def _tell(self, dump: ThreadDump) -> None:
+    def _write_dump(self, dump: ThreadDump) -> None:
         """Write the stacks of all threads to RUN/logs."""
         moment = time.strftime("%Y%m%dT%H%M%S")
         path = self._directory.logs / f"hang-{moment}-rank-{self._rank:05d}.txt"
         head = f"rank {self._rank} on {self._host}, process {os.getpid()}, {self._heartbeat.position}\n\n"
-        _shortly(lambda: _write(path, head + dump.text))
+        _write_in_thread(lambda: _write(path, head + dump.text))
 
-    def _announce(self, verdict: Verdict) -> None:
-        seconds = round(max(self._stood, 0.0))
-        message = f"no step in {seconds}s: {verdict}"
+    def _announce(self, diagnosis: HangDiagnosis) -> None:
+        seconds = round(max(self._stalled, 0.0))
+        message = f"no step in {seconds}s: {diagnosis}"
         event = HangEvent(
             step=self._heartbeat.position.step,
             seconds=seconds,
-            odd=[{"rank": report.rank, "host": report.host, "pid": report.pid} for report in verdict.odd],
-            verdict=verdict.why,
+            odd=[{"rank": report.rank, "host": report.host, "pid": report.pid} for report in diagnosis.suspects],
+            verdict=diagnosis.reason,
             exit_status=HUNG,
         )
-        where = f"stacks of all threads of the ranks that could write them: {self._directory.logs}/hang-*.txt"
-        scribes = [
-            _start(lambda: print(f"error: {message}\n  {where}", file=sys.stderr, flush=True)),
-            _start(lambda: JsonLines(self._directory.events).append(event.as_record())),
-            _start(lambda: self.alert("the run hangs", message)),
-            _start(lambda: logger.error(message)),
+        where = f"stacks of all threads, of each rank that could write them: {self._directory.logs}/hang-*.txt"
+        writers = [
+            _start_writer(lambda: print(f"error: {message}\n  {where}", file=sys.stderr, flush=True)),
+            _start_writer(lambda: JsonLines(self._directory.events).append(event.as_record())),
+            _start_writer(lambda: self.alert("the run hangs", message)),
+            _start_writer(lambda: logger.error(message)),
         ]
         end = time.monotonic() + WRITING_SECONDS
-        for scribe in scribes:
-            scribe.join(max(0.0, end - time.monotonic()))
+        for writer in writers:
+            writer.join(max(0.0, end - time.monotonic()))
 
 
 def _write(path: Path, text: str) -> None:
@@ -389,11 +401,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _start(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work, name="watchdog-scribe", daemon=True)
+def _start_writer(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, name="watchdog-writer", daemon=True)
     thread.start()
     return thread
 
 
-def _shortly(work: Callable[[], object]) -> None:
-    _start(work).join(WRITING_SECONDS)
+def _write_in_thread(work: Callable[[], object]) -> None:
+    """Run this in a writer thread, and wait for it `WRITING_SECONDS` at most."""
+    _start_writer(work).join(WRITING_SECONDS)

@@ -26,7 +26,7 @@ from bigtrain.data import load_tokenizer
 from bigtrain.data.run_data import RunData
 from bigtrain.engine.agreement import on_every_rank, on_first_rank
 from bigtrain.engine.precision import COMPUTE_DTYPES
-from bigtrain.health.heartbeat import Phase
+from bigtrain.health.heartbeat import LoopPhase
 from bigtrain.health.spikes import Assessment, Guard
 from bigtrain.model import initialize
 from bigtrain.rundir.decisions import Decision, consecutive_rewinds, with_decisions, write_decision
@@ -54,12 +54,12 @@ def rewind(run: TrainingRun, anomaly: Assessment) -> None:
         BigtrainError: it was tried too often, no earlier checkpoint is left, or the data do not last to the end; then
             nothing was decided. Or a checkpoint cannot be loaded; then the next start goes back.
     """
-    run.heartbeat.enter(Phase.REWIND)
+    run.heartbeat.enter(LoopPhase.REWIND)
     run.saver.wait()
     run.record_commits()
     checkpoint, decision, data = decide(run, anomaly)
     reached("guard.decided")
-    run.heartbeat.enter(Phase.REWIND, decision.rewind_to)
+    run.heartbeat.enter(LoopPhase.REWIND, decision.rewind_to)
     before = run.data
     act(run, checkpoint, decision, data)
     run.heartbeat.beat()

@@ -20,7 +20,7 @@ from bigtrain.data import RankBatch
 from bigtrain.engine.engine import Engine
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology
-from bigtrain.health.heartbeat import Heartbeat, Phase
+from bigtrain.health.heartbeat import Heartbeat, LoopPhase
 from bigtrain.model import Decoder
 from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER
 from bigtrain.train.router_balance import settle
@@ -103,7 +103,7 @@ class TrainingStep:
             before_update: called when the gradient is there, before it is used.
         """
         step, device = self.done + 1, self._topology.device
-        self._heartbeat.enter(Phase.FORWARD_BACKWARD)
+        self._heartbeat.enter(LoopPhase.FORWARD_BACKWARD)
         reached("step", step)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         with self._timing(FORWARD_BACKWARD):
@@ -114,14 +114,14 @@ class TrainingStep:
                     scale=1 / label_tokens,
                     forward=self._timing(FORWARD),
                 )
-        self._heartbeat.enter(Phase.OPTIMIZER)
+        self._heartbeat.enter(LoopPhase.OPTIMIZER)
         damage(self.model.named_parameters)
         before_update()
         reached("optimizer")
         rate = self.learning_rate(step)
         with self._timing(OPTIMIZER):
             update = self.engine.step(rate)
-        self._heartbeat.enter(Phase.SETTLE)
+        self._heartbeat.enter(LoopPhase.SETTLE)
         norm_of_first = update.grad_norm if self._topology.rank == 0 else 0.0
         total, norm = self._topology.sum_across_ranks([loss_sum.item(), norm_of_first])
         auxiliary = settle(self.model, self._topology, label_tokens, move=update.applied)

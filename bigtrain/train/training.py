@@ -23,7 +23,7 @@ from bigtrain.data import Loader, RankBatch
 from bigtrain.data.run_data import RunData
 from bigtrain.engine.agreement import on_every_rank, raise_first
 from bigtrain.engine.topology import Topology
-from bigtrain.health.heartbeat import Heartbeat, Phase
+from bigtrain.health.heartbeat import Heartbeat, LoopPhase
 from bigtrain.health.out_of_memory import enough_memory
 from bigtrain.health.replicas import compare, corruption
 from bigtrain.health.spikes import Assessment
@@ -116,7 +116,7 @@ class TrainingRun:
                 the batch has a label; raised on every rank.
         """
         self.record_commits()
-        self.heartbeat.enter(Phase.DATA, self.step + 1)
+        self.heartbeat.enter(LoopPhase.DATA, self.step + 1)
         meter = self.recorder.meter
         meter.start_step()
         batch: RankBatch | None = None
@@ -126,7 +126,7 @@ class TrainingRun:
                 batch = next(self.loader)
             except BigtrainError as caught:
                 error = caught
-        self.heartbeat.enter(Phase.AGREE)
+        self.heartbeat.enter(LoopPhase.AGREE)
         first = self.topology.rank == 0  # whose clock counts
         if first and self.saves.job_ends_soon(meter.typical_step_seconds):
             self.stop.ask("the end of the job's time")
@@ -156,7 +156,7 @@ class TrainingRun:
 
     def record(self, outcome: StepOutcome, agreed: Agreement) -> Reading:
         """Write the step down; returns what the meter says of it."""
-        self.heartbeat.enter(Phase.RECORD)
+        self.heartbeat.enter(LoopPhase.RECORD)
         self.heartbeat.warm = True
         return self.recorder.step(
             outcome,
@@ -176,7 +176,7 @@ class TrainingRun:
 
     def evaluate(self) -> None:
         """Compute and record the validation loss of every source."""
-        self.heartbeat.enter(Phase.EVALUATE)
+        self.heartbeat.enter(LoopPhase.EVALUATE)
         reached("eval")
         started = time.perf_counter()
         losses = validation_losses(
@@ -191,7 +191,7 @@ class TrainingRun:
         Raises:
             BigtrainError: this save, or the one before it, could not be written; raised on every rank.
         """
-        self.heartbeat.enter(Phase.SAVE)
+        self.heartbeat.enter(LoopPhase.SAVE)
         if self.saves.saved_step != self.step or (last and self.saver.durable_step != self.step):
             self._start_save(last)
         started = time.perf_counter()
@@ -220,7 +220,7 @@ class TrainingRun:
 
     def close(self, reason: str, exit_status: int) -> None:
         """Say why the run ends and release what it holds."""
-        self.heartbeat.enter(Phase.FINISH)
+        self.heartbeat.enter(LoopPhase.FINISH)
         self.recorder.end(reason, exit_status, self.step)
         self.stop.ignore()
 

@@ -1,113 +1,123 @@
-"""The verdict on a run that stands still names the rank that the others wait for, from what each says of itself."""
+"""Promises of the diagnosis of a hang: it names the rank that the others wait for, from the reports of all ranks."""
 
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.health.hang import Report, judge
-from bigtrain.health.heartbeat import Heartbeat, Phase, Position
+from bigtrain.health.hang import RankReport, diagnose
+from bigtrain.health.heartbeat import Heartbeat, LoopPhase, Position
 
-phases = st.sampled_from([phase for phase in Phase if phase != Phase.START])
-worlds = st.integers(2, 12).flatmap(lambda world: st.tuples(st.just(world), st.integers(0, world - 1)))
+phases = st.sampled_from([phase for phase in LoopPhase if phase != LoopPhase.START])
+world_and_suspect = st.integers(2, 12).flatmap(lambda world: st.tuples(st.just(world), st.integers(0, world - 1)))
 
 
-def waiting(world: int, step: int, phase: Phase) -> list[Report]:
+def waiting(world: int, step: int, phase: LoopPhase) -> list[RankReport]:
     """Ranks that wait for one that does not come."""
     return [
-        Report(rank, f"host-{rank // 4}", 1000 + rank, Position(0, step, phase, 0), where="x", waits_for_ranks=True)
+        RankReport(rank, f"host-{rank // 4}", 1000 + rank, Position(0, step, phase, 0), where="x", waits_for_ranks=True)
         for rank in range(world)
     ]
 
 
-@given(world=worlds, step=st.integers(1, 10**6), phase=phases)
-def test_a_rank_that_is_not_heard_of_is_the_one_whatever_it_said_last(world, step, phase):
-    ranks, odd = world
-    reports = waiting(ranks, step, phase)
-    reports[odd] = replace(reports[odd], silent=True)
-    verdict = judge(reports)
-    assert [report.rank for report in verdict.odd] == [odd]
-    assert f"rank {odd} on host-{odd // 4} (process {1000 + odd})" in str(verdict) and "does not answer" in str(verdict)
+@given(ranks=world_and_suspect, step=st.integers(1, 10**6), phase=phases)
+def test_a_silent_rank_is_the_suspect_whatever_it_sent_last(ranks, step, phase):
+    world, suspect = ranks
+    reports = waiting(world, step, phase)
+    reports[suspect] = replace(reports[suspect], silent=True)
+    diagnosis = diagnose(reports)
+    assert [report.rank for report in diagnosis.suspects] == [suspect]
+    assert f"rank {suspect} on host-{suspect // 4} (process {1000 + suspect}) does not answer" in str(diagnosis)
 
 
-@given(world=worlds, step=st.integers(1, 10**6), behind=phases, ahead=phases, crossing=st.booleans())
-def test_a_rank_that_is_behind_the_others_is_the_one_wherever_it_waits(world, step, behind, ahead, crossing):
-    ranks, odd = world
-    if not crossing and behind >= ahead:
-        behind, ahead = ahead, behind
-    reports = waiting(ranks, step + crossing, ahead)
-    reports[odd] = replace(reports[odd], position=Position(0, step, behind, 0))
-    if reports[odd].position == reports[odd - 1].position:
+@given(ranks=world_and_suspect, step=st.integers(1, 10**6), early=phases, late=phases, next_step=st.booleans())
+def test_a_rank_that_lags_is_the_suspect_wherever_it_waits(ranks, step, early, late, next_step):
+    world, suspect = ranks
+    if not next_step and early >= late:
+        early, late = late, early
+    reports = waiting(world, step + next_step, late)
+    reports[suspect] = replace(reports[suspect], position=Position(0, step, early, 0))
+    if reports[suspect].position == reports[suspect - 1].position:
         return
-    assert [report.rank for report in judge(reports).odd] == [odd]
+    assert [report.rank for report in diagnose(reports).suspects] == [suspect]
 
 
-@given(world=worlds, step=st.integers(1, 10**6), phase=phases, saving=st.booleans())
-def test_of_ranks_that_came_equally_far_the_one_outside_the_collective_is_the_one(world, step, phase, saving):
-    ranks, odd = world
-    reports = waiting(ranks, step, phase)
-    reports[odd] = replace(reports[odd], waits_for_ranks=False, waits_for_disk=True, where="checkpoint/folder.py:9")
-    verdict = judge(reports, saving)
-    assert [report.rank for report in verdict.odd] == [odd]
-    assert "checkpoint/folder.py:9" in str(verdict) and "disk" in str(verdict)
+@given(ranks=world_and_suspect, step=st.integers(1, 10**6), phase=phases, saving=st.booleans())
+def test_of_equals_the_suspect_is_the_one_outside_the_collective(ranks, step, phase, saving):
+    """Of ranks that have come equally far, the one that waits for no other is the suspect."""
+    world, suspect = ranks
+    reports = waiting(world, step, phase)
+    reports[suspect] = replace(
+        reports[suspect], waits_for_ranks=False, waits_for_disk=True, where="checkpoint/folder.py:9"
+    )
+    diagnosis = diagnose(reports, saving)
+    assert [report.rank for report in diagnosis.suspects] == [suspect]
+    assert "checkpoint/folder.py:9" in str(diagnosis) and "disk" in str(diagnosis)
 
 
-@given(world=st.integers(2, 12), step=st.integers(1, 10**6), phase=phases, alike=st.booleans())
-def test_nobody_is_accused_where_all_ranks_stand_alike(world, step, phase, alike):
-    verdict = judge([replace(report, waits_for_ranks=alike) for report in waiting(world, step, phase)])
-    assert verdict.odd == [] and f"all {world} ranks" in str(verdict)
+@given(world=st.integers(2, 12), step=st.integers(1, 10**6), phase=phases, waits=st.booleans())
+def test_no_rank_is_a_suspect_where_all_look_alike(world, step, phase, waits):
+    diagnosis = diagnose([replace(report, waits_for_ranks=waits) for report in waiting(world, step, phase)])
+    assert diagnosis.suspects == [] and f"all {world} ranks" in str(diagnosis)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), phases, st.integers(0, 2), st.booleans(), st.booleans()), min_size=1))
-def test_there_is_a_verdict_on_any_run_and_nobody_ahead_of_another_is_in_it(seen):
+def test_any_hang_has_a_diagnosis_and_no_suspect_is_ahead(seen):
+    """Any set of reports gets a diagnosis, and no rank that is ahead of another one is a suspect."""
     reports = [
-        Report(rank, "h", rank, Position(0, step, phase, beats), silent=silent, waits_for_ranks=waits)
+        RankReport(rank, "h", rank, Position(0, step, phase, beats), silent=silent, waits_for_ranks=waits)
         for rank, (step, phase, beats, silent, waits) in enumerate(seen)
     ]
-    verdict = judge(reports)
-    assert str(verdict)
+    diagnosis = diagnose(reports)
+    assert str(diagnosis)
     if not any(report.silent for report in reports):
         least = min(report.position for report in reports)
-        assert all(report.position == least for report in verdict.odd)
+        assert all(report.position == least for report in diagnosis.suspects)
 
 
-def test_a_save_behind_the_training_is_judged_by_who_writes_however_far_the_training_is():
-    reports = waiting(3, 8, Phase.DATA)
-    reports[0] = replace(reports[0], position=Position(0, 7, Phase.RECORD, 0))
+def test_the_suspect_of_a_background_save_is_the_rank_that_writes():
+    """How far the training of each rank has come does not matter then."""
+    reports = waiting(3, 8, LoopPhase.DATA)
+    reports[0] = replace(reports[0], position=Position(0, 7, LoopPhase.RECORD, 0))
     reports[2] = replace(reports[2], waits_for_ranks=False)
-    assert [report.rank for report in judge(reports, saving=True).odd] == [2]
+    diagnosis = diagnose(reports, saving=True)
+    assert [report.rank for report in diagnosis.suspects] == [2] and "a background save" in str(diagnosis)
 
 
-def test_a_rank_alone_is_told_where_it_stands():
-    (report,) = waiting(1, 3, Phase.DATA)
-    verdict = judge([replace(report, waits_for_ranks=False, where="bigtrain/data/batch/loader.py:120 in __next__")])
-    assert verdict.odd and "waiting for data, step 3, at bigtrain/data/batch/loader.py:120" in str(verdict)
+def test_a_rank_that_is_alone_learns_where_it_stalled():
+    (report,) = waiting(1, 3, LoopPhase.DATA)
+    where = "bigtrain/data/batch/loader.py:120 in __next__"
+    diagnosis = diagnose([replace(report, waits_for_ranks=False, where=where)])
+    assert diagnosis.suspects
+    assert "has stalled: waiting for data, step 3, at bigtrain/data/batch/loader.py:120" in str(diagnosis)
 
 
-def test_the_first_step_and_what_loads_or_saves_may_take_longer_than_a_step():
+def test_the_first_step_loads_and_saves_have_the_slow_bound():
+    """The first step, which compiles, and what loads, evaluates or saves may take longer than a step."""
     heartbeat = Heartbeat()
-    heartbeat.enter(Phase.FORWARD_BACKWARD, 1)
+    heartbeat.enter(LoopPhase.FORWARD_BACKWARD, 1)
     assert heartbeat.slow
     heartbeat.warm = True
     assert not heartbeat.slow
-    for phase in Phase:
+    slow = (LoopPhase.START, LoopPhase.EVALUATE, LoopPhase.SAVE, LoopPhase.REWIND, LoopPhase.FINISH)
+    for phase in LoopPhase:
         heartbeat.enter(phase)
-        assert heartbeat.slow == (phase in (Phase.START, Phase.EVALUATE, Phase.SAVE, Phase.REWIND, Phase.FINISH))
+        assert heartbeat.slow == (phase in slow)
     before = heartbeat.position
     heartbeat.beat()
     assert heartbeat.position > before
 
 
 def test_a_rank_that_has_gone_back_is_ahead_of_one_that_is_about_to():
-    ahead, behind = Heartbeat(), Heartbeat()
-    for heartbeat in (ahead, behind):
-        heartbeat.enter(Phase.RECORD, 9)
-    ahead.enter(Phase.REWIND, 4)
-    ahead.enter(Phase.DATA, 5)
-    assert behind.position < ahead.position
+    ahead, lagging = Heartbeat(), Heartbeat()
+    for heartbeat in (ahead, lagging):
+        heartbeat.enter(LoopPhase.RECORD, 9)
+    ahead.enter(LoopPhase.REWIND, 4)
+    ahead.enter(LoopPhase.DATA, 5)
+    assert lagging.position < ahead.position
 
 
 def test_all_ranks_may_wait_for_one_disk():
-    reports = [replace(r, waits_for_ranks=False, waits_for_disk=True) for r in waiting(2, 4, Phase.RECORD)]
-    verdict = judge(reports)
-    assert len(verdict.odd) == 2 and "waiting for a disk" in str(verdict)
+    reports = [replace(r, waits_for_ranks=False, waits_for_disk=True) for r in waiting(2, 4, LoopPhase.RECORD)]
+    diagnosis = diagnose(reports)
+    assert len(diagnosis.suspects) == 2 and "waiting for a disk" in str(diagnosis)

@@ -25,7 +25,7 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stack_and_all_leave(sandbo
     (odd,) = event["odd"]
     assert (odd["rank"], odd["host"]) == (1, socket.gethostname())
     assert BOUND <= event["seconds"] <= BOUND + 5  # of time that this rank has run
-    assert f"rank 1 on {socket.gethostname()} (process {odd['pid']}) is in" in output and "step 4" in output
+    assert f"rank 1 on {socket.gethostname()} (process {odd['pid']}) has stalled" in output and "step 4" in output
     written = sorted((sandbox.run / "logs").glob("hang-*"))
     assert [path.name[-14:] for path in written] == ["rank-00000.txt", "rank-00001.txt"]
     assert "in optimize" in written[1].read_text() and "all_reduce" in written[0].read_text()
@@ -38,7 +38,7 @@ def test_a_background_save_that_does_not_end_is_a_named_hang(sandbox, monkeypatc
     status, output = sandbox.train(2, "guard.hang_slow_seconds=20", "checkpoint.every_steps=2", timeout=300)
     assert status == HUNG, output
     (event,) = [event for event in sandbox.events() if event["event"] == "hang"]
-    assert [odd["rank"] for odd in event["odd"]] == [1] and "a save behind the training" in event["verdict"]
+    assert [odd["rank"] for odd in event["odd"]] == [1] and "a background save" in event["verdict"]
     assert event["step"] > 2  # the training had gone on
 
 
