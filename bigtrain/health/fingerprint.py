@@ -1,4 +1,4 @@
-"""Numbers that tell tensors apart, computed where they lie: what a rank tells of its weights without sending them."""
+"""Fingerprints of tensors, computed on their device: ranks compare their weights without sending them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 import xxhash
 
 _AT_ONCE = 1 << 24
-"""Words that are weighed at a time on a GPU: 128 MiB beside the tensor."""
+"""Words of 8 bytes that a GPU sums at a time: 128 MiB beside the tensor."""
 
 
 def fingerprints(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """One of 64 bits for each: the same for the same bits, and another if any one bit differs.
+    """Compute a 64-bit fingerprint of each tensor: equal for equal bits, and different if any one bit differs.
 
-    Equal tensors have to lie on devices of the same kind. On a CPU it is xxh3, at the speed of the memory. On a GPU a
-    sum of the words, each times an odd number that depends on its place, modulo 2^64: what a flipped bit adds to it is
-    a power of two times an odd number, which is never 0.
+    Only fingerprints from devices of the same kind compare. On a CPU it is xxh3, at the speed of the memory. On a GPU
+    it is a sum modulo 2^64 of the 8-byte words, each times an odd number that depends on its position. A flipped bit
+    adds a power of two times an odd number, which is never 0.
     """
     found: list[Any] = []
     for tensor in tensors:
@@ -26,7 +26,7 @@ def fingerprints(tensors: Iterable[torch.Tensor]) -> list[int]:
             memory: Any = octets.numpy()
             found.append(xxhash.xxh3_64_intdigest(memory))
         else:
-            found.append(_weighed(octets))
+            found.append(_weighted_sum(octets))
     on_device = [each for each in found if isinstance(each, torch.Tensor)]
     if not on_device:
         return found
@@ -34,13 +34,13 @@ def fingerprints(tensors: Iterable[torch.Tensor]) -> list[int]:
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
-    """One for all of them."""
+    """Compute one 64-bit fingerprint for all tensors, in their order."""
     words = b"".join(number.to_bytes(8, "little") for number in fingerprints(tensors))
     return xxhash.xxh3_64_intdigest(words)
 
 
-def _weighed(octets: torch.Tensor) -> torch.Tensor:
-    """int64 scalar, on the device."""
+def _weighted_sum(octets: torch.Tensor) -> torch.Tensor:
+    """Returns an int64 scalar on the device."""
     whole = octets.numel() // 8 * 8
     rest = torch.nn.functional.pad(octets[whole:], (0, 8 - (octets.numel() - whole)))
     total = rest.view(torch.int64)[0] * 3

@@ -1,4 +1,4 @@
-"""Out of memory, said so that one can act on it: how much was there, how much was wanted, which setting to change."""
+"""Out of memory as an error that helps: how much was there, how much was needed, which settings to change."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from bigtrain.config import Settings
 from bigtrain.engine.topology import Topology
 
 OTHERS_SECONDS = 3.0
-"""How long a rank without memory waits for the others to be without, so that one message is enough."""
-_TOLD = "bigtrain/out-of-memory"
-_OF_CPU = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
-_ASKED = re.compile(r"(?:allocate (\d+) bytes|Tried to allocate ([\d.]+) ([KMGT]iB))")
+"""Seconds for which a rank without memory waits for the others to fail too, so that one message is enough."""
+_FAILED_RANKS = "bigtrain/out-of-memory"
+"""The key of a counter in the store."""
+_CPU_MESSAGES = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+_REQUESTED = re.compile(r"(?:allocate (\d+) bytes|Tried to allocate ([\d.]+) ([KMGT]iB))")
 
 
 @contextmanager
 def enough_memory(settings: Settings, topology: Topology, what: str) -> Iterator[None]:
-    """Inside, an allocation that fails is the user's error, not ours.
+    """Turn an allocation that fails inside into the user's error.
 
-    The other ranks may have failed as well, or be inside a collective that this one never joins. In the first case
-    rank 0 speaks for all; in the second each rank without memory speaks, and the launcher ends the rest.
+    The other ranks may have failed as well, or may wait in a collective that this one never joins. In the first case
+    rank 0 reports for all. In the second each rank without memory reports, and the launcher ends the rest.
 
     Args:
         settings: of the run; they decide what can be changed.
         topology: the ranks.
-        what: what did not fit, as the beginning of a sentence.
+        what: what did not fit, as the subject of a sentence.
 
     Raises:
         BigtrainError: the device, or the host, had no memory left.
@@ -48,17 +49,17 @@ def enough_memory(settings: Settings, topology: Topology, what: str) -> Iterator
 
 
 def out_of_memory(settings: Settings, topology: Topology, what: str, failure: BaseException) -> BigtrainError:
-    """The message for one failed allocation."""
+    """Make the error for one failed allocation."""
     return BigtrainError(
         f"{what} does not fit into memory",
         found=_found(topology.device),
         wanted=_wanted(failure),
-        fix="in this order, as far as it takes:\n" + "\n".join(f"    {each}" for each in remedies(settings, topology)),
+        fix="try these in order, until it fits:\n" + "\n".join(f"    {each}" for each in remedies(settings, topology)),
     )
 
 
 def remedies(settings: Settings, topology: Topology) -> list[str]:
-    """The settings that would save memory here, cheapest first; what is set already is not named again."""
+    """List the settings that would save memory here, cheapest first, without those that are set already."""
     engine, rows = settings.engine, settings.train.micro_batch_size
     advice: list[str] = []
     if engine.activation_checkpointing == "none" and engine.tensor_parallel_size == 1:
@@ -85,7 +86,7 @@ def remedies(settings: Settings, topology: Topology) -> list[str]:
 def _is_out_of_memory(failure: BaseException) -> bool:
     if isinstance(failure, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(sign in str(failure) for sign in _OF_CPU)
+    return any(message in str(failure) for message in _CPU_MESSAGES)
 
 
 def _found(device: torch.device) -> str:
@@ -108,19 +109,19 @@ def _address_space() -> str:
 
 
 def _wanted(failure: BaseException) -> str:
-    asked = _ASKED.search(str(failure))
-    if asked is None:
+    requested = _REQUESTED.search(str(failure))
+    if requested is None:
         return "more"
-    return f"{gibibytes(int(asked[1]))} more" if asked[1] else f"{asked[2]} {asked[3]} more"
+    return f"{gibibytes(int(requested[1]))} more" if requested[1] else f"{requested[2]} {requested[3]} more"
 
 
 def _all_ranks_failed(topology: Topology) -> bool:
-    """Whether every rank is here; asked through the store of the process group, which needs no collective."""
+    """Whether every rank failed, as they count in the process group's store, which needs no collective."""
     if topology.world_size == 1:
         return True
     store = dist.distributed_c10d._get_default_store()
-    failed, end = store.add(_TOLD, 1), time.monotonic() + OTHERS_SECONDS
+    failed, end = store.add(_FAILED_RANKS, 1), time.monotonic() + OTHERS_SECONDS
     while failed < topology.world_size and time.monotonic() < end:
         time.sleep(0.05)
-        failed = store.add(_TOLD, 0)
+        failed = store.add(_FAILED_RANKS, 0)
     return bool(failed >= topology.world_size)

@@ -2,16 +2,16 @@
 
 There are two kinds of anomaly:
 
-    not finite    a loss or gradient norm that is no number; certain at once
+    not finite    a loss or gradient norm that is not a finite number; certain at once
     spike         one of the two far above the median of the last `window` steps, `confirm_steps` steps in a row
 
-Far is `loss_z` or `grad_norm_z` standard deviations, as the median absolute deviation gives them: median and MAD do not
-move for a few wild values, which mean and variance would. The scale is never less than a floor, so that a curve that
-has gone flat makes no spike of its own noise. Only upwards is bad. The gradient norm is judged by its logarithm, for it
-varies by factors. Steps out of line do not join what the next ones are compared with.
+Far means `loss_z` or `grad_norm_z` standard deviations, estimated from the median absolute deviation (MAD). A few wild
+values move mean and variance, but not median and MAD. The deviation has a floor, so that a flat curve does not make a
+spike of its own noise. Only values above the median count. The gradient norm is compared by its logarithm, because it
+varies by factors. Outliers do not join the values that later steps are compared with.
 
-The guard sees only numbers that all ranks have: no clock, no random number. So every rank comes to the same
-assessment by itself, and so does a run that was resumed, for its memory (`state`) is in the checkpoint.
+The guard uses only numbers that all ranks have: no clock, no random number. So every rank comes to the same
+assessment by itself. A resumed run does too, because the guard's memory (`state`) is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from bigtrain.data import Plan
 from bigtrain.rundir.decisions import Kind, Outlier
 
 LOSS_FLOOR = 0.02
-"""Least standard deviation of a loss, in nats: what the batch alone makes of it in large runs."""
+"""Least standard deviation of a loss, in nats: the noise of the batch alone in large runs."""
 GRAD_NORM_FLOOR = 0.2
 """Least standard deviation of the logarithm of a gradient norm."""
 MAD_TO_DEVIATION = 1.4826
-"""A normal distribution's standard deviation is so many median absolute deviations."""
+"""A normal distribution's standard deviation in median absolute deviations."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,28 @@ class Assessment:
     """What the guard concludes after a step."""
 
     kind: Kind
-    """`suspicious`: out of line, and not yet for long enough. `passed`: it was, and is no more."""
+    """`suspicious`: outliers, but fewer than `confirm_steps`. `passed`: the outliers before this step have ended."""
     outliers: tuple[Outlier, ...] = ()
     """The steps in question, in a row."""
 
     @property
     def is_anomaly(self) -> bool:
-        """Whether something has to be done."""
+        """Whether the run has to respond."""
         return self.kind in ("spike", "not finite")
 
     @property
     def first_step(self) -> int:
-        """The first step out of line."""
+        """The first outlier's step."""
         return self.outliers[0].step
 
     @property
     def last_step(self) -> int:
-        """The last step out of line."""
+        """The last outlier's step."""
         return self.outliers[-1].step
 
     @property
     def worst(self) -> Outlier:
-        """The step that is most out of line; of those that are not finite, the first."""
+        """The outlier that deviates most; of those that are not finite, the first."""
         return max(self.outliers, key=lambda outlier: outlier.worst)
 
     def __str__(self) -> str:
@@ -77,12 +77,12 @@ class Assessment:
 
 
 class Guard:
-    """Judges every step in turn.
+    """Assesses every step in turn.
 
     Args:
         settings: the section `guard`.
-        warmup_steps: steps up to this one are never taken for a spike.
-        fresh_at: steps that begin something new, with which what was before does not compare.
+        warmup_steps: steps up to this one are never a spike.
+        fresh_at: steps at which the data or the batch changes, so that earlier steps do not compare.
     """
 
     def __init__(self, settings: GuardSettings, *, warmup_steps: int = 0, fresh_at: Collection[int] = ()) -> None:
@@ -94,16 +94,16 @@ class Guard:
 
     @classmethod
     def of(cls, settings: Settings, plan: Plan) -> Guard:
-        """The guard of a run."""
+        """Make the guard of a run."""
         return cls(settings.guard, warmup_steps=warmup_steps(settings), fresh_at=turns_of(plan))
 
     @property
     def suspects(self) -> bool:
-        """Whether the last steps were out of line: no time to save."""
+        """Whether the last steps were outliers, so that this is no time to save."""
         return bool(self._outliers)
 
     def assess(self, step: int, loss: float, grad_norm: float) -> Assessment:
-        """Look at a step, counted from 1. Steps come in their order."""
+        """Assess a step, counted from 1. The steps come in their order."""
         if step in self._fresh_at:
             self.forget()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -120,13 +120,13 @@ class Guard:
         return Assessment("passed", passed) if passed else Assessment("fine")
 
     def forget(self) -> None:
-        """From here on nothing compares with what was before."""
+        """Drop all earlier steps: later ones are not compared with them."""
         self._losses.clear()
         self._log_norms.clear()
         self._outliers.clear()
 
     def state(self) -> dict[str, Any]:
-        """All that it remembers, as JSON, for `restore`."""
+        """Return the guard's memory as JSON values, for `restore`."""
         return {
             "losses": list(self._losses),
             "log_grad_norms": list(self._log_norms),
@@ -134,14 +134,14 @@ class Guard:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Remember what `state` told, and nothing else; nothing at all where that is empty."""
+        """Replace the guard's memory by what `state` returned; an empty mapping clears it."""
         self.forget()
         self._losses.extend(state.get("losses", ()))
         self._log_norms.extend(state.get("log_grad_norms", ()))
         self._outliers.extend(Outlier(**outlier) for outlier in state.get("signs", ()))
 
     def _compared(self, step: int, loss: float, grad_norm: float, log_norm: float) -> Outlier | None:
-        """What speaks against a finite step; None where it is in line, or cannot be judged yet."""
+        """A finite step as an outlier; None where it is none, or there are too few steps to compare with."""
         if len(self._losses) < self._settings.window or step <= self._warmup_steps:
             return None
         loss_z = deviations(loss, self._losses, LOSS_FLOOR)
@@ -153,14 +153,20 @@ class Guard:
 
 
 def deviations(value: float, history: Collection[float], floor: float) -> float:
-    """How many standard deviations a value is above the median of a history; negative below it."""
+    """Return how many standard deviations a value is above the median of a history; negative below it.
+
+    Args:
+        value: the value.
+        history: the values that it is compared with.
+        floor: the least standard deviation.
+    """
     median = statistics.median(history)
     mad = statistics.median(abs(other - median) for other in history)
     return (value - median) / max(MAD_TO_DEVIATION * mad, floor)
 
 
 def warmup_steps(settings: Settings) -> int:
-    """The steps in which the learning rate rises."""
+    """Return the number of steps in which the learning rate rises."""
     schedule = settings.schedule
     if schedule.by == "step" or not schedule.warmup:
         return schedule.warmup
@@ -168,6 +174,6 @@ def warmup_steps(settings: Settings) -> int:
 
 
 def turns_of(plan: Plan) -> set[int]:
-    """The steps at which another mixture of sources, or another batch size, begins."""
+    """Return the steps at which another mixture of sources, or another batch size, starts."""
     samples = [plan.skips.sample_of(stretch.start) for stretch in plan.mixture.stretches[1:]]
     return {stage.first_step for stage in plan.batches.stages[1:]} | set(map(plan.batches.step_of, samples))

@@ -1,13 +1,12 @@
-"""Ranks that compute more slowly than the others: all wait for them, so the whole job is as slow as they are.
+"""Stragglers: ranks that compute more slowly than the others. All wait for them, so the whole job is as slow.
 
-Compared is a rank's own work, without what it waits for. At ZeRO stages 0 to 2 that is the forward pass, in which
-nothing is exchanged: its seconds are the rank's alone, whatever slows it down (a GPU that runs hot, a core that others
-use, memory that is nearly full). At stage 3 every layer's weights come from all ranks, so that a slow rank makes all
-forward passes equally long; there a matrix product of the model's size is timed instead, which shows a slow device and
-nothing else.
+The ranks compare the time of their own work, without any waiting. At ZeRO stages 0 to 2 that is the forward pass, in
+which nothing is exchanged. Its seconds show whatever slows the rank: a hot GPU, a core that others use, full memory.
+At stage 3 every layer's weights come from all ranks, so a slow rank makes all forward passes equally long. There a
+matrix product of the model's size is timed instead. It shows a slow device, and nothing else.
 
-A window's value is the median of its steps, and a rank is named when it was slower than the median of the others by the
-set share in three windows in a row: no single hiccup is a straggler.
+The value of a window is the median of its steps. A rank is named when it was slower than the median of the others by
+the set share in three windows in a row, so that a single hiccup makes no straggler.
 """
 
 from __future__ import annotations
@@ -24,37 +23,42 @@ from bigtrain.config import Settings
 from bigtrain.engine.topology import Topology
 
 WINDOWS = 3
-"""In a row that a rank has to be slow in."""
+"""Windows in a row in which a rank has to be slow."""
 LEAST_SECONDS = 0.002
-"""By which it has to be slower at least: less is noise, whatever share of a tiny model's step it is."""
+"""Seconds by which it has to be slower at least. Less is noise, whatever share of a tiny model's step it is."""
 PROBES = 5
+"""Matrix products of which the median counts."""
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that has been found slow, or is so no longer."""
+    """A rank that has become slow, or has caught up."""
 
     rank: int
     host: str
     seconds: float
-    """Of its own work, a step."""
+    """Of its own work in a step."""
     others_seconds: float
     """The median of the other ranks."""
     slow: bool
-    """False: it has caught up."""
+    """False where it has caught up."""
 
     def __str__(self) -> str:
-        who = f"rank {self.rank} on {self.host}"
+        name = f"rank {self.rank} on {self.host}"
         if not self.slow:
-            return f"{who} has caught up with the others"
+            return f"{name} has caught up with the others"
         return (
-            f"{who} is slow: {self.seconds * 1000:.1f} ms of its own work a step, the others "
+            f"{name} is slow: {self.seconds * 1000:.1f} ms of its own work a step, the others "
             f"{self.others_seconds * 1000:.1f} ms, and all wait for it"
         )
 
 
-class Comparison:
-    """Of all ranks, from window to window: who is slow persistently."""
+class RankComparison:
+    """Compares all ranks from window to window, and finds those that stay slow.
+
+    Args:
+        share: by which a rank has to be slower than the median of the others, 0.2 for 20%.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -62,11 +66,11 @@ class Comparison:
         self._named: set[int] = set()
 
     def add(self, seconds: Sequence[float], hosts: Sequence[str]) -> list[Straggler]:
-        """A window is over; returns what is new.
+        """Add a window; return the ranks that have become slow or caught up with it.
 
         Args:
-            seconds: each rank's own work.
-            hosts: each rank's.
+            seconds: of each rank's own work in a step.
+            hosts: the host of each rank.
         """
         news = []
         for rank, own in enumerate(seconds):
@@ -83,11 +87,11 @@ class Comparison:
 
 
 class OwnWork:
-    """This rank's side of it, and on every rank the same news."""
+    """The time of this rank's own work, and how it compares with the other ranks'."""
 
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self._every = settings.guard.straggler_every_steps if topology.world_size > 1 else None
-        self._comparison = Comparison(settings.guard.straggler_share)
+        self._comparison = RankComparison(settings.guard.straggler_share)
         self._topology = topology
         self._probes = settings.engine.zero_stage == 3
         self._shape = settings.model.hidden_size, settings.model.intermediate_size
@@ -95,7 +99,13 @@ class OwnWork:
         self._hosts: list[str] = []
 
     def add(self, forward_seconds: float) -> list[Straggler]:
-        """A step is done; at the end of a window returns what is new, the same on all ranks. Every rank calls it."""
+        """Add a step; at the end of a window return the ranks that have become slow or caught up.
+
+        Every rank calls it, and gets the same result.
+
+        Args:
+            forward_seconds: of this rank's forward passes in the step.
+        """
         if self._every is None:
             return []
         self._seconds.append(forward_seconds)
@@ -103,7 +113,7 @@ class OwnWork:
             return []
         own = self._probe() if self._probes else statistics.median(self._seconds)
         self._seconds.clear()
-        if not self._hosts:  # the first window holds what compiles, and is for nothing else
+        if not self._hosts:  # the first window includes compilation, so it is dropped
             self._hosts = self._topology.all_gather(socket.gethostname())
             return []
         return self._comparison.add(self._topology.all_gather(own), self._hosts)

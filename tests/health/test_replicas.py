@@ -1,4 +1,4 @@
-"""Silent corruption: any flipped bit is seen, and the rank that has it is named."""
+"""Silent corruption: any flipped bit is detected, and the rank that has it is named."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bigtrain.base.exit_status import CORRUPTED
 from bigtrain.engine.copies import Part
-from bigtrain.health.fingerprint import _weighed, fingerprint, fingerprints
+from bigtrain.health.fingerprint import _weighted_sum, fingerprint, fingerprints
 from bigtrain.health.replicas import by_majority, compare, corruption
 
 
@@ -16,11 +16,11 @@ from bigtrain.health.replicas import by_majority, compare, corruption
 def test_any_flipped_bit_changes_the_fingerprint_on_either_kind_of_device(dtype, size, data):
     tensor = torch.arange(size, dtype=torch.float32).to(dtype)
     octets = tensor.clone().view(torch.uint8)
-    place, bit = data.draw(st.integers(0, octets.numel() - 1)), data.draw(st.integers(0, 7))
-    octets[place] ^= 1 << bit
+    position, bit = data.draw(st.integers(0, octets.numel() - 1)), data.draw(st.integers(0, 7))
+    octets[position] ^= 1 << bit
     other = octets.view(dtype)
     assert fingerprints([tensor]) != fingerprints([other]) and fingerprint([tensor]) == fingerprint([tensor.clone()])
-    assert int(_weighed(tensor.view(torch.uint8))) != int(_weighed(octets))
+    assert int(_weighted_sum(tensor.view(torch.uint8))) != int(_weighted_sum(octets))
 
 
 def test_tensors_that_change_places_change_the_fingerprint():
@@ -28,59 +28,62 @@ def test_tensors_that_change_places_change_the_fingerprint():
     assert fingerprint([one, other]) != fingerprint([other, one])
     rows = torch.arange(64, dtype=torch.float32).view(8, 8)
     swapped = rows[[1, 0, *range(2, 8)]]
-    for number in (lambda t: fingerprint([t]), lambda t: int(_weighed(t.view(-1).view(torch.uint8)))):
+    for number in (lambda t: fingerprint([t]), lambda t: int(_weighted_sum(t.view(-1).view(torch.uint8)))):
         assert number(rows.contiguous()) != number(swapped.contiguous())
 
 
 @given(st.integers(3, 9), st.data())
 def test_the_majority_names_the_one_that_differs(world, data):
-    odd = data.draw(st.integers(0, world - 1))
-    everybody = [(0, {"a": 1, "b": 2 + (rank == odd)}) for rank in range(world)]
-    wrong, certain = by_majority(everybody)
-    assert certain and {rank: names for rank, names in wrong.items() if names} == {odd: {"b"}}
+    suspect = data.draw(st.integers(0, world - 1))
+    of_ranks = [(0, {"a": 1, "b": 2 + (rank == suspect)}) for rank in range(world)]
+    wrong, certain = by_majority(of_ranks)
+    assert certain and {rank: names for rank, names in wrong.items() if names} == {suspect: {"b"}}
 
 
-def test_of_two_that_differ_both_are_named_and_shards_are_compared_with_their_like():
+def test_of_two_that_differ_both_are_named():
     wrong, certain = by_majority([(0, {"a": 1}), (0, {"a": 2})])
     assert not certain and wrong == {0: {"a"}, 1: {"a"}}
+
+
+def test_ranks_are_compared_with_those_of_the_same_shard():
     wrong, certain = by_majority([(0, {"a": 1}), (1, {"a": 7}), (0, {"a": 1}), (1, {"a": 7})])
     assert certain and not any(wrong.values())
 
 
 class Ranks:
-    """Some ranks of ZeRO stage 1 in one process, one after the other: what each would gather, all have said before."""
+    """Ranks of ZeRO stage 1 in one process, one after the other: what a rank gathers, the others have given before."""
 
     def __init__(self, copies: list[dict[str, torch.Tensor]], masters: torch.Tensor) -> None:
         self.world_size, self.tensor_size, self.shard_rank = len(copies), 1, 0
         self._copies, self._masters = copies, masters
-        self.said: list[list[object]] = []
+        self.gathered: list[list[object]] = []
 
     def parts_of(self, rank: int) -> list[Part]:
         length = len(self._masters) // self.world_size
         own = slice(rank * length, (rank + 1) * length)
         return [Part("w", own.start, self._copies[rank]["w"][own], self._masters[own])]
 
-    def findings(self) -> list[list[object]]:
-        """Of each rank: run again from the start whenever a rank asks for what the others have not said yet."""
+    def mismatches(self) -> list[list[object]]:
+        """Of each rank. All run again from the start when a rank gathers what the others have not given yet."""
         while True:
             results = [self._of(rank) for rank in range(self.world_size)]
             if all(result is not None for result in results):
                 return results
 
     def _of(self, rank):
-        ranks, asked = self, iter(range(100))
+        ranks, calls = self, iter(range(100))
 
         class One:
             world_size, tensor_size, shard_rank = ranks.world_size, 1, 0
 
             def all_gather(self, value):
-                number = next(asked)
-                if number == len(ranks.said):
-                    ranks.said.append([None] * ranks.world_size)
-                ranks.said[number][rank] = [value]
-                if None in ranks.said[number]:
+                number = next(calls)
+                if number == len(ranks.gathered):
+                    ranks.gathered.append([None] * ranks.world_size)
+                ranks.gathered[number][rank] = [value]
+                if None in ranks.gathered[number]:
                     raise LookupError
-                return [box[0] for box in ranks.said[number]]
+                return [box[0] for box in ranks.gathered[number]]
 
         class Engine:
             def copies(self):
@@ -99,16 +102,16 @@ class Ranks:
 def test_the_master_decides_whose_copy_is_right_also_between_two(world, where, data):
     masters = torch.arange(1.0, 1.0 + 12 * world)
     copies = [{"w": masters.to(torch.bfloat16).clone()} for _ in range(world)]
-    assert Ranks(copies, masters).findings() == [[]] * world
-    rank, place = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, 12 * world - 1))
+    assert Ranks(copies, masters).mismatches() == [[]] * world
+    rank, position = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, 12 * world - 1))
     if where == "copy":
-        copies[rank]["w"][place] += 64
+        copies[rank]["w"][position] += 64
     else:
-        rank = place // 12
-        masters[place] += 64
-    findings = Ranks(copies, masters).findings()
-    assert all(found == findings[0] for found in findings)
-    (finding,) = findings[0]
-    assert (finding.rank, finding.tensors, finding.certain) == (rank, ["w"], True)
-    error = corruption(findings[0])
+        rank = position // 12
+        masters[position] += 64
+    mismatches = Ranks(copies, masters).mismatches()
+    assert all(found == mismatches[0] for found in mismatches)
+    (mismatch,) = mismatches[0]
+    assert (mismatch.rank, mismatch.tensors, mismatch.certain) == (rank, ["w"], True)
+    error = corruption(mismatches[0])
     assert error.status == CORRUPTED and error.shared and f"rank {rank} on" in str(error)

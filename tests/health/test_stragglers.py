@@ -1,4 +1,4 @@
-"""Slow ranks are named when they stay slow, and only then; a job ends before its time does."""
+"""Slow ranks are named when they stay slow, and only then; a job stops before its time limit."""
 
 import time
 
@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.health.stragglers import WINDOWS, Comparison
+from bigtrain.health.stragglers import WINDOWS, RankComparison
 from bigtrain.train.end_of_job import END_TIME, LARGEST_SHARE, MARGIN_SECONDS, EndOfJob
 
 HOSTS = [f"host-{rank}" for rank in range(64)]
 
 
 @given(world=st.integers(2, 64), data=st.data())
-def test_a_rank_that_stays_slow_is_named_once_and_told_of_when_it_has_caught_up(world, data):
+def test_a_rank_that_stays_slow_is_named_once_and_again_when_it_catches_up(world, data):
     slow = data.draw(st.integers(0, world - 1))
     usual = st.floats(0.95, 1.05)
-    comparison = Comparison(share=0.2)
+    comparison = RankComparison(share=0.2)
 
     def window(factor: float):
         seconds = [data.draw(usual) * (factor if rank == slow else 1) for rank in range(world)]
@@ -31,14 +31,14 @@ def test_a_rank_that_stays_slow_is_named_once_and_told_of_when_it_has_caught_up(
 
 
 @given(st.lists(st.lists(st.floats(0.9, 1.05), min_size=4, max_size=4), max_size=20))
-def test_noise_below_the_share_names_nobody(windows):
-    comparison = Comparison(share=0.2)
+def test_noise_below_the_share_names_no_rank(windows):
+    comparison = RankComparison(share=0.2)
     assert not any(comparison.add(seconds, HOSTS[:4]) for seconds in windows)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
-def test_hiccups_of_changing_ranks_name_nobody_until_one_has_three_in_a_row(slow):
-    comparison, in_a_row = Comparison(share=0.2), 0
+def test_hiccups_of_changing_ranks_name_none_until_one_has_three_in_a_row(slow):
+    comparison, in_a_row = RankComparison(share=0.2), 0
     for number, rank in enumerate(slow):
         in_a_row = in_a_row + 1 if number and slow[number - 1] == rank else 1
         news = comparison.add([2.0 if other == rank else 1.0 for other in range(4)], HOSTS[:4])
@@ -46,13 +46,14 @@ def test_hiccups_of_changing_ranks_name_nobody_until_one_has_three_in_a_row(slow
 
 
 def test_a_tiny_models_microseconds_are_noise():
-    comparison = Comparison(share=0.2)
+    comparison = RankComparison(share=0.2)
     assert not any(comparison.add([0.001, 0.002], HOSTS[:2]) for _ in range(9))
 
 
 @pytest.mark.parametrize("name", END_TIME)
 @pytest.mark.parametrize("given", [10_000.0, 100.0])
-def test_a_job_stops_while_there_is_time_for_a_step_and_a_save_and_not_before_it_has_done_any(monkeypatch, name, given):
+def test_a_job_stops_while_there_is_time_for_a_step_and_a_save(monkeypatch, name, given):
+    """It stops in time for a last step and a save, and not before it has done a step."""
     for other in END_TIME:
         monkeypatch.delenv(other, raising=False)
     assert not EndOfJob().is_near(10, 20)
