@@ -13,7 +13,7 @@ import typer
 from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json
 
 if TYPE_CHECKING:
-    from bigtrain.doctor import Report
+    from bigtrain.doctor import DoctorReport
 
 INDENT = " " * 25
 WIDTH = 120
@@ -26,7 +26,7 @@ def doctor(
     patience: Annotated[float, typer.Option(min=1, help="Seconds until a rank that has not come is missing.")] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at everything a run needs before it starts, alone or on all ranks under torchrun; 0 when nothing failed."""
+    """Check everything a run needs before it starts, alone or on all ranks under torchrun; 0 when nothing failed."""
     from bigtrain.doctor import doctor
 
     report = doctor(config, overrides or [], skip=skip or [], patience=patience)
@@ -38,7 +38,7 @@ def doctor(
     raise typer.Exit(0 if report.ok else 1)
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: DoctorReport) -> Iterator[str]:
     """The report for people: a line a finding, and below those that are not ok what was wanted and what to do."""
     width = max(80, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     yield f"bigtrain doctor: {report.world_size} rank(s) on {len(report.hosts)} host(s), {report.seconds:.0f} s"

@@ -1,17 +1,17 @@
-"""`bigtrain doctor`: is everything there that a run needs, before it is queued, or before its first step?
+"""`bigtrain doctor`, the preflight: does a run have what it needs, before it is queued or before its first step?
 
-    the ranks meet            meeting.py: at the launcher's store, which works where collectives do not
+    the ranks meet            meeting.py: through the launcher's store, which works even where collectives do not
       |
-    one check after the other check.py: ranks measure within a bound, the leader gathers and judges
+    one check after another   check.py: the ranks measure within a time limit; the leader gathers and assesses
       |                       devices, agreement, host, shape, disks, services, clocks, network
-    findings                  finding.py: ok, warning or failed; what was found, what was wanted, what to do
+    findings                  finding.py: ok, warning or failed; what was found, what is wanted, how to fix it
       |
-    RUN/doctor.json           history.py: what was measured, the expectation of the next time
+    RUN/doctor.json           history.py: what was measured, which the next preflight expects
 
-A check is an entry of `CHECKS` in examine.py. Whatever goes wrong in one is a failed check of that name: an exception,
-a rank that does not answer, a disk that holds on to who touches it.
+A check is an entry of `CHECKS` in examine.py. Whatever goes wrong in a check is a failed check of that name: an
+exception, a rank that does not answer, a disk that blocks the process which uses it.
 """
 
-from bigtrain.doctor.examine import CHECKS, Report, doctor
+from bigtrain.doctor.examine import CHECKS, DoctorReport, doctor
 
-__all__ = ["CHECKS", "Report", "doctor"]
+__all__ = ["CHECKS", "DoctorReport", "doctor"]

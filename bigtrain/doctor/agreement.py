@@ -1,4 +1,4 @@
-"""Whether all ranks run the same programs, in the same environment, with the same settings."""
+"""Checks that all ranks run the same programs, in the same environment, with the same settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import xxhash
 from bigtrain.base.launcher_protocol import LAUNCHER, PROGRESS, STORE
 from bigtrain.base.version import __version__
 from bigtrain.config.flat import flat
-from bigtrain.doctor.check import Measured, Patient
-from bigtrain.doctor.finding import Finding
+from bigtrain.doctor.check import CheckContext, Measured
+from bigtrain.doctor.finding import CheckFinding
 
 PACKAGES = ("torch", "deepspeed", "numpy", "tokenizers", "safetensors")
 ENVIRONMENT = ("BIGTRAIN_", "NCCL_", "TORCH_NCCL_", "GLOO_", "TP_SOCKET_", "OMP_", "UCX_", "FI_", "PYTORCH_")
@@ -34,15 +34,17 @@ OF_THIS_PROCESS = (
 )
 """Variables that may differ between hosts."""
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+"""Parts of the names of variables whose values are never shown."""
 SHOWN = 6
+"""Names or keys in a finding, at most."""
 
 
-def measure_versions(patient: Patient) -> dict[str, str | None]:
-    """What this rank runs on."""
+def measure_versions(context: CheckContext) -> dict[str, str | None]:
+    """Return the version of each program on this rank."""
     versions: dict[str, str | None] = {"bigtrain": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     versions["code"] = _code()
-    if patient.device.type == "cuda":
+    if context.device.type == "cuda":
         nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
         versions |= {
             "CUDA": torch.version.cuda,
@@ -60,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def _code() -> str:
-    """A hash over our own source: a host with yesterday's checkout has the same version."""
+    """A hash of bigtrain's source: a host with yesterday's checkout has the same version number."""
     digest = xxhash.xxh3_64()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -69,7 +71,7 @@ def _code() -> str:
 
 
 def driver_version() -> str | None:
-    """Of the GPUs; None where the kernel does not tell."""
+    """Return the version of the GPUs' driver; None where it cannot be found out."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
         return next((word for word in text.split() if word.count(".") >= 1 and word[0].isdigit()), None)
@@ -83,29 +85,29 @@ def driver_version() -> str | None:
         return None
 
 
-def judge_versions(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """The same everywhere; those in the minority are named."""
+def assess_versions(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Name the ranks whose version of a program is not that of the majority."""
     for name in {name: None for each in measured.values() for name in each}:
         values = {rank: each.get(name) for rank, each in measured.items()}
         usual, _ = Counter(values.values()).most_common(1)[0]
-        odd = {rank: value for rank, value in values.items() if value != usual}
-        if odd:
-            theirs = ", ".join(sorted({str(value) for value in odd.values()}))
+        outliers = {rank: value for rank, value in values.items() if value != usual}
+        if outliers:
+            theirs = ", ".join(sorted({str(value) for value in outliers.values()}))
             what = "another state of bigtrain's own source" if name == "code" else f"{name} {theirs}"
-            yield Finding(
+            yield CheckFinding(
                 "versions",
                 "failed" if name in ("bigtrain", "code", "torch", "deepspeed", "NCCL") else "warning",
-                f"{patient.meeting.who(odd)} has {what}, the others {usual}",
-                "the same on all ranks: they exchange tensors, and compute together what must come out the same",
+                f"{context.meeting.label(outliers)} has {what}, the others {usual}",
+                "the same on all ranks: they exchange tensors, and their results must be equal",
                 "install the same environment on all hosts, or use one on a shared file system or in an image",
             )
     first = measured[min(measured)]
     named = [f"{name} {value}" for name, value in first.items() if value is not None and name != "code"]
-    yield Finding("versions", "ok", ", ".join(named))
+    yield CheckFinding("versions", "ok", ", ".join(named))
 
 
-def measure_environment(patient: Patient) -> dict[str, str]:
-    """The variables that steer libraries; no secrets."""
+def measure_environment(context: CheckContext) -> dict[str, str]:
+    """Return the environment variables that configure libraries, without secrets."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -113,66 +115,67 @@ def measure_environment(patient: Patient) -> dict[str, str]:
     }
 
 
-def judge_environment(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """The same everywhere, and the same as where the leader runs."""
+def assess_environment(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Name the ranks whose variable differs from that of the majority."""
     for name in sorted({name for each in measured.values() for name in each}):
         values = {rank: each.get(name) for rank, each in measured.items()}
         usual, _ = Counter(values.values()).most_common(1)[0]
-        odd = {rank: value for rank, value in values.items() if value != usual}
-        if odd:
-            theirs = sorted({str(value) for value in odd.values()})
-            yield Finding(
+        outliers = {rank: value for rank, value in values.items() if value != usual}
+        if outliers:
+            theirs = _or_unset(sorted({str(value) for value in outliers.values()}))
+            yield CheckFinding(
                 "environment",
                 "warning",
-                f"{name} is {_or_unset(theirs)} on {patient.meeting.who(odd)}, {_or_unset([str(usual)])} elsewhere",
+                f"{name} is {theirs} on {context.meeting.label(outliers)}, {_or_unset([str(usual)])} elsewhere",
                 "the same on all ranks",
                 "export it in the script that starts all of them, see launch/environment.sh",
             )
     names = sorted(measured[min(measured)])
-    told = f": {', '.join(names[:SHOWN])}" + (", ..." if len(names) > SHOWN else "") if names else ""
-    yield Finding("environment", "ok", f"{len(names)} variable(s) that steer libraries, the same everywhere{told}")
+    shown = f": {', '.join(names[:SHOWN])}" + (", ..." if len(names) > SHOWN else "") if names else ""
+    text = f"{len(names)} variable(s) that configure libraries, the same on all ranks{shown}"
+    yield CheckFinding("environment", "ok", text)
 
 
 def _or_unset(values: list[str]) -> str:
     return ", ".join("not set" if value == "None" else value for value in values)
 
 
-def measure_configuration(patient: Patient) -> dict[str, Any]:
-    """In what this rank's settings differ from the leader's."""
-    assert patient.settings is not None
-    mine = flat(patient.settings)
-    if patient.meeting.leads:
-        patient.meeting.tell("settings", mine)
+def measure_configuration(context: CheckContext) -> dict[str, Any]:
+    """Return the settings of this rank that differ from the leader's."""
+    assert context.settings is not None
+    mine = flat(context.settings)
+    if context.meeting.leads:
+        context.meeting.publish("settings", mine)
         return {"hash": settings_hash(mine), "differs": {}}
-    theirs = patient.meeting.hear("settings", 5.0)
+    theirs = context.meeting.receive("settings", 5.0)
     differs = {key: [theirs.get(key), mine.get(key)] for key in theirs | mine if theirs.get(key) != mine.get(key)}
     return {"hash": settings_hash(mine), "differs": differs}
 
 
 def settings_hash(leaves: Mapping[str, Any]) -> str:
-    """The same for the same settings."""
+    """Return a hash of the settings, equal for equal settings."""
     return xxhash.xxh3_64_hexdigest(json.dumps(leaves, sort_keys=True).encode())
 
 
-def judge_configuration(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """No rank has other settings than the leader; keys, values and ranks are named."""
-    assert patient.settings is not None
-    leader = patient.meeting.rank
+def assess_configuration(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Name each key that differs from the leader's, with its values and ranks."""
+    assert context.settings is not None
+    leader = context.meeting.rank
     found: dict[str, dict[str, list[int]]] = {}
     for rank, each in measured.items():
         for key, (_, mine) in each["differs"].items():
             found.setdefault(key, {}).setdefault(json.dumps(mine), []).append(rank)
-    ours = flat(patient.settings)
+    ours = flat(context.settings)
     for key, values in list(found.items())[:SHOWN]:
-        theirs = "; ".join(f"{value} on {patient.meeting.who(ranks)}" for value, ranks in values.items())
-        yield Finding(
+        theirs = "; ".join(f"{value} on {context.meeting.label(ranks)}" for value, ranks in values.items())
+        yield CheckFinding(
             "configuration",
             "failed",
-            f"{key} is {theirs}, and {json.dumps(ours.get(key))} on {patient.meeting.who([leader])}",
+            f"{key} is {theirs}, and {json.dumps(ours.get(key))} on {context.meeting.label([leader])}",
             "the same effective settings on all ranks",
             "give all hosts the same file and overrides: a copy on one of them may be old",
         )
     if len(found) > SHOWN:
-        yield Finding("configuration", "failed", f"and {len(found) - SHOWN} more keys differ")
-    patient.measured["settings_hash"] = settings_hash(ours)
-    yield Finding("configuration", "ok", f"{len(ours)} settings, the same everywhere ({settings_hash(ours)})")
+        yield CheckFinding("configuration", "failed", f"and {len(found) - SHOWN} more keys differ")
+    context.measured["settings_hash"] = settings_hash(ours)
+    yield CheckFinding("configuration", "ok", f"{len(ours)} settings, the same on all ranks ({settings_hash(ours)})")

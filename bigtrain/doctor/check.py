@@ -1,4 +1,4 @@
-"""What a check is: something that ranks measure, within a bound, and the leader judges."""
+"""What a check is: the ranks measure something within a time limit, and the leader assesses the measurements."""
 
 from __future__ import annotations
 
@@ -11,75 +11,80 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from bigtrain.config import Settings
-from bigtrain.doctor.finding import Finding
-from bigtrain.doctor.history import History
+from bigtrain.doctor.finding import CheckFinding
+from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Meeting
 
 Result = TypeVar("Result")
 
 
 @dataclass
-class Patient:
-    """What is examined: this rank, and on the leader what is known of all."""
+class CheckContext:
+    """What a check works with: this rank, and on the leader what is known of all ranks."""
 
     meeting: Meeting
     settings: Settings | None
     """None where no configuration was given, or it cannot be read on this rank."""
     device: torch.device
-    history: History = field(default_factory=History)
-    """What earlier examinations of this run have measured; on the leader."""
+    history: MeasurementHistory = field(default_factory=MeasurementHistory)
+    """What earlier preflights of this run have measured; on the leader."""
     measured: dict[str, Any] = field(default_factory=dict)
-    """By check, what is worth keeping of this one; on the leader."""
+    """What to keep of this preflight in RUN/doctor.json; on the leader."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The type of number that the model computes with."""
         precision = self.settings.engine.precision if self.settings else "bf16"
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 Measured = Mapping[int, Any]
-"""What each rank that took part has measured."""
+"""The measurement of each rank that took part."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing to look at."""
+    """One check."""
 
     about: str
-    """What it looks at, for `--help` and the documentation."""
-    measure: Callable[[Patient], Any]
-    """Called on every rank that takes part, all at the same time; returns what JSON can hold. What it raises is a
-    failed check: a BigtrainError with its own words, anything else with its message."""
-    judge: Callable[[Measured, Patient], Iterable[Finding]]
-    """Called on the leader with the answers of those who gave one: what is wrong, and what is right, which is left out
-    where anything is wrong. Must not block."""
+    """What it checks, for `--help` and the documentation."""
+    measure: Callable[[CheckContext], Any]
+    """Called on every rank that takes part, on all at the same time. It returns what JSON can hold. An error makes a
+    failed check: a BigtrainError with its four parts, any other error with its message."""
+    assess: Callable[[Measured, CheckContext], Iterable[CheckFinding]]
+    """Called on the leader with the measurements of the ranks that answered. It returns what is wrong, and what is ok;
+    the latter is dropped where anything is wrong. It must not block."""
     takes_part: Literal["ranks", "hosts", "leader"] = "ranks"
-    """All ranks, the first of each host, or the leading rank alone."""
+    """All ranks, the first of each host, or the leader alone."""
     seconds: float = 10.0
-    """After which whoever has not answered has failed."""
+    """The time limit. A rank that has not answered by then has failed."""
     needs_settings: bool = False
-    together: bool = False
-    """Whether ranks wait for each other inside, so that it cannot be done when one is missing."""
+    collective: bool = False
+    """Whether ranks wait for each other inside, so that the check is skipped when one is missing."""
 
 
 def bounded(work: Callable[[], Result], seconds: float) -> Result:
-    """What `work` returns or raises; TimeoutError when it has not ended by then, and then it is left behind."""
+    """Run `work` in a thread, and return what it returns.
+
+    Raises:
+        TimeoutError: it has not ended within so many seconds. Its thread goes on in the background.
+        BaseException: whatever `work` raises.
+    """
     results: list[Result] = []
     errors: list[BaseException] = []
 
-    def carry_out() -> None:
+    def call() -> None:
         try:
             results.append(work())
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=carry_out, name="bigtrain-doctor", daemon=True)
-    began = time.monotonic()
+    thread = threading.Thread(target=call, name="bigtrain-doctor", daemon=True)
+    started = time.monotonic()
     thread.start()
     thread.join(seconds)
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"not done after {time.monotonic() - began:.0f} s")
+        raise TimeoutError(f"not done after {time.monotonic() - started:.0f} s")
     return results[0]

@@ -1,13 +1,13 @@
-"""What touches a disk, in a process of its own: one that a dead disk holds fast does not hold up who started it.
+"""Uses a disk in a process of its own, so that a dead disk blocks this process and not the one that started it.
 
-    python disk_probe.py speed FOLDER BYTES SECONDS     write so much, past the page cache, as far as time allows
-    python disk_probe.py leave FOLDER NAME              leave a file with this name
-    python disk_probe.py look FOLDER NAME SECONDS       wait for it that long, for network file systems remember what
-                                                        was not there a moment ago
-    python disk_probe.py remove FOLDER NAME
-    python disk_probe.py room FOLDER                    how much room there is
+    python disk_probe.py speed FOLDER BYTES SECONDS     write past the page cache, up to this size or time
+    python disk_probe.py leave FOLDER NAME              create a file with this name
+    python disk_probe.py look FOLDER NAME SECONDS       wait for that file: network file systems cache for a while
+                                                        that a name does not exist
+    python disk_probe.py remove FOLDER NAME             remove that file
+    python disk_probe.py room FOLDER                    measure the free space
 
-Prints JSON: what was found, or {"error": ...}. Imports nothing that takes time.
+It prints JSON: the result, or {"error": ...}. It imports only what is fast to import.
 """
 
 import json
@@ -18,20 +18,21 @@ import time
 from pathlib import Path
 
 _BLOCK = 1 << 22
+"""Bytes of one write."""
 
 
 def speed(folder: Path, size: int, seconds: float) -> dict[str, float | bool]:
-    """Bytes a second to the disk itself."""
-    path = folder / f".bigtrain-doctor-{os.getpid()}"  # begins as MARK in bigtrain/rundir/directory.py
-    block = mmap.mmap(-1, _BLOCK)  # aligned, as direct writing wants it
-    block.write(os.urandom(1 << 16) * (_BLOCK >> 16))  # nothing that a file system could compress to nothing
+    """Measure the bytes a second that the disk itself writes."""
+    path = folder / f".bigtrain-doctor-{os.getpid()}"  # starts like MARK in bigtrain/rundir/directory.py
+    block = mmap.mmap(-1, _BLOCK)  # aligned, as O_DIRECT needs it
+    block.write(os.urandom(1 << 16) * (_BLOCK >> 16))  # random, so that a file system cannot compress it to nothing
     handle, direct = _open(path)
     try:
-        written, began = 0, time.perf_counter()
-        while written < size and time.perf_counter() - began < seconds:
+        written, started = 0, time.perf_counter()
+        while written < size and time.perf_counter() - started < seconds:
             written += os.write(handle, block)
         os.fsync(handle)
-        taken = time.perf_counter() - began
+        taken = time.perf_counter() - started
     finally:
         os.close(handle)
         path.unlink(missing_ok=True)
@@ -42,13 +43,13 @@ def _open(path: Path) -> tuple[int, bool]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         return os.open(path, flags | os.O_DIRECT, 0o600), True
-    except OSError:  # not every file system can
+    except OSError:  # not every file system has O_DIRECT
         path.unlink(missing_ok=True)
         return os.open(path, flags, 0o600), False
 
 
 def leave(folder: Path, name: str) -> dict[str, bool]:
-    """Leave a mark, durably."""
+    """Create a marker file, durably."""
     handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
     os.fsync(handle)
     os.close(handle)
@@ -56,7 +57,7 @@ def leave(folder: Path, name: str) -> dict[str, bool]:
 
 
 def look(folder: Path, name: str, seconds: float) -> dict[str, bool]:
-    """Whether the mark is, or comes, in sight."""
+    """Wait until the marker file is visible, or the time is over."""
     end = time.monotonic() + seconds
     while not (seen := name in os.listdir(folder)) and time.monotonic() < end:  # noqa: PTH208
         time.sleep(0.2)
@@ -64,13 +65,13 @@ def look(folder: Path, name: str, seconds: float) -> dict[str, bool]:
 
 
 def remove(folder: Path, name: str) -> dict[str, bool]:
-    """Take the mark away."""
+    """Remove the marker file."""
     (folder / name).unlink(missing_ok=True)
     return {"removed": True}
 
 
 def room(folder: Path) -> dict[str, int | str]:
-    """Free bytes and inodes for this user, and which file system it is."""
+    """Measure the bytes and inodes that this user may still use, and identify the file system."""
     found = os.statvfs(folder)
     return {
         "free": found.f_bavail * found.f_frsize,
@@ -81,16 +82,16 @@ def room(folder: Path) -> dict[str, int | str]:
 
 
 def main(what: str, folder: str, *rest: str) -> dict[str, object]:
-    """Do what the command line says; the folder is made if it is not there."""
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    """Run the command line's action; a folder that does not exist is created."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
     if what == "speed":
-        return {**speed(place, int(rest[0]), float(rest[1]))}
+        return {**speed(path, int(rest[0]), float(rest[1]))}
     if what == "look":
-        return {**look(place, rest[0], float(rest[1]))}
+        return {**look(path, rest[0], float(rest[1]))}
     if what == "room":
-        return {**room(place)}
-    return {**(leave if what == "leave" else remove)(place, rest[0])}
+        return {**room(path)}
+    return {**(leave if what == "leave" else remove)(path, rest[0])}
 
 
 if __name__ == "__main__":

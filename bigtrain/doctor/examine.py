@@ -1,4 +1,4 @@
-"""The checks in their order, and how they are carried out: all ranks in step, the lowest one leading."""
+"""The checks in their order, and how they run: all ranks go through them in step, and the lowest rank leads."""
 
 from __future__ import annotations
 
@@ -15,67 +15,69 @@ import torch
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config import Settings, load_settings
 from bigtrain.doctor import agreement, clocks, devices, disks, host, network, services, shape
-from bigtrain.doctor.check import Check, Patient, bounded
-from bigtrain.doctor.finding import Finding
-from bigtrain.doctor.history import History
+from bigtrain.doctor.check import Check, CheckContext, bounded
+from bigtrain.doctor.finding import CheckFinding
+from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Meeting
 from bigtrain.engine.topology import choose_device
 from bigtrain.rundir.directory import RunDirectory
 
 CHECKS: dict[str, Check] = {
     "versions": Check(
-        "Python, PyTorch, DeepSpeed, bigtrain's own source, CUDA, NCCL and the driver are the same on all ranks",
+        "all ranks have the same Python, PyTorch, DeepSpeed, source of bigtrain, CUDA, NCCL and driver",
         agreement.measure_versions,
-        agreement.judge_versions,
+        agreement.assess_versions,
     ),
     "environment": Check(
-        "variables that steer libraries (NCCL_*, GLOO_*, OMP_*, ...) are the same on all ranks",
+        "variables that configure libraries (NCCL_*, GLOO_*, OMP_*, ...) are the same on all ranks",
         agreement.measure_environment,
-        agreement.judge_environment,
+        agreement.assess_environment,
     ),
     "configuration": Check(
         "all ranks have the same effective settings",
         agreement.measure_configuration,
-        agreement.judge_configuration,
+        agreement.assess_configuration,
         needs_settings=True,
     ),
     "batch": Check(
         "the global batch divides over the ranks",
         shape.measure_batch,
-        shape.judge_batch,
+        shape.assess_batch,
         takes_part="leader",
         needs_settings=True,
     ),
     "devices": Check(
-        "a device of the same kind for each rank, and nobody else on it",
+        "each rank has a device of the same kind, which no other process uses",
         devices.measure_device,
-        devices.judge_devices,
+        devices.assess_devices,
         seconds=20,
     ),
     "gpus": Check(
-        "no memory errors, slowdown or XID messages of the GPUs, persistence mode on",
+        "the GPUs have no memory errors, slowdown or XID messages, and persistence mode is on",
         host.measure_gpus,
-        host.judge_gpus,
+        host.assess_gpus,
         takes_part="hosts",
         seconds=15,
     ),
-    "limits": Check("open files, pinned memory, /dev/shm", host.measure_limits, host.judge_limits, takes_part="hosts"),
+    "limits": Check(
+        "limits of open files, pinned memory and /dev/shm", host.measure_limits, host.assess_limits, takes_part="hosts"
+    ),
     "memory": Check(
-        "room for weights, gradients, optimizer state and the image of a save",
+        "weights, gradients, optimizer state and the image of a save fit into memory",
         shape.measure_memory,
-        shape.judge_memory,
+        shape.assess_memory,
         needs_settings=True,
     ),
     "names": Check(
-        "hosts find each other by the names that they are called by",
+        "hosts reach each other by name",
         network.measure_names,
-        network.judge_names,
+        network.assess_names,
         takes_part="hosts",
     ),
     "disks": Check(
-        "room for the checkpoints that are kept, and the speed of writing past the page cache",
+        "the disks have room for the checkpoints that are kept; the speed of writing past the page cache",
         disks.measure_disks,
-        disks.judge_disks,
+        disks.assess_disks,
         takes_part="hosts",
         seconds=25,
         needs_settings=True,
@@ -83,15 +85,15 @@ CHECKS: dict[str, Check] = {
     "sharing": Check(
         "all hosts see the same run directory and checkpoint.dir",
         disks.measure_sharing,
-        disks.judge_sharing,
+        disks.assess_sharing,
         takes_part="hosts",
         seconds=20,
         needs_settings=True,
     ),
     "data": Check(
-        "tokenizer and datasets are there, are what they were built as, and some blocks of them are right",
+        "tokenizer and datasets are as they were built, and a sample of their blocks is intact",
         services.measure_data,
-        services.judge_data,
+        services.assess_data,
         takes_part="hosts",
         seconds=20,
         needs_settings=True,
@@ -99,55 +101,57 @@ CHECKS: dict[str, Check] = {
     "tracker": Check(
         "W&B's server answers",
         services.measure_tracker,
-        services.judge_tracker,
+        services.assess_tracker,
         takes_part="leader",
         needs_settings=True,
     ),
     "clocks": Check(
         "the hosts' clocks agree",
         clocks.measure_clock,
-        clocks.judge_clocks,
+        clocks.assess_clocks,
         takes_part="hosts",
         seconds=clocks.TOTAL_SECONDS + 2,
-        together=True,
+        collective=True,
     ),
     "matmul": Check(
-        "the speed of a matrix product: against the other ranks, the datasheet and earlier examinations",
+        "the speed of a matrix product: against the other ranks, the datasheet and earlier preflights",
         devices.measure_matmul,
-        devices.judge_matmul,
+        devices.assess_matmul,
         seconds=30,
     ),
     "network": Check(
         "bandwidth and latency of all-reduce and all-to-all, their results, and the links between neighbours",
         network.measure_network,
-        network.judge_network,
+        network.assess_network,
         seconds=30,
-        together=True,
+        collective=True,
     ),
 }
 PATIENCE = 60.0
 """Seconds until ranks that have not come count as missing."""
 BUDGET = 58.0
-"""Seconds for all checks together, once the ranks have met."""
+"""Seconds for all checks, once the ranks have met."""
 AT_LEAST = 3.0
-"""What a check gets when the budget is used up."""
+"""Seconds for a check when the budget is used up."""
 DEVICE_SECONDS = 20.0
+"""Seconds that the choice of a device may take."""
 READING_SECONDS = 10.0
+"""Seconds for the answer whether a rank could read its configuration."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found. Ranks that do not lead have no findings, and know whether all is well."""
+class DoctorReport:
+    """The findings of a preflight. Only the leader has them; the other ranks know whether any check failed."""
 
     ok: bool
-    findings: Sequence[Finding] = ()
+    findings: Sequence[CheckFinding] = ()
     world_size: int = 1
     hosts: Sequence[str] = ()
     seconds: float = 0.0
     leads: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report as JSON values."""
         return {
             "ok": self.ok,
             "world_size": self.world_size,
@@ -163,17 +167,17 @@ def doctor(
     *,
     skip: Collection[str] = (),
     patience: float = PATIENCE,
-) -> Report:
-    """Examine this machine, or under a launcher all ranks together, for a run of this configuration.
+) -> DoctorReport:
+    """Check this machine, or all ranks of a launcher, for a run of this configuration.
 
     Args:
-        config: a YAML configuration; without one only the machine is looked at.
+        config: a YAML configuration; without one only the machine is checked.
         overrides: `key=value` for any leaf of it.
         skip: names of CHECKS to leave out.
         patience: seconds until a rank counts as missing.
 
     Raises:
-        BigtrainError: this rank has met nobody who could examine it, or `skip` names no check.
+        BigtrainError: this rank could not meet the others, the leader is gone, or `skip` names no check.
     """
     if unknown := set(skip) - set(CHECKS):
         raise BigtrainError(
@@ -181,23 +185,23 @@ def doctor(
             found=", ".join(sorted(unknown)),
             wanted=", ".join(CHECKS),
         )
-    settings, misread = _read(config, overrides)
+    settings, unreadable = _read(config, overrides)
     device = _device()
-    meeting = Meeting.call(patience)
-    examination = Examination(Patient(meeting, settings, device))
+    meeting = Meeting.join(patience)
+    preflight = Preflight(CheckContext(meeting, settings, device))
     try:
-        examination.attendance(patience)
-        examination.configuration_is_read(misread)
+        preflight.check_attendance(patience)
+        preflight.check_reading(unreadable)
         for name, check in CHECKS.items():
             if name not in skip and not (check.needs_settings and config is None):
-                examination.carry_out(name, check)
-        return examination.conclude()
-    except TimeoutError as error:  # the leader has gone
-        raise BigtrainError(str(error), fix="look at what it says, or at what has become of it") from None
+                preflight.run(name, check)
+        return preflight.conclude()
+    except TimeoutError as error:  # the leader is gone
+        raise BigtrainError(str(error), fix="look at its output: it leads the checks, and may have crashed") from None
 
 
 def _device() -> torch.device:
-    """This rank's; one that cannot be had is what the checks will find out."""
+    """This rank's device. Where it cannot be used, the checks will find that out."""
     local_rank, local_size = (int(os.environ.get(name, n)) for name, n in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     try:
         return bounded(lambda: choose_device(local_rank, local_size), DEVICE_SECONDS)
@@ -214,19 +218,19 @@ def _read(config: Path | None, overrides: Sequence[str]) -> tuple[Settings | Non
         return None, error
 
 
-class Examination:
-    """One check after the other. Every rank makes the same calls."""
+class Preflight:
+    """Runs one check after another. Every rank makes the same calls."""
 
-    def __init__(self, patient: Patient) -> None:
-        self.patient, self.meeting, self.began = patient, patient.meeting, time.monotonic()
-        self.findings: list[Finding] = []
-        settings = patient.settings
+    def __init__(self, context: CheckContext) -> None:
+        self.context, self.meeting, self.started = context, context.meeting, time.monotonic()
+        self.findings: list[CheckFinding] = []
+        settings = context.settings
         if self.meeting.leads and settings is not None:
-            with suppress(TimeoutError):  # a disk that does not answer is the checks' business
-                patient.history = bounded(lambda: History.read(settings.run_dir), AT_LEAST)
+            with suppress(TimeoutError):  # the checks report a disk that does not answer
+                context.history = bounded(lambda: MeasurementHistory.read(settings.run_dir), AT_LEAST)
 
-    def attendance(self, patience: float) -> None:
-        """Name those who did not come."""
+    def check_attendance(self, patience: float) -> None:
+        """Name the ranks that did not come."""
         meeting = self.meeting
         if not meeting.leads:
             return
@@ -235,44 +239,44 @@ class Examination:
             hosts = f"{len(meeting.hosts)} hosts"
         if meeting.missing:
             self.findings.append(
-                Finding(
+                CheckFinding(
                     "ranks",
                     "failed",
-                    f"{meeting.who(meeting.missing)} did not come within {patience:g} s; {len(meeting.present)} of "
+                    f"{meeting.label(meeting.missing)} did not come within {patience:g} s; {len(meeting.present)} of "
                     f"{meeting.world_size} did: {hosts}",
                     "all ranks",
-                    "look at these hosts: is the process there (ps), what does it wait for (py-spy dump), does the "
+                    "look at these hosts: is the process there (ps), and what does it wait for (py-spy dump)? Does the "
                     "disk with the Python environment answer?",
                 )
             )
         else:
-            self.findings.append(Finding("ranks", "ok", f"{meeting.world_size} came: {hosts}"))
+            self.findings.append(CheckFinding("ranks", "ok", f"{meeting.world_size} came: {hosts}"))
 
-    def configuration_is_read(self, misread: BigtrainError | None) -> None:
-        """Name the ranks that cannot read their configuration."""
-        self._ask("reading", self.meeting.present, lambda: _raise(misread), READING_SECONDS)
+    def check_reading(self, error: BigtrainError | None) -> None:
+        """Name the ranks that cannot read their configuration, given the error of this one."""
+        self._ask("reading", self.meeting.present, lambda: _raise(error), READING_SECONDS)
 
-    def carry_out(self, name: str, check: Check) -> None:
-        """Measure where it has to be measured, gather, judge."""
+    def run(self, name: str, check: Check) -> None:
+        """Measure on the ranks that take part; gather and assess on the leader."""
         meeting = self.meeting
         if meeting.leads:
-            seconds = min(check.seconds, max(AT_LEAST, self.began + BUDGET - time.monotonic()))
-            if check.together and len(meeting.present) < meeting.world_size:
+            seconds = min(check.seconds, max(AT_LEAST, self.started + BUDGET - time.monotonic()))
+            if check.collective and len(meeting.present) < meeting.world_size:
                 seconds = 0.0
-                text = "not measured: it takes all ranks, and some are missing"
-                self.findings.append(Finding(name, "warning", text, "all ranks"))
-            elif check.needs_settings and self.patient.settings is None:
+                text = "not measured: it needs all ranks, and some are missing"
+                self.findings.append(CheckFinding(name, "warning", text, "all ranks"))
+            elif check.needs_settings and self.context.settings is None:
                 seconds = 0.0
-            meeting.tell(f"order/{name}", seconds)
+            meeting.publish(f"seconds/{name}", seconds)
         else:
-            seconds = meeting.hear(f"order/{name}", BUDGET)
+            seconds = meeting.receive(f"seconds/{name}", BUDGET)
         if seconds:
-            answers = self._ask(name, self._who(check), lambda: self._measured(check), seconds)
+            answers = self._ask(name, self._participants(check), lambda: self._measured(check), seconds)
             if answers:
-                self._judge(name, check, answers)
+                self._assess(name, check, answers)
 
-    def _who(self, check: Check) -> Iterable[int]:
-        """On the leader, who takes part; on others, whether they do."""
+    def _participants(self, check: Check) -> Iterable[int]:
+        """On the leader, the ranks that take part; on another rank, itself if it takes part."""
         meeting = self.meeting
         if not meeting.leads:
             mine = {"ranks": True, "hosts": meeting.me.local_rank == 0, "leader": False}[check.takes_part]
@@ -286,12 +290,12 @@ class Examination:
         ]
 
     def _measured(self, check: Check) -> Any:
-        if check.needs_settings and self.patient.settings is None:
-            return None  # that has been said
-        return {"value": check.measure(self.patient)}
+        if check.needs_settings and self.context.settings is None:
+            return None  # already reported
+        return {"value": check.measure(self.context)}
 
     def _ask(self, name: str, ranks: Iterable[int], measure: Callable[[], Any], seconds: float) -> dict[int, Any]:
-        """On the leader, what each of these ranks has measured; errors and silence become findings."""
+        """On the leader, the measurement of each of these ranks; errors and missing answers become findings."""
         meeting, ranks = self.meeting, list(ranks)
         if meeting.rank in ranks:
             meeting.post(name, _outcome(measure, seconds))
@@ -299,14 +303,14 @@ class Examination:
             return {}
         answers = meeting.gather(name, ranks, seconds + _SLACK)
         if silent := [rank for rank in ranks if rank not in answers]:
-            meeting.lost(silent)
+            meeting.mark_lost(silent)
             self.findings.append(
-                Finding(
+                CheckFinding(
                     name,
                     "failed",
-                    f"{meeting.who(silent)} did not answer within {seconds + _SLACK:.0f} s",
+                    f"{meeting.label(silent)} did not answer within {seconds + _SLACK:.0f} s",
                     "an answer from every rank",
-                    "look whether the process is still there, and what it waits for (py-spy dump)",
+                    "check whether the process is still there, and what it waits for (py-spy dump)",
                 )
             )
         errors: dict[str, tuple[dict[str, Any], list[int]]] = {}
@@ -314,57 +318,57 @@ class Examination:
             if answer is not None and "error" in answer:
                 errors.setdefault(str(answer["error"]), (answer["error"], []))[1].append(rank)
         for error, whose in errors.values():
-            where = "" if meeting.world_size == 1 else f"{meeting.who(whose)}: "
+            where = "" if meeting.world_size == 1 else f"{meeting.label(whose)}: "
             label = "configuration" if name == "reading" else name
-            self.findings.append(Finding(label, "failed", where + error["found"], error["wanted"], error["fix"]))
+            self.findings.append(CheckFinding(label, "failed", where + error["found"], error["wanted"], error["fix"]))
         return {rank: each["value"] for rank, each in answers.items() if each is not None and "value" in each}
 
-    def _judge(self, name: str, check: Check, answers: dict[int, Any]) -> None:
+    def _assess(self, name: str, check: Check, answers: dict[int, Any]) -> None:
         try:
-            found = list(check.judge(answers, self.patient))
+            found = list(check.assess(answers, self.context))
         except Exception as error:
-            found = [Finding(name, "failed", _unexpected(error), fix=_OURS)]
+            found = [CheckFinding(name, "failed", _unexpected(error), fix=_BUG)]
         self.findings += [finding for finding in found if finding.status != "ok"] or found
 
-    def conclude(self) -> Report:
-        """Write down what was measured, tell all ranks how it ended, and leave together."""
-        meeting, settings = self.meeting, self.patient.settings
+    def conclude(self) -> DoctorReport:
+        """Write RUN/doctor.json, publish the result, and return the report when all ranks have received it."""
+        meeting, settings = self.meeting, self.context.settings
         if not meeting.leads:
-            ok = bool(meeting.hear("ok", BUDGET))
-            meeting.everybody_knows()
-            return Report(ok, leads=False)
+            ok = bool(meeting.receive("ok", BUDGET))
+            meeting.leave()
+            return DoctorReport(ok, leads=False)
         if settings is not None:
             self._write(settings)
         report = self._report()
-        meeting.tell("ok", report.ok)
-        meeting.everybody_knows()
+        meeting.publish("ok", report.ok)
+        meeting.leave()
         return report
 
-    def _report(self) -> Report:
+    def _report(self) -> DoctorReport:
         meeting = self.meeting
         ok = all(finding.status != "failed" for finding in self.findings)
         hosts = [name for name, _ in meeting.hosts]
-        return Report(ok, self.findings, meeting.world_size, hosts, time.monotonic() - self.began)
+        return DoctorReport(ok, self.findings, meeting.world_size, hosts, time.monotonic() - self.started)
 
     def _write(self, settings: Settings) -> None:
-        record = {**self._report().as_dict(), "time": round(time.time(), 3), "measured": self.patient.measured}
+        record = {**self._report().as_dict(), "time": round(time.time(), 3), "measured": self.context.measured}
 
         def write() -> None:
             RunDirectory(settings.run_dir).refuse_foreign()
-            self.patient.history.write(settings.run_dir, record)
+            self.context.history.write(settings.run_dir, record)
 
         try:
             bounded(write, AT_LEAST)
         except (OSError, TimeoutError) as error:
             text = f"{settings.run_dir}/doctor.json cannot be written: {error}"
-            self.findings.append(Finding("record", "warning", text, "what was measured is compared with next time"))
+            self.findings.append(CheckFinding("record", "warning", text, "a record for the next preflight to compare"))
         except BigtrainError:
-            pass  # somebody else's folder; the check of the disks has said so
+            pass  # a folder with other files; the check of the disks has reported it
 
 
 _SLACK = 3.0
-"""Seconds that an answer may be under way beyond what the measurement may take."""
-_OURS = "this is a fault of bigtrain's; please report it"
+"""Seconds that an answer may take beyond the time limit of the measurement."""
+_BUG = "this is a bug in bigtrain; please report it"
 
 
 def _raise(error: BigtrainError | None) -> None:
@@ -373,19 +377,19 @@ def _raise(error: BigtrainError | None) -> None:
 
 
 def _outcome(measure: Callable[[], Any], seconds: float) -> dict[str, Any] | None:
-    """What was measured, or why not, as it goes to the leader."""
+    """The measurement, or the error in its place, as it is sent to the leader."""
     try:
         outcome: dict[str, Any] | None = bounded(measure, seconds)
         return outcome
     except BigtrainError as error:
-        finding = Finding.of_error("", error)
+        finding = CheckFinding.of_error("", error)
         return {"error": {"found": finding.found, "wanted": finding.wanted, "fix": finding.fix}}
     except TimeoutError as error:
         return {
             "error": {
                 "found": str(error),
-                "wanted": f"an end within {seconds:.0f} s",
-                "fix": "something that it needs does not answer: a disk, a device or a network",
+                "wanted": f"a result within {seconds:.0f} s",
+                "fix": "find out what does not answer on this host: a disk, a device or a network",
             }
         }
     except Exception as error:
@@ -394,4 +398,4 @@ def _outcome(measure: Callable[[], Any], seconds: float) -> dict[str, Any] | Non
 
 def _unexpected(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'without a word'}"
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

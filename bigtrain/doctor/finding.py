@@ -1,4 +1,4 @@
-"""What a check has found: one line of the table, and what to do about it."""
+"""The finding of a check: one line of the table, and how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ Status = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """The outcome of a check, or of a part of it."""
 
     check: str
     status: Status
     found: str
-    """One sentence, with the rank and the host where it is about some and not all."""
+    """One sentence. It names ranks and hosts where it concerns some and not all."""
     wanted: str | None = None
     fix: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the finding as JSON values."""
         return asdict(self)
 
     @classmethod
-    def of_error(cls, check: str, error: BigtrainError, where: str = "") -> Finding:
-        """A user's error as a failed check."""
+    def of_error(cls, check: str, error: BigtrainError, where: str = "") -> CheckFinding:
+        """Make a failed check of a user's error.
+
+        Args:
+            check: the name of the check.
+            error: what it raised.
+            where: the ranks, put in front of what was found.
+        """
         found = error.what if error.found is None else f"{error.what}: {error.found}"
         wanted = None if error.wanted is None else str(error.wanted)
         return cls(check, "failed", f"{where}{found}", wanted, error.fix)

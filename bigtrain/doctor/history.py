@@ -1,7 +1,7 @@
-"""What earlier examinations of a run have measured: the best expectation there is of the next one.
+"""What earlier preflights of a run have measured, which is what the next one expects.
 
-RUN/doctor.json holds the last report, and of each quantity the last few values under a name that lasts: a device of a
-host, a folder, a number of ranks. "Slow since Tuesday" is then a finding.
+RUN/doctor.json holds the last report, and the last values of each quantity under a name that stays the same: a device
+of a host, a folder, a number of ranks. "Slow since Tuesday" is then a finding.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 
 FILE = "doctor.json"
 KEPT = 10
-"""Values of each quantity. The expectation is their median, so that one bad day does not move it."""
+"""Values kept of each quantity. The expected value is their median, so that one bad day does not move it."""
 
 
-class History:
-    """Values by quantity, oldest first."""
+class MeasurementHistory:
+    """Measured values by quantity, oldest first."""
 
     def __init__(self, past: dict[str, list[float]] | None = None) -> None:
         self.past = past or {}
 
     @classmethod
-    def read(cls, run_dir: Path) -> History:
-        """That of a run; an empty one where there is none, or it cannot be read."""
+    def read(cls, run_dir: Path) -> MeasurementHistory:
+        """Read a run's history; it is empty where there is none, or it cannot be read."""
         try:
             past = json.loads((run_dir / FILE).read_bytes())["past"]
             return cls({str(name): [float(value) for value in values] for name, values in past.items()})
@@ -33,16 +33,16 @@ class History:
             return cls()
 
     def expected(self, quantity: str) -> float | None:
-        """The median of the last values; None where there are none."""
+        """Return the median of the last values of a quantity; None where there are none."""
         values = self.past.get(quantity)
         return statistics.median(values) if values else None
 
     def add(self, quantity: str, value: float) -> None:
-        """Remember a value."""
+        """Add a value, in four significant digits."""
         self.past[quantity] = [*self.past.get(quantity, []), float(f"{value:.4g}")][-KEPT:]
 
     def write(self, run_dir: Path, report: dict[str, Any]) -> None:
-        """Write RUN/doctor.json, whole or not at all. Raises OSError."""
+        """Write RUN/doctor.json atomically. Raises OSError."""
         run_dir.mkdir(parents=True, exist_ok=True)
         temporary = run_dir / f"{FILE}.tmp"
         with temporary.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What the operating system of each host allows: open files, pinned memory, shared memory; and how its GPUs feel."""
+"""Checks of each host: its limits of open files, pinned memory and shared memory, and the health of its GPUs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base.format import gibibytes
-from bigtrain.doctor.check import Measured, Patient
-from bigtrain.doctor.finding import Finding
+from bigtrain.doctor.check import CheckContext, Measured
+from bigtrain.doctor.finding import CheckFinding
 
 FILES_AT_LEAST = 1024
 CONNECTIONS_A_PEER = 4
-"""Process groups that hold a connection to every other rank: training's, the saver's, DeepSpeed's own."""
+"""Connections to every other rank, one for each process group: those of training, the saver and DeepSpeed."""
 SHARED_MEMORY = {"cuda": 1 << 30, "cpu": 1 << 26}
+"""Free bytes of /dev/shm, at least."""
 GPU_FIELDS = (
     "index",
     "name",
@@ -31,8 +32,8 @@ GPU_FIELDS = (
 )
 
 
-def measure_limits(patient: Patient) -> dict[str, int | bool]:
-    """Limits of this process, and what is left of /dev/shm."""
+def measure_limits(context: CheckContext) -> dict[str, int | bool]:
+    """Return the limits of this process, and the free space in /dev/shm."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     found = {"files": soft, "files_hard": hard, "locked": locked, "infiniband": Path("/dev/infiniband").exists()}
@@ -43,48 +44,48 @@ def measure_limits(patient: Patient) -> dict[str, int | bool]:
     return found
 
 
-def judge_limits(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """Enough files for the connections of this many ranks, memory that may be pinned, room in /dev/shm."""
-    who, world = patient.meeting.who, patient.meeting.world_size
+def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Check the limits against the number of ranks: files for their connections, pinned memory, /dev/shm."""
+    label, world = context.meeting.label, context.meeting.world_size
     wanted = max(FILES_AT_LEAST, CONNECTIONS_A_PEER * world + 512)
     infinite = resource.RLIM_INFINITY
     few = [rank for rank, each in measured.items() if each["files"] != infinite and each["files"] < wanted]
     if few:
-        yield Finding(
+        yield CheckFinding(
             "limits",
             "warning",
-            f"{who(few)} may have {min(measured[rank]['files'] for rank in few):,} files open",
-            f"{wanted:,} for {world:,} ranks: every connection is one",
+            f"{label(few)} may have {min(measured[rank]['files'] for rank in few):,} files open",
+            f"{wanted:,} for {world:,} ranks: every connection is an open file",
             "ulimit -n 1048576 in the script that starts the ranks (LimitNOFILE in a service, --ulimit in Docker)",
         )
     pinned = [rank for rank, each in measured.items() if each["infiniband"] and each["locked"] != infinite]
     if pinned:
-        yield Finding(
+        yield CheckFinding(
             "limits",
             "warning",
-            f"{who(pinned)} has InfiniBand and may pin {measured[pinned[0]]['locked'] / 2**20:.0f} MiB",
+            f"{label(pinned)} has InfiniBand and may pin {measured[pinned[0]]['locked'] / 2**20:.0f} MiB",
             "unlimited: NCCL registers its buffers with the network card",
             "ulimit -l unlimited in the script that starts the ranks (--ulimit memlock=-1 in Docker)",
         )
-    least = SHARED_MEMORY[patient.device.type]
+    least = SHARED_MEMORY[context.device.type]
     tight = [rank for rank, each in measured.items() if each.get("shared_free", 0) < least]
     if tight:
         free = min(measured[rank].get("shared_free", 0) for rank in tight)
-        yield Finding(
+        yield CheckFinding(
             "limits",
             "warning",
-            f"{who(tight)}: {gibibytes(free)} free in /dev/shm",
-            f"{gibibytes(least)}, through which ranks of one host exchange",
-            "--shm-size=8g in Docker, an emptyDir with medium Memory in Kubernetes, or remove what lies there",
+            f"{label(tight)}: {gibibytes(free)} free in /dev/shm",
+            f"{gibibytes(least)}, through which the ranks of one host exchange data",
+            "--shm-size=8g in Docker, an emptyDir with medium Memory in Kubernetes, or remove old files there",
         )
     shared = min(each.get("shared_free", 0) for each in measured.values())
     files = [each["files"] for each in measured.values() if each["files"] != infinite]
     may_open = f"{min(files):,}" if files else "any number of"
-    yield Finding("limits", "ok", f"{may_open} open files, {gibibytes(shared)} in /dev/shm")
+    yield CheckFinding("limits", "ok", f"{may_open} open files, {gibibytes(shared)} in /dev/shm")
 
 
-def measure_gpus(patient: Patient) -> dict[str, Any] | None:
-    """What nvidia-smi and the kernel say about the GPUs of this host; None where there is no nvidia-smi."""
+def measure_gpus(context: CheckContext) -> dict[str, Any] | None:
+    """Return what nvidia-smi and the kernel report of this host's GPUs; None where there is no nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -100,7 +101,7 @@ def measure_gpus(patient: Patient) -> dict[str, Any] | None:
 
 
 def _xid_errors() -> list[str]:
-    """The driver's complaints in the kernel's log, as far as this user may read it."""
+    """The driver's errors in the kernel's log, as far as this user may read it."""
     try:
         log = subprocess.run(["dmesg"], capture_output=True, text=True, timeout=5, errors="replace").stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -108,26 +109,26 @@ def _xid_errors() -> list[str]:
     return [line.strip() for line in log.splitlines() if "NVRM: Xid" in line][-3:]
 
 
-def judge_gpus(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """Memory without uncorrected errors, no slowdown by the hardware, the driver kept loaded."""
-    seen = 0
+def assess_gpus(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Check that the GPUs have no uncorrected memory errors and no slowdown, and that the driver stays loaded."""
+    count = 0
     for rank, each in measured.items():
         if each is None:
             continue
-        host = patient.meeting.host_of(rank)
+        host = context.meeting.host_of(rank)
         if "error" in each:
-            yield Finding(
+            yield CheckFinding(
                 "gpus", "warning", f"{host}: {each['error']}", "an answer from nvidia-smi", "look at dmesg on that host"
             )
             continue
-        for problem, status, fix in _complaints(each):
-            yield Finding("gpus", status, f"{host}: {problem}", "healthy GPUs", fix)
-        seen += len(each["gpus"])
-    well = f"{seen} GPU(s) without memory errors, slowdown or XID messages"
-    yield Finding("gpus", "ok", well if seen else "no nvidia-smi on these hosts: nothing to look at")
+        for problem, status, fix in _gpu_problems(each):
+            yield CheckFinding("gpus", status, f"{host}: {problem}", "healthy GPUs", fix)
+        count += len(each["gpus"])
+    healthy = f"{count} GPU(s) without memory errors, slowdown or XID messages"
+    yield CheckFinding("gpus", "ok", healthy if count else "no nvidia-smi on these hosts: nothing to check")
 
 
-def _complaints(each: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _gpu_problems(each: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     for gpu in each["gpus"]:
         name = f"GPU {gpu['index']} ({gpu['name']})"
         errors = gpu["ecc.errors.uncorrected.volatile.total"]
@@ -135,7 +136,7 @@ def _complaints(each: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
             yield (
                 f"{name} has {errors} uncorrected memory errors since it was last reset",
                 "failed",
-                "drain the node and reset the GPU (nvidia-smi -r); replace it if they come again",
+                "drain the node and reset the GPU (nvidia-smi -r); replace it if the errors return",
             )
         pending = [key for key in GPU_FIELDS[4:7] if gpu.get(key, "").lower() in ("yes", "1")]
         if pending:
@@ -150,16 +151,16 @@ def _complaints(each: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
                 "warning",
                 "look at cooling and power",
             )
-    loose = [gpu["index"] for gpu in each["gpus"] if gpu["persistence_mode"].lower() == "disabled"]
-    if loose:
+    not_persistent = [gpu["index"] for gpu in each["gpus"] if gpu["persistence_mode"].lower() == "disabled"]
+    if not_persistent:
         yield (
-            f"persistence mode is off for GPU {', '.join(loose)}: the driver is loaded anew at each start",
+            f"persistence mode is off for GPU {', '.join(not_persistent)}: the driver is loaded again at each start",
             "warning",
             "nvidia-smi -pm 1, or the service nvidia-persistenced",
         )
     if each["xid"]:
         yield (
-            f"the driver has complained: {each['xid'][-1]}",
+            f"the driver has logged an error: {each['xid'][-1]}",
             "warning",
             "look up the number in NVIDIA's list of XID errors",
         )

@@ -1,7 +1,7 @@
-"""The ranks meet at the launcher's store, which works even where collectives do not.
+"""The ranks meet through the launcher's store, which works even where collectives do not.
 
-Everything that is only said goes through this store, with a bound on every wait: so a network that is broken, a rank
-that never came and one that is stuck are findings with a name, and never a hang.
+All messages of the preflight go through this store, with a time limit on every wait. So a broken network, a rank that
+never came and a rank that is stuck are findings with a name, and never a hang.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from bigtrain.base.launcher_protocol import STORE
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LATER = 5.0
-"""Seconds after the first rank's patience has ended in which the others still expect it to speak."""
+"""Seconds for which the others still wait for rank 0 after its patience has ended."""
 
 
 @dataclass(frozen=True)
 class Attendee:
-    """Who a rank is."""
+    """A rank and where it runs."""
 
     rank: int
     host: str
     local_rank: int
     node: int
-    """Number of the launcher that started it; two containers may have one name."""
+    """The number of the launcher that started it, because two containers may have the same host name."""
 
 
 class Meeting:
-    """The ranks that came. The lowest of them leads: it asks, gathers and tells."""
+    """The ranks that came. The lowest of them is the leader: it asks, gathers and publishes."""
 
     def __init__(self, store: Any, me: Attendee, world_size: int, missing: Sequence[int]) -> None:
-        """Do not call it: see `call`."""
+        """Use `join` instead; it finds out which ranks are missing."""
         self._store = store
         self.me = me
         self.rank, self.world_size = me.rank, world_size
         self.missing = list(missing)
-        """Ranks that did not come. Known to all."""
+        """Ranks that did not come. Every rank knows them."""
         self.present = [rank for rank in range(world_size) if rank not in set(missing)]
-        """Ranks that came and have answered since. The leader alone keeps it up to date."""
+        """Ranks that came and have answered since. Only the leader keeps this up to date."""
         self.leads = self.rank == self.present[0]
         self.attendees: dict[int, Attendee] = {self.rank: me}
-        """Those of all ranks, on the leader."""
+        """All that came, on the leader."""
         if self.leads:
             values = self._store.multi_get([f"here/{rank}" for rank in self.present])
             self.attendees = {r: Attendee(**json.loads(value)) for r, value in zip(self.present, values, strict=True)}
 
     @classmethod
-    def call(cls, patience: float) -> Meeting:
-        """Meet the other ranks of the launcher, or oneself where there is none.
+    def join(cls, patience: float) -> Meeting:
+        """Meet the other ranks of the launcher. Without a launcher this process is the only rank.
 
         Args:
-            patience: seconds until those who are not here count as missing.
+            patience: seconds until a rank that has not come counts as missing.
 
         Raises:
             BigtrainError: the store cannot be reached, or the others went on without this rank.
@@ -80,45 +80,45 @@ class Meeting:
         _wait(store, everybody if rank == 0 else ["missing"], end - time.monotonic() + (_LATER if rank else 0))
         if not store.check(["missing"]):
             missing = [each for each in range(world_size) if not store.check([f"here/{each}"])]
-            store.compare_set("missing", "", json.dumps(missing))  # whoever is first decides for all
+            store.compare_set("missing", "", json.dumps(missing))  # the first to write decides for all
         missing = json.loads(store.get("missing"))
         if rank in missing:
             raise BigtrainError(
-                f"rank {rank} on {me.host} came too late: the others began without it",
+                f"rank {rank} on {me.host} came too late: the others started without it",
                 wanted=f"all ranks within {patience:g} s",
-                fix="look at what delays the start on this host: its disk, its network, its load",
+                fix="find out what delays the start on this host: its disk, its network, its load",
             )
         return cls(store, me, world_size, missing)
 
-    # What the leader says to all
+    # From the leader to all
 
-    def tell(self, name: str, value: Any) -> None:
-        """Tell all ranks."""
-        self._store.set(f"told/{name}", json.dumps(value))
+    def publish(self, name: str, value: Any) -> None:
+        """Send a value to all ranks, from the leader."""
+        self._store.set(f"published/{name}", json.dumps(value))
 
-    def hear(self, name: str, seconds: float) -> Any:
-        """What the leader tells. Raises TimeoutError when it does not within so many seconds."""
-        key = f"told/{name}"
+    def receive(self, name: str, seconds: float) -> Any:
+        """Receive what the leader publishes. Raises TimeoutError when it does not within so many seconds."""
+        key = f"published/{name}"
         if not _wait(self._store, [key], seconds):
-            raise TimeoutError(f"{self.who([self.present[0]])} did not answer within {seconds:.0f} s")
+            raise TimeoutError(f"{self.label([self.present[0]])} did not answer within {seconds:.0f} s")
         return json.loads(self._store.get(key))
 
-    # What all say to the leader
+    # From all to the leader
 
     def post(self, name: str, value: Any) -> None:
-        """Answer the leader."""
+        """Send a value to the leader."""
         self._store.set(f"answer/{name}/{self.rank}", json.dumps(value))
 
     def gather(self, name: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
-        """The answers of those ranks that give one within so many seconds; the others are no longer present."""
+        """Return the values that these ranks send within so many seconds; a rank that sends none is left out."""
         keys = {rank: f"answer/{name}/{rank}" for rank in ranks}
         if not _wait(self._store, list(keys.values()), seconds):
             keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
         values = self._store.multi_get(list(keys.values())) if keys else []
         return {rank: json.loads(value) for rank, value in zip(keys, values, strict=True)}
 
-    def lost(self, ranks: Iterable[int]) -> None:
-        """Count these as no longer here."""
+    def mark_lost(self, ranks: Iterable[int]) -> None:
+        """Record that these ranks are no longer present."""
         gone = set(ranks)
         self.present = [rank for rank in self.present if rank not in gone]
 
@@ -126,22 +126,22 @@ class Meeting:
 
     @property
     def hosts(self) -> dict[tuple[str, int], list[int]]:
-        """The ranks of each host, on the leader."""
+        """The ranks of each host name and node, on the leader."""
         found: dict[tuple[str, int], list[int]] = {}
         for rank, each in sorted(self.attendees.items()):
             found.setdefault((each.host, each.node), []).append(rank)
         return found
 
     def host_of(self, rank: int) -> str:
-        """The name of a rank's host; of a missing rank, that of its neighbours with the same launcher."""
+        """Return the name of a rank's host. For a missing rank it is that of a rank with the same launcher."""
         if rank in self.attendees:
             return self.attendees[rank].host
         a_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         near = [each.host for each in self.attendees.values() if each.node == rank // a_node]
-        return near[0] if near else "a host of which no rank came"
+        return near[0] if near else "a host from which no rank came"
 
-    def who(self, ranks: Iterable[int]) -> str:
-        """Ranks with their hosts: `rank 3 (node-b)`, `ranks 0-7 (node-a), 9 (node-b)`."""
+    def label(self, ranks: Iterable[int]) -> str:
+        """Return ranks with their hosts as text: `rank 3 (node-b)`, `ranks 0-7 (node-a), 9 (node-b)`."""
         by_host: dict[str, list[int]] = {}
         for rank in sorted(ranks):
             by_host.setdefault(self.host_of(rank), []).append(rank)
@@ -150,15 +150,15 @@ class Meeting:
         more = f" and {len(parts) - 8} more hosts" if len(parts) > 8 else ""
         return ("ranks " if several else "rank ") + ", ".join(parts[:8]) + more
 
-    def everybody_knows(self, seconds: float = 5.0) -> None:
-        """Stay until all present ranks have come here: the first may hold the store that they still ask."""
+    def leave(self, seconds: float = 5.0) -> None:
+        """Wait until all present ranks call this: rank 0 may hold the store that the others still use."""
         self.post("bye", True)
         if self.leads:
             self.gather("bye", self.present, seconds)
 
 
 def _store(rank: int, world_size: int, patience: float) -> Any:
-    """A connection to the store that the launcher holds; where it holds none, to rank 0's, which is opened for it."""
+    """Connect to the launcher's store; where the launcher holds none, to one that rank 0 opens."""
     address, _, port = os.environ.get(STORE, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}").rpartition(":")
     held = STORE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     within, opens = timedelta(seconds=patience), rank == 0 and not held

@@ -1,4 +1,4 @@
-"""Whether the ranks reach each other, and how quickly: collectives, neighbours, names, clocks."""
+"""Checks that the ranks reach each other, and how fast: collectives, links between neighbours, host names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bigtrain.doctor.check import Measured, Patient
-from bigtrain.doctor.finding import Finding
+from bigtrain.doctor.check import CheckContext, Measured
+from bigtrain.doctor.finding import CheckFinding
 from bigtrain.engine.topology import Topology, start
 from bigtrain.model import count_parameters
 
 BUCKET = 50_000_000
 """Elements that the engine reduces at a time; see bigtrain/engine/deepspeed_config.py."""
 WITHOUT_MODEL = 1 << 24
+"""Elements that are reduced where no configuration is given."""
 LINK_BYTES = 1 << 22
+"""Bytes that two neighbours exchange."""
 SECONDS_A_SIZE = 2.0
+"""Seconds that the rounds of one collective may take, roughly."""
 SLOW_LINK = 0.5
-"""A link that is so much slower than the median of its like is named."""
+"""The share of the median bandwidth of its kind below which a link is slow."""
 SLOWER_THAN_BEFORE = 0.3
+"""The share by which a collective may be slower than in earlier preflights."""
 JOIN_SECONDS = 15.0
+"""Seconds until the process group must be there."""
 
 
-def measure_network(patient: Patient) -> dict[str, Any]:
-    """Latency and bandwidth of the collectives that training uses, at the size that this model gives them."""
+def measure_network(context: CheckContext) -> dict[str, Any]:
+    """Measure latency and bandwidth of the collectives of training, at the sizes that this model has."""
     topology = start(JOIN_SECONDS / 60)
-    elements = min(count_parameters(patient.settings.model), BUCKET) if patient.settings else WITHOUT_MODEL
+    elements = min(count_parameters(context.settings.model), BUCKET) if context.settings else WITHOUT_MODEL
     found: dict[str, Any] = {"backend": dist.get_backend(), "world_size": topology.world_size}
     latency = _seconds(topology, lambda: dist.all_reduce(torch.ones(1, device=topology.device)), rounds=20)
     found["latency_seconds"] = latency
@@ -48,13 +53,13 @@ def measure_network(patient: Patient) -> dict[str, Any]:
     found["all_to_all_seconds"] = _seconds(topology, lambda: dist.all_to_all_single(received, sent))
     expected = torch.arange(topology.world_size, device=topology.device).repeat_interleave(part)
     if not torch.equal(received, expected.to(received.dtype)):
-        found["wrong"] = "parts of an all-to-all that another rank had sent"
+        found["wrong"] = "wrong parts of an all-to-all"
     found["links"] = _links(topology)
     return found
 
 
 def _affordable(topology: Topology, elements: int) -> int:
-    """So many elements, or as many as a slow network moves in the time there is; the same on every rank."""
+    """This number of elements, or fewer where a slow network needs it; the same on every rank."""
     probe = torch.ones(min(elements, 1 << 18), device=topology.device)
     seconds = _seconds(topology, lambda: dist.all_reduce(probe), rounds=3)
     slowest = torch.tensor([seconds], dtype=torch.float64, device=topology.device)
@@ -63,20 +68,21 @@ def _affordable(topology: Topology, elements: int) -> int:
 
 
 def _seconds(topology: Topology, work: Callable[[], object], rounds: int = 3) -> float:
-    """The median of a few rounds, after one that does not count."""
+    """The median seconds of a few rounds, after one that does not count."""
     times = []
     for _ in range(rounds + 1):
         _synchronize(topology.device)
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
         _synchronize(topology.device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 
 
 def _links(topology: Topology) -> dict[str, float]:
-    """Seconds that this rank and the next take to exchange LINK_BYTES, by the number of the next: first the pairs that
-    begin with an even rank, then the others, so that every link is measured alone.
+    """The seconds that this rank and the next take to exchange LINK_BYTES, by the number of the next.
+
+    The pairs that start with an even rank come first, then the others, so that every link is measured alone.
     """
     rank, size = topology.rank, topology.world_size
     found: dict[str, float] = {}
@@ -105,44 +111,44 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def judge_network(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """Right results, no link much slower than its like, nothing slower than it was."""
+def assess_network(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Check that results are right, that no link is slow, and that nothing is slower than before."""
     first = measured[min(measured)]
     size = first["world_size"]
     if size == 1:
-        yield Finding("network", "ok", "one rank, which needs none")
+        yield CheckFinding("network", "ok", "one rank, which needs no network")
         return
     wrong = {rank: each["wrong"] for rank, each in measured.items() if "wrong" in each}
     if wrong:
-        yield Finding(
+        yield CheckFinding(
             "network",
             "failed",
-            f"{patient.meeting.who(wrong)} got {next(iter(wrong.values()))}",
-            "what was sent",
-            "leave these hosts out and have their network cards and GPUs examined",
+            f"{context.meeting.label(wrong)} got {next(iter(wrong.values()))}",
+            "the values that were sent",
+            "leave these hosts out, and have their network cards and GPUs tested",
         )
-    yield from _slow_links(measured, patient)
+    yield from _slow_links(measured, context)
     reduced = max(each["all_reduce_seconds"] for each in measured.values())
     exchanged = max(each["all_to_all_seconds"] for each in measured.values())
     latency = max(each["latency_seconds"] for each in measured.values())
-    # The bandwidth that each rank's link carries, as nccl-tests counts it.
+    # The bus bandwidth, which each rank's link carries, as nccl-tests counts it.
     reduce_rate = 2 * (size - 1) / size * first["bytes"] / reduced
     exchange_rate = (size - 1) / size * first["exchange_bytes"] / exchanged
-    shape = f"{size} ranks on {len(patient.meeting.hosts)} host(s)"
+    shape = f"{size} ranks on {len(context.meeting.hosts)} host(s)"
     for what, rate in (("all-reduce", reduce_rate), ("all-to-all", exchange_rate)):
         quantity = f"{what} {first['backend']} {first['bytes']} bytes, {shape}"
-        before = patient.history.expected(quantity)
+        before = context.history.expected(quantity)
         if before and rate < (1 - SLOWER_THAN_BEFORE) * before:
-            yield Finding(
+            yield CheckFinding(
                 "network",
                 "warning",
                 f"{what} is slower than it was: {_rate(rate)}, {1 - rate / before:.0%} less than the "
-                f"{_rate(before)} of earlier examinations",
+                f"{_rate(before)} of earlier preflights",
                 f"within {SLOWER_THAN_BEFORE:.0%}",
-                "find out which hosts or links have changed, or remove doctor.json if it is meant to be so",
+                "find out which hosts or links have changed; if the change is intended, remove RUN/doctor.json",
             )
-        patient.history.add(quantity, rate)
-    patient.measured["network"] = {
+        context.history.add(quantity, rate)
+    context.measured["network"] = {
         "backend": first["backend"],
         "bytes": first["bytes"],
         "latency_seconds": latency,
@@ -150,8 +156,8 @@ def judge_network(measured: Measured, patient: Patient) -> Iterator[Finding]:
         "all_reduce_bytes_per_second": round(reduce_rate),
         "all_to_all_bytes_per_second": round(exchange_rate),
     }
-    of = " of the gradients" if patient.settings else ""
-    yield Finding(
+    of = " of the gradients" if context.settings else ""
+    yield CheckFinding(
         "network",
         "ok",
         f"{first['backend']}: all-reduce of {first['bytes'] / 2**20:.1f} MiB{of} in {reduced * 1e3:.3g} ms "
@@ -159,20 +165,20 @@ def judge_network(measured: Measured, patient: Patient) -> Iterator[Finding]:
     )
 
 
-def _slow_links(measured: Measured, patient: Patient) -> Iterator[Finding]:
+def _slow_links(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     kinds: dict[bool, dict[tuple[int, int], float]] = {}
     for rank, each in measured.items():
         for other, seconds in each["links"].items():
-            within = patient.meeting.host_of(rank) == patient.meeting.host_of(int(other))
+            within = context.meeting.host_of(rank) == context.meeting.host_of(int(other))
             kinds.setdefault(within, {})[rank, int(other)] = 2 * LINK_BYTES / seconds
     for within, links in kinds.items():
         usual = statistics.median(links.values())
         for pair, rate in links.items():
             if len(links) > 2 and rate < SLOW_LINK * usual:
-                yield Finding(
+                yield CheckFinding(
                     "network",
                     "warning",
-                    f"the link between {patient.meeting.who(pair)} is slow: {_rate(rate)}, the median of its like "
+                    f"the link between {context.meeting.label(pair)} is slow: {_rate(rate)}, the median of its kind "
                     f"{_rate(usual)}",
                     f"over {SLOW_LINK:.0%} of it",
                     "look at the topology inside the host (nvidia-smi topo -m)"
@@ -185,8 +191,8 @@ def _rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second / 1e9:.3g} GB/s"
 
 
-def measure_names(patient: Patient) -> dict[str, Any]:
-    """What this host's own name and the first node's stand for, and the interfaces that are asked for."""
+def measure_names(context: CheckContext) -> dict[str, Any]:
+    """Return the addresses of this host's own name and of the first node's, and the interface that is set."""
     return {
         "own": _addresses(socket.gethostname()),
         "master": os.environ.get("MASTER_ADDR"),
@@ -202,15 +208,18 @@ def _addresses(name: str) -> list[str]:
         return []
 
 
-def judge_names(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """A host of several must be reachable under the address that gloo takes: that of its name, or of an interface."""
-    several = len(patient.meeting.hosts) > 1
+def assess_names(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Check that each of several hosts announces an address that the others reach.
+
+    gloo announces the address of GLOO_SOCKET_IFNAME where it is set, else that of the host's name.
+    """
+    several = len(context.meeting.hosts) > 1
     lost = [rank for rank, each in measured.items() if each["master"] and not each["first"]]
     if lost:
-        yield Finding(
+        yield CheckFinding(
             "names",
             "warning",
-            f"{patient.meeting.who(lost)} cannot resolve the name of the first node, {measured[lost[0]]['master']}",
+            f"{context.meeting.label(lost)} cannot resolve the name of the first node, {measured[lost[0]]['master']}",
             "an address",
             "add it to DNS or /etc/hosts, or give the launcher its address",
         )
@@ -221,18 +230,18 @@ def judge_names(measured: Measured, patient: Patient) -> Iterator[Finding]:
     ]
     if nowhere:
         own = measured[nowhere[0]]["own"]
-        stands_for = f"stands for {', '.join(own)}" if own else "cannot be resolved"
-        yield Finding(
+        resolves = f"resolves to {', '.join(own)}" if own else "cannot be resolved"
+        yield CheckFinding(
             "names",
             "failed",
-            f"{patient.meeting.who(nowhere)}: the host's own name {stands_for}, so gloo would tell the other hosts an "
-            "address where they cannot reach it",
-            "a name that stands for the host's address in the cluster, or GLOO_SOCKET_IFNAME",
+            f"{context.meeting.label(nowhere)}: the host's own name {resolves}, so gloo would announce an address "
+            "where the other hosts cannot reach it",
+            "a name that resolves to the host's address in the cluster, or GLOO_SOCKET_IFNAME",
             "export GLOO_SOCKET_IFNAME with the name of the cluster's interface (ip -brief address)",
         )
     interfaces = sorted({each["interface"] for each in measured.values() if each["interface"]})
     by = f", gloo by interface {', '.join(interfaces)}" if interfaces else ""
-    yield Finding("names", "ok", f"{len(measured)} host(s) can be reached by what they are called{by}")
+    yield CheckFinding("names", "ok", f"{len(measured)} host(s) can be reached by name{by}")
 
 
 def _is_loopback(address: str) -> bool:

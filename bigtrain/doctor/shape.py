@@ -1,4 +1,4 @@
-"""Whether what the configuration asks for fits these ranks: the batch over them, the model into their memory."""
+"""Checks that the configuration fits these ranks: the batch divides over them, and the model fits their memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.base.format import gibibytes
 from bigtrain.config import Settings
 from bigtrain.data.batch.loader import require_divisible
-from bigtrain.doctor.check import Measured, Patient
+from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.disks import STATE_BYTES, checkpoint_bytes
-from bigtrain.doctor.finding import Finding
+from bigtrain.doctor.finding import CheckFinding
 from bigtrain.model import count_parameters
 
 NEARLY = 0.85
-"""The share of the memory beyond which the activations, which are not in the estimate, will hardly fit."""
+"""The share of the memory above which the activations, which the estimate leaves out, will hardly fit."""
 
 
-def measure_batch(patient: Patient) -> dict[str, int]:
-    """How the global batch is cut; on the leader alone, for it is arithmetic.
+def measure_batch(context: CheckContext) -> dict[str, int]:
+    """Compute how the global batch is divided. Only the leader does it, because it is arithmetic.
 
     Raises:
-        BigtrainError: it does not divide.
+        BigtrainError: the batch, or the ranks, do not divide.
     """
-    settings, world = patient.settings, patient.meeting.world_size
+    settings, world = context.settings, context.meeting.world_size
     assert settings is not None
     engine, train = settings.engine, settings.train
     shared = engine.tensor_parallel_size * engine.sequence_parallel_size
@@ -51,23 +51,23 @@ def measure_batch(patient: Patient) -> dict[str, int]:
     return {"ranks": world // shared, "rows": train.micro_batch_size, "accumulated": accumulated}
 
 
-def judge_batch(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """It divides, or we would not be here."""
-    assert patient.settings is not None
+def assess_batch(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Show how the batch divides; `measure_batch` raises where it does not."""
+    assert context.settings is not None
     for each in measured.values():
-        yield Finding(
+        yield CheckFinding(
             "batch",
             "ok",
-            f"{patient.settings.train.global_batch_size} samples are {each['ranks']} rank(s) x micro-batches of "
+            f"{context.settings.train.global_batch_size} samples are {each['ranks']} rank(s) x micro-batches of "
             f"{each['rows']} x {each['accumulated']} accumulated",
         )
 
 
 def state_bytes(settings: Settings, world_size: int) -> tuple[int, int]:
-    """Bytes that a rank holds for as long as it trains: on its device, and in its host's memory.
+    """Return the bytes that a rank holds for as long as it trains: on its device, and in its host's memory.
 
-    Weights, gradients in float32, master weights and moments, spread as ZeRO does (Rajbhandari et al., 2020, section
-    3), and the image that a save is written from. Activations and buffers come on top; the dry run tries those.
+    They are weights, float32 gradients, master weights and moments, divided as ZeRO does (Rajbhandari et al., 2020,
+    section 3), and the image from which a save is written. Activations and buffers come on top; the dry run tries them.
     """
     engine = settings.engine
     parameters = count_parameters(settings.model) // engine.tensor_parallel_size
@@ -86,16 +86,16 @@ def state_bytes(settings: Settings, world_size: int) -> tuple[int, int]:
     return device, host
 
 
-def measure_memory(patient: Patient) -> dict[str, Any]:
-    """What this rank's device and its host have left."""
+def measure_memory(context: CheckContext) -> dict[str, Any]:
+    """Return the free memory of this rank's device and host, in bytes."""
     here: dict[str, Any] = {"host": min(psutil.virtual_memory().available, _cgroup_left())}
-    if patient.device.type == "cuda":
-        here["device"], _ = torch.cuda.mem_get_info(patient.device)
+    if context.device.type == "cuda":
+        here["device"], _ = torch.cuda.mem_get_info(context.device)
     return here
 
 
 def _cgroup_left() -> int:
-    """What the container may still take; far more than there is where nobody limits it."""
+    """The bytes that the container may still allocate; a very large number where it has no limit."""
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -107,9 +107,9 @@ def _cgroup_left() -> int:
     return 1 << 62
 
 
-def judge_memory(measured: Measured, patient: Patient) -> Iterator[Finding]:
-    """Every device and every host has room for what will lie there all the time."""
-    settings, meeting = patient.settings, patient.meeting
+def assess_memory(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
+    """Check that every device and host has memory for the state that stays there all the time."""
+    settings, meeting = context.settings, context.meeting
     assert settings is not None
     device, host = state_bytes(settings, meeting.world_size)
     short: dict[str, tuple[int, int, list[int]]] = {}
@@ -119,25 +119,27 @@ def judge_memory(measured: Measured, patient: Patient) -> Iterator[Finding]:
             continue
         on_device = [rank for rank in here if "device" in measured[rank]]
         for rank in on_device:
-            _note(short, "GPU", device, measured[rank]["device"], [rank])
+            _add_shortage(short, "GPU", device, measured[rank]["device"], [rank])
         needed = len(ranks) * (host + (0 if on_device else device))
-        _note(short, "host", needed, min(measured[rank]["host"] for rank in here), here)
+        _add_shortage(short, "host", needed, min(measured[rank]["host"] for rank in here), here)
     for where, (needed, free, ranks) in short.items():
-        yield Finding(
+        yield CheckFinding(
             "memory",
             "failed" if needed > free else "warning",
             f"weights, gradients, optimizer and the image of a save take {gibibytes(needed)} of a {where}, which has "
-            f"{gibibytes(free)} left, on {meeting.who(ranks)}",
+            f"{gibibytes(free)} left, on {meeting.label(ranks)}",
             f"at most {NEARLY:.0%}, since activations come on top",
-            "raise engine.zero_stage, offload (engine.offload_optimizer cpu), or use more ranks; bigtrain tries a step "
-            "before the first and says what would help",
+            "raise engine.zero_stage, offload (engine.offload_optimizer cpu), or use more ranks; the dry run before "
+            "step 1 names settings that would help",
         )
-    patient.measured["state_bytes"] = {"device": device, "host": host}
+    context.measured["state_bytes"] = {"device": device, "host": host}
     what = f"{gibibytes(device)} a device and {gibibytes(host)} of its host's memory"
-    yield Finding("memory", "ok", f"a rank's state takes {what}, without activations")
+    yield CheckFinding("memory", "ok", f"a rank's state takes {what}, without activations")
 
 
-def _note(short: dict[str, tuple[int, int, list[int]]], where: str, needed: int, free: int, ranks: list[int]) -> None:
+def _add_shortage(
+    short: dict[str, tuple[int, int, list[int]]], where: str, needed: int, free: int, ranks: list[int]
+) -> None:
     if needed > NEARLY * free:
         worst, least, others = short.get(where, (needed, free, []))
         short[where] = (max(worst, needed), min(least, free), [*others, *ranks])

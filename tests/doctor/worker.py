@@ -1,15 +1,15 @@
-"""`bigtrain doctor` on a rank that may be out of line: what is given after --odd holds for rank 1 alone.
+"""`bigtrain doctor` where rank 1 differs from the others in what is given after --outlier.
 
-worker.py ARGUMENTS... [--odd key=value ...]       as `bigtrain doctor ARGUMENTS`
+worker.py ARGUMENTS... [--outlier key=value ...]       as `bigtrain doctor ARGUMENTS`
 
-host=NAME         it takes itself for another host, with a launcher of its own
-clock=SECONDS     its clock is ahead
-variable=NAME     an environment variable is set
-code=ANYTHING     its source is another one
-over=FOLDER       a file system of its own is mounted there
-late=SECONDS      it comes so much later
-silent=CHECK      it does not answer in a check
-setting=KEY=VALUE an override
+host=NAME         it has another host name, and a launcher of its own
+clock=SECONDS     its clock is ahead by this
+variable=NAME     it has this environment variable
+code=ANYTHING     its source of bigtrain has this hash
+over=FOLDER       it has a file system of its own mounted there
+late=SECONDS      it comes this much later
+silent=CHECK      it does not answer in this check
+setting=KEY=VALUE it has this override
 """
 
 import ctypes
@@ -25,14 +25,14 @@ from bigtrain.doctor import agreement, clocks, examine
 CLONE_NEWNS = 0x00020000
 
 
-def become_odd(name: str, value: str) -> None:
+def become_outlier(name: str, value: str) -> None:
     if name == "host":
         socket.gethostname = lambda: value
         os.environ |= {"GROUP_RANK": "1", "LOCAL_RANK": "0"}
     elif name == "clock":
         clocks._now = lambda: time.time() + float(value)
     elif name == "variable":
-        os.environ[value] = "odd"
+        os.environ[value] = "unusual"
     elif name == "code":
         agreement._code = lambda: value
     elif name == "over":
@@ -51,9 +51,9 @@ def become_odd(name: str, value: str) -> None:
         raise ValueError(name)
 
 
-arguments, _, odd = " ".join(sys.argv[1:]).partition(" --odd ")
+arguments, _, changes = " ".join(sys.argv[1:]).partition(" --outlier ")
 sys.argv = ["bigtrain", "doctor", *arguments.split()]
 if os.environ["RANK"] == "1":
-    for each in odd.split():
-        become_odd(*each.split("=", 1))
+    for each in changes.split():
+        become_outlier(*each.split("=", 1))
 main()
