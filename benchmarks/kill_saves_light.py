@@ -23,7 +23,7 @@ from forked import fork_ranks
 from kill_tally import Tally
 from save_phases import PHASES, Saves
 
-from bigtrain.base.faults import POINTS, Fault, obey
+from bigtrain.base.faults import POINTS, Fault, set_faults
 from bigtrain.checkpoint import Cursor, Fragment, Saver, StorageTiers, load, newest_verified, tensor_digests
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.tensor_file import bytes_of
@@ -73,7 +73,7 @@ class Ranks:
 
     def __init__(self, folder: Path, shape: Shape, kill: Fault | None = None) -> None:
         def work() -> int:
-            obey(*([kill] if kill else []))
+            set_faults(*([kill] if kill else []))
             _train(folder, shape)
             return 0
 

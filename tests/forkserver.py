@@ -179,10 +179,10 @@ def _fork_ranks(job: dict[str, Any]) -> list[int] | None:
         os.environ.update(job["environment"])
         if "DS_ACCELERATOR" not in os.environ and not Path("/dev/nvidiactl").exists():
             os.environ["DS_ACCELERATOR"] = "cpu"
-        if orders := job["environment"].get("BIGTRAIN_FAULT"):
-            from bigtrain.base.faults import obey, parse_orders
+        if faults := job["environment"].get("BIGTRAIN_FAULT"):
+            from bigtrain.base.faults import parse_faults, set_faults
 
-            obey(*parse_orders(orders))  # which is else read when it is imported
+            set_faults(*parse_faults(faults))  # the module reads the variable when it is imported
         if world:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
             os.environ |= dict(zip(names, map(str, (rank, rank, world, world)), strict=True))

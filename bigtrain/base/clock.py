@@ -1,7 +1,7 @@
-"""Clocks that nobody sets: how old this process is, and how it lies in time to other processes of this machine.
+"""Clocks that are never set: the age of this process, and of other processes of this machine.
 
-Records carry the time of day as well, for people. It may jump, backwards too, when a clock is set; so what is summed up
-is measured by these.
+Records carry the time of day as well, for people. It may jump, also backwards, when a clock is set. Durations are
+therefore measured by these clocks.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from functools import cache
 from pathlib import Path
 
 OLDEST_AT_FIRST_LOOK = 3600.0
-"""A process that would have been older when it asked for the first time has a clock that cannot be trusted."""
+"""Seconds. A process that seems older than this at its first look has a clock that cannot be trusted."""
 
 
 def process_seconds() -> float:
-    """Seconds since this process was started, imports included."""
-    return time.monotonic() - _born(os.getpid())
+    """Return the seconds since this process was started, imports included."""
+    return time.monotonic() - _start_of_this(os.getpid())
 
 
 def seconds_before_this_process(pid: int) -> float:
-    """How much older another process of this machine is; 0 where it is younger, or is gone."""
+    """Return the seconds by which another process of this machine is older; 0 where it is younger, or has ended."""
     try:
-        return max(0.0, _started(os.getpid()) - _started(pid))
+        return max(0.0, _start_of(os.getpid()) - _start_of(pid))
     except OSError:
         return 0.0
 
 
 def boot_id() -> str | None:
-    """Stays the same until this machine is started anew, and is another one on another machine; None if unknown."""
+    """Return an id of this start of this machine, which no other start and no other machine has; None if unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -37,21 +37,21 @@ def boot_id() -> str | None:
 
 
 def boot_seconds() -> float:
-    """Seconds since this machine was started, those that it slept included."""
+    """Return the seconds since this machine was started, including those in which it was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @cache
-def _born(pid: int) -> float:
-    """When this process began, by the monotonic clock. By its id, because a forked process has a birth of its own."""
+def _start_of_this(pid: int) -> float:
+    """When this process started, by the monotonic clock; cached by its id, because a fork starts a new process."""
     try:
-        age = boot_seconds() - _started(pid)
+        age = boot_seconds() - _start_of(pid)
     except OSError:
         age = 0.0
     return time.monotonic() - (age if 0 <= age <= OLDEST_AT_FIRST_LOOK else 0.0)
 
 
-def _started(pid: int) -> float:
-    """When a process began, in seconds since this machine was started."""
-    behind_the_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(behind_the_name[19]) / os.sysconf("SC_CLK_TCK")
+def _start_of(pid: int) -> float:
+    """When a process started, in seconds since this machine was started."""
+    fields_after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields_after_name[19]) / os.sysconf("SC_CLK_TCK")

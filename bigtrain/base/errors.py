@@ -8,11 +8,11 @@ from bigtrain.base.exit_status import WRONG
 class BigtrainError(Exception):
     """The user's input or environment is wrong; nothing is broken inside.
 
-    The command line prints it without a traceback and leaves with `status`. A good message has four parts,
+    The command line prints it without a traceback and exits with `status`. A good message has four parts,
     given here by name so that none is forgotten:
 
     Args:
-        what: one sentence, what is wrong and where (file, line, key).
+        what: one sentence: what is wrong and where (file, line, key).
         found: the value that was found.
         wanted: the value that would have been right.
         fix: what to do about it, as a command or an edit where possible.
@@ -21,18 +21,18 @@ class BigtrainError(Exception):
     def __init__(self, what: str, *, found: object = None, wanted: object = None, fix: str | None = None) -> None:
         self.what, self.found, self.wanted, self.fix = what, found, wanted, fix
         self.shared = False
-        """Whether every rank of a job raises this same error, so that one of them is enough to tell it."""
+        """Whether every rank of a job raises this same error, so that it is enough if one of them prints it."""
         self.status = WRONG
-        """What a process leaves with because of it. Another one where a further start may help."""
+        """The exit status of a process that ends with this error; not 1 where another start may help."""
         super().__init__(what, found, wanted, fix)
 
     def on_all_ranks(self) -> BigtrainError:
-        """This error, marked as one that every rank raises."""
+        """Mark this error as one that every rank raises, and return it."""
         self.shared = True
         return self
 
     def leaving_with(self, status: int) -> BigtrainError:
-        """This error, after which a process leaves with another status than 1."""
+        """Set the exit status of a process that ends with this error, and return the error."""
         self.status = status
         return self
 

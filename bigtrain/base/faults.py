@@ -1,55 +1,55 @@
-"""Faults on order: a process that harms itself at a named point, for those who want to see what a run makes of it.
+"""Fault injection: a process harms itself at a named point, to show how a run copes with it.
 
     BIGTRAIN_FAULT="kill,rank=1,at=save.written,count=2"      kill -9 of rank 1 where it reaches that point the 2nd time
-    BIGTRAIN_FAULT="kill,rank=*,at=step,step=7,delay=0.05"    of every rank, 50 ms after step 7 has begun
-    BIGTRAIN_FAULT="nan,rank=0,step=9;hang,rank=1,at=optimizer,step=12,start=0"                        two, one by one
+    BIGTRAIN_FAULT="kill,rank=*,at=step,step=7,delay=0.05"    of every rank, 50 ms after step 7 has started
+    BIGTRAIN_FAULT="nan,rank=0,step=9;hang,rank=1,at=optimizer,step=12,start=0"                        two faults
 
-The victim may be on another machine than whoever gives the order: so it is the victim that carries it out. An order is
-an action, then who, where and when:
+The process that suffers a fault injects it itself, because it may run on another machine. A fault is an action, then
+the rank, the point and the moment:
 
-    rank=R      which rank, or * for every one
-    at=POINT    one of the points below; what alters a value has its own
-    count=N     at which of the times that the process comes by (1)
-    step=K      only in step K of the training: what happens from its begin to the begin of the next
-    start=S     only in the S-th restart by the launcher (0: the first start); each start counts anew
-    times=T     that often in a row (1; slow: for ever)
-    delay=D     kill, stop: so many seconds after that, while the process goes on; slow: how many seconds it takes
+    rank=R      the rank, or * for every one
+    at=POINT    one of the points below; an action that alters a value has its own
+    count=N     the N-th time that the process reaches the point (1)
+    step=K      only in step K of the training: from its start to the start of the next step
+    start=S     only in the S-th restart by the launcher (0: the first start); each start counts from 0 again
+    times=T     this many times in a row (1; slow: without end)
+    delay=D     kill, stop: seconds until it happens, while the process goes on; slow: seconds that it takes
 
-A run that restarts by itself comes by again. `start=0` says "only once" where torchrun restarts it; where others do,
-or a run goes back by itself, name a folder in BIGTRAIN_FAULT_MARKS: an order leaves a mark there before it is carried
-out, and is not carried out by the same rank where one lies.
+A run that restarts reaches a point again. Under torchrun, `start=0` makes a fault happen once. Where others restart the
+run, or it goes back by itself, name a folder in BIGTRAIN_FAULT_MARKS. A rank leaves a mark there before it injects a
+fault, and does not inject one for which a mark is there.
 
-    kill        SIGKILL, which nothing can catch
-    stop        SIGSTOP: the process stands still, alive
-    hang        the thread that is here sleeps for ever
-    slow        it sleeps for `delay` seconds: a straggler, a slow disk
+    kill        SIGKILL, which no process can catch
+    stop        SIGSTOP: the process is stopped, but does not end
+    hang        the thread at this point sleeps for ever
+    slow        the thread sleeps for `delay` seconds: a straggler, a slow disk
     crash       it raises a RuntimeError
-    exit        it raises SystemExit: a process leaves with `status` (3); a thread vanishes without a word
+    exit        it raises SystemExit: a process ends with `status` (3); a thread ends without any message
     nan         the loss of a micro-batch, and with it its gradient, is NaN (at=loss)
-    spike       it is `factor` (1000) times what it is (at=loss)
+    spike       the loss is multiplied by `factor` (1000) (at=loss)
     flip        bit `bit` (6) of the first element of the first weight with `tensor` in its name (at=weights)
 
-The points, in their order on a rank:
+The points, in their fault on a rank:
 
-    matmul          a device's speed is being measured, at the start and by the doctor
-    load            the state of a checkpoint is about to be read
-    data            the loader's thread is about to assemble the next batches
-    step            a step begins, its batch is there
-    forward         a micro-batch is about to go through the model (before step 1 that of the dry run)
-    loss            it has
-    backward        its gradient is about to be computed
-    weights         the gradient is there; the update is to come
-    optimizer       it is about to come
-    eval            an evaluation is about to begin
-    guard.decided   a decision to go back is durable, and nothing is done about it yet
-    save.begun      the state is about to be copied
-    save.copied     it is copied; training goes on while the rest happens behind it
+    matmul          the speed of a device is being measured, at the start and by the doctor
+    load            before the state of a checkpoint is read
+    data            before the loader's thread assembles the next batches
+    step            a step starts, and its batch is there
+    forward         before a micro-batch goes through the model (before step 1: that of the dry run)
+    loss            after it
+    backward        before its gradient is computed
+    weights         the gradient is there, and the update has not started
+    optimizer       before the update
+    eval            before an evaluation
+    guard.decided   a decision to go back is durable, and not yet carried out
+    save.begun      before the state is copied
+    save.copied     the state is copied; from here on the save goes on in the background
     save.writing    in the middle of the rank's file
-    save.written    the file is durable; others may still be writing theirs
-    save.manifest   rank 0: all files are durable, and the manifest is about to be written
-    save.staged     rank 0: the manifest is durable, and the rename is about to come
+    save.written    the file is durable; other ranks may still be writing theirs
+    save.manifest   rank 0: all files are durable, and the manifest is not yet written
+    save.staged     rank 0: the manifest is durable, and the directory is not yet renamed
     save.renamed    rank 0: the directory has its final name; its parent has not been fsynced yet
-    save.pruning    rank 0: an old checkpoint is out of sight, and not gone yet
+    save.pruning    rank 0: an old checkpoint has been renamed, and not yet removed
 
 Without the variable a point costs one comparison.
 """
@@ -101,7 +101,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Fault:
-    """An order. The fields are described above."""
+    """One fault to inject. The module's docstring describes the fields."""
 
     action: str
     rank: str
@@ -110,7 +110,7 @@ class Fault:
     step: int | None = None
     start: int | None = None
     times: int = 1
-    """0: for ever."""
+    """0: without end."""
     delay: float = 0.0
     status: int = 3
     factor: float = 1000.0
@@ -135,17 +135,17 @@ class Fault:
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """Read an order as it stands in the environment.
+        """Parse a fault as it is written in the environment.
 
         Raises:
-            ValueError: it is not one; an order that is not understood must not pass for one that was carried out.
+            ValueError: the text is not a fault. One that is not understood must not pass for one that was injected.
         """
         action, *items = text.strip().split(",")
         given: dict[str, Any] = {}
         for item in items:
             name, found, value = item.partition("=")
             if not found or name not in _READ or name in given:
-                raise ValueError(f"{FAULT}={text}: {item!r} is not understood; an order is ACTION,rank=R,at=POINT,...")
+                raise ValueError(f"{FAULT}={text}: {item!r} is not understood; a fault is ACTION,rank=R,at=POINT,...")
             given[name] = _READ[name](value)
         given.setdefault("at", ALTERS.get(action, ""))
         given.setdefault("rank", "")
@@ -164,100 +164,110 @@ _READ: dict[str, Callable[[str], Any]] = {
 }
 
 
-def parse_orders(text: str) -> list[Fault]:
-    """The orders of a text, separated by `;`. Raises ValueError."""
-    return [Fault.parse(order) for order in text.split(";") if order.strip()]
+def parse_faults(text: str) -> list[Fault]:
+    """Parse the faults of a text, separated by `;`. Raises ValueError."""
+    return [Fault.parse(fault) for fault in text.split(";") if fault.strip()]
 
 
-_orders = parse_orders(os.environ.get(FAULT, ""))
+_faults = parse_faults(os.environ.get(FAULT, ""))
 _passed: Counter[Fault] = Counter()
-_carried_out: set[Fault] = set()
+_injected: set[Fault] = set()
 _step: int | None = None
 
 
-def obey(*orders: Fault) -> None:
-    """Take these orders in place of those in the environment; for processes that were forked."""
-    global _orders, _step
-    _orders, _step = list(orders), None
+def set_faults(*faults: Fault) -> None:
+    """Replace the faults of the environment by these, in a process that was forked."""
+    global _faults, _step
+    _faults, _step = list(faults), None
     _passed.clear()
-    _carried_out.clear()
+    _injected.clear()
 
 
 def reached(point: str, step: int | None = None) -> None:
-    """This process has come to a point; what it was ordered to suffer here, it does.
+    """Inject the faults of this point, if there are any.
 
     Args:
-        step: the step of the training that begins here.
+        point: the point that this process has reached, one of POINTS.
+        step: the step of the training that starts here.
     """
-    if not _orders:
+    if not _faults:
         return
     if step is not None:
         global _step
         _step = step
-    for order in _orders:
-        if order.at == point and order.action not in ALTERS and _is_due(order):
-            _suffer(order)
+    for fault in _faults:
+        if fault.at == point and fault.action not in ALTERS and _is_due(fault):
+            _inject(fault)
 
 
 def altered(point: str, value: Value) -> Value:
-    """A number or tensor of this process, as the orders for this point want it."""
-    if _orders:
-        for order in _orders:
-            if order.at == point and order.action in ("nan", "spike") and _is_due(order):
-                factor: Any = float("nan") if order.action == "nan" else order.factor
+    """Return a number or tensor, altered by the faults of this point, if there are any.
+
+    Args:
+        point: the point that this process has reached, one of POINTS.
+        value: the number or tensor.
+    """
+    if _faults:
+        for fault in _faults:
+            if fault.at == point and fault.action in ("nan", "spike") and _is_due(fault):
+                factor: Any = float("nan") if fault.action == "nan" else fault.factor
                 value = factor * value
     return value
 
 
 def damage(named_tensors: Callable[[], Iterable[tuple[str, Any]]]) -> None:
-    """The weights of this process, at the point `weights`; one bit of them is flipped where that was ordered."""
-    if _orders:
-        for order in _orders:
-            if order.action == "flip" and _is_due(order):
-                held = (tensor for name, tensor in named_tensors() if order.tensor in name and tensor.numel())
-                _flip(next(held), order.bit)
+    """Flip one bit of this process's weights, at the point `weights`, if a fault says so.
+
+    Args:
+        named_tensors: returns the weights with their names.
+    """
+    if _faults:
+        for fault in _faults:
+            if fault.action == "flip" and _is_due(fault):
+                held = (tensor for name, tensor in named_tensors() if fault.tensor in name and tensor.numel())
+                _flip(next(held), fault.bit)
 
 
-def _is_due(order: Fault) -> bool:
-    """Count that this process has come by, and say whether it is its turn."""
-    if order.rank not in ("*", os.environ.get("RANK", "0")) or order.step not in (None, _step):
+def _is_due(fault: Fault) -> bool:
+    """Count that this process has reached a fault's point, and return whether to inject it this time."""
+    if fault.rank not in ("*", os.environ.get("RANK", "0")) or fault.step not in (None, _step):
         return False
-    if order.start not in (None, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))):
+    if fault.start not in (None, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))):
         return False
-    _passed[order] += 1
-    if _passed[order] < order.count or (order.times and _passed[order] >= order.count + order.times):
+    _passed[fault] += 1
+    if _passed[fault] < fault.count or (fault.times and _passed[fault] >= fault.count + fault.times):
         return False
-    return order.action == "slow" or _leave_mark(order)
+    return fault.action == "slow" or _leave_mark(fault)
 
 
-def _leave_mark(order: Fault) -> bool:
-    """Whether this rank has not carried the order out yet; from now on it has."""
-    if MARKS not in os.environ or order in _carried_out:
+def _leave_mark(fault: Fault) -> bool:
+    """Leave a mark for a fault of this rank; False where one is there, because it was injected before."""
+    if MARKS not in os.environ or fault in _injected:
         return True
-    name = hashlib.sha256(f"{order} by {os.environ.get('RANK', '0')}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{fault} by {os.environ.get('RANK', '0')}".encode()).hexdigest()[:16]
     try:
-        with Path(os.environ[MARKS], f"{order.action}-{name}").open("x") as mark:
-            mark.write(f"{order}\n")
+        with Path(os.environ[MARKS], f"{fault.action}-{name}").open("x") as mark:
+            mark.write(f"{fault}\n")
     except FileExistsError:
         return False
-    _carried_out.add(order)
+    _injected.add(fault)
     return True
 
 
-def _suffer(order: Fault) -> None:
-    if order.action == "hang":
+def _inject(fault: Fault) -> None:
+    if fault.action == "hang":
         while True:
             time.sleep(3600)
-    if order.action == "slow":
-        time.sleep(order.delay)
+    if fault.action == "slow":
+        time.sleep(fault.delay)
         return
-    if order.action == "crash":
-        raise RuntimeError(f"a crash on order: {FAULT}={order}")
-    if order.action == "exit":
-        raise SystemExit(order.status)
-    number = signal.SIGKILL if order.action == "kill" else signal.SIGSTOP
-    if order.delay:
-        timer = threading.Timer(order.delay, os.kill, (os.getpid(), number))
+    if fault.action == "crash":
+        raise RuntimeError(f"an injected crash: {FAULT}={fault}")
+    if fault.action == "exit":
+        raise SystemExit(fault.status)
+    number = signal.SIGKILL if fault.action == "kill" else signal.SIGSTOP
+    if fault.delay:
+        timer = threading.Timer(fault.delay, os.kill, (os.getpid(), number))
         timer.daemon = True
         timer.start()
     else:

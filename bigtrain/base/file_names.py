@@ -1,4 +1,4 @@
-"""Names of files that stand in a manifest, an index or a listing, which anybody may have written."""
+"""Names of files that were read from a manifest, an index or a listing, which may come from a stranger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BARE = re.compile(r"(?!\.{1,2}\Z)[^/\\\0\ud800-\udfff]+")
 
 
 def bare_name(name: object, where: object) -> str:
-    """The name itself, where it can only be that of a file in a folder: no path.
+    """Return a name as it is, if it can only be that of a file in a folder, and not a path.
 
     Args:
         name: as it was read.
@@ -26,5 +26,5 @@ def bare_name(name: object, where: object) -> str:
         f"{where} has a path in place of the name of a file",
         found=repr(name)[:200],
         wanted="the bare name of a file in its own folder",
-        fix="use none of what lies there, and get it again from a source that you trust",
+        fix="do not use these files; get them again from a source that you trust",
     )

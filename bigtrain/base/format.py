@@ -1,15 +1,15 @@
-"""Numbers as a person says them."""
+"""Numbers in a form for people."""
 
 from __future__ import annotations
 
 
 def gibibytes(count: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes: 12.5 MiB, 3.20 GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42s, 3m05s, 2h07m, 3d04h."""
+    """Format seconds: 42s, 3m05s, 2h07m, 3d04h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """A count with three significant figures: 950, 12.3k, 6.84M, 8.03B."""
+    """Format a count with three significant figures: 950, 12.3k, 6.84M, 8.03B."""
     for divisor, suffix in ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B")):
         if value < 999.5 * divisor:
             return f"{value / divisor:.3g}{suffix}"

@@ -1,4 +1,4 @@
-"""Promises of faults on order: where and when they were ordered, once; what is not understood is refused."""
+"""Promises of fault injection: a fault happens where and when it was set, once; an unknown one is refused."""
 
 import math
 import threading
@@ -10,19 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.base import faults
-from bigtrain.base.faults import ACTIONS, ALTERS, MARKS, POINTS, Fault, altered, damage, obey, parse_orders, reached
+from bigtrain.base.faults import (
+    ACTIONS,
+    ALTERS,
+    MARKS,
+    POINTS,
+    Fault,
+    altered,
+    damage,
+    parse_faults,
+    reached,
+    set_faults,
+)
 
 
 @pytest.fixture(autouse=True)
-def unharmed(monkeypatch):
+def no_faults(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     yield
-    obey()
+    set_faults()
 
 
-def order(text: str) -> None:
-    obey(*parse_orders(text))
+def set_text(text: str) -> None:
+    set_faults(*parse_faults(text))
 
 
 @given(
@@ -33,7 +44,7 @@ def order(text: str) -> None:
     step=st.none() | st.integers(1, 9),
     start=st.none() | st.integers(0, 3),
 )
-def test_an_order_reads_as_it_was_written(action, rank, at, count, step, start):
+def test_a_fault_is_parsed_as_it_was_written(action, rank, at, count, step, start):
     fault = Fault(action, rank, at, count, step, start, times=0 if action == "slow" else 1)
     assert Fault.parse(str(fault)) == fault
 
@@ -53,13 +64,14 @@ def test_an_order_reads_as_it_was_written(action, rank, at, count, step, start):
         "kill,rank=x,at=step",
     ],
 )
-def test_an_order_that_is_not_understood_never_passes_for_one_that_was_carried_out(text):
+def test_a_fault_that_is_not_understood_is_refused(text):
+    """It must never pass for one that was injected."""
     with pytest.raises(ValueError):
-        parse_orders(text)
+        parse_faults(text)
 
 
-def test_an_order_holds_in_its_step_its_start_and_its_rank_alone(monkeypatch):
-    order("crash,rank=0,at=backward,step=2,start=1,count=2")
+def test_a_fault_happens_only_in_its_step_its_start_and_its_rank(monkeypatch):
+    set_text("crash,rank=0,at=backward,step=2,start=1,count=2")
     reached("step", 2)
     reached("backward")
     reached("backward")  # the first start
@@ -70,29 +82,29 @@ def test_an_order_holds_in_its_step_its_start_and_its_rank_alone(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     reached("backward")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(RuntimeError, match="on order"):
+    with pytest.raises(RuntimeError, match="an injected crash"):
         reached("backward")
     reached("backward")  # once
 
 
-def test_marks_keep_an_order_from_being_carried_out_again_by_a_later_start(monkeypatch, tmp_path):
+def test_a_fault_with_a_mark_is_not_injected_by_a_later_start(monkeypatch, tmp_path):
     monkeypatch.setenv(MARKS, str(tmp_path))
-    order("nan,rank=*,times=2;exit,rank=0,at=step,status=9")
+    set_text("nan,rank=*,times=2;exit,rank=0,at=step,status=9")
     assert math.isnan(altered("loss", 1.0)) and math.isnan(altered("loss", 1.0)) and altered("loss", 1.0) == 1
     with pytest.raises(SystemExit) as left:
         reached("step")
     assert left.value.code == 9
-    order("nan,rank=*,times=2;exit,rank=0,at=step,status=9")  # another process
+    set_text("nan,rank=*,times=2;exit,rank=0,at=step,status=9")  # another process
     assert altered("loss", 1.0) == 1 and altered("loss", 1.0) == 1
     reached("step")
-    order("nan,rank=*,times=2")  # and one of another rank
+    set_text("nan,rank=*,times=2")  # and one of another rank
     monkeypatch.setenv("RANK", "1")
     assert math.isnan(altered("loss", 1.0))
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_is_slow_is_slow_every_time():
-    order("slow,rank=0,at=forward,delay=0.05")
+    set_text("slow,rank=0,at=forward,delay=0.05")
     started = time.perf_counter()
     for _ in range(3):
         reached("forward")
@@ -100,7 +112,7 @@ def test_what_is_slow_is_slow_every_time():
 
 
 def test_a_spike_reaches_the_gradient():
-    order("spike,rank=0,factor=50,step=3")
+    set_text("spike,rank=0,factor=50,step=3")
     weight = torch.ones(1, requires_grad=True)
     gradients = []
     for step in (2, 3, 4):
@@ -113,7 +125,7 @@ def test_a_spike_reaches_the_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_flip_changes_one_bit_of_the_weight_that_was_named(dtype):
-    order("flip,rank=0,tensor=up,bit=6")
+    set_text("flip,rank=0,tensor=up,bit=6")
     weights = {name: torch.nn.Parameter(torch.ones(3, 4, dtype=dtype)) for name in ("down", "up", "up_too")}
     damage(weights.items)
     assert [int((w != 1).sum()) for w in weights.values()] == [0, 1, 0]
@@ -124,16 +136,16 @@ def test_a_flip_changes_one_bit_of_the_weight_that_was_named(dtype):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_is_ordered_to_vanish_does_so_without_a_word(capfd):
-    order("exit,rank=0,at=data")
+def test_a_thread_with_the_fault_exit_ends_without_a_message(capfd):
+    set_text("exit,rank=0,at=data")
     thread = threading.Thread(target=lambda: reached("data"))
     thread.start()
     thread.join()
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_orders_a_point_is_passed_at_once():
-    obey()
-    assert faults._orders == [] and altered("loss", 3) == 3
+def test_without_faults_a_point_does_nothing():
+    set_faults()
+    assert faults._faults == [] and altered("loss", 3) == 3
     reached("step", 1)
-    damage(lambda: pytest.fail("nobody looks at the weights"))
+    damage(lambda: pytest.fail("the weights are not asked for"))

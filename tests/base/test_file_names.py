@@ -1,4 +1,4 @@
-"""A name that was read from a manifest, an index or a listing is that of a file in one folder, or it is refused."""
+"""Promises of bare_name: a name from a manifest or a listing is that of a file in one folder, or it is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_name_is_taken_as_it_is_or_refused(name: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40) | TEXTS.filter(is_bare))
 def test_a_name_that_is_taken_makes_a_file_of_its_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    """On a real file system, for any text: nothing comes into being beside the folder."""
+    """On a real file system, for any text: nothing is created beside the folder."""
     outer = tmp_path_factory.mktemp("outer")
     folder = outer / "folder"
     folder.mkdir()
@@ -57,10 +57,10 @@ def test_what_is_no_text_is_no_name(value: object) -> None:
     assert not is_taken(value)
 
 
-def test_the_error_has_file_name_wish_and_remedy() -> None:
+def test_the_error_has_the_four_parts() -> None:
     with pytest.raises(BigtrainError) as raised:
         bare_name("../\x1b[2J" + 1000 * "x", "data/manifest.json")
     error = raised.value
     assert error.what.startswith("data/manifest.json ") and "bare name" in str(error.wanted) and error.fix
-    assert str(error.found).startswith(r"'../\x1b[2Jxxx"), "what a terminal would obey is shown, not sent"
+    assert str(error.found).startswith(r"'../\x1b[2Jxxx"), "control characters are shown, not sent to the terminal"
     assert len(str(error)) < 600
