@@ -1,4 +1,4 @@
-"""The process launcher: torchrun with restarts that know what they are for.
+"""The process launcher: torchrun, with exit statuses that are kept and restarts that depend on them.
 
 torchrun     the program: python -m bigtrain.cli.torchrun
   agent        the process on each node that starts the ranks, watches them and ends them

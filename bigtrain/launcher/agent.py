@@ -1,12 +1,13 @@
-"""torchrun's agent, the process on each node that starts the workers and watches them, with three things changed.
+"""torchrun's agent, the process on each node that starts the workers and watches them, with three changes.
 
-A worker that dies takes the others with it within seconds, also those that stand still and answer nothing; torchrun
-waits half a minute. Whether all are started again then is for `restarts` to say, on all nodes alike: who leaves for
-good says so in the agents' store, and the others follow. And the store that the workers meet in lies here, new for each
-start, instead of in rank 0 or, shared, in the first agent: torch 2.13 keeps the keys of the last start in that one, and
-a node that joins later never learns of it. Only a launcher can hold it where rank 0 may be the one that stands still.
+1. When a worker dies, the others are ended within seconds, also those that hang. torchrun waits half a minute.
+2. `restarts` decides whether all workers are started again, and all nodes do the same. The agent that decides writes
+   its decision into the agents' store, and the others follow it.
+3. The agent holds the workers' store, a new one for each start. torchrun has it in rank 0, which may be the rank that
+   hangs, or shares the first agent's. torch 2.13 keeps the last start's keys in that one, and a node that joins later
+   never learns of them.
 
-Written against torch 2.11 to 2.13; every use of a private name is here.
+This is written against torch 2.11 to 2.13. All uses of torchrun's private names are in this file.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ from bigtrain.launcher.interface import bound_store
 from bigtrain.launcher.restarts import Death, Restarts, cause
 
 GRACE_SECONDS = 3
-"""For workers whose peer has died: what they hold is of no use without it."""
+"""Seconds from SIGTERM to SIGKILL for workers whose peer has died: they can do nothing without it."""
 LEAVING_SECONDS = 30
-"""For workers that are about to leave by themselves."""
-SPEAKING_SECONDS = 5
-"""For the one that tells the user what all have found to be wrong."""
+"""Seconds for workers that are about to end by themselves."""
+REPORTING_SECONDS = 5
+"""Seconds for the worker that prints an error which all have found."""
 PATIENCE_SECONDS = 2.0
-"""How long to wait for another node's word when one's own workers may have failed only because of it."""
+"""Seconds to wait for another node's message when this node's workers may have failed only because of that node."""
 ASK_EVERY_SECONDS = 1.0
-_VERDICT = "bigtrain/verdict"
-"""In the agents' store, new for each start: one of the two words, or the status to leave with."""
+"""Seconds between two looks for another node's message."""
+_DECISION = "bigtrain/decision"
+"""A key in the agents' store, new for each start: `_RESTART`, `_ONE_NODE_LESS`, or the exit status for all."""
 _RESTART, _ONE_NODE_LESS = "restart", "one node less"
-_STARTS, _MEETING = "bigtrain/starts", "bigtrain/meeting"
+_STARTS, _ADDRESS = "bigtrain/starts", "bigtrain/address"
+"""Keys in the agents' store: the number of starts that each agent has seen; the address of the workers' store."""
 
 
 class Leave(Exception):
-    """The launcher leaves with this status."""
+    """Raised to end the launcher with this exit status, and a message to print where there is one."""
 
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
@@ -56,12 +59,12 @@ class Leave(Exception):
 
 
 class Agent(LocalElasticAgent):
-    """One node's."""
+    """The agent of one node."""
 
     asked_by: ClassVar[set[int]] = set()
-    """The signals that have asked for an end: from then on nothing is started again."""
+    """The stop signals that have come. After the first one nothing is started again."""
     working = False
-    """Whether there are workers that a signal can be handed on to."""
+    """Whether there are workers to which a signal can be forwarded."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -70,8 +73,8 @@ class Agent(LocalElasticAgent):
         self._elastic = nodes is not None and nodes.min_nodes < nodes.max_nodes
         self._restarts = Restarts(self._spec.max_restarts)
         self._starts = 0
-        """Of the workers, with the one at work; on all nodes that of the one that has been here longest."""
-        self._next_question = 0.0
+        """Starts of the workers, with the present one. All nodes use the number of the agent that has seen most."""
+        self._next_look = 0.0
         self._master: Any = None
         handle, name = tempfile.mkstemp(prefix="bigtrain-progress-")
         os.close(handle)
@@ -79,10 +82,10 @@ class Agent(LocalElasticAgent):
         os.environ[PROGRESS] = name
 
     def run(self, role: str = "default") -> RunResult:
-        """Until the workers are done. Raises Leave."""
+        """Run the workers until they are done. Raises Leave."""
         try:
             return super().run(role)
-        except RendezvousError:  # this node was cut off: the others go on, and it may come back
+        except RendezvousError:  # this node was cut off. The others go on, and this one may come back
             if self._elastic:
                 self._keep_open()
             raise
@@ -93,25 +96,28 @@ class Agent(LocalElasticAgent):
     def _rendezvous(self, worker_group: Any) -> None:
         super()._rendezvous(worker_group)
         self._starts += 1
-        os.environ[STORE], self._starts = self._meet(worker_group)
-        self._next_question = time.monotonic() + ASK_EVERY_SECONDS
+        os.environ[STORE], self._starts = self._open_store(worker_group)
+        self._next_look = time.monotonic() + ASK_EVERY_SECONDS
 
-    def _meet(self, group: Any) -> tuple[str, int]:
-        """host:port of a store for this start, which the first agent holds, and the number of the start."""
-        count, meeting = self._key(_STARTS), self._key(_MEETING)
+    def _open_store(self, group: Any) -> tuple[str, int]:
+        """The host:port of the workers' store for this start, which the first agent holds, and the start's number."""
+        count, key = self._key(_STARTS), self._key(_ADDRESS)
         group.store.set(f"{count}/{group.group_rank}", str(self._starts))
         self._master = None
         if group.group_rank == 0:
             address = self._spec.local_addr  # bigtrain/launcher/interface.py has chosen it, if it could
             self._master = bound_store(address, 0) if address else TCPStore(group.master_addr, 0, is_master=True)
             counts = group.store.multi_get([f"{count}/{node}" for node in range(group.group_world_size)])
-            place = f"{address or group.master_addr}:{self._master.port}"
-            group.store.set(meeting, json.dumps([place, max(map(int, counts))]))
-        place, starts = json.loads(group.store.get(meeting))
-        return str(place), int(starts)
+            endpoint = f"{address or group.master_addr}:{self._master.port}"
+            group.store.set(key, json.dumps([endpoint, max(map(int, counts))]))
+        endpoint, starts = json.loads(group.store.get(key))
+        return str(endpoint), int(starts)
 
     def _key(self, name: str) -> str:
-        """In the agents' store: a dynamic rendezvous has a new one for each round, a static one counts starts alike."""
+        """The name of a key in the agents' store.
+
+        A dynamic rendezvous has a new store for each round. With a static one, all nodes count the same starts.
+        """
         return f"{name}/{self._starts}" if self._spec.rdzv_handler.get_backend() == "static" else name
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
@@ -130,27 +136,27 @@ class Agent(LocalElasticAgent):
         if died := cause(ended, self._crashed_at(worker_group)):
             record_death()
             if died.final:
-                self._let_leave(worker_group, LEAVING_SECONDS if died.status == STOPPED else SPEAKING_SECONDS)
-            # Where the run hung, each rank that could has said what it saw before the first of them left.
+                self._let_leave(worker_group, LEAVING_SECONDS if died.status == STOPPED else REPORTING_SECONDS)
+            # Where the run hung, each rank that could has reported before the first of them ended.
             self._end_workers(GRACE_SECONDS, signal.SIGKILL if died.status == HUNG else signal.SIGTERM)
-            self._judge(worker_group, died)
-        elif (word := self._word_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
+            self._decide(worker_group, died)
+        elif (message := self._message_of_others(worker_group)) not in (None, _ONE_NODE_LESS):
             record_death()
-            self._follow(worker_group, word)
+            self._follow(worker_group, message)
         elif len(ended) < len(worker_group.workers):
             return RunResult(state=WorkerState.HEALTHY)
-        else:  # all are done, and it gathers what they leave; it would judge by itself one that has died meanwhile
+        else:  # all are done. The base class collects their results; alone it would also handle one that just died
             result: RunResult = super()._monitor_workers(worker_group)
             return result
-        self._remaining_restarts = 1  # one, and what comes after it is for another time
+        self._remaining_restarts = 1  # the base class restarts once; the next death is decided here again
         return RunResult(state=WorkerState.FAILED)
 
     def _stop_workers(self, worker_group: Any) -> None:
-        """Before a restart. Healthy ones, where a node joins or has left, commit first; of others none is left."""
+        """End the workers before a restart. Healthy ones, where a node joins or leaves, commit; no others are left."""
         self._end_workers(LEAVING_SECONDS)
 
     def _ended(self, group: Any) -> dict[int, int]:
-        """The workers of this node that have ended: rank -> status."""
+        """The return codes of this node's workers that have ended, by rank."""
         context: Any = self._pcontext
         handlers = context.subprocess_handlers if context else {}
         ended = {group.workers[local_rank].global_rank: each.proc.poll() for local_rank, each in handlers.items()}
@@ -158,13 +164,13 @@ class Agent(LocalElasticAgent):
         return {rank: status for rank, status in ended.items() if status is not None} | hung
 
     def _crashed_at(self, group: Any) -> dict[int, int]:
-        """When which workers of this node said that they crash."""
+        """When the workers of this node reported that they crash, in nanoseconds, by rank."""
         ranks = [worker.global_rank for worker in group.workers]
         marks = {rank: mark_of(str(self._progress), "crashed", str(rank)) for rank in ranks}
         return {rank: int(mark.read_text()) for rank, mark in marks.items() if mark.exists()}
 
     def _let_leave(self, group: Any, seconds: float) -> None:
-        """Wait until the workers have left by themselves, or have had time for it."""
+        """Wait until the workers have ended by themselves, for this time at most."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and len(self._ended(group)) < len(group.workers):
             time.sleep(0.1)
@@ -173,20 +179,20 @@ class Agent(LocalElasticAgent):
         Agent.working = False
         if self._pcontext is not None:
             self._pcontext.close(number, grace)
-            self._pcontext = None  # what waits for a dead disk is left behind, and not waited for again
+            self._pcontext = None  # a worker that waits for a dead disk does not end; it is not waited for again
 
-    def _judge(self, group: Any, died: Death) -> None:
-        """Say what happens now that a worker has died; returns if all are to be started again. Raises Leave."""
+    def _decide(self, group: Any, died: Death) -> None:
+        """Decide what to do about a worker that has died. Returns if all are to be started again. Raises Leave."""
         what = f"rank {died.rank} on {socket.gethostname()} {describe(died.status)}"
         if died.status == STOPPED and self._goes_on_otherwise(group):
             return
-        if -died.status in self.asked_by:  # before it could listen, so that nothing was begun
+        if -died.status in self.asked_by:  # the signal came before the worker handled it, so nothing had started
             self._leave(STOPPED)
         if died.final or self.asked_by:
             self._leave(of_shell(died.status), "" if died.final else what)
-        word = self._word_of_others(group, PATIENCE_SECONDS if died.may_follow_another else 0.0)
-        if word not in (None, _RESTART, _ONE_NODE_LESS):
-            self._leave_as(str(word))
+        message = self._message_of_others(group, PATIENCE_SECONDS if died.may_follow_another else 0.0)
+        if message not in (None, _RESTART, _ONE_NODE_LESS):
+            self._leave_as(str(message))
         if not self._restarts.limit:
             self._leave(of_shell(died.status), what)
         if not self._restarts.allow(self._newest_commit()):
@@ -194,68 +200,73 @@ class Agent(LocalElasticAgent):
                 of_shell(died.status),
                 f"{what}; given up after {self._restarts.limit} restart(s) without a commit in between",
             )
-        self._say(group, _RESTART)
+        self._send(group, _RESTART)
         print(f"{what}: {self._restarts}", file=sys.stderr, flush=True)
 
     def _goes_on_otherwise(self, group: Any) -> bool:
-        """Whether workers that have stopped did so because a node comes or goes, and are wanted again."""
+        """Whether the workers stopped because a node joins or leaves, and are to be started again."""
         if self.asked_by or not self._elastic:
             return False
         if self._spec.rdzv_handler.num_nodes_waiting() > 0:
             return True
-        return self._word_of_others(group, PATIENCE_SECONDS) == _ONE_NODE_LESS
+        return self._message_of_others(group, PATIENCE_SECONDS) == _ONE_NODE_LESS
 
-    def _follow(self, group: Any, word: str | None) -> None:
-        """Do as another node's agent has decided; returns if all are to be started again. Raises Leave."""
-        if word != _RESTART:  # its workers have left, and ours are about to, unless they wait for them
+    def _follow(self, group: Any, message: str | None) -> None:
+        """Do as another node's agent has decided. Returns if all are to be started again. Raises Leave."""
+        if message != _RESTART:  # its workers have ended, and these are about to, unless they wait for them
             self._let_leave(group, LEAVING_SECONDS)
             self._end_workers(GRACE_SECONDS)
-            self._leave_as(str(word))
+            self._leave_as(str(message))
         self._end_workers(GRACE_SECONDS)
 
-    def _word_of_others(self, group: Any, patience: float = 0.0) -> str | None:
-        """What the agent of another node has decided for all; None where none has, as far as is known."""
-        if group.group_world_size == 1 or (not patience and time.monotonic() < self._next_question):
+    def _message_of_others(self, group: Any, patience: float = 0.0) -> str | None:
+        """The decision of another node's agent for all nodes; None where there is none yet.
+
+        Args:
+            group: the workers of all nodes.
+            patience: seconds to wait for one; 0 looks once, at most every ASK_EVERY_SECONDS.
+        """
+        if group.group_world_size == 1 or (not patience and time.monotonic() < self._next_look):
             return None
         end = time.monotonic() + patience
-        with contextlib.suppress(Exception):  # the node that holds the store is gone, which the rendezvous will tell
+        with contextlib.suppress(Exception):  # the node that holds the store is gone; the rendezvous will notice
             while True:
-                if group.store.check([self._key(_VERDICT)]):
-                    return str(group.store.get(self._key(_VERDICT)).decode())
+                if group.store.check([self._key(_DECISION)]):
+                    return str(group.store.get(self._key(_DECISION)).decode())
                 if time.monotonic() >= end:
                     break
                 time.sleep(0.1)
-        self._next_question = time.monotonic() + ASK_EVERY_SECONDS
+        self._next_look = time.monotonic() + ASK_EVERY_SECONDS
         return None
 
-    def _say(self, group: Any, word: str) -> None:
+    def _send(self, group: Any, message: str) -> None:
         if group.group_world_size > 1:
             with contextlib.suppress(Exception):
-                group.store.set(self._key(_VERDICT), word)
+                group.store.set(self._key(_DECISION), message)
 
     def _leave(self, status: int, message: str = "") -> NoReturn:
         ignore_stop_signals()
         group: Any = self._worker_group
         if (group.group_world_size or 1) > 1:  # None before the agents have met
             if self.asked_by and self._elastic:
-                self._say(group, _ONE_NODE_LESS)
+                self._send(group, _ONE_NODE_LESS)
                 self._keep_open()
             else:
-                self._say(group, str(status))
-            time.sleep(2 * ASK_EVERY_SECONDS)  # the store may go with us
+                self._send(group, str(status))
+            time.sleep(2 * ASK_EVERY_SECONDS)  # for the others to read it: the store may end with this process
         raise Leave(status, message)
 
-    def _leave_as(self, word: str) -> NoReturn:
-        """As another node has decided, which closes the job for all: the store may have gone with it."""
+    def _leave_as(self, message: str) -> NoReturn:
+        """Leave as another node has decided. That node closes the job for all, and its store may be gone."""
         self._keep_open()
-        self._leave(int(word))
+        self._leave(int(message))
 
     def _marks(self) -> list[Path]:
         patterns = [mark_of(self._progress.name, end, "*").name for end in get_args(End)]
         return [mark for pattern in patterns for mark in self._progress.parent.glob(pattern)]
 
     def _keep_open(self) -> None:
-        """Leave alone: torchrun's last act would close the job for all, and for whoever wants to come back."""
+        """Keep the job open when this node leaves: torchrun would close it for all, also for nodes that come back."""
         handler: Any = self._spec.rdzv_handler
         handler.shutdown = lambda: True
 

@@ -1,9 +1,9 @@
-"""The network interface that a job talks through: its ports are open there and nowhere else.
+"""The network interface of a job: its ports are open there, and on no other interface.
 
-Left alone, the stores of torch's rendezvous listen on every address of a machine, to anyone and without a password,
-and hold pickles that the launchers load. Here they listen on one address: loopback for a job of one machine, else the
-address by which this machine reaches the first one. gloo and NCCL are told the same interface; they bind to it by
-themselves. Machines where that choice is wrong name theirs in BIGTRAIN_INTERFACE, which the launch scripts pass on.
+By default the stores of torch's rendezvous listen on every address of a machine, without a password, and hold pickles
+that the launchers load. Here they listen on one address: loopback for a job of one machine, else the address by which
+this machine reaches the first one. gloo and NCCL get the same interface by their environment variables. Where that
+choice is wrong, set BIGTRAIN_INTERFACE, which the launch scripts pass on.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from bigtrain.base.errors import BigtrainError
 
 CHOICE = "BIGTRAIN_INTERFACE"
-"""Environment variable: the name of an interface, `any` for all of them, or nothing: choose."""
+"""Environment variable: the name of an interface, `any` for all of them, or empty for the choice above."""
 ANY = "any"
-TOLD = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-BACKLOG = 4096  # connections that a store has not answered yet: all ranks of a job come at once
-_UNROUTED = "192.0.2.1"  # of TEST-NET-1 (RFC 5737): the way to it is the default route
+LIBRARY_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Environment variables by which gloo and NCCL choose their interface."""
+BACKLOG = 4096  # connections that wait to be accepted: all ranks of a job connect at once
+_UNROUTED = "192.0.2.1"  # of TEST-NET-1 (RFC 5737): packets to it take the default route
 
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface of this machine, and its address there."""
+    """A network interface of this machine, and the machine's address on it."""
 
     name: str
     address: str
@@ -46,7 +47,10 @@ class Interface:
 
 
 def stay_on_one_interface(arguments: Namespace) -> None:
-    """Let what torchrun starts with these arguments listen on one interface; what the user has set himself stays.
+    """Have torchrun and its workers listen on one interface. What the user has set stays.
+
+    Args:
+        arguments: torchrun's, parsed; `local_addr` is set where it is None.
 
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
@@ -54,7 +58,7 @@ def stay_on_one_interface(arguments: Namespace) -> None:
     interface = chosen(arguments)
     if interface is None:
         return
-    for name in TOLD:
+    for name in LIBRARY_VARIABLES:
         os.environ.setdefault(name, interface.name)
     if arguments.local_addr is None:
         arguments.local_addr = interface.address
@@ -62,7 +66,7 @@ def stay_on_one_interface(arguments: Namespace) -> None:
 
 
 def chosen(arguments: Namespace) -> Interface | None:
-    """The interface for torchrun's arguments; None where all of them have to do.
+    """Return the interface for torchrun's arguments; None where the ports are open on all of them.
 
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
@@ -78,22 +82,22 @@ def chosen(arguments: Namespace) -> Interface | None:
     if arguments.rdzv_endpoint:
         host, _ = parse_rendezvous_endpoint(arguments.rdzv_endpoint, default_port=0)
     interface = towards(host)
-    if interface is not None and (not interface.is_loopback or _says_loopback(host)):
+    if interface is not None and (not interface.is_loopback or _names_loopback(host)):
         return interface
-    # /etc/hosts gives many a machine a loopback address under its own name, but the others know it by another one; and
-    # a pod may be there before its name is.
+    # /etc/hosts often gives a machine a loopback address for its own name, but other machines know another one. And a
+    # pod may start before its name can be resolved.
     outward = towards(_UNROUTED)
     if outward is None:
         print(
-            f"warning: which interface leads to {host} is not known, so the job's ports are open on all of them; "
-            f"{CHOICE}=NAME keeps them to one",
+            f"warning: the interface towards {host} is not known, so the job's ports are open on all interfaces; "
+            f"{CHOICE}=NAME limits them to one",
             file=sys.stderr,
         )
     return outward
 
 
 def named(name: str) -> Interface:
-    """The interface of this name. Raises BigtrainError: it is not there, or has no address."""
+    """Return the interface of this name. Raises BigtrainError if there is none, or it has no address."""
     addresses = psutil.net_if_addrs()
     for family in (socket.AF_INET, socket.AF_INET6):
         for found in addresses.get(name, ()):
@@ -103,12 +107,12 @@ def named(name: str) -> Interface:
         f"{socket.gethostname()} has no network interface {name} with an address",
         found=", ".join(sorted(addresses)),
         wanted=f"the interface that {CHOICE} names",
-        fix=f"set {CHOICE} to one of those that are there, or leave it empty: the one towards the first node is taken",
+        fix=f"set {CHOICE} to one of the interfaces found, or leave it empty to use the one towards the first node",
     )
 
 
 def towards(host: str) -> Interface | None:
-    """The interface by which a host is reached, nothing is sent for it; None where it is not known."""
+    """Return the interface by which a host is reached, without sending anything; None where it is not known."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -116,13 +120,13 @@ def towards(host: str) -> Interface | None:
             ours = of_address(probe.getsockname()[0])
     except OSError:
         return None
-    if ours is not None and ours.is_loopback:  # which has many addresses and is listed with one
+    if ours is not None and ours.is_loopback:  # loopback has many addresses, of which psutil lists one
         return Interface(ours.name, str(address[0]))
     return ours
 
 
 def of_address(address: str) -> Interface | None:
-    """The interface of this machine that has this address."""
+    """Return the interface of this machine that has this address; None where none has."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address.partition("%")[0] == address for found in addresses):
             return Interface(name, address)
@@ -130,7 +134,7 @@ def of_address(address: str) -> Interface | None:
 
 
 def listen_on(address: str) -> None:
-    """Have the stores that torchrun opens from here on listen on this address alone."""
+    """Have the stores that torchrun opens from here on listen on this address only."""
 
     def store(host: str, port: int, *, is_master: bool, **others: Any) -> TCPStore:
         if not is_master:
@@ -145,10 +149,10 @@ def listen_on(address: str) -> None:
 
 
 def bound_store(address: str, port: int, **others: Any) -> TCPStore:
-    """A TCPStore that is its own server, on one address.
+    """Open a TCPStore with its server on one address.
 
     Raises:
-        RuntimeError: the port is taken, as TCPStore says it; torchrun then looks for the store that has it.
+        RuntimeError: the port is taken. TCPStore raises the same, and torchrun then connects to the store there.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -159,7 +163,7 @@ def bound_store(address: str, port: int, **others: Any) -> TCPStore:
     return TCPStore(address, port, is_master=True, master_listen_fd=listener.detach(), **others)
 
 
-def _says_loopback(host: str) -> bool:
+def _names_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

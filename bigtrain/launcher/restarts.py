@@ -1,4 +1,4 @@
-"""When a launcher starts its workers again, and when it does not: bookkeeping without processes."""
+"""Whether a launcher starts its workers again: a decision from exit statuses, without processes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from bigtrain.base.exit_status import CRASHED, FINAL, HUNG
 
 
 class Death(NamedTuple):
-    """A worker that ended before its time."""
+    """A worker that ended before the run was done."""
 
     rank: int
     status: int
-    """As `subprocess` has it: -n where signal n killed it."""
+    """Its return code as `subprocess` has it: -n where signal n killed it."""
 
     @property
     def final(self) -> bool:
-        """Whether the worker would do the same again, or was asked to leave."""
+        """Whether the worker would end the same way again, or was asked to end."""
         return self.status in FINAL
 
     @property
     def may_follow_another(self) -> bool:
-        """Whether it may have come of a death on another node; who was killed did not die of a closed connection."""
+        """Whether a death on another node may be the cause: it closes connections, but it does not kill."""
         return self.status >= 0
 
 
 def cause(ended: Mapping[int, int], crashed_at: Mapping[int, int]) -> Death | None:
-    """Of the workers that have ended by themselves, the one that the others followed; None where none has failed.
+    """Return the worker whose end caused the others' ends; None where none has failed.
 
-    One dead rank takes others with it, who find their connections closed, all within a moment. So what no rank can do
-    because of another counts first: to be killed, then to find the run hung, then to say that it is the user's turn,
-    and a crash last: the first of them, which may still be about to end.
+    When a rank dies, others find their connections closed, and crash within a moment. So an end that no other rank can
+    cause comes first. The order is: killed, found the run hung, a final status, crashed. Of several crashes the first
+    is the cause; its process may still be about to end.
 
     Args:
-        ended: rank -> status.
-        crashed_at: rank -> when it said that it crashes, for those that could.
+        ended: the return codes of the workers that have ended, by rank.
+        crashed_at: when a worker reported that it crashes, by rank, for those that could.
     """
     if not any(ended.values()):
         return None
@@ -55,19 +55,21 @@ def _order(death: Death) -> int:
 
 @dataclass
 class Restarts:
-    """How often one launcher may start its workers again: so many times in a row without progress."""
+    """Counts how often a launcher has started its workers again, and limits restarts in a row without progress."""
 
     limit: int
-    """Without a checkpoint between one and the next."""
+    """Restarts without a commit in between, at most."""
     total: int = 0
+    """Restarts so far."""
     since_progress: int = 0
+    """Restarts since the newest commit."""
     _newest: int = -1
 
     def allow(self, newest_commit: int) -> bool:
-        """Whether one more is allowed; if so, it is counted.
+        """Return whether one more restart is allowed, and count it if so.
 
         Args:
-            newest_commit: the highest step that the workers have told to be committed, -1 where none was.
+            newest_commit: the highest step that the workers have reported as committed, -1 where there is none.
         """
         if newest_commit > self._newest:
             self._newest, self.since_progress = newest_commit, 0

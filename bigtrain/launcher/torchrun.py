@@ -1,12 +1,12 @@
-"""torchrun, with what it keeps to itself passed through, and restarts that know what they are for.
+"""torchrun, with stop signals and exit statuses that are passed on, and restarts that depend on the exit status.
 
-Stock torchrun answers SIGTERM by giving its workers 30 seconds and then killing them, and it leaves with status 1
-whatever its workers said. Here a signal is handed on to the workers, which finish their step, commit and leave; and
-their status (75: stopped on request, start me again) becomes the status of the launcher.
+On SIGTERM stock torchrun gives its workers 30 seconds and then kills them, and it ends with status 1 whatever theirs
+were. Here a signal is forwarded to the workers, which finish their step, commit and end. Their status (75: stopped on
+request) becomes the status of the launcher.
 
-With --max-restarts N workers that crash, hang or are killed are all started again, on all nodes, and go on from the
-newest checkpoint; up to N times without a commit in between. Workers that have said why they leave
-(bigtrain.base.exit_status) are not. All options are torchrun's::
+With --max-restarts N, all workers on all nodes are started again when one crashes, hangs or is killed. They go on from
+the newest checkpoint, up to N times without a commit in between. Workers that end with a final status
+(bigtrain.base.exit_status) are not started again. All options are torchrun's::
 
     python -m bigtrain.cli.torchrun --standalone --nproc-per-node=2 --max-restarts=3 -m bigtrain train CONFIG
 """
@@ -39,20 +39,20 @@ LEFT_TO_TORCHRUN = "SIGQUIT"
 MALLOC_FOR_TENSORS = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=17179869184"
 )
-"""Keep the memory of tensors that are gone, in huge pages, for those to come: on a CPU every step has the same tensors
-again, and glibc would return them to the kernel, which clears each page before it hands it out anew."""
+"""Settings of glibc that keep freed memory, in huge pages, for the next tensors. On a CPU every step has tensors of the
+same sizes. glibc would return their memory to the kernel, which clears each page before it hands it out again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Launch the workers and wait for them, and start them again where that is of use.
+    """Start the workers, wait for them, and start them again where that may help.
 
     Returns:
-        0, or the exit status of the worker that the others followed; 128 + n when signal n killed it.
+        0, or the exit status of the worker that caused the end; 128 + n where signal n killed it.
     """
-    for talkative in ("torch.distributed.elastic", "torch.distributed.run"):  # what matters is said below, shorter
-        logging.getLogger(talkative).setLevel(logging.CRITICAL)
-    os.environ[LAUNCHER] = str(os.getpid())  # by which workers notice that we died: bigtrain/train/stop.py
-    # The store it would share is not fit for restarts; agent.py has another.
+    for verbose in ("torch.distributed.elastic", "torch.distributed.run"):  # one line below replaces their messages
+        logging.getLogger(verbose).setLevel(logging.CRITICAL)
+    os.environ[LAUNCHER] = str(os.getpid())  # by which workers notice that the launcher died: bigtrain/train/stop.py
+    # The store that torchrun would share does not work with restarts; agent.py opens another one.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if not torch.cuda.is_available():
         os.environ.setdefault("GLIBC_TUNABLES", MALLOC_FOR_TENSORS)
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     launcher.LocalElasticAgent = Agent
     try:
         for number in STOP_SIGNALS:
-            signal.signal(number, _hand_on)
+            signal.signal(number, _forward)
         _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except Leave as leaving:
         if message := str(leaving):
@@ -74,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
     except RendezvousClosedError:
-        print("error: the job that this node wanted to join is over, or one of its nodes has ended it", file=sys.stderr)
+        print("error: this node cannot join the job: it is over, or one of its nodes has ended it", file=sys.stderr)
         return CRASHED
     except RendezvousError as error:
-        print(f"error: the nodes did not meet: {error}", file=sys.stderr)
+        print(f"error: the nodes did not find each other (rendezvous): {error}", file=sys.stderr)
         return CRASHED
     finally:
         ignore_stop_signals()
@@ -90,9 +90,9 @@ def _torchrun(arguments: list[str]) -> None:
     run(parsed)  # type: ignore[no-untyped-call]
 
 
-def _hand_on(number: int, _frame: FrameType | None) -> None:
+def _forward(number: int, _frame: FrameType | None) -> None:
     Agent.asked_by.add(number)
-    if not Agent.working:  # it is between two starts, or before the first
+    if not Agent.working:  # between two starts, or before the first
         raise Leave(STOPPED)
     for worker in psutil.Process(os.getpid()).children():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""A job's ports are open on one interface, and on none but loopback where the job is this machine's alone."""
+"""A job's ports are open on one interface only, and on loopback where the job has one machine."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ dist.barrier()
 """
 
 
-def test_launcher_and_ranks_of_one_machine_listen_on_loopback_alone(tmp_path):
+def test_launcher_and_ranks_of_one_machine_listen_on_loopback_only(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "bigtrain.cli.torchrun", "--standalone", "--nproc-per-node=2", "worker.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -56,7 +56,8 @@ def test_a_store_is_reached_at_its_address_and_nowhere_else():
         interface.bound_store("127.0.0.2", store.port)
 
 
-def test_the_interface_towards_the_first_node_is_taken_unless_another_one_is_named(monkeypatch):
+def test_the_interface_towards_the_first_node_is_taken_unless_named(monkeypatch):
+    """It is the one by which this machine reaches the first node, unless BIGTRAIN_INTERFACE names another one."""
     monkeypatch.delenv(interface.CHOICE, raising=False)
     loopback = interface.of_address("127.0.0.1")
     assert loopback and loopback.is_loopback
@@ -74,7 +75,8 @@ def test_the_interface_towards_the_first_node_is_taken_unless_another_one_is_nam
     assert interface.chosen(arguments("192.0.2.7:29400")) is None
 
 
-def test_an_own_name_that_means_loopback_only_here_does_not_shut_other_machines_out(monkeypatch):
+def test_a_name_that_means_loopback_only_here_keeps_other_nodes_in(monkeypatch):
+    """Where the first node's name resolves to loopback on that node only, the others still reach it."""
     monkeypatch.delenv(interface.CHOICE, raising=False)
     loopback, outward = interface.Interface("lo", "127.0.1.1"), interface.Interface("eth0", "192.0.2.9")
     ways = {"node1": loopback, interface._UNROUTED: outward}
@@ -82,7 +84,7 @@ def test_an_own_name_that_means_loopback_only_here_does_not_shut_other_machines_
     assert interface.chosen(arguments("node1:29400")) == outward
 
 
-def test_an_interface_that_is_not_there_is_told_with_those_that_are(monkeypatch):
+def test_an_unknown_interface_is_an_error_that_lists_the_known_ones(monkeypatch):
     monkeypatch.setenv(interface.CHOICE, "ib7")
     with pytest.raises(BigtrainError) as caught:
         interface.chosen(arguments("192.0.2.7:29400"))

@@ -1,4 +1,4 @@
-"""The launch scripts say what they would do, pass on what they are told, and refuse what they do not understand."""
+"""The launch scripts print what they would do, pass on their arguments, and refuse what they do not understand."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def test_a_dry_run_prints_commands_and_leaves_no_trace(script, tmp_path):
     assert not shown.stderr and not list(tmp_path.iterdir())
 
 
-def test_what_a_dry_run_prints_does_what_it_says_when_it_is_typed(tmp_path):
+def test_the_commands_of_a_dry_run_work_when_they_are_typed(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nfor each; do printf "%s\\n" "$each"; done\nenv | grep NCCL\n')
     python.chmod(0o755)
@@ -57,14 +57,14 @@ def test_what_a_dry_run_prints_does_what_it_says_when_it_is_typed(tmp_path):
     assert typed.stdout == done.stdout and 'text="a $HOME \\"b"' in done.stdout
 
 
-def test_what_is_set_already_wins_over_our_settings(tmp_path):
+def test_variables_that_are_set_win_over_the_defaults(tmp_path):
     shown = call("local.sh", "--dry-run", "CONFIG", cwd=tmp_path, NCCL_DEBUG="INFO", BIGTRAIN_MAX_RESTARTS="9")
     assert "NCCL_DEBUG" not in shown.stdout and "--max-restarts=9" in shown.stdout
     assert "TORCH_NCCL_DUMP_ON_TIMEOUT" in shown.stdout
     assert "--max-restarts=4" in call("local.sh", "--dry-run", "--max-restarts", "4", "CONFIG", cwd=tmp_path).stdout
 
 
-def test_machines_meet_at_the_first_and_the_preflight_beside_it(tmp_path):
+def test_machines_meet_at_the_first_and_the_preflight_one_port_higher(tmp_path):
     arguments = ("--nodes=2:4", "--rendezvous=n1", "--node-rank=1", "--doctor", "--dry-run", "train", "CONFIG")
     shown = call("node.sh", *arguments, cwd=tmp_path, BIGTRAIN_PORT="1234").stdout.replace("\\", "")
     preflight, training = shown.splitlines()[-2:]
@@ -77,9 +77,9 @@ def test_machines_meet_at_the_first_and_the_preflight_beside_it(tmp_path):
     assert alone.returncode == 2 and "--rendezvous" in alone.stderr
 
 
-def test_where_a_pod_stands_is_read_from_what_kubeflow_says(tmp_path):
-    said = {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "77"}
-    shown = call("node.sh", "--dry-run", "train", "CONFIG", cwd=tmp_path, PET_NPROC_PER_NODE="4", **said).stdout
+def test_a_pod_s_rank_is_read_from_kubeflow_s_variables(tmp_path):
+    kubeflow = {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "77"}
+    shown = call("node.sh", "--dry-run", "train", "CONFIG", cwd=tmp_path, PET_NPROC_PER_NODE="4", **kubeflow).stdout
     for wanted in ("--nnodes=3", "--rdzv-endpoint=m:77", "is_host=1", "--nproc-per-node=4"):
         assert wanted in shown
     assert "PET_" not in shown
@@ -114,7 +114,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("where", NUMBERS)
 @pytest.mark.parametrize("value", NO_NUMBERS)
-def test_what_is_no_number_is_refused_and_never_executed(where, value, tmp_path):
+def test_what_is_not_a_number_is_refused_and_never_executed(where, value, tmp_path):
     """Bash arithmetic would take 09 for an error and a subscript for a command; then nothing may be started."""
     here, tools = tmp_path / "here", tmp_path / "tools"
     here.mkdir()
@@ -159,7 +159,7 @@ def test_hosts_or_settings_that_cannot_be_read_whole_start_nothing(broken, tmp_p
     ("squeue", "ends"),
     [("exit 1", ""), ("echo", ""), ("echo N/A", ""), ("echo 2030-01-01T00:00:00", "1893456000")],
 )
-def test_a_job_ends_when_slurm_says_it_and_else_at_no_time(squeue, ends, tmp_path):
+def test_the_end_of_a_job_is_slurm_s_or_unknown(squeue, ends, tmp_path):
     """`date` takes an empty text for midnight: the run would have stopped at its first step."""
     tools = tmp_path / "tools"
     command_in(tools, "squeue", squeue)
@@ -173,7 +173,7 @@ def test_a_job_ends_when_slurm_says_it_and_else_at_no_time(squeue, ends, tmp_pat
 
 
 WAITING = """#!{python} -S
-# stands for the launcher in Python: says which signal came, and leaves with a status of its own
+# in place of the launcher: prints which signal came, and ends with status 75
 import signal, sys, time
 def stop(number, frame):
     print(signal.Signals(number).name, flush=True)
@@ -206,17 +206,17 @@ def start(waiting: Path, *options: str) -> subprocess.Popen:
 @pytest.mark.parametrize("order", ["TERM", "USR1", "QUIT"])
 def test_orders_on_stdin_reach_the_launcher_and_its_status_comes_back(waiting, order):
     process = start(waiting, "--orders-on-stdin")
-    said, _ = process.communicate(f"{order}\n", timeout=30)
-    assert (said, process.returncode) == (f"SIG{order}\n", 75)
+    output, _ = process.communicate(f"{order}\n", timeout=30)
+    assert (output, process.returncode) == (f"SIG{order}\n", 75)
 
 
 def test_a_signal_is_passed_on_whenever_it_comes():
     """Also in the instant in which bash begins to wait, which is where it comes in a few of these."""
-    script = f'source "{LAUNCH}/common.sh"; pass_signals_on; echo begun; attend sleep 30; exit "$status"'
+    script = f'source "{LAUNCH}/common.sh"; pass_signals_on; echo started; attend sleep 30; exit "$status"'
     asked = []
     for number in range(60):
         process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "begun\n"
+        assert process.stdout.readline() == "started\n"
         time.sleep(number * 2e-5)
         process.terminate()
         asked.append(process)
@@ -225,18 +225,18 @@ def test_a_signal_is_passed_on_whenever_it_comes():
 
 def test_the_end_of_the_orders_is_a_request_to_stop(waiting):
     process = start(waiting, "--orders-on-stdin")
-    said, _ = process.communicate(timeout=30)
-    assert (said, process.returncode) == ("SIGTERM\n", 75)
+    output, _ = process.communicate(timeout=30)
+    assert (output, process.returncode) == ("SIGTERM\n", 75)
 
 
-def test_a_signal_during_the_preflight_ends_it_before_anything_is_begun(waiting):
+def test_a_signal_during_the_preflight_ends_it_before_anything_starts(waiting):
     process = start(waiting, "--doctor")
     process.terminate()
     assert process.wait(30) == 75
     assert process.stdout.read() == "SIGTERM\n", "the preflight was asked to stop, and no training was started"
 
 
-def test_a_preflight_that_fails_is_the_end(tmp_path):
+def test_after_a_failed_preflight_nothing_starts(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\ncase "$*" in *doctor*) exit 1 ;; esac\ntouch trained\n')
     python.chmod(0o755)

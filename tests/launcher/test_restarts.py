@@ -1,4 +1,4 @@
-"""The launcher's bookkeeping: who died first, and how often it is worth trying again."""
+"""The launcher's decisions: which worker caused the end, and how often all are started again."""
 
 import signal
 
@@ -13,7 +13,8 @@ statuses = st.sampled_from([DONE, WRONG, USAGE, CRASHED, HUNG, CORRUPTED, STOPPE
 
 
 @given(st.dictionaries(st.integers(0, 63), statuses))
-def test_a_killed_rank_is_the_cause_before_those_that_lost_their_connection_to_it(ended):
+def test_a_killed_rank_is_the_cause_before_those_that_lost_it(ended):
+    """Ranks that lost their connection to a killed one crash as well, and are not the cause."""
     died = cause(ended, {})
     if not any(ended.values()):
         assert died is None
@@ -29,18 +30,19 @@ def test_a_killed_rank_is_the_cause_before_those_that_lost_their_connection_to_i
 
 
 @pytest.mark.parametrize("status", [WRONG, USAGE, STOPPED])
-def test_a_worker_that_has_said_why_it_leaves_is_not_started_again_though_others_crashed_of_it(status):
+def test_a_final_status_is_the_cause_although_others_crashed_of_it(status):
+    """A worker that ends with a final status is not started again, although others crashed because of it."""
     died = cause({0: CRASHED, 1: status, 2: CRASHED}, {0: 5, 2: 6})
     assert (died.rank, died.final) == (1, True)
 
 
 @given(st.sets(st.integers(0, 7), min_size=1), st.permutations(range(8)))
-def test_of_crashes_the_first_is_the_cause_though_its_process_may_end_last(ended, order):
+def test_the_first_crash_is_the_cause_though_its_process_may_end_last(ended, order):
     crashed_at = {rank: time for time, rank in enumerate(order, 1)}
     assert cause(dict.fromkeys(ended, CRASHED), crashed_at) == (order[0], CRASHED)
-    assert cause({}, crashed_at) is None, "it is about to say more, and nobody has ended of it yet"
+    assert cause({}, crashed_at) is None, "it may still report more, and none has ended because of it yet"
     assert cause({**dict.fromkeys(ended, CRASHED), 8: -9}, crashed_at) == (8, -9)
-    assert cause({**dict.fromkeys(ended, CRASHED), 8: 143}, crashed_at) == (8, 143), "it could say nothing"
+    assert cause({**dict.fromkeys(ended, CRASHED), 8: 143}, crashed_at) == (8, 143), "it could report nothing"
 
 
 @given(limit=st.integers(0, 5), commits=st.lists(st.integers(-1, 4), max_size=40))
@@ -55,13 +57,13 @@ def test_restarts_are_bounded_without_progress_and_only_then(limit, commits):
         assert restarts.since_progress <= limit
 
 
-def test_a_run_that_commits_between_its_failures_is_started_again_as_often_as_it_takes():
+def test_a_run_that_commits_between_failures_is_restarted_without_limit():
     restarts = Restarts(1)
     assert all(restarts.allow(step) for step in range(100)) and restarts.total == 100
     assert not restarts.allow(99)
 
 
-def test_a_status_is_told_in_words_and_as_a_shell_has_it():
+def test_a_status_is_described_and_converted_to_that_of_a_shell():
     assert describe(-signal.SIGKILL) == "was killed by SIGKILL" and of_shell(-signal.SIGKILL) == 137
     assert "hung" in describe(HUNG) and of_shell(HUNG) == HUNG
     assert describe(9) == "left with status 9"
