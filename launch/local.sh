@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains on this machine: one process a GPU, or NPROC processes (default 2) on a CPU.
+# Trains on this machine: one process for each GPU, or NPROC processes (default 2) on a CPU.
 #
 #   launch/local.sh [OPTION ...] CONFIG [key=value ...]
 #   NPROC=4 launch/local.sh configs/quickstart.yaml train.steps=100
 #
 #   --dry-run            print what would be started, and do nothing
-#   --doctor             `bigtrain doctor` first
+#   --doctor             run `bigtrain doctor` first
 #   --max-restarts N     how often ranks that died are started again (default: launch/environment.sh)
 #
-# Started again, it goes on from the newest checkpoint. Ctrl-C or `kill -TERM` commits one and leaves with status 75.
+# Started again, it goes on from the newest checkpoint. Ctrl-C or `kill -TERM` commits one and ends with status 75.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Starts what one machine does for a job: the ranks of a bigtrain command, under torchrun. The other scripts call it on
-# every machine; alone it starts a job of this machine.
+# Starts the part of a job on one machine: the ranks of a bigtrain command, under bigtrain's torchrun. The other scripts
+# call it on every machine; alone it starts a job of this machine.
 #
 #   launch/node.sh [OPTION ...] COMMAND [ARGUMENT ...]      for example: launch/node.sh train CONFIG train.steps=20
 #
-#   --processes P            ranks on this machine; default: $NPROC, else one a GPU, else 2
-#   --nodes N | MIN:MAX      machines of the job, or how few and how many may do; default: 1
+#   --processes P            ranks on this machine; default: $NPROC, else one for each GPU, else 2
+#   --nodes N | MIN:MAX      the number of machines of the job, or its limits; default: 1
 #   --rendezvous HOST[:PORT] where they meet: a name or address of the first machine
-#   --node-rank R            the number of this machine; 0 holds the meeting. Default: found by comparing addresses
+#   --node-rank R            the number of this machine; 0 holds the store. Default: found by comparing addresses
 #   --job ID                 a name that all machines of the job have in common
 #   --max-restarts N         how often ranks that died are started again (default: launch/environment.sh)
-#   --doctor                 `bigtrain doctor` on all machines first; the job begins when nothing failed
-#   --orders-on-stdin        take names of signals from stdin and hand them on; its end means TERM (for launch/ssh.sh)
+#   --doctor                 run `bigtrain doctor` on all machines first; the job starts when nothing failed
+#   --orders-on-stdin        read names of signals from stdin and forward them; its end means TERM (for launch/ssh.sh)
 #   --dry-run                print what would be started, and do nothing
 #
-# TERM, INT and USR1 commit a checkpoint and end with status 75: start me again. QUIT ends what does not end by that.
+# TERM, INT and USR1 commit a checkpoint and end with status 75: start it again to go on. QUIT ends what still runs then.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,7 +25,7 @@ source "$here/environment.sh"
 source "$here/common.sh"
 find_python
 
-# The operators of Kubeflow say where a machine stands in variables that torchrun would read for itself.
+# The operators of Kubeflow set a machine's rank in variables that torchrun would read itself.
 nodes=${PET_NNODES:-1} node_rank=${PET_NODE_RANK:-${SLURM_NODEID:-}} rendezvous=${PET_MASTER_ADDR:+$PET_MASTER_ADDR:${PET_MASTER_PORT:-}}
 processes=${NPROC:-${PET_NPROC_PER_NODE:-}}
 unset "${!PET_@}"
@@ -105,7 +105,7 @@ if [[ -n $orders ]]; then
 fi
 if [[ -n $doctor ]]; then
   attend "${preflight[@]}"
-  [[ -z $asked ]] || exit 75 # nothing was begun, nothing is lost
+  [[ -z $asked ]] || exit 75 # nothing had started, so nothing is lost
   [[ $status -eq 0 ]] || {
     echo "error: the preflight failed, see above; --no-doctor leaves it out" >&2
     exit "$status"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a model that Hugging Face transformers loads, in a few minutes on two CPU cores.
-# Each command is shown as it runs; they are the ordinary ones. Interrupted at any point and started again, it goes on.
+# It shows each command as it runs; they are the ordinary ones. Interrupted at any point and started again, it goes on.
 #
 #   launch/quickstart.sh [key=value ...]      for example: launch/quickstart.sh train.steps=1000 run_dir=runs/longer
 set -euo pipefail
@@ -40,7 +40,7 @@ show bigtrain generate "$run" $'def read_lines(path):\n    """' --max-new-tokens
 show bigtrain export "$run" "$run/hf" --to hf
 show python launch/try_export.py "$run/hf"
 
-# 5. What was made: the held-out perplexity beside its yardsticks, the curve, and where everything lies.
+# 5. The result: the held-out perplexity beside its baselines, the curve, and where each file is.
 show bigtrain report "$run"
 
 cat <<EOF
@@ -48,8 +48,8 @@ cat <<EOF
 Made in $((SECONDS - began)) seconds:
   $run/hf            the model: AutoModelForCausalLM.from_pretrained("$run/hf")
   $run/checkpoints   committed checkpoints (bigtrain checkpoint verify $run)
-  $run/report.html   the curves; $run/loss.svg is the picture
-  $run/metrics.jsonl a line a step; $run/events.jsonl what happened; $run/wandb what \`wandb sync\` uploads
+  $run/report.html   the curves; $run/loss.svg is the figure
+  $run/metrics.jsonl a line for each step; $run/events.jsonl the events; $run/wandb is for \`wandb sync\`
 
 Try next:
   bigtrain generate $run "import json" --temperature 0.5

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains on machines that ssh reaches, one launcher on each; where no cluster manager does it.
+# Trains on machines that ssh reaches, with one launcher on each, where there is no cluster manager.
 #
 #   launch/ssh.sh [OPTION ...] HOSTS CONFIG [key=value ...]
 #   launch/ssh.sh node1,node2 configs/llama-1b.yaml train.steps=100
 #
-# HOSTS are names with commas between them, or a file with a name a line. The first one is where they meet: the others must
-# reach it by this name. bigtrain, the configuration and this directory lie at the same paths on all of them.
+# HOSTS are names with commas between them, or a file with one name on each line. They meet at the first one: the others
+# must reach it by this name. bigtrain, the configuration and this directory have the same paths on all of them.
 #
-#   --processes P        ranks a machine; default: $NPROC, else one a GPU, else 2
-#   --min-hosts K        go on with so few when machines are lost
+#   --processes P        ranks on each machine; default: $NPROC, else one for each GPU, else 2
+#   --min-hosts K        go on with K machines or more when some are lost
 #   --max-restarts N     how often ranks that died are started again (default: launch/environment.sh)
 #   --no-doctor          no preflight
 #   --dry-run            print what would be started on each machine, and do nothing
 #
 # $BIGTRAIN_SSH is the command that reaches a machine (default: ssh -o BatchMode=yes). Ctrl-C or `kill -TERM` commits a
-# checkpoint and leaves with status 75, on all machines; so it does when this machine or the connection is lost. Started
-# again, it goes on from the newest checkpoint.
+# checkpoint and ends with status 75, on all machines. The same happens when this machine or the connection is lost.
+# Started again, it goes on from the newest checkpoint.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=environment.sh
@@ -42,7 +42,7 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $# -ge 2 ]] || { help >&2 && exit 2; }
 if [[ -f $1 ]]; then
-  names=$(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$1") # not `< <(...)`, whose failure nobody would see
+  names=$(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$1") # not `< <(...)`, whose failure would be lost
   [[ -n $names ]] || refuse "no hosts in $1"
   mapfile -t hosts <<<"$names"
 else
@@ -54,11 +54,11 @@ shift
 [[ -z ${NPROC:-} ]] || options=(--processes "$NPROC" "${options[@]}")
 read -ra ssh <<<"${BIGTRAIN_SSH:-ssh -o BatchMode=yes}"
 
-# What is set in our environment goes along where it is about the job; the rest is the machine's own.
+# Variables of this environment that concern the job go to every machine; all others are the machine's own.
 settings=()
 names=$(
   compgen -e | grep -E '^(BIGTRAIN_|NCCL_|TORCH_|GLOO_|OMP_|WANDB_|CUDA_VISIBLE_DEVICES$|PYTHON$|PYTHONPATH$)' |
-    grep -vE '^BIGTRAIN_SSH$|_API_KEY$' # command lines can be read by everybody on a machine
+    grep -vE '^BIGTRAIN_SSH$|_API_KEY$' # every user of a machine can read its command lines
 )
 while IFS= read -r name; do settings+=("$name=${!name}"); done <<<"$names"
 job=ssh-$(date +%s)-$$
@@ -76,7 +76,7 @@ if [[ -n $dry ]]; then
   exit
 fi
 
-# Is everything where it is here? Asked of all machines at once, told of all where it is not.
+# Does every machine have the same files at the same paths? All are asked at once, and all that do not are named.
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 printf -v question 'cd %q && cksum %q %q' "$PWD" "$here/node.sh" "$1"
@@ -95,9 +95,9 @@ if [[ -s $folder/wrong ]]; then
   exit 1
 fi
 
-# One ssh a machine. What is written to it are names of signals, for launch/node.sh --orders-on-stdin: ssh carries none, and
-# a remote command outlives its connection, but not the end of its orders.
-trap '' PIPE # who has ended takes no orders
+# One ssh for each machine. Names of signals are written to it, for launch/node.sh --orders-on-stdin. ssh forwards no
+# signals, and a remote command survives the loss of its connection, but it ends at the end of its stdin.
+trap '' PIPE # a machine that has ended reads no more
 for i in "${!hosts[@]}"; do
   mkfifo "$folder/orders-$i"
   {
@@ -112,7 +112,7 @@ order() { for order in "${orders[@]}"; do echo "$1" >&"$order" || true; done 2>/
 trap 'order TERM' TERM INT HUP
 trap 'order USR1' USR1
 
-# The first status that is neither 0 nor 75 is ours; where fewer machines may do, the last one is.
+# The first status that is neither 0 nor 75 is this script's; with --min-hosts the last one is.
 running=${#hosts[@]} failed='' stopped='' last=0 deadline=''
 while ((running > 0)); do
   sleep 0.3 || true
@@ -128,7 +128,7 @@ while ((running > 0)); do
       *) failed=${failed:-$last} && echo "error: ${hosts[i]}: ended with status $last" >&2 ;;
     esac
   done
-  # Without those that have ended the others end by themselves; where they do not, they are made to.
+  # When too few machines are left, the others end by themselves; those that do not get QUIT.
   ((running >= ${minimum:-${#hosts[@]}})) || deadline=${deadline:-$((SECONDS + 120))}
   [[ -z $deadline ]] || ((SECONDS < deadline)) || { order QUIT && deadline=$((SECONDS + 120)); }
 done

@@ -1,4 +1,4 @@
-"""Load an exported folder the way anybody would, with transformers alone, and continue a prompt.
+"""Load an exported folder with transformers alone, and continue a prompt.
 
 Usage: python launch/try_export.py FOLDER [PROMPT]
 """
