@@ -1,8 +1,8 @@
-"""What a run measures of itself, and where it sends that.
+"""The speed of a run, and where its metrics and log lines go.
 
-meter           seconds, tokens and model FLOP utilisation of each step
-  peak_flops      what counts as 100% of a device
-tracking        trackers: Weights & Biases
-  wandb_thread    in a thread of its own, so that no outage stops a run
-terminal        the log lines of rank 0
+meter           seconds, tokens and model FLOP utilisation (MFU) of each step
+  peak_flops      the FLOP/s that count as 100%
+tracking        the tracker: Weights & Biases
+  wandb_thread    its thread, so that no outage stops a run
+terminal        the log, in a file for each rank and on the terminal of rank 0
 """

@@ -1,15 +1,15 @@
-"""Tokens per second, MFU, where the time of a step goes, and how much is left.
+"""Tokens per second, model FLOP utilisation (MFU), the parts of a step's time, and the time left.
 
 A step is timed from before its batch is fetched to after its loss is known:
 
     data               waiting for the loader
-    forward_backward   all micro-batches; with ZeRO 2 and 3 their communication too, as far as it is not hidden
-      forward          of that the forward passes: with ZeRO 0 to 2 a rank's own work and nothing else
-    optimizer          DeepSpeed's step: what is left of the communication, clipping, update
+    forward_backward   all micro-batches; with ZeRO 2 and 3 their communication too, as far as it is not overlapped
+      forward          the forward passes of that: with ZeRO 0 to 2 only a rank's own work
+    optimizer          DeepSpeed's step: the rest of the communication, clipping, update
     the rest           agreeing on the step, copying the batch to the device, adding up the loss
 
-On a GPU the parts are timed by events in its own stream, which are read after the loss has been: that waits for them
-anyway, and no step is slower for being timed.
+On a GPU the parts are timed by events in its own stream. They are read after the loss, which waits for them anyway, so
+timing makes no step slower.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import torch
 from bigtrain.observe.peak_flops import Peak
 
 SMOOTHING_STEPS = 20
+"""Steps whose median is the typical step."""
 FORWARD, FORWARD_BACKWARD, OPTIMIZER = "forward", "forward_backward", "optimizer"
 TRACE_PREFIX = "bigtrain."
-"""Of the parts' names in a trace of torch.profiler."""
+"""Prefix of the parts' names in a trace of torch.profiler."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the meter says of one step."""
+    """The measurements of one step."""
 
     step_seconds: float
     data_seconds: float
@@ -41,14 +42,14 @@ class Reading:
     optimizer_seconds: float
     tokens_per_second: float
     mfu: float
-    """By the field's convention: attention counted as if every token saw the whole sequence."""
+    """By the field's convention: attention counts as if every token saw the whole sequence."""
     mfu_causal: float
-    """Attention counted as it is: a token sees the ones before it."""
+    """With attention as it is: a token sees only the tokens before it."""
     eta_seconds: float
 
 
 class Meter:
-    """Times the steps of one run, evaluation and saving left out."""
+    """Times the steps of one run, without evaluation and saving."""
 
     def __init__(
         self,
@@ -64,9 +65,9 @@ class Meter:
         Args:
             flops_per_token: forward and backward FLOPs of one token, by the field's convention.
             causal_flops_per_token: the same with attention as it is.
-            peak: what counts as 100% of all ranks together.
+            peak: the FLOP/s of all ranks that count as 100%.
             total_steps: the last step, for the time left.
-            device: where the work is done.
+            device: where the model computes.
         """
         self.flops_per_token = flops_per_token
         self.causal_flops_per_token = causal_flops_per_token
@@ -77,7 +78,7 @@ class Meter:
         self.start_step()
 
     def start_step(self) -> None:
-        """A step begins now."""
+        """Start to time a step."""
         self._data_seconds = 0.0
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -85,7 +86,7 @@ class Meter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Time spent inside is waiting for the loader."""
+        """Count the time inside as waiting for the loader."""
         with torch.profiler.record_function(TRACE_PREFIX + "data"):
             started = time.perf_counter()
             yield
@@ -93,29 +94,33 @@ class Meter:
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Work done inside, or queued on the device, is this part of the step; a part may come more than once."""
+        """Count the work inside, also what it queues on the device, to a part of the step.
+
+        Args:
+            part: FORWARD, FORWARD_BACKWARD or OPTIMIZER; it may come more than once.
+        """
         with torch.profiler.record_function(TRACE_PREFIX + part):
             if self._on_gpu:
-                begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
-                begin.record()
+                start, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
+                start.record()
                 yield
                 end.record()
-                self._events.append((part, begin, end))
+                self._events.append((part, start, end))
             else:
                 started = time.perf_counter()
                 yield
                 self._add(part, time.perf_counter() - started)
 
     def end_step(self, step: int, tokens: int) -> Reading:
-        """The step that began last ends now; what it queued on the device is done.
+        """Return the measurements of the step that started last, whose work on the device is done.
 
         Args:
-            step: its number, from 1.
+            step: its number, counted from 1.
             tokens: its input tokens over all ranks.
         """
         seconds = time.perf_counter() - self._started
-        for part, begin, end in self._events:
-            self._add(part, begin.elapsed_time(end) / 1000)
+        for part, start, end in self._events:
+            self._add(part, start.elapsed_time(end) / 1000)
         self._recent.append(seconds)
         rate = tokens / seconds
         return Reading(
@@ -132,7 +137,7 @@ class Meter:
 
     @property
     def typical_step_seconds(self) -> float:
-        """The median of the last steps; 0 where there has been none."""
+        """The median seconds of the last steps; 0 before the first."""
         return sorted(self._recent)[len(self._recent) // 2] if self._recent else 0.0
 
     def _add(self, part: str, seconds: float) -> None:

@@ -1,8 +1,8 @@
-"""How many FLOP/s count as 100%: the datasheet's where the device is known by its exact name, else what a matrix
-product reaches here and now.
+"""The FLOP/s that count as 100% in MFU: the datasheet's for a device of a known name, else those of a matrix product.
 
-A peak is never guessed. Names are compared whole, because an H100 PCIe has three quarters of the speed of an H100 SXM.
-An unknown GPU, or a CPU, whose figure depends on clocks and cores, is measured, and every place that shows MFU says so.
+A peak is never guessed. Names are compared as a whole, because an H100 PCIe has three quarters of the speed of an H100
+SXM. An unknown GPU is measured, and so is a CPU, whose figure depends on clocks and cores. Wherever MFU is shown, the
+source of the peak is shown too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 from bigtrain.base.faults import reached
 
 MATMUL_SIZES = {"cpu": (1024, 2048), "cuda": (8192,)}
+"""Rows and columns of the square matrices that are multiplied."""
 ROUNDS_AT_LEAST = 5
+"""Products of each size, at least."""
 
 
 class Rates(NamedTuple):
-    """Dense TFLOP/s by the datasheet: without sparsity, accumulating in float32. None: the device does not have it."""
+    """Dense TFLOP/s by the datasheet: without sparsity, accumulating in float32. None: no such type."""
 
     bf16: float | None
     fp16: float | None
@@ -36,7 +38,7 @@ _A100 = Rates(312.0, 312.0, None, 156.0, 19.5)
 _V100_SXM = Rates(None, 125.0, None, None, 15.7)
 _V100_PCIE = Rates(None, 112.0, None, None, 14.0)
 
-# By the exact name that torch.cuda.get_device_name gives. Of a figure "with sparsity", half.
+# By the exact name that torch.cuda.get_device_name returns. Figures "with sparsity" are halved.
 DATASHEETS = {
     # NVIDIA H100 Tensor Core GPU datasheet (2024)
     "NVIDIA H100 80GB HBM3": _H100_SXM,
@@ -81,31 +83,31 @@ DATASHEETS = {
 
 @dataclass(frozen=True)
 class Peak:
-    """What counts as 100%, for one device or for all of a run's together."""
+    """The FLOP/s that count as 100%, of one device or of all devices of a run."""
 
     flops: float
     """FLOP/s; a multiply-add counts as two."""
     measured: float
     """FLOP/s that a large matrix product reached here."""
     datasheet: str | None
-    """Whose datasheet `flops` is from; None: it is `measured`."""
+    """The device whose datasheet `flops` is from; None where it is `measured`."""
     kind: str
-    """Of arithmetic: a field of Rates."""
+    """The kind of arithmetic: a field of Rates."""
 
     @property
     def source(self) -> str:
-        """In one word, for records."""
+        """`datasheet` or `measured`, for records."""
         return "datasheet" if self.datasheet else "measured"
 
     @property
     def described(self) -> str:
-        """What follows "MFU, ..."."""
+        """The source of the peak, as it follows "MFU, "."""
         if self.datasheet:
             return f"of the datasheet's {_tera(self.flops)} ({self.datasheet}, {self.kind})"
         return f"of the measured matmul peak of {_tera(self.flops)}"
 
     def as_record(self) -> dict[str, float | str | None]:
-        """For JSON."""
+        """Return the peak as JSON values."""
         return {
             "flops": self.flops,
             "source": self.source,
@@ -121,11 +123,11 @@ class Peak:
 
 
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The peak of one device: by its datasheet, or measured.
+    """Return the peak of one device: by its datasheet, or measured.
 
     Args:
         device: where the model is trained.
-        dtype: the type it computes in.
+        dtype: the type that it computes with.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     kind = kind_of(dtype)
@@ -135,7 +137,7 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def peak_of_all(peaks: Sequence[Peak]) -> Peak:
-    """Of several devices together; measured as a whole where one of them has to be."""
+    """Return the sum of several devices' peaks; all count as measured where one has no datasheet."""
     measured = sum(peak.measured for peak in peaks)
     if any(peak.datasheet is None for peak in peaks):
         return Peak(measured, measured, None, peaks[0].kind)
@@ -145,14 +147,14 @@ def peak_of_all(peaks: Sequence[Peak]) -> Peak:
 
 
 def datasheet_flops(name: str | None, kind: str) -> float | None:
-    """FLOP/s by the datasheet of the device of exactly this name; None where we have none, or it has no such figure."""
+    """Return the FLOP/s in a device's datasheet; None for an unknown name, or where there is no such figure."""
     rates = DATASHEETS.get(name) if name is not None else None
     rate: float | None = getattr(rates, kind) if rates is not None else None
     return None if rate is None else rate * 1e12
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """The field of Rates that products of this type run at."""
+    """Return the field of Rates for matrix products of this type."""
     if dtype == torch.float32:
         return "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     return {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
@@ -161,16 +163,16 @@ def kind_of(dtype: torch.dtype) -> str:
 def measure_matmul_peak(
     device: torch.device, dtype: torch.dtype, seconds: float = 0.3, sizes: Sequence[int] | None = None
 ) -> float:
-    """The FLOP/s that this process reaches in a square matrix product on random data.
+    """Measure the FLOP/s that this process reaches in a square matrix product on random data.
 
     Args:
         device: where to multiply.
-        dtype: the type the model computes in.
+        dtype: the type that the model computes with.
         seconds: how long to measure.
         sizes: of the matrices; default: MATMUL_SIZES.
 
     Returns:
-        The best rate seen, in FLOP/s: a round that something else on the machine disturbed does not count.
+        The best rate in FLOP/s, because other processes on the machine may disturb some rounds.
     """
     sizes = sizes or MATMUL_SIZES[device.type]
     return max(_matmul_rate(size, device, dtype, seconds / len(sizes)) for size in sizes)
@@ -178,7 +180,7 @@ def measure_matmul_peak(
 
 def _matmul_rate(size: int, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = left @ right  # whatever is prepared at the first call is not counted
+    product = left @ right  # the first call, which may prepare something, is not counted
     best, rounds, end = 0.0, 0, time.perf_counter() + seconds
     while rounds < ROUNDS_AT_LEAST or time.perf_counter() < end:
         _synchronize(device)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a few lines at the start, then one line every few steps."""
+"""The log of a run: a few lines at the start, then one line every few steps, in a file and on the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOGGER = logging.getLogger("bigtrain")
 
 
 class _Formatter(logging.Formatter):
-    """Hides what is secret, whoever has put it into a message."""
+    """Hides secrets in every message."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))

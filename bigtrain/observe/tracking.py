@@ -1,10 +1,10 @@
-"""Weights & Biases, kept at arm's length: whatever happens there, training goes on, and no slower.
+"""Weights & Biases (W&B), in the background: whatever happens there, training goes on, and no slower.
 
-The training only puts notes into a bounded line; a thread of rank 0 starts W&B, hands the notes over and ends it. Where
-W&B does not answer, nobody waits but this thread, and at the end nobody waits for longer than
-`tracking.patience_seconds`. What W&B receives is in RUN/wandb in any case, for `wandb sync`.
+The training only puts actions into a bounded queue. A thread of rank 0 starts W&B, carries out the actions and ends it.
+Where W&B does not answer, only this thread waits. At the end the run waits `tracking.patience_seconds` for it and a few
+seconds more. What W&B receives is also in RUN/wandb, for `wandb sync`.
 
-    training ──log, alert, table──►  line of at most 10,000 notes  ──►  thread: init │ log, log, ... │ finish
+    training ──log, alert, table──►  queue of at most 10,000 actions  ──►  thread: init │ log, log, ... │ finish
 
 Without a key, or where the server does not answer at the start, the run is tracked offline.
 """
@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from bigtrain.config import Settings
-from bigtrain.observe.wandb_thread import Note, WandbThread
+from bigtrain.observe.wandb_thread import WandbAction, WandbThread
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
 Level = Literal["INFO", "WARN", "ERROR"]
 
-LAST_WORDS_SECONDS = 2.0
-"""For an alert of a process that is about to leave."""
+FINAL_ALERT_SECONDS = 2.0
+"""Seconds that a process which is about to end waits for its alert to be sent."""
 ALERTS: Mapping[str, Level] = {
     "fallback": "WARN",
     "spike": "WARN",
@@ -39,14 +39,14 @@ ALERTS: Mapping[str, Level] = {
     "hang": "ERROR",
     "corruption": "ERROR",
 }
-"""The events that are bad news, and how bad."""
+"""The level of each event that sends an alert."""
 
 
 class Tracker:
-    """One W&B run over all restarts; does nothing where tracking is off or has failed. No call waits for W&B."""
+    """One W&B run over all restarts. Without tracking, or after an error, it does nothing. No logging waits for W&B."""
 
     def __init__(self) -> None:
-        """A tracker that does nothing."""
+        """Make a tracker that does nothing; see `start`."""
         self.run_id: str | None = None
         self._thread: WandbThread | None = None
 
@@ -68,15 +68,15 @@ class Tracker:
         return tracker
 
     def describe(self, facts: Mapping[str, Any]) -> None:
-        """Add to the W&B config what is no setting."""
-        self._tell(lambda run: run.config.update(dict(facts), allow_val_change=True))
+        """Add facts that are not settings to the W&B config."""
+        self._send(lambda run: run.config.update(dict(facts), allow_val_change=True))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Send one step's numbers. Steps that are done again after a restart are there twice, as in metrics.jsonl."""
-        self._tell(lambda run: run.log({**values, "step": step}))
+        """Send the values of a step. A step that is done again after a restart appears twice, as in metrics.jsonl."""
+        self._send(lambda run: run.log({**values, "step": step}))
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
-        """Send a table, of samples for example."""
+        """Send a table, for example of samples."""
         data = [list(row) for row in rows]
 
         def log(run: Any) -> None:
@@ -84,21 +84,21 @@ class Tracker:
 
             run.log({name: wandb.Table(columns=list(columns), data=data), "step": step})
 
-        self._tell(log)
+        self._send(log)
 
     def alert(self, title: str, text: str, level: Level = "WARN") -> None:
         """Send an alert, which W&B forwards by mail or Slack."""
-        self._tell(lambda run: run.alert(title=title[:63], text=text, level=level))
+        self._send(lambda run: run.alert(title=title[:63], text=text, level=level))
 
     def alert_and_wait(self, title: str, text: str) -> None:
-        """Send an alert of a process that is about to leave, and wait a little until it is sent."""
+        """Send an alert of a process that is about to end, and wait FINAL_ALERT_SECONDS for it at most."""
         self.alert(title, text, "ERROR")
-        self.flush(LAST_WORDS_SECONDS)
+        self.flush(FINAL_ALERT_SECONDS)
 
     def flush(self, seconds: float) -> None:
-        """Wait until W&B has received everything, at most this long; for a process that is about to leave."""
+        """Wait until W&B has received everything, for this time at most; for a process that is about to end."""
         if self._thread is not None:
-            self._thread.settle(time.monotonic() + seconds)
+            self._thread.wait_until_empty(time.monotonic() + seconds)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Close the W&B run; a second call does nothing."""
@@ -106,24 +106,24 @@ class Tracker:
         if thread is not None:
             thread.end(lambda run: run.summary.update(dict(summary)), exit_code)
 
-    def _tell(self, note: Note) -> None:
+    def _send(self, action: WandbAction) -> None:
         if self._thread is not None:
-            self._thread.put(note)
+            self._thread.put(action)
 
 
 def describe_details(details: Mapping[str, Any]) -> str:
-    """The details of an event as one line for people."""
+    """Format the details of an event as one line for people."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items())
 
 
 def remembered_run_id(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """The id of the W&B run that the last start of this run had, also one that was killed before its first save."""
+    """Return the id of the last start's W&B run, even if that start was killed before its first save; None if none."""
     known = [event["wandb_run_id"] for event in events if event.get("wandb_run_id")]
     return known[-1] if known else None
 
 
 def wandb_mode(setting: str) -> Mode:
-    """The W&B mode: `auto` is online with a key or a login, else offline."""
+    """Return the W&B mode for a setting: `auto` is online with a key or a login, else offline."""
     chosen = os.environ.get("WANDB_MODE", "auto") if setting == "auto" else setting
     if chosen in get_args(Mode):
         return cast(Mode, chosen)

@@ -1,4 +1,4 @@
-"""The thread that talks to W&B, so that nobody else has to wait for it."""
+"""The thread that uses W&B, so that no other thread has to wait for it."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ from bigtrain.config.secrets import hide_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
 
-Note = Callable[[Any], object]
-"""What is to be done with the W&B run."""
-LONGEST_LINE = 10_000
-"""Notes that may wait; more would be memory that grows for as long as W&B does not answer."""
+WandbAction = Callable[[Any], object]
+"""Called with the W&B run."""
+QUEUE_LENGTH = 10_000
+"""Actions that may wait. Without a limit, memory would grow for as long as W&B does not answer."""
 GRACE_SECONDS = 10.0
-"""What W&B may take at the end on this machine alone, beside what its server may take."""
+"""Seconds that W&B may take at the end on this machine, on top of what its server may take."""
 
 
 class WandbThread(threading.Thread):
-    """Starts a W&B run, hands it notes in order, and ends it."""
+    """Starts a W&B run, carries out actions on it in order, and ends it."""
 
     def __init__(self, settings: Settings, mode: Literal["online", "offline"], run_id: str) -> None:
         super().__init__(name="wandb", daemon=True)
         self._settings, self._mode, self._run_id = settings, mode, run_id
-        self._line: queue.Queue[Note] = queue.Queue(LONGEST_LINE)
+        self._queue: queue.Queue[WandbAction] = queue.Queue(QUEUE_LENGTH)
         self._dropped = 0
         self._off = threading.Event()
         self._ending = threading.Event()
-        self._last: Note = lambda run: None
+        self._last: WandbAction = lambda run: None
         self._exit_code = 0
         self._folder: Path | None = None
 
-    def put(self, note: Note) -> None:
-        """Put a note at the end of the line; where that is full, it is dropped."""
+    def put(self, action: WandbAction) -> None:
+        """Add an action to the queue; it is dropped where the queue is full."""
         if self._off.is_set():
             return
         try:
-            self._line.put_nowait(note)
+            self._queue.put_nowait(action)
         except queue.Full:
             self._dropped += 1
             if self._dropped == 1:
                 logger.warning("W&B is too slow for this run: it misses some steps. metrics.jsonl has everything.")
 
-    def settle(self, deadline: float) -> None:
-        """Wait until the line is empty, but not beyond a time of the monotonic clock."""
-        while self._line.unfinished_tasks and self.is_alive() and time.monotonic() < deadline:
+    def wait_until_empty(self, deadline: float) -> None:
+        """Wait until all actions are carried out, until a time of the monotonic clock at most."""
+        while self._queue.unfinished_tasks and self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def end(self, last: Note, exit_code: int) -> None:
-        """Do what is in line, then `last`, then end the W&B run; give up after a while."""
+    def end(self, last: WandbAction, exit_code: int) -> None:
+        """Carry out the queue, then `last`, then end the W&B run. After a time limit the thread is given up."""
         self._last, self._exit_code = last, exit_code
         self._ending.set()
         seconds = GRACE_SECONDS
-        if exit_code in (DONE, STOPPED):  # whoever starts a run anew that has failed must not be kept waiting
+        if exit_code in (DONE, STOPPED):  # a run that has failed is to be started again without delay
             seconds += self._settings.tracking.patience_seconds
         self.join(seconds)
         if self.is_alive():
@@ -76,31 +76,31 @@ class WandbThread(threading.Thread):
             self._warn(f"did not end within {seconds:.0f} s")
 
     def run(self) -> None:
-        """The life of the thread."""
+        """Open the W&B run, carry out actions until `end` is called, and finish it."""
         try:
             run = self._open()
             self._folder = Path(run.dir).parent
-            while not (self._ending.is_set() and self._line.empty()):
+            while not (self._ending.is_set() and self._queue.empty()):
                 try:
-                    note = self._line.get(timeout=0.1)
+                    action = self._queue.get(timeout=0.1)
                 except queue.Empty:
                     continue
                 try:
-                    note(run)
+                    action(run)
                 finally:
-                    self._line.task_done()
+                    self._queue.task_done()
             self._last(run)
-            began = time.monotonic()
+            started = time.monotonic()
             run.finish(exit_code=self._exit_code)
-            if self._mode == "online" and time.monotonic() - began >= self._settings.tracking.patience_seconds:
+            if self._mode == "online" and time.monotonic() - started >= self._settings.tracking.patience_seconds:
                 self._warn("did not take everything in time")
-        except Exception as error:  # whatever W&B raises, training has nothing to do with it
+        except Exception as error:  # no error of W&B may reach the training
             self._warn(f"failed: {error}")
         finally:
             self._off.set()
 
     def _open(self) -> Any:
-        bare_name(self._run_id, "the record of this run's W&B id")  # W&B calls a folder by it
+        bare_name(self._run_id, "the record of this run's W&B id")  # W&B names a folder after it
         if self._mode == "online":
             problem = server_problem(self._settings.tracking.patience_seconds / 3)
             try:
@@ -122,10 +122,10 @@ class WandbThread(threading.Thread):
         known = wandb.Settings.model_fields
         wanted = {
             "console": "off",
-            "disable_git": True,  # remotes are nobody's business
+            "disable_git": True,  # the addresses of remotes are private
             "init_timeout": self._settings.tracking.patience_seconds,
             "finish_timeout": self._settings.tracking.patience_seconds,
-            # The command line is part of the metadata; a secret in it would be, too.
+            # The metadata hold the command line, and would hold a secret in it.
             "x_disable_meta": any(without_secrets(argument) != argument for argument in sys.argv),
         }
         run = wandb.init(
@@ -140,21 +140,21 @@ class WandbThread(threading.Thread):
             settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
         )
         run.define_metric("step")
-        run.define_metric("*", step_metric="step")  # W&B's own count of rows never goes back, ours does
+        run.define_metric("*", step_metric="step")  # W&B's own step never goes back; that of a run may
         return run
 
     def _warn(self, what: str) -> None:
         where = self._folder or f"{self._settings.run_dir}/wandb"
         logger.warning(
-            f"W&B {without_secrets(what)}. Training has not waited for it; metrics.jsonl has everything, and what W&B "
-            f"was told is in {where}, for `wandb sync`."
+            f"W&B {without_secrets(what)}. Training has not waited for it. metrics.jsonl has everything; `wandb sync` "
+            f"sends what W&B has received, from {where}"
         )
 
 
 def server_problem(seconds: float) -> str | None:
-    """What is wrong with the W&B server; None where it answers.
+    """Return why the W&B server cannot be used; None where it answers within so many seconds.
 
-    W&B itself tries again for a minute and a half before it says so. Trouble with certificates is for W&B to judge.
+    W&B itself tries for a minute and a half before it reports that. Problems with certificates are left to W&B.
     """
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
     try:
@@ -179,7 +179,7 @@ def _is_network(reason: OSError) -> bool:
 
 
 def end_service() -> None:
-    """End W&B's own process, which this one has started and which would else try on for as long as it can."""
+    """End W&B's own process, a child of this one, which would otherwise try to reach its server without end."""
     for child in psutil.Process().children():
         try:
             if "wandb-core" in child.name() or any("wandb-core" in part for part in child.cmdline()[:1]):

@@ -1,4 +1,4 @@
-"""What a run says of its speed: the peak is the device's own or measured, and the parts of a step add up to it."""
+"""Promises of the measured speed: the peak is the device's own or measured, and the parts of a step add up to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_name_that_is_not_exactly_known_has_no_peak(name: str, data: st.DataOb
     end = data.draw(st.integers(1, len(name) - 1))
     for other in (name[:end], name[end:], name.lower(), name + " MIG 1g.10gb", name.removeprefix("NVIDIA ")):
         assert other in DATASHEETS or datasheet_flops(other, "bf16") is None
-    assert datasheet_flops("NVIDIA H100", "bf16") is None  # SXM, PCIe or NVL? nobody knows
+    assert datasheet_flops("NVIDIA H100", "bf16") is None  # SXM, PCIe or NVL? the name does not say
 
 
 def test_every_rate_is_in_the_order_of_its_width() -> None:
@@ -77,7 +77,7 @@ def test_the_parts_of_a_step_are_its_own_and_fit_into_it() -> None:
     assert second.data_seconds == second.forward_backward_seconds == second.optimizer_seconds == 0.0
 
 
-def test_stacked_areas_begin_where_the_one_below_ends(tmp_path: Path) -> None:
+def test_stacked_areas_start_where_the_one_below_ends(tmp_path: Path) -> None:
     lines = [Line("a", [(1, 1.0), (2, 2.0)]), Line("b", [(1, 3.0), (2, 1.0)])]
     bands = [
         [tuple(map(float, point.split(","))) for point in part.split('points="')[1].split('"')[0].split()]

@@ -13,14 +13,14 @@ import pytest
 
 from bigtrain.config import Settings
 from bigtrain.observe import wandb_thread
-from bigtrain.observe.tracking import LAST_WORDS_SECONDS, Tracker, remembered_run_id, wandb_mode
+from bigtrain.observe.tracking import FINAL_ALERT_SECONDS, Tracker, remembered_run_id, wandb_mode
 from tests.observe.wandb_server import WandbServer, history, read_wandb
 from tests.train.test_continuation import TREE, settings
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 PATIENCE = 3.0
 AT_ONCE = 2.0
-"""Seconds that a call which waits for nobody may take on a very busy machine."""
+"""Seconds that a call which does not wait may take on a very busy machine."""
 
 Serve = Callable[[str], WandbServer]
 
@@ -50,14 +50,14 @@ def tracked(run_dir: Path, mode: str, **sections: Any) -> Settings:
 
 
 def a_run(made: Settings, run_id: str | None = None, steps: int = 200) -> tuple[Tracker, float, float]:
-    """Track some steps; the seconds that the slowest call took, and those that the end took."""
+    """Track some steps. Returns the tracker, the seconds of the slowest call, and those of the end."""
     slowest = 0.0
 
     def timed(call: Callable[[], object]) -> Any:
         nonlocal slowest
-        began = time.monotonic()
+        started = time.monotonic()
         result = call()
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, time.monotonic() - started)
         return result
 
     tracker = timed(lambda: Tracker.start(made, run_id))
@@ -65,12 +65,12 @@ def a_run(made: Settings, run_id: str | None = None, steps: int = 200) -> tuple[
         timed(lambda step=step: tracker.log({"step": step, "loss": 1 / step}, step))
     timed(lambda: tracker.table("samples", ("step", "text"), [(steps, "Once upon a time")], steps))
     timed(lambda: tracker.alert("hang at step 3", "rank 1 on node7 is silent", "ERROR"))
-    began = time.monotonic()
+    started = time.monotonic()
     tracker.alert_and_wait("hang", "no step in 301 s: rank 1 on node7")
-    assert time.monotonic() - began < LAST_WORDS_SECONDS + AT_ONCE
-    began = time.monotonic()
+    assert time.monotonic() - started < FINAL_ALERT_SECONDS + AT_ONCE
+    started = time.monotonic()
     tracker.finish({"goodput": 0.97}, exit_code=0)
-    return tracker, slowest, time.monotonic() - began
+    return tracker, slowest, time.monotonic() - started
 
 
 def folders(run_dir: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def folders(run_dir: Path) -> list[Path]:
 
 
 def ended(folder: Path) -> Path:
-    """The folder once W&B's own process has written all of it, which it does behind the end of the run."""
+    """The folder once W&B's own process has written all of it, which it does after the end of the run."""
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         with contextlib.suppress(AssertionError):
@@ -126,7 +126,7 @@ def test_a_server_that_is_down_at_the_start_costs_the_training_nothing(
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["hole", "error"])
-def test_a_server_that_goes_down_on_the_way_costs_the_training_nothing(
+def test_a_server_that_goes_down_later_costs_the_training_nothing(
     how: str, tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve("answers")
@@ -138,12 +138,12 @@ def test_a_server_that_goes_down_on_the_way_costs_the_training_nothing(
     with caplog.at_level(logging.WARNING):
         slowest = 0.0
         for step in range(2, 201):
-            began = time.monotonic()
+            started = time.monotonic()
             tracker.log({"step": step, "loss": 1 / step}, step)
-            slowest = max(slowest, time.monotonic() - began)
-        began = time.monotonic()
+            slowest = max(slowest, time.monotonic() - started)
+        started = time.monotonic()
         tracker.finish({"goodput": 0.97}, exit_code=0)
-        end = time.monotonic() - began
+        end = time.monotonic() - started
     assert slowest < AT_ONCE
     assert end < PATIENCE + wandb_thread.GRACE_SECONDS + AT_ONCE
     assert len([record for record in caplog.records if "wandb sync" in record.message]) == 1
@@ -151,11 +151,11 @@ def test_a_server_that_goes_down_on_the_way_costs_the_training_nothing(
     assert [row["step"] for row in history(ended(folder)) if "loss" in row] == list(range(1, 201))
 
 
-def test_a_line_that_nobody_takes_from_is_bounded(
+def test_a_queue_that_is_not_emptied_is_bounded(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     serve("hole")
-    monkeypatch.setattr(wandb_thread, "LONGEST_LINE", 50)
+    monkeypatch.setattr(wandb_thread, "QUEUE_LENGTH", 50)
     with caplog.at_level(logging.WARNING):
         _, slowest, _ = a_run(tracked(tmp_path / "run", "online"), steps=200)
     assert slowest < AT_ONCE
@@ -180,7 +180,7 @@ def test_no_secret_is_in_anything_that_is_written_for_wandb(
 
 
 def test_a_foreign_run_id_that_is_a_path_makes_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """W&B calls a folder by the id, which may come from the records of a run or checkpoint of somebody else."""
+    """W&B names a folder after the id, which may come from a run or checkpoint of a stranger."""
     made = tracked(tmp_path / "run", "offline")
     for run_id in ("/../../../outside", "..", "a\\b", "a\0b"):
         caplog.clear()
