@@ -67,7 +67,7 @@ def bounded(work: Callable[[], Result], seconds: float) -> Result:
     """Run `work` in a thread, and return what it returns.
 
     Raises:
-        TimeoutError: it has not ended within so many seconds. Its thread goes on in the background.
+        TimeoutError: it has not ended after `seconds`. Its thread goes on in the background.
         BaseException: whatever `work` raises.
     """
     results: list[Result] = []

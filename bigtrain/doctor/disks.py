@@ -49,7 +49,7 @@ class WriteTarget:
         """Run an action of disk_probe.py on the folder, in a process of its own.
 
         Raises:
-            BigtrainError: it cannot be done, or not within so many seconds.
+            BigtrainError: it cannot be done, or not within `seconds`.
         """
         command = [sys.executable, "-I", "-S", disk_probe.__file__, what, self.where, *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

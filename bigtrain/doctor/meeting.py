@@ -97,7 +97,7 @@ class Meeting:
         self._store.set(f"published/{name}", json.dumps(value))
 
     def receive(self, name: str, seconds: float) -> Any:
-        """Receive what the leader publishes. Raises TimeoutError when it does not within so many seconds."""
+        """Receive what the leader publishes. Raises TimeoutError when it does not within `seconds`."""
         key = f"published/{name}"
         if not _wait(self._store, [key], seconds):
             raise TimeoutError(f"{self.label([self.present[0]])} did not answer within {seconds:.0f} s")
@@ -110,7 +110,7 @@ class Meeting:
         self._store.set(f"answer/{name}/{self.rank}", json.dumps(value))
 
     def gather(self, name: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
-        """Return the values that these ranks send within so many seconds; a rank that sends none is left out."""
+        """Return the values that these ranks send within `seconds`; a rank that sends none is left out."""
         keys = {rank: f"answer/{name}/{rank}" for rank in ranks}
         if not _wait(self._store, list(keys.values()), seconds):
             keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
@@ -174,7 +174,7 @@ def _store(rank: int, world_size: int, patience: float) -> Any:
 
 
 def _wait(store: Any, keys: list[str], seconds: float) -> bool:
-    """Whether all keys have come within so many seconds."""
+    """Whether all keys have come within `seconds`."""
     try:
         store.wait(keys, timedelta(seconds=max(seconds, 0.001)))
     except (RuntimeError, dist.DistError):

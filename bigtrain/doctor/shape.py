@@ -66,8 +66,8 @@ def assess_batch(measured: Measured, context: CheckContext) -> Iterator[CheckFin
 def state_bytes(settings: Settings, world_size: int) -> tuple[int, int]:
     """Return the bytes that a rank holds for as long as it trains: on its device, and in its host's memory.
 
-    They are weights, float32 gradients, master weights and moments, divided as ZeRO does (Rajbhandari et al., 2020,
-    section 3), and the image from which a save is written. Activations and buffers come on top; the dry run tries them.
+    These are weights, float32 gradients, master weights and moments, divided as ZeRO does (Rajbhandari et al., 2020,
+    section 3), and the image of a save. Activations and buffers are not in it; the dry run tries them.
     """
     engine = settings.engine
     parameters = count_parameters(settings.model) // engine.tensor_parallel_size

@@ -5,8 +5,8 @@ which nothing is exchanged. Its seconds show whatever slows the rank: a hot GPU,
 At stage 3 every layer's weights come from all ranks, so a slow rank makes all forward passes equally long. There a
 matrix product of the model's size is timed instead. It shows a slow device, and nothing else.
 
-The value of a window is the median of its steps. A rank is named when it was slower than the median of the others by
-the set share in three windows in a row, so that a single hiccup makes no straggler.
+The value of a window is the median of its steps. A rank is named when it was slower than the median of the others, by
+the set share, in three windows in a row. A single hiccup makes no straggler.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class WandbThread(threading.Thread):
 
 
 def server_problem(seconds: float) -> str | None:
-    """Return why the W&B server cannot be used; None where it answers within so many seconds.
+    """Return why the W&B server cannot be used; None where it answers within `seconds`.
 
     W&B itself tries for a minute and a half before it reports that. Problems with certificates are left to W&B.
     """
