@@ -26,12 +26,17 @@ class BatchSchedule:
 
     def __init__(self, warmup: Sequence[tuple[int, int]], global_batch_size: int) -> None:
         stages: list[BatchStage] = []
+        keys: list[str] = []
         step, sample = 1, 0
-        for steps, size in (*warmup, (0, global_batch_size)):
+        for number, (steps, size) in enumerate((*warmup, (0, global_batch_size))):
             if not stages or stages[-1].global_batch_size != size:
                 stages.append(BatchStage(step, sample, size))
+                section = f"train.batch_size_warmup.{number}" if number < len(warmup) else "train"
+                keys.append(f"{section}.global_batch_size")
             step, sample = step + steps, sample + steps * size
         self.stages = tuple(stages)
+        self.keys = tuple(keys)
+        """The key of the settings that gives each stage its size."""
 
     @property
     def sizes(self) -> list[int]:

@@ -16,6 +16,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import passwords_in
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
 
@@ -266,19 +267,14 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
-        stages = self.train.batch_size_warmup
         if self.data.sequence_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        for number, size in enumerate((*(s.global_batch_size for s in stages), self.train.global_batch_size)):
-            key = f"train.batch_size_warmup.{number}" if number < len(stages) else "train"
-            if size % self.train.micro_batch_size:
-                raise ValueError(
-                    f"{key}.global_batch_size {size} is not a multiple of "
-                    f"train.micro_batch_size {self.train.micro_batch_size}"
-                )
+        if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
+            key, size = uneven
+            raise ValueError(f"{key} {size} is not a multiple of train.micro_batch_size {self.train.micro_batch_size}")
         if self.data.tokenizer.path is None and self.data.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"data.tokenizer.vocab_size {self.data.tokenizer.vocab_size} is larger than model.vocab_size "
@@ -291,28 +287,8 @@ class Settings(Section):
     def _work_divides_over_the_ranks(self) -> Settings:
         model, engine = self.model, self.engine
         tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
-        wholes = {
-            "tensor_parallel_size": (
-                tensor,
-                {
-                    "model.num_attention_heads": model.num_attention_heads,
-                    "model.num_key_value_heads": model.key_value_heads,
-                    "model.intermediate_size": model.intermediate_size,
-                },
-            ),
-            "sequence_parallel_size": (
-                sequence,
-                {
-                    "model.num_attention_heads": model.num_attention_heads,
-                    "model.num_key_value_heads": model.key_value_heads,
-                    "data.sequence_length": self.data.sequence_length,
-                },
-            ),
-        }
-        for key, (parts, quantities) in wholes.items():
-            for name, whole in quantities.items():
-                if whole % parts:
-                    raise ValueError(f"{name} {whole} is no multiple of engine.{key} {parts}, which shares it out")
+        if (problem := uneven_share(model, self.data.sequence_length, tensor, sequence)) is not None:
+            raise ValueError(problem)
         if tensor > 1:
             for key, found, works in (
                 ("qk_norm", model.qk_norm, "none"),

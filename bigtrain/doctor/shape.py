@@ -9,10 +9,9 @@ from typing import Any
 import psutil
 import torch
 
-from bigtrain.base.errors import BigtrainError
 from bigtrain.base.format import gibibytes
 from bigtrain.config import Settings
-from bigtrain.data.batch.loader import require_divisible
+from bigtrain.config.parallel_sizes import divide_work
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.disks import STATE_BYTES, checkpoint_bytes
 from bigtrain.doctor.finding import CheckFinding
@@ -31,24 +30,19 @@ def measure_batch(context: CheckContext) -> dict[str, int]:
     settings, world = context.settings, context.meeting.world_size
     assert settings is not None
     engine, train = settings.engine, settings.train
-    shared = engine.tensor_parallel_size * engine.sequence_parallel_size
-    if world % shared:
-        raise BigtrainError(
-            "the ranks do not divide into groups that share their samples",
-            found=f"{world} ranks",
-            wanted=f"a multiple of {shared}, for engine.tensor_parallel_size or sequence_parallel_size",
-            fix=f"start {-(-world // shared) * shared} ranks, or make that size smaller",
-        )
-    require_divisible(train.batches, train.micro_batch_size, world // shared)
-    if world // shared % engine.zero_hpz_partition_size:
-        raise BigtrainError(
-            "the ranks do not divide into groups that hold a second copy of the weights",
-            found=f"{world // shared} ranks",
-            wanted=f"a multiple of engine.zero_hpz_partition_size {engine.zero_hpz_partition_size}",
-            fix="set it to the number of ranks on a node",
-        )
-    accumulated = train.global_batch_size // (world // shared * train.micro_batch_size)
-    return {"ranks": world // shared, "rows": train.micro_batch_size, "accumulated": accumulated}
+    division = divide_work(
+        train.batches,
+        train.micro_batch_size,
+        world,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        sequence_parallel_size=engine.sequence_parallel_size,
+        zero_hpz_partition_size=engine.zero_hpz_partition_size,
+    )
+    return {
+        "ranks": division.data_parallel_size,
+        "rows": train.micro_batch_size,
+        "accumulated": division.accumulation_steps[-1],
+    }
 
 
 def assess_batch(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.config.parallel_sizes import require_whole_partitions
 from bigtrain.config.settings import Settings
 from bigtrain.engine.topology import Topology
 
@@ -32,10 +33,7 @@ def check_machine(settings: Settings, topology: Topology) -> None:
             wanted="8.9 or later (Ada, Hopper, Blackwell)",
             fix="set engine.float8 to false",
         ).on_all_ranks()
-    if topology.data_size % engine.zero_hpz_partition_size:
-        raise BigtrainError(
-            "the ranks do not divide into groups that hold a second copy of the weights",
-            found=f"{topology.data_size} ranks",
-            wanted=f"a multiple of engine.zero_hpz_partition_size {engine.zero_hpz_partition_size}",
-            fix="set it to the number of ranks on a node",
-        ).on_all_ranks()
+    try:
+        require_whole_partitions(topology.data_size, engine.zero_hpz_partition_size)
+    except BigtrainError as error:
+        raise error.on_all_ranks() from None

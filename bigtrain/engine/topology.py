@@ -27,6 +27,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.launcher_protocol import STORE
 from bigtrain.checkpoint.ranks import Ranks
+from bigtrain.config.parallel_sizes import divide_ranks
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
@@ -208,14 +209,10 @@ def share_samples(topology: Topology, tensor_parallel_size: int, sequence_parall
     Raises:
         BigtrainError: the ranks do not divide into such groups.
     """
-    size = tensor_parallel_size * sequence_parallel_size
-    if topology.world_size % size:
-        raise BigtrainError(
-            "the ranks do not divide into groups that share their samples",
-            found=f"{topology.world_size} ranks",
-            wanted=f"a multiple of {size}, for engine.tensor_parallel_size or sequence_parallel_size",
-            fix=f"start {-(-topology.world_size // size) * size} ranks, or make that size smaller",
-        ).on_all_ranks()
+    try:
+        size = topology.world_size // divide_ranks(topology.world_size, tensor_parallel_size, sequence_parallel_size)
+    except BigtrainError as error:
+        raise error.on_all_ranks() from None
     if size == 1:
         return topology
     group, _ = dist.new_subgroups(size, timeout=topology.timeout)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from pathlib import Path
 import bigtrain
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config import Settings, load_settings
-from bigtrain.data.batch.loader import require_divisible
+from bigtrain.config.parallel_sizes import divide_work
 from bigtrain.data.run_data import RunData
 
 SCRIPTS = "BIGTRAIN_LAUNCH"
@@ -58,19 +58,17 @@ class Job:
 
     def require_fit(self, nodes: int) -> None:
         """Raises BigtrainError: the batches of the configuration do not divide over so many nodes."""
-        settings = self.settings
-        sharing = settings.engine.tensor_parallel_size * settings.engine.sequence_parallel_size
-        processes = nodes * self.processes_per_node
-        if processes % sharing:
-            raise BigtrainError(
-                "the processes do not divide into groups that share their samples",
-                found=f"{nodes} nodes of {self.processes_per_node} processes",
-                wanted=f"a multiple of {sharing}, for engine.tensor_parallel_size or sequence_parallel_size",
-                fix="start another number of processes, or make that size smaller",
-            )
+        engine, train = self.settings.engine, self.settings.train
         try:
-            require_divisible(settings.train.batches, settings.train.micro_batch_size, processes // sharing)
+            divide_work(
+                train.batches,
+                train.micro_batch_size,
+                nodes * self.processes_per_node,
+                tensor_parallel_size=engine.tensor_parallel_size,
+                sequence_parallel_size=engine.sequence_parallel_size,
+            )
         except BigtrainError as error:
+            error.found = f"{error.found}: {nodes} nodes of {self.processes_per_node} processes"
             if nodes < self.nodes:
                 error.fix = f"{error.fix}; or raise --min-nodes: {nodes} nodes are what is left when some are lost"
             raise

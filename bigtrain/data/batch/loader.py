@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
 from bigtrain.base.faults import reached
-from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.config.parallel_sizes import divide_work
 from bigtrain.data.batch.assemble import assemble
 from bigtrain.data.batch.batch import RankBatch, digest_rows, micro_batches_of, wrap_int64
 from bigtrain.data.batch.packing import Packing, fetch
@@ -74,7 +73,7 @@ class Loader:
         world_size: int = 1,
         prefetch: int = 2,
     ) -> None:
-        require_divisible(plan.batches, micro_batch_size, world_size)
+        divide_work(plan.batches, micro_batch_size, world_size)
         if [(p.dataset.dataset_id, p.pack_id) for p in packings] != [(s.dataset_id, s.pack_id) for s in plan.sources]:
             raise ValueError("these are not the datasets that the plan was made from")
         self._plan, self._packings = plan, list(packings)
@@ -190,20 +189,3 @@ class Loader:
             )
             first = last
         return batches
-
-
-def require_divisible(batches: BatchSchedule, micro_batch_size: int, world_size: int) -> None:
-    """Raises BigtrainError: a global batch does not divide into micro-batches on so many processes."""
-    unit = micro_batch_size * world_size
-    for stage, size in enumerate(batches.sizes):
-        if size % unit:
-            last = stage == len(batches.sizes) - 1
-            key = "train.global_batch_size" if last else f"train.batch_size_warmup.{stage}.global_batch_size"
-            below = size // unit * unit
-            nearest = f"{below} or {below + unit}" if below else str(unit)
-            raise BigtrainError(
-                f"{key} does not divide into micro-batches on all processes",
-                found=f"global_batch_size {size}, micro_batch_size {micro_batch_size}, {world_size} processes",
-                wanted=f"a multiple of {micro_batch_size} x {world_size} = {unit}",
-                fix=f"set {key} to {nearest}, or change micro_batch_size or the number of processes",
-            )
