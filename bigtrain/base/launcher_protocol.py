@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from bigtrain.base.files import write_atomically
+
 WARNINGS = (signal.SIGUSR1, signal.SIGHUP)
 """Signals that ask for an orderly stop, however often they come. Queues repeat them, and end a job by another one."""
 STOP_SIGNALS = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
@@ -60,17 +62,10 @@ def report_end(end: End) -> None:
     if PROGRESS in os.environ:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with suppress(OSError):  # a full disk must not hide why the rank ends
-            _replace(mark_of(os.environ[PROGRESS], end, os.environ["RANK"]), str(now))
+            write_atomically(mark_of(os.environ[PROGRESS], end, os.environ["RANK"]), str(now), durable=False)
 
 
 def report_progress(step: int) -> None:
     """Report to the launcher, if there is one, that the checkpoint of a step is committed."""
     if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
-        _replace(Path(os.environ[PROGRESS]), str(step))
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file in one step, because the launcher may read it at any moment."""
-    written = file.with_name(f"{file.name}.new")
-    written.write_text(text)
-    written.replace(file)
+        write_atomically(Path(os.environ[PROGRESS]), str(step), durable=False)

@@ -23,6 +23,7 @@ from io import FileIO
 from pathlib import Path
 
 from bigtrain.base.faults import reached
+from bigtrain.base.files import fsync_directory
 from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, step_name
 from bigtrain.checkpoint.storage import Reader, blocks
 
@@ -61,7 +62,7 @@ class Folder:
         """See Storage."""
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True, exist_ok=True)
-            _fsync_directory(self.directory.parent)
+            fsync_directory(self.directory.parent)
         for path in self.directory.iterdir():
             if _LEFTOVER.fullmatch(path.name):  # what cannot be removed only takes room
                 shutil.rmtree(path, ignore_errors=True)
@@ -86,14 +87,14 @@ class Folder:
         """See Storage. A bad checkpoint of that name steps aside first."""
         self.write(step, MANIFEST, memoryview(manifest))
         staging, final = self._staging(step), self._final(step)
-        _fsync_directory(staging)
+        fsync_directory(staging)
         reached("save.staged")
         replaced = final.with_name(f".{final.name}.replaced-{time.time_ns()}")
         if final.exists():
             final.rename(replaced)
         staging.rename(final)
         reached("save.renamed")
-        _fsync_directory(self.directory)
+        fsync_directory(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def abandon(self, step: int) -> None:
@@ -158,11 +159,3 @@ def _pass_by_the_cache(file: FileIO, direct: bool) -> bool:
     except OSError:  # a file system without it
         return False
     return before != after
-
-
-def _fsync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

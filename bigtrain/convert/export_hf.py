@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import commit_directory
 from bigtrain.base.version import __version__
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import config_of
@@ -88,7 +89,7 @@ def export_hf(
         (partial / name).write_text(text, encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
-    partial.rename(out)
+    commit_directory(partial, out)
 
 
 def _theirs(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import commit_file
 from bigtrain.base.version import __version__
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
@@ -208,7 +209,8 @@ def export_gguf(
         partial.unlink(missing_ok=True)
         raise
     writer.close()
-    partial.replace(out)
+    with partial.open("rb") as file:
+        commit_file(file, out)
 
 
 def require_gguf() -> Any:

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import commit_directory
 from bigtrain.base.version import __version__
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import read_config, settings_of
@@ -90,7 +91,7 @@ def import_hf(folder: Path, out: Path, *, end_of_text: str | None = None, shard_
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
-    partial.rename(out)
+    commit_directory(partial, out)
     return Found(settings, notes, token)
 
 

@@ -7,7 +7,6 @@ tensors go to disk as they come, and memory never holds more than one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +69,6 @@ def write_safetensors(
                 )
                 out.write(bytes_of(tensor))
                 del tensor
-            out.flush()
-            os.fsync(out.fileno())
     assert next(coming, None) is None
     if len(shards) > 1:
         index = {

@@ -7,10 +7,11 @@ of a host, a folder, a number of ranks. "Slow since Tuesday" is then a finding.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
+
+from bigtrain.base.files import write_atomically
 
 FILE = "doctor.json"
 KEPT = 10
@@ -44,9 +45,4 @@ class MeasurementHistory:
     def write(self, run_dir: Path, report: dict[str, Any]) -> None:
         """Write RUN/doctor.json atomically. Raises OSError."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = run_dir / f"{FILE}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"last": report, "past": self.past}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(run_dir / FILE)
+        write_atomically(run_dir / FILE, json.dumps({"last": report, "past": self.past}, indent=1))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.data.build.funnel import Count, Funnel
 from bigtrain.report.page import INK, MUTED, RULE, cards, page, svg, table, text
 
@@ -37,7 +38,7 @@ figure {{ margin: 1rem 0 }}
 def write_funnel_page(file: Path, funnels: Mapping[str, Funnel], title: str) -> None:
     """Write the page of these funnels. Raises BigtrainError where the file cannot be written."""
     try:
-        file.write_text(funnel_page(funnels, title), encoding="utf-8")
+        write_atomically(file, funnel_page(funnels, title))
     except OSError as error:
         raise BigtrainError(
             f"{file} cannot be written: {error.strerror}", fix="give a file in a folder of yours"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.report_page import Report, loss_chart, parts_of_steps, report_page
 from bigtrain.report.summary import Summary
@@ -67,8 +68,8 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         funnels=_funnels(settings.data.dir),
         config=directory.config.read_text(),
     )
-    picture.write_text(loss_chart(made))
-    report.write_text(report_page(made), encoding="utf-8")
+    write_atomically(picture, loss_chart(made))
+    write_atomically(report, report_page(made))
     return summary
 
 
@@ -84,7 +85,7 @@ def draw_samples(directory: RunDirectory, number: int) -> None:
     beginnings = prompts(held_out, model.tokenizer, number, model.context)
     drawn = draw(model, beginnings, settings.evaluate.sample_tokens)
     content = {"step": model.step, "samples": [sample.as_record() for sample in drawn]}
-    directory.samples.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(directory.samples, json.dumps(content, indent=1) + "\n")
 
 
 def _samples(directory: RunDirectory, validations: list[dict[str, Any]]) -> list[tuple[int, list[dict[str, str]]]]:

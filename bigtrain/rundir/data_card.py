@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bigtrain.base.files import write_atomically
 from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
 from bigtrain.rundir.provenance import OpenedRun
 
@@ -38,6 +39,6 @@ def write_card(run: Path) -> tuple[Card, str]:
     """Write both forms into the run directory; returns the card and its Markdown. Raises as `card_of_run`."""
     card = card_of_run(run)
     markdown = card_as_markdown(card)
-    (run / f"{CARD}.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (run / f"{CARD}.md").write_text(markdown, encoding="utf-8")
+    write_atomically(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(run / f"{CARD}.md", markdown)
     return card, markdown

@@ -19,13 +19,13 @@ that is what every start does.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import fsync_directory
 from bigtrain.config import Settings
 from bigtrain.config.data_settings import SkipSettings
 from bigtrain.rundir.json_lines import JsonLines, read_json_lines, written_to
@@ -134,9 +134,7 @@ def write_decision(path: Path, decision: Decision) -> None:
         lines.append(decision.as_record())
         lines.sync()
         lines.close()
-        directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)  # the file may be new
-        os.close(directory)
+        fsync_directory(path.parent)  # the file may be new
 
 
 def with_decisions(settings: Settings, decisions: Sequence[Decision]) -> Settings:

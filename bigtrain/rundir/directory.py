@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import temporary_of, write_atomically
 from bigtrain.config import Settings, dump_settings, load_settings
 from bigtrain.config.secrets import with_bare_urls
 from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
@@ -105,7 +106,9 @@ class RunDirectory:
         if self.root.exists() and not self.root.is_dir():
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
         # Left by a start that was killed before config.yaml was written, by `doctor`, or by `verify-resume --keep`.
-        ours = {self.logs.name, ".lock", "doctor.json", "doctor.json.tmp", "verify-resume"}
+        doctor = self.root / "doctor.json"
+        ours = {self.logs.name, ".lock", "verify-resume", temporary_of(self.config).name}
+        ours |= {doctor.name, temporary_of(doctor).name}
         there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
         strangers = sorted(name for name in there - ours if not name.startswith(MARK))
         if strangers and not self.config.is_file():
@@ -156,9 +159,7 @@ class RunDirectory:
     def write_config(self, settings: Settings) -> None:
         """Write the effective settings, whole or not at all. Raises BigtrainError where the disk does not take them."""
         with written_to(self.config):
-            temporary = self.config.with_name("config.yaml.tmp")
-            temporary.write_text(with_bare_urls(dump_settings(settings)), encoding="utf-8")
-            temporary.replace(self.config)
+            write_atomically(self.config, with_bare_urls(dump_settings(settings)))
 
     def rank_log(self, rank: int) -> Path:
         """The log file of one rank."""

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation_batches
@@ -113,5 +114,5 @@ def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> dict[s
     losses = trained.validation_losses(with_baselines=with_baselines)
     evaluation = {"run": str(run), "step": trained.step, "validation": losses}
     with suppress(OSError):  # a run that may only be read can be evaluated as well
-        RunDirectory(run).evaluation.write_text(json.dumps(evaluation, indent=2) + "\n")
+        write_atomically(RunDirectory(run).evaluation, json.dumps(evaluation, indent=2) + "\n")
     return evaluation

@@ -23,6 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.config import Settings
 from bigtrain.data import RankBatch
 from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Reading
@@ -129,7 +130,7 @@ def profile(
     shutil.rmtree(run_dir, ignore_errors=True)
     files = sorted(str(path) for path in folder.iterdir() if path.name.startswith(("trace-", "memory-")))
     found = Profile(**{**vars(found), "files": files})
-    (folder / "profile.json").write_text(json.dumps(found.as_dict(), indent=2))
+    write_atomically(folder / "profile.json", json.dumps(found.as_dict(), indent=2))
     return found
 
 

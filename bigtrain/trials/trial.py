@@ -16,6 +16,7 @@ from typing import Any
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import DONE, STOPPED
 from bigtrain.base.faults import FAULT, Fault
+from bigtrain.base.files import write_atomically
 from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings, dump_settings
 from bigtrain.rundir.directory import RunDirectory
@@ -77,7 +78,7 @@ class Trial:
     def start(self, *, kill: Fault | None = None, command: Sequence[str | Path] = ("train",)) -> int:
         """Start it and wait until it ends; returns the launcher's exit status."""
         config = self.log.with_suffix(".yaml")
-        config.write_text(dump_settings(self.settings), encoding="utf-8")
+        write_atomically(config, dump_settings(self.settings), durable=False)
         environment = {name: value for name, value in os.environ.items() if name != FAULT}
         if kill is not None:
             environment[FAULT] = str(kill)

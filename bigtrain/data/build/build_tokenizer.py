@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from bigtrain.base.files import write_atomically
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.build.workers import Workers
-from bigtrain.data.format.files import write_atomically
 from bigtrain.data.format.layout import Record, read_record, require_same, tokenizer_request, write_record
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.tokenizer import (
@@ -53,7 +53,7 @@ def build_tokenizer(
     end_of_text_id(tokenizer, settings.tokenizer.end_of_text)
     tokens = vocabulary_size(tokenizer)
     check_vocabulary(tokens, vocab_size)
-    write_atomically(settings.dir / TOKENIZER_FILE, lambda file: file.write(content))
+    write_atomically(settings.dir / TOKENIZER_FILE, content)
     write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(content)})
     report(f"tokenizer: {tokens:,} tokens, {time.perf_counter() - started:.1f} s")
 

@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.config.data_settings import DecontaminateSettings
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts
 from bigtrain.data.build.shingles import U64, hash_words, ngram_hashes, words_of
-from bigtrain.data.format.files import write_atomically
 from bigtrain.data.format.hashing import canonical_json, digest
 
 RULE = "decontaminate"
@@ -104,7 +104,7 @@ def evaluation_ngrams(
     _save(folder / NGRAMS, content)
     _save(folder / HITS, hits)
     description = json.dumps({**about, "identity": identity}).encode()
-    write_atomically(folder / ABOUT, lambda target: target.write(description))
+    write_atomically(folder / ABOUT, description)
     report(f"decontaminate: {texts:,} evaluation texts in {len(files):,} files, {len(ngrams):,} n-grams")
     return EvaluationNgrams(folder, identity)
 
@@ -123,7 +123,7 @@ def _leading_bits(hashes: U64, slots: int) -> U64:
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
     npy = BytesIO()
     np.save(npy, array)
-    write_atomically(path, lambda target: target.write(npy.getbuffer()))
+    write_atomically(path, npy.getbuffer())
 
 
 @dataclass(frozen=True)

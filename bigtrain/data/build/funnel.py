@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.data.build.clean import NO_TEXT, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
-from bigtrain.data.format.files import write_atomically
 
 FUNNEL = "funnel.json"
 EXAMPLES = 3
@@ -122,7 +122,7 @@ class Funnel:
         order = [NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule]
         self.removed.sort(key=lambda removal: (order.index(removal.rule), -removal.documents, removal.reason))
         content = json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
-        write_atomically(folder / FUNNEL, lambda file: file.write(content))
+        write_atomically(folder / FUNNEL, content)
 
 
 def read_funnels(directory: Path) -> dict[str, Funnel]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigtrain.base.files import TEMPORARY_SUFFIX, write_atomically
 from bigtrain.base.format import duration
 from bigtrain.data.build.funnel import Funnel
-from bigtrain.data.format.files import TEMPORARY_SUFFIX, write_atomically
 from bigtrain.data.format.layout import SPLITS, Split
 from bigtrain.data.format.manifest import ShardRecord
 
@@ -40,7 +40,7 @@ class ShardPair:
         """Say that these shards are finished."""
         shards = {split: shard and shard.to_json() for split in SPLITS for shard in [self.of(split)]}
         content = json.dumps({**vars(self), "funnel": self.funnel.to_json(), **shards}).encode()
-        write_atomically(_progress_file(folder, self.index), lambda file: file.write(content))
+        write_atomically(_progress_file(folder, self.index), content)
 
     @classmethod
     def read(cls, folder: Path, index: int) -> ShardPair:

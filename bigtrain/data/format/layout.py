@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.config.data_settings import DataSettings, SourceSettings
-from bigtrain.data.format.files import write_atomically
 from bigtrain.data.format.hashing import identity
 
 Split = Literal["train", "validation"]
@@ -93,7 +93,7 @@ def read_record(folder: Path) -> Record | None:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write the `build.json` of a folder."""
-    write_atomically(folder / BUILD_RECORD, lambda file: file.write(json.dumps(record, indent=2).encode()))
+    write_atomically(folder / BUILD_RECORD, json.dumps(record, indent=2).encode())
 
 
 def require_same(folder: Path, built: Record, wanted: Record) -> None:

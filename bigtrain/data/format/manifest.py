@@ -16,7 +16,7 @@ import xxhash
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.file_names import bare_name
-from bigtrain.data.format.files import write_atomically
+from bigtrain.base.files import write_atomically
 from bigtrain.data.format.hashing import canonical_json, identity
 
 FORMAT = 1
@@ -178,7 +178,7 @@ class Manifest:
         """Commit the dataset: from here on it exists."""
         totals = {"tokens": self.tokens, "documents": self.documents}
         content = {**self._content(), "dataset_id": self.dataset_id, **totals}
-        write_atomically(directory / MANIFEST, lambda file: file.write(canonical_json(content)))
+        write_atomically(directory / MANIFEST, canonical_json(content))
 
     def _content(self) -> dict[str, Any]:
         """What the dataset id is the hash of."""

@@ -32,8 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import write_atomically
 from bigtrain.data.format.columns import ColumnReader
-from bigtrain.data.format.files import write_atomically
 from bigtrain.data.format.hashing import canonical_json, identity
 from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error, read_verified
 from bigtrain.data.format.mapping import map_file
@@ -209,7 +209,7 @@ class PackManifest:
     def write(self, directory: Path) -> None:
         """Commit the packs: from here on they exist."""
         content = {**self._content(), "pack_id": self.pack_id, "rows": self.rows, "tokens": self.tokens}
-        write_atomically(self.path(directory), lambda file: file.write(canonical_json(content)))
+        write_atomically(self.path(directory), canonical_json(content))
 
     def _content(self) -> dict[str, Any]:
         """What the pack id is the hash of."""

@@ -32,9 +32,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from bigtrain.base.files import commit_file, temporary_of, write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.documents import ID_BYTES
-from bigtrain.data.format.files import TEMPORARY_SUFFIX, commit, write_atomically
 from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
 
 
@@ -85,8 +85,7 @@ class ShardWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._tok = directory / f"{index:05d}.tok"
         self._doc = directory / f"{index:05d}.doc"
-        self._temporary = self._tok.with_name(self._tok.name + TEMPORARY_SUFFIX)
-        self._stream: BinaryIO = self._temporary.open("wb")
+        self._stream: BinaryIO = temporary_of(self._tok).open("wb")
         self._hasher = BlockHasher()
         self.tokens = 0
         self._lengths: list[int] = []
@@ -110,14 +109,14 @@ class ShardWriter:
         """Commit the shard and return its record; None, and no files, for a shard without documents."""
         if not self._ids:
             self._stream.close()
-            self._temporary.unlink()
+            temporary_of(self._tok).unlink()
             return None
         columns = self._columns()
         doc_hasher = BlockHasher()
         doc_hasher.update(memoryview(columns))
-        write_atomically(self._doc, lambda file: file.write(columns))
+        write_atomically(self._doc, columns)
         with self._stream:
-            commit(self._stream, self._temporary, self._tok)
+            commit_file(self._stream, self._tok)
         files = [self._hasher.record(self._tok.name), doc_hasher.record(self._doc.name)]
         return ShardRecord(self.tokens, len(self._ids), files)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigtrain.base.files import commit_file, temporary_of, write_atomically
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
@@ -24,7 +25,6 @@ from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.documents import ID_BYTES, Document, Piece
-from bigtrain.data.format.files import TEMPORARY_SUFFIX, commit, write_atomically
 from bigtrain.data.format.layout import Record, what_documents
 
 REMOVED = bytes(ID_BYTES)
@@ -128,17 +128,16 @@ class DocumentKeys:
         report(f"{self.source}: looking for duplicates")
         self._record.unlink(missing_ok=True)
         pieces: list[int] = []
-        temporary = [path.with_name(path.name + TEMPORARY_SUFFIX) for path in self._files]
         with ExitStack() as stack:
-            files = [stack.enter_context(path.open("wb")) for path in temporary]
+            files = [stack.enter_context(temporary_of(path).open("wb")) for path in self._files]
             for count, parts in workers.map_in_order(work, corpus.pieces()):
                 pieces.append(count)
                 for file, part in zip(files, parts, strict=True):
                     file.write(part)
-            for file, name, path in zip(files, temporary, self._files, strict=True):
-                commit(file, name, path)
+            for file, path in zip(files, self._files, strict=True):
+                commit_file(file, path)
         record = json.dumps({"made_from": made_from, "pieces": pieces}).encode()
-        write_atomically(self._record, lambda file: file.write(record))
+        write_atomically(self._record, record)
 
     def _read_record(self) -> Record:
         record: Record = json.loads(self._record.read_bytes())

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.files import TEMPORARY_SUFFIX, write_atomically
 from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
 from bigtrain.data.build.workers import Workers
-from bigtrain.data.format.files import TEMPORARY_SUFFIX, write_atomically
 from bigtrain.data.format.hashing import canonical_json
 from bigtrain.data.format.manifest import FileRecord, Manifest, ShardRecord, changed_error
 from bigtrain.data.format.mapping import map_file
@@ -123,10 +123,10 @@ class PackJob:
         if record is None:
             pack = pack_shard(offset, self.packing, self.sequence_length)
             data = pack.encode()
-            write_atomically(path, lambda file: file.write(data))
+            write_atomically(path, data)
             record = PackRecord(pack.rows, len(pack.row), pack.tokens, _file_record(path.name, data))
             content = canonical_json(self._note(record))
-            write_atomically(note, lambda file: file.write(content))
+            write_atomically(note, content)
         start = ShardPack.open(path).start
         return PackedShard(record, Cuts.of(offset, start, self.sequence_length, end - shard.tokens))
 

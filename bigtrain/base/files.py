@@ -1,0 +1,97 @@
+"""Files and folders that are either whole or absent, whenever a process is killed or a machine loses power.
+
+The content is written under a temporary name in the same folder, flushed to the disk, and renamed, which POSIX makes
+atomic. The folder is flushed last, so that the new name is on the disk as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_of(path: Path) -> Path:
+    """The name under which a file is written before it gets its own."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
+
+
+def write_atomically(
+    path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], *, durable: bool = True
+) -> None:
+    """Write a file whole or not at all. Until it is whole, an existing file keeps its content.
+
+    A symbolic link stays, and the file that it points to is replaced. A pipe or a device takes the content directly.
+
+    Args:
+        path: the file. Its folder exists. One process at a time may write it.
+        content: the text (written as UTF-8), the bytes, or a function that writes them to an open binary file.
+        durable: flush the file and its folder to the disk, which takes milliseconds. Without it, a file that was
+            written before the machine lost power may be missing or old, but a killed process never leaves a part.
+
+    Raises:
+        OSError: the disk is full or fails, or the folder may not be written.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            _fill(file, content)
+        return
+    path = path.resolve()
+    temporary = temporary_of(path)
+    try:
+        with temporary.open("wb") as file:
+            _fill(file, content)
+            commit_file(file, path, durable=durable)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def commit_file(file: BinaryIO, path: Path, *, durable: bool = True) -> None:
+    """Give an open file, which has a temporary name in the folder of `path`, this name. Raises OSError."""
+    file.flush()
+    if durable:
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+    if durable:
+        fsync_directory(path.parent)
+
+
+def commit_directory(temporary: Path, path: Path) -> None:
+    """Flush a folder with all that is in it to the disk, then give it the name `path`. Raises OSError.
+
+    Args:
+        temporary: the folder, in the same parent folder.
+        path: its name from now on; nothing or an empty folder is there.
+    """
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _fsync(Path(folder, name))
+        fsync_directory(Path(folder))
+    temporary.rename(path)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(folder: Path) -> None:
+    """Flush the names in a folder to the disk. Raises OSError."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(file: BinaryIO, content: str | bytes | memoryview | Callable[[BinaryIO], object]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
