@@ -53,14 +53,15 @@ class Data:
 
 def pack(window: npt.NDArray[np.uint32], ends: list[npt.NDArray[np.int64]]) -> MicroBatch:
     """Rows [B, T + 1], with the places in each where a document ends, as the loader hands them out."""
-    from bigtrain.data.batch.assemble import IGNORED, Rows
+    from bigtrain.base.labels import IGNORE_INDEX
+    from bigtrain.data.batch.assemble import Rows
     from bigtrain.data.batch.batch import micro_batches_of
 
     batch, length = window.shape[0], window.shape[1] - 1
     end = np.concatenate([row + index * length for index, row in enumerate(ends)])
     boundaries = np.union1d(end, np.arange(0, (batch + 1) * length, length))
     labels = window[:, 1:].astype(np.int32)
-    labels.reshape(-1)[end - 1] = IGNORED
+    labels.reshape(-1)[end - 1] = IGNORE_INDEX
     positions = np.arange(batch * length) - np.repeat(boundaries[:-1], np.diff(boundaries))
     rows = Rows(
         input_ids=window[:, :-1].astype(np.int32),

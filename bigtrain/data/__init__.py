@@ -46,7 +46,6 @@ say in which samples a document is (`stored_document.py` finds it, `document_ind
 `verify.py` checks every byte; `ngram.py` gives the perplexities that a model should beat.
 """
 
-from bigtrain.data.batch.assemble import IGNORED
 from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import Packing, open_packings
@@ -61,7 +60,6 @@ from bigtrain.data.store.store import Dataset, open_datasets
 from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
-    "IGNORED",
     "Dataset",
     "Funnel",
     "Loader",

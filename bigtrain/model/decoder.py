@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
@@ -25,7 +26,6 @@ from bigtrain.model.layers.norm import NORMS
 from bigtrain.model.layers.positions import absolute_positions, relative_positions
 from bigtrain.model.layers.rotary import rotary_at
 from bigtrain.model.layers.router import Router, RouterReport
-from bigtrain.model.loss.loss import IGNORE_INDEX
 from bigtrain.model.multi_token import NextTokenLayer, losses_ahead
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN

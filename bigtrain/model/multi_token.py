@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.block import Block
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.norm import NORMS
 from bigtrain.model.layers.router import RouterReport
-from bigtrain.model.loss.loss import IGNORE_INDEX
 
 
 class NextTokenLayer(nn.Module):

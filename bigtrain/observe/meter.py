@@ -14,6 +14,7 @@ timing makes no step slower.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -138,7 +139,7 @@ class Meter:
     @property
     def typical_step_seconds(self) -> float:
         """The median seconds of the last steps; 0 before the first."""
-        return sorted(self._recent)[len(self._recent) // 2] if self._recent else 0.0
+        return statistics.median_high(self._recent) if self._recent else 0.0
 
     def _add(self, part: str, seconds: float) -> None:
         self._seconds[part] = self._seconds.get(part, 0.0) + seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
@@ -48,9 +49,9 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         tokens=sum(record["tokens"] for record in metrics),
         loss=metrics[-1]["loss"],
         validation=_newest_validation(directory, metrics[-1]["step"], validations),
-        tokens_per_second=_median([record["tokens_per_second"] for record in metrics]),
-        mfu=_median([record["mfu"] for record in metrics]),
-        mfu_causal=_median(causal) if (causal := [r["mfu_causal"] for r in metrics if "mfu_causal" in r]) else None,
+        tokens_per_second=median_high([record["tokens_per_second"] for record in metrics]),
+        mfu=median_high([record["mfu"] for record in metrics]),
+        mfu_causal=median_high(causal) if (causal := [r["mfu_causal"] for r in metrics if "mfu_causal" in r]) else None,
         mfu_of=metrics[-1].get("mfu_of"),
         parts=parts_of_steps(metrics),
         training_seconds=sum(record["step_seconds"] for record in metrics),
@@ -118,7 +119,3 @@ def _newest_validation(directory: RunDirectory, step: int, along_the_way: list[d
         validation: list[dict[str, Any]] = evaluation["validation"]
         return validation
     return along_the_way[-1]["validation"] if along_the_way else []
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config import Settings
-from bigtrain.data import IGNORED, RankBatch
+from bigtrain.data import RankBatch
 from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, contents_of
 from bigtrain.data.run_data import RunData
 from bigtrain.engine.agreement import on_every_rank
@@ -76,7 +77,7 @@ def documents_by_loss(
 def losses_of_rows(engine: Engine, topology: Topology, batch: RankBatch) -> tuple[F32, npt.NDArray[np.bool_]]:
     """The loss of every token of the global batch, [samples, T], and whether it has a label, on every rank."""
     losses = [engine.token_losses(m.to(topology.device).model_inputs()).cpu().numpy() for m in batch.micro_batches]
-    labelled = [m.labels.numpy() != IGNORED for m in batch.micro_batches]
+    labelled = [m.labels.numpy() != IGNORE_INDEX for m in batch.micro_batches]
     of_ranks = topology.all_gather((np.concatenate(losses), np.concatenate(labelled)))
     groups = [
         of_ranks[first : first + topology.sharing.size] for first in range(0, len(of_ranks), topology.sharing.size)

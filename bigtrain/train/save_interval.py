@@ -17,6 +17,7 @@ run's own rate. (Of large runs that were published, OPT-175B had about one in
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -100,7 +101,7 @@ class SaveInterval:
         """How long to train before the next save starts, in seconds."""
         if not self._stalls:
             return FIRST_SAVE_SECONDS
-        typical = sorted(self._stalls)[len(self._stalls) // 2]  # the median: one slow disk access does not count
+        typical = statistics.median_high(self._stalls)  # one slow disk access does not count
         return max(optimal_interval(typical, self.mtbf_seconds), self._durable)
 
     def news(self) -> str | None:
@@ -112,6 +113,6 @@ class SaveInterval:
             return None
         self._logged = interval
         return (
-            f"saving every {interval:,.0f}s: a save costs {sorted(self._stalls)[len(self._stalls) // 2]:.2f}s, and one "
+            f"saving every {interval:,.0f}s: a save costs {statistics.median_high(self._stalls):.2f}s, and one "
             f"failure in {self.mtbf_seconds / 3600:,.1f}h is expected ({self._history.failures} so far)"
         )

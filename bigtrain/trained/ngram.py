@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.data.batch.assemble import IGNORED
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.store.store import Dataset
 
@@ -161,9 +161,9 @@ def _as_text(batch: MicroBatch) -> tuple[I64, I64, I64]:
     `labelled` are the tiers of the labels; the tokens before one that `visible` allows are its inputs.
     """
     inputs, labels, positions = (t.numpy() for t in (batch.input_ids, batch.labels, batch.position_ids))
-    tokens = np.concatenate((inputs, np.where(labels[:, -1:] == IGNORED, 0, labels[:, -1:])), axis=1)
+    tokens = np.concatenate((inputs, np.where(labels[:, -1:] == IGNORE_INDEX, 0, labels[:, -1:])), axis=1)
     visible = np.concatenate((positions, positions[:, -1:] + 1), axis=1)
-    labelled = np.concatenate((np.zeros((len(labels), 1), bool), labels != IGNORED), axis=1)
+    labelled = np.concatenate((np.zeros((len(labels), 1), bool), labels != IGNORE_INDEX), axis=1)
     return tokens.reshape(-1), visible.reshape(-1), np.flatnonzero(labelled.reshape(-1))
 
 

@@ -11,6 +11,7 @@ where it stops are ours. A victim may be on another machine, so it kills itself:
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _findings(
 
 def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.Random) -> list[tuple[str, Fault]]:
     """Whom to kill and when: in a step behind the first save, and in a save."""
-    seconds = sorted(metric["step_seconds"] for metric in expected)[len(expected) // 2]
+    seconds = statistics.median_high(metric["step_seconds"] for metric in expected)
     step, delay = chance.randint(every + 1, 2 * every), round(chance.uniform(0, seconds), 4)
     point = chance.choice(SAVE_POINTS)
     of_save = 0 if point in OF_RANK_0 else chance.randrange(world)

@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.batch.assemble import IGNORED, Rows, assemble
+from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.data.batch.assemble import Rows, assemble
 from bigtrain.data.batch.batch import micro_batches_of
 from bigtrain.data.batch.packing import ConcatPacking
 from bigtrain.data.store.store import Dataset
@@ -40,7 +41,7 @@ def reference(shards: list[list[list[int]]], length: int) -> tuple[list[list[int
         row = stream[start : start + length]
         rows.append([token for token, _, _ in row] + [END] * (length - len(row)))
         following = stream[start + 1 : start + 1 + length]
-        labels.append([IGNORED] * length)
+        labels.append([IGNORE_INDEX] * length)
         for place, (after, here) in enumerate(zip(following, row, strict=False)):
             if after[1] == here[1]:
                 labels[-1][place] = after[0]
@@ -65,7 +66,7 @@ def test_rows_labels_and_positions_are_those_of_the_reference(shards: list[list[
     assert packed.positions.tolist() == positions
     starts = np.flatnonzero(np.array(positions).reshape(-1) == 0).tolist()
     assert packed.boundaries.tolist() == [*starts, count * length]
-    assert packed.label_tokens.tolist() == np.sum(packed.labels != IGNORED, axis=1).tolist()
+    assert packed.label_tokens.tolist() == np.sum(packed.labels != IGNORE_INDEX, axis=1).tolist()
     assert packed.input_tokens.sum() == dataset.tokens
 
 
@@ -81,7 +82,7 @@ def test_every_token_is_an_input_once_and_every_successor_a_label_once(
     stream = [token for text in texts for token in text]
     assert packed.input_ids.reshape(-1)[: len(stream)].tolist() == stream
     labels = packed.labels.reshape(-1)
-    assert labels[labels != IGNORED].tolist() == [token for text in texts for token in text[1:]]
+    assert labels[labels != IGNORE_INDEX].tolist() == [token for text in texts for token in text[1:]]
 
 
 def test_the_order_of_rows_in_a_batch_does_not_change_a_row(tmp_path: Path) -> None:

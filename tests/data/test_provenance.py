@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.data import (
     Dataset,
@@ -23,7 +24,6 @@ from bigtrain.data import (
     open_datasets,
     verify,
 )
-from bigtrain.data.batch.assemble import IGNORED
 from bigtrain.data.order.mixture import Phase
 from bigtrain.data.order.plan import DocumentSkip
 from bigtrain.data.provenance.provenance import SampleContents, appearances_of, contents_of, digest_of
@@ -96,8 +96,8 @@ def test_the_digest_the_rows_and_the_labels_of_every_batch_follow_from_its_docum
             labels = np.concatenate([micro.labels for micro in loaded.micro_batches])
             assert np.array_equal(np.stack([sample.token_ids for sample in contents]), rows)
             assert sum(LENGTH - sample.padding for sample in contents) == loaded.input_tokens
-            assert np.array_equal(labels != IGNORED, [is_labelled(sample) for sample in contents])
-            assert loaded.label_tokens == (labels != IGNORED).sum()
+            assert np.array_equal(labels != IGNORE_INDEX, [is_labelled(sample) for sample in contents])
+            assert loaded.label_tokens == (labels != IGNORE_INDEX).sum()
 
 
 def is_labelled(sample: SampleContents) -> list[bool]:

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.model.loss import loss as loss_module
 from bigtrain.model.loss import loss_kernel, loss_softmax
 from bigtrain.model.loss.loss import linear_cross_entropy
 from bigtrain.model.loss.loss_kernel import BLOCK, softmax_in_one_kernel
-from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+from bigtrain.model.loss.shaping import Shaping
 from tests.model.helpers import relative_error
 from tests.model.loss_helpers import assert_equals_float64, chunk
 from tests.model.test_loss import EXTRAS, oracle, problem

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.model.loss.shaping import Shaping
 
 
 def chunk(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config import Settings
 from bigtrain.model import Decoder, build_model
 from bigtrain.model.context import Context
 from bigtrain.model.layers.rotary import rotary_at
-from bigtrain.model.loss.loss import IGNORE_INDEX
 from bigtrain.model.multi_token import losses_ahead
 from tests.model.helpers import packed_batch, relative_error, small_settings
 

@@ -1,7 +1,7 @@
 """From sequences to rows of tokens, labels, positions and boundaries.
 
 - A label is the next token of the same document, also where that is in another row. So every token but a document's
-  first is a label exactly once an epoch. A document's last token has none: IGNORED.
+  first is a label exactly once an epoch. A document's last token has none: IGNORE_INDEX.
 - Attention and positions stay inside the part of a document that is in the row. A part that does not begin its document
   starts at position 0, for what came before is not attended to.
 - A row that is not full is filled up with end-of-text tokens, which are a document of their own and have no labels.
@@ -18,11 +18,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.data.batch.packing import Packing, Spans
 from bigtrain.data.store.store import Dataset, Shard
-
-IGNORED = -100
-"""The label of a token that has none."""
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -35,13 +33,13 @@ class Rows:
     input_ids: I32
     """[R, T]"""
     labels: I32
-    """[R, T], the token after the one at the same place in input_ids; IGNORED where there is none."""
+    """[R, T], the token after the one at the same place in input_ids; IGNORE_INDEX where there is none."""
     positions: I32
     """[R, T], from 0 in each document."""
     boundaries: I64
     """[D+1]: where documents start among the R*T tokens, and R*T. Each row starts one."""
     label_tokens: I64
-    """[R]: labels that are not IGNORED."""
+    """[R]: labels that are not IGNORE_INDEX."""
     input_tokens: I64
     """[R]: tokens that are not padding."""
 
@@ -72,12 +70,12 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
         filled = np.bincount(spans.row, spans.length, rows).astype(np.int64)
         for row in own[filled[own] < length].tolist():
             ids[row, filled[row] :] = packings[source].dataset.end_of_text
-            labels[row, filled[row] :] = IGNORED
+            labels[row, filled[row] :] = IGNORE_INDEX
         input_tokens += filled
     _check_vocabulary(packings, ids, labels, sources, sequences)
 
     end = np.concatenate(ends) if ends else np.empty(0, np.int64)
-    labels.reshape(-1)[end - 1] = IGNORED
+    labels.reshape(-1)[end - 1] = IGNORE_INDEX
     boundaries = np.concatenate((end, *cuts))
     boundaries.sort()
     boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]

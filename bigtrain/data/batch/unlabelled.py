@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.data.batch.assemble import IGNORED, Rows
+from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.data.batch.assemble import Rows
 from bigtrain.data.batch.packing import Packing
 from bigtrain.data.order.plan import DocumentSkip, Plan, SampleAddresses
 from bigtrain.data.store.store import Dataset
@@ -55,8 +56,8 @@ class Unlabelled:
             for document in range(first[span], last[span]):
                 begin = max(offset, self.starts[document] - base[span] + offset)
                 labels = rows.labels[row, begin : min(end, self.ends[document] - base[span] + offset)]
-                rows.label_tokens[row] -= np.count_nonzero(labels != IGNORED)
-                labels[:] = IGNORED
+                rows.label_tokens[row] -= np.count_nonzero(labels != IGNORE_INDEX)
+                labels[:] = IGNORE_INDEX
 
 
 def find_unlabelled(plan: Plan, packings: Sequence[Packing]) -> list[Unlabelled]:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model.layers.activations import soft_capped
-from bigtrain.model.loss.loss import IGNORE_INDEX, linear_cross_entropy
+from bigtrain.model.loss.loss import linear_cross_entropy
 
 
 class TokenEmbedding(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bigtrain.model.cpu.cpu_products import product_dtype, weight_gradient
 from bigtrain.model.loss.loss_softmax import softmax_for
-from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+from bigtrain.model.loss.shaping import Shaping
 
-__all__ = ["IGNORE_INDEX", "linear_cross_entropy"]
+__all__ = ["linear_cross_entropy"]
 
 _CHUNK_BYTES = {"cpu": 20 << 20, "cuda": 640 << 20}
 """Memory for the logits held at once and their copies: on a CPU what stays in its last-level cache, on a GPU what fills

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.model.loss.shaping import Shaping
 
 BLOCK = 4096
 """Logits of a row held in registers at once: two loads of 16 bytes, in bf16, for each of a program's 256 threads."""

@@ -17,8 +17,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.model.cpu.cpu_kernels import address, kernels, obstacle
-from bigtrain.model.loss.shaping import IGNORE_INDEX, Shaping
+from bigtrain.model.loss.shaping import Shaping
 
 Softmax = Callable[[Tensor, Tensor, Shaping, bool], Tensor]
 """(products [n, V], labels [n], shaping, gradients) -> the summed loss; with `gradients` overwrites the products with

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-IGNORE_INDEX = -100
-"""The label of a token that has no successor to predict."""
-
 
 class Shaping(NamedTuple):
     """What is done to logits before the softmax, and to their normaliser: see `bigtrain.model.loss.loss`."""
