@@ -153,9 +153,9 @@ def build_with_datatrove(python: Path, work: Path, target: Path, processes: int)
 
 def same_tokens(ours: Path, theirs: Path) -> int:
     """How many tokens both wrote. Raises RuntimeError where the numbers differ: they did not do the same work."""
-    from bigtrain.data.format.manifest import Manifest
+    from bigtrain.data.format.manifest import DatasetManifest
 
-    mine = sum(Manifest.read(ours / "source" / split).tokens for split in ("train", "validation"))
+    mine = sum(DatasetManifest.read(ours / "source" / split).tokens for split in ("train", "validation"))
     others = sum(path.stat().st_size for path in theirs.glob("*.ds")) // 2
     if mine != others:
         raise RuntimeError(f"bigtrain wrote {mine:,} tokens, datatrove {others:,}")

@@ -64,13 +64,13 @@ def plan_over(data: Path) -> tuple[Plan, Packing]:
     from bigtrain.config import BatchSchedule
     from bigtrain.data import Dataset, Plan
     from bigtrain.data.batch.packing import ConcatPacking
-    from bigtrain.data.order.mixture import Phase
+    from bigtrain.data.order.mixture import MixturePhase
     from bigtrain.data.order.plan import PlannedSource
 
     dataset = Dataset(data / "source" / "train")
     packing = ConcatPacking(dataset, LENGTH)
     source = PlannedSource(dataset.name, dataset.dataset_id, dataset.tokens, packing.rows)
-    plan = Plan([source], [Phase(0, (1,))], seed=0, sequence_length=LENGTH, batches=BatchSchedule([], BATCH))
+    plan = Plan([source], [MixturePhase(0, (1,))], seed=0, sequence_length=LENGTH, batches=BatchSchedule([], BATCH))
     return plan, packing
 
 

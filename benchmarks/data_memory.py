@@ -104,9 +104,9 @@ def make_run(work: Path, samples: int) -> Path:
 
 def enlarge(dataset: Path, samples: int) -> None:
     """Replace a dataset by one of so many samples."""
-    from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord
+    from bigtrain.data.format.manifest import BLOCK_BYTES, DatasetManifest, FileRecord, ShardRecord
 
-    small = Manifest.read(dataset)
+    small = DatasetManifest.read(dataset)
     for path in dataset.iterdir():
         path.unlink()
     tokens = LENGTH * SHARD_SAMPLES
@@ -126,7 +126,7 @@ def enlarge(dataset: Path, samples: int) -> None:
     for path, *_ in (*families, single):
         path.unlink()
     kept = {key: value for key, value in vars(small).items() if key not in ("shards", "dataset_id")}
-    Manifest(**{**kept, "dtype": "<u2", "shards": shards}).write(dataset)
+    DatasetManifest(**{**kept, "dtype": "<u2", "shards": shards}).write(dataset)
 
 
 def write_documents(path: Path, family: int, tokens: int, file: str | None = None) -> tuple[Path, int, Sequence[str]]:
@@ -159,7 +159,7 @@ def measure(folder: Path) -> dict[str, Any]:
     from bigtrain.config import BatchSchedule
     from bigtrain.data import Dataset, Loader, Plan
     from bigtrain.data.batch.packing import ConcatPacking
-    from bigtrain.data.order.mixture import Phase
+    from bigtrain.data.order.mixture import MixturePhase
     from bigtrain.data.order.plan import PlannedSource
 
     held, seconds = {"after imports": memory()}, {}
@@ -173,7 +173,7 @@ def measure(folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     packing = ConcatPacking(dataset, LENGTH)
     source = PlannedSource(dataset.name, dataset.dataset_id, dataset.tokens, packing.rows)
-    plan = Plan([source], [Phase(0, (1,))], seed=0, sequence_length=LENGTH, batches=BatchSchedule([], BATCH))
+    plan = Plan([source], [MixturePhase(0, (1,))], seed=0, sequence_length=LENGTH, batches=BatchSchedule([], BATCH))
     note("the plan", started)
     started = time.perf_counter()
     spread_out = np.linspace(0, packing.rows - 1, PLANNED).astype(np.int64)

@@ -32,9 +32,9 @@ Nothing is pickled. `load_weights` reads the float32 weights without an engine o
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from bigtrain.checkpoint.compare import compare
 from bigtrain.checkpoint.compatibility import check_compatible
-from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
+from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
 from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, reinitialize, tensor_digests
-from bigtrain.checkpoint.manifest import Cursor, Manifest
+from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks
 from bigtrain.checkpoint.retention import prune
@@ -45,17 +45,17 @@ __all__ = [
     "ALONE",
     "MASTER",
     "Checkpoint",
+    "CheckpointManifest",
     "Commit",
     "Cursor",
     "Fragment",
     "Loaded",
-    "Manifest",
     "Ranks",
     "Rejected",
     "Saver",
     "Search",
-    "Shard",
     "StorageTiers",
+    "TensorShard",
     "Tensors",
     "check_compatible",
     "compare",

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, FileChecksum, Manifest, parse_manifest, step_name
+from bigtrain.checkpoint.manifest import (
+    COMMITTED,
+    MANIFEST,
+    CheckpointManifest,
+    FileChecksum,
+    parse_manifest,
+    step_name,
+)
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks
 from bigtrain.checkpoint.storage import Reader, Storage
@@ -53,7 +60,7 @@ class Checkpoint:
         return Path(self.location)
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> CheckpointManifest:
         """Read anew each time.
 
         Raises:

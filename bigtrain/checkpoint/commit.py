@@ -14,7 +14,7 @@ from bigtrain.base.faults import reached
 from bigtrain.base.version import __version__
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import Fragment
-from bigtrain.checkpoint.manifest import Cursor, FileChecksum, Manifest
+from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor, FileChecksum
 from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 
@@ -101,9 +101,9 @@ def commit(
     return Checkpoint(step, storage)
 
 
-def _manifest(about: About, written: Sequence[tuple[str, FileChecksum, Contents]]) -> Manifest:
+def _manifest(about: About, written: Sequence[tuple[str, FileChecksum, Contents]]) -> CheckpointManifest:
     shapes = {name: shape for _, _, contents in written for name, shape in contents.shapes.items()}
-    return Manifest(
+    return CheckpointManifest(
         cursor=about.cursor,
         world_size=len(written),
         zero_stage=about.zero_stage,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint.manifest import Manifest
+from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.config.families import FAMILIES
 from bigtrain.config.keys import find, general
 
@@ -19,7 +19,9 @@ class Change(NamedTuple):
     now: Any
 
 
-def check_compatible(manifest: Manifest, mathematics: Mapping[str, Any], allowed: Sequence[str] = ()) -> list[Change]:
+def check_compatible(
+    manifest: CheckpointManifest, mathematics: Mapping[str, Any], allowed: Sequence[str] = ()
+) -> list[Change]:
     """Refuse to continue a checkpoint under other mathematics, unless the keys that differ are allowed to.
 
     Args:

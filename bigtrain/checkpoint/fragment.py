@@ -12,7 +12,7 @@ MASTER = "master"
 
 
 @dataclass(frozen=True)
-class Shard:
+class TensorShard:
     """The part of a parameter that ranks which share its matrix product hold: [start, start + length) of one dimension.
 
     Flattened, a shard of dimension 0 is a range of the flattened parameter; one of dimension 1 is a comb.
@@ -42,7 +42,7 @@ class Fragment:
     """Where the piece begins, in elements of the flattened parameter, or of its flattened shard."""
     data: torch.Tensor
     """1-D float32 view of live memory [length]: saving reads it, loading writes it."""
-    shard: Shard | None = None
+    shard: TensorShard | None = None
     """The shard that the piece is of, where tensor parallelism has cut the parameter."""
     holder: int = 0
     """Which of the ranks that hold this very piece this one is."""

@@ -19,7 +19,7 @@ import xxhash
 from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
-from bigtrain.checkpoint.manifest import Manifest
+from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.checkpoint.overlap import Shared, region_of, shared
 from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Reader
@@ -33,7 +33,7 @@ _BLOCK = 1 << 23
 class Loaded:
     """What a checkpoint gave this rank beside the tensors, which are in the fragments."""
 
-    manifest: Manifest
+    manifest: CheckpointManifest
     rng: dict[str, torch.Tensor] | None
     """The random generators' state that this rank saved; None where the world size was another."""
 
@@ -69,7 +69,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
     of_all_ranks = collectively(ranks, failed, lambda: own_shapes)
     model_shapes = {name: shape for shapes in of_all_ranks for name, shape in shapes.items()}
 
-    def open_part() -> tuple[Manifest, list[tuple[str, bytes]]]:
+    def open_part() -> tuple[CheckpointManifest, list[tuple[str, bytes]]]:
         manifest = checkpoint.manifest
         _check_same_model(manifest, model_shapes, {fragment.kind for fragment in fragments})
         names = list(manifest.files)[ranks.rank :: ranks.world_size]
@@ -154,7 +154,7 @@ def tensor_digests(checkpoint: Checkpoint) -> dict[tuple[str, str], str]:
     return Tensors(checkpoint).digests()
 
 
-def _check_same_model(manifest: Manifest, model: dict[str, list[int]], kinds: set[str]) -> None:
+def _check_same_model(manifest: CheckpointManifest, model: dict[str, list[int]], kinds: set[str]) -> None:
     stored = manifest.tensors
     if differing := [name for name in sorted(stored.keys() | model.keys()) if stored.get(name) != model.get(name)]:
         raise BigtrainError(
@@ -178,7 +178,9 @@ def _header(checkpoint: Checkpoint, name: str) -> bytes:
 Index = Mapping[tuple[str, str], Sequence[StoredPiece]]
 
 
-def _index(heads: Iterable[tuple[str, bytes]], manifest: Manifest, wanted: set[tuple[str, str]] | None = None) -> Index:
+def _index(
+    heads: Iterable[tuple[str, bytes]], manifest: CheckpointManifest, wanted: set[tuple[str, str]] | None = None
+) -> Index:
     """The pieces of every (name, kind), or of those that are wanted."""
     pieces: defaultdict[tuple[str, str], list[StoredPiece]] = defaultdict(list)
     for file, head in heads:

@@ -50,7 +50,7 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """Everything about a checkpoint but the tensors."""
 
     cursor: Cursor
@@ -83,7 +83,7 @@ class Manifest:
         return json.dumps({**fields, "digest": _digest(fields)}, indent=1, sort_keys=True)
 
 
-def parse_manifest(path: str, text: bytes) -> Manifest:
+def parse_manifest(path: str, text: bytes) -> CheckpointManifest:
     """The manifest in a file, checked against its own digest.
 
     Raises:
@@ -100,7 +100,7 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
         raise BigtrainError(f"{path} is of another format", found=found, wanted=FORMAT)
     fields["cursor"] = Cursor(**fields["cursor"])
     fields["files"] = {bare_name(name, path): FileChecksum(**checksum) for name, checksum in fields["files"].items()}
-    return Manifest(**fields)
+    return CheckpointManifest(**fields)
 
 
 def _digest(fields: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bigtrain.checkpoint.fragment import Shard
+from bigtrain.checkpoint.fragment import TensorShard
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shared:
     target_stride: int
 
 
-def region_of(shape: tuple[int, ...], shard: Shard | None, offset: int, length: int) -> Region:
+def region_of(shape: tuple[int, ...], shard: TensorShard | None, offset: int, length: int) -> Region:
     """Elements [offset, offset + length) of a flattened parameter, or of its flattened shard."""
     if shard is None:
         return Region(offset, offset + length)
@@ -88,7 +88,7 @@ def shared(source: Region, target: Region) -> Iterator[Shared]:
 
 
 @dataclass(frozen=True)
-class _Rectangle:
+class _IndexRectangle:
     top: int
     bottom: int
     left: int
@@ -103,16 +103,16 @@ def _place(region: Region, row: int, column: int) -> int:
     return row * (region.right - region.left) + column - region.left - region.start
 
 
-def _rectangles(region: Region) -> Iterator[_Rectangle]:
+def _rectangles(region: Region) -> Iterator[_IndexRectangle]:
     run = region.right - region.left
     (first, skipped), (last, rest) = divmod(region.start, run), divmod(region.end, run)
     if first == last:
-        yield _Rectangle(first, first + 1, region.left + skipped, region.left + rest)
+        yield _IndexRectangle(first, first + 1, region.left + skipped, region.left + rest)
         return
     if skipped:
-        yield _Rectangle(first, first + 1, region.left + skipped, region.right)
+        yield _IndexRectangle(first, first + 1, region.left + skipped, region.right)
         first += 1
     if first < last:
-        yield _Rectangle(first, last, region.left, region.right)
+        yield _IndexRectangle(first, last, region.left, region.right)
     if rest:
-        yield _Rectangle(last, last + 1, region.left, region.left + rest)
+        yield _IndexRectangle(last, last + 1, region.left, region.left + rest)

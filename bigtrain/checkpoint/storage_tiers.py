@@ -26,7 +26,7 @@ import xxhash
 from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
 from bigtrain.checkpoint.folder import Folder
-from bigtrain.checkpoint.manifest import Manifest
+from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
@@ -146,7 +146,7 @@ def _why_not_here(copy: Checkpoint, digests: list[str | None], layout: str, rank
     return merged(ranks.all_gather(problems_of(copy, manifest.files, _needed(manifest, layout, ranks), contents=False)))
 
 
-def _needed(manifest: Manifest, layout: str, ranks: Ranks) -> list[str]:
+def _needed(manifest: CheckpointManifest, layout: str, ranks: Ranks) -> list[str]:
     """The files that hold all that this rank may have to load."""
     names = list(manifest.files)
     if not layout or layout != manifest.layout:

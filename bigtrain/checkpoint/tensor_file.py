@@ -29,7 +29,7 @@ import torch
 import xxhash
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint.fragment import Fragment, Shard
+from bigtrain.checkpoint.fragment import Fragment, TensorShard
 from bigtrain.checkpoint.manifest import FileChecksum
 from bigtrain.checkpoint.overlap import Region, region_of
 from bigtrain.checkpoint.storage import Reader
@@ -204,12 +204,12 @@ def stored_pieces(file: str, head: bytes, shapes: Mapping[str, Sequence[int]]) -
         raise BigtrainError(f"{file} is damaged", found=f"{type(error).__name__}: {error}") from error
 
 
-def _shard(suffix: str) -> Shard | None:
+def _shard(suffix: str) -> TensorShard | None:
     if not suffix:
         return None
     dim, _, bounds = suffix.partition(":")
     start, _, length = bounds.partition("+")
-    return Shard(int(dim), int(start), int(length))
+    return TensorShard(int(dim), int(start), int(length))
 
 
 def read_rng(reader: Reader) -> dict[str, torch.Tensor]:

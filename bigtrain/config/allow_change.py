@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.document import Document, Place, Problem
+from bigtrain.config.document import Problem, SourceLocation, YamlDocument
 from bigtrain.config.keys import find
 from bigtrain.config.mathematics import kind_of
 from bigtrain.config.settings import Settings
 from bigtrain.config.suggest import unknown_key
 
 
-def problems_of_allow_change(settings: Settings, document: Document) -> list[Problem]:
+def problems_of_allow_change(settings: Settings, document: YamlDocument) -> list[Problem]:
     """What is wrong with the keys that are allowed to change."""
     problems = []
     for index, key in enumerate(settings.checkpoint.allow_change):
@@ -20,7 +20,7 @@ def problems_of_allow_change(settings: Settings, document: Document) -> list[Pro
     return problems
 
 
-def _error(key: str, place: Place) -> BigtrainError | None:
+def _error(key: str, place: SourceLocation) -> BigtrainError | None:
     where = f"{place.text}: checkpoint.allow_change names"
     known = find(key) if key else None
     if known is None:

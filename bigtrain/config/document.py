@@ -21,8 +21,8 @@ def dotted(address: Address) -> str:
 
 
 @dataclass(frozen=True, order=True)
-class Place:
-    """Where a value was given. StorageTiers in the file sort by line, overrides after them in their order."""
+class SourceLocation:
+    """Where a value was given. Locations in the file sort by line, overrides after them in their order."""
 
     is_override: bool
     position: int
@@ -34,20 +34,20 @@ class Place:
 class Problem:
     """One thing that is wrong, and where."""
 
-    place: Place
+    place: SourceLocation
     error: BigtrainError
 
 
 @dataclass
-class Document:
+class YamlDocument:
     """The tree of values of a file, the places they come from, and what was wrong with the file itself."""
 
     file: str
     tree: dict[str, Any]
-    places: dict[Address, Place]
+    places: dict[Address, SourceLocation]
     problems: list[Problem] = field(default_factory=list)
 
-    def place(self, address: Address) -> Place:
+    def place(self, address: Address) -> SourceLocation:
         """Where the value at this address, or the innermost section around it, was given."""
         while address not in self.places:
             address = address[:-1]
@@ -69,7 +69,7 @@ class Document:
         return value
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path) -> YamlDocument:
     """Read a YAML file whose top level is a mapping. Keys that are given twice become problems of the document.
 
     Raises:
@@ -102,7 +102,7 @@ def read_document(path: Path) -> Document:
             fix="start from a copy of configs/quickstart.yaml",
         )
     reader = _Reader(str(path))
-    return Document(str(path), reader.read(root, ()), reader.places, reader.problems)
+    return YamlDocument(str(path), reader.read(root, ()), reader.places, reader.problems)
 
 
 def parse_value(text: str) -> Any:
@@ -127,7 +127,7 @@ def parse_value(text: str) -> Any:
 class _Reader:
     def __init__(self, file: str | None) -> None:
         self.file = file
-        self.places: dict[Address, Place] = {}
+        self.places: dict[Address, SourceLocation] = {}
         self.problems: list[Problem] = []
         self._open: list[yaml.Node] = []
 
@@ -172,9 +172,9 @@ class _Reader:
             values[key.value] = self.read(value, inner)
         return values
 
-    def _place(self, node: yaml.Node) -> Place:
+    def _place(self, node: yaml.Node) -> SourceLocation:
         line = node.start_mark.line + 1
-        return Place(False, line, f"{self.file}:{line}" if self.file else "the command line")
+        return SourceLocation(False, line, f"{self.file}:{line}" if self.file else "the command line")
 
     def _at(self, node: yaml.Node, what: str) -> str:
         return f"{self._place(node).text}: {what}" if self.file else what

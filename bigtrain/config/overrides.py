@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.document import Address, Document, Place, Problem, dotted, parse_value
+from bigtrain.config.document import Address, Problem, SourceLocation, YamlDocument, dotted, parse_value
 from bigtrain.config.keys import find
 from bigtrain.config.suggest import unknown_key
 
 
-def apply_overrides(document: Document, overrides: list[str]) -> None:
+def apply_overrides(document: YamlDocument, overrides: list[str]) -> None:
     """Set each override in the document, the last one winning; what cannot be set becomes a problem of it."""
     for position, override in enumerate(overrides):
-        place = Place(True, position, f"override {override}")
+        place = SourceLocation(True, position, f"override {override}")
         try:
             key, value = _parse(override)
             _put(document, key, value, place)
@@ -31,7 +31,7 @@ def _parse(override: str) -> tuple[str, Any]:
     return key, parse_value(text)
 
 
-def _put(document: Document, path: str, value: Any, place: Place) -> None:
+def _put(document: YamlDocument, path: str, value: Any, place: SourceLocation) -> None:
     key = find(path)
     if key is not None and key.alone is not None and isinstance(value, str):
         path = f"{path}.{key.alone}"
@@ -60,7 +60,7 @@ def _put(document: Document, path: str, value: Any, place: Place) -> None:
     document.places[address] = place
 
 
-def _write_out(holder: Any, address: Address, document: Document) -> None:
+def _write_out(holder: Any, address: Address, document: YamlDocument) -> None:
     """Make `dedup: near` the section `dedup: {method: near}`, so that its other keys can be set."""
     key, step = find(dotted(address)), address[-1]
     if key is not None and key.alone is not None and isinstance(holder[step], str):
@@ -79,7 +79,7 @@ def _new_section(address: Address) -> dict[str, Any]:
     return {}
 
 
-def _step(holder: Any, address: Address, part: str, document: Document) -> str | int:
+def _step(holder: Any, address: Address, part: str, document: YamlDocument) -> str | int:
     """The key or index to take inside `holder`, which stands at `address`."""
     if isinstance(holder, list):
         if not part.isdecimal() or int(part) >= len(holder):

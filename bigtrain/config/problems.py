@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.document import Address, Document, Problem, dotted
+from bigtrain.config.document import Address, Problem, YamlDocument, dotted
 from bigtrain.config.keys import Key, find, general
 from bigtrain.config.suggest import unknown_key
 
 
-def problems_of(error: ValidationError, document: Document) -> list[Problem]:
+def problems_of(error: ValidationError, document: YamlDocument) -> list[Problem]:
     """One problem for each thing that pydantic refused."""
     unknown, others = [], []
     for details in error.errors(include_url=False, include_input=False):
@@ -45,7 +45,7 @@ def raise_together(problems: Sequence[Problem], file: str) -> None:
         raise BigtrainError("\n\n".join([f"{len(ordered)} things are wrong with {file}", *map(str, ordered)]))
 
 
-def _problem(details: ErrorDetails, document: Document) -> Problem:
+def _problem(details: ErrorDetails, document: YamlDocument) -> Problem:
     address: Address = details["loc"]
     if details["type"] == "value_error":
         return _broken_rule(str(details["ctx"]["error"]), address, document)
@@ -58,7 +58,7 @@ def _problem(details: ErrorDetails, document: Document) -> Problem:
     return _wrong_value(key, address, document)
 
 
-def _missing(key: Key, address: Address, document: Document) -> Problem:
+def _missing(key: Key, address: Address, document: YamlDocument) -> Problem:
     place, section = document.place(address), dotted(address[:-1])
     return Problem(
         place,
@@ -70,7 +70,7 @@ def _missing(key: Key, address: Address, document: Document) -> Problem:
     )
 
 
-def _wrong_value(key: Key, address: Address, document: Document) -> Problem:
+def _wrong_value(key: Key, address: Address, document: YamlDocument) -> Problem:
     place, value, name = document.place(address), document.value(address), dotted(address)
 
     def write(text: str) -> str:
@@ -141,7 +141,7 @@ def _kind(value: Any) -> str:
             return "a mapping"
 
 
-def _broken_rule(message: str, address: Address, document: Document) -> Problem:
+def _broken_rule(message: str, address: Address, document: YamlDocument) -> Problem:
     """A rule between several keys: the message names them, this adds where each was given."""
     place = document.place(address)
     section = dotted(address)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bigtrain.checkpoint.fragment import MASTER, Fragment, Shard
+from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
 from bigtrain.engine.topology import Topology
 
 
@@ -44,7 +44,7 @@ class ParameterPart:
     """What a parameter of this rank's model is a part of, and who has the same part."""
 
     shape: tuple[int, ...]
-    shard: Shard | None
+    shard: TensorShard | None
     holder: int
     holders: int
 
@@ -118,7 +118,7 @@ def places(model: nn.Module, topology: Topology, stage: int) -> dict[str, Parame
             continue
         start = sum(sizes[: topology.shard_rank])
         whole = (*shape[:dim], sum(sizes), *shape[dim + 1 :])
-        by_name[name] = ParameterPart(whole, Shard(dim, start, sizes[topology.shard_rank]), holder, holders)
+        by_name[name] = ParameterPart(whole, TensorShard(dim, start, sizes[topology.shard_rank]), holder, holders)
     return by_name
 
 

@@ -175,5 +175,5 @@ def warmup_steps(settings: Settings) -> int:
 
 def turns_of(plan: Plan) -> set[int]:
     """Return the steps at which another mixture of sources, or another batch size, starts."""
-    samples = [plan.skips.sample_of(stretch.start) for stretch in plan.mixture.stretches[1:]]
+    samples = [plan.skips.sample_of(interval.start) for interval in plan.mixture.intervals[1:]]
     return {stage.first_step for stage in plan.batches.stages[1:]} | set(map(plan.batches.step_of, samples))

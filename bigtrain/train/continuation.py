@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Manifest, Search, check_compatible
+from bigtrain.checkpoint import CheckpointManifest, Search, check_compatible
 from bigtrain.checkpoint.compatibility import Change
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Plan
@@ -67,7 +67,7 @@ def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[De
     return [step for step in steps if all(step < limit for limit in superseded_from.values())]
 
 
-def check_length(manifest: Manifest, settings: Settings) -> None:
+def check_length(manifest: CheckpointManifest, settings: Settings) -> None:
     """Refuse a schedule that would have ended before the checkpoint.
 
     Raises:
@@ -82,7 +82,7 @@ def check_length(manifest: Manifest, settings: Settings) -> None:
         )
 
 
-def check_plan(manifest: Manifest, plan: Plan) -> None:
+def check_plan(manifest: CheckpointManifest, plan: Plan) -> None:
     """Refuse another order of samples that the run has trained on. Later samples may change.
 
     Raises:

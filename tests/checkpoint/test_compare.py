@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import ALONE, Checkpoint, Cursor, Fragment, Shard, StorageTiers, compare, save
+from bigtrain.checkpoint import ALONE, Checkpoint, Cursor, Fragment, StorageTiers, TensorShard, compare, save
 from bigtrain.trained.checkpoints import say_diff
 from tests.checkpoint.helpers import MATHEMATICS, SHAPES, save_fragments, save_step
 
@@ -68,7 +68,7 @@ def test_a_sign_of_zero_and_a_nan_are_differences(tmp_path: Path) -> None:
 def test_shards_are_compared_as_what_they_are_parts_of(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     halves = [
-        Fragment("w", "master", (3, 4), 0, whole[:, start : start + 2].reshape(-1), Shard(1, start, 2))
+        Fragment("w", "master", (3, 4), 0, whole[:, start : start + 2].reshape(-1), TensorShard(1, start, 2))
         for start in (0, 2)
     ]
     a = save_fragments(tmp_path / "a", 1, halves, ALONE)

@@ -22,9 +22,9 @@ from bigtrain.checkpoint import (
     Checkpoint,
     Fragment,
     Loaded,
-    Shard,
     StorageTiers,
     Tensors,
+    TensorShard,
     check_compatible,
     load,
     load_weights,
@@ -105,7 +105,7 @@ class Division:
             if name in self.cuts and self.tensor > 1:
                 dim, bounds = self.cuts[name]
                 start, end = bounds[member : member + 2]
-                shard, holder, holders = Shard(dim, start, end - start), 0, 1
+                shard, holder, holders = TensorShard(dim, start, end - start), 0, 1
                 part = whole.narrow(dim, start, end - start)
             flat = part.reshape(-1)
             start, end = (each * flat.numel() // self.data for each in (group, group + 1))
@@ -162,7 +162,7 @@ def test_a_large_comb_is_read_in_blocks_of_bounded_size(tmp_path: Path, monkeypa
     saved = save_fragments(tmp_path, 1, [Fragment("w", "master", (37, 11), 0, whole.view(-1))], ALONE)
     for block in (1, 30, 100):
         monkeypatch.setattr(sys.modules["bigtrain.checkpoint.load"], "_BLOCK", block)
-        own = Fragment("w", "master", (37, 11), 5, torch.zeros(37 * 4 - 9), Shard(1, 3, 4))
+        own = Fragment("w", "master", (37, 11), 5, torch.zeros(37 * 4 - 9), TensorShard(1, 3, 4))
         load(saved, [own], ranks=ALONE)
         assert torch.equal(own.data, whole[:, 3:7].reshape(-1)[5:-4])
 

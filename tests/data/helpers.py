@@ -16,9 +16,9 @@ from bigtrain.data.build.build import build_datasets
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.tokenization import token_dtype
 from bigtrain.data.build.workers import Workers
-from bigtrain.data.format.manifest import Manifest
+from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.shards import ShardWriter, TokenizedDocuments
-from bigtrain.data.order.mixture import Phase
+from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import Plan, PlannedSource
 from bigtrain.data.store.store import Dataset
 
@@ -58,7 +58,7 @@ def write_dataset(
         record = writer.finish()
         if record is not None:
             records.append(record)
-    Manifest(
+    DatasetManifest(
         source=source,
         split="train",
         dtype=token_dtype(vocab_size).str,
@@ -144,7 +144,7 @@ def plan_over(
         for d, p in zip(datasets, packings, strict=True)
     ]
     values = {
-        "phases": [Phase(0, tuple(weights))],
+        "phases": [MixturePhase(0, tuple(weights))],
         "seed": seed,
         "sequence_length": length,
         "batches": BatchSchedule([], batch),

@@ -25,7 +25,7 @@ from bigtrain.data.build.dedup import mark_duplicates
 from bigtrain.data.build.dedup.components import Components
 from bigtrain.data.build.dedup.equal_keys import repeated
 from bigtrain.data.build.dedup.minhash import MinHash, _permutations
-from bigtrain.data.build.selection import Mark
+from bigtrain.data.build.selection import DuplicateMark
 from bigtrain.data.build.shingles import hash_words, ngram_hashes, words_of
 from tests.data.helpers import contents, data_settings, jsonl_source, write_jsonl
 
@@ -168,8 +168,8 @@ def test_components_are_those_of_datasketch_on_the_same_signatures(
     marked = mark_duplicates([distinct_hashes(len(texts))], keys_of(texts, near))
     assert marked.components is not None
     assert marked.components.first(np.arange(len(texts))).tolist() == wanted
-    assert marked.marks[0].tolist() == [Mark.NEAR * (first != number) for number, first in enumerate(wanted)]
-    assert sum(marked.marks[0] == Mark.NEAR) > 20
+    assert marked.marks[0].tolist() == [DuplicateMark.NEAR * (first != number) for number, first in enumerate(wanted)]
+    assert sum(marked.marks[0] == DuplicateMark.NEAR) > 20
 
 
 def test_what_is_well_above_the_threshold_is_found_and_what_is_well_below_is_not(texts: list[str]) -> None:
@@ -180,7 +180,10 @@ def test_what_is_well_above_the_threshold_is_found_and_what_is_well_below_is_not
         for share in (0.005, 0.01, 0.25, 0.5):
             copy = edited(original, share, chance)
             similar = jaccard(original, copy)
-            found = mark_duplicates([distinct_hashes(2)], keys_of([original, copy])).marks[0].tolist() == [0, Mark.NEAR]
+            found = mark_duplicates([distinct_hashes(2)], keys_of([original, copy])).marks[0].tolist() == [
+                0,
+                DuplicateMark.NEAR,
+            ]
             if similar > 0.93:
                 above += 1
                 assert found, similar
@@ -212,7 +215,9 @@ def test_marks_are_those_of_a_plain_search_for_any_portion_and_any_order_of_band
     seen: set[int] = set()
     wanted = []
     for i, (key, _, _) in enumerate(everything):
-        wanted.append(Mark.EXACT if key in seen else Mark.NEAR if first[i] != i else Mark.KEPT)
+        wanted.append(
+            DuplicateMark.EXACT if key in seen else DuplicateMark.NEAR if first[i] != i else DuplicateMark.KEPT
+        )
         seen |= {key} - {0}
     marked = mark_duplicates(hashes, bands, keys_at_once=at_once)
     assert np.concatenate(marked.marks).tolist() == wanted
@@ -248,7 +253,7 @@ def test_without_components_the_kept_document_is_the_first_with_the_same_text() 
     marked = mark_duplicates(hashes)
     assert [m.tolist() for m in marked.marks] == [[0, 0, 0], [0, 1, 1, 1]]
     assert [marked.kept_instead(1, document) for document in (1, 2, 3)] == [(0, 2), (0, 0), (0, 2)]
-    assert marked.some(1, Mark.EXACT, 2) == [1, 2]
+    assert marked.some(1, DuplicateMark.EXACT, 2) == [1, 2]
     assert [pair for later, first in repeated(hashes, 2) for pair in zip(later.tolist(), first.tolist(), strict=True)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigtrain.data import Dataset
-from bigtrain.data.format.manifest import Manifest
+from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.shards import ShardWriter, TokenizedDocuments
 from bigtrain.data.store import document_index
 from bigtrain.data.store.document_index import look_up, write_index
@@ -33,7 +33,7 @@ def dataset(tmp_path: Path) -> Dataset:
             TokenizedDocuments(np.zeros(DOCUMENTS, "<u2"), [1] * DOCUMENTS, ids, ["file"] * DOCUMENTS, numbers)
         )
         records.append(writer.finish())
-    Manifest(
+    DatasetManifest(
         source="made",
         split="train",
         dtype="<u2",

@@ -16,7 +16,7 @@ from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.data import Dataset, Loader, Packing, Plan, format_digest
 from bigtrain.data.batch.assemble import assemble
 from bigtrain.data.batch.batch import digest_rows
-from bigtrain.data.order.mixture import Phase
+from bigtrain.data.order.mixture import MixturePhase
 from tests.data.helpers import build_packs_of, plan_over, random_dataset
 
 LENGTH = 16
@@ -64,7 +64,7 @@ def runs(draw: st.DrawFn, datasets: list[Dataset]) -> tuple[Plan, list[Packing],
         packing=packing,
         seed=draw(st.integers(0, 2**63)),
         batches=batches,
-        phases=[Phase(0, draw(weights)), *(Phase(*phase) for phase in sorted(later))],
+        phases=[MixturePhase(0, draw(weights)), *(MixturePhase(*phase) for phase in sorted(later))],
         skipped=[(start, start + 7) for start in draw(st.lists(st.integers(0, 500), max_size=2))],
     )
     steps = draw(st.integers(2, 8))

@@ -16,13 +16,13 @@ import pytest
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.data_settings import DataSettings
-from bigtrain.data import build, open_datasets, open_packings, verify
-from bigtrain.data.layout import SPLITS
-from bigtrain.data.manifest import Manifest
-from bigtrain.data.pack import PackManifest
-from bigtrain.data.pack.build_pack import build_packs
-from bigtrain.data.progress import finished_pairs
-from bigtrain.data.workers import Workers
+from bigtrain.data import build_datasets, open_datasets, open_packings, verify
+from bigtrain.data.build.pack.build_pack import build_packs
+from bigtrain.data.build.progress import finished_pairs
+from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.layout import SPLITS
+from bigtrain.data.format.manifest import DatasetManifest
+from bigtrain.data.format.pack_file import PackManifest
 from tests.data.helpers import contents, data_settings, jsonl_source, sentences, write_jsonl
 
 TREASURE = b"what must stay as it is"
@@ -93,7 +93,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
     folder = tmp_path_factory.mktemp("original")
     lines = write_jsonl(folder / "x.jsonl", sentences(30, 1))
     settings = data_settings(folder / "data", jsonl_source(lines), packing="best_fit")
-    build(settings, vocab_size=VOCABULARY, report=lambda line: None)
+    build_datasets(settings, vocab_size=VOCABULARY, report=lambda line: None)
     return settings
 
 
@@ -116,7 +116,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def forged_file(settings: DataSettings, name: str, suffix: str) -> None:
     """Give a file of the training split another name in its manifest, whose hash is then right for it again."""
     directory = settings.dir / TRAIN
-    dataset = Manifest.read(directory)
+    dataset = DatasetManifest.read(directory)
     pack = PackManifest.read(directory, "best_fit", settings.sequence_length)
     if suffix == ".pack":
         shards = [replace(record, file=replace(record.file, name=name)) for record in pack.shards]
@@ -222,7 +222,7 @@ def test_the_records_of_an_unfinished_build_name_no_paths(built: DataSettings, t
         build_packs(directory, "best_fit", built.sequence_length, workers, lambda line: None)
     assert contents(directory) == before, "the note counts for nothing, and the pack is made again"
 
-    shard = Manifest.read(directory).shards[0]
+    shard = DatasetManifest.read(directory).shards[0]
     forged = replace(shard, files=[replace(shard.files[0], name="../../../treasure"), shard.files[1]])
     progress = {"index": 0, "next_piece": 1, "corpus": "", "funnel": {}, "train": forged.to_json(), "validation": None}
     (directory.parent / "progress-00000.json").write_text(json.dumps(progress))

@@ -25,7 +25,7 @@ from bigtrain.data.batch.packing import IndexedPacking
 from bigtrain.data.build.pack import PackManifest, ShardPack, best_fit, buckets, pack_shard
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.workers import Workers
-from bigtrain.data.format.manifest import Manifest
+from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.store.store import Dataset
 from tests.data.helpers import contents, data_settings, jsonl_source, sentences, write_dataset, write_jsonl
 
@@ -198,7 +198,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_the_manifest_names_every_shard_and_its_rows(made: Path, packing: str) -> None:
     manifest = PackManifest.read(made, packing, T)
-    dataset = Manifest.read(made)
+    dataset = DatasetManifest.read(made)
     assert manifest.parents == {"dataset_id": dataset.dataset_id}
     assert [shard.tokens for shard in manifest.shards] == [shard.tokens for shard in dataset.shards]
     packs = [ShardPack.open(made / shard.file.name) for shard in manifest.shards]

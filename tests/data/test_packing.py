@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.data.batch.assemble import Rows, assemble
+from bigtrain.data.batch.assemble import AssembledRows, assemble
 from bigtrain.data.batch.batch import micro_batches_of
 from bigtrain.data.batch.packing import ConcatPacking
 from bigtrain.data.store.store import Dataset
@@ -21,7 +21,7 @@ documents = st.lists(st.integers(0, 999), max_size=12)  # id 0 is end-of-text: a
 corpora = st.lists(st.lists(documents, max_size=5), min_size=1, max_size=4).filter(any)
 
 
-def pack(dataset: Dataset, sequences: Sequence[int], length: int) -> Rows:
+def pack(dataset: Dataset, sequences: Sequence[int], length: int) -> AssembledRows:
     return assemble([ConcatPacking(dataset, length)], np.zeros(len(sequences), np.int64), np.array(sequences))
 
 

@@ -18,13 +18,13 @@ from bigtrain.config.data_settings import DataSettings, SourceSettings
 from bigtrain.config.settings import TrainSettings
 from bigtrain.data.batch.packing import open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
-from bigtrain.data.order.mixture import Phase
+from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import DocumentSkip, Plan, PlannedSource
 from bigtrain.data.store.store import Dataset
 from tests.data.helpers import data_settings, random_dataset, write_dataset
 
 
-def plan_of(sources: list[PlannedSource], phases: list[Phase], **changes: Any) -> Plan:
+def plan_of(sources: list[PlannedSource], phases: list[MixturePhase], **changes: Any) -> Plan:
     return Plan(sources, phases, **{"seed": 1, "sequence_length": 8, "batches": BatchSchedule([], 4), **changes})
 
 
@@ -50,7 +50,7 @@ def plans(draw: st.DrawFn) -> Plan:
     counts = draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
     weights = st.tuples(*[st.integers(0, 20)] * len(counts)).filter(any)
     later = draw(st.lists(st.tuples(st.integers(1, 300), weights), max_size=3, unique_by=lambda phase: phase[0]))
-    phases = [Phase(0, draw(weights)), *(Phase(*phase) for phase in sorted(later))]
+    phases = [MixturePhase(0, draw(weights)), *(MixturePhase(*phase) for phase in sorted(later))]
     bounds = [draw(st.none() | st.integers(1, 3 * n)) for n in counts]
     blocks = [draw(st.none() | st.tuples(st.integers(1, 9), st.integers(1, 4))) for _ in counts]
     sources = [
@@ -68,8 +68,8 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def test_with_no_skips_samples_are_draws_and_with_them_the_rest_moves_forward() -> None:
-    plain = plan_of(sources_of([20, 30]), [Phase(0, (1, 2))])
-    skipping = plan_of(sources_of([20, 30]), [Phase(0, (1, 2))], skipped=[(8, 12), (30, 31)])
+    plain = plan_of(sources_of([20, 30]), [MixturePhase(0, (1, 2))])
+    skipping = plan_of(sources_of([20, 30]), [MixturePhase(0, (1, 2))], skipped=[(8, 12), (30, 31)])
     wanted = [address for draw, address in enumerate(addresses(plain, 0, 60)) if draw not in (8, 9, 10, 11, 30)]
     assert addresses(skipping, 0, 55) == wanted
 
@@ -132,7 +132,7 @@ def test_one_sample_and_many_samples_agree_in_any_order(plan: Plan, samples: lis
 def test_a_phase_appended_from_a_sample_on_moves_no_earlier_sample(plan: Plan, start: int, data: st.DataObject) -> None:
     start += plan.phases[-1].start + 1
     weights = data.draw(st.tuples(*[st.integers(1, 20)] * len(plan.sources)))
-    longer = edited(plan, phases=[*plan.phases, Phase(start, weights)])
+    longer = edited(plan, phases=[*plan.phases, MixturePhase(start, weights)])
     sample = end_of(plan, plan.skips.sample_of(start))
     assert addresses(longer, 0, sample) == addresses(plan, 0, sample)
     assert longer.plan_id != plan.plan_id
@@ -160,14 +160,14 @@ def edits(draw: st.DrawFn) -> tuple[Plan, Plan]:
     if "phase" in kinds:
         start = plan.phases[-1].start + draw(st.integers(1, 100))
         weights = draw(st.tuples(*[st.integers(0, 5)] * len(plan.sources)).filter(any))
-        changes["phases"] = [*plan.phases, Phase(start, weights)]
+        changes["phases"] = [*plan.phases, MixturePhase(start, weights)]
     if "skip" in kinds:
         start = draw(st.integers(0, 300))
         changes["skipped"] = [*plan.skips.ranges, (start, start + draw(st.integers(1, 20)))]
     if "source" in kinds:
         phases = changes.get("phases", plan.phases)
         changes["sources"] = [*plan.sources, PlannedSource("new", "idnew", 80, 10)]
-        changes["phases"] = [Phase(p.start, (*p.weights, int(i > 0))) for i, p in enumerate(phases)]
+        changes["phases"] = [MixturePhase(p.start, (*p.weights, int(i > 0))) for i, p in enumerate(phases)]
     sources = list(changes.get("sources", plan.sources))
     index = draw(st.integers(0, len(plan.sources) - 1))
     if "bound" in kinds:
@@ -198,15 +198,15 @@ def test_two_plans_are_the_same_before_their_first_difference(pair: tuple[Plan, 
 
 
 def test_the_first_difference_is_where_an_edit_begins() -> None:
-    plan = plan_of(sources_of([20, 30]), [Phase(0, (1, 2)), Phase(90, (1, 1))])
+    plan = plan_of(sources_of([20, 30]), [MixturePhase(0, (1, 2)), MixturePhase(90, (1, 1))])
     joined = edited(
         plan,
         sources=sources_of([20, 30, 10]),
-        phases=[Phase(0, (1, 2, 0)), Phase(90, (1, 1, 0)), Phase(200, (1, 1, 1))],
+        phases=[MixturePhase(0, (1, 2, 0)), MixturePhase(90, (1, 1, 0)), MixturePhase(200, (1, 1, 1))],
     )
     assert plan.first_difference(joined) == 200
     assert plan.first_difference(edited(plan, skipped=[(40, 44)])) == 40
-    assert plan.first_difference(edited(plan, phases=[Phase(0, (1, 2)), Phase(95, (1, 1))])) == 90
+    assert plan.first_difference(edited(plan, phases=[MixturePhase(0, (1, 2)), MixturePhase(95, (1, 1))])) == 90
     assert plan.first_difference(edited(plan, batches=BatchSchedule([(10, 4)], 8))) == 40
     assert plan.first_difference(edited(plan, unlabelled=[DocumentSkip("s0", 64, "a*")])) == 64
     assert plan.first_difference(edited(plan, sources=sources_of([20, 30], [7, None]))) == 3 * 7 - 1
@@ -256,7 +256,7 @@ def test_typed_weights_are_the_shares_of_the_mixture_and_change_where_a_phase_be
         phases=[{"from_tokens": 32 * 10_000 - 5, "weights": {"a": 1}}],
     )
     plan = planned(tmp_path, datasets, settings)
-    assert plan.phases == (Phase(0, (1, 9)), Phase(10_000, (1, 0)))
+    assert plan.phases == (MixturePhase(0, (1, 9)), MixturePhase(10_000, (1, 0)))
     assert plan.samples_drawn(10_000) == [1000, 9000]
     assert plan.samples_drawn(12_000) == [3000, 9000]
 
@@ -311,7 +311,7 @@ def test_an_empty_training_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_over_ten_trillion_samples_is_as_cheap_as_a_small_one() -> None:
-    plan = plan_of(sources_of([10**13, 10**13 + 1]), [Phase(0, (1, 1))])
+    plan = plan_of(sources_of([10**13, 10**13 + 1]), [MixturePhase(0, (1, 1))])
     located = plan.locate_many(np.array([0, 10**12, 2 * 10**13 - 1, 5 * 10**13]))
     assert located.epoch.tolist() == [0, 0, 0, 2]
     assert all(0 <= s <= 10**13 for s in located.sequence.tolist())
@@ -345,7 +345,7 @@ def test_a_sequence_is_found_wherever_it_was_sampled(plan: Plan, before: int, da
 
 
 def test_samples_are_found_among_ten_trillion() -> None:
-    plan = plan_of(sources_of([10**13, 10**13 + 1]), [Phase(0, (1, 1)), Phase(10**12 + 7, (3, 5))])
+    plan = plan_of(sources_of([10**13, 10**13 + 1]), [MixturePhase(0, (1, 1)), MixturePhase(10**12 + 7, (3, 5))])
     for sample in (0, 10**12, 10**12 + 7, 2 * 10**13, 5 * 10**13):
         source, epoch, sequence = plan.locate(sample)
         found = plan.samples_of(source, np.array([sequence]), before=sample + 1)

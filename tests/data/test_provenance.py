@@ -24,7 +24,7 @@ from bigtrain.data import (
     open_datasets,
     verify,
 )
-from bigtrain.data.order.mixture import Phase
+from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import DocumentSkip
 from bigtrain.data.provenance.provenance import SampleContents, appearances_of, contents_of, digest_of
 from bigtrain.data.store.document_index import INDEX, index_datasets, look_up, write_index
@@ -65,7 +65,7 @@ def plan_in_phases(datasets: list[Dataset], packing: str, batch: int = 16) -> Pl
         length=LENGTH,
         seed=5,
         packing=packing,
-        phases=[Phase(0, (2, 1)), Phase(100, (1, 3))],
+        phases=[MixturePhase(0, (2, 1)), MixturePhase(100, (1, 3))],
         batches=BatchSchedule([(3, 2 * batch)], batch),
         skipped=[(40, 47), (120, 121)],
         unlabelled=[DocumentSkip("b", 64, "file-1"), DocumentSkip("a", 0, "file-[02]")],
@@ -139,7 +139,7 @@ def test_where_and_when_agree_over_a_whole_run(planned: Planned, datasets: list[
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit", "buckets"])
 def test_a_document_is_seen_whole_once_an_epoch(datasets: list[Dataset], packing: str) -> None:
-    plan, packings = plan_over(datasets, [2, 1], length=LENGTH, packing=packing, phases=[Phase(0, (1, 1))])
+    plan, packings = plan_over(datasets, [2, 1], length=LENGTH, packing=packing, phases=[MixturePhase(0, (1, 1))])
     before = 4 * max(source.sequences for source in plan.sources)  # half of them from either
     for dataset in datasets:
         for document in all_documents(dataset):

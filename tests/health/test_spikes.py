@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.data import Plan
-from bigtrain.data.order.mixture import Phase
+from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import PlannedSource
 from bigtrain.health.spikes import Assessment, Guard, deviations, turns_of
 
@@ -185,7 +185,12 @@ def test_steps_compare_afresh_where_the_plan_changes() -> None:
     sources = [PlannedSource("a", "0" * 32, 1000, 1000), PlannedSource("b", "1" * 32, 1000, 1000)]
     batches = BatchSchedule([(10, 4)], 8)
     plan = Plan(
-        sources, [Phase(0, (1, 1)), Phase(200, (1, 3))], seed=0, sequence_length=8, batches=batches, skipped=[(40, 80)]
+        sources,
+        [MixturePhase(0, (1, 1)), MixturePhase(200, (1, 3))],
+        seed=0,
+        sequence_length=8,
+        batches=batches,
+        skipped=[(40, 80)],
     )
     # 10 steps of 4 samples; draw 200 is sample 160, which is (160 - 40) / 8 = 15 steps after them.
     assert turns_of(plan) == {11, 26}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Cursor, Manifest
+from bigtrain.checkpoint import CheckpointManifest, Cursor
 from bigtrain.checkpoint.compatibility import Change, changes_since, check_compatible
 from bigtrain.config import Settings, mathematics
 from bigtrain.train.continuation import check_length
@@ -33,8 +33,8 @@ def settings(**sections: dict[str, Any]) -> Settings:
     return Settings.model_validate(tree)
 
 
-def manifest(then: dict[str, Any], step: int = 5) -> Manifest:
-    return Manifest(Cursor(step, 8 * step, "plan", step), 1, 2, then, {}, [], {}, {})
+def manifest(then: dict[str, Any], step: int = 5) -> CheckpointManifest:
+    return CheckpointManifest(Cursor(step, 8 * step, "plan", step), 1, 2, then, {}, [], {}, {})
 
 
 THEN = mathematics(settings())

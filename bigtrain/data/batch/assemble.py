@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.data.batch.packing import Packing, Spans
-from bigtrain.data.store.store import Dataset, Shard
+from bigtrain.data.store.store import Dataset, TokenShard
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class AssembledRows:
     """R rows of T tokens."""
 
     input_ids: I32
@@ -44,7 +44,7 @@ class Rows:
     """[R]: tokens that are not padding."""
 
 
-def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
+def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> AssembledRows:
     """Assemble rows.
 
     Args:
@@ -81,7 +81,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
     boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]
     starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries)).reshape(rows, length)
     np.subtract(_arange(rows * length).reshape(rows, length), starts, out=positions)
-    return Rows(
+    return AssembledRows(
         input_ids=ids,
         labels=labels,
         positions=positions,
@@ -91,7 +91,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Rows:
     )
 
 
-def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[Shard, I64 | slice]]:
+def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[TokenShard, I64 | slice]]:
     """The shards that spans are in, and which they are."""
     first = spans.shard[0] if len(spans.shard) else 0
     if (spans.shard == first).all():
@@ -99,7 +99,7 @@ def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[Shard, I64 | sli
     return ((dataset.shards[s], np.flatnonzero(spans.shard == s)) for s in np.unique(spans.shard).tolist())
 
 
-def _copy(shard: Shard, places: I64, starts: I64, lengths: I64, ids: I32, labels: I32) -> I64:
+def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, labels: I32) -> I64:
     """Copy spans of a shard to their places among the R*T tokens; returns where documents end there, in any order."""
     offsets = shard.documents.offset
     first, last = offsets.searchsorted(starts, "right"), offsets.searchsorted(starts + lengths, "right")

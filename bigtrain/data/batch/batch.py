@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.data.batch.assemble import Rows
+from bigtrain.data.batch.assemble import AssembledRows
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class RankBatch:
     is the same at every world size."""
 
 
-def micro_batches_of(rows: Rows, size: int) -> list[MicroBatch]:
+def micro_batches_of(rows: AssembledRows, size: int) -> list[MicroBatch]:
     """Rows as micro-batches of `size` rows each, which share their memory."""
     import torch
 

@@ -9,7 +9,7 @@ from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings, PhaseSettings, SkipSettings, SourceSettings, as_typed
 from bigtrain.config.settings import TrainSettings
 from bigtrain.data.batch.packing import Packing
-from bigtrain.data.order.mixture import Phase
+from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import DocumentSkip, Plan, PlannedSource
 from bigtrain.data.order.quotas import integer_weights, weights_in_proportion
 from bigtrain.data.order.skips import Skips
@@ -36,10 +36,10 @@ def make_plan(data: DataSettings, train: TrainSettings, packings: Sequence[Packi
         _require_cache(data, packings)
     sources = [_planned(source, packing, data) for source, packing in zip(data.sources, packings, strict=True)]
     skips, unlabelled = _skips(data.skip, train.batches)
-    phases = [Phase(0, _first_weights(data.sources, sources))]
+    phases = [MixturePhase(0, _first_weights(data.sources, sources))]
     for phase in data.phases:
         sample = -(-phase.from_tokens // data.sequence_length)
-        phases.append(Phase(skips.draw_of(sample), _weights(phase, sources)))
+        phases.append(MixturePhase(skips.draw_of(sample), _weights(phase, sources)))
     return Plan(
         sources,
         phases,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.data.batch.assemble import Rows
+from bigtrain.data.batch.assemble import AssembledRows
 from bigtrain.data.batch.packing import Packing
 from bigtrain.data.order.plan import DocumentSkip, Plan, SampleAddresses
 from bigtrain.data.store.store import Dataset
@@ -42,7 +42,7 @@ class Unlabelled:
         index = int(self.starts.searchsorted(start))
         return sample >= self.from_sample and index < len(self.starts) and int(self.starts[index]) == start
 
-    def apply(self, rows: Rows, samples: I64, addresses: SampleAddresses) -> None:
+    def apply(self, rows: AssembledRows, samples: I64, addresses: SampleAddresses) -> None:
         """Take the labels of these documents out of rows (R of them), which are these samples (i64 [R])."""
         own = np.flatnonzero((addresses.source == self.source) & (samples >= self.from_sample))
         if not len(own):

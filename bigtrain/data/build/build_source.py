@@ -30,7 +30,7 @@ from bigtrain.data.format.layout import (
     source_request,
     write_record,
 )
-from bigtrain.data.format.manifest import MANIFEST, Manifest, changed_error
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.shards import ShardWriter
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
@@ -86,7 +86,7 @@ def build_source(
     tokenizer = load_tokenizer(tokenizer_file)
     vocabulary = vocabulary_size(tokenizer)
     for split in reversed(SPLITS):  # train last: its manifest says that the source is finished
-        manifest = Manifest(
+        manifest = DatasetManifest(
             source=source.name,
             split=split,
             dtype=token_dtype(vocabulary).str,

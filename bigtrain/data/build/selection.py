@@ -13,7 +13,7 @@ from bigtrain.data.build.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel
 from bigtrain.data.format.documents import Document, Piece, is_held_out
 
 
-class Mark(IntEnum):
+class DuplicateMark(IntEnum):
     """What deduplication found out about a document."""
 
     KEPT = 0
@@ -23,7 +23,7 @@ class Mark(IntEnum):
     """An earlier document has nearly the same text."""
 
 
-DUPLICATES = {Mark.EXACT: DUPLICATE, Mark.NEAR: NEAR_DUPLICATE}
+DUPLICATES = {DuplicateMark.EXACT: DUPLICATE, DuplicateMark.NEAR: NEAR_DUPLICATE}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DistinctPiece:
 
     piece: Piece
     marks: bytes
-    """A `Mark` for each document."""
+    """A `DuplicateMark` for each document."""
     originals: Mapping[int, str] = field(default_factory=dict)
     """Of some duplicates, by their index in the piece, which document is kept instead: `SOURCE:FILE:POSITION`."""
 
@@ -90,7 +90,7 @@ def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
             fix="start the build again when nothing writes to the corpus",
         )
     rejections = (
-        replace(DUPLICATES[Mark(mark)], evidence=piece.originals.get(index, "")) if mark else None
+        replace(DUPLICATES[DuplicateMark(mark)], evidence=piece.originals.get(index, "")) if mark else None
         for index, mark in enumerate(piece.marks)
     )
     return zip(documents, rejections, strict=True)

@@ -85,7 +85,7 @@ class FileRecord:
     name: str
     size: int
     blocks: Sequence[str]
-    """xxh3-128 of each block of `Manifest.block_bytes`, in hexadecimal; the last block may be short."""
+    """xxh3-128 of each block of `DatasetManifest.block_bytes`, in hexadecimal; the last block may be short."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", BlockHashes(self.blocks))
@@ -135,7 +135,7 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class DatasetManifest:
     """What a dataset holds."""
 
     source: str
@@ -186,7 +186,7 @@ class Manifest:
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
-    def read(cls, directory: Path) -> Manifest:
+    def read(cls, directory: Path) -> DatasetManifest:
         """Read a dataset's manifest. Raises BigtrainError where it is missing, changed, or of another format."""
         missing = BigtrainError(
             f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
@@ -197,7 +197,7 @@ class Manifest:
         )
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], where: Path) -> Manifest:
+    def _from_json(cls, value: dict[str, Any], where: Path) -> DatasetManifest:
         return cls(**{**value, "shards": [ShardRecord.from_json(shard, where) for shard in value["shards"]]})
 
 

@@ -35,7 +35,14 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.base.files import write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.hashing import canonical_json, identity
-from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, Manifest, ShardRecord, changed_error, read_verified
+from bigtrain.data.format.manifest import (
+    BLOCK_BYTES,
+    DatasetManifest,
+    FileRecord,
+    ShardRecord,
+    changed_error,
+    read_verified,
+)
 from bigtrain.data.format.mapping import map_file
 
 FORMAT = 1
@@ -245,7 +252,7 @@ class PackManifest:
         manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
         if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
             raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
-        dataset_id = Manifest.read(directory).dataset_id if dataset_id is None else dataset_id
+        dataset_id = DatasetManifest.read(directory).dataset_id if dataset_id is None else dataset_id
         if manifest.parents["dataset_id"] != dataset_id:
             raise BigtrainError(
                 f"{path} is the pack index of other data than those beside it",

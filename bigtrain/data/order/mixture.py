@@ -5,7 +5,7 @@ happens follows from the quotas, run backwards; so a bound is nothing but anothe
 
     phases typed      |  web 3, code 1, books 1             |  web 1, code 2         |
     books run out     |                     |               |                        |
-    stretches         |  web 3, code 1, books 1 | web 3, code 1 | web 1, code 2      |
+    intervals         |  web 3, code 1, books 1 | web 3, code 1 | web 1, code 2      |
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Phase:
+class MixturePhase:
     """From this draw on, sources are mixed in proportion to these integer weights; one with 0 gives nothing."""
 
     start: int
@@ -32,8 +32,8 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Draws with the same weights, from `start` to the next stretch."""
+class MixtureInterval:
+    """Draws with the same weights, from `start` to the next interval."""
 
     start: int
     weights: tuple[int, ...]
@@ -51,7 +51,7 @@ class Stretch:
         return Quotas([self.weights[member] for member in self.members])
 
     def drawn_until(self, draw: int) -> tuple[int, ...]:
-        """What each source has given before a draw of this stretch."""
+        """What each source has given before a draw of this interval."""
         drawn = list(self.drawn)
         for member, count in zip(self.members.tolist(), self.quotas.counts(draw - self.start), strict=True):
             drawn[member] += count
@@ -76,19 +76,19 @@ class Mixture:
         bounds: how many draws each source may give; None for no bound.
     """
 
-    def __init__(self, phases: Sequence[Phase], bounds: Sequence[int | None]) -> None:
-        self.stretches: list[Stretch] = []
+    def __init__(self, phases: Sequence[MixturePhase], bounds: Sequence[int | None]) -> None:
+        self.intervals: list[MixtureInterval] = []
         self.end: int | None = None
         """The number of draws there are: all sources of a phase have given all they may. None: there is no end."""
         ends: list[int | None] = [phase.start for phase in phases[1:]]
         for phase, end in zip(phases, [*ends, None], strict=True):
             if self.end is None:
                 self._extend(phase, end, bounds)
-        self._starts = [stretch.start for stretch in self.stretches]
+        self._starts = [interval.start for interval in self.intervals]
 
-    def _extend(self, phase: Phase, end: int | None, bounds: Sequence[int | None]) -> None:
-        """Add the stretches of a phase, or find that there is nothing left to draw."""
-        last = self.stretches[-1] if self.stretches else None
+    def _extend(self, phase: MixturePhase, end: int | None, bounds: Sequence[int | None]) -> None:
+        """Add the intervals of a phase, or find that there is nothing left to draw."""
+        last = self.intervals[-1] if self.intervals else None
         start, drawn = phase.start, last.drawn_until(phase.start) if last else (0,) * len(bounds)
         while end is None or start < end:
             weights = tuple(
@@ -98,36 +98,36 @@ class Mixture:
             if not any(weights):
                 self.end = start
                 return
-            stretch = Stretch(start, weights, drawn)
-            self.stretches.append(stretch)
-            runs_out = stretch.runs_out(bounds)
+            interval = MixtureInterval(start, weights, drawn)
+            self.intervals.append(interval)
+            runs_out = interval.runs_out(bounds)
             if runs_out is None:
                 return
-            start, drawn = runs_out, stretch.drawn_until(runs_out)
+            start, drawn = runs_out, interval.drawn_until(runs_out)
 
     def locate(self, draws: I64) -> tuple[I64, I64]:
         """For draws (i64 [n], in any order): their sources, and their numbers within those."""
         sources, numbers = np.empty_like(draws), np.empty_like(draws)
         at = np.searchsorted(self._starts, draws, side="right") - 1
         for index in np.unique(at):
-            stretch, own = self.stretches[index], np.flatnonzero(at == index)
-            places, within = stretch.quotas.locate((draws[own] - stretch.start).astype(np.uint64))
-            sources[own] = stretch.members[places]
-            numbers[own] = within.astype(np.int64) + np.array(stretch.drawn)[sources[own]]
+            interval, own = self.intervals[index], np.flatnonzero(at == index)
+            places, within = interval.quotas.locate((draws[own] - interval.start).astype(np.uint64))
+            sources[own] = interval.members[places]
+            numbers[own] = within.astype(np.int64) + np.array(interval.drawn)[sources[own]]
         return sources, numbers
 
     def draws_of(self, source: int, numbers: I64) -> I64:
         """The draws (i64 [n]) that are these numbers (i64 [n]) of a source; each must be drawn at some time."""
-        drawn = [stretch.drawn[source] for stretch in self.stretches]
+        drawn = [interval.drawn[source] for interval in self.intervals]
         at = np.searchsorted(drawn, numbers, side="right") - 1
         draws = np.empty_like(numbers)
         for index in np.unique(at):
-            stretch, own = self.stretches[index], np.flatnonzero(at == index)
-            place = int(np.searchsorted(stretch.members, source))
-            within = (numbers[own] - stretch.drawn[source]).astype(np.uint64)
-            draws[own] = stretch.quotas.invert(place, within).astype(np.int64) + stretch.start
+            interval, own = self.intervals[index], np.flatnonzero(at == index)
+            place = int(np.searchsorted(interval.members, source))
+            within = (numbers[own] - interval.drawn[source]).astype(np.uint64)
+            draws[own] = interval.quotas.invert(place, within).astype(np.int64) + interval.start
         return draws
 
     def drawn_before(self, draw: int) -> tuple[int, ...]:
         """How many of the first `draw` draws come from each source."""
-        return self.stretches[bisect_right(self._starts, draw) - 1].drawn_until(draw)
+        return self.intervals[bisect_right(self._starts, draw) - 1].drawn_until(draw)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.data.format.hashing import identity
-from bigtrain.data.order.mixture import Mixture, Phase
+from bigtrain.data.order.mixture import Mixture, MixturePhase
 from bigtrain.data.order.permutation import permutation
 from bigtrain.data.order.shuffle import BlockShuffle, Shuffle
 from bigtrain.data.order.skips import Skips
@@ -101,7 +101,7 @@ class Plan:
     def __init__(
         self,
         sources: Sequence[PlannedSource],
-        phases: Sequence[Phase],
+        phases: Sequence[MixturePhase],
         *,
         seed: int,
         sequence_length: int,
@@ -196,7 +196,7 @@ class Plan:
         (*warmup, last), starts = value["batches"], [first_step for first_step, _ in value["batches"]]
         return cls(
             [PlannedSource(**source) for source in value["sources"]],
-            [Phase(phase["start"], tuple(phase["weights"])) for phase in value["phases"]],
+            [MixturePhase(phase["start"], tuple(phase["weights"])) for phase in value["phases"]],
             seed=value["seed"],
             sequence_length=value["sequence_length"],
             packing=value["packing"],
@@ -239,9 +239,9 @@ def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:
     yield [(sample_of(start), (start, end)) for start, end in plan.skips.ranges]
     yield [(skip.from_sample, skip) for skip in plan.unlabelled]
     mixtures: list[tuple[int, object]] = []
-    for stretch in plan.mixture.stretches:
-        members = [(replace(plan.sources[m], at_most=None), stretch.weights[m]) for m in stretch.members.tolist()]
-        mixtures.append((sample_of(stretch.start), (stretch.start, members)))
+    for interval in plan.mixture.intervals:
+        members = [(replace(plan.sources[m], at_most=None), interval.weights[m]) for m in interval.members.tolist()]
+        mixtures.append((sample_of(interval.start), (interval.start, members)))
     if plan.mixture.end is not None:
         mixtures.append((sample_of(plan.mixture.end), plan.mixture.end))
     yield mixtures

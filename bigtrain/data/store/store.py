@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.data.format.layout import Split, read_record, require_same, source_request, tokenizer_request
-from bigtrain.data.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
@@ -23,7 +23,7 @@ from bigtrain.data.store.mirror import Mirror, open_mirror
 Tokens = npt.NDArray[np.unsignedinteger]
 
 
-class Shard:
+class TokenShard:
     """One shard, mapped when it is first read."""
 
     def __init__(self, directory: Path, record: ShardRecord, dtype: str) -> None:
@@ -87,10 +87,10 @@ class Shard:
         return map_file(self._directory / file.name, at_random=True)
 
 
-class RemoteShard(Shard):
+class RemoteShard(TokenShard):
     """One shard behind a URL: its tokens come in verified blocks, its documents whole, when they are first read."""
 
-    def __init__(self, directory: Path, record: ShardRecord, manifest: Manifest, mirror: Mirror) -> None:
+    def __init__(self, directory: Path, record: ShardRecord, manifest: DatasetManifest, mirror: Mirror) -> None:
         super().__init__(directory, record, manifest.dtype)
         self._mirror = mirror
         self._blocks = record.files[0].blocks
@@ -154,7 +154,7 @@ class Dataset:
     def __init__(self, directory: Path, mirror: Mirror | None = None) -> None:
         self.directory = directory
         self.mirror = mirror
-        self.manifest = Manifest.read(directory)
+        self.manifest = DatasetManifest.read(directory)
         self.name = self.manifest.source
         self.dataset_id = self.manifest.dataset_id
         self.tokens = self.manifest.tokens
@@ -162,7 +162,7 @@ class Dataset:
         self.shards = [
             RemoteShard(directory, record, self.manifest, mirror)
             if mirror
-            else Shard(directory, record, self.manifest.dtype)
+            else TokenShard(directory, record, self.manifest.dtype)
             for record in self.manifest.shards
         ]
         self.starts = [0, *accumulate(shard.record.tokens for shard in self.shards)]

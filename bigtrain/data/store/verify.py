@@ -15,11 +15,11 @@ import xxhash
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.data.format.layout import BUILD_RECORD
-from bigtrain.data.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.pack_file import MANIFEST_PATTERNS, PackManifest, ShardPack, find_packs
 from bigtrain.data.format.remote_files import Remote
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, tokenizer_hash
-from bigtrain.data.store.store import Shard
+from bigtrain.data.store.store import TokenShard
 
 Fetched = Callable[[list[Path]], AbstractContextManager[None]]
 """Sees to it that files are there, while it lasts, as far as they exist."""
@@ -118,7 +118,7 @@ def _verify_tokenizer(directory: Path, report: VerifyReport) -> str | None:
 def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, report: VerifyReport) -> None:
     report.datasets += 1
     try:
-        manifest = Manifest.read(directory)
+        manifest = DatasetManifest.read(directory)
     except BigtrainError as error:
         report.problems.append(str(error))
         return
@@ -132,14 +132,14 @@ def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, re
             broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in files]
             if any(broken[: len(record.files)]):
                 continue
-            shard = Shard(directory, record, manifest.dtype)
+            shard = TokenShard(directory, record, manifest.dtype)
             _verify_content(shard, directory, record, manifest, report)
             for pack, is_broken in zip(packs, broken[len(record.files) :], strict=True):
                 if not is_broken:
                     _verify_pack(directory, pack, index, shard, report)
 
 
-def _read_packs(directory: Path, manifest: Manifest, report: VerifyReport) -> Iterator[PackManifest]:
+def _read_packs(directory: Path, manifest: DatasetManifest, report: VerifyReport) -> Iterator[PackManifest]:
     """The manifests of all packs of a dataset that can be checked against it."""
     for packing, sequence_length in find_packs(directory):
         try:
@@ -153,7 +153,7 @@ def _read_packs(directory: Path, manifest: Manifest, report: VerifyReport) -> It
             report.problems.append(f"{pack.path(directory)}: its shards are not those of the dataset beside it")
 
 
-def _verify_pack(directory: Path, pack: PackManifest, index: int, shard: Shard, report: VerifyReport) -> None:
+def _verify_pack(directory: Path, pack: PackManifest, index: int, shard: TokenShard, report: VerifyReport) -> None:
     """Check that the rows of a shard hold each of its tokens once, in spans of one document, and fit."""
     report.packs += 1
     path = directory / pack.shards[index].file.name
@@ -191,7 +191,7 @@ def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: Verif
 
 
 def _verify_content(
-    shard: Shard, directory: Path, record: ShardRecord, manifest: Manifest, report: VerifyReport
+    shard: TokenShard, directory: Path, record: ShardRecord, manifest: DatasetManifest, report: VerifyReport
 ) -> None:
     """Check that the bytes mean what the manifest says; they are the ones that were written."""
     tok, doc = (directory / file.name for file in record.files)

@@ -8,12 +8,12 @@ from typing import Any
 from bigtrain.config.data_settings import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files, missing_field
 from bigtrain.data.build.corpus.files import CorpusFile, reading
-from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, Rows, pieces_of_rows
+from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, RowPiece, pieces_of_rows
 
 SUFFIXES = (".parquet",)
 
 
-def _pieces(file: CorpusFile, column: str) -> Iterator[Rows]:
+def _pieces(file: CorpusFile, column: str) -> Iterator[RowPiece]:
     return pieces_of_rows(_batches(file, column), name=file.name, place=file.path, field=column)
 
 

@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowPiece:
     """Consecutive rows of one file or dataset."""
 
     name: str
@@ -30,7 +30,7 @@ class Rows:
 
 def pieces_of_rows(
     batches: Iterable[tuple[Sequence[Any], int]], *, name: str, place: str, field: str
-) -> Iterator[Rows]:
+) -> Iterator[RowPiece]:
     """Rows in pieces of about PIECE_BYTES.
 
     Args:
@@ -51,7 +51,7 @@ def pieces_of_rows(
             texts.append(text)
             size += len(text)
         if size >= PIECE_BYTES:
-            yield Rows(name, first_row, texts, end - position)
+            yield RowPiece(name, first_row, texts, end - position)
             first_row, position, texts, size = first_row + len(texts), end, [], 0
     if texts:
-        yield Rows(name, first_row, texts, end - position)
+        yield RowPiece(name, first_row, texts, end - position)

@@ -31,7 +31,7 @@ from bigtrain.data.build.dedup.marks import Marked, Marks, mark_duplicates
 from bigtrain.data.build.dedup.minhash import MinHash
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import EXAMPLES
-from bigtrain.data.build.selection import DistinctPiece, Mark
+from bigtrain.data.build.selection import DistinctPiece, DuplicateMark
 from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.documents import Piece
 
@@ -65,7 +65,7 @@ def _originals(marked: Marked, keys: Sequence[DocumentKeys]) -> list[dict[int, s
     instead = [
         {
             document: marked.kept_instead(source, document)
-            for mark in (Mark.EXACT, Mark.NEAR)
+            for mark in (DuplicateMark.EXACT, DuplicateMark.NEAR)
             for document in marked.some(source, mark, EXAMPLES)
         }
         for source in range(len(keys))
@@ -89,7 +89,7 @@ def _marked(corpus: Corpus, pieces: Sequence[int], marks: Marks, originals: Mapp
     return replace(
         corpus,
         stamp=f"{corpus.stamp}-{xxhash.xxh3_64_hexdigest(marks.tobytes())}",
-        summary=f"{corpus.summary}, {(marks != Mark.KEPT).sum():,} duplicates",
+        summary=f"{corpus.summary}, {(marks != DuplicateMark.KEPT).sum():,} duplicates",
         pieces=marked_pieces,
     )
 

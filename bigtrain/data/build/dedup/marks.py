@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from bigtrain.data.build.dedup.components import Components
 from bigtrain.data.build.dedup.equal_keys import KEYS_AT_ONCE, ROWS_AT_ONCE, Keys, repeated
-from bigtrain.data.build.selection import Mark
+from bigtrain.data.build.selection import DuplicateMark
 
 Marks = npt.NDArray[np.uint8]
-"""[documents]: a `Mark` for each document of a source."""
+"""[documents]: a `DuplicateMark` for each document of a source."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Marked:
     """Of all documents, where near-duplicates were looked for."""
     hashes: Sequence[Keys]
 
-    def some(self, source: int, mark: Mark, count: int) -> list[int]:
+    def some(self, source: int, mark: DuplicateMark, count: int) -> list[int]:
         """The first `count` documents of a source with this mark, numbered through the source."""
         found: list[int] = []
         for start in range(0, len(self.marks[source]), ROWS_AT_ONCE):
@@ -70,7 +70,7 @@ def mark_duplicates(
     marks = np.zeros(starts[-1], np.uint8)
     components = None if bands is None else Components(len(marks))
     for later, first in repeated(hashes, keys_at_once):
-        marks[later] = Mark.EXACT
+        marks[later] = DuplicateMark.EXACT
         if components is not None:
             components.unite(later, first)
     if bands is not None and components is not None:
@@ -79,6 +79,6 @@ def mark_duplicates(
                 components.unite(later, first)
         for start in range(0, len(marks), ROWS_AT_ONCE):
             documents = np.arange(start, min(start + ROWS_AT_ONCE, len(marks)))
-            near = (components.first(documents) != documents) & (marks[documents] == Mark.KEPT)
-            marks[documents[near]] = Mark.NEAR
+            near = (components.first(documents) != documents) & (marks[documents] == DuplicateMark.KEPT)
+            marks[documents[near]] = DuplicateMark.NEAR
     return Marked(np.split(marks, starts[1:-1]), components, hashes)

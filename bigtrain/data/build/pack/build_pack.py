@@ -23,7 +23,7 @@ from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
 from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.hashing import canonical_json
-from bigtrain.data.format.manifest import FileRecord, Manifest, ShardRecord, changed_error
+from bigtrain.data.format.manifest import DatasetManifest, FileRecord, ShardRecord, changed_error
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.pack_file import FORMAT, I64, PackManifest, PackRecord, ShardPack, pack_path
 from bigtrain.data.format.shards import BlockHasher, DocumentColumns
@@ -47,7 +47,7 @@ def build_packs(
         BigtrainError: the dataset was changed after it was written.
         OSError: a file cannot be written; what is finished is kept.
     """
-    dataset = Manifest.read(directory)
+    dataset = DatasetManifest.read(directory)
     name = f"{dataset.source}: {packing}-{sequence_length}"
     try:
         manifest = PackManifest.read(directory, packing, sequence_length, dataset.dataset_id)
