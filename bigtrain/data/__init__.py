@@ -1,37 +1,32 @@
 """From raw text to the tensors of a training step.
 
-Build time, `bigtrain data build` (processes in parallel; killed at any moment, it goes on):
+Build time, `bigtrain data build`. It runs in parallel processes, and a killed build continues where it stopped:
 
-    corpus            documents, in pieces of about a megabyte        corpus/, documents.py
+    corpus          documents, in pieces of about a megabyte          build/corpus/
       |
-    clean             rules keep, rewrite or remove each of them      clean/, filters.py, selection.py
+    clean           rules keep, rewrite or remove each document       build/clean/
       |
-    decontaminate     those that hold an evaluation text go           decontaminate.py
+    decontaminate   removes documents that hold an evaluation text    build/decontaminate.py
       |
-    dedup             of (nearly) equal texts the first is kept       dedup/
-      |                 (both are counted, for `data funnel`)          funnel.py, funnel_page.py
-    tokenizer         byte-level BPE, one for all sources             build_tokenizer.py, tokenizer.py
+    deduplicate     keeps the first of equal, or nearly equal, texts  build/dedup/
+      |               every removal is counted for `data funnel`      build/funnel.py
+    tokenizer       byte-level BPE, one for all sources               build/build_tokenizer.py
       |
-    token ids         each document closed by end-of-text             tokenization.py, workers.py
-      |
-    shards            *.tok, *.doc, manifest.json (format 1)          build_source.py, shards.py, manifest.py
-                      train/ and validation/, split by document       layout.py: where all of it lies
+    shards          token ids, document by document, with hashes      build/build_source.py, format/
+      |               train/ and validation/, split by document
+    packs           optional: which documents share a training row    build/pack/
 
-                      rows of documents, where packing asks for it      pack/
+Train time. Nothing is scanned, and the state is {consumed_samples, plan_id}:
 
-Train time (nothing is scanned, nothing is stored but {consumed_samples, plan_id}):
-
-    plan              sample number -> (source, epoch, sequence)      planning.py, plan.py = skips.py +
-      |                                                                 mixture.py (quotas.py) + shuffle.py
-    packing           sequence -> spans of tokens of a shard          packing.py
+    plan            sample number --> source, epoch, sequence         order/
       |
-    store             memory-mapped shards, or verified blocks of     store.py
-      |               shards behind a URL, cached on local disk       mirror.py = remote.py + block_cache.py
+    packing         sequence --> spans of tokens in shards            batch/packing.py
       |
-    rows              tokens, labels, positions, boundaries           assemble.py, unlabelled.py
-      |
-    loader            this rank's micro-batches, in the background    loader.py, batch.py
-                      and the same held-out rows every time           validation.py
+    store           memory-mapped shards, or verified blocks of       store/
+      |               shards at a URL, cached on local disk
+    batch           rows of tokens, labels, positions, boundaries     batch/assemble.py
+      |               micro-batches of this rank, from a thread       batch/loader.py
+    validation      the same held-out rows every time                 batch/validation.py
 
 A run opens its data with
 
@@ -40,10 +35,11 @@ A run opens its data with
     with Loader(plan, packings, first_sample=consumed_samples, ...) as loader:
         for batch in loader: ...
 
-Afterwards, and in advance, `provenance.py` says which documents are in a step's batch, and runs the plan backwards to
-say in which samples a document is (`stored_document.py` finds it, `document_index.py` at once). `card.py` sums it up.
+run_data.py     all that a run opens of its data, in one object
+provenance/     which documents are in a step's batch, which samples hold a document, and the data card
+store/verify.py checks every byte of the data
 
-`verify.py` checks every byte; `ngram.py` gives the perplexities that a model should beat.
+Imports go down only: provenance, batch | build, store, order, format. pyproject.toml has the contract.
 """
 
 from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest

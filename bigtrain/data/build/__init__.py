@@ -1,1 +1,12 @@
-"""."""
+"""Build time: from a corpus to tokenized shards. `bigtrain data build` runs it.
+
+    corpus/ --> clean/, filters.py --> decontaminate.py --> dedup/ --> tokenization.py --> shards --> pack/
+     pieces     selection.py           evaluation_texts.py             workers.py          build_source.py
+                                       shingles.py
+
+build.py            the order of the steps, and one build at a time in a folder
+build_tokenizer.py  the tokenizer that all sources share
+build_source.py     the shards of one source, resumable after a kill
+progress.py         which shards are finished, and the lines of progress
+funnel.py           how many documents each rule removed
+"""
