@@ -1,4 +1,4 @@
-"""`checkpoint.allow_change` may name only what a checkpoint locks: a slip there would look like leave given."""
+"""Checks `checkpoint.allow_change`: it may name only keys that a checkpoint fixes, so that a typing error is found."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def _error(key: str, place: SourceLocation) -> BigtrainError | None:
                 f"{where} a key of the data plan, which is not locked",
                 found=key,
                 wanted="a key that changes the mathematics in another way",
-                fix="remove it: the plan may change where the run has not come to yet; `bigtrain data diff RUN CONFIG` "
-                "shows what a change moves",
+                fix="remove it: the plan may change for samples that the run has not used yet; see what moves: "
+                "bigtrain data diff RUN CONFIG",
             )
         case "operation":
             return BigtrainError(
                 f"{where} a key that does not change the mathematics",
                 found=key,
                 wanted="a key that does, such as train.steps",
-                fix="remove it: such a key may be another one at every start",
+                fix="remove it: such a key may have another value at every start",
             )

@@ -1,4 +1,4 @@
-"""How many samples each step takes: which samples are a step's, and which step is a sample's, in closed form."""
+"""How many samples each step has, and which samples: in closed form, for both directions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class BatchStage(NamedTuple):
-    """From a step on, every global batch has so many samples."""
+    """Steps in a row whose global batches have the same number of samples."""
 
     first_step: int
     """Steps count from 1."""

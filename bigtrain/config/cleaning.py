@@ -1,7 +1,7 @@
-"""The rules of `data.sources.N.clean`: which there are, and their thresholds.
+"""The rules of `data.sources.N.clean` and their thresholds.
 
-Defaults are the published ones. The rules themselves are in bigtrain/data/build/clean/; docs/concepts/data.md has the
-table.
+Defaults are the published ones. The rules themselves are in bigtrain/data/build/clean/. docs/concepts/data.md has a
+table of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, Positiv
 
 from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
 
-# Behind CleanStep's validator pydantic no longer sees JSON, in which a list is a tuple.
+# After CleanStep's validator pydantic no longer knows that the input was JSON, where a list may stand for a tuple.
 _FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
@@ -39,7 +39,7 @@ class GopherQualitySettings(Section):
     """Removes documents that do not look like English prose (Rae et al. 2021, section A.1.1)."""
 
     min_words: NonNegativeInt = 50
-    """Fewest words; signs of punctuation are none."""
+    """Fewest words. Punctuation marks do not count."""
     max_words: PositiveInt = 100_000
     """Most words."""
     min_mean_word_length: NonNegativeFloat = 3.0
@@ -62,13 +62,13 @@ class GopherRepetitionSettings(Section):
     """Removes documents that repeat themselves (Rae et al. 2021, table A1)."""
 
     max_duplicate_lines: UnitInterval = 0.30
-    """Largest share of lines that stood before."""
+    """Largest share of lines that occurred before."""
     max_duplicate_paragraphs: UnitInterval = 0.30
-    """Largest share of paragraphs that stood before."""
+    """Largest share of paragraphs that occurred before."""
     max_duplicate_line_characters: UnitInterval = 0.20
-    """Largest share of characters in lines that stood before."""
+    """Largest share of characters in lines that occurred before."""
     max_duplicate_paragraph_characters: UnitInterval = 0.20
-    """Largest share of characters in paragraphs that stood before."""
+    """Largest share of characters in paragraphs that occurred before."""
     max_top_ngram_characters: Annotated[tuple[UnitInterval, UnitInterval, UnitInterval], _FROM_LIST] = (
         0.20,
         0.18,
@@ -78,7 +78,7 @@ class GopherRepetitionSettings(Section):
     max_duplicate_ngram_characters: Annotated[
         tuple[UnitInterval, UnitInterval, UnitInterval, UnitInterval, UnitInterval, UnitInterval], _FROM_LIST
     ] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
-    """Largest share of characters in 5- to 10-grams of words that stood before."""
+    """Largest share of characters in 5- to 10-grams of words that occurred before."""
 
 
 class C4Settings(Section):
@@ -87,7 +87,7 @@ class C4Settings(Section):
     min_sentences: NonNegativeInt = 5
     """Fewest sentences in the lines that are kept."""
     min_words_per_line: NonNegativeInt = 3
-    """Shorter lines are left out."""
+    """Lines with fewer words are left out."""
     max_word_length: PositiveInt = 1000
     """Lines with a longer word are left out (the code of C4, not the paper)."""
     terminal_punctuation: bool = True
@@ -111,26 +111,26 @@ class FineWebSettings(Section):
     min_punctuated_lines: UnitInterval = 0.12
     """Smallest share of lines that end in terminal punctuation."""
     max_duplicate_line_characters: UnitInterval = 0.1
-    """Largest share of characters in lines that stood before. The paper has 0.1, the code of FineWeb 0.01."""
+    """Largest share of characters in lines that occurred before. The paper has 0.1, the code of FineWeb 0.01."""
     max_short_lines: UnitInterval = 0.67
     """Largest share of short lines."""
     short_line_characters: PositiveInt = 30
-    """A line of at most so many characters is short."""
+    """A line with at most this many characters is short."""
     max_newlines_per_word: NonNegativeFloat = 0.3
     """Most line ends per word (the code of FineWeb, not the paper)."""
 
 
 class PiiSettings(Section):
-    """Masks personal information. It costs version numbers and time stamps that read like an address."""
+    """Masks personal information. Version numbers and time stamps that look like an address are masked too."""
 
     emails: bool = True
     """Mask mail addresses."""
     email_mask: str = "email@example.com"
-    """What stands in their place."""
+    """The text that replaces them."""
     ips: bool = True
-    """Mask public IPv4 addresses; private ones tell nothing about a person."""
+    """Mask public IPv4 addresses. Private addresses identify nobody and stay."""
     ip_mask: str = "192.0.2.1"
-    """What stands in their place: an address that is set aside for documentation (RFC 5737)."""
+    """The text that replaces them: an address that is reserved for documentation (RFC 5737)."""
 
 
 def _written_as_a_name_too(schema: dict[str, Any]) -> None:
@@ -146,11 +146,11 @@ class CleanStep(Section):
     fix_encoding: FixEncodingSettings | None = None
     """Repair text that was decoded with the wrong encoding."""
     language: LanguageSettings | None = None
-    """Remove what is in another language."""
+    """Remove documents in other languages."""
     gopher_quality: GopherQualitySettings | None = None
-    """Remove what does not look like English prose."""
+    """Remove documents that do not look like English prose."""
     gopher_repetition: GopherRepetitionSettings | None = None
-    """Remove what repeats itself."""
+    """Remove documents that repeat themselves."""
     c4: C4Settings | None = None
     """Keep lines that are sentences, and documents with enough of them."""
     fineweb: FineWebSettings | None = None
@@ -174,7 +174,7 @@ class CleanStep(Section):
     def _a_name_alone(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {value: {}}
-        if isinstance(value, dict):  # `- c4:` with nothing behind it
+        if isinstance(value, dict):  # `- c4:` without a value
             return {name: {} if settings is None else settings for name, settings in value.items()}
         return value
 
@@ -182,7 +182,7 @@ class CleanStep(Section):
     def _one_rule(self) -> CleanStep:
         if len(self.model_fields_set) != 1:
             raise ValueError(
-                f"an item of clean is one rule, found {len(self.model_fields_set)}; begin each with a dash of its own"
+                f"an item of clean is one rule, found {len(self.model_fields_set)}; start each with a dash of its own"
             )
         return self
 

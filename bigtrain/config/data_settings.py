@@ -14,7 +14,7 @@ from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section,
 
 
 class TokenizerSettings(Section):
-    """Where the tokenizer comes from: trained on the sources, or a finished `tokenizer.json`."""
+    """The tokenizer: trained on the sources, or read from a finished `tokenizer.json`."""
 
     path: UserPath | None = None
     """A `tokenizer.json` (or the Hugging Face folder that holds one) to use as it is. Default: train one."""
@@ -25,21 +25,22 @@ class TokenizerSettings(Section):
     end_of_text: str = "<|endoftext|>"
     """The special token that closes each document."""
     train_bytes: PositiveInt = 50_000_000
-    """How much text a tokenizer is trained on, taken evenly over the sources."""
+    """Bytes of text that a tokenizer is trained on, taken evenly from the sources."""
 
 
 class SourceSettings(Section):
-    """One corpus: where its documents come from and how much of the mixture it makes."""
+    """One corpus: where its documents come from, and its share of the mixture."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """A name of your choice; a folder is called by it, and metrics and reports too."""
+    """A name of your choice. Folders, metrics and reports use it."""
     kind: Literal["python_stdlib", "text", "jsonl", "parquet", "huggingface", "megatron"]
     """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
     JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library; `megatron`:
     token ids that Megatron-LM's preprocess_data.py wrote (`.bin` and `.idx`) with the tokenizer at tokenizer.path."""
     path: str | None = None
-    """text, jsonl, parquet: a file, folder or glob, also behind a URL such as s3://bucket/folder. huggingface: a hub id
-    or a local folder. megatron: the prefix of a pair of files, one of them, a folder or a glob."""
+    """text, jsonl, parquet: a file, a folder or a glob, on this machine or at a URL such as s3://bucket/folder.
+    huggingface: a hub id or a local folder. megatron: the prefix of a pair of files, one of the pair, a folder or a
+    glob."""
     text_field: str = "text"
     """jsonl, parquet, huggingface: the field or column that holds the text."""
     content: Literal["source", "documentation"] = "source"
@@ -51,16 +52,16 @@ class SourceSettings(Section):
     streaming: bool = False
     """huggingface: read rows as they arrive instead of storing the dataset on this machine first."""
     weight: NonNegativeFloat | None = None
-    """Share of the mixture, relative to the other sources; 0 for a source that only a later phase draws from. Default:
-    in proportion to its tokens. Give it for all sources or for none, those with 0 aside."""
+    """Share of the mixture, relative to the other sources. 0: only a later phase draws from it. Default: in proportion
+    to its tokens. Give a weight to all sources or to none; a weight of 0 may always be given."""
     max_epochs: PositiveFloat | None = None
-    """Draw from it at most this many times over; from there on the other sources share what it would have made.
-    Default: no bound."""
+    """Draw each of its tokens at most this many times. After that, the other sources share what it would have given.
+    Default: no limit."""
     license: str | None = None
     """The licence of its documents, for the data card. It changes nothing that is built or trained."""
     clean: tuple[CleanStep, ...] = ()
-    """Rules that each document passes in this order before it is tokenized: the first that refuses it removes it, and
-    some rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
+    """Rules that each document passes, in this order, before it is tokenized. A document that a rule refuses is
+    removed; some rules rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
 
     @property
     def exact_weight(self) -> Fraction | None:
@@ -81,7 +82,7 @@ class SourceSettings(Section):
         }
         for key, kinds in kinds_of_key.items():
             value = getattr(self, key)
-            # Its default is let through wherever it stands: it says nothing, and a run's config.yaml writes every key.
+            # The default is accepted for every kind, because a run's config.yaml writes every key.
             if self.kind not in kinds and value != type(self).model_fields[key].default:
                 raise ValueError(
                     f"source {self.name!r} of kind {self.kind!r} has no {key}, found {value!r}; "
@@ -95,12 +96,12 @@ class SourceSettings(Section):
 
 
 class PhaseSettings(Section):
-    """A change of the mixture from some point of training on."""
+    """A change of the mixture, from a point of the training on."""
 
     from_tokens: PositiveInt
-    """The tokens trained on when it begins, rounded up to a whole sample."""
+    """Tokens trained on before the phase starts, rounded up to a whole sample."""
     weights: dict[str, NonNegativeFloat]
-    """Shares of the mixture by the name of the source; one that is not named gives nothing in this phase."""
+    """Shares of the mixture by the name of the source. A source that is not named gives nothing in this phase."""
 
     @field_validator("weights")
     @classmethod
@@ -111,11 +112,11 @@ class PhaseSettings(Section):
 
 
 class SkipSettings(Section):
-    """What is not trained on after all: the batches of some steps, or some documents."""
+    """Data that the run leaves out: the batches of some steps, or some documents."""
 
     steps: tuple[PositiveInt, PositiveInt] | None = None
-    """First and last step whose batches are left out, in the numbering that the run has with the entries above this
-    one. What comes behind them moves forward."""
+    """First and last step whose batches are left out, as the run counts steps with the items above this one. Later
+    batches move forward."""
     source: str | None = None
     """documents: the name of their source."""
     files: str | None = None
@@ -123,9 +124,9 @@ class SkipSettings(Section):
     ids: tuple[Annotated[str, Field(pattern="^[0-9a-f]{32}$")], ...] = ()
     """documents: their ids, as `bigtrain data where` prints them."""
     from_step: PositiveInt = 1
-    """documents: from this step on they are in the batch still, so that nothing moves, but have no labels."""
+    """documents: from this step on they have no labels. They stay in the batch, so that no other sample moves."""
     reason: str
-    """Why, for whoever reads this later."""
+    """Why, for later readers."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> SkipSettings:
@@ -137,24 +138,25 @@ class SkipSettings(Section):
         if self.steps is not None and (self.source is not None or self.from_step != 1):
             raise ValueError("an item of skip with steps has neither source nor from_step")
         if self.steps is not None and self.steps[0] > self.steps[1]:
-            raise ValueError(f"steps {list(self.steps)}: the first comes after the last")
+            raise ValueError(f"steps {list(self.steps)}: the first is after the last")
         return self
 
 
 class DedupSettings(Section):
-    """Which documents are dropped because an earlier one, in the order of the sources, is the same or nearly so."""
+    """Deduplication: a document is dropped when an earlier one, in the order of the sources, is equal or nearly
+    equal."""
 
     model_config = ConfigDict(json_schema_extra=lambda schema: _written_alone_too(schema, "method"))
 
     method: Literal["none", "exact", "near"] = "none"
-    """`exact`: equal texts, after cleaning; `near`: those, and texts whose sets of word n-grams have a large part in
-    common (MinHash with locality-sensitive hashing), directly or through others. Over both splits. Token ids of a
-    megatron source are compared for equality only. It reads and cleans the sources once more."""
+    """`exact`: texts that are equal after cleaning. `near`: also texts that share a large part of their word n-grams
+    (MinHash with locality-sensitive hashing), directly or through other documents. Both splits count. Documents of a
+    megatron source are compared for equality only. The build reads and cleans the sources once more."""
     ngram: PositiveInt = 5
-    """near: words in one n-gram, in lower case and without punctuation; a shorter document is one by itself."""
+    """near: words in one n-gram, in lower case and without punctuation. A shorter document is one n-gram."""
     bands: PositiveInt = 14
-    """near: two documents are duplicates when all hashes of one band agree: at a Jaccard similarity s with probability
-    1 - (1 - s^rows)^bands. FineWeb's 14 bands of 8 rows find 77% of the pairs at 0.75 and 92% at 0.8."""
+    """near: two documents are duplicates when all hashes of a band agree. At a Jaccard similarity s this has the
+    probability 1 - (1 - s^rows)^bands. FineWeb's 14 bands of 8 rows find 77% of the pairs at 0.75 and 92% at 0.8."""
     rows: PositiveInt = 8
     """near: hashes in one band."""
 
@@ -166,22 +168,24 @@ class DedupSettings(Section):
 
 class DecontaminateSettings(Section):
     """Drops documents that share a long n-gram with texts that a model is evaluated on (Brown et al. 2020, appendix
-    C). Token ids of a megatron source are not looked at."""
+    C). Documents of a megatron source are not checked."""
 
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files, folders or globs of the evaluation texts: text, .jsonl (also .gz, .zst) or .parquet."""
     text_fields: tuple[str, ...] = ("text",)
-    """jsonl, parquet: the fields to read; each that an item has is a text, or each string of a list in it."""
+    """jsonl, parquet: the fields to read. A field holds a text or a list of texts; an item may lack some of the
+    fields."""
     ngram: PositiveInt = 13
-    """Words in one n-gram, in lower case and without punctuation; a shorter evaluation text is an n-gram by
-    itself if it has 5 words."""
+    """Words in one n-gram, in lower case and without punctuation. A shorter evaluation text is one n-gram if it has
+    at least 5 words."""
 
 
 class ValidationSettings(Section):
     """The held-out documents."""
 
     fraction: OpenUnitInterval = 0.01
-    """Share of the documents held out, chosen by a hash of each document's origin: the same ones every time."""
+    """Share of the documents that is held out. A hash of a document's origin decides, so the choice is always the
+    same."""
 
 
 class DataSettings(Section):
@@ -190,39 +194,39 @@ class DataSettings(Section):
     dir: UserPath
     """The folder on this machine where tokenizer and shards are written. Several runs may share one."""
     remote: str | None = None
-    """URL (s3://, gs://, https://, ...) that a built `dir` was copied to, to read the shards from there. `dir` is then
-    a folder of its own for what has been fetched. Default: the shards are in `dir`."""
+    """URL (s3://, gs://, https://, ...) that a built `dir` was copied to, to read the shards from there. `dir` then
+    holds what has been fetched, and is another folder. Default: the shards are in `dir`."""
     cache_bytes: PositiveInt = 100_000_000_000
-    """remote: how much of the disk of `dir` fetched blocks of shards may take; the least recently used go first."""
+    """remote: bytes that fetched blocks of shards may take in `dir`. The least recently used are removed first."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     """The tokenizer."""
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
     """The corpora."""
     phases: tuple[PhaseSettings, ...] = ()
-    """Changes of the mixture on the way, in the order of their beginning."""
+    """Changes of the mixture during the run, in the order of their starts."""
     skip: tuple[SkipSettings, ...] = ()
-    """What is not trained on after all. Add to the end: what a run has seen already cannot be changed."""
+    """Data that the run leaves out. Add items at the end: samples that a run has used cannot be changed."""
     shuffle_blocks: PositiveInt | None = None
-    """How many blocks of 32 MiB of a source are mixed with each other at a time. With `remote`, such a window is used
-    up before the next is fetched, so cache_bytes need not hold more. Default: every sample of a source is mixed with
-    all others, which suits local disks."""
+    """Size of the shuffle window, in blocks of 32 MiB of a source. With `remote`, a window is used up before the next
+    is fetched, so cache_bytes need not hold more. Default: all samples of a source are mixed, which suits local
+    disks."""
     sequence_length: PositiveInt
     """Tokens in one training sample."""
     dedup: DedupSettings = DedupSettings()
-    """Dropping duplicates: the method alone, or `{method: near, bands: 20, ...}`."""
+    """Deduplication: the method alone, or `{method: near, bands: 20, ...}`."""
     decontaminate: DecontaminateSettings | None = None
-    """Dropping documents that evaluation texts are found in. Default: none are."""
+    """Decontamination: drops documents that contain evaluation texts. Default: off."""
     packing: Literal["concat", "best_fit", "buckets"] = "concat"
     """`concat`: documents one after the other, cut every sequence_length tokens. `best_fit`: only documents longer than
-    a sample are cut, and the parts packed into samples with little room left over (Ding et al. 2024). `buckets`: each
+    a sample are cut, and the parts are packed with little padding (Ding et al. 2024). `buckets`: each
     document is cut into parts whose lengths are powers of two, and a sample holds parts of one length
     (Pouransari et al. 2024). Attention stays inside a document in all of them."""
     validation: ValidationSettings = ValidationSettings()
     """The held-out split."""
     shard_tokens: PositiveInt = 100_000_000
-    """Tokens in one shard file, about."""
+    """Tokens in one shard file, approximately."""
     workers: PositiveInt | None = None
-    """Processes that tokenize. Default: one a core. The shards are byte-identical for any number."""
+    """Processes that clean and tokenize. Default: one per core. The shards are byte-identical for any number."""
 
     @field_validator("dir", mode="before")
     @classmethod
@@ -261,7 +265,7 @@ class DataSettings(Section):
             _require_known(where, named, [source.name for source in self.sources])
         starts = [phase.from_tokens for phase in self.phases]
         if starts != sorted(set(starts)):
-            raise ValueError(f"phases must begin one after the other, found from_tokens {starts}")
+            raise ValueError(f"phases must be in the order of their starts, found from_tokens {starts}")
         return self
 
     @model_validator(mode="after")

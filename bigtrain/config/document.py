@@ -1,4 +1,4 @@
-"""A YAML file as a plain tree that still knows on which line each value stands."""
+"""A YAML file as a plain tree that knows the line of each value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.config.yaml12 import MAPPING, SEQUENCE, compose, scalar
 
 Address = tuple[str | int, ...]
-"""The way from the root to a value: ("data", "sources", 0, "weight")."""
+"""The path from the root to a value: ("data", "sources", 0, "weight")."""
 
 
 def dotted(address: Address) -> str:
@@ -22,7 +22,7 @@ def dotted(address: Address) -> str:
 
 @dataclass(frozen=True, order=True)
 class SourceLocation:
-    """Where a value was given. Locations in the file sort by line, overrides after them in their order."""
+    """Where a value was given. Locations in the file are sorted by line; overrides come after them, in their order."""
 
     is_override: bool
     position: int
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass
 class YamlDocument:
-    """The tree of values of a file, the places they come from, and what was wrong with the file itself."""
+    """The tree of values of a file, where each was given, and what is wrong with the file itself."""
 
     file: str
     tree: dict[str, Any]
@@ -48,13 +48,13 @@ class YamlDocument:
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, address: Address) -> SourceLocation:
-        """Where the value at this address, or the innermost section around it, was given."""
+        """Where the value at this address was given, or else the innermost section around it."""
         while address not in self.places:
             address = address[:-1]
         return self.places[address]
 
     def holds(self, address: Address) -> bool:
-        """Whether there is a value at this address, given by itself or inside that of an override."""
+        """Whether there is a value at this address."""
         try:
             self.value(address)
         except (KeyError, IndexError, TypeError):
@@ -189,7 +189,7 @@ class _Reader:
 
 def _not_yaml(error: yaml.YAMLError, file: str, text: bytes) -> BigtrainError:
     mark = getattr(error, "problem_mark", None)
-    if mark is None:  # bytes that are no text at all
+    if mark is None:  # the bytes are not text
         return BigtrainError(f"{file} is not text in UTF-8", found=str(error).splitlines()[0], wanted="a YAML file")
     lines = text.decode("utf-8", "replace").splitlines()
     found = lines[mark.line].rstrip() if mark.line < len(lines) else "the end of the file"

@@ -1,4 +1,4 @@
-"""The section engine: how the work is spread over ranks and computed, and which combinations cannot work."""
+"""The section `engine`: how the work is spread over ranks and computed, and which combinations cannot work."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
 
 
 class EngineSettings(Section):
-    """How the work is spread and computed. Only precision, float8, quantisation and the raw extras change the
+    """How the work is spread over ranks and computed. Only precision, float8, quantisation and `deepspeed` change the
     mathematics."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What DeepSpeed ZeRO partitions over the ranks: 0 nothing, 1 optimizer states, 2 and gradients, 3 and
+    """What DeepSpeed ZeRO partitions over the ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also
     parameters."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with loss scaling
-    beside that; `fp32`: all in float32."""
+    """`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: the same in float16, with loss
+    scaling; `fp32`: all in float32."""
     loss_scale: NonNegativeFloat = 0.0
     """fp16: a fixed loss scale. 0: dynamic, halved at every overflow and doubled after 1,000 steps without one."""
     float8: bool = False
@@ -40,25 +40,25 @@ class EngineSettings(Section):
     zero_quantized_gradients: bool = False
     """ZeRO++: reduce gradients in 4 bits (stage 3, CUDA)."""
     activation_checkpointing: Literal["none", "selective", "full", "offloaded"] = "none"
-    """Activations recomputed in the backward pass: none, the cheap ones, or all inside a block; `offloaded`: all, and
-    what is left of a block, its input, waits in the host's memory."""
+    """Which activations the backward pass recomputes: none, the cheap ones (`selective`), or all inside a block
+    (`full`). `offloaded`: all, and the inputs of the blocks are kept in the host's memory."""
     activation_memory_budget: UnitInterval = 1.0
-    """selective: the share, in bytes, of the results of matrix products that is kept, dearest first; what it has no
-    room for is recomputed."""
+    """selective: the share, in bytes, of the results of matrix products that is kept. The most expensive are kept
+    first, and the rest is recomputed."""
     compile: bool = False
     """Compile each decoder block with torch.compile."""
     attn_implementation: Literal["auto", "varlen", "flex", "cpp", "blockwise", "sdpa", "reference"] = "auto"
-    """Attention back-end: `varlen` FlashAttention on CUDA, `flex` FlexAttention on CUDA (soft caps and distance biases,
-    too), `cpp` FlashAttention in C++ (bf16 on x86 CPUs that have instructions for it; compiled at first use),
+    """Attention back-end: `varlen` FlashAttention on CUDA, `flex` FlexAttention on CUDA (also soft caps and distance
+    biases), `cpp` FlashAttention in C++ (bf16 on x86 CPUs that have instructions for it; compiled at first use),
     `blockwise` its algorithm in batched matrix products (any CPU), `sdpa` (PyTorch's flash kernel) anywhere,
-    `reference` naive and slow. `auto` takes the best there is."""
+    `reference` naive and slow. `auto` takes the fastest that works."""
     dry_run: bool = True
-    """Before the first step, try a full micro-batch of documents as long as a row and forget it: what does not fit into
-    memory is known at once. The losses are the same without."""
+    """Run one full micro-batch before the first step and discard its results, so that a model that does not fit into
+    memory fails at once. The losses do not depend on it."""
     process_group_timeout_minutes: PositiveFloat = 35.0
-    """A collective that takes longer than this ends the job."""
+    """Minutes after which a collective operation fails, which ends the job."""
     deepspeed: dict[str, Any] = Field({})
-    """Raw extras for DeepSpeed's configuration; a key that bigtrain sets itself is refused."""
+    """Further keys for DeepSpeed's configuration. A key that bigtrain sets itself is refused."""
 
     @model_validator(mode="after")
     def _combination_works(self) -> EngineSettings:
@@ -106,7 +106,7 @@ class EngineSettings(Section):
         yield (
             tensor > 1 and stage not in (1, 2),
             f"tensor_parallel_size {tensor} works with zero_stage 1 and 2, found {stage}: stage 3 already cuts every "
-            "matrix, and at stage 0 nobody sums the gradient norm over the ranks that share a matrix",
+            "matrix, and stage 0 does not sum the gradient norm over the ranks that share a matrix",
         )
         yield (
             tensor > 1 and sequence > 1,

@@ -1,4 +1,4 @@
-"""What a key means: from the tree's own docstrings, for people and for programs."""
+"""What a key means, from the docstrings of the settings: as text, as JSON, and as a JSON schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Explanation:
 
     key: Key
     keys: list[Key]
-    """The keys that stand directly in a section; none for a value."""
+    """The keys directly in a section; empty for a value."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,10 +56,10 @@ class Explanation:
 
 
 def explain(path: str = "") -> Explanation:
-    """Explain a key, such as engine.zero_stage; a section lists its keys; nothing lists the sections.
+    """Explain a key, such as engine.zero_stage. A section lists its keys, and an empty path lists the sections.
 
     Raises:
-        BigtrainError: there is no such key; the nearest right one is named.
+        BigtrainError: there is no such key. The error names the nearest one.
     """
     key = find(path)
     if key is None:
@@ -75,7 +75,7 @@ def schema() -> dict[str, Any]:
 
 
 def default_text(key: Key) -> str:
-    """The default as it would be typed, or `required`."""
+    """The default as it is typed in YAML, or `required`."""
     if key.required:
         return "required"
     return to_yaml_line(key.default)

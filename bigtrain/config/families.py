@@ -1,5 +1,5 @@
-"""Model families: a name for a set of choices. Written out are the differences from `llama`, whose choices are the
-defaults of the section model; any key may still be given another value beside the family's name.
+"""Model families: each is a name for a set of choices. `llama` has the defaults of the section `model`; the other
+families list their differences from it. Any key may be given another value beside the family's name.
 
 A new family is a new entry here, and one in `bigtrain.convert.families` with its names at Hugging Face.
 """

@@ -1,4 +1,4 @@
-"""The tree of settings as a flat mapping from keys to values, as they are typed on the command line."""
+"""The settings as a flat mapping from keys to values, as they are typed on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of the tree with its meaning, type and default, read off the JSON schema of `Settings`.
+"""Every key of the settings with its meaning, type and default, from the JSON schema of `Settings`.
 
 A key is written as it is typed, data.sources.0.weight; N stands for any index in the general form,
 data.sources.N.weight.
@@ -23,15 +23,15 @@ class Key:
     kind: Literal["value", "mapping", "section", "list of sections"]
     meaning: str
     type: str
-    """What a value must be, in words: `a whole number, at least 1`."""
+    """What a value must be, in plain text: `a whole number, at least 1`."""
     required: bool
     default: Any
     allowed: tuple[Any, ...] = ()
-    """The values to choose from, where these are few."""
+    """The allowed values, where they are few."""
     nullable: bool = False
     """Whether a section may be null."""
     alone: str | None = None
-    """The key of a section that text in place of the whole section is the value of."""
+    """The key of a section that may be written alone: `dedup: near` means `dedup: {method: near}`."""
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ def nearest_known(path: str) -> Key:
 
 
 def keys_of(section: str) -> list[Key]:
-    """The keys that stand directly in a section."""
+    """The keys directly in a section."""
     return [key for key in all_keys().values() if key.path and key.section == general(section)]
 
 
@@ -96,14 +96,14 @@ def _walk(schema: dict[str, Any], path: str, definitions: dict[str, Any], *, req
         yield Key(path, "list of sections", meaning, f"a list of sections{at_least}", required, default)
         yield from _walk(schema["items"], f"{path}.N", definitions, required=False)
     elif schema.get("type") == "object":
-        yield Key(path, "mapping", meaning, _in_words(schema), required, default)
+        yield Key(path, "mapping", meaning, _as_text(schema), required, default)
     else:
-        yield Key(path, "value", meaning, _in_words(schema), required, default, tuple(schema.get("enum", ())))
+        yield Key(path, "value", meaning, _as_text(schema), required, default, tuple(schema.get("enum", ())))
 
 
-def _in_words(schema: dict[str, Any]) -> str:
+def _as_text(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
-        return ", or ".join(_in_words(choice) for choice in schema["anyOf"])
+        return ", or ".join(_as_text(choice) for choice in schema["anyOf"])
     if "enum" in schema:
         *most, last = [str(value) for value in schema["enum"]]
         return f"{', '.join(most)} or {last}"
@@ -115,23 +115,23 @@ def _in_words(schema: dict[str, Any]) -> str:
             at_most = f" and at most {schema['maximum']}" if "maximum" in schema else ""
             return f"a whole number, at least {least}{at_most}"
         case "number":
-            return "a number" + _range_in_words(schema)
+            return "a number" + _range_as_text(schema)
         case "string" if "pattern" in schema:
             return f"text that matches {schema['pattern']}"
         case "string":
             return "a path" if schema.get("format") == "path" else "text"
         case "array" if "items" in schema:
             at_least = f", at least {schema['minItems']}" if "minItems" in schema else ""
-            return f"a list{at_least}, each {_in_words(schema['items'])}"
+            return f"a list{at_least}, each {_as_text(schema['items'])}"
         case "array":
-            return f"a list of {len(schema['prefixItems'])}, each {_in_words(schema['prefixItems'][0])}"
+            return f"a list of {len(schema['prefixItems'])}, each {_as_text(schema['prefixItems'][0])}"
         case plain:
             if isinstance(schema.get("additionalProperties"), dict):
-                return f"a mapping of names, each to {_in_words(schema['additionalProperties'])}"
+                return f"a mapping of names, each to {_as_text(schema['additionalProperties'])}"
             return {"boolean": "true or false", "null": "null", "object": "a mapping"}[plain]
 
 
-def _range_in_words(schema: dict[str, Any]) -> str:
+def _range_as_text(schema: dict[str, Any]) -> str:
     bounds = []
     for name, words in (
         ("exclusiveMinimum", "above"),

@@ -1,10 +1,9 @@
-"""From a YAML file and overrides to settings, or to one message that names everything wrong with them.
+"""From a YAML file and overrides to settings, or to one error that names everything that is wrong.
 
     file --read_document--> tree and places --apply_overrides--> tree --pydantic--> Settings
                                   \\______________ problems _______________/
 
-A path in the settings stays as it was typed, but for a leading ~; whoever opens it does so relative to the current
-working directory.
+A path in the settings stays as it was typed, except for a leading ~. It is relative to the current working directory.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from bigtrain.config.allow_change import problems_of_allow_change
 from bigtrain.config.data_settings import TokenizerSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.overrides import apply_overrides
-from bigtrain.config.problems import problems_of, raise_together
+from bigtrain.config.problems import problems_of, raise_all
 from bigtrain.config.settings import Settings
 
 VOCABULARY_MULTIPLE = 64
-"""A trained vocabulary is padded to a multiple of this: matrix products like it."""
+"""A trained vocabulary is padded to a multiple of this, which makes matrix products faster."""
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -35,8 +34,8 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         overrides: `key=value` for any leaf, applied in order; the values are YAML.
 
     Raises:
-        BigtrainError: the file cannot be read, or keys or values in it are wrong; all of them are named together, in
-            the order of the file.
+        BigtrainError: the file cannot be read, or keys or values in it are wrong. One error names all of them, in the
+            order of the file.
     """
     document = read_document(path)
     apply_overrides(document, list(overrides))
@@ -49,13 +48,13 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         problems = problems + problems_of_allow_change(settings, document)
     except ValidationError as error:
         problems = problems + problems_of(error, document)
-    raise_together(problems, document.file)
+    raise_all(problems, document.file)
     assert settings is not None
     return settings
 
 
 def _fill_in_vocab_size(tree: Any) -> None:
-    """Give the model as many rows as the tokenizer to be trained needs, where its vocab_size was left out."""
+    """Fill in model.vocab_size, where it is missing, from the size of the tokenizer that will be trained."""
     match tree:
         case {"model": {"vocab_size": _}} | {"data": {"tokenizer": {"path": str()}}}:
             return

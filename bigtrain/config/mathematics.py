@@ -1,8 +1,8 @@
-"""Which settings change the mathematics of a run, which the order of its data, and which only speed or place.
+"""Which settings change the mathematics of a run, which the order of its data, and which neither.
 
-A checkpoint records the first kind; a run that would resume it with another value is refused. The second kind decides
-the data plan, which may change where the run has not come to yet. The third may change at every start. Every key is in
-one of the three lists, and a test fails when a new one is in none.
+A checkpoint records the first kind, and a run that would resume it with another value is refused. The second kind
+makes the data plan, which may change for samples that the run has not used. The third may change at every start. Every
+key is in one of the three lists: a test fails for a key that is in none.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MATHEMATICS = frozenset(
     {
         # the function that is trained, and its losses
         "model",
-        # how long, and from which initial weights
+        # how long the run is, and its initial weights
         "train.steps",
         "train.tokens",
         "train.seed",
-        # what a step does with them
+        # what a step does with the gradients
         "optimizer.name",
         "optimizer.learning_rate",
         "optimizer.betas",
@@ -75,12 +75,12 @@ PLAN = frozenset(
         "train.batch_size_warmup",
     }
 )
-"""These change the mathematics too, but only through the plan, and that is compared itself: a change that moves no
-sample which a run has seen already is none."""
+"""These change the mathematics too, but only through the plan, which is compared itself: a change is allowed where it
+moves no sample that the run has used."""
 
 OPERATION = frozenset(
     {
-        # where things lie: what the files hold is pinned by the plan, not by their path
+        # where files are: the plan fixes what the files hold, whatever their path
         "run_dir",
         "data.dir",
         "data.remote",
@@ -89,7 +89,7 @@ OPERATION = frozenset(
         "data.sources.N.path",
         "data.sources.N.license",
         "data.sources.N.streaming",
-        # how the same work is cut and spread
+        # how the same work is divided
         "data.shard_tokens",
         "data.workers",
         "train.micro_batch_size",
@@ -108,7 +108,7 @@ OPERATION = frozenset(
         "engine.dry_run",
         "engine.process_group_timeout_minutes",
         "engine.deepspeed.zero_optimization",
-        # when to stop, save, look and tell
+        # when to stop, save, evaluate and log
         "train.stop_after",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
@@ -130,7 +130,7 @@ OPERATION = frozenset(
         "tracking.name",
         "tracking.log_every_steps",
         "tracking.patience_seconds",
-        # what to look out for; what it leads to is a skip of the data plan
+        # which anomalies to detect; their effect on the mathematics is a skip in the data plan
         "guard.on_nonfinite",
         "guard.on_spike",
         "guard.loss_z",
@@ -152,8 +152,8 @@ OPERATION = frozenset(
 def mathematics(settings: Settings) -> dict[str, Any]:
     """The settings that change the mathematics other than through the data plan, flat, in JSON types.
 
-    Two ways to say the same thing give the same answer: a length in tokens is given in steps, and the heads that
-    follow from other keys are filled in.
+    Equal configurations give equal values however they are written: a length in tokens is converted to steps, and
+    heads that follow from other keys are filled in.
     """
     values = {key: value for key, value in flat(settings).items() if kind_of(key) == "mathematics"}
     del values["train.tokens"]
@@ -164,7 +164,7 @@ def mathematics(settings: Settings) -> dict[str, Any]:
 
 
 def kind_of(key: str) -> Literal["mathematics", "plan", "operation"]:
-    """Which of the three a leaf is; the innermost listed key decides, where that is a section for all in it.
+    """Which of the three kinds a key is. A section in a list stands for all keys in it; the innermost one decides.
 
     Raises:
         KeyError: the key is in no list.

@@ -23,26 +23,27 @@ assert set(get_args(Family)) == FAMILIES.keys()
 
 
 class RopeScaling(Section):
-    """How rotary frequencies are stretched for contexts longer than those of an earlier training."""
+    """How rotary frequencies are changed for contexts longer than those of an earlier training."""
 
     rope_type: Literal["linear", "ntk", "yarn", "llama3"]
-    """`linear`: all divided by the factor (Chen et al., 2023). `ntk`: the base raised, so that the slowest is divided
-    by the factor and the fastest stays. `yarn`: by wavelength, with attention scaled beside it (Peng et al., 2023).
-    `llama3`: by wavelength, as Llama 3.1 has it."""
+    """`linear`: all frequencies are divided by the factor (Chen et al., 2023). `ntk`: the base is raised, so that the
+    lowest frequency is divided by the factor and the highest stays. `yarn`: by wavelength, and attention is scaled
+    (Peng et al., 2023). `llama3`: by wavelength, as in Llama 3.1."""
     factor: Annotated[float, Field(ge=1.0)]
     """How many times longer the context becomes."""
     original_max_position_embeddings: PositiveInt | None = None
     """yarn, llama3: the context of the earlier training. Default: model.max_position_embeddings / factor."""
     low_freq_factor: PositiveFloat = 1.0
-    """llama3: wavelengths longer than the original context divided by this are stretched whole."""
+    """llama3: frequencies with wavelengths longer than the original context divided by this are divided by the
+    factor."""
     high_freq_factor: PositiveFloat = 4.0
-    """llama3: wavelengths shorter than the original context divided by this stay."""
+    """llama3: frequencies with wavelengths shorter than the original context divided by this stay."""
     beta_fast: PositiveFloat = 32.0
-    """yarn: what turns this often or more within the original context stays."""
+    """yarn: frequencies with this many rotations or more within the original context stay."""
     beta_slow: PositiveFloat = 1.0
-    """yarn: what turns this often or less within the original context is stretched whole."""
+    """yarn: frequencies with this many rotations or fewer within the original context are divided by the factor."""
     attention_factor: PositiveFloat | None = None
-    """yarn: cosine and sine are multiplied by it. Default: 0.1 ln(factor) + 1."""
+    """yarn: cosine and sine are multiplied by this. Default: 0.1 ln(factor) + 1."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> RopeScaling:
@@ -56,14 +57,14 @@ class RopeScaling(Section):
 
 
 class ModelSettings(Section):
-    """The decoder's shape and choices, in Hugging Face's own names. Choices not given are the family's."""
+    """The shape of the decoder and its architecture, in Hugging Face's names. The family gives the defaults."""
 
     model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("vocab_size"))
 
     family: Family = "llama"
     """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
-    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, and with experts `mixtral`, `qwen3_moe`. Any choice below
-    may be given another value; what a family cannot express at Hugging Face cannot be exported."""
+    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, and with experts `mixtral`, `qwen3_moe`. Any key below may
+    be given another value, but a model that the family cannot express at Hugging Face cannot be exported."""
     init_from: UserPath | None = None
     """A folder written by `bigtrain import`: a new run starts from its weights."""
 
@@ -75,8 +76,8 @@ class ModelSettings(Section):
     num_attention_heads: PositiveInt
     """Number of query heads."""
     num_key_value_heads: PositiveInt | None = None
-    """Number of key and value heads; fewer than the query heads is grouped-query attention. Default: as many as
-    the query heads."""
+    """Number of key and value heads. Fewer than the query heads is grouped-query attention. Default: as many as the
+    query heads."""
     head_dim: PositiveInt | None = None
     """Width of one head. Default: hidden_size / num_attention_heads."""
     intermediate_size: PositiveInt
@@ -89,8 +90,8 @@ class ModelSettings(Section):
     tie_word_embeddings: bool = False
     """Use the embedding matrix as the output projection too."""
     expect_parameters: str | PositiveInt | None = None
-    """How many parameters you believe this model has, for example 124M or 1.24B; it has to be right in the digits
-    given, or nothing starts."""
+    """The number of parameters that you expect, for example 124M or 1.24B. The run does not start if the model has
+    another number, rounded to the given digits."""
 
     # norms and residuals
     norm: Literal["rms_norm", "rms_norm_zero_centered", "layer_norm"] = "rms_norm"
@@ -98,10 +99,10 @@ class ModelSettings(Section):
     norm_eps: PositiveFloat = 1e-5
     """Added to the variance in every norm (`rms_norm_eps`, `layer_norm_epsilon` at Hugging Face)."""
     norm_position: Literal["pre", "post", "sandwich"] = "pre"
-    """Where a block normalises: what goes into attention and feed-forward layer, what comes out of them before it is
-    added to the stream (olmo2), or both (gemma2)."""
+    """Where a block normalises: the inputs of attention and feed-forward layer (`pre`), their outputs before they are
+    added to the residual stream (`post`; olmo2), or both (`sandwich`; gemma2)."""
     parallel_residual: bool = False
-    """Attention and feed-forward layer read the same stream, side by side (gpt_neox)."""
+    """Attention and feed-forward layer read the same input, in parallel (gpt_neox)."""
 
     # positions
     position_embedding: Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"] = "rope"
@@ -115,26 +116,26 @@ class ModelSettings(Section):
     rope_scaling: RopeScaling | None = None
     """rope: frequencies stretched for longer contexts."""
     relative_attention_num_buckets: Annotated[int, Field(ge=2)] = 32
-    """t5: distances that are told apart; half of them one by one, the others logarithmically."""
+    """t5: number of buckets of distances. Half of them hold one distance each, the others grow logarithmically."""
     relative_attention_max_distance: PositiveInt = 128
-    """t5: from this distance on all are one."""
+    """t5: all distances from this one on share a bucket."""
 
     # attention
     sliding_window: PositiveInt | None = None
-    """Tokens that a token sees, itself included, in layers with sliding attention."""
+    """Number of tokens that a token attends to, itself included, in layers with sliding attention."""
     layer_types: tuple[LayerType, ...] = ()
-    """`sliding_attention` or `full_attention`, for each layer; a shorter list repeats. Default: sliding in all layers
-    where sliding_window is given."""
+    """`sliding_attention` or `full_attention` for each layer. A shorter list repeats. Default: sliding attention in all
+    layers if sliding_window is given."""
     attention_bias: bool = False
     """Biases in the projections to queries, keys and values."""
     attention_output_bias: bool = False
-    """A bias in the projection behind attention."""
+    """A bias in the output projection of attention."""
     qk_norm: Literal["none", "head", "full"] = "none"
-    """Queries and keys are normalised: each head by itself (qwen3), or the whole projection (olmo2)."""
+    """Normalise queries and keys: each head by itself (`head`; qwen3), or the whole projection (`full`; olmo2)."""
     attention_multiplier: PositiveFloat | None = None
-    """What the products of queries and keys are multiplied by. Default: 1 / sqrt(head_dim)."""
+    """Factor on the products of queries and keys. Default: 1 / sqrt(head_dim)."""
     attn_logit_softcapping: PositiveFloat | None = None
-    """Scores s become cap tanh(s / cap) (gemma2)."""
+    """Soft cap: attention scores s become cap tanh(s / cap) (gemma2)."""
 
     # feed-forward layer
     hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"] = "silu"
@@ -146,50 +147,50 @@ class ModelSettings(Section):
 
     # mixture of experts
     num_experts: NonNegativeInt = 0
-    """Experts in place of the feed-forward layer; 0: none."""
+    """Number of experts that replace the feed-forward layer. 0: no experts."""
     num_experts_per_tok: PositiveInt = 2
-    """Experts that work for a token: those of the highest router probability."""
+    """Number of experts for each token: those with the highest router probability."""
     moe_intermediate_size: PositiveInt | None = None
     """Width inside an expert. Default: intermediate_size."""
     norm_topk_prob: bool = True
-    """The chosen experts' weights are made to sum to one."""
+    """Scale the weights of the chosen experts so that they sum to one."""
     mlp_only_layers: tuple[NonNegativeInt, ...] = ()
-    """Layers, from 0, that keep one feed-forward layer of width intermediate_size."""
+    """Layers, counted from 0, that have a feed-forward layer of width intermediate_size instead of experts."""
     router_aux_loss_coef: NonNegativeFloat = 0.0
-    """Weight of the load-balancing loss (Fedus et al., 2021, equation 4), taken over each sequence of a batch, so that
-    it is the same however the batch is spread."""
+    """Weight of the load-balancing loss (Fedus et al., 2021, equation 4), computed over each sequence of a batch, so
+    that it does not depend on how the batch is spread over ranks."""
     router_z_loss_coef: NonNegativeFloat = 0.0
     """Weight of the mean square of the router's log-normaliser (Zoph et al., 2022, equation 5)."""
     router_bias_update_rate: NonNegativeFloat = 0.0
-    """Balancing without a loss (Wang et al., 2024): each step moves the bias with which an expert enters the choice by
-    this much, up if it had less than the average, else down. 0: no biases."""
+    """Balancing without a loss (Wang et al., 2024): each step changes the bias of each expert in the choice by this
+    much, up if the expert had less than the average load, else down. 0: no biases."""
 
     # what multiplies what
     embedding_multiplier: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
     """Embeddings are multiplied by this."""
     residual_multiplier: PositiveFloat = 1.0
-    """What a layer adds to the stream is multiplied by this."""
+    """The output of each layer is multiplied by this before it is added to the residual stream."""
     logits_scaling: PositiveFloat = 1.0
     """Logits are divided by this."""
     final_logit_softcapping: PositiveFloat | None = None
-    """Logits l become cap tanh(l / cap) (gemma2)."""
+    """Soft cap: logits l become cap tanh(l / cap) (gemma2)."""
     mup_base_hidden_size: PositiveInt | None = None
-    """Scale by width as muP does for Adam (Yang et al., 2022, table 8): with m = hidden_size / this, matrices of the
-    blocks begin sqrt(m) times smaller and learn at 1 / m of the rate, and logits are divided by m. What was tuned at
-    this width then holds at hidden_size."""
+    """Scale by width as muP does for Adam (Yang et al., 2022, table 8). With m = hidden_size / this, the initial
+    matrices of the blocks are sqrt(m) times smaller, their learning rate is 1 / m of the others', and logits are
+    divided by m. Hyper-parameters that were tuned at this width then hold at hidden_size."""
     initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights; projections back into the residual stream get it divided by
+    """Standard deviation of the initial weights. For projections back into the residual stream it is divided by
     sqrt(2 * num_hidden_layers) (GPT-2 paper, section 2.3)."""
 
     # what else is learned
     z_loss_coef: NonNegativeFloat = 0.0
-    """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The loss that is
-    reported is without it."""
+    """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The reported
+    loss does not include it."""
     num_nextn_predict_layers: NonNegativeInt = 0
-    """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): so many further blocks, each to predict one token
-    further ahead. They are for training: an export leaves them out."""
+    """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): this many additional blocks, each of which predicts one
+    token further ahead. They are for training only: an export leaves them out."""
     mtp_loss_coef: NonNegativeFloat = 0.1
-    """Weight of the mean loss of those predictions. The loss that is reported is without it."""
+    """Weight of the mean loss of those predictions. The reported loss does not include it."""
 
     @property
     def key_value_heads(self) -> int:
@@ -203,17 +204,17 @@ class ModelSettings(Section):
 
     @property
     def rotary_width(self) -> int:
-        """How much of a head's width rotates; even."""
+        """The part of a head's width that rotates. It is even."""
         return int(self.head_width * self.partial_rotary_factor)
 
     @property
     def attention_scale(self) -> float:
-        """What the products of queries and keys are multiplied by, with the default filled in."""
+        """Factor on the products of queries and keys, with the default filled in."""
         return self.attention_multiplier or self.head_width**-0.5
 
     @property
     def width_multiplier(self) -> float:
-        """muP's m: how many times wider this is than the width that was tuned; 1 without muP."""
+        """muP's m: hidden_size divided by the width that was tuned; 1 without muP."""
         return self.hidden_size / (self.mup_base_hidden_size or self.hidden_size)
 
     @property
@@ -222,7 +223,7 @@ class ModelSettings(Section):
         return self.moe_intermediate_size or self.intermediate_size
 
     def window_of(self, layer: int) -> int | None:
-        """How many tokens a token sees in a layer, itself included; None: all before it."""
+        """Number of tokens that a token attends to in a layer, itself included. None: all before it."""
         if self.layer_types and self.layer_types[layer % len(self.layer_types)] == "full_attention":
             return None
         return self.sliding_window

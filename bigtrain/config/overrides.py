@@ -1,4 +1,4 @@
-"""`key=value` on the command line: any leaf of the tree, list items by index (data.sources.0.weight=0.3)."""
+"""`key=value` on the command line, for any key; list items by index (data.sources.0.weight=0.3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from bigtrain.config.suggest import unknown_key
 
 
 def apply_overrides(document: YamlDocument, overrides: list[str]) -> None:
-    """Set each override in the document, the last one winning; what cannot be set becomes a problem of it."""
+    """Set each override in the document; the last one wins. One that cannot be set becomes a problem of the
+    document."""
     for position, override in enumerate(overrides):
         place = SourceLocation(True, position, f"override {override}")
         try:
@@ -80,11 +81,11 @@ def _new_section(address: Address) -> dict[str, Any]:
 
 
 def _step(holder: Any, address: Address, part: str, document: YamlDocument) -> str | int:
-    """The key or index to take inside `holder`, which stands at `address`."""
+    """The key or index to take inside `holder`, which is at `address`."""
     if isinstance(holder, list):
         if not part.isdecimal() or int(part) >= len(holder):
             raise BigtrainError(
-                f"{dotted(address)} has {len(holder)} items and none called {part}",
+                f"{dotted(address)} has {len(holder)} items, and none is called {part}",
                 found=part,
                 wanted=f"an index from 0 to {len(holder) - 1}" if holder else "an item to change",
                 fix="count from 0",

@@ -1,4 +1,4 @@
-"""From what pydantic found wrong to messages that name file, line, both values and the fix."""
+"""Turns the errors of pydantic into messages with file, line, found and wanted value, and a fix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def problems_of(error: ValidationError, document: YamlDocument) -> list[Problem]
             unknown.append(Problem(place, unknown_key(dotted(details["loc"]), place.text)))
         else:
             others.append(details)
-    misspelt = {problem.error.wanted for problem in unknown}  # such a key is not missing as well
+    misspelt = {problem.error.wanted for problem in unknown}  # a misspelt key is not reported as missing too
     return unknown + [
         _problem(details, document)
         for details in others
@@ -32,7 +32,7 @@ def problems_of(error: ValidationError, document: YamlDocument) -> list[Problem]
     ]
 
 
-def raise_together(problems: Sequence[Problem], file: str) -> None:
+def raise_all(problems: Sequence[Problem], file: str) -> None:
     """Raise all problems as one error, in the order of the file; do nothing if there is none.
 
     Raises:
@@ -142,11 +142,11 @@ def _kind(value: Any) -> str:
 
 
 def _broken_rule(message: str, address: Address, document: YamlDocument) -> Problem:
-    """A rule between several keys: the message names them, this adds where each was given."""
+    """The problem of a rule between several keys. The message names them; this adds where each was given."""
     place = document.place(address)
     section = dotted(address)
     given, edits = [], []
-    names = re.sub(r"'[^']*'", "", message)  # what is quoted is a value, even where it reads like a key
+    names = re.sub(r"'[^']*'", "", message)  # quoted text is a value, even if it looks like a key
     for word in dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*", names)):
         named = tuple(int(part) if part.isdecimal() else part for part in word.split("."))
         inner = (*address, *named)

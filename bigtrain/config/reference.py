@@ -12,7 +12,7 @@ _HEAD = """\
 <!-- Made by `python -m bigtrain.config.reference > docs/reference/config.md` from bigtrain/config/settings.py. -->
 
 A configuration is one YAML file. `bigtrain config show CONFIG` prints it with all defaults filled in,
-`bigtrain config explain KEY` tells about one key, and `bigtrain config schema` gives a JSON schema for editors.
+`bigtrain config explain KEY` explains one key, and `bigtrain config schema` gives a JSON schema for editors.
 
 - **Overrides.** After the file, `key=value` sets any leaf: `bigtrain train CONFIG train.steps=20`. Values are YAML;
   items of a list go by index from 0: `data.sources.0.weight=0.3`. The last one wins.
@@ -20,9 +20,9 @@ A configuration is one YAML file. `bigtrain config show CONFIG` prints it with a
   coerced: `"8"` is not 8, and `8.0` is not a whole number.
 - **Paths** are relative to the current working directory, not to the file; `~/` is the home directory.
 - **Unknown keys** are errors. So is a key that is given twice.
-- **On resume** says whether a run may go on from its checkpoint with another value. `no` marks the settings that change
-  the mathematics; `ahead` those of the data plan, which may change as long as no sample moves that the run has seen:
-  `bigtrain data diff` tells.
+- **On resume** says whether a run may continue from its checkpoint with another value. `no` marks settings that change
+  the mathematics. `ahead` marks settings of the data plan, which may change if no sample moves that the run has used;
+  `bigtrain data diff` shows what moves.
 """
 
 

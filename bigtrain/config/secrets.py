@@ -1,7 +1,7 @@
-"""Keeping passwords and keys out of what a run writes down: settings, logs, events, and what it tells W&B.
+"""Keeps passwords and keys out of what a run writes: settings, logs, events, and data for W&B.
 
-A setting may not hold a password at all (`passwords_in`). What leaves as text goes through `without_secrets`, which
-also knows the secrets in the environment, should a library's message quote one.
+A setting may not hold a password (`passwords_in`). All text that a run writes goes through `without_secrets`, which
+also removes secrets of the environment, because a library's message may quote one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 HIDDEN = "***"
 SHORTEST = 16
-"""A value of an environment variable that is shorter says too little to be looked for in every text."""
+"""Shorter values of environment variables are not searched for: they occur in other text by chance."""
 
 _NAME = r"(?:password|passwd|secret|token|signature|credential|api_?key|access_?key|\bsig\b)"
 _VARIABLE = re.compile(r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|KEY)(?:_ID)?$", re.IGNORECASE)
@@ -24,9 +24,9 @@ _PARAMETER = re.compile(rf"""([?&][^=&\s"']*{_NAME}[^=&\s"']*=)[^&\s"']+""", re.
 
 
 def without_secrets(text: str) -> str:
-    """A text with what is secret in it hidden: passwords and tokens in URLs, and secrets of the environment.
+    """Hide the secrets in a text: passwords and tokens in URLs, and secrets of the environment.
 
-    A JSON line stays one: what is taken out holds no quotation mark.
+    A JSON line stays valid, since no secret that is removed has a quotation mark.
     """
     text = with_bare_urls(text)
     for secret in _secrets(tuple(value for name, value in os.environ.items() if _is_secret(name))):
@@ -35,7 +35,7 @@ def without_secrets(text: str) -> str:
 
 
 def with_bare_urls(text: str) -> str:
-    """A text with the passwords and tokens in its URLs hidden, before their hosts and among their parameters."""
+    """Hide the passwords and tokens in the URLs of a text, before their hosts and in their parameters."""
     if "://" in text:
         text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
         text = _BARE_TOKEN.sub(rf"\1{HIDDEN}@", text)
@@ -72,6 +72,7 @@ def _is_secret(variable: str) -> bool:
 
 @lru_cache(maxsize=8)
 def _secrets(values: tuple[str, ...]) -> list[str]:
-    """Longest first, so that none leaves a part of another; a path, such as that of a key file, is none."""
+    """The secrets, longest first, so that no part of one is left. A path, such as that of a key file, is not a
+    secret."""
     found = {value for value in values if len(value) >= SHORTEST and not re.search(r"""^[./~]|["\\\s]""", value)}
     return sorted(found, key=len, reverse=True)

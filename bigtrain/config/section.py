@@ -1,4 +1,4 @@
-"""What every part of the tree of settings is."""
+"""The base class of every section of the settings, and types that their fields share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 def _home_filled_in(path: Path) -> Path:
     try:
         return path.expanduser()
-    except RuntimeError:  # which pydantic would let through as a bug
+    except RuntimeError:  # pydantic would not turn it into a validation error
         raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
 
 
@@ -24,7 +24,7 @@ UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
 
 
 class Section(BaseModel):
-    """A part of the tree. Unknown keys are refused; a value is never coerced into another type silently."""
+    """A part of the tree. Unknown keys are refused; a value is never converted into another type."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,8 +1,8 @@
-"""The typed tree of settings: every key a YAML file may hold, its type, its default and its meaning.
+"""The typed tree of settings: every key of a YAML file, its type, its default and its meaning.
 
-The docstring under each field is the only description of it there is: `bigtrain config explain`, the JSON schema
-and docs/reference/config.md are made from these. Names are Hugging Face's or DeepSpeed's own where those exist. Rules
-that need one section only stand in that section; rules that span sections stand in `Settings`.
+The docstring under each field is its only description: `bigtrain config explain`, the JSON schema and
+docs/reference/config.md are made from it. Names are Hugging Face's or DeepSpeed's where they have one. A rule of one
+section is in the class of that section; rules that span sections are in `Settings`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class BatchSizeStage(Section):
     """One stage of the batch-size warm-up."""
 
     steps: PositiveInt
-    """Optimizer steps that it lasts."""
+    """Length of the stage, in optimizer steps."""
     global_batch_size: PositiveInt
-    """Samples in each of them, over all ranks."""
+    """Samples in each of its steps, over all ranks."""
 
 
 class TrainSettings(Section):
-    """How long and in which portions."""
+    """The length of the run and the sizes of its batches."""
 
     steps: PositiveInt | None = None
     """Optimizer steps of the whole schedule. Give this or tokens."""
@@ -40,13 +40,13 @@ class TrainSettings(Section):
     global_batch_size: PositiveInt
     """Samples in one optimizer step, over all ranks."""
     batch_size_warmup: tuple[BatchSizeStage, ...] = ()
-    """Stages at the beginning with other, mostly smaller, batches; global_batch_size holds after them."""
+    """Stages at the start with other, mostly smaller, batches. After them, global_batch_size holds."""
     micro_batch_size: PositiveInt = 1
-    """Samples in one forward pass on one rank. The number of gradient accumulation steps follows from it."""
+    """Samples in one forward pass on one rank. The number of gradient accumulation steps follows from this."""
     seed: NonNegativeInt = 0
-    """Seeds the initial weights and the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
     stop_after: PositiveInt | None = None
-    """Commit a checkpoint and leave with status 75 after this step; the schedule still ends at `steps`."""
+    """Commit a checkpoint and exit with status 75 after this step. The schedule still ends at `steps`."""
 
     @property
     def batches(self) -> BatchSchedule:
@@ -62,15 +62,15 @@ class TrainSettings(Section):
 
 
 class ParameterGroup(Section):
-    """Other hyper-parameters for some parameters."""
+    """Hyper-parameters of their own for some parameters."""
 
     match: str
-    """Which: a pattern such as `embed_tokens.*` or `*.mlp.*.weight`, against the whole name of the parameter. The first
-    group that matches counts."""
+    """A pattern for the whole name of a parameter, such as `embed_tokens.*` or `*.mlp.*.weight`. The first group that
+    matches applies."""
     weight_decay: NonNegativeFloat | None = None
-    """Their weight decay. Default: as without the group."""
+    """Weight decay of these parameters. Default: as without the group."""
     lr_scale: NonNegativeFloat = 1.0
-    """Their learning rate as a multiple of that of all others; 0 freezes them."""
+    """Learning rate of these parameters as a multiple of optimizer.learning_rate. 0 freezes them."""
 
 
 class OptimizerSettings(Section):
@@ -90,40 +90,40 @@ class OptimizerSettings(Section):
     momentum: OpenUnitInterval = 0.95
     """muon: decay rate of the momentum, in Nesterov's form."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled weight decay of matrices; norms and biases get none."""
+    """Decoupled weight decay of matrices. Norms and biases have none."""
     groups: tuple[ParameterGroup, ...] = ()
-    """Other weight decays or learning rates for parameters by name."""
+    """Weight decays or learning rates for parameters by name."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this global L2 norm. 0 turns clipping off."""
 
 
 class ScheduleSettings(Section):
-    """The learning rate over the steps; it never rises after its end."""
+    """The learning rate over the steps. After the end of the schedule it stays constant."""
 
     by: Literal["step", "token"] = "step"
-    """What the schedule counts. They differ where train.batch_size_warmup makes early steps shorter: by `token`,
-    half-way is where half of the tokens are."""
+    """The unit of the schedule. The two differ where train.batch_size_warmup makes early steps smaller: by `token`,
+    half of the schedule is half of the tokens."""
     name: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
     """`constant`, `linear` or `cosine` decay to the end, `wsd` (warm-up, stable, decay), or `inverse_sqrt`."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises linearly from 0."""
     warmup_tokens: NonNegativeInt | None = None
-    """The same in tokens, where the schedule goes by token."""
+    """The same in tokens, for `by: token`."""
     decay_steps: PositiveInt | None = None
-    """wsd: the last steps, over which the rate falls. Default: a fifth of all steps."""
+    """wsd: number of last steps over which the rate falls. Default: a fifth of all steps."""
     decay_tokens: PositiveInt | None = None
-    """The same in tokens, where the schedule goes by token. Default: a fifth of all tokens."""
+    """The same in tokens, for `by: token`. Default: a fifth of all tokens."""
     min_lr_ratio: UnitInterval = 0.1
     """The rate at the end, as a share of the peak (linear, cosine, wsd)."""
 
     @property
     def warmup(self) -> int:
-        """The length of the warm-up, in what the schedule counts."""
+        """The length of the warm-up, in the unit of the schedule."""
         return (self.warmup_tokens or 0) if self.by == "token" else self.warmup_steps
 
     @property
     def decay(self) -> int | None:
-        """The length of wsd's decay, in what the schedule counts; None for the default."""
+        """The length of wsd's decay, in the unit of the schedule; None for the default."""
         return self.decay_tokens if self.by == "token" else self.decay_steps
 
     @model_validator(mode="after")
@@ -147,29 +147,29 @@ class ScheduleSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """When to save, where to, and what to keep. A checkpoint is always saved at the end and when the run is stopped."""
+    """When to save, where, and what to keep. A checkpoint is always saved at the end and when the run is stopped."""
 
     every_steps: PositiveInt | None = None
-    """Save after every so many steps."""
+    """Save after every this many steps."""
     every_minutes: PositiveFloat | Literal["auto"] | None = None
-    """Save when this much time has passed since the last save. `auto`: as often as loses least, from the cost of a save
-    and the observed rate of failures (Young, 1974; Daly, 2006)."""
+    """Save when this much time has passed since the last save. `auto`: the interval that loses the least time, from the
+    cost of a save and the observed rate of failures (Young, 1974; Daly, 2006)."""
     keep: PositiveInt | None = None
     """Keep this many of the newest verified checkpoints. Default: all of them."""
     keep_every_steps: PositiveInt | None = None
-    """Keep those of every so many steps for ever, beside the newest."""
+    """Also keep the checkpoints at multiples of this many steps, for ever."""
     asynchronous: bool = True
-    """Train on while a checkpoint is written: a save costs the training a copy of its state. false: wait."""
+    """Continue training while a checkpoint is written: a save then costs only a copy of the state. false: wait."""
     dir: str | None = None
     """Where checkpoints go: a folder, or a URL for fsspec such as s3://bucket/name. Default: RUN/checkpoints."""
     local_dir: UserPath | None = None
-    """A folder on a disk of each node, for a first copy of every checkpoint: a restart on the same nodes reads from
-    there. The directory of the run, or `dir`, gets every `durable_every`-th."""
+    """A folder on a disk of each node for a first copy of every checkpoint. A restart on the same nodes reads from it.
+    RUN/checkpoints, or `dir`, gets every `durable_every`-th save."""
     durable_every: PositiveInt = 1
-    """With local_dir: which of the saves also go to the durable place. The last one of a run always does."""
+    """With local_dir: every this many saves, one also goes to the durable folder. The last one of a run always does."""
     allow_change: tuple[str, ...] = ()
-    """Keys that change the mathematics and may differ from the checkpoint all the same, for example train.steps to
-    train longer; recorded in events.jsonl."""
+    """Keys that change the mathematics but may differ from the checkpoint, for example train.steps to train longer. The
+    change is recorded in events.jsonl."""
 
 
 class TrackingSettings(Section):
@@ -186,24 +186,24 @@ class TrackingSettings(Section):
     log_every_steps: PositiveInt = 10
     """How often a progress line is printed. metrics.jsonl and W&B get every step."""
     patience_seconds: PositiveFloat = 30.0
-    """How long W&B may take to answer at the start, beside the training, and to take the rest at the end. Then the run
-    is tracked offline, or left as it is: `wandb sync` sends what is in RUN/wandb."""
+    """Seconds that W&B may take to answer at the start, while the run trains, and to receive the rest at the end. After
+    that the run is tracked offline; `wandb sync` sends what is in RUN/wandb."""
 
 
 class EvaluateSettings(Section):
-    """Validation along the way."""
+    """Validation during the run."""
 
     every_steps: PositiveInt | None = None
-    """Compute the validation loss after every so many steps; always at the end too."""
+    """Compute the validation loss after every this many steps, and at the end."""
     max_sequences: PositiveInt | None = 256
     """At most this many sequences of each source, always the same ones. Default: 256; null: all."""
     micro_batch_size: PositiveInt | None = None
     """Sequences in one forward pass. Default: train.micro_batch_size."""
     samples: NonNegativeInt = 0
-    """So many beginnings of held-out documents are continued at each evaluation, always the same ones, for the report
-    and W&B. It costs a pass through the model for each token of `sample_tokens`."""
+    """Number of held-out documents whose first tokens the model continues at each evaluation, for the report and W&B.
+    The documents are always the same. Each of `sample_tokens` costs a pass through the model."""
     sample_tokens: PositiveInt = 64
-    """How many tokens a sample gets."""
+    """Tokens that the model adds in each sample."""
 
 
 class Settings(Section):
@@ -216,7 +216,7 @@ class Settings(Section):
     data: DataSettings
     """The data."""
     train: TrainSettings
-    """Length and batch."""
+    """Length and batch size."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """The optimizer."""
     schedule: ScheduleSettings = ScheduleSettings()
@@ -224,13 +224,13 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     """Parallelism, precision and memory."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """Saving."""
+    """Checkpoints."""
     tracking: TrackingSettings = TrackingSettings()
     """Logging."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Validation."""
     guard: GuardSettings = GuardSettings()
-    """Looking out for trouble."""
+    """Detection of anomalies."""
 
     @property
     def total_steps(self) -> int:
@@ -242,11 +242,11 @@ class Settings(Section):
 
     @property
     def schedule_length(self) -> int:
-        """How long the schedule is, in what it counts: steps, or tokens."""
+        """Length of the schedule in its unit: steps or tokens."""
         return self.schedule_position(self.total_steps)
 
     def schedule_position(self, step: int) -> int:
-        """Where the schedule stands at the end of a step, in what it counts: steps, or tokens."""
+        """Position of the schedule at the end of a step, in its unit: steps or tokens."""
         if self.schedule.by == "step":
             return step
         return self.train.batches.consumed_after(step) * self.data.sequence_length
@@ -304,7 +304,7 @@ class Settings(Section):
         if sequence > 1 and model.num_nextn_predict_layers:
             raise ValueError(
                 f"engine.sequence_parallel_size {sequence} works with model.num_nextn_predict_layers 0, found "
-                f"{model.num_nextn_predict_layers}: a rank does not have the tokens behind its part of a sequence"
+                f"{model.num_nextn_predict_layers}: a rank does not have the tokens after its part of a sequence"
             )
         if self.optimizer.name == "muon" and model.mup_base_hidden_size is not None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Settings as YAML that reads back as the same settings."""
+"""Settings as YAML text, from which equal settings can be loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was probably meant by a key that does not exist."""
+"""The key that was probably meant where a key does not exist."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OTHER_TOOLS: dict[str, tuple[str, str]] = {
 
 
 def unknown_key(path: str, place: str | None = None) -> BigtrainError:
-    """The error for a key that does not exist, with the right name as far as one can tell.
+    """The error for a key that does not exist, with the name that was probably meant.
 
     Args:
         path: the key as it was given, with its section.
@@ -68,9 +68,9 @@ def unknown_key(path: str, place: str | None = None) -> BigtrainError:
             wanted="train.global_batch_size / (number of processes * train.micro_batch_size)",
             fix="remove it; set train.global_batch_size and train.micro_batch_size",
         )
-    if ":" in name:  # `{steps:3}`, which YAML takes for one word
+    if ":" in name:  # `{steps:3}`, which YAML reads as one word
         key, value = name.split(":", 1)
-        return BigtrainError(what, wanted=f"{key}: {value}", fix="put a blank behind the colon")
+        return BigtrainError(what, wanted=f"{key}: {value}", fix="put a space after the colon")
     if path and find(path) is not None:  # a file with `train.steps: 20` at its top level
         return BigtrainError(what, wanted="sections, one inside the other", fix=f"put `{name}:` under `{section}:`")
     if name in OTHER_TOOLS:

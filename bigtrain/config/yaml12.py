@@ -1,8 +1,8 @@
-"""YAML 1.2 both ways: `1e-4` is a number, `no` is text, a date is text.
+"""Reads and writes YAML 1.2: `1e-4` is a number, `no` is text, a date is text.
 
 PyYAML follows YAML 1.1, in which those three are text, false and a date. The rules for reading are the core schema of
-YAML 1.2 (section 10.3.2), plus underscores in numbers (20_000_000). Text that either version would take for
-something else is quoted when written, so that every tool reads it back as text.
+YAML 1.2 (section 10.3.2), plus underscores in numbers (20_000_000). Text that either version would read as another type
+is written in quotes, so that every tool reads it back as text.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)  # list items stand one level deeper than their key
+        super().increase_indent(flow, False)  # list items are indented one level deeper than their key
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

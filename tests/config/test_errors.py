@@ -123,7 +123,8 @@ def test_a_name_of_another_tool_is_answered_with_ours(
 
 
 @pytest.mark.parametrize("name", OTHER_TOOLS)
-def test_every_name_of_another_tool_leads_to_a_key_that_exists_and_is_none_itself(name: str) -> None:
+def test_every_name_of_another_tool_leads_to_a_key_that_exists(name: str) -> None:
+    """Every name of another tool leads to a key that exists, and is not a key itself."""
     target, _ = OTHER_TOOLS[name]
     assert find(target) is not None
     assert find(f"{target.rpartition('.')[0]}.{name}") is None
@@ -250,13 +251,14 @@ WHOLE = "a whole number, at least 1"
         ),
     ],
 )
-def test_a_wrong_value_is_told_with_what_was_found_what_is_wanted_and_what_to_write(
+def test_a_wrong_value_is_reported_with_what_to_write_instead(
     refusal_of_line: Callable[[str, str], str], line: str, replacement: str, message: str
 ) -> None:
+    """The error of a wrong value has the found value, the wanted one, and what to write."""
     assert refusal_of_line(line, replacement) == message
 
 
-def test_a_missing_key_is_told_at_its_section(good: str, refusal: Callable[..., str]) -> None:
+def test_a_missing_key_is_reported_at_its_section(good: str, refusal: Callable[..., str]) -> None:
     assert refusal(good.replace("  hidden_size: 64\n", "")) == (
         "c.yaml:2: model.hidden_size is missing\n"
         "  wanted: a whole number, at least 1: Width of the residual stream.\n"
@@ -274,9 +276,8 @@ def test_a_misspelt_required_key_is_one_problem_not_two(good: str, refusal: Call
     )
 
 
-def test_a_broken_rule_of_a_section_names_the_sections_line_and_where_each_key_is(
-    good: str, refusal: Callable[..., str]
-) -> None:
+def test_a_broken_rule_of_a_section_names_its_line_and_its_keys(good: str, refusal: Callable[..., str]) -> None:
+    """The error of a broken rule names the line of the section and where each key was given."""
     assert refusal(good.replace("num_attention_heads: 4", "num_attention_heads: 3")) == (
         "c.yaml:2: model: hidden_size 64 is not a multiple of num_attention_heads 3; "
         "change one of them or set head_dim\n"
@@ -295,7 +296,7 @@ def test_a_broken_rule_of_a_section_names_the_sections_line_and_where_each_key_i
 def test_a_broken_rule_inside_an_override_names_the_override(good: str, refusal: Callable[..., str]) -> None:
     override = "data.skip=[{steps: [9, 8], reason: x}]"
     assert refusal(good, override) == (
-        f"override {override}: data.skip.0: steps [9, 8]: the first comes after the last\n"
+        f"override {override}: data.skip.0: steps [9, 8]: the first is after the last\n"
         f"  fix:    change data.skip.0.steps (override {override})"
     )
 
@@ -308,17 +309,17 @@ def test_a_broken_rule_names_items_of_lists_by_where_they_were_given(good: str, 
     )
 
 
-def test_a_forgotten_blank_behind_a_colon_is_told(good: str, refusal: Callable[..., str]) -> None:
+def test_a_missing_space_after_a_colon_is_reported(good: str, refusal: Callable[..., str]) -> None:
     answer = refusal(good, "train.batch_size_warmup=[{steps:3, global_batch_size: 4}]")
-    assert "wanted: steps: 3\n  fix:    put a blank behind the colon" in answer
+    assert "wanted: steps: 3\n  fix:    put a space after the colon" in answer
 
 
 @pytest.mark.parametrize("url", ["built/web", "/mnt/web", "s3:///web", "file://"])
-def test_data_behind_something_that_is_no_url_are_refused(good: str, refusal: Callable[..., str], url: str) -> None:
+def test_remote_data_at_something_that_is_no_url_are_refused(good: str, refusal: Callable[..., str], url: str) -> None:
     assert f"{url!r} is no URL such as s3://bucket/folder" in refusal(good, f"data.remote={url}")
 
 
-def test_a_broken_rule_of_a_free_mapping_takes_no_word_of_the_message_for_a_key(
+def test_a_rule_of_a_free_mapping_takes_no_word_of_its_message_for_a_key(
     good: str, refusal: Callable[..., str]
 ) -> None:
     override = "data.phases=[{from_tokens: 9, weights: {web: 0}}]"
@@ -370,9 +371,10 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
         ),
     ],
 )
-def test_a_key_of_another_kind_of_source_is_refused_with_its_value_and_the_kinds_that_have_it(
+def test_a_key_of_another_kind_of_source_is_refused(
     good: str, refusal: Callable[..., str], line: str, replacement: str, message: str
 ) -> None:
+    """A key of another kind of source is refused with its value and the kinds that have it."""
     assert refusal(good.replace(line, replacement)) == message
 
 
@@ -416,9 +418,8 @@ def test_a_run_cannot_stop_after_its_end(good: str, refusal: Callable[..., str])
     )
 
 
-def test_a_trained_vocabulary_larger_than_the_embedding_is_refused_whether_typed_or_not(
-    good: str, refusal: Callable[..., str]
-) -> None:
+def test_a_trained_vocabulary_larger_than_the_embedding_is_refused(good: str, refusal: Callable[..., str]) -> None:
+    """It is refused whether its size was typed or is the default."""
     small = good.replace("vocab_size: 8192", "vocab_size: 512")
     assert refusal(small) == (
         "c.yaml:7: data.tokenizer.vocab_size 8192 is larger than model.vocab_size 512: "
@@ -462,9 +463,8 @@ def test_an_error_stays_whole_between_processes() -> None:
     assert not BigtrainError("what").shared
 
 
-def test_all_problems_are_told_together_in_the_order_of_the_file_overrides_last(
-    good: str, refusal: Callable[..., str]
-) -> None:
+def test_all_problems_are_in_one_error_in_the_order_of_the_file(good: str, refusal: Callable[..., str]) -> None:
+    """One error has all problems in the order of the file, and those of overrides last."""
     text = (
         good.replace("  steps: 10", "  stepz: 10")
         .replace("hidden_size: 64", 'hidden_size: "64"')
@@ -558,7 +558,7 @@ def test_yaml_beyond_plain_values_is_refused_never_executed(
         ("[fineweb: {max_short_lines: 67}]", ("max_short_lines cannot be 67", "at most 1")),
     ],
 )
-def test_a_rule_or_threshold_that_does_not_exist_is_told_with_the_nearest(
+def test_a_rule_or_threshold_that_does_not_exist_leads_to_the_nearest(
     refusal: Callable[..., str], good: str, items: str, parts: tuple[str, ...]
 ) -> None:
     message = refusal(good.replace("path: web.txt", f"path: web.txt\n      clean: {items}"))

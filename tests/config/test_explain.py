@@ -14,11 +14,12 @@ from bigtrain.config.keys import all_keys
 from bigtrain.config.reference import reference
 
 
-def test_a_key_is_explained_with_meaning_type_default_and_whether_it_may_change() -> None:
+def test_a_key_is_explained_with_meaning_type_default_and_resume() -> None:
+    """An explanation has the meaning, the type, the default, and whether the key may change on resume."""
     assert str(explain("engine.precision")) == (
         "engine.precision\n"
-        "  `bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with\n"
-        "  loss scaling beside that; `fp32`: all in float32.\n"
+        "  `bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: the same in\n"
+        "  float16, with loss scaling; `fp32`: all in float32.\n"
         "\n"
         "  type:      bf16, fp16 or fp32\n"
         "  default:   bf16\n"
@@ -27,8 +28,8 @@ def test_a_key_is_explained_with_meaning_type_default_and_whether_it_may_change(
     assert explain("engine.precision").as_dict() == {
         "key": "engine.precision",
         "meaning": (
-            "`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: in float16, with loss "
-            "scaling beside that; `fp32`: all in float32."
+            "`bf16`: compute in bfloat16 with float32 master weights and accumulation; `fp16`: the same in float16, "
+            "with loss scaling; `fp32`: all in float32."
         ),
         "type": "bf16, fp16 or fp32",
         "required": False,
@@ -93,7 +94,7 @@ def test_the_reference_page_has_a_row_for_every_leaf() -> None:
     assert len(rows) == sum(key.kind in ("value", "mapping") for key in all_keys().values())
 
 
-def test_two_runs_differ_exactly_where_they_were_told_to(good: str, write: Callable[[str], Path]) -> None:
+def test_two_runs_differ_exactly_where_their_settings_do(good: str, write: Callable[[str], Path]) -> None:
     path = write(good)
     left = load_settings(path)
     assert diff(left, left) == []

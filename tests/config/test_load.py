@@ -64,9 +64,7 @@ def test_a_tilde_is_the_home_directory(
     assert load_settings(path, ["run_dir=runs/~x"]).run_dir == Path("runs/~x")
 
 
-def test_an_evaluation_takes_the_micro_batch_of_training_unless_told_otherwise(
-    good: str, write: Callable[[str], Path]
-) -> None:
+def test_an_evaluation_has_the_micro_batch_of_training_by_default(good: str, write: Callable[[str], Path]) -> None:
     assert load_settings(write(good), ["train.micro_batch_size=4"]).validation_batch_size == 4
     assert load_settings(write(good), ["evaluate.micro_batch_size=3"]).validation_batch_size == 3
 
@@ -85,9 +83,8 @@ def test_free_extras_for_deepspeed_are_taken_as_they_are(good: str, write: Calla
     }
 
 
-def test_the_embedding_is_as_large_as_the_trained_tokenizer_padded_to_a_multiple_of_64(
-    good: str, write: Callable[[str], Path]
-) -> None:
+def test_the_embedding_fits_the_trained_tokenizer(good: str, write: Callable[[str], Path]) -> None:
+    """The embedding has the size of the trained tokenizer, padded to a multiple of 64."""
     assert load_settings(write(good.replace("  vocab_size: 8192\n", ""))).model.vocab_size == 8192
     without = good.replace("  vocab_size: 8192\n", "").replace("  dir:", "  tokenizer:\n    vocab_size: 1000\n  dir:")
     assert load_settings(write(without)).model.vocab_size == 1024

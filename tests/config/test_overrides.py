@@ -91,12 +91,12 @@ def test_an_override_repairs_a_wrong_value_in_the_file(good: str, write: Callabl
         ),
         (
             "data.sources.2.weight=1",
-            "override data.sources.2.weight=1: data.sources has 2 items and none called 2\n  found:  2\n"
+            "override data.sources.2.weight=1: data.sources has 2 items, and none is called 2\n  found:  2\n"
             "  wanted: an index from 0 to 1\n  fix:    count from 0",
         ),
         (
             "data.sources.web.weight=1",
-            "override data.sources.web.weight=1: data.sources has 2 items and none called web",
+            "override data.sources.web.weight=1: data.sources has 2 items, and none is called web",
         ),
         (
             "optimizer.betas.0=0.8",
@@ -142,7 +142,7 @@ def test_a_section_written_as_one_word_can_be_overridden_like_any_other(
     assert load_settings(path, ["data.dedup=exact"]).data.dedup.method == "exact"
 
 
-def test_a_section_written_as_one_word_is_still_told_where_it_is_wrong(good: str, refusal: Callable[..., str]) -> None:
+def test_a_section_written_as_one_word_is_reported_with_its_line(good: str, refusal: Callable[..., str]) -> None:
     text = good.replace("  sequence_length", "  dedup: nearly\n  sequence_length")
     assert refusal(text, "data.dedup.bands=20").startswith("c.yaml:19: data.dedup.method cannot be 'nearly'")
     assert refusal(good, "data.dedup=3").startswith("override data.dedup=3: data.dedup is a section")

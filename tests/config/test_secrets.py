@@ -68,7 +68,7 @@ checkpoint: {{dir: "{place}"}}
 """
 
 
-def test_a_setting_with_a_password_is_refused_before_anything_could_write_it_down(tmp_path: Path) -> None:
+def test_a_setting_with_a_password_is_refused_before_it_is_written(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(source="https://host/a.jsonl", place=URLS[0]))
     with pytest.raises(BigtrainError) as error:
@@ -77,7 +77,7 @@ def test_a_setting_with_a_password_is_refused_before_anything_could_write_it_dow
     assert list(passwords_in({"a": {"b": ["x", URLS[1]]}})) == ["a.b.1"]
 
 
-def test_the_signature_of_a_signed_url_is_not_written_down_with_the_settings(tmp_path: Path) -> None:
+def test_the_signature_of_a_signed_url_is_not_written_with_the_settings(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(source=URLS[2], place="s3://bucket/runs"))
     settings = load_settings(config)
