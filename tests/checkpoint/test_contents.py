@@ -207,7 +207,7 @@ def test_the_manifest_keeps_cursor_state_and_settings(tmp_path: Path) -> None:
     assert {name: tuple(shape) for name, shape in manifest.tensors.items()} == SHAPES
 
 
-def test_random_state_comes_back_to_its_rank_and_only_at_the_same_world_size(tmp_path: Path) -> None:
+def test_random_state_returns_to_its_rank_at_the_same_world_size_only(tmp_path: Path) -> None:
     save_step(tmp_path, 1, world_size=2)
     path = StorageTiers.of(tmp_path).all()[0]
 

@@ -113,7 +113,7 @@ def test_one_flipped_bit_anywhere_is_found(good: Path, data: st.DataObject) -> N
     assert verify(Checkpoint.at(path)) == []
 
 
-def test_no_checkpoint_and_only_bad_checkpoints_are_told_apart(run: Path, tmp_path: Path) -> None:
+def test_no_checkpoint_and_only_bad_checkpoints_have_different_errors(run: Path, tmp_path: Path) -> None:
     nothing = newest_verified(StorageTiers.of(tmp_path / "elsewhere"))
     assert (nothing.newest, nothing.rejected) == (None, [])
     for checkpoint in StorageTiers.of(run).all():
@@ -143,7 +143,8 @@ def test_a_bad_checkpoint_is_replaced_when_its_step_is_saved_again(run: Path) ->
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step-000000{n}0" for n in (1, 2, 3)]
 
 
-def test_a_foreign_file_in_place_of_the_directory_is_a_clear_error_on_every_rank(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_an_error_on_every_rank(tmp_path: Path) -> None:
+    """A foreign file in place of the checkpoint directory is a clear error on every rank."""
     (tmp_path / "checkpoints").write_text("not a directory")
     errors = save_step(tmp_path, 1)
     assert all(isinstance(error, BigtrainError) and "could not be written" in str(error) for error in errors)
@@ -166,7 +167,8 @@ def test_pruning_never_removes_the_newest_good_one(run: Path) -> None:
 
 
 @pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
-def test_a_full_disk_is_an_error_on_every_rank_and_leaves_earlier_checkpoints(small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_on_every_rank_and_keeps_checkpoints(small_disk: Path) -> None:
+    """A full disk is an error on every rank, and earlier checkpoints stay."""
     for step in range(1, 100):
         outcome = save_step(small_disk, step, seed=step)
         if isinstance(outcome[0], Exception):
@@ -217,9 +219,10 @@ def run_under(command: list[str], script: str, *arguments: object) -> subprocess
         ("/rename", ""),
     ],
 )
-def test_an_input_output_error_while_writing_is_a_clear_error_and_harms_nothing(
+def test_an_error_of_the_disk_while_writing_is_clear_and_harms_nothing(
     run: Path, strace: str, call: str, file: str
 ) -> None:
+    """An input/output error while a checkpoint is written is a clear error, and earlier checkpoints stay."""
     staging = run / "checkpoints/.step-00000040.staging"
     inject = [strace, "-f", "-qq", "-o", "/dev/null", "-P", str(staging / file if file else staging)]
     done = run_under([*inject, "-e", f"inject={call}:error=EIO"], ONE_SAVE, run)
@@ -390,7 +393,7 @@ def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path, h
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["save.copied", "save.staged", "save.pruning"])
-def test_kill_9_behind_the_training_leaves_what_was_committed(run: Path, point: str) -> None:
+def test_kill_9_during_a_background_save_leaves_what_was_committed(run: Path, point: str) -> None:
     """benchmarks/kill_saves.py does this at every point, and to training runs."""
     kill = {FAULT: str(Fault("kill", "0", point, count=2))}
     script = f"import os; os.environ.update({kill!r})\n{ENDLESS}"

@@ -129,7 +129,7 @@ def corrupt(server: S3Server, url: str, name: str) -> None:
     client.put_object(Bucket=BUCKET, Key=key, Body=data[:-1] + bytes([data[-1] ^ 1]))
 
 
-def test_what_is_saved_behind_a_url_is_listed_verified_loaded_and_pruned(
+def test_a_checkpoint_at_a_url_is_listed_verified_loaded_and_pruned(
     tiers: StorageTiers, url: str, server: S3Server
 ) -> None:
     assert newest_verified(tiers).newest is None
@@ -187,7 +187,7 @@ def test_a_store_that_does_not_answer_is_one_clear_error_on_every_rank(
 
 
 @pytest.mark.parametrize("name", ["state-00001-of-00002", "manifest.json"])
-def test_a_flipped_bit_behind_a_url_is_found_and_passed_over(
+def test_a_flipped_bit_in_a_checkpoint_at_a_url_is_found_and_skipped(
     tiers: StorageTiers, url: str, server: S3Server, name: str
 ) -> None:
     for step in (1, 2):
@@ -230,9 +230,8 @@ def test_a_half_uploaded_one_is_not_there_and_is_cleared_by_the_next_save(
     assert any(name.startswith("step-00000002/") for name in objects(server, url)) is committed
 
 
-def test_saving_a_step_again_replaces_it_by_one_request_and_keeps_the_old_one_until_then(
-    tiers: StorageTiers, url: str, server: S3Server
-) -> None:
+def test_saving_a_step_again_replaces_it_by_one_request(tiers: StorageTiers, url: str, server: S3Server) -> None:
+    """Saving a step again replaces it by one request, and the old checkpoint stays until then."""
     save_step(tiers, 1, seed=1)
     killed = subprocess.run(
         [sys.executable, "-c", HALF, url, "1"],

@@ -68,7 +68,8 @@ def test_not_asynchronous_means_durable_on_return(tmp_path: Path) -> None:
     assert [commit.checkpoint.step for commit in saver.finished()] == [1]
 
 
-def test_what_has_to_be_durable_before_it_is_called_before_it_and_its_failure_commits_nothing(tmp_path: Path) -> None:
+def test_what_must_be_durable_before_a_commit_runs_before_it(tmp_path: Path) -> None:
+    """What has to be durable before a commit is called before it, and its failure commits nothing."""
     saver = Saver(StorageTiers.of(tmp_path), ALONE)
     durable, seen = StorageTiers.of(tmp_path).durable, []
     saver.save(**described(1, cut(tensors(), even(1), 0), ALONE), before=lambda: seen.append(durable.steps()))
@@ -84,7 +85,9 @@ def test_what_has_to_be_durable_before_it_is_called_before_it_and_its_failure_co
     assert durable.steps() == [1]
 
 
-def test_a_writer_that_fails_on_one_rank_is_a_failure_on_all_and_takes_nothing_with_it(tmp_path: Path) -> None:
+def test_a_writer_that_fails_on_one_rank_fails_on_all(tmp_path: Path) -> None:
+    """A writer that fails on one rank is a failure on all ranks, and no earlier checkpoint is lost."""
+
     @dataclass(frozen=True)
     class FailingFolder(Folder):
         def write(self, step: int, name: str, data: memoryview) -> None:

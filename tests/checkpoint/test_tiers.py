@@ -120,7 +120,7 @@ def leave_one_node_uncommitted(root: Path) -> None:
         (leave_one_node_uncommitted, "the node of rank 1 has no copy of it"),
     ],
 )
-def test_a_local_tier_that_lacks_something_yields_to_the_durable_one_and_says_why(
+def test_an_incomplete_local_tier_yields_to_the_durable_one_with_a_reason(
     tmp_path: Path, harm: Callable[[Path], None], why: str
 ) -> None:
     save_steps(tmp_path, 1, 2, 3, durable_every=2)  # durable: 1 and 3
@@ -146,7 +146,7 @@ def test_copies_of_different_attempts_are_not_mixed(tmp_path: Path) -> None:
     assert found.elsewhere[0].problems == ["the nodes hold copies of different attempts"]
 
 
-def test_a_rotten_local_copy_is_passed_over_for_the_durable_one_of_the_same_step(tmp_path: Path) -> None:
+def test_a_corrupted_local_copy_yields_to_the_durable_one_of_its_step(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     path = tmp_path / "node-0/step-00000001" / STATE
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -155,7 +155,8 @@ def test_a_rotten_local_copy_is_passed_over_for_the_durable_one_of_the_same_step
     assert "contents changed" in found.rejected[0].problems[0]
 
 
-def test_another_layout_or_world_size_reads_locally_only_where_all_files_are_seen(tmp_path: Path) -> None:
+def test_another_world_size_reads_locally_only_if_all_files_are_visible(tmp_path: Path) -> None:
+    """Another layout or world size reads from the local tier only where every rank sees all files."""
     save_steps(tmp_path, 1)
     assert where(search(tmp_path, layout="b")) == (1, "durable")
     assert where(search(tmp_path, world_size=3)) == (1, "durable")

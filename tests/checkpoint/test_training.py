@@ -57,9 +57,8 @@ def command(*arguments: str) -> str:
 
 @pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
 @pytest.mark.slow
-def test_a_full_disk_behind_the_training_stops_all_ranks_at_the_next_step_with_its_cause(
-    sandbox: RunSandbox, small_disk: Path
-) -> None:
+def test_a_full_disk_in_a_background_save_stops_all_ranks_with_its_cause(sandbox: RunSandbox, small_disk: Path) -> None:
+    """The ranks stop at the next step, and the error has the cause."""
     status, output = sandbox.train(2, f"checkpoint.dir={small_disk}")
     assert status == 1, output
     assert output.count("error:") == 1 and "No space left on device" in output and "Traceback" not in output
@@ -70,9 +69,10 @@ def test_a_full_disk_behind_the_training_stops_all_ranks_at_the_next_step_with_i
 
 
 @pytest.mark.slow
-def test_after_kill_9_a_run_with_two_tiers_goes_on_from_the_nearer_one_and_without_it_from_the_durable_one(
+def test_after_kill_9_a_run_goes_on_from_its_nearest_tier(
     built: RunSandbox, sandbox: RunSandbox, tmp_path: Path
 ) -> None:
+    """After kill -9, a run with two tiers goes on from the local one, and without it from the durable one."""
     tiers = [f"checkpoint.local_dir={tmp_path}/scratch", "checkpoint.durable_every=3", "checkpoint.every_steps=2"]
     training = sandbox.start_training(2, *tiers)
     sandbox.wait_for_step(7)
@@ -97,9 +97,10 @@ def test_after_kill_9_a_run_with_two_tiers_goes_on_from_the_nearer_one_and_witho
 
 
 @pytest.mark.slow
-def test_a_run_whose_checkpoints_lie_behind_a_url_is_killed_goes_on_and_is_inspected(
+def test_a_run_with_checkpoints_at_a_url_is_killed_and_goes_on(
     built: RunSandbox, sandbox: RunSandbox, require: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run whose checkpoints are at a URL is killed, goes on, and is inspected."""
     for module in ("s3fs", "moto", "boto3"):
         require(module)
     import s3fs

@@ -250,7 +250,8 @@ def test_a_given_tokenizer_is_used_and_its_change_noticed(built: DataSettings, t
         make(settings)
 
 
-def test_a_tokenizer_is_trained_evenly_on_the_training_split_within_its_budget(tmp_path: Path) -> None:
+def test_a_tokenizer_is_trained_evenly_and_within_its_budget(tmp_path: Path) -> None:
+    """A tokenizer is trained evenly on the training splits of all sources, within its budget of bytes."""
     from bigtrain.data.build.build_tokenizer import _training_texts
     from bigtrain.data.build.workers import Workers
 
@@ -267,9 +268,7 @@ def test_a_tokenizer_is_trained_evenly_on_the_training_split_within_its_budget(t
     assert given["s"] == everything_small  # it is exhausted, the rest comes from the other
 
 
-def test_a_vocabulary_larger_than_the_embedding_stops_before_anything_is_written(
-    tmp_path: Path, built: DataSettings
-) -> None:
+def test_a_vocabulary_larger_than_the_embedding_stops_before_writing(tmp_path: Path, built: DataSettings) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", sentences(60, 3))
     for tokenizer in (TokenizerSettings(vocab_size=300), TokenizerSettings(path=built.dir)):
         settings = data_settings(tmp_path / "data", jsonl_source(path), tokenizer=tokenizer)
@@ -289,7 +288,8 @@ def test_a_source_without_text_is_refused(tmp_path: Path, built: DataSettings) -
         make(settings)
 
 
-def test_a_second_build_in_one_folder_says_that_it_waits_and_then_finds_the_work_done(built: DataSettings) -> None:
+def test_a_second_build_in_one_folder_waits_and_finds_the_work_done(built: DataSettings) -> None:
+    """A second build in one folder reports that it waits, and then finds the work done."""
     from bigtrain.data.build.build import _exclusive
 
     said: list[str] = []

@@ -174,7 +174,7 @@ def test_characters_in_ngrams_are_those_of_a_plain_count(words: list[str], n: in
 
 
 @pytest.mark.parametrize("n", range(2, 11))
-def test_each_ngram_threshold_keeps_what_meets_it_and_refuses_what_exceeds_it(n: int) -> None:
+def test_each_ngram_threshold_keeps_what_meets_it_and_nothing_above(n: int) -> None:
     phrase = " ".join("abcdefghij"[:n])
     text = phrase + " in the one long text of many other words that is not there again " + phrase
     characters = gopher._characters_of_the_most_frequent(Text(text).words, n) if n <= 4 else n

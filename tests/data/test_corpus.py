@@ -128,7 +128,8 @@ def test_huggingface_reads_saved_datasets_and_folders_of_parquet_and_json(
             read(kind="huggingface", path=str(tmp_path / name), text_field="body", **asked)
 
 
-def test_the_standard_library_is_read_as_source_and_as_documentation_of_the_same_files() -> None:
+def test_the_standard_library_is_read_as_source_and_as_documentation() -> None:
+    """Both are read from the same files."""
     source = SourceSettings(name="s", kind="python_stdlib")
     corpus = open_corpus(source)
     first = [d for piece in islice(corpus.pieces(), 2) for d in piece.documents()]
@@ -177,7 +178,7 @@ def test_the_id_of_a_document_depends_on_source_file_position_and_content() -> N
 
 
 @given(st.text(), st.integers(0, 10**9))
-def test_the_held_out_side_depends_on_the_origin_and_grows_with_the_fraction(file: str, position: int) -> None:
+def test_the_held_out_side_depends_on_origin_and_grows_with_fraction(file: str, position: int) -> None:
     sides = [is_held_out(file, position, fraction) for fraction in (0.0, 0.01, 0.1, 0.5, 0.999)]
     assert sides == sorted(sides)
     assert not sides[0]
@@ -189,7 +190,7 @@ def test_the_held_out_share_is_the_fraction() -> None:
     assert [p for p in range(60) if is_held_out("json/decoder.py", p, 0.05)] == [6, 13, 17, 22, 38]  # for all time
 
 
-def test_parquet_reads_rows_in_order_whatever_the_row_groups_and_compression(tmp_path: Path) -> None:
+def test_parquet_reads_rows_in_order_for_any_row_groups_and_compression(tmp_path: Path) -> None:
     texts = [f"text {i} " + "é" * (i % 700) for i in range(5000)]
     for name, group, compression in (("a", 100, "zstd"), ("b", 100_000, "snappy")):
         table = pa.table({"id": range(len(texts)), "body": texts})

@@ -92,7 +92,8 @@ def test_what_is_removed_is_what_a_plain_search_finds(
         assert (rejection and rejection.evidence) == plain_search(text, evaluation, ngram)
 
 
-def test_a_short_answer_removes_nothing_and_a_text_of_five_words_what_holds_it(tmp_path: Path) -> None:
+def test_a_short_answer_removes_nothing_and_five_words_do(tmp_path: Path) -> None:
+    """A shorter answer removes nothing, and a text of five words removes the documents that hold it."""
     ngrams = ngrams_of(tmp_path, "Paris", "Yes, it is.", "What does the fox say?")
     assert ngrams.rejection("Paris? Yes, it is.") is None
     assert ngrams.rejection("what does the fox") is None
@@ -199,7 +200,7 @@ def test_the_funnel_names_the_evaluation_file_and_shows_the_words(built: DataSet
     assert {example["evidence"] for example in removal.examples} == {" ".join(QUESTION.lower().split()[:13])}
 
 
-def test_a_removed_document_does_not_stand_for_a_clean_one_that_is_nearly_the_same(built: DataSettings) -> None:
+def test_a_removed_document_does_not_remove_its_near_duplicates(built: DataSettings) -> None:
     """The second source has documents 28 to 59: 28 and 29 are in the first, 30 and 31 there only with the question."""
     funnel = read_funnels(built.dir)["second"]
     assert [(r.rule, r.documents) for r in funnel.removed] == [("dedup", 2)]
@@ -213,9 +214,8 @@ def test_decontaminated_bytes_do_not_depend_on_the_number_of_workers(
     assert contents(tmp_path / "data") == contents(built.dir)
 
 
-def test_other_evaluation_texts_over_finished_data_are_refused_but_training_needs_none(
-    tmp_path: Path, corpora: tuple[Path, Path]
-) -> None:
+def test_other_evaluation_texts_for_finished_data_are_refused(tmp_path: Path, corpora: tuple[Path, Path]) -> None:
+    """Finished data refuse other evaluation texts in a build; training does not need them."""
     settings = settings_for(tmp_path / "data", corpora, dedup="none")
     make(settings)
     assert make(settings)[1:] == ["tokenizer: already there", "first: already there", "second: already there"]

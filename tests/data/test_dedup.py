@@ -121,9 +121,7 @@ def test_keys_stay_what_they_are_for_data_are_built_with_them() -> None:
     assert more[:2] == keys  # more bands find what fewer find, and more
 
 
-def test_similarity_is_estimated_within_the_error_of_so_many_hashes_as_by_datasketch(
-    texts: list[str], require: Any
-) -> None:
+def test_similarity_is_estimated_within_its_error_and_as_by_datasketch(texts: list[str], require: Any) -> None:
     """The number of equal minima of k is binomial: a standard error of sqrt(s (1 - s) / k)."""
     require("datasketch")
     import datasketch
@@ -172,7 +170,7 @@ def test_components_are_those_of_datasketch_on_the_same_signatures(
     assert sum(marked.marks[0] == DuplicateMark.NEAR) > 20
 
 
-def test_what_is_well_above_the_threshold_is_found_and_what_is_well_below_is_not(texts: list[str]) -> None:
+def test_only_what_is_well_above_the_threshold_is_found(texts: list[str]) -> None:
     """At 14 bands of 8 rows half of the pairs are found at 0.72; at 0.9 all but 4 in 10^4, at 0.3 1 in 10^3."""
     chance = random.Random(1)
     above = below = 0
@@ -198,7 +196,7 @@ keys = st.lists(st.lists(st.tuples(*[st.integers(0, 9)] * 3), max_size=25), min_
 
 @hypothesis_settings(max_examples=200)
 @given(keys, st.integers(1, 60), st.randoms(use_true_random=False))
-def test_marks_are_those_of_a_plain_search_for_any_portion_and_any_order_of_bands(
+def test_marks_equal_those_of_a_plain_search(
     sources: list[list[tuple[int, int, int]]], at_once: int, chance: random.Random
 ) -> None:
     """Of three keys the first is that of the text, and 0 is no key: such a document is removed, or has no words."""
@@ -230,9 +228,10 @@ def test_marks_are_those_of_a_plain_search_for_any_portion_and_any_order_of_band
 
 @hypothesis_settings(max_examples=200)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=40), max_size=5))
-def test_components_are_those_of_a_plain_search_in_whatever_batches_pairs_come(
+def test_components_equal_those_of_a_plain_search(
     batches: list[list[tuple[int, int]]],
 ) -> None:
+    """The components equal those of a plain search, in whatever batches the pairs come."""
     components = Components(60)
     for batch in batches:
         pairs = np.array(batch, np.int64).reshape(-1, 2)
@@ -248,7 +247,7 @@ def test_a_long_chain_is_one_component() -> None:
     assert not components.first(np.arange(200_000)).any()
 
 
-def test_without_components_the_kept_document_is_the_first_with_the_same_text() -> None:
+def test_without_components_the_first_of_equal_texts_is_kept() -> None:
     hashes = [np.array([[1, 1], [0, 0], [2, 1]], np.uint64), np.array([[3, 3], [2, 1], [1, 1], [2, 1]], np.uint64)]
     marked = mark_duplicates(hashes)
     assert [m.tolist() for m in marked.marks] == [[0, 0, 0], [0, 1, 1, 1]]
@@ -286,7 +285,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, corpora: tuple[Path, Path]) 
     yield settings
 
 
-def test_the_funnel_tells_equal_from_nearly_equal_and_names_the_document_that_is_kept(built: DataSettings) -> None:
+def test_the_funnel_separates_equal_from_nearly_equal_documents(built: DataSettings) -> None:
+    """The funnel counts equal and nearly equal documents apart, and names the document that is kept."""
     funnels = read_funnels(built.dir)
     assert not funnels["first"].removed
     removed = {removal.reason.split()[0]: removal for removal in funnels["second"].removed}
@@ -332,9 +332,10 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_while_it_looks_for_duplicates_it_goes_on_at_that_source_to_the_same_bytes(
+def test_a_build_killed_while_deduplicating_goes_on_to_the_same_bytes(
     built: DataSettings, tmp_path: Path, corpora: tuple[Path, Path]
 ) -> None:
+    """A build that is killed while it looks for duplicates goes on at that source, to the same bytes."""
     settings = settings_for(tmp_path / "data", corpora)
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
     (tmp_path / "build.py").write_text(KILLED)

@@ -74,9 +74,8 @@ def runs(draw: st.DrawFn, datasets: list[Dataset]) -> tuple[Plan, list[Packing],
 
 @settings(max_examples=20)
 @given(st.data())
-def test_every_sample_is_delivered_once_at_any_world_size_and_across_restarts(
-    datasets: list[Dataset], data: st.DataObject
-) -> None:
+def test_every_sample_is_delivered_once_at_any_world_size(datasets: list[Dataset], data: st.DataObject) -> None:
+    """Every sample is delivered exactly once, at any world size and across restarts."""
     plan, packings, steps, starts = data.draw(runs(datasets))
     wanted = plan.locate_many(np.arange(plan.batches.consumed_after(steps)))
     rows = assemble(packings, wanted.source, wanted.sequence)

@@ -127,7 +127,7 @@ def test_a_second_build_with_rules_changes_nothing(built: DataSettings) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 6])
-def test_a_build_that_stopped_goes_on_to_the_same_bytes_and_the_same_funnel(
+def test_a_build_that_stopped_goes_on_to_the_same_bytes_and_funnel(
     built: DataSettings, tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     from bigtrain.data.build import build_source
@@ -149,7 +149,7 @@ def test_a_build_that_stopped_goes_on_to_the_same_bytes_and_the_same_funnel(
     assert contents(settings.dir) == contents(built.dir)
 
 
-def test_a_build_that_stopped_while_looking_for_duplicates_starts_that_source_again(
+def test_a_build_stopped_while_deduplicating_starts_that_source_again(
     built: DataSettings, tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bigtrain.data.build.dedup import document_keys
@@ -192,9 +192,10 @@ def test_other_rules_over_finished_data_are_refused(
     assert contents(built.dir / "first") == before
 
 
-def test_another_order_of_sources_is_refused_for_then_other_documents_are_first(
+def test_another_order_of_sources_is_refused(
     built: DataSettings,
 ) -> None:
+    """With another order, other documents are the first of their duplicates."""
     swapped = built.model_copy(update={"sources": built.sources[::-1]})
     with pytest.raises(BigtrainError, match=r"(?s)another dedup.*first \(.*second \("):
         open_datasets(swapped, model_vocab_size=VOCABULARY)

@@ -79,7 +79,7 @@ def test_every_process_decides_alike() -> None:
     assert {type(result) for result in here} == {str, Rejection}
 
 
-def test_a_language_that_the_model_does_not_know_stops_the_build_before_it_begins(tmp_path: Path) -> None:
+def test_a_language_that_the_model_does_not_know_stops_before_the_build(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", list(ARTICLES.values()))
     settings = data_settings(tmp_path / "data", jsonl_source(path, clean=[{"language": {"languages": ["eng"]}}]))
     with pytest.raises(BigtrainError, match=r"(?s)found: +eng.*fix:.*en, perhaps"):

@@ -38,7 +38,7 @@ def rows(batches: list[RankBatch], field: str = "input_ids") -> torch.Tensor:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
-def test_global_batches_are_bit_identical_at_any_world_and_micro_batch_size(
+def test_global_batches_are_identical_at_any_world_and_micro_batch_size(
     planned: tuple[Plan, list[Packing]], world_size: int, micro_batch_size: int
 ) -> None:
     steps = 20  # more than an epoch

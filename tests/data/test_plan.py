@@ -67,7 +67,8 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
-def test_with_no_skips_samples_are_draws_and_with_them_the_rest_moves_forward() -> None:
+def test_skips_move_the_later_samples_forward() -> None:
+    """Without skips, samples are draws; with them, later samples move forward."""
     plain = plan_of(sources_of([20, 30]), [MixturePhase(0, (1, 2))])
     skipping = plan_of(sources_of([20, 30]), [MixturePhase(0, (1, 2))], skipped=[(8, 12), (30, 31)])
     wanted = [address for draw, address in enumerate(addresses(plain, 0, 60)) if draw not in (8, 9, 10, 11, 30)]
@@ -247,7 +248,8 @@ def test_without_weights_the_first_samples_are_one_epoch_of_everything(tmp_path:
     assert [source.sequences for source in plan.sources] == [-(-d.tokens // 32) for d in datasets]
 
 
-def test_typed_weights_are_the_shares_of_the_mixture_and_change_where_a_phase_begins(tmp_path: Path) -> None:
+def test_typed_weights_are_the_shares_of_the_mixture(tmp_path: Path) -> None:
+    """Typed weights are the shares of the mixture, and they change where a phase starts."""
     datasets, sources = two_sources(tmp_path, weight=0.1)
     sources["b"]["weight"] = 0.9
     settings = data_settings(
@@ -277,7 +279,8 @@ def test_a_source_of_weight_0_waits_for_its_phase_and_moves_nothing_before(tmp_p
     assert after.samples_drawn(400) == [200, 200]
 
 
-def test_a_source_with_max_epochs_runs_dry_and_a_run_that_is_too_long_is_refused(tmp_path: Path) -> None:
+def test_a_source_with_max_epochs_is_used_up(tmp_path: Path) -> None:
+    """A source with max_epochs is used up, and a run that needs more samples than there are is refused."""
     datasets, sources = two_sources(tmp_path, max_epochs=1.5)
     sources["b"]["max_epochs"] = 2.0
     plan = planned(tmp_path, datasets, data_settings(tmp_path, *map(SourceSettings.model_validate, sources.values())))

@@ -43,7 +43,7 @@ def test_the_share_done_and_the_time_to_go_are_those_of_the_work() -> None:
     assert lines[-1].endswith("(0.5 MB/s, 0.09 M tokens/s)")
 
 
-def test_what_an_earlier_build_has_done_is_done_but_took_no_time_of_this_one() -> None:
+def test_work_of_an_earlier_build_counts_but_took_no_time_of_this_one() -> None:
     lines, now, meter = metered(1_000, done=800)
     now[0] += 10
     meter.add(100, 1_000_000, 0)

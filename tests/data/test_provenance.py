@@ -83,7 +83,7 @@ def all_documents(dataset: Dataset) -> list[StoredDocument]:
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit", "buckets"])
 @pytest.mark.parametrize("batch", [1, 6, 16])
-def test_the_digest_the_rows_and_the_labels_of_every_batch_follow_from_its_documents(
+def test_digest_rows_and_labels_of_every_batch_follow_from_its_documents(
     datasets: list[Dataset], packing: str, batch: int
 ) -> None:
     plan, packings = plan_in_phases(datasets, packing, batch)

@@ -273,9 +273,8 @@ def test_what_a_power_cut_tears_is_fetched_again(original: Path, mirror: Path, p
     assert cached_bytes(mirror) <= 100 * BLOCK
 
 
-def test_the_least_recently_used_blocks_go_first_and_what_is_being_read_stays_readable(
-    original: Path, mirror: Path, proxy: Proxy
-) -> None:
+def test_the_least_recently_used_blocks_are_removed_first(original: Path, mirror: Path, proxy: Proxy) -> None:
+    """They are removed first, and a block that is being read stays readable."""
     shard = opened(mirror, budget=4 * BLOCK).shards[0]
     per_block = BLOCK // 2
     view = shard.read(0, per_block, VOCABULARY)

@@ -82,7 +82,7 @@ def test_truncation_and_padding_of_a_given_tokenizer_are_turned_off() -> None:
     assert len(tokenizer.encode("a").ids) == 1
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_numbers() -> None:
+def test_a_vocabulary_larger_than_the_embedding_is_refused_with_numbers() -> None:
     check_vocabulary(256, 256)
     with pytest.raises(BigtrainError) as error:
         check_vocabulary(8193, 8192)
