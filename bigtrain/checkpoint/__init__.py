@@ -1,30 +1,30 @@
-"""Checkpoints that know neither ZeRO stage nor world size, and cannot be half there.
+"""Checkpoints that do not depend on ZeRO stage or world size, and are committed whole or not at all.
 
 The life of a checkpoint of step 100:
 
     engine.fragments()                 every rank: (name, kind, shape, offset, flat float32 piece) of what it owns
-        |  Saver.save: copy into an image of the file, in host memory; the training goes on
-        |  behind it: hash, write, fsync; every rank one file
+        |  Saver.save: copy into an image of the file, in host memory; the training continues
+        |  in the background: hash, write, fsync; every rank writes one file
     .step-00000100.staging/
         state-00000-of-00002.safetensors
         state-00001-of-00002.safetensors
-        |  all ranks agree that all files are durable; one failure anywhere is an error everywhere
+        |  all ranks agree that all files are durable; a failure of one rank is an error on all
         manifest.json                  rank 0, last: size and hash of each file, cursor, settings, versions
         |  rename, fsync of the parent: committed
-    step-00000100/                     in a folder, or behind a URL; with checkpoint.local_dir on each node's disk first
-        |  prune: what `keep` does not keep, never the newest verified one
-        |  newest_verified: sizes and hashes, falling back to older ones with a reason
-        |  load: each rank copies the overlaps of what lies in the files with what it owns now
+    step-00000100/                     in a folder or at a URL; with checkpoint.local_dir first on a disk of each node
+        |  prune: removes what `keep` does not keep, never the newest verified checkpoint
+        |  newest_verified: checks sizes and hashes; falls back to older checkpoints, with the reason
+        |  load: each rank copies what it now owns from the files that hold it
     engine.fragments()                 any other stage, any other world size
 
-fragment.py      a flat piece of a named tensor          overlap.py        what two pieces share
-tensor_file.py   a rank's fragments as one file          manifest.py       what a checkpoint is, and its hashes
-storage.py       where files lie: folder.py or object_store.py; each says how it commits
-commit.py        how the ranks make a checkpoint         saver.py          doing that beside the training
-checkpoint.py    one checkpoint, and verifying it        storage_tiers.py  the tiers, and the newest good one
-load.py          files to fragments, or whole tensors    retention.py      which may go
-compare.py       in what two differ                      compatibility.py  whether today's settings may go on from it
-ranks.py         agreement
+fragment.py      a flat piece of a named tensor        overlap.py        the elements that two pieces share
+tensor_file.py   a rank's fragments as one file        manifest.py       contents and hashes of a checkpoint
+storage.py       the interface of folder.py and object_store.py; open_storage.py chooses one
+commit.py        how the ranks commit a checkpoint     saver.py          the same in the background
+checkpoint.py    one checkpoint, and its verification  storage_tiers.py  local and durable tier; the newest good one
+load.py          files to fragments or whole tensors   retention.py      which checkpoints are removed
+compare.py       the differences of two checkpoints    compatibility.py  whether new settings may continue from it
+ranks.py         collective actions of the ranks
 
 Nothing is pickled. `load_weights` reads the float32 weights without an engine or a process group.
 """

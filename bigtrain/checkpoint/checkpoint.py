@@ -1,4 +1,4 @@
-"""One checkpoint: a step in a storage, and whether its every byte is right."""
+"""One checkpoint: a step in a storage, and the check that every byte of it is right."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _HASHING_THREADS = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What lies under a committed name, whether whole or not."""
+    """A step with a committed name in a storage. It may be damaged."""
 
     step: int
     storage: Storage
 
     @classmethod
     def at(cls, location: str | Path) -> Checkpoint:
-        """The checkpoint at a folder or URL that ends in its own name.
+        """The checkpoint at a folder or URL, whose last part is its name.
 
         Raises:
-            BigtrainError: the name is not one of a checkpoint.
+            BigtrainError: the name is not that of a checkpoint.
         """
         parent, _, name = str(location).rstrip("/").rpartition("/")
         if not (match := COMMITTED.fullmatch(name)):
@@ -51,17 +51,17 @@ class Checkpoint:
 
     @property
     def location(self) -> str:
-        """The folder or URL that it is."""
+        """Its folder or URL."""
         return self.storage.location(self.step)
 
     @property
     def path(self) -> Path:
-        """The folder that it is; meaningless where it lies behind a URL."""
+        """Its folder; meaningless for a checkpoint at a URL."""
         return Path(self.location)
 
     @property
     def manifest(self) -> CheckpointManifest:
-        """Read anew each time.
+        """Its manifest, read again at each access.
 
         Raises:
             BigtrainError: the manifest is missing or damaged.
@@ -83,19 +83,19 @@ class Checkpoint:
 
 
 def list_checkpoints(storage: Storage) -> list[Checkpoint]:
-    """All that lies under a committed name, oldest first, whether whole or not."""
+    """All checkpoints with a committed name, oldest first. Some may be damaged."""
     return [Checkpoint(step, storage) for step in storage.steps()]
 
 
 def verify(
     checkpoint: Checkpoint, *, contents: bool = True, others_elsewhere: bool = False, ranks: Ranks = ALONE
 ) -> list[str]:
-    """What is wrong with a checkpoint; an empty list means that every byte is right.
+    """The problems of a checkpoint. An empty list means that every byte is right.
 
     Args:
         contents: hash every file. False: only the manifest and the files' sizes.
-        others_elsewhere: files that are not here are no problem: in a local tier each node has its own.
-        ranks: share the reading among these; the answer is the same on all.
+        others_elsewhere: a missing file is not a problem: in a local tier each node has only its own files.
+        ranks: these share the reading; the result is the same on all.
     """
     try:
         files = checkpoint.manifest.files
@@ -111,8 +111,8 @@ def verify(
 def problems_of(
     checkpoint: Checkpoint, files: dict[str, FileChecksum], names: Collection[str], contents: bool
 ) -> list[str]:
-    """What is wrong with some files of a checkpoint, as this process sees them."""
-    with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing and reading let each other run
+    """The problems of some files of a checkpoint, as this process sees them."""
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing and reading overlap
         found = threads.map(lambda name: _problem(checkpoint, name, files[name], contents), names)
         return [problem for problem in found if problem]
 

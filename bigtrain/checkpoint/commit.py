@@ -1,4 +1,4 @@
-"""The protocol by which the ranks make one checkpoint in one storage: all of it, or nothing that counts."""
+"""The protocol by which the ranks commit one checkpoint to one storage: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bigtrain.checkpoint.storage import Storage
 
 @dataclass(frozen=True)
 class Contents:
-    """What a rank tells of its part of the state."""
+    """What a rank reports about its part of the state."""
 
     shapes: dict[str, list[int]]
-    """Of the whole parameters it has a part of."""
+    """Shapes of the whole parameters of which the rank has a part."""
     kinds: list[str]
     partner: str
-    """The same for the ranks that hold the same pieces and share the saving of them; empty for a rank that shares
-    nothing."""
+    """A hash that is equal on ranks which hold the same pieces and each save a part of them. Empty for a rank that
+    shares no piece."""
 
     @classmethod
     def of(cls, fragments: Sequence[Fragment]) -> Contents:
-        """Of all fragments that a rank holds, before they are shared out."""
+        """The report for all fragments that a rank holds, before they are divided among its partners."""
         held = [(f.name, f.kind, f.offset, f.shard, f.data.numel()) for f in fragments if f.holders > 1]
         return cls(
             {fragment.name: list(fragment.shape) for fragment in fragments},
@@ -43,7 +43,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class About:
-    """What the manifest says beside what is in the files."""
+    """The fields of the manifest that do not follow from the files."""
 
     cursor: Cursor
     mathematics: Mapping[str, Any]
@@ -65,8 +65,9 @@ def commit(
     """Write this rank's file and commit the checkpoint. Every rank calls it.
 
     Args:
-        data: the file, of which `checksum` is the checksum.
-        leads: whether this rank prepares and commits in this storage: one rank of those that see it does.
+        data: the bytes of the file.
+        checksum: their size and hash.
+        leads: whether this rank prepares and commits. One of the ranks that see the storage does.
 
     Raises:
         BigtrainError: on every rank, when any rank could not write. Earlier checkpoints are untouched.

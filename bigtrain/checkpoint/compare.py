@@ -1,4 +1,4 @@
-"""In what two checkpoints differ: cursor, settings, versions, and every tensor to the last bit."""
+"""The differences of two checkpoints: cursor, settings, versions, and every tensor to the last bit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _BLOCK = 1 << 24
 
 
 def compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
-    """The differences, ready for JSON; two tensors are in memory at a time.
+    """The differences, as JSON types. Two tensors are in memory at a time.
 
     Returns:
-        cursor, settings, versions: key -> [of one, of the other], where they differ;
-        tensors: "kind/name" -> what differs, where not every bit is equal: the shapes, or the largest difference
-        and that over the largest magnitude in either, both None where there are numbers that are not finite;
-        equal_tensors, different_tensors: how many.
+        cursor, settings, versions: key -> [value in one, value in other], for keys that differ.
+        tensors: "kind/name" -> the difference, for tensors that are not equal in every bit: the two shapes, or the
+        largest difference and its ratio to the largest magnitude. Both are None if a number is not finite.
+        equal_tensors, different_tensors: the numbers of tensors.
 
     Raises:
-        BigtrainError: one of them is damaged or not whole.
+        BigtrainError: a checkpoint is damaged or incomplete.
     """
     a, b = Tensors(one), Tensors(other)
     changes = changes_since(a.manifest.mathematics, b.manifest.mathematics)
@@ -56,7 +56,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, Any] | None:
-    """Between two flat float32 tensors of one size; None where every bit is equal."""
+    """The difference of two flat float32 tensors of one size; None if every bit is equal."""
     if torch.equal(a.view(torch.int32), b.view(torch.int32)):
         return None
     largest, scale, elements = 0.0, 0.0, 0

@@ -1,4 +1,4 @@
-"""Whether a checkpoint may be continued with the settings of today: the lock on what the user meant."""
+"""Whether a checkpoint may be continued with other settings: its mathematics may change only by permission."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bigtrain.config.keys import find, general
 
 
 class Change(NamedTuple):
-    """A setting that changes the mathematics and is another one than that of the checkpoint."""
+    """A setting that changes the mathematics and differs from the checkpoint."""
 
     key: str
     then: Any
@@ -22,10 +22,10 @@ class Change(NamedTuple):
 def check_compatible(
     manifest: CheckpointManifest, mathematics: Mapping[str, Any], allowed: Sequence[str] = ()
 ) -> list[Change]:
-    """Refuse to continue a checkpoint under other mathematics, unless the keys that differ are allowed to.
+    """Refuse to continue a checkpoint with other mathematics, unless the keys that differ are allowed to change.
 
     Args:
-        mathematics: the settings of today that change the result: `bigtrain.config.mathematics(settings)`.
+        mathematics: the current settings that change the result: `bigtrain.config.mathematics(settings)`.
         allowed: `checkpoint.allow_change`.
 
     Returns:
@@ -41,21 +41,21 @@ def check_compatible(
             f"settings that change the result differ from those of the checkpoint of step {manifest.cursor.step}",
             found=", ".join(f"{change.key}: {change.now}" for change in refused),
             wanted=", ".join(f"{change.key}: {change.then}" for change in refused),
-            fix="restore these values, or start another run in a new run_dir; or, if you mean it, write "
+            fix="restore these values, or start another run in a new run_dir; or allow the change: "
             f"checkpoint.allow_change=[{keys}]",
         )
     return changes
 
 
 def changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Where two mathematics differ. A key that one side does not have counts as its default, or its family's choice: a
-    checkpoint that is older than the key was written by what is the default today."""
+    """The keys whose values differ. A missing key has its default or its family's choice: a checkpoint that is older
+    than the key was written with what is the default today."""
     changes = [Change(key, _value(then, key), _value(now, key)) for key in sorted(then.keys() | now.keys())]
     return [change for change in changes if change.then != change.now]
 
 
 def is_allowed(key: str, allowed: Sequence[str]) -> bool:
-    """Whether one of the allowed keys is this one, or holds it."""
+    """Whether an allowed key is this key, or a section that holds it."""
     # A length in tokens is compared in steps: bigtrain.config.mathematics.
     names = ["train.steps" if name == "train.tokens" else name for name in allowed]
     return any(key == name or key.startswith(f"{name}.") for name in names)

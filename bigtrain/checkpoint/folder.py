@@ -1,10 +1,10 @@
-"""Checkpoints in a folder, where a crash at any instant leaves either all of one or nothing that counts.
+"""Checkpoints in a folder. A crash at any instant leaves a whole checkpoint or none.
 
-The argument. A directory under its final name `step-N` comes into being by one rename, which POSIX makes atomic.
-Before the rename every file in it, the manifest last, was written and fsynced, and so was the staging directory
-itself; after it the parent is fsynced. So whoever sees `step-N/manifest.json` sees a manifest that was complete, of
-files that were complete. Killed earlier, only a name beginning with a dot is left, which nothing reads and the next
-save removes. Where the disk breaks its promise, the hashes in the manifest show it.
+Why. A directory with the final name `step-N` appears by one rename, which POSIX makes atomic. Before the rename, every
+file in it was written and fsynced, the manifest last, and then the staging directory. After the rename, the parent is
+fsynced. So a process that sees `step-N/manifest.json` sees a complete manifest of complete files. A process that is
+killed earlier leaves only a name that starts with a dot: nothing reads it, and the next save removes it. If the disk
+loses data in spite of fsync, the hashes in the manifest show it.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ class Folder:
             self.directory.mkdir(parents=True, exist_ok=True)
             fsync_directory(self.directory.parent)
         for path in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(path.name):  # what cannot be removed only takes room
+            if _LEFTOVER.fullmatch(path.name):  # one that cannot be removed only takes space
                 shutil.rmtree(path, ignore_errors=True)
         self._staging(step).mkdir()
 
     def file_name(self, stem: str, attempt: str) -> str:
-        """See Storage. What is staged meets nothing of another attempt."""
+        """See Storage. A staging directory holds the files of one attempt only."""
         return f"{stem}.safetensors"
 
     def write(self, step: int, name: str, data: memoryview) -> None:
         """See Storage."""
         with (self._staging(step) / name).open("xb", buffering=0) as file:
             if len(data) >= _BLOCK:
-                _pass_by_the_cache(file, True)
+                _bypass_page_cache(file, True)
             for index, block in enumerate(blocks(data, _BLOCK)):
                 if index == len(data) // _BLOCK // 2:
                     reached("save.writing")
@@ -84,7 +84,7 @@ class Folder:
             os.fsync(file.fileno())
 
     def commit(self, step: int, manifest: bytes) -> None:
-        """See Storage. A bad checkpoint of that name steps aside first."""
+        """See Storage. A damaged checkpoint of the same name is renamed first."""
         self.write(step, MANIFEST, memoryview(manifest))
         staging, final = self._staging(step), self._final(step)
         fsync_directory(staging)
@@ -104,7 +104,7 @@ class Folder:
     def remove(self, step: int) -> None:
         """See Storage."""
         aside = self._final(step).with_name(f".{self._final(step).name}.pruned")
-        self._final(step).rename(aside)  # out of sight first: a half-removed one must not look like a checkpoint
+        self._final(step).rename(aside)  # renamed first: a half-removed one must not look like a checkpoint
         reached("save.pruning")
         shutil.rmtree(aside)
 
@@ -134,28 +134,27 @@ class _OpenFile:
 
 
 def _write(file: FileIO, block: memoryview) -> None:
-    """Write all of it. What is no whole number of pages, or no page in memory, goes through the page cache."""
+    """Write all of it. Bytes that do not fill whole, aligned pages go through the page cache."""
     while block:
         pages = len(block) // mmap.PAGESIZE * mmap.PAGESIZE
         if not pages:
-            _pass_by_the_cache(file, False)
+            _bypass_page_cache(file, False)
         try:
             block = block[file.write(block[: pages or len(block)]) :]
         except OSError as error:
-            if error.errno != errno.EINVAL or not _pass_by_the_cache(file, False):
+            if error.errno != errno.EINVAL or not _bypass_page_cache(file, False):
                 raise
 
 
-def _pass_by_the_cache(file: FileIO, direct: bool) -> bool:
-    """Let writes go straight to the disk or through the page cache; whether that is a change.
+def _bypass_page_cache(file: FileIO, direct: bool) -> bool:
+    """Write straight to the disk, or through the page cache. Returns whether that is a change.
 
-    Copying a checkpoint into the page cache takes from the training the processor and the memory bus that writing it
-    to the disk does not.
+    A copy into the page cache would take time of the processor and the memory bus from the training.
     """
     before = fcntl.fcntl(file, fcntl.F_GETFL)
     after = before | os.O_DIRECT if direct else before & ~os.O_DIRECT
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, after)
-    except OSError:  # a file system without it
+    except OSError:  # the file system does not support it
         return False
     return before != after

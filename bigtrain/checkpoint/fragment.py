@@ -1,4 +1,4 @@
-"""The one unit of training state that engine and checkpoint exchange: a flat piece of a named tensor."""
+"""The unit of training state that engine and checkpoint exchange: a flat piece of a named tensor."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 MASTER = "master"
-"""The kind of the float32 weights; every other kind is a moment of the optimizer, under the optimizer's own name."""
+"""The kind of the float32 weights. Every other kind is a moment of the optimizer, by the optimizer's name for it."""
 
 
 @dataclass(frozen=True)
 class TensorShard:
-    """The part of a parameter that ranks which share its matrix product hold: [start, start + length) of one dimension.
+    """The part of a parameter that one of the tensor-parallel ranks holds: [start, start + length) of one dimension.
 
-    Flattened, a shard of dimension 0 is a range of the flattened parameter; one of dimension 1 is a comb.
+    A shard of dimension 0 is one range of the flattened parameter; a shard of dimension 1 is a range of every row.
     """
 
     dim: int
@@ -28,26 +28,26 @@ class Fragment:
     """Elements [offset, offset + data.numel()) of one flattened tensor, or of a flattened shard of it, as one rank
     holds them.
 
-    Knows neither ZeRO stage nor rank: a checkpoint is a set of fragments, and whoever needs other ones cuts and
-    joins them by name, kind and offset.
+    It depends on neither ZeRO stage nor rank: a checkpoint is a set of fragments, and other fragments are made from
+    them by name, kind and offset.
     """
 
     name: str
     """The parameter's name in the model."""
     kind: str
-    """What of the parameter: `master`, or a moment such as `exp_avg`."""
+    """`master`, or a moment of the optimizer such as `exp_avg`."""
     shape: tuple[int, ...]
     """The shape of the whole parameter."""
     offset: int
-    """Where the piece begins, in elements of the flattened parameter, or of its flattened shard."""
+    """First element of the piece, in the flattened parameter or its flattened shard."""
     data: torch.Tensor
-    """1-D float32 view of live memory [length]: saving reads it, loading writes it."""
+    """[length], float32: a view of the memory of the training. Saving reads it, loading writes it."""
     shard: TensorShard | None = None
-    """The shard that the piece is of, where tensor parallelism has cut the parameter."""
+    """The shard of which this is a piece, if tensor parallelism divides the parameter."""
     holder: int = 0
-    """Which of the ranks that hold this very piece this one is."""
+    """This rank's number among the ranks that hold the same piece."""
     holders: int = 1
-    """How many ranks hold this very piece: each saves an equal part of it, and all load the whole of it."""
+    """Number of ranks that hold the same piece. Each saves an equal part of it, and all load the whole piece."""
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ class Fragment:
         return math.prod(self.shape)
 
     def share(self) -> Fragment:
-        """The part that this rank has to save: all of it, or an equal slice where others hold the same."""
+        """The part that this rank saves: all of it, or an equal slice where other ranks hold the same piece."""
         length = self.data.numel()
         start, end = (i * length // self.holders for i in (self.holder, self.holder + 1))
         return replace(self, offset=self.offset + start, data=self.data[start:end])

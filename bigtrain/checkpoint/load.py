@@ -1,9 +1,9 @@
-"""Reading a checkpoint into whatever owns the state now.
+"""Reads a checkpoint into the fragments of the current ranks.
 
-A parameter lies in the files as pieces, cut where the ranks of then were divided; the fragments of now are cut
-elsewhere. The ranks share the reading of the headers; then each opens only the files that hold something of its own
-fragments, and copies the overlaps and nothing else. The same path serves the same cluster, another world size, stage or
-tensor-parallel size, and a single process that wants only the weights, one tensor after the other.
+The files hold a parameter in pieces, as the ranks that saved it were divided. The current fragments may be divided in
+another way. The ranks share the reading of the headers. Then each rank opens only the files that hold parts of its own
+fragments, and copies the overlaps. This one path serves the same ranks, another world size, ZeRO stage or
+tensor-parallel size, and a single process that reads the weights one tensor at a time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from bigtrain.checkpoint.storage import Reader
 from bigtrain.checkpoint.tensor_file import StoredPiece, bytes_of, read_header, read_rng, stored_pieces
 
 _BLOCK = 1 << 23
-"""Elements that are read at once where they cannot go straight to where they belong."""
+"""Elements that are read at once where they cannot be read directly into their fragment."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint gave this rank beside the tensors, which are in the fragments."""
+    """What this rank loaded from a checkpoint beside the tensors, which are in the fragments."""
 
     manifest: CheckpointManifest
     rng: dict[str, torch.Tensor] | None
-    """The random generators' state that this rank saved; None where the world size was another."""
+    """State of the random generators that this rank saved. None if the checkpoint has another world size."""
 
 
 def reinitialize(fragments: Sequence[Fragment], first_weights: Callable[[str, tuple[int, ...]], torch.Tensor]) -> None:
-    """Fill this rank's fragments as they were before step 1, without a checkpoint.
+    """Fill this rank's fragments with the state before step 1, without a checkpoint.
 
     Args:
-        first_weights: the whole first value of a parameter, from its name and shape.
+        first_weights: gives the whole initial value of a parameter from its name and shape.
     """
     for fragment in fragments:
         if fragment.kind != MASTER:
@@ -59,10 +59,10 @@ def reinitialize(fragments: Sequence[Fragment], first_weights: Callable[[str, tu
 
 
 def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks) -> Loaded:
-    """Fill this rank's fragments from a checkpoint, whatever stage and world size wrote it. Every rank calls it.
+    """Fill this rank's fragments from a checkpoint of any ZeRO stage and world size. Every rank calls it.
 
     Raises:
-        BigtrainError: on every rank, when any cannot read, or the checkpoint is of another model.
+        BigtrainError: on every rank, when a rank cannot read, or the checkpoint is of another model.
     """
     failed = f"the checkpoint {checkpoint.location} cannot be loaded"
     own_shapes = {fragment.name: list(fragment.shape) for fragment in fragments}
@@ -93,20 +93,20 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
 
 
 class Tensors:
-    """The whole tensors of a checkpoint, each read when it is asked for; needs no engine and no process group."""
+    """The whole tensors of a checkpoint, each read on request, without an engine or a process group."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Read the headers.
 
         Raises:
-            BigtrainError: the checkpoint is damaged or not whole.
+            BigtrainError: the checkpoint is damaged or incomplete.
         """
         self.manifest = checkpoint.manifest
         self._checkpoint = checkpoint
         heads = ((name, _header(checkpoint, name)) for name in self.manifest.files)
         self._pieces = _index(heads, self.manifest)
         self.stored = sorted({*self._pieces, *((name, MASTER) for name in self.manifest.tensors)})
-        """What there is, by (name, kind): a master of every parameter, and what the optimizer remembers of each."""
+        """All tensors by (name, kind): the master weights of every parameter, and the optimizer's moments."""
 
     def read(self, name: str, kind: str = MASTER) -> torch.Tensor:
         """One tensor, float32. Raises BigtrainError."""
@@ -116,7 +116,7 @@ class Tensors:
         return tensor
 
     def digests(self) -> dict[tuple[str, str], str]:
-        """xxh3-128 of every tensor by (name, kind): the same however it was cut, one in memory at a time."""
+        """xxh3-128 of every tensor by (name, kind), independent of its pieces. One tensor is in memory at a time."""
         return {
             (name, kind): xxhash.xxh3_128(bytes_of(self.read(name, kind))).hexdigest() for name, kind in self.stored
         }
@@ -137,19 +137,19 @@ class _Weights(Mapping[str, torch.Tensor]):
 
 
 def load_weights(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
-    """All float32 weights by parameter name, whole, each read anew when it is asked for.
+    """All float32 weights by parameter name, whole, each read again at every request.
 
     Raises:
-        BigtrainError: now or then: the checkpoint is damaged or not whole.
+        BigtrainError: here or at a request: the checkpoint is damaged or incomplete.
     """
     return _Weights(checkpoint)
 
 
 def tensor_digests(checkpoint: Checkpoint) -> dict[tuple[str, str], str]:
-    """xxh3-128 of every whole tensor by (name, kind): two checkpoints of the same state have the same ones.
+    """xxh3-128 of every whole tensor by (name, kind). Two checkpoints of the same state have the same digests.
 
     Raises:
-        BigtrainError: the checkpoint is damaged or not whole.
+        BigtrainError: the checkpoint is damaged or incomplete.
     """
     return Tensors(checkpoint).digests()
 
@@ -181,7 +181,7 @@ Index = Mapping[tuple[str, str], Sequence[StoredPiece]]
 def _index(
     heads: Iterable[tuple[str, bytes]], manifest: CheckpointManifest, wanted: set[tuple[str, str]] | None = None
 ) -> Index:
-    """The pieces of every (name, kind), or of those that are wanted."""
+    """The pieces of every (name, kind), or of those in `wanted`."""
     pieces: defaultdict[tuple[str, str], list[StoredPiece]] = defaultdict(list)
     for file, head in heads:
         for piece in stored_pieces(file, head, manifest.tensors):
@@ -191,7 +191,8 @@ def _index(
 
 
 def _fill(checkpoint: Checkpoint, pieces: Index, fragments: Sequence[Fragment]) -> None:
-    """Copy into every fragment what it shares with the stored pieces; every element must be covered."""
+    """Copy the stored pieces into every fragment that overlaps them. Raises BigtrainError if an element is not
+    stored."""
     by_file: defaultdict[str, list[tuple[int, Shared, Fragment]]] = defaultdict(list)
     for fragment in fragments:
         if not fragment.data.numel():
@@ -218,14 +219,14 @@ def _fill(checkpoint: Checkpoint, pieces: Index, fragments: Sequence[Fragment]) 
 
 
 def _copy(reader: Reader, begin: int, overlap: Shared, target: torch.Tensor) -> None:
-    """Read a rectangle of a piece that begins at byte `begin` into a fragment's memory."""
+    """Read a rectangle of a piece, which starts at byte `begin` of the file, into a fragment's memory."""
     length = overlap.rows * overlap.columns
     if overlap.rows == 1 or overlap.columns == overlap.source_stride == overlap.target_stride:
-        if target.device.type == "cpu":  # straight to where it belongs
+        if target.device.type == "cpu":  # directly into the fragment
             reader.read_into(begin + 4 * overlap.source, bytes_of(target[overlap.target : overlap.target + length]))
             return
-        overlap = Shared(length, 1, overlap.source, 1, overlap.target, 1)  # one run, to be read in blocks
-    # Rows are read with what lies between them: one large read is cheaper than many small ones.
+        overlap = Shared(length, 1, overlap.source, 1, overlap.target, 1)  # one run, read in blocks
+    # The elements between the rows are read too: one large read is faster than many small ones.
     rows = max(1, min(overlap.rows, _BLOCK // max(1, overlap.source_stride)))
     block = torch.empty((rows - 1) * overlap.source_stride + overlap.columns, dtype=torch.float32)
     for row in range(0, overlap.rows, rows):

@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint is, and the proof that it is whole."""
+"""The manifest of a checkpoint: its contents, and the hashes that show whether it is whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def step_name(step: int) -> str:
 
 @dataclass(frozen=True)
 class FileChecksum:
-    """What a file must be, byte for byte."""
+    """Size and hash of a file."""
 
     size: int
     """Bytes."""
@@ -37,48 +37,49 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where the run is."""
+    """The position of the run."""
 
     step: int
     """Optimizer steps done."""
     consumed_samples: int
-    """Training samples done: the whole state of the data, together with the plan."""
+    """Training samples done. Together with the plan this is the whole state of the data."""
     plan_id: str
-    """The plan that says which samples those were."""
+    """Identity of the plan, which gives the order of the samples."""
     optimizer_steps: int
-    """Updates the optimizer has applied: `step` less those skipped for a gradient that was not finite."""
+    """Updates that the optimizer has applied: `step` minus those skipped for a gradient that was not finite."""
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """Everything about a checkpoint but the tensors."""
+    """Everything about a checkpoint except the tensors."""
 
     cursor: Cursor
     world_size: int
     """Ranks that wrote it."""
     zero_stage: int
-    """The stage it was written at. For people: any other can load it."""
+    """The ZeRO stage of the ranks that wrote it. For people: any stage can load it."""
     mathematics: dict[str, Any]
     """The settings that change the result of training, by dotted key."""
     versions: dict[str, str]
-    """Of bigtrain and the libraries beneath it."""
+    """Versions of bigtrain and the libraries that it uses."""
     kinds: list[str]
-    """What is stored of each parameter: `master`, `exp_avg`, ..."""
+    """The kinds of state of each parameter: `master`, `exp_avg`, ..."""
     tensors: dict[str, list[int]]
     """The shape of each parameter."""
     files: dict[str, FileChecksum]
     """Size and hash of each file beside the manifest, in rank order."""
     layout: str = ""
-    """What decides which rank owns what. Where it is the same, a rank finds its own state in its own file again."""
+    """Identifies which rank owns which state. With an equal layout, a rank finds its own state in its own file."""
     partners: dict[str, str] = field(default_factory=dict)
-    """Of each file with parts of what several ranks hold: files with the same value make up the whole of it."""
+    """For each file of a rank that shares pieces with others: a value. Files with equal values hold all of the
+    pieces."""
     state: dict[str, Any] = field(default_factory=dict)
-    """Whatever the run wants back, such as the W&B run id. JSON."""
+    """JSON values that the run needs again, such as the W&B run id. See `bigtrain.rundir.run_state`."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    """For people: when it was written. Order comes from the step, never from a clock."""
+    """When it was written, for people. The step gives the order, never a clock."""
 
     def to_json(self) -> str:
-        """The text of manifest.json; its last field is a hash over all others."""
+        """The text of manifest.json. The field `digest` is a hash over all others."""
         fields = {"format": FORMAT, **asdict(self)}
         return json.dumps({**fields, "digest": _digest(fields)}, indent=1, sort_keys=True)
 

@@ -1,11 +1,11 @@
-"""Checkpoints behind a URL, where nothing can be renamed: the manifest is the commit.
+"""Checkpoints at a URL, where nothing can be renamed: writing the manifest is the commit.
 
-Files go up under their final prefix, and the manifest last, in one request, which stores make atomic. A step is
-committed when its manifest is there. The files of every attempt have names of their own, and the manifest says which it
-means: so a step that is saved again replaces the old one by that same request, and until then the old one is whole.
-What no manifest names is a leftover, cleared by the next save of the run.
+Files are written under their final prefix, and the manifest last, in one request, which object stores make atomic. A
+step is committed when its manifest exists. The files of every attempt have names of their own, and the manifest lists
+them. So a step that is saved again replaces the old one by that one request, and the old one is whole until then.
+Files that no manifest lists are removed by the next save of the run.
 
-Every request is tried again with growing pauses while that can help, then there is one clear error.
+A request that fails is repeated, with growing pauses, as long as that can help; then there is one clear error.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from bigtrain.checkpoint.storage import Reader, blocks
 
 ATTEMPTS = 8
 TOTAL_SECONDS = 120.0
-"""No attempt starts later than this after the first."""
+"""No attempt starts later than this after the first, in seconds."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 _REQUEST_SECONDS = 60.0
 _PART = 1 << 25
 _REQUESTS = 16
-"""That wait for the store at the same time."""
-_jitter = random.SystemRandom()  # ranks that seed `random` alike must not try again in step
+"""Number of requests at the same time."""
+_jitter = random.SystemRandom()  # ranks that seed `random` alike must not repeat at the same time
 T = TypeVar("T")
 
 
@@ -103,7 +103,7 @@ class ObjectStore:
         reached("save.staged")
         self._persist("write", path, lambda: self._files.pipe_file(path, manifest))
         reached("save.renamed")
-        with suppress(BigtrainError):  # it is committed; what is left of an earlier attempt can wait
+        with suppress(BigtrainError):  # the step is committed; leftovers of an earlier attempt can wait
             self._clear(step)
 
     def abandon(self, step: int) -> None:
@@ -130,7 +130,7 @@ class ObjectStore:
         return self._persist("read", path, attempt)
 
     def _clear(self, step: int) -> None:
-        """Remove what the manifest of a step does not name; all where there is none."""
+        """Remove the files of a step that its manifest does not name; all files if there is no manifest."""
         root = self._path(step, "")
         there = [str(path) for path in self._persist("list", root, lambda: self._files.find(root))]
         named: set[str] = set()
@@ -139,7 +139,7 @@ class ObjectStore:
             try:
                 text = self._persist("read", manifest, lambda: self._files.cat_file(manifest))
                 named = {MANIFEST, *parse_manifest(manifest, text).files}
-            except BigtrainError:  # a damaged manifest protects nothing; it goes before the files
+            except BigtrainError:  # a damaged manifest protects nothing; it is removed before the files
                 self._persist("remove", manifest, lambda: self._files.rm_file(manifest))
                 there.remove(manifest)
         expired = [path for path in there if path.rpartition("/")[2] not in named]
@@ -191,17 +191,17 @@ class ObjectStore:
     def _timeout(self) -> dict[str, float]:
         from fsspec.asyn import AsyncFileSystem
 
-        # fsspec's asynchronous file systems, which all networked ones are, cancel a call after `timeout` seconds.
+        # All networked file systems of fsspec are asynchronous: they cancel a call after `timeout` seconds.
         return {"timeout": _REQUEST_SECONDS} if isinstance(self._files, AsyncFileSystem) else {}
 
     def _persist(self, verb: str, path: str, attempt: Callable[[], T]) -> T:
-        """Try until it works, or cannot. The pauses are exponential with full jitter.
+        """Repeat a request until it succeeds or cannot succeed. The pauses are exponential with full jitter.
 
         Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
         Raises:
             FileNotFoundError: the store says that there is no such object.
-            BigtrainError: the store denies it, or all attempts failed.
+            BigtrainError: the store denies the request, or all attempts failed.
         """
         started, failures = time.monotonic(), 0
         what = f"{self.url.partition('://')[0]}://{path}"
@@ -217,10 +217,10 @@ class ObjectStore:
                 line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
                     fix = "give this machine credentials that may read, write and delete there"
-                    raise BigtrainError(f"leave to {verb} {what} is denied", found=line, fix=fix) from error
+                    raise BigtrainError(f"permission to {verb} {what} is denied", found=line, fix=fix) from error
                 if failures == ATTEMPTS or seconds + pause > TOTAL_SECONDS:
                     effort = f"{failures} attempts in {seconds:.0f} s"
-                    fix = "see whether the store can be reached from this machine, then start again"
+                    fix = "check that the store can be reached from this machine, then start again"
                     raise BigtrainError(f"cannot {verb} {what} ({effort})", found=line, fix=fix) from error
                 time.sleep(pause)
 

@@ -1,4 +1,4 @@
-"""Which storage a path or a URL means."""
+"""Opens the storage for a path or a URL."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Which elements two pieces of one tensor share, and where they lie in each.
+"""Which elements two pieces of one tensor share, and their positions in each piece.
 
-A parameter is seen as a matrix of `rows` x `width`. Whoever holds a shard of dimension 1 holds some of the columns of
-every row, and ZeRO has cut that comb, laid flat, into ranges: a `Region` is such a range. A piece of a whole parameter,
-or of a shard of dimension 0, is a range of the flattened parameter itself: all columns.
+A parameter is treated as a matrix of `rows` x `width`. A rank with a shard of dimension 1 holds some of the columns of
+every row. ZeRO flattens these columns and divides the result into ranges: a `Region` is such a range. A piece of a
+whole parameter, or of a shard of dimension 0, is a range of the flattened parameter: it has all columns.
 
-A region is at most three rectangles (the rest of a first row, whole rows, the beginning of a last row), so two regions
-share at most nine, and each is one strided copy however large it is.
+A region consists of at most three rectangles: the rest of a first row, whole rows, the start of a last row. So two
+regions share at most nine rectangles, and each of them is one strided copy, however large it is.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bigtrain.checkpoint.fragment import TensorShard
 
 @dataclass(frozen=True)
 class Region:
-    """Elements [start, end) of some columns of a matrix, laid flat."""
+    """Elements [start, end) of some columns of a matrix, flattened."""
 
     start: int
     end: int
     width: int | None = None
-    """Columns of the matrix; None: the region is a range of the flattened parameter, and any width will do."""
+    """Columns of the matrix. None: the region is a range of the flattened parameter, and any width fits."""
     left: int = 0
     right: int = 0
-    """The columns [left, right) of each row; meaningless without a width."""
+    """The region has the columns [left, right) of each row; meaningless without a width."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Shared:
     rows: int
     columns: int
     source: int
-    """Where the first run begins in the source's elements."""
+    """Element of the source at which the first run starts."""
     source_stride: int
     """Elements of the source from one run to the next."""
     target: int
@@ -57,12 +57,12 @@ def region_of(shape: tuple[int, ...], shard: TensorShard | None, offset: int, le
 
 
 def shared(source: Region, target: Region) -> Iterator[Shared]:
-    """The rectangles that both have; together they are every element that both have, once.
+    """The rectangles that two regions share. They hold every shared element once.
 
     Raises:
         ValueError: the regions are of shards of different dimensions, neither of which is 0.
     """
-    if source.width is None and target.width is None:  # the usual case, and there are many pairs to look at
+    if source.width is None and target.width is None:  # the usual case, for which speed matters: there are many pairs
         start, end = max(source.start, target.start), min(source.end, target.end)
         if start < end:
             yield Shared(1, end - start, start - source.start, end - start, start - target.start, end - start)

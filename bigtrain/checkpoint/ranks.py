@@ -1,4 +1,4 @@
-"""What saving and loading need of the other ranks: one collective, and agreement built on it."""
+"""The collective operations that saving and loading need: one gather, and actions whose errors all ranks share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """This process among its peers. The engine's Topology is one; so is `ALONE`."""
+    """This process and the other ranks. The engine's Topology is one implementation, `ALONE` is another."""
 
     @property
     def rank(self) -> int:
-        """This process's number, from 0."""
+        """Number of this process, from 0."""
 
     @property
     def world_size(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
 
     def all_gather(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on every rank."""
@@ -39,12 +39,12 @@ ALONE: Ranks = _Alone()
 
 
 def collectively(ranks: Ranks, what: str, action: Callable[[], T]) -> list[T]:
-    """Run the action on every rank; its results in rank order, or the same error on every rank.
+    """Run the action on every rank. Returns the results in rank order, or raises the same error on every rank.
 
-    No rank goes on while another has failed, and none waits for one that will not come.
+    No rank continues after another has failed, and no rank waits for one that has failed.
 
     Raises:
-        BigtrainError: the action failed on some rank; names the ranks, their hosts and the causes.
+        BigtrainError: the action failed on a rank. It names the ranks, their hosts and the causes.
     """
     error: Exception | None = None
     value: T | None = None
@@ -58,7 +58,7 @@ def collectively(ranks: Ranks, what: str, action: Callable[[], T]) -> list[T]:
     if causes == {None}:
         return [value for _, _, value in outcomes]
     if len(causes) == 1 and isinstance(error, BigtrainError):
-        raise error.on_all_ranks()  # the same everywhere, and clear as it is
+        raise error.on_all_ranks()  # the same on all ranks, and clear already
     failed = [f"rank {rank} on {host}: {cause}" for rank, (cause, host, _) in enumerate(outcomes) if cause]
     raise BigtrainError(what, found="\n          ".join(failed)).on_all_ranks() from error
 

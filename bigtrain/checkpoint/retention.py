@@ -1,4 +1,4 @@
-"""Which checkpoints may go."""
+"""Which checkpoints are removed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from bigtrain.checkpoint.storage import Storage
 def prune(
     storage: Storage, keep: int, keep_every_steps: int | None = None, *, dry_run: bool = False, ranks: Ranks = ALONE
 ) -> list[Checkpoint]:
-    """Remove all but the `keep` newest good checkpoints, and say which. Every rank calls it.
+    """Remove all but the `keep` newest good checkpoints. Every rank calls it.
 
-    Nothing goes unless the newest good one was read through and found right; the others kept need their manifest and
-    sizes to be right. Bad ones newer than those kept stay for whoever wants to look into them.
+    Nothing is removed unless the newest good checkpoint was read and verified in full. The others that are kept must
+    have a valid manifest and files of the right size. Damaged checkpoints newer than the kept ones stay for inspection.
 
     Args:
-        keep_every_steps: those whose step this divides are kept for ever.
-        dry_run: only say which would go.
+        storage: where the checkpoints are.
+        keep: number of checkpoints to keep.
+        keep_every_steps: checkpoints whose step is a multiple of this are kept for ever.
+        dry_run: remove nothing.
+        ranks: these share the reading.
+
+    Returns:
+        The checkpoints that were removed, or would be.
 
     Raises:
-        BigtrainError: one cannot be removed.
+        BigtrainError: a checkpoint cannot be removed.
     """
     what = f"old checkpoints in {storage} cannot be removed"
     (steps, *_) = collectively(ranks, what, lambda: storage.steps() if ranks.rank == 0 else [])
@@ -48,7 +54,7 @@ def prune(
 
 
 def _good(checkpoints: Sequence[Checkpoint], ranks: Ranks) -> Iterator[Checkpoint]:
-    """Newest first; the first is verified to the last byte, the rest by manifest and sizes."""
+    """The good checkpoints, newest first. The first is verified in full, the others by manifest and sizes."""
     contents = True
     for checkpoint in reversed(checkpoints):
         if not verify(checkpoint, contents=contents, ranks=ranks):

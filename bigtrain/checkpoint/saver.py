@@ -1,11 +1,11 @@
-"""Saving behind the training: the training thread pays a copy, a thread of its own does the rest.
+"""Asynchronous saving: the training thread copies the state, and a background thread does the rest.
 
-    training thread      wait for the last save | copy the fragments into the image | train on
-    behind                                      hash | write, fsync | agree | manifest, rename | prune
+    training thread      wait for the last save | copy the fragments into the image | continue training
+    background thread                           hash | write, fsync | agree | manifest, rename | prune
 
-The ranks agree over a process group of their own, so that their messages never meet those of the training. One save is
-under way at a time: the next one waits for it, so there is one image and no order to get wrong. A failure behind is the
-same error on every rank, kept until the end: `failed` tells of it at every step, `save` and `wait` raise it.
+The ranks agree over a process group of their own, so that their messages never mix with those of the training. One save
+is in progress at a time, and the next one waits for it, so there is one image. A failure in the background is the same
+error on every rank, and stays: `failed` shows it at every step, and `save` and `wait` raise it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _LOCAL_COPIES = 2
 
 @dataclass(frozen=True)
 class Commit:
-    """A checkpoint that has become durable."""
+    """A committed checkpoint."""
 
     checkpoint: Checkpoint
     local: bool
-    """Whether it is the copy on the nodes' own disks."""
+    """Whether it is the copy in the local tier, on the disks of the nodes."""
     stall_seconds: float
-    """What the training has lost by it."""
+    """Seconds for which the training waited."""
     seconds: float
-    """From the begin of the save to here."""
+    """Seconds from the start of the save to the commit."""
     removed: list[Checkpoint] = field(default_factory=list)
-    """Older ones that went."""
+    """Older checkpoints that were removed after it."""
     prune_problem: str | None = None
-    """Why they could not go. What is committed is safe; only the room was not given back."""
+    """Why older ones could not be removed. The committed checkpoint is safe; only disk space is not freed."""
 
 
 class Saver:
@@ -67,15 +67,15 @@ class Saver:
         """Join the other ranks.
 
         Args:
-            ranks: over a process group that nobody else uses while a save is under way.
+            ranks: over a process group that nothing else uses during a save.
             settings: asynchronous, keep, keep_every_steps and durable_every.
-            layout: what decides which rank owns what; see the manifest.
-            durable_step: the step that the state now has, if there is a durable checkpoint of it.
+            layout: identifies which rank owns which state; see the manifest.
+            durable_step: the current step, if there is a durable checkpoint of it.
 
         Raises:
             BigtrainError: the local tier cannot be written.
         """
-        self._places, self._ranks, self._layout = tiers, ranks, layout
+        self._tiers, self._ranks, self._layout = tiers, ranks, layout
         self._settings = settings or CheckpointSettings()
         self._leads = ranks.rank == 0
         self._leads_node = tiers.local is not None and leads_here(tiers.local, ranks)
@@ -86,30 +86,30 @@ class Saver:
         self._commits: deque[Commit] = deque()
         self._thread: threading.Thread | None = None
         self.saving_since: float | None = None
-        """When the work behind the training began that is under way, by time.monotonic."""
+        """Start of the background work in progress, by time.monotonic; None without any."""
         self._error: BigtrainError | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether a save has gone wrong."""
+        """Whether a save has failed."""
         return self._error is not None
 
     def finished(self) -> list[Commit]:
-        """What has become durable since this was asked last."""
+        """The checkpoints that were committed since the last call."""
         return [self._commits.popleft() for _ in range(len(self._commits))]
 
     def wait(self) -> None:
-        """Wait until the save under way is durable.
+        """Wait until the save in progress is committed.
 
         Raises:
-            BigtrainError: it, or one before it, has failed; the same on every rank.
+            BigtrainError: this save or an earlier one has failed. The error is the same on every rank.
         """
         self.close()
         if self._error is not None:
             raise self._error
 
     def went_back(self, durable_step: int | None) -> None:
-        """The state is that of an earlier step again: whatever was saved of later ones counts no more.
+        """Record that the state is that of an earlier step again. Checkpoints of later steps are superseded.
 
         Args:
             durable_step: that step, if there is a durable checkpoint of it.
@@ -118,13 +118,13 @@ class Saver:
         self.durable_step, self._local_step, self._until_durable = durable_step, None, 0
 
     def close(self) -> None:
-        """Wait until no save is under way, whatever has become of it."""
+        """Wait until no save is in progress, whether it succeeded or not."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def reserve(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
-        """Have the memory for the copy ready before the first save, behind the training."""
+        """Allocate the memory for the copy before the first save, in the background."""
         own = _own(fragments)
         self._in_background(lambda: self._image.reserve(own, rng))
 
@@ -140,21 +140,21 @@ class Saver:
         last: bool = False,
         before: Callable[[], None] = lambda: None,
     ) -> float:
-        """Take a copy of the state and see to it that it becomes a checkpoint of this step.
+        """Copy the state, and make it a checkpoint of this step in the background.
 
-        A checkpoint of the same step that is already there (a bad one, which was fallen back from) is replaced.
+        An existing checkpoint of the same step, which is a damaged one, is replaced.
 
         Args:
             fragments: this rank's part of the state; may change as soon as this returns.
-            last: of this start: goes to the durable place whatever `durable_every` says.
-            before: makes durable what has to be so before the checkpoint is; called behind.
+            last: this is the last save of this start: it goes to the durable tier regardless of `durable_every`.
+            before: makes other files durable that must be so before the checkpoint is. It runs in the background.
 
         Returns:
-            Seconds that the training has lost.
+            Seconds for which the training waited.
 
         Raises:
-            BigtrainError: on every rank, when the save before has failed on any; not asynchronous: when this one has.
-                Earlier checkpoints are untouched.
+            BigtrainError: on every rank, when the previous save has failed on a rank. If saves are not asynchronous,
+                also when this one has. Earlier checkpoints are untouched.
         """
         started = time.perf_counter()
         self.wait()
@@ -170,7 +170,7 @@ class Saver:
             data, checksum = self._image.data, self._image.checksum()
             for storage, leads in storages:
                 done = commit(storage, about, contents, data, checksum, leads=leads, ranks=self._ranks)
-                seconds, local = time.perf_counter() - started, storage is self._places.local
+                seconds, local = time.perf_counter() - started, storage is self._tiers.local
                 removed, problem = self._cleared(storage, cursor.step)
                 self._commits.append(Commit(done, local, stall, seconds, removed, problem))
 
@@ -180,14 +180,14 @@ class Saver:
         return time.perf_counter() - started
 
     def _storages(self, step: int, last: bool) -> list[tuple[Storage, bool]]:
-        """Where a save goes, and whether this rank leads there."""
+        """The storages of a save, and whether this rank leads in each."""
         chosen: list[tuple[Storage, bool]] = []
-        if self._places.local is not None and self._local_step != step:  # else only the durable copy is lacking
+        if self._tiers.local is not None and self._local_step != step:  # else only the durable copy is missing
             self._local_step = step
-            chosen.append((self._places.local, self._leads_node))
-        if self._places.local is None or last or self._until_durable == 0:
+            chosen.append((self._tiers.local, self._leads_node))
+        if self._tiers.local is None or last or self._until_durable == 0:
             self.durable_step, self._until_durable = step, self._settings.durable_every
-            chosen.append((self._places.durable, self._ranks.rank == 0))
+            chosen.append((self._tiers.durable, self._ranks.rank == 0))
         self._until_durable -= 1
         return chosen
 
@@ -208,9 +208,9 @@ class Saver:
             self.saving_since = None
 
     def _cleared(self, storage: Storage, step: int) -> tuple[list[Checkpoint], str | None]:
-        """Remove what is not to be kept beside this step; what went, and why it could not."""
+        """Remove older checkpoints. Returns those removed, and the problem if they could not be."""
         try:
-            if storage is self._places.local:
+            if storage is self._tiers.local:
                 return self._clear_local(storage, step), None
             if self._settings.keep is not None:
                 return prune(storage, self._settings.keep, self._settings.keep_every_steps, ranks=self._ranks), None
@@ -219,7 +219,7 @@ class Saver:
         return [], None
 
     def _clear_local(self, storage: Storage, step: int) -> list[Checkpoint]:
-        """Keep this step and the one before it. What is newer was fallen back from."""
+        """Keep this step and the one before it. Newer ones were damaged or superseded."""
         kept = [there for there in storage.steps() if there <= step][-_LOCAL_COPIES:]
         expired = [there for there in storage.steps() if there not in kept] if self._leads_node else []
         for there in expired:
@@ -228,7 +228,7 @@ class Saver:
 
 
 def _own(fragments: Sequence[Fragment]) -> list[Fragment]:
-    """What this rank saves."""
+    """The non-empty parts that this rank saves."""
     return [share for share in (fragment.share() for fragment in fragments) if share.data.numel()]
 
 

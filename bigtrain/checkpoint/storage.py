@@ -1,6 +1,6 @@
-"""Where checkpoints lie: what saving, loading and clearing need of a place, be it a folder or an object store.
+"""The interface of storages for checkpoints: a folder or an object store.
 
-A step becomes visible by `commit` alone, at once and whole. Whatever was written before that is nobody's.
+A step becomes visible only by `commit`, at once and whole. Files that were written before a commit do not count.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ class Reader(Protocol):
         """Fill `target`, writable and contiguous, with the bytes from `start` on.
 
         Raises:
-            OSError: they cannot be read, or the file ends before.
+            OSError: the bytes cannot be read, or the file is shorter.
         """
 
 
 class Storage(Protocol):
-    """A place for checkpoints. All but BigtrainErrors of object stores are OSErrors."""
+    """A storage for checkpoints. Its methods raise OSError; those of object stores also raise BigtrainError."""
 
     def location(self, step: int) -> str:
         """The folder or URL of a step, for people and for `Checkpoint.at`."""
 
     def steps(self) -> list[int]:
-        """What lies under a committed name, whether whole or not, in order."""
+        """The steps with a committed name, in order. Some may be damaged."""
 
     def open(self, step: int, name: str) -> AbstractContextManager[Reader]:
         """A file of a step. Raises FileNotFoundError."""
 
     def prepare(self, step: int) -> None:
-        """Make room for writing a step. One process calls it, before any writes."""
+        """Prepare for writing a step. One process calls it, before any process writes."""
 
     def file_name(self, stem: str, attempt: str) -> str:
-        """The name under which a file of this attempt to save the step has to be written."""
+        """The name of a file of this attempt to save the step."""
 
     def write(self, step: int, name: str, data: memoryview) -> None:
-        """Write a file of a step that is not committed yet; durable when this returns. Several processes may."""
+        """Write a file of a step that is not committed. It is durable on return. Several processes may write."""
 
     def commit(self, step: int, manifest: bytes) -> None:
-        """Make the step visible in place of what has its name, with this manifest. One process calls it, after all
-        have written."""
+        """Make the step visible with this manifest, in place of an earlier one of the same name. One process calls it,
+        after all have written."""
 
     def abandon(self, step: int) -> None:
-        """Clear away what was written of a step that will not be committed. Raises nothing."""
+        """Remove what was written of a step that will not be committed. Raises nothing."""
 
     def remove(self, step: int) -> None:
-        """Remove a committed step; at no instant it looks whole and is not."""
+        """Remove a committed step. At no instant does a partly removed step look committed."""
 
 
 def blocks(data: memoryview, size: int) -> Iterator[memoryview]:

@@ -1,18 +1,18 @@
-"""The one or two tiers where a run's checkpoints lie, and which checkpoint in them is the newest good one.
+"""The one or two storage tiers of a run's checkpoints, and the search for the newest good checkpoint in them.
 
-The durable place is RUN/checkpoints, or what `checkpoint.dir` names. With `checkpoint.local_dir` there is a tier before
-it, a folder on a disk of each node:
+The durable tier is RUN/checkpoints, or `checkpoint.dir`. With `checkpoint.local_dir` there is also a local tier, a
+folder on a disk of each node:
 
-- Every save goes to the local tier first: each rank's file to its own node, under a manifest of all files, committed by
-  one rename a node once the files of all ranks are durable. The first save after a start, each `durable_every`-th
-  after it and the last one of a run go on to the durable place. So what is durable is never older than `durable_every`
-  saves, however often the run starts anew.
-- Nodes do not see each other's disks. A step can be read from the local tier when every rank finds there the same
-  manifest and all files that it may need: its own (and those of the ranks that it shares parts with) where world size,
-  engine and optimizer are as they were, else all of them.
-- What is newest follows from the steps' numbers and the hashes over both tiers, every time anew; at the same step the
-  local one wins. There is no pointer that could lie, and no clock in it.
-- The local tier keeps the newest two. It is a cache: losing it costs time, never a run.
+- Every save goes to the local tier first. Each rank writes its file on its own node, with a manifest of all files. One
+  rename per node commits, once the files of all ranks are durable. The first save after a start, each
+  `durable_every`-th after it, and the last one of a run also go to the durable tier. So the durable tier never lags by
+  more than `durable_every` saves, however often the run starts again.
+- Nodes do not see each other's disks. A step can be read from the local tier when every rank finds the same manifest
+  there, and all files that it may need. With the same world size, engine and optimizer these are its own file and those
+  of ranks with which it shares pieces; otherwise they are all files.
+- The newest checkpoint follows from the step numbers and the hashes in both tiers, at every search. At the same step
+  the local tier comes first. No pointer and no clock is used.
+- The local tier keeps the newest two checkpoints. It is a cache: its loss costs time, never a run.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from bigtrain.config.settings import CheckpointSettings
 
 @dataclass(frozen=True)
 class StorageTiers:
-    """Where a run's checkpoints lie."""
+    """The storages of a run's checkpoints."""
 
     durable: Storage
     local: Folder | None = None
 
     @classmethod
     def of(cls, run_dir: Path, settings: CheckpointSettings | None = None) -> StorageTiers:
-        """Those that the settings name. Several runs may share a local_dir: each has a folder of its own in it.
+        """The tiers that the settings name. Several runs may share a local_dir: each has a folder of its own in it.
 
         Raises:
             BigtrainError: the protocol of `checkpoint.dir` is unknown, or its package is not installed.
@@ -55,19 +55,19 @@ class StorageTiers:
         return cls(storage_at(settings.dir or run_dir / "checkpoints"), local)
 
     def all(self) -> list[Checkpoint]:
-        """What this process sees in both, oldest first, durable before local."""
+        """The checkpoints that this process sees in both tiers, oldest first, durable before local."""
         storages = [self.durable] if self.local is None else [self.durable, self.local]
         found = [checkpoint for storage in storages for checkpoint in list_checkpoints(storage)]
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def is_local(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint lies in the local tier."""
+        """Whether a checkpoint is in the local tier."""
         return self.local is not None and checkpoint.storage == self.local
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A checkpoint that cannot be trusted, and why."""
+    """A checkpoint that cannot be used, and the reasons."""
 
     checkpoint: Checkpoint
     problems: list[str]
@@ -75,29 +75,30 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Search:
-    """The outcome of looking for something to resume from.
+    """The result of the search for a checkpoint to resume from.
 
-    `newest is None and not rejected`: none was ever committed (or all were taken away). `newest is None and rejected`:
-    there were some and all are bad. Only the caller knows whether the run's own records say that there must be one.
+    `newest is None and not rejected`: no checkpoint was ever committed, or all were removed. `newest is None and
+    rejected`: all checkpoints are damaged. Only the caller knows whether the run's records say that there must be one.
     """
 
     newest: Checkpoint | None
     rejected: list[Rejected]
     elsewhere: list[Rejected]
-    """Newer local copies that cannot serve these ranks: a node has lost or never committed them, or they are cut in
-    another way. Nothing is wrong with the run."""
+    """Newer local copies that these ranks cannot read: a node has lost or never committed them, or they have another
+    layout. This is not an error of the run."""
 
 
 def newest_verified(
     tiers: StorageTiers, *, ranks: Ranks = ALONE, layout: str = "", before: int | None = None
 ) -> Search:
-    """The newest checkpoint whose every byte is right, and the newer ones that were passed over.
+    """The newest checkpoint with every byte right, and the newer ones that were skipped.
 
-    Every rank calls it and gets the same answer: the ranks agree on what is there and share the reading.
+    Every rank calls it and gets the same result. The ranks share the reading.
 
     Args:
-        layout: of these ranks, as in the manifest; where it is the same, the local tier can serve each rank its own.
-        before: only look at checkpoints of earlier steps than this.
+        layout: of these ranks, as in the manifest. If it is equal, each rank needs only its own files of the local
+            tier.
+        before: search only checkpoints of earlier steps than this.
     """
     local, failed = tiers.local, f"{tiers.durable} cannot be read"
     (durable, *_) = collectively(ranks, failed, lambda: tiers.durable.steps() if ranks.rank == 0 else [])
@@ -131,12 +132,12 @@ def _local_manifests(local: Folder | None) -> dict[int, str]:
         try:
             found[checkpoint.step] = xxhash.xxh3_128_hexdigest(checkpoint.manifest.to_json().encode())
         except BigtrainError:
-            continue  # of no use here; the durable place is what has to be whole
+            continue  # a damaged local copy is not used; the durable one has to be whole
     return found
 
 
 def _why_not_here(copy: Checkpoint, digests: list[str | None], layout: str, ranks: Ranks) -> list[str]:
-    """Why a local copy cannot serve all ranks, the same list on every rank; empty where it can."""
+    """Why not all ranks can read a local copy, the same list on every rank; empty if they can."""
     if None in digests:
         lacking = [str(rank) for rank, digest in enumerate(digests) if digest is None]
         return [f"the node of rank {', '.join(lacking)} has no copy of it"]
@@ -147,7 +148,7 @@ def _why_not_here(copy: Checkpoint, digests: list[str | None], layout: str, rank
 
 
 def _needed(manifest: CheckpointManifest, layout: str, ranks: Ranks) -> list[str]:
-    """The files that hold all that this rank may have to load."""
+    """The files that hold everything that this rank may need."""
     names = list(manifest.files)
     if not layout or layout != manifest.layout:
         return names
@@ -157,9 +158,9 @@ def _needed(manifest: CheckpointManifest, layout: str, ranks: Ranks) -> list[str
 
 
 def leads_here(folder: Folder, ranks: Ranks) -> bool:
-    """Whether this rank is the lowest of those that see this very folder: one a node. Every rank calls it.
+    """Whether this rank is the lowest of those that see this folder, which is one per node. Every rank calls it.
 
-    Found out by leaving a mark and looking who else has left one: host names and device numbers can mislead.
+    Each rank creates a file and looks for the files of the others: host names and device numbers can mislead.
     """
     failed = f"checkpoint.local_dir: {folder} cannot be written"
 

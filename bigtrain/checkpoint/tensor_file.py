@@ -1,12 +1,12 @@
-"""One rank's fragments in one file, in the safetensors format: made as an image in memory, then written as it is.
+"""One rank's fragments in one file in the safetensors format, made as an image in memory that is then written.
 
-The training thread copies its fragments into the image and goes on; hashing and writing take as long as they like. The
-image is the one copy of the state that saving needs, and its memory serves the next save again. Written here rather
-than with `safetensors.torch.save_file`, which makes a block of bytes beside copies of the tensors, and neither hashes
-nor fsyncs. What is written is read with the safetensors library by anybody.
+The training thread copies its fragments into the image and continues, while the image is hashed and written. The image
+is the only copy of the state that saving needs, and the next save uses its memory again. It is not made with
+`safetensors.torch.save_file`, which needs a second copy in memory, and neither hashes nor fsyncs. The safetensors
+library can read the files.
 
 Format (https://huggingface.co/docs/safetensors): header length (u64, little-endian), JSON header
-{key: {"dtype", "shape", "data_offsets"}}, then the tensors' bytes one after the other.
+{key: {"dtype", "shape", "data_offsets"}}, then the bytes of the tensors.
 
 A key says which piece of which parameter this is:
 
@@ -42,7 +42,7 @@ _HASH_BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """A fragment as it lies in a file."""
+    """A fragment in a file."""
 
     file: str
     name: str
@@ -50,11 +50,11 @@ class StoredPiece:
     region: Region
     """Which elements of the parameter."""
     begin: int
-    """Where its bytes begin in the file."""
+    """Offset of its first byte in the file."""
 
 
 class Image:
-    """The bytes of a file, and the memory that holds them from one save to the next."""
+    """The bytes of a file, and their memory, which is kept from one save to the next."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
@@ -62,7 +62,7 @@ class Image:
         self._pinned = False
 
     def reserve(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
-        """Get the memory that the fragments need, and touch it: the first use of a page costs more than the copy."""
+        """Allocate the memory for the fragments and touch it: the first use of a page costs more than the copy."""
         tensors = _tensors(fragments, rng)
         self._resize(len(_header(tensors)[0]) + sum(tensor.nbytes for tensor in tensors.values()))
         if any(tensor.is_cuda for tensor in tensors.values()):
@@ -71,7 +71,7 @@ class Image:
             self._memory.zero_()
 
     def fill(self, fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> None:
-        """Copy fragments and random state; when this returns they may change."""
+        """Copy fragments and random state, which may change after this returns."""
         tensors = _tensors(fragments, rng)
         head, places = _header(tensors)
         on_cuda = any(tensor.is_cuda for tensor in tensors.values())
@@ -92,11 +92,11 @@ class Image:
         return bytes_of(self._memory[: self._size])
 
     def checksum(self) -> FileChecksum:
-        """Hash it. xxhash lets other threads run meanwhile."""
+        """Size and hash of the bytes. xxhash releases the interpreter lock."""
         return FileChecksum(self._size, xxhash.xxh3_128(self.data).hexdigest())
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._pinned:
             _check_cuda(_cuda().cudaHostUnregister(self._memory.data_ptr()))
         self._memory, self._pinned = torch.empty(0, dtype=torch.uint8), False
@@ -104,11 +104,11 @@ class Image:
     def _resize(self, size: int) -> None:
         if self._memory.numel() < size:
             self.release()  # before asking for more
-            # Whole pages, which a disk can read from without a copy. The tensor keeps the mapping.
+            # Whole pages, from which a disk can read without a copy. The tensor keeps the mapping.
             self._memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
     def _pin(self) -> None:
-        """Let the device write straight into the memory. PyTorch's own pinned memory comes in powers of two."""
+        """Pin the memory, so that the device can write into it. PyTorch would round the size up to a power of two."""
         if not self._pinned:
             memory = self._memory
             _check_cuda(_cuda().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
@@ -125,12 +125,12 @@ def _check_cuda(status: int) -> None:
 
 
 def _tensors(fragments: Sequence[Fragment], rng: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Random state comes last: its length is odd, and float32 must lie aligned.
+    # Random state comes last: its length is irregular, and float32 must be aligned.
     return {_key(f): f.data.detach() for f in fragments} | {f"{RNG}/{name}/0": state for name, state in rng.items()}
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor in host memory, flat."""
+    """The memory of a contiguous tensor in host memory, as bytes."""
     return tensor.view(-1).numpy().data.cast("B")
 
 
@@ -142,7 +142,7 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[int]]:
         places.append(start)
         entries[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     head = json.dumps(entries, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # tensors begin aligned
+    head += b" " * (-len(head) % 8)  # tensors start aligned
     return len(head).to_bytes(8, "little") + head, places
 
 
@@ -156,7 +156,7 @@ def _key(fragment: Fragment) -> str:
 
 
 def checksum_of(reader: Reader) -> FileChecksum:
-    """Read a file through and checksum it as it is now. Raises OSError."""
+    """Size and hash of a file as it is now. Raises OSError."""
     hasher, block = xxhash.xxh3_128(), memoryview(bytearray(min(_HASH_BLOCK, reader.size)))
     for start in range(0, reader.size, _HASH_BLOCK):
         part = block[: reader.size - start]
@@ -166,11 +166,11 @@ def checksum_of(reader: Reader) -> FileChecksum:
 
 
 def read_header(reader: Reader) -> bytes:
-    """The header of a file as it stands there, with its length before it.
+    """The header of a file as stored, with its length before it.
 
     Raises:
         OSError: it cannot be read.
-        BigtrainError: it is no safetensors file.
+        BigtrainError: it is not a safetensors file.
     """
     length = 8 + int.from_bytes(_read(reader, 0, 8), "little") if reader.size >= 8 else 0
     if not 8 <= length <= min(reader.size, _LARGEST_HEADER):
@@ -179,14 +179,14 @@ def read_header(reader: Reader) -> bytes:
 
 
 def stored_pieces(file: str, head: bytes, shapes: Mapping[str, Sequence[int]]) -> Iterator[StoredPiece]:
-    """What a file holds, from its header alone; random state left out.
+    """The pieces in a file, from its header alone, without random state.
 
     Args:
         head: what `read_header` returned.
         shapes: of the whole parameters.
 
     Raises:
-        BigtrainError: the header is not one that we write.
+        BigtrainError: the header is not one that bigtrain writes.
     """
     try:
         for key, entry in json.loads(head[8:]).items():
@@ -213,7 +213,7 @@ def _shard(suffix: str) -> TensorShard | None:
 
 
 def read_rng(reader: Reader) -> dict[str, torch.Tensor]:
-    """The random generators' state in a file, by generator."""
+    """The state of the random generators in a file, by generator."""
     head = read_header(reader)
     state = {}
     for key, entry in json.loads(head[8:]).items():
