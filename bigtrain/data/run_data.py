@@ -1,4 +1,4 @@
-"""What a run trains on: its datasets and the order of its samples."""
+"""The data of a run: its datasets and the order of its samples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class RunData:
 
     @classmethod
     def open(cls, settings: Settings) -> RunData:
-        """Open what `bigtrain data build` has made.
+        """Open the data that `bigtrain data build` has made.
 
         Raises:
-            BigtrainError: it has not been built, or with other settings, or is used up before the run ends.
+            BigtrainError: the data are missing, were built with other settings, or are used up before the run ends.
         """
         vocab_size = settings.model.vocab_size
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
@@ -32,7 +32,7 @@ class RunData:
         """The same data in the order of other settings.
 
         Raises:
-            BigtrainError: they are used up before the run ends.
+            BigtrainError: the data are used up before the run ends.
         """
         return replace(self, plan=_plan_of(settings, self.train))
 

@@ -1,12 +1,12 @@
 """From sequences to rows of tokens, labels, positions and boundaries.
 
-- A label is the next token of the same document, also where that is in another row. So every token but a document's
-  first is a label exactly once an epoch. A document's last token has none: IGNORE_INDEX.
-- Attention and positions stay inside the part of a document that is in the row. A part that does not begin its document
-  starts at position 0, for what came before is not attended to.
-- A row that is not full is filled up with end-of-text tokens, which are a document of their own and have no labels.
+- A label is the next token of the same document, even if that is in another row. So every token except a document's
+  first is a label exactly once in an epoch. A document's last token has no label: IGNORE_INDEX.
+- Attention and positions stay inside the part of a document that is in the row. Positions of a part that continues a
+  document start at 0 too, because the earlier tokens are not attended to.
+- A row that is not full is padded with end-of-text tokens, which form a document of their own and have no labels.
 
-Boundaries come from the `.doc` columns; an end-of-text token inside a text means nothing.
+Boundaries come from the `.doc` columns. An end-of-text token inside a text has no effect.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class AssembledRows:
     input_ids: I32
     """[R, T]"""
     labels: I32
-    """[R, T], the token after the one at the same place in input_ids; IGNORE_INDEX where there is none."""
+    """[R, T], the token after the one at the same position of input_ids; IGNORE_INDEX if there is none."""
     positions: I32
     """[R, T], from 0 in each document."""
     boundaries: I64
-    """[D+1]: where documents start among the R*T tokens, and R*T. Each row starts one."""
+    """[D+1]: where documents start in the R*T flattened tokens, and R*T. Each row starts a document."""
     label_tokens: I64
     """[R]: labels that are not IGNORE_INDEX."""
     input_tokens: I64
@@ -49,11 +49,11 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Assem
 
     Args:
         packings: the sources.
-        sources: i64 [R], of each row its index in `packings`.
-        sequences: i64 [R], of each row its number there; one behind the last gives a row of padding.
+        sources: i64 [R], the index of each row's source in `packings`.
+        sequences: i64 [R], the number of each row's sequence. The number after the last gives a row of padding.
 
     Raises:
-        BigtrainError: a shard cannot be read, or holds an id that is not in the vocabulary.
+        BigtrainError: a shard cannot be read, or has an id that is not in the vocabulary.
     """
     rows, length = len(sequences), packings[0].sequence_length
     ids, labels, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
@@ -92,7 +92,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Assem
 
 
 def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[TokenShard, I64 | slice]]:
-    """The shards that spans are in, and which they are."""
+    """The shards that spans are in, with the indices of their spans."""
     first = spans.shard[0] if len(spans.shard) else 0
     if (spans.shard == first).all():
         return [(dataset.shards[first], slice(None))] if len(spans.shard) else []
@@ -100,7 +100,7 @@ def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[TokenShard, I64 
 
 
 def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, labels: I32) -> I64:
-    """Copy spans of a shard to their places among the R*T tokens; returns where documents end there, in any order."""
+    """Copy spans of a shard into the R*T tokens. Returns the ends of documents there, in any order."""
     offsets = shard.documents.offset
     first, last = offsets.searchsorted(starts, "right"), offsets.searchsorted(starts + lengths, "right")
     row_length = ids.shape[1]
@@ -111,7 +111,7 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, l
     else:
         flat_ids, flat_labels = ids.reshape(-1), labels.reshape(-1)
         for place, start, length in zip(places.tolist(), starts.tolist(), lengths.tolist(), strict=True):
-            tokens = shard.slice(start, start + length + 1)  # at the end of a shard one less, and there a document ends
+            tokens = shard.slice(start, start + length + 1)  # one less at the end of a shard, where a document ends
             flat_ids[place : place + length] = tokens[:length]
             flat_labels[place : place + len(tokens) - 1] = tokens[1:]
     counts = last - first
@@ -121,7 +121,7 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, l
 
 
 def _check_vocabulary(packings: Sequence[Packing], ids: I32, labels: I32, sources: I64, sequences: I64) -> None:
-    """Raise BigtrainError for an id that is not in the vocabulary: the model would fail far from here."""
+    """Raise BigtrainError for an id that is not in the vocabulary: in the model the error would be unclear."""
     vocabulary = packings[0].dataset.manifest.vocab_size
     if int(ids.max()) < vocabulary and int(labels[:, -1].max()) < vocabulary:  # each other label is an input too
         return

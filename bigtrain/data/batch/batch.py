@@ -1,4 +1,4 @@
-"""What the loader yields: micro-batches as tensors, and all of a rank's for one step."""
+"""What the loader yields: micro-batches as tensors, and all micro-batches of a rank for one step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class MicroBatch:
     input_ids: Tensor
     """int32 [B, T]"""
     labels: Tensor
-    """int32 [B, T], shifted already: the token after the one at the same place in input_ids; -100 where there is
-    none (the last token of a document, padding)."""
+    """int32 [B, T], already shifted: the token after the one at the same position of input_ids. -100 if there is none:
+    at the last token of a document, and in padding."""
     position_ids: Tensor
     """int32 [B, T], from 0 in each document."""
     cu_seqlens: Tensor
-    """int32 [D+1], boundaries of documents over the B*T flattened tokens; every row starts a document."""
+    """int32 [D+1], boundaries of documents in the B*T flattened tokens. Every row starts a document."""
     max_seqlen: int
     """Tokens in the longest document."""
     label_tokens: int
@@ -37,7 +37,7 @@ class MicroBatch:
     """Tokens that are not padding."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same on a device, widened there to the int64 that models take."""
+        """The same on a device, converted there to int64, the type that models take."""
         import torch
 
         wide = {
@@ -64,8 +64,8 @@ class RankBatch:
     input_tokens: int
     """Tokens in this rank's share that are not padding."""
     digest: int
-    """This rank's contribution to the digest of the global batch, as int64: the sum over ranks, with wrap-around,
-    is the same at every world size."""
+    """This rank's part of the digest of the global batch, as int64. The sum over ranks, modulo 2^64, is the same at
+    every world size."""
 
 
 def micro_batches_of(rows: AssembledRows, size: int) -> list[MicroBatch]:
@@ -97,7 +97,8 @@ def micro_batches_of(rows: AssembledRows, size: int) -> list[MicroBatch]:
 def digest_rows(input_ids: npt.NDArray[np.int32], first_position: int) -> int:
     """Sum of the digests of rows (int32 [R, T]) that follow each other in the global batch.
 
-    A row's is the xxh3-64 of its T token ids, in 32 bits each, seeded with its position in the global batch.
+    The digest of a row is the xxh3-64 of its T token ids, in 32 bits each, seeded with its position in the global
+    batch.
     """
     size = input_ids.shape[1] * input_ids.itemsize
     data = input_ids.data.cast("B")
@@ -108,7 +109,7 @@ def digest_rows(input_ids: npt.NDArray[np.int32], first_position: int) -> int:
 
 
 def wrap_int64(total: int) -> int:
-    """An integer modulo 2^64, as the int64 that an all-reduce adds up."""
+    """An integer modulo 2^64, as int64, which an all-reduce can sum."""
     total &= (1 << 64) - 1
     return total - (1 << 64) if total >> 63 else total
 

@@ -21,8 +21,8 @@ from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.order.plan import Plan, SampleAddresses
 
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 18, 128
-"""What is assembled together at most, once the loader has run for a while: numpy likes large arrays. (A batch with more
-is assembled whole.)"""
+"""Limits on what is assembled at once after the first batches: numpy is faster on large arrays. A larger batch is
+assembled whole."""
 ROWS_AHEAD = 1024
 """Rows that are planned at a time."""
 POLL_SECONDS = 1.0
@@ -31,31 +31,31 @@ I64 = npt.NDArray[np.int64]
 
 
 class PlannedGroup(NamedTuple):
-    """One rank's shares of some steps in a row."""
+    """One rank's shares of consecutive steps."""
 
     sizes: list[int]
     """Samples of each share."""
     samples: I64
-    """[n], of all of them."""
+    """[n], the samples of all shares."""
     addresses: SampleAddresses
-    """Of these samples."""
+    """The addresses of these samples."""
 
 
 class Loader:
     """An iterator over the `RankBatch`es of one rank, from a step on.
 
-    Of a global batch, samples [g, g + global_batch_size), rank r reads the r-th of world_size equal, contiguous slices.
-    What a global batch holds depends on the plan and g alone. The state to resume from is {consumed_samples, plan_id}:
-    pass consumed_samples as first_sample. Use it as a context manager, or call `close`.
+    Rank r reads the r-th of world_size equal, contiguous slices of a global batch, samples [g, g + global_batch_size).
+    The contents of a global batch depend only on the plan and g. The state to resume from is {consumed_samples,
+    plan_id}: pass consumed_samples as first_sample. Use it as a context manager, or call `close`.
 
     Args:
         plan: the order of the samples, and how many each step takes.
         packings: the training datasets that the plan was made from, in its order.
-        first_sample: number of the first global batch's first sample.
+        first_sample: number of the first sample of the first global batch.
         micro_batch_size: samples in one forward pass.
-        rank: this process.
-        world_size: all processes.
-        prefetch: groups of batches held ready.
+        rank: data-parallel rank of this process.
+        world_size: data-parallel size.
+        prefetch: groups of batches that are prepared in advance.
 
     Raises:
         BigtrainError: a global batch size does not divide into micro-batches on all ranks, or the plan skips a document
@@ -94,7 +94,7 @@ class Loader:
         return self
 
     def __next__(self) -> RankBatch:
-        """The next batch. What went wrong in the background is raised here, and again at every later call."""
+        """The next batch. An error of the thread is raised here, and again at every later call."""
         if self._ready:
             return self._ready.popleft()
         while self._failure is None and not self._closed.is_set():
@@ -102,7 +102,7 @@ class Loader:
                 item = self._queue.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if not self._thread.is_alive() and self._queue.empty():
-                    self._failure = RuntimeError("the loader's thread died without a word")
+                    self._failure = RuntimeError("the loader's thread ended without an error")
                 continue
             if isinstance(item, list):
                 self._ready.extend(item)
@@ -113,12 +113,12 @@ class Loader:
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread and drop what it had prepared."""
+        """Stop the thread and discard the prepared batches."""
         self._closed.set()
         self._ready.clear()
         while self._thread.is_alive():
             try:
-                self._queue.get(timeout=0.01)  # it may be waiting for room
+                self._queue.get(timeout=0.01)  # it may be waiting for a free slot
             except queue.Empty:
                 continue
 
@@ -141,7 +141,7 @@ class Loader:
             self._queue.put(error)
 
     def _groups(self) -> Iterator[PlannedGroup]:
-        """This rank's shares of all steps: the first alone, so that it comes at once, then more and more at a time."""
+        """This rank's shares of all steps: the first alone, so that it is ready at once, then growing groups."""
         step, rows_at_once = self._first_step, 1
         most_rows = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // self._plan.sequence_length))
         while True:
@@ -177,7 +177,7 @@ class Loader:
         for size in group.sizes:
             last = first + size
             own = micro_batches[first // self._micro_batch_size : last // self._micro_batch_size]
-            position = self._rank * size  # of this rank's first row in the global batch
+            position = self._rank * size  # position of this rank's first row in the global batch
             batches.append(
                 RankBatch(
                     first_sample=int(samples[first]) - position,

@@ -1,10 +1,10 @@
 """Packing: which tokens of a dataset are in which sequence.
 
-A sequence is a row of sequence_length tokens, made of spans: contiguous tokens of one shard. With `concat`, sequence i
-is tokens [i*T, (i+1)*T) of the dataset's stream, documents one after the other; its number says all. The other packings
-have an index, made once (`pack/`): there a span is a document, or a part of one.
+A sequence is a row of sequence_length tokens. It consists of spans: contiguous tokens of one shard. With `concat`,
+sequence i is tokens [i*T, (i+1)*T) of the dataset's stream of documents, and no index is needed. The other packings
+have an index, which the build makes (`build/pack/`): there a span is a document, or a part of one.
 
-In all of them every token is in exactly one sequence, so an epoch shows each once.
+In every packing each token is in exactly one sequence, so an epoch has each token once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ I64 = npt.NDArray[np.int64]
 
 
 class Spans(NamedTuple):
-    """The spans of some sequences, an array [n] a field; those of a sequence in their order in it."""
+    """The spans of some sequences: one array [n] per field. The spans of a sequence are in their order."""
 
     row: I64
-    """Which of the sequences that were asked for."""
+    """Index of the sequence in the request."""
     offset: I64
-    """Where the span begins in its sequence."""
+    """First token of the span, counted in its sequence."""
     shard: I64
     start: I64
-    """Its first token, counted in the shard."""
+    """First token of the span, counted in its shard."""
     length: I64
 
 
@@ -43,19 +43,19 @@ class Packing(Protocol):
     dataset: Dataset
     sequence_length: int
     rows: int
-    """Sequences; one epoch."""
+    """Sequences in one epoch."""
 
     @property
     def pack_id(self) -> str | None:
-        """Hash of the index; None where there is none."""
+        """Hash of the index; None without an index."""
         ...
 
     def spans(self, sequences: I64) -> Spans:
-        """What these sequences (i64 [n]) consist of; one behind the last has nothing."""
+        """The spans of these sequences (i64 [n]). The number after the last sequence has none."""
         ...
 
     def sequences_with(self, start: int, end: int) -> I64:
-        """The sequences, in order, that hold tokens [start, end) of the stream, which are of one document."""
+        """The sequences, in order, with tokens of [start, end) of the stream, which are of one document."""
         ...
 
 
@@ -70,13 +70,13 @@ class ConcatPacking:
         self._starts = np.array(dataset.starts)
 
     def spans(self, sequences: I64) -> Spans:
-        """What these sequences (i64 [n]) consist of; one behind the last has nothing."""
+        """The spans of these sequences (i64 [n]). The number after the last sequence has none."""
         row = np.flatnonzero(sequences < self.rows)
         start = sequences[row] * self.sequence_length
         end = np.minimum(start + self.sequence_length, self.dataset.tokens)
         offset = np.zeros_like(start)
         parts = []
-        while len(row):  # once, and again for those that go on in the next shard
+        while len(row):  # once, and again for spans that continue in the next shard
             shard = self._starts.searchsorted(start, "right") - 1
             stop = np.minimum(end, self._starts[shard + 1])
             parts.append(Spans(row, offset, shard, start - self._starts[shard], stop - start))
@@ -85,12 +85,12 @@ class ConcatPacking:
         return parts[0] if len(parts) == 1 else _in_order(parts)
 
     def sequences_with(self, start: int, end: int) -> I64:
-        """The sequences, in order, that hold tokens [start, end) of the stream."""
+        """The sequences, in order, with tokens of [start, end) of the stream."""
         return np.arange(start // self.sequence_length, (end - 1) // self.sequence_length + 1)
 
 
 class IndexedPacking:
-    """Spans as an index says.
+    """Sequences from a pack index.
 
     Raises:
         BigtrainError: there is no index, it is of other data, or a file of it is missing or has another size.
@@ -108,7 +108,7 @@ class IndexedPacking:
         self._packs: dict[int, ShardPack] = {}
 
     def spans(self, sequences: I64) -> Spans:
-        """What these sequences (i64 [n]) consist of; one behind the last has nothing."""
+        """The spans of these sequences (i64 [n]). The number after the last sequence has none."""
         shards = self._starts.searchsorted(sequences, "right") - 1
         parts = []
         for shard in np.unique(shards[sequences < self.rows]).tolist():
@@ -116,7 +116,7 @@ class IndexedPacking:
             rows = np.flatnonzero(shards == shard)
             local = sequences[rows] - self._starts[shard]
             first, count = pack.first[local], pack.first[local + 1] - pack.first[local]
-            begin = np.cumsum(count) - count  # where the spans of each row begin among all of them
+            begin = np.cumsum(count) - count  # index of the first span of each row
             span = pack.span[np.arange(count.sum()) + np.repeat(first - begin, count)]
             length = pack.start[span + 1] - pack.start[span]
             before = np.cumsum(length) - length
@@ -125,7 +125,7 @@ class IndexedPacking:
         return parts[0] if len(parts) == 1 else _in_order(parts)
 
     def sequences_with(self, start: int, end: int) -> I64:
-        """The sequences, in order, that hold tokens [start, end) of the stream, which are of one document."""
+        """The sequences, in order, with tokens of [start, end) of the stream, which are of one document."""
         shard = self.dataset.shard_at(start)
         pack, base = self._pack(shard), self.dataset.starts[shard]
         first, last = pack.start.searchsorted(start - base, "right") - 1, pack.start.searchsorted(end - base)
@@ -136,14 +136,14 @@ class IndexedPacking:
             file = self._manifest.shards[shard].file
             path = self.dataset.fetched(file)
             bad = file.bad_block(map_file(path), self._manifest.block_bytes)
-            if bad is not None:  # ids would still be in range, and the rows quietly be others
+            if bad is not None:  # without this check, other rows would be used without an error
                 raise changed_error(path, f"another block {bad}", "the blocks that its manifest names")
             self._packs[shard] = ShardPack.open(path)
         return self._packs[shard]
 
 
 def open_packings(settings: DataSettings, datasets: list[Dataset]) -> list[Packing]:
-    """How the training datasets are packed. Raises BigtrainError where an index is missing or of other data."""
+    """The packings of the training datasets. Raises BigtrainError if an index is missing or is of other data."""
     if settings.packing == "concat":
         return [ConcatPacking(dataset, settings.sequence_length) for dataset in datasets]
     return [IndexedPacking(dataset, settings.packing, settings.sequence_length) for dataset in datasets]

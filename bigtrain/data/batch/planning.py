@@ -1,4 +1,4 @@
-"""From settings to the plan of a run."""
+"""Makes the plan of a run from its settings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bigtrain.data.order.quotas import integer_weights, weights_in_proportion
 from bigtrain.data.order.skips import Skips
 
 SHUFFLE_BYTES = 32 << 20
-"""Bytes of tokens in a block that is shuffled as one: eight blocks of a shard, so that few are shared with another."""
+"""Bytes of tokens in a block of the shuffle: eight blocks of a shard, so that few of those belong to two."""
 
 
 def make_plan(data: DataSettings, train: TrainSettings, packings: Sequence[Packing]) -> Plan:
     """The plan of a run.
 
-    Without weights the sources are mixed in proportion to their sequences, so that the first `sum(sequences)` samples
-    are exactly one epoch of everything.
+    Without weights the sources are mixed in proportion to their sequences. The first `sum(sequences)` samples are then
+    exactly one epoch of every source.
 
     Args:
         data: the `data` section.
         train: the `train` section, for the seed and the batches.
-        packings: the training split of each of `data.sources`, in that order.
+        packings: the training splits of `data.sources`, in that order.
 
     Raises:
         BigtrainError: a source is empty, weights cannot be made exact, or the cache of remote data is too small.
@@ -53,10 +53,10 @@ def make_plan(data: DataSettings, train: TrainSettings, packings: Sequence[Packi
 
 
 def require_samples(plan: Plan, samples: int) -> None:
-    """Raise BigtrainError where a plan ends before a run of so many samples does."""
+    """Raise BigtrainError if the plan has fewer samples than the run needs."""
     if plan.samples is not None and plan.samples < samples:
         raise BigtrainError(
-            "the sources run dry before training ends: each that is still drawn from has given its max_epochs",
+            "the sources are used up before the training ends: every source has given its max_epochs",
             found=f"{plan.samples:,} samples, {plan.samples * plan.sequence_length:,} tokens, in all epochs together",
             wanted=f"{samples:,} samples, {samples * plan.sequence_length:,} tokens",
             fix="raise max_epochs of a source or leave it out, give another one a weight in the last phase, or train "
@@ -65,7 +65,7 @@ def require_samples(plan: Plan, samples: int) -> None:
 
 
 def _require_cache(data: DataSettings, packings: Sequence[Packing]) -> None:
-    """Refuse an order of samples in which nearly every one would fetch a block of its own."""
+    """Refuse an order of samples in which nearly every sample would fetch a block of its own."""
     datasets = [packing.dataset for packing in packings]
     total = sum(dataset.tokens * dataset.token_bytes for dataset in datasets)
     if data.shuffle_blocks is None:
@@ -75,7 +75,7 @@ def _require_cache(data: DataSettings, packings: Sequence[Packing]) -> None:
         wanted, remedy = min(total, window), "raise data.cache_bytes, or lower data.shuffle_blocks"
     if data.cache_bytes < wanted:
         raise BigtrainError(
-            "the cache of remote data cannot hold what is mixed at a time, so nearly every sample would fetch a block",
+            "the cache of remote data is smaller than the shuffle window, so nearly every sample would fetch a block",
             found=f"data.cache_bytes {data.cache_bytes:,}",
             wanted=f"at least {wanted:,}",
             fix=remedy,
@@ -110,7 +110,7 @@ def _weights(phase: PhaseSettings, sources: Sequence[PlannedSource]) -> tuple[in
 
 
 def _skips(settings: Sequence[SkipSettings], batches: BatchSchedule) -> tuple[Skips, list[DocumentSkip]]:
-    """What is left out. Steps are those that the run has under the entries before."""
+    """The draws and documents that are left out. Steps are counted as the run has them with the items before."""
     skips = Skips()
     draws = []
     for skip in settings:

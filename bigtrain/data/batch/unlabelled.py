@@ -1,7 +1,7 @@
-"""Documents that are trained on no more: they keep their place in the batch and lose their labels.
+"""Documents that are no longer trained on: they stay in the batch and lose their labels.
 
-So nothing moves, no other document is affected (attention never crosses documents), and the loss is a mean over fewer
-tokens. The plan holds what was asked for; which documents that is, is looked up when the data are opened.
+So no sample moves, no other document is affected (attention never crosses documents), and the loss is a mean over fewer
+tokens. The plan has the items of data.skip; the documents are looked up when the data are opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bigtrain.data.order.plan import DocumentSkip, Plan, SampleAddresses
 from bigtrain.data.store.store import Dataset
 from bigtrain.data.store.stored_document import StoredDocument, find_document
 
-NEVER_TRAINED_ON = "what is held out or was removed when the data were built is never trained on"
+NEVER_TRAINED_ON = "documents that are held out, or were removed by the build, are never trained on"
 
 I64 = npt.NDArray[np.int64]
 
@@ -34,16 +34,16 @@ class Unlabelled:
     packing: Packing
     from_sample: int
     starts: I64
-    """[n], in order; the ranges do not overlap."""
+    """[n], in order. The ranges do not overlap."""
     ends: I64
 
     def holds(self, sample: int, start: int) -> bool:
-        """Whether the document that begins at token `start` has no labels in a sample."""
+        """Whether the document that starts at token `start` has no labels in a sample."""
         index = int(self.starts.searchsorted(start))
         return sample >= self.from_sample and index < len(self.starts) and int(self.starts[index]) == start
 
     def apply(self, rows: AssembledRows, samples: I64, addresses: SampleAddresses) -> None:
-        """Take the labels of these documents out of rows (R of them), which are these samples (i64 [R])."""
+        """Remove the labels of these documents from R rows, which are these samples (i64 [R])."""
         own = np.flatnonzero((addresses.source == self.source) & (samples >= self.from_sample))
         if not len(own):
             return
@@ -64,7 +64,7 @@ def find_unlabelled(plan: Plan, packings: Sequence[Packing]) -> list[Unlabelled]
     """The documents of every `DocumentSkip` of a plan.
 
     Raises:
-        BigtrainError: one matches no document.
+        BigtrainError: an item matches no document.
     """
     names = [source.name for source in plan.sources]
     return [_find(skip, names.index(skip.source), packings[names.index(skip.source)]) for skip in plan.unlabelled]

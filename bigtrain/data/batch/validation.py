@@ -22,12 +22,12 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[MicroBatch]:
-    """Micro-batches over (at most `max_sequences` of) the sequences of one validation dataset.
+    """Micro-batches over the sequences of one validation dataset, at most `max_sequences` of them.
 
-    Which ones is decided by a fixed permutation, so they are the same every time, at any world size, and a smaller
-    number is a subset of a larger one. Ranks get contiguous slices. All ranks yield equally many micro-batches of
-    equal shape, filled up with rows without labels, so that collectives inside a forward pass always meet. Documents
-    are cut as `concat` does it, whatever packing the training has: so losses compare.
+    A fixed permutation chooses the sequences, so they are the same every time, at any world size, and a smaller number
+    is a subset of a larger one. Ranks get contiguous slices. All ranks yield the same number of micro-batches of the
+    same shape, padded with rows without labels, so that collectives inside a forward pass match. Documents are cut as
+    `concat` does, whatever the packing of the training is, so that losses can be compared.
     """
     packing = ConcatPacking(dataset, sequence_length)
     available = packing.rows
@@ -38,7 +38,7 @@ def validation_batches(
     per_rank = -(-count // world_size)
     padded = -(-per_rank // micro_batch_size) * micro_batch_size
     own = order[rank * per_rank : (rank + 1) * per_rank]
-    own += [available] * (padded - len(own))  # a sequence behind the last is all padding
+    own += [available] * (padded - len(own))  # the number after the last sequence gives padding
     for start in range(0, padded, micro_batch_size):
         sequences = np.array(own[start : start + micro_batch_size])
         of_one_source = np.zeros_like(sequences)

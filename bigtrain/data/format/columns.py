@@ -1,4 +1,4 @@
-"""Columns of numbers that stand one behind the other in a file."""
+"""Columns of numbers that are stored one after the other in a file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy.typing as npt
 
 
 class ColumnReader:
-    """Takes columns out of bytes, in their order.
+    """Reads columns from bytes, in their order.
 
     Args:
-        data: all of the file.
-        position: of the first column.
+        data: the bytes of the file.
+        position: offset of the first column, in bytes.
     """
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data = data
         self.position = position
-        """Where the next column begins."""
+        """Offset of the next column, in bytes."""
 
     def __call__(self, dtype: str, length: int) -> npt.NDArray[Any]:
         """[length], the next column: a view."""

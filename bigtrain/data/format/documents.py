@@ -1,4 +1,4 @@
-"""A document, its identity, and the side of the held-out split it falls on."""
+"""A document, its identity, and whether it is held out."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ ID_BYTES = 16
 
 @dataclass(frozen=True)
 class Document:
-    """One text, or the token ids of one, and where it comes from."""
+    """A text, or the token ids of a text, and its origin."""
 
     text: str
-    """Empty where the corpus holds token ids."""
+    """Empty if the corpus holds token ids."""
     file: str
-    """Path relative to the corpus, with forward slashes; the same wherever the corpus lies."""
+    """Path relative to the corpus, with forward slashes. It does not depend on where the corpus is."""
     position: int
-    """Which document of that file: row or line index from 0; 0 where a file is one document."""
+    """Index of the row or line in that file, from 0. It is 0 if a file is one document."""
     ids: bytes | None = None
-    """Token ids as little-endian u32, where the corpus holds these instead of text."""
+    """Token ids as little-endian u32, if the corpus holds these instead of text."""
 
     @property
     def content(self) -> bytes:
-        """What it says: its text as UTF-8, or its token ids."""
+        """Its text as UTF-8, or its token ids."""
         return self.text.encode() if self.ids is None else self.ids
 
     @property
     def content_hash(self) -> bytes:
-        """16 bytes that name the content: the same for equal texts, and for equal token ids."""
+        """16 bytes that identify the content: equal for equal texts, and for equal token ids."""
         return digest(self.content, person=b"content" if self.ids is None else b"token ids")
 
     def excerpt(self, characters: int) -> str:
-        """The beginning, for people."""
+        """The first characters, for people."""
         if self.ids is None:
             return self.text[:characters]
         first = np.frombuffer(self.ids, "<u4", count=min(characters, len(self.ids) // 4))
@@ -46,11 +46,11 @@ class Document:
 
 
 class Piece(Protocol):
-    """About a megabyte of a corpus: what one worker process reads and tokenizes at a time. It is pickled."""
+    """About a megabyte of a corpus, which a worker process reads and tokenizes at once. It is pickled."""
 
     @property
     def extent(self) -> int:
-        """How much of the corpus it is, in the unit of `Corpus.extent`."""
+        """Its size, in the unit of `Corpus.extent`."""
         ...
 
     def documents(self) -> Iterator[Document]:
@@ -59,16 +59,16 @@ class Piece(Protocol):
 
 
 def document_id(source: str, document: Document) -> bytes:
-    """16 bytes that name a document: BLAKE2b of source, file, position and content."""
+    """16 bytes that identify a document: BLAKE2b of source, file, position and content."""
     origin = canonical_json([source, document.file, document.position])
     return digest(origin + document.content_hash, person=b"document")
 
 
 def is_held_out(file: str, position: int, fraction: float) -> bool:
-    """Whether the document from this origin belongs to validation.
+    """Whether the document with this origin belongs to validation.
 
-    The origin alone decides, under a fixed key: what is made from one file (its source text, its
-    documentation) falls on one side, in every build of every corpus.
+    Only the origin decides, with a fixed key. So all documents that are made from one file (its source text, its
+    documentation) are on the same side, in every build of every corpus.
     """
     threshold = int(Fraction(repr(fraction)) * 2**64)
     origin = digest(canonical_json([file, position]), person=b"held-out split 1", size=8)

@@ -9,7 +9,7 @@ DIGEST_BYTES = 16
 
 
 def canonical_json(value: object) -> bytes:
-    """The one way to write `value` as JSON: sorted keys, no spaces, UTF-8."""
+    """`value` as canonical JSON: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 

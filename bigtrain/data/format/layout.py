@@ -1,16 +1,16 @@
-"""Where things lie in a data folder, and what each was asked to be.
+"""The files of a data folder, and the settings that each part was built with.
 
     DIR/tokenizer.json            the tokenizer, in canonical form
-    DIR/build.json                the settings it was made from, and its hash
+    DIR/build.json                the settings of the tokenizer, and its hash
     DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
-    DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack/pack_file.py)
-    DIR/<source>/validation/      those of the held-out documents
-    DIR/<source>/funnel.json      what became of the documents of the source (funnel.py)
+    DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack_file.py)
+    DIR/<source>/validation/      the same for the held-out documents
+    DIR/<source>/funnel.json      how many documents each rule removed (build/funnel.py)
     DIR/<source>/progress-*.json  finished shards of an unfinished build
-    DIR/.dedup/                   keys of all documents, where duplicates are looked for (dedup/)
-    DIR/.decontaminate/           n-grams of the evaluation texts, where these are looked for (decontaminate.py)
+    DIR/.dedup/                   keys of all documents, for deduplication (build/dedup/)
+    DIR/.decontaminate/           n-grams of the evaluation texts (build/decontaminate.py)
 
-`build.json` is written before the shards, so that shards of different settings can never mix.
+`build.json` is written before the shards, so that shards of different settings never mix.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ BUILD_RECORD = "build.json"
 Record = dict[str, Any]
 
 ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None}
-"""Settings that the first records do not name, with the value that those data were built with."""
+"""Settings that the first versions did not record, with the values that they built with."""
 
 
 ABOUT_TRAINING = {"weight", "max_epochs", "streaming"}
-"""Keys of a source that say how it is read or trained on: they change nothing that is built."""
+"""Keys of a source that say how it is read or trained on. They do not change what is built."""
 
 
 def tokenizer_request(settings: DataSettings) -> Record:
-    """The settings that decide what the tokenizer is."""
+    """The settings that determine the tokenizer."""
     tokenizer = settings.tokenizer
     if tokenizer.path is not None:
         return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text}
@@ -47,9 +47,10 @@ def tokenizer_request(settings: DataSettings) -> Record:
 
 
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:
-    """The settings that decide what the shards of a source hold.
+    """The settings that determine the shards of a source.
 
-    Of evaluation texts only how they are looked for: training does not read them. The build adds what they are.
+    For evaluation texts this is only how they are searched for, since training does not read them. The build adds
+    their identity.
     """
     decontaminate = settings.decontaminate
     return {
@@ -63,9 +64,7 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
 
 
 def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
-    """How documents are compared, and the sources whose documents are not written into this one again: those before
-    it, and itself.
-    """
+    """How documents are compared, and the sources with which they are compared: earlier sources and this one."""
     dedup = settings.dedup
     if dedup.method == "none":
         return []
@@ -75,12 +74,12 @@ def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
 
 
 def what_documents(source: SourceSettings) -> Record:
-    """The settings of a source that decide which documents it has. Its licence, null here, is none of them."""
+    """The settings of a source that determine its documents. The licence, which does not, is null."""
     return source.model_copy(update={"license": None}).model_dump(mode="json", exclude=ABOUT_TRAINING)
 
 
 def read_record(folder: Path) -> Record | None:
-    """The `build.json` of a folder; None where there is none."""
+    """The `build.json` of a folder; None without one."""
     path = folder / BUILD_RECORD
     try:
         record: Record = json.loads(path.read_bytes())
@@ -97,7 +96,7 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def require_same(folder: Path, built: Record, wanted: Record) -> None:
-    """Refuse to use what was built with other settings, naming the first that differs and both its values."""
+    """Refuse data that were built with other settings. The error names the first difference and both values."""
     for key, value in wanted.items():
         was = built.get(key, ADDED_LATER.get(key))
         if isinstance(value, dict) and isinstance(was, dict):

@@ -1,4 +1,4 @@
-"""The manifest of a dataset: written last, it makes the shards beside it a dataset."""
+"""The manifest of a dataset. It is written last, and commits the shards beside it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MANIFEST = "manifest.json"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Copied = TypeVar("Copied", int, str)
-Sealed = TypeVar("Sealed")
+Verified = TypeVar("Verified")
 
 
 def without_gc(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The same without looking for cyclic garbage meanwhile: it takes half of the time of parsing a large file."""
+    """The function with the garbage collector off, which would take half of the time of parsing a large file."""
 
     @wraps(function)
     def wrapped(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
@@ -48,12 +48,12 @@ def without_gc(function: Callable[Parameters, Result]) -> Callable[Parameters, R
 
 
 def copied(value: Copied) -> Copied:
-    """An equal value in memory of its own: the few that are kept would hold on to all that a file was parsed into."""
+    """An equal value in memory of its own, so that the values that are kept do not keep the whole parsed file."""
     return value.encode().decode() if isinstance(value, str) else value + 0
 
 
 class BlockHashes(Sequence[str]):
-    """The xxh3-128 of each block of a file, in hexadecimal; kept as bytes, for there may be millions."""
+    """The xxh3-128 of each block of a file, in hexadecimal. They are kept as bytes, since there may be millions."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
         self._bytes = bytes.fromhex("".join(hashes))
@@ -80,7 +80,7 @@ class BlockHashes(Sequence[str]):
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as the manifest names it."""
+    """The entry of a file in the manifest."""
 
     name: str
     size: int
@@ -91,32 +91,33 @@ class FileRecord:
         object.__setattr__(self, "blocks", BlockHashes(self.blocks))
 
     def size_in(self, directory: Path) -> int | None:
-        """The size of the file of this name in a folder; None where there is none."""
+        """The size of the file with this name in a folder; None without such a file."""
         try:  # pathlib takes ten times as long, and there may be many files
             return os.stat(f"{directory}/{self.name}").st_size  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def bad_block(self, data: memoryview, block_bytes: int) -> int | None:
-        """The first block of these bytes, which should be the file's, that is another one; None where all are right."""
+        """The first block of these bytes that differs from the file's; None if all are right."""
         starts = range(0, len(data), block_bytes)
         found = (xxhash.xxh3_128_hexdigest(data[start : start + block_bytes]) for start in starts)
         pairs = enumerate(zip_longest(found, self.blocks))
         return next((index for index, (hash, wanted) in pairs if hash != wanted), None)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """The entry as JSON types."""
         return {"name": self.name, "size": self.size, "blocks": list(self.blocks)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: Path) -> FileRecord:
-        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError for a path in place of a name."""
+        """The inverse of `to_json`. Raises BigtrainError, which names the file `where`, for a path in place of a
+        name."""
         return cls(copied(bare_name(value["name"], where)), copied(value["size"]), value["blocks"])
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard as the manifest names it."""
+    """The entry of a shard in the manifest."""
 
     tokens: int
     documents: int
@@ -124,19 +125,19 @@ class ShardRecord:
     """The `.tok` file, then the `.doc` file."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """The entry as JSON types."""
         return {**vars(self), "files": [file.to_json() for file in self.files]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: Path) -> ShardRecord:
-        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError as `FileRecord.from_json`."""
+        """The inverse of `to_json`. Raises BigtrainError as `FileRecord.from_json` does."""
         files = [FileRecord.from_json(file, where) for file in value["files"]]
         return cls(copied(value["tokens"]), copied(value["documents"]), files)
 
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """What a dataset holds."""
+    """The contents of a dataset: one split of one source."""
 
     source: str
     split: str
@@ -149,14 +150,14 @@ class DatasetManifest:
     tokenizer: str
     """Hash of the tokenizer that made the ids."""
     parents: dict[str, str]
-    """Hashes of what the dataset was made from."""
+    """Hashes of what the dataset was made from: tokenizer and corpus."""
     shards: list[ShardRecord]
     block_bytes: int = BLOCK_BYTES
     format: int = FORMAT
 
     @cached_property
     def dataset_id(self) -> str:
-        """The hash of all of this: a Merkle root, for the hashes of the blocks are in it."""
+        """The hash of the manifest. It is a Merkle root, since the manifest has the hashes of the blocks."""
         return identity(self._content())
 
     @property
@@ -175,19 +176,19 @@ class DatasetManifest:
         return sum(shard.documents for shard in self.shards)
 
     def write(self, directory: Path) -> None:
-        """Commit the dataset: from here on it exists."""
+        """Write the manifest, which commits the dataset."""
         totals = {"tokens": self.tokens, "documents": self.documents}
         content = {**self._content(), "dataset_id": self.dataset_id, **totals}
         write_atomically(directory / MANIFEST, canonical_json(content))
 
     def _content(self) -> dict[str, Any]:
-        """What the dataset id is the hash of."""
+        """The content that the dataset id is a hash of."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
     def read(cls, directory: Path) -> DatasetManifest:
-        """Read a dataset's manifest. Raises BigtrainError where it is missing, changed, or of another format."""
+        """Read a dataset's manifest. Raises BigtrainError if it is missing, changed, or of another format."""
         missing = BigtrainError(
             f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
         )
@@ -204,26 +205,26 @@ class DatasetManifest:
 @without_gc
 def read_verified(
     path: Path,
-    from_json: Callable[[dict[str, Any], Path], Sealed],
+    from_json: Callable[[dict[str, Any], Path], Verified],
     id_name: str,
     totals: Sequence[str],
     format: int,
     missing: BigtrainError,
     fix: str,
-) -> Sealed:
-    """Read a file that holds the hash of its own content.
+) -> Verified:
+    """Read a JSON file that holds a hash of its own content.
 
     Args:
-        path: the file, JSON.
-        from_json: makes the object of the content and the path.
-        id_name: the key of the hash; a cached property of the object.
-        totals: keys that are no part of the content; properties of the object.
-        format: the one that is read.
-        missing: is raised where there is no file.
-        fix: what to do about another format.
+        path: the file.
+        from_json: makes the object from the content and the path.
+        id_name: the key of the hash, and the cached property of the object.
+        totals: keys that are not part of the content, but properties of the object.
+        format: the expected format.
+        missing: the error for a missing file.
+        fix: the fix for another format.
 
     Raises:
-        BigtrainError: it is missing, changed, of another format, or has a path in place of the name of a file.
+        BigtrainError: the file is missing, changed, of another format, or has a path in place of the name of a file.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -248,6 +249,6 @@ def read_verified(
 
 
 def changed_error(path: Path, found: str, wanted: str) -> BigtrainError:
-    """The error for a file of a dataset that does not hold what it must."""
+    """The error for a file of a dataset whose content has changed."""
     fix = "restore the file, or remove its folder and build the data again"
     return BigtrainError(f"{path} was changed after it was written", found=found, wanted=wanted, fix=fix)

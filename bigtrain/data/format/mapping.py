@@ -1,7 +1,7 @@
-"""Files as memory, without keeping them open.
+"""Maps files into memory without keeping them open.
 
-Python's `mmap` keeps a descriptor for as long as a file is mapped (until 3.13, where that can be turned off). A dataset
-of 10^12 tokens has some 20,000 files, and most systems let a process open 1,024. A mapping itself needs none.
+Python's `mmap` keeps a descriptor for every mapped file (from 3.13 on, this can be turned off). A dataset of 10^12
+tokens has some 20,000 files, and most systems let a process open 1,024. A mapping itself needs no descriptor.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def map_file(path: Path, *, at_random: bool = False) -> memoryview:
-    """The bytes of a file, read from disk as they are looked at; unmapped when nobody holds them any more.
+    """The bytes of a file, which are read from disk on access, and unmapped after the last reference.
 
     Args:
         path: the file.
-        at_random: bytes are looked at here and there. The system then reads no more than those: else 128 KiB or more
-            for each place, most of it for nothing.
+        at_random: the access is at random positions. The system then reads only the accessed pages, instead of 128 KiB
+            or more around each.
 
     Raises:
         OSError: the file cannot be opened.

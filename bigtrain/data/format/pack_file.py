@@ -1,21 +1,21 @@
-r"""The pack index, format 1: which parts of documents stand together in a training row; made once, beside the shards.
+r"""The pack index, format 1: which parts of documents share a training row. The build makes it, beside the shards.
 
     00000.best_fit-2048.pack   one for each shard of the training split: spans and rows of that shard
     best_fit-2048.json         the manifest, written last: parents, counts, size and hashes of each file, pack id
 
-A span is a range of tokens of one document, a row up to T of these tokens. The spans of a shard partition its tokens,
-the rows partition its spans. A `.pack` file with r rows of m spans, everything little-endian, each column 8-byte
-aligned:
+A span is a range of tokens of one document. A row has up to T tokens in spans. The spans of a shard partition its
+tokens, and the rows partition its spans. A `.pack` file with r rows of m spans, everything little-endian, each column
+8-byte aligned:
 
     magic      8 bytes   b"btpack\0\1"
     r, m       2 x u64
     start      u64[m+1]  first token of each span, in the order of the stream; the last entry is the number of tokens
     row        u32[m]    the row of each span; padded to 8 bytes
-    first      u64[r+1]  where each row begins in `span`; the last entry is m
+    first      u64[r+1]  index in `span` of the first span of each row; the last entry is m
     span       u32[m]    the spans of row 0, of row 1, ..., those of one row in the order of the stream
 
-Rows are numbered in the order of their first spans. So `start` and `row` say everything, and `first` and `span` are
-`row` the other way round. The pack id is a Merkle root, as the dataset id is: it covers every byte and the dataset.
+Rows are numbered in the order of their first spans. So `start` and `row` determine everything, and `first` and `span`
+are the inverse of `row`. The pack id is a Merkle root, as the dataset id is: it covers every byte and the dataset.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ class ShardPack:
 
     @property
     def rows(self) -> int:
-        """How many rows the shard has."""
+        """Number of rows of the shard."""
         return len(self.first) - 1
 
     @property
     def tokens(self) -> int:
-        """How many tokens the shard has."""
+        """Number of tokens of the shard."""
         return int(self.start[-1])
 
     @classmethod
     def from_assignment(cls, lengths: I64, bins: I64) -> ShardPack:
-        """The pack of spans of these lengths [m], in the order of the stream, where equal `bins` [m] make a row.
+        """The pack of spans with these lengths [m], in the order of the stream. Spans with equal `bins` [m] are a row.
 
         Raises:
-            BigtrainError: the shard has more spans than u32 can number.
+            BigtrainError: the shard has more spans than a u32 can count.
         """
         if len(lengths) >= MOST_SPANS:
             raise BigtrainError(
@@ -117,7 +117,7 @@ class ShardPack:
 
     @classmethod
     def parse(cls, data: memoryview, path: Path) -> ShardPack:
-        """Views of the columns. Raises BigtrainError where the bytes are not such a file."""
+        """Views of the columns. Raises BigtrainError if the bytes are not such a file."""
         if bytes(data[:8]) != PACK_MAGIC or len(data) < HEADER_BYTES:
             raise changed_error(path, repr(bytes(data[:8])), repr(PACK_MAGIC))
         rows, spans = (int(n) for n in np.frombuffer(data, "<u8", 2, len(PACK_MAGIC)))
@@ -134,11 +134,11 @@ class ShardPack:
 
     @classmethod
     def open(cls, path: Path) -> ShardPack:
-        """Map a file. Raises BigtrainError where it is not such a file, OSError where it cannot be opened."""
+        """Map a file. Raises BigtrainError if it is not such a file, and OSError if it cannot be opened."""
         return cls.parse(map_file(path), path)
 
     def fault(self, offset: I64, sequence_length: int) -> str | None:
-        """What is wrong with this as the pack of a shard with documents at `offset` [n+1]; None if nothing is."""
+        """The first fault of this as the pack of a shard with documents at `offset` [n+1]; None without a fault."""
         lengths = np.diff(self.start)
         if self.start[0] != 0 or self.start[-1] != offset[-1] or np.any(lengths <= 0):
             return f"its spans do not partition the {offset[-1]:,} tokens of the shard"
@@ -159,7 +159,7 @@ class ShardPack:
 
 @dataclass(frozen=True)
 class PackRecord:
-    """A `.pack` file as the manifest names it."""
+    """The entry of a `.pack` file in the manifest."""
 
     rows: int
     spans: int
@@ -167,12 +167,12 @@ class PackRecord:
     file: FileRecord
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """The entry as JSON types."""
         return {**vars(self), "file": self.file.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: Path) -> PackRecord:
-        """Back from `to_json`, as it stands in the file `where`. Raises BigtrainError as `FileRecord.from_json`."""
+        """The inverse of `to_json`. Raises BigtrainError as `FileRecord.from_json` does."""
         return cls(**{**value, "file": FileRecord.from_json(value["file"], where)})
 
 
@@ -183,9 +183,9 @@ class PackManifest:
     packing: str
     sequence_length: int
     parents: dict[str, str]
-    """`dataset_id`: of the shards."""
+    """`dataset_id`: the id of the dataset."""
     shards: Sequence[PackRecord]
-    """In the order of the dataset's."""
+    """The packs in the order of the dataset's shards."""
     block_bytes: int = BLOCK_BYTES
     format: int = FORMAT
 
@@ -210,16 +210,16 @@ class PackManifest:
         return sum(shard.tokens for shard in self.shards)
 
     def path(self, directory: Path) -> Path:
-        """Where this lies in the dataset's folder."""
+        """The path of the manifest in the dataset's folder."""
         return manifest_path(directory, self.packing, self.sequence_length)
 
     def write(self, directory: Path) -> None:
-        """Commit the packs: from here on they exist."""
+        """Write the manifest, which commits the packs."""
         content = {**self._content(), "pack_id": self.pack_id, "rows": self.rows, "tokens": self.tokens}
         write_atomically(self.path(directory), canonical_json(content))
 
     def _content(self) -> dict[str, Any]:
-        """What the pack id is the hash of."""
+        """The content that the pack id is a hash of."""
         return {
             "packing": self.packing,
             "sequence_length": self.sequence_length,
@@ -237,10 +237,10 @@ class PackManifest:
             directory: the folder of the shards.
             packing: `best_fit` or `buckets`.
             sequence_length: T.
-            dataset_id: of the shards; default: what the manifest in the folder says.
+            dataset_id: the id of the dataset. Default: the one in the manifest of the folder.
 
         Raises:
-            BigtrainError: it is missing, changed, of another format, or of other shards than those beside it.
+            BigtrainError: the manifest is missing, changed, of another format, or of other shards than those beside it.
         """
         path = manifest_path(directory, packing, sequence_length)
         missing = BigtrainError(
@@ -275,10 +275,10 @@ def find_packs(directory: Path) -> list[tuple[str, int]]:
 
 
 def pack_path(directory: Path, shard: ShardRecord, packing: str, sequence_length: int) -> Path:
-    """Where the pack of a shard lies."""
+    """The path of the pack of a shard."""
     return directory / f"{Path(shard.files[0].name).stem}.{packing}-{sequence_length}.pack"
 
 
 def manifest_path(directory: Path, packing: str, sequence_length: int) -> Path:
-    """Where the manifest of a packing lies."""
+    """The path of the manifest of a packing."""
     return directory / f"{packing}-{sequence_length}.json"

@@ -1,4 +1,4 @@
-"""Reading from an object store or web server: the right bytes come back, or one clear error in bounded time."""
+"""Reads from an object store or web server: returns the right bytes, or raises one clear error in bounded time."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.base.file_names import bare_name
 from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord
 
-_jitter = random.SystemRandom()  # ranks that seed `random` alike must not try again in step
+_jitter = random.SystemRandom()  # ranks that seed `random` alike must not repeat at the same time
 HTTP_DENIED = (401, 403)
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long to try. The pauses are exponential with full jitter: uniform in [0, first * 2^n].
+    """How often and for how long to try. The pauses are exponential with full jitter: uniform in [0, first * 2^n].
 
     Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     attempts: int = 8
     total_seconds: float = 120.0
-    """No attempt starts later than this. All ranks of a host that want one block share the time: see `BlockCache`."""
+    """No attempt starts later than this. All ranks of a host that need a block share this time: see `BlockCache`."""
     attempt_seconds: float = 30.0
     first_pause: float = 0.5
     longest_pause: float = 15.0
 
     def pause(self, failures: int) -> float:
-        """Seconds to wait after so many failures."""
+        """Seconds to wait after this many failures."""
         return _jitter.uniform(0, min(self.longest_pause, self.first_pause * 2 ** (failures - 1)))
 
 
 class _WrongBytes(Exception):
-    """The server answered with something else than what was written."""
+    """The server returned other bytes than those that were written."""
 
     def __init__(self, found: str, wanted: str) -> None:
         super().__init__(found, wanted)
@@ -49,7 +49,7 @@ class _WrongBytes(Exception):
 
 
 def file_system(url: str, setting: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Raises BigtrainError for a protocol that is not there."""
+    """The fsspec file system of a URL, and the path in it. Raises BigtrainError for an unknown protocol."""
     import fsspec
 
     try:
@@ -62,7 +62,7 @@ def file_system(url: str, setting: str) -> tuple[Any, str]:
 
 
 class Remote:
-    """A folder behind a URL, read through fsspec.
+    """A folder at a URL, read through fsspec.
 
     Raises:
         BigtrainError: the URL's protocol is unknown, or its package is not installed.
@@ -77,7 +77,7 @@ class Remote:
         self._takes_timeout = isinstance(self._files, AsyncFileSystem)
 
     def read(self, name: str, parse: Callable[[bytes], Result]) -> Result:
-        """A small file, as `parse` understands it; what raises ValueError there is fetched again.
+        """A small file, parsed by `parse`. If that raises ValueError, the file is fetched again.
 
         Raises:
             BigtrainError: there is no such file, or all attempts failed.
@@ -96,7 +96,7 @@ class Remote:
         """One block of a file, verified against the manifest's record of it.
 
         Raises:
-            BigtrainError: there is no such file, or all attempts failed; names file, block and hashes.
+            BigtrainError: there is no such file, or all attempts failed. It names file, block and hashes.
         """
         start, end = index * block_bytes, min((index + 1) * block_bytes, record.size)
 
@@ -111,7 +111,7 @@ class Remote:
         return self._persist(f"block {index} (bytes {start:,} to {end - 1:,}) of {self.url}/{name}", attempt)
 
     def copy(self, name: str, path: Path) -> None:
-        """Copy a file as it is, unverified; nothing where there is none. Raises BigtrainError."""
+        """Copy a file without verifying it. Does nothing if there is no such file. Raises BigtrainError."""
         what = f"{self.url}/{name}"
         source = f"{self._root}/{name}"
         size: int | None = self._persist(what, lambda: self._files.size(source) if self._files.exists(source) else None)
@@ -142,7 +142,7 @@ class Remote:
         return data
 
     def _get(self, name: str, start: int | None, end: int | None) -> bytes:
-        # fsspec's asynchronous file systems, which all networked ones are, cancel a call after `timeout` seconds.
+        # All networked file systems of fsspec are asynchronous: they cancel a call after `timeout` seconds.
         limit = {"timeout": self._policy.attempt_seconds} if self._takes_timeout else {}
         return self._files.cat_file(f"{self._root}/{name}", start=start, end=end, **limit)
 
@@ -172,14 +172,14 @@ def _missing(what: str, error: Exception) -> BigtrainError:
 
 def _denied(what: str, error: Exception) -> BigtrainError:
     fix = "give this machine credentials that may read it"
-    return BigtrainError(f"{what} may not be read", found=_line(error), wanted="leave to read it", fix=fix)
+    return BigtrainError(f"{what} may not be read", found=_line(error), wanted="permission to read it", fix=fix)
 
 
 def _given_up(what: str, error: Exception, effort: str) -> BigtrainError:
     if isinstance(error, _WrongBytes):
         fix = "copy the file there again; `bigtrain data verify URL` finds all that is bad"
         return BigtrainError(f"{what} is corrupt ({effort})", found=error.found, wanted=error.wanted, fix=fix)
-    fix = "see whether the server can be reached from this machine, then start again"
+    fix = "check that the server can be reached from this machine, then start again"
     return BigtrainError(f"{what} cannot be read ({effort})", found=_line(error), wanted="an answer", fix=fix)
 
 

@@ -1,8 +1,8 @@
-r"""Shards, format 1: how token ids and documents lie on disk.
+r"""Shards, format 1: token ids and documents on disk.
 
 A dataset is a folder:
 
-    00000.tok      little-endian u16 or u32 token ids, no header; the width follows from the largest possible id
+    00000.tok      little-endian u16 or u32 token ids, without a header; the largest possible id decides the width
     00000.doc      its documents, in columns (below)
     manifest.json  written last: format, counts, tokenizer hash, special ids, parents, and for each file its size
                    and an xxh3-128 for every block of BLOCK_BYTES
@@ -13,13 +13,13 @@ A `.doc` file with n documents from f files, everything little-endian, each colu
     n, f       2 x u64
     offset     u64[n+1]  first token of each document in the `.tok` file; the last entry is the number of tokens
     id         16 bytes[n]
-    position   u64[n]    which document of its source file
+    position   u64[n]    index of the document in its source file
     file       u32[n]    index of its source file in the table that follows; padded to 8 bytes
-    name_end   u64[f]    where each file's name ends in `names`
-    names      UTF-8     the names one after the other
+    name_end   u64[f]    end of each file's name in `names`
+    names      UTF-8     the names, concatenated
 
-The dataset id is a Merkle root: the hash of the manifest, which holds the hashes of the blocks. It depends on what
-the dataset holds and on nothing else (not on paths, times, or the number of processes that wrote it).
+The dataset id is a Merkle root: the hash of the manifest, which has the hashes of the blocks. It depends only on the
+content of the dataset, not on paths, times, or the number of processes that wrote it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TokenizedDocuments:
     """Consecutive documents of one split. Each ends with the end-of-text token."""
 
     tokens: npt.NDArray[np.unsignedinteger]
-    """Token ids of all documents, one after the other: u16 where the vocabulary allows, else u32."""
+    """Token ids of all documents, concatenated: u16 if the vocabulary allows it, else u32."""
     lengths: list[int]
     ids: list[bytes]
     files: list[str]
@@ -62,10 +62,10 @@ class BlockHasher:
         self._current = xxhash.xxh3_128()
 
     def update(self, data: memoryview) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         while len(data):
-            room = BLOCK_BYTES - self.size % BLOCK_BYTES
-            head, data = data[:room], data[room:]
+            free = BLOCK_BYTES - self.size % BLOCK_BYTES
+            head, data = data[:free], data[free:]
             self._current.update(head)
             self.size += len(head)
             if self.size % BLOCK_BYTES == 0:
@@ -73,13 +73,13 @@ class BlockHasher:
                 self._current.reset()
 
     def record(self, name: str) -> FileRecord:
-        """The record of the file that held these bytes."""
+        """The record of a file with these bytes."""
         tail = [self._current.hexdigest()] if self.size % BLOCK_BYTES else []
         return FileRecord(name, self.size, self._blocks + tail)
 
 
 class ShardWriter:
-    """Writes one shard under temporary names; `finish` makes it durable under its own."""
+    """Writes one shard under a temporary name. `finish` commits it."""
 
     def __init__(self, directory: Path, index: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class ShardWriter:
         self._file_of_document += [self._file_index.setdefault(file, len(self._file_index)) for file in documents.files]
 
     def finish(self) -> ShardRecord | None:
-        """Commit the shard and return its record; None, and no files, for a shard without documents."""
+        """Commit the shard and return its record. For a shard without documents: None, and no files."""
         if not self._ids:
             self._stream.close()
             temporary_of(self._tok).unlink()
@@ -144,7 +144,7 @@ class DocumentColumns:
     """The columns of a `.doc` file, as views of its bytes."""
 
     offset: npt.NDArray[np.int64]
-    """[n+1], token offsets, viewed as signed because numpy mixes unsigned with signed into floats."""
+    """[n+1], token offsets, viewed as signed because numpy converts a mix of unsigned and signed to floats."""
     id: npt.NDArray[np.void]
     """[n], 16 bytes each."""
     position: npt.NDArray[np.uint64]
@@ -154,7 +154,7 @@ class DocumentColumns:
 
     @classmethod
     def parse(cls, data: memoryview, path: Path) -> DocumentColumns:
-        """Views of the columns. Raises BigtrainError where the bytes are not such a file."""
+        """Views of the columns. Raises BigtrainError if the bytes are not such a file."""
         if bytes(data[:8]) != DOC_MAGIC:
             raise changed_error(path, repr(bytes(data[:8])), repr(DOC_MAGIC))
         count, files = (int(n) for n in np.frombuffer(data, "<u8", 2, len(DOC_MAGIC)))

@@ -1,8 +1,8 @@
 """The tokenizer: byte-level BPE trained on the sources, or a finished `tokenizer.json`, kept in a canonical form.
 
-Byte-level BPE (Radford et al., 2019, section 2.2) without a normaliser: any text comes back byte for byte. The file
-in the data folder is the canonical form (sorted keys, no spaces), so that its hash depends on what the tokenizer
-does and not on who wrote the file.
+Byte-level BPE (Radford et al., 2019, section 2.2) without a normaliser: decoding gives any text back byte for byte.
+The file in the data folder is the canonical form (sorted keys, no spaces), so that its hash depends only on what the
+tokenizer does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
-    """Train byte-level BPE on texts; returns the canonical file. The same texts give the same bytes."""
+    """Train byte-level BPE on texts. Returns the canonical file. The same texts give the same bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's split of text into words
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,7 +53,7 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 def canonical_form(text: str) -> bytes:
-    """The one way to write a given tokenizer file."""
+    """The canonical form of a tokenizer file."""
     return canonical_json(json.loads(text))
 
 
@@ -65,8 +65,8 @@ def tokenizer_hash(file: bytes) -> str:
 def parse_tokenizer(file: bytes) -> Tokenizer:
     """A tokenizer ready to encode documents.
 
-    Text that spells a special token is encoded as ordinary text, and nothing is truncated or padded, whatever the
-    file says.
+    Text that spells a special token is encoded as ordinary text. Nothing is truncated or padded, whatever the file
+    says.
     """
     tokenizer = Tokenizer.from_str(file.decode())
     tokenizer.encode_special_tokens = True
@@ -76,7 +76,7 @@ def parse_tokenizer(file: bytes) -> Tokenizer:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a data folder (or the file itself). Raises BigtrainError where there is none."""
+    """The tokenizer of a data folder (or the file itself). Raises BigtrainError if there is none."""
     file = directory / TOKENIZER_FILE if directory.is_dir() else directory
     if not file.is_file():
         raise BigtrainError(f"there is no tokenizer at {file}", fix="build the data first: bigtrain data build CONFIG")
@@ -89,7 +89,7 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def end_of_text_id(tokenizer: Tokenizer, end_of_text: str) -> int:
-    """Id of the token that closes a document. Raises BigtrainError where the vocabulary lacks it."""
+    """Id of the token that closes a document. Raises BigtrainError if the vocabulary lacks it."""
     token_id: int | None = tokenizer.token_to_id(end_of_text)
     if token_id is None:
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]

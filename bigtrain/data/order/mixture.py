@@ -1,7 +1,7 @@
-"""Which source each draw is from: phases with weights, and bounds on how much a source gives.
+"""The source of each draw: phases with weights, and limits on how much a source gives.
 
-A source that reaches its bound gives nothing from there on, and the others share what it would have given. Where that
-happens follows from the quotas, run backwards; so a bound is nothing but another phase:
+A source that reaches its limit gives nothing after that, and the others share what it would have given. The draw at
+which this happens follows from the inverse of the quotas. So a limit is another phase:
 
     phases typed      |  web 3, code 1, books 1             |  web 1, code 2         |
     books run out     |                     |               |                        |
@@ -25,7 +25,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MixturePhase:
-    """From this draw on, sources are mixed in proportion to these integer weights; one with 0 gives nothing."""
+    """From draw `start` on, sources are mixed in proportion to these integer weights. A weight of 0 gives nothing."""
 
     start: int
     weights: tuple[int, ...]
@@ -58,7 +58,7 @@ class MixtureInterval:
         return tuple(drawn)
 
     def runs_out(self, bounds: Sequence[int | None]) -> int | None:
-        """The first draw at which some source has given all it may; None where none ever does."""
+        """The first draw at which a source has reached its limit; None if none ever does."""
         ends = []
         for place, member in enumerate(self.members.tolist()):
             bound = bounds[member]
@@ -73,13 +73,13 @@ class Mixture:
 
     Args:
         phases: in order, the first from draw 0.
-        bounds: how many draws each source may give; None for no bound.
+        bounds: the number of draws that each source may give; None for no limit.
     """
 
     def __init__(self, phases: Sequence[MixturePhase], bounds: Sequence[int | None]) -> None:
         self.intervals: list[MixtureInterval] = []
         self.end: int | None = None
-        """The number of draws there are: all sources of a phase have given all they may. None: there is no end."""
+        """The number of draws, after which all sources of a phase have reached their limits. None: there is no end."""
         ends: list[int | None] = [phase.start for phase in phases[1:]]
         for phase, end in zip(phases, [*ends, None], strict=True):
             if self.end is None:
@@ -117,7 +117,7 @@ class Mixture:
         return sources, numbers
 
     def draws_of(self, source: int, numbers: I64) -> I64:
-        """The draws (i64 [n]) that are these numbers (i64 [n]) of a source; each must be drawn at some time."""
+        """The draws (i64 [n]) that give these numbers (i64 [n]) of a source, each of which must be drawn."""
         drawn = [interval.drawn[source] for interval in self.intervals]
         at = np.searchsorted(drawn, numbers, side="right") - 1
         draws = np.empty_like(numbers)

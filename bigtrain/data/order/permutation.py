@@ -4,7 +4,7 @@ A mixed-radix Feistel network (format-preserving encryption; Black and Rogaway 2
 a = ceil(sqrt(n)) and b = ceil(n / a), a number x < a*b is the pair (x // b, x % b). Rounds add a keyed function of
 one half to the other half, in turn, modulo a or b; each round can be undone, so all of them together are a bijection
 of range(a*b). Cycle-walking takes it to range(n): apply again while the result is not below n. As a*b - n < a, that
-is seldom. The round function is splitmix64's finaliser (Steele, Lea and Flood 2014), which is not affine.
+is rare. The round function is splitmix64's finaliser (Steele, Lea and Flood 2014), which is not affine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Permutation:
         )
 
     def __call__(self, x: int) -> int:
-        """Where x goes. The same as `many`, faster for a single number."""
+        """The image of x. The same as `many`, but faster for a single number."""
         while True:
             left, right = divmod(x, self.b)
             for number, key in enumerate(self.round_keys):
@@ -53,11 +53,11 @@ class Permutation:
                 return x
 
     def many(self, x: U64) -> U64:
-        """Where each of x (u64, any number of them) goes."""
+        """The image of each of x (u64 [n])."""
         return self._walk(x, self._once)
 
     def inverse(self, y: U64) -> U64:
-        """What goes to each of y (u64): `inverse(many(x)) == x`. Walks the same cycles backwards."""
+        """The preimage of each of y (u64 [n]): `inverse(many(x)) == x`. It walks the same cycles backwards."""
         return self._walk(y, self._once_back)
 
     def _walk(self, x: U64, once: Callable[[U64], U64]) -> U64:
@@ -102,5 +102,5 @@ def _mix_many(x: U64) -> U64:
 
 @lru_cache(maxsize=256)
 def permutation(n: int, *key: int | str) -> Permutation:
-    """`Permutation(n, *key)`, remembered: a batch asks for the same few again and again."""
+    """`Permutation(n, *key)`, cached: batches need the same few permutations repeatedly."""
     return Permutation(n, *key)

@@ -3,9 +3,9 @@
     sample g --skips--> draw --mixture--> source, number k --bounds of an epoch--> epoch k // n, k % n
                                                            --shuffle, keyed by seed, source and epoch--> sequence
 
-Nothing is stored and nothing is drawn at random: the whole state of the data is {consumed_samples, plan_id}. What a
-plan is made of is a small JSON object (`describe`, `Plan.from_json`); two plans can be compared without looking at a
-single sample (`first_difference`).
+Nothing is stored or drawn at random: the whole state of the data is {consumed_samples, plan_id}. A plan is described by
+a small JSON object (`describe`, `Plan.from_json`). Two plans can be compared without computing a sample
+(`first_difference`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ I64 = npt.NDArray[np.int64]
 
 
 class SampleAddress(NamedTuple):
-    """Where a sample is: index of its source in `Plan.sources`, epoch of that source, sequence within it."""
+    """The position of a sample: index of its source in `Plan.sources`, epoch of that source, sequence in the epoch."""
 
     source: int
     epoch: int
@@ -39,7 +39,7 @@ class SampleAddress(NamedTuple):
 
 
 class Occurrences(NamedTuple):
-    """When sequences of a source are samples, an array [n] a field, in the order of the samples."""
+    """The samples that are given sequences of a source: one array [n] per field, in the order of the samples."""
 
     sample: I64
     epoch: I64
@@ -47,7 +47,7 @@ class Occurrences(NamedTuple):
 
 
 class SampleAddresses(NamedTuple):
-    """The addresses of many samples, an array [n] a field."""
+    """The addresses of many samples: one array [n] per field."""
 
     source: I64
     epoch: I64
@@ -56,7 +56,7 @@ class SampleAddresses(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """What the order needs to know about a source."""
+    """The properties of a source that decide the order of its samples."""
 
     name: str
     dataset_id: str
@@ -64,11 +64,11 @@ class PlannedSource:
     sequences: int
     """Training samples in one epoch."""
     pack_id: str | None = None
-    """What says which tokens a sequence holds; None for concat, where its number does."""
+    """Identity of the pack index, which says what tokens a sequence has. None for concat, which has no index."""
     at_most: int | None = None
-    """Samples that it gives at most."""
+    """Limit on its samples."""
     block: int | None = None
-    """Sequences in a block, where blocks are shuffled."""
+    """Sequences in a block, if blocks are shuffled."""
     window: int | None = None
     """Blocks that are mixed with each other at a time."""
 
@@ -88,14 +88,14 @@ class Plan:
     """The order of all samples of a run.
 
     Args:
-        sources: what is mixed.
-        phases: how, in order of their first draws, the first from draw 0.
+        sources: the sources that are mixed.
+        phases: their weights, in order of the first draws; the first phase starts at draw 0.
         seed: keys the shuffles.
         sequence_length: tokens in a sample.
-        packing: how tokens make sequences.
-        batches: how samples make steps.
+        packing: how sequences are made of tokens.
+        batches: the number of samples of each step.
         skipped: ranges of draws that are left out.
-        unlabelled: documents that are trained on no more.
+        unlabelled: documents that have no labels from a sample on.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Plan:
 
     @property
     def samples(self) -> int | None:
-        """How many samples there are; None where the sources can be repeated without end."""
+        """The number of samples; None if the sources can be repeated without end."""
         return None if self.mixture.end is None else self.skips.sample_of(self.mixture.end)
 
     def locate(self, sample: int) -> SampleAddress:
@@ -146,12 +146,13 @@ class Plan:
         return SampleAddresses(sources, epochs, sequences)
 
     def samples_of(self, source: int, sequences: I64, *, before: int) -> Occurrences:
-        """Where these sequences (i64 [n]) of a source are among the first `before` samples: undoes `locate_many`."""
+        """The positions of these sequences (i64 [n]) of a source in the first `before` samples: inverts
+        `locate_many`."""
         length, drawn = self.sources[source].sequences, self._drawn(before)[source]
         epochs = -(-drawn // length)
         places = [self._shuffle(source, epoch).inverse(sequences.astype(np.uint64)) for epoch in range(epochs)]
         epoch, sequence = np.repeat(np.arange(epochs), len(sequences)), np.tile(sequences, epochs)
-        number = np.array(places, np.int64).reshape(-1) + epoch * length  # how-many-th of the source
+        number = np.array(places, np.int64).reshape(-1) + epoch * length  # number within the source
         order = np.argsort(number)
         order = order[number[order] < drawn]
         draws = self.mixture.draws_of(source, number[order])
@@ -167,10 +168,10 @@ class Plan:
         return counts.tolist()
 
     def first_difference(self, other: Plan) -> int | None:
-        """A sample before which both plans are the same, step by step and token by token, for certain.
+        """A sample before which both plans are certainly the same, step by step and token by token.
 
-        None where they are the same for ever. It is the first sample that differs, or one before it: only what the
-        plans are made of is compared.
+        It is the first sample that differs, or an earlier one: only the descriptions of the plans are compared. None
+        if the plans are the same for ever.
         """
         if self.plan_id == other.plan_id:
             return None
@@ -182,17 +183,17 @@ class Plan:
         )
 
     def parts_unlike(self, other: Plan) -> list[str]:
-        """The names of what is not equal in two plans: `phases`, `batches`, ..."""
+        """The names of the parts that differ between two plans: `phases`, `batches`, ..."""
         mine, theirs = self._content(), other._content()
         return [name for name in mine if mine[name] != theirs[name]]
 
     def describe(self) -> dict[str, Any]:
-        """All that makes the plan, as JSON, and its hash."""
+        """The full description of the plan, as JSON types, and its hash."""
         return {"plan_id": self.plan_id, **self._content()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
-        """The plan that `describe` described."""
+        """The plan with this description."""
         (*warmup, last), starts = value["batches"], [first_step for first_step, _ in value["batches"]]
         return cls(
             [PlannedSource(**source) for source in value["sources"]],
@@ -208,7 +209,7 @@ class Plan:
         )
 
     def _drawn(self, samples: int) -> tuple[int, ...]:
-        """What each source has given before the draw that sample number `samples` is, skipped draws too."""
+        """The draws that each source has given before sample number `samples`, skipped draws included."""
         return self.mixture.drawn_before(self.skips.draw_of(samples - 1) + 1 if samples else 0)
 
     def _shuffle(self, source: int, epoch: int) -> Shuffle:
@@ -233,7 +234,7 @@ class Plan:
 
 
 def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:
-    """All that a plan is made of, as rows of (sample, what begins there)."""
+    """The parts of a plan, each as a list of (sample, what starts there)."""
     sample_of = plan.skips.sample_of
     yield [(stage.first_sample, stage) for stage in plan.batches.stages]
     yield [(sample_of(start), (start, end)) for start, end in plan.skips.ranges]
@@ -248,7 +249,7 @@ def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:
 
 
 def _first_unlike(one: Sequence[tuple[int, object]], other: Sequence[tuple[int, object]]) -> Iterator[int]:
-    """Of two rows of (sample, what begins there), the sample at which they part; nothing where they are equal."""
+    """The sample at which two lists of (sample, what starts there) first differ; nothing if they are equal."""
     for pair in zip_longest(one, other):
         if pair[0] != pair[1]:
             yield min(item[0] for item in pair if item is not None)

@@ -1,4 +1,4 @@
-"""Exact integer quotas: which source the k-th sample of a mixture comes from, in closed form.
+"""Exact integer quotas: the source of the k-th sample of a mixture, in closed form.
 
 A balanced binary tree has the sources as leaves. Of the first n samples that reach a node, the left child has
 
@@ -8,8 +8,8 @@ and the right child the rest. L starts at 0 and grows by 0 or 1, so sample k goe
 number L(k) of that child. All arithmetic is on integers: sums are exact, the order never depends on rounding, and
 each source is within log2(number of sources) samples of its ideal share of any prefix.
 
-Backwards: the left child's number k is the node's number n with L(n+1) = k+1 > L(n), the right child's the n with
-n - L(n) = k and L(n+1) = L(n). Solved for n,
+The inverse: the left child's number k is the node's number n with L(n+1) = k+1 > L(n). The right child's number k is
+the n with n - L(n) = k and L(n+1) = L(n). Solved for n,
 
     left:  n = floor((k * w + w - h - 1) / w_left)        right:  n = floor((k * w + h) / w_right)
 """
@@ -29,11 +29,11 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 MAX_TOTAL = 1 << 32
-"""Integer weights add up to at most this, so that products stay below 2^64."""
+"""Limit on the sum of integer weights, so that products stay below 2^64."""
 
 
 def integer_weights(shares: Sequence[Fraction]) -> list[int]:
-    """The smallest integers in the same proportion. Raises BigtrainError where they are too large."""
+    """The smallest integers in the same proportion. Raises BigtrainError if they are too large."""
     scale = lcm(*(share.denominator for share in shares))
     weights = [int(share * scale) for share in shares]
     divisor = gcd(*weights)
@@ -42,14 +42,14 @@ def integer_weights(shares: Sequence[Fraction]) -> list[int]:
         raise BigtrainError(
             "data.sources: the weights have too many digits to be mixed exactly",
             found=", ".join(str(float(share)) for share in shares),
-            wanted=f"weights that are integers with a sum of at most {MAX_TOTAL:,} once brought to one denominator",
+            wanted=f"weights whose numerators over a common denominator have a sum of at most {MAX_TOTAL:,}",
             fix="round the weights to a few digits",
         )
     return weights
 
 
 def weights_in_proportion(counts: Sequence[int]) -> list[int]:
-    """Integer weights in proportion to counts; exact while the counts add up to at most MAX_TOTAL."""
+    """Integer weights in proportion to counts, exact if the sum of the counts is at most MAX_TOTAL."""
     shift = max(0, sum(counts).bit_length() - 32)
     weights = [max(1, count >> shift) for count in counts]
     return weights if sum(weights) <= MAX_TOTAL else [max(1, weight >> 1) for weight in weights]
@@ -71,7 +71,7 @@ class Quotas:
         return sources, within
 
     def _descend(self, low: int, high: int, members: I64, sources: I64, within: U64) -> None:
-        """Carry the samples at `members` from the node over sources low..high-1 down to its leaves, in place."""
+        """Move the samples at `members` from the node over sources low..high-1 down to its leaves, in place."""
         if high - low == 1:
             sources[members] = low
             return
@@ -85,7 +85,7 @@ class Quotas:
         self._descend(middle, high, members[~goes_left], sources, within)
 
     def invert(self, source: int, within: U64) -> U64:
-        """The sample numbers (u64) of a source's samples number `within` (u64): undoes `locate`."""
+        """The sample numbers (u64) of a source's samples number `within` (u64): inverts `locate`."""
         numbers = within
         for low, middle, high in reversed(self._path(source)):
             left, total = sum(self.weights[low:middle]), sum(self.weights[low:high])
@@ -124,7 +124,7 @@ def _left_share(n: U64, left: int, total: int) -> U64:
 
 
 def _scaled(n: U64, factor: int, offset: int, divisor: int) -> U64:
-    """floor((n * factor + offset) / divisor) without the product leaving 64 bits: n = q * divisor + r.
+    """floor((n * factor + offset) / divisor) with a product below 2^64, from n = q * divisor + r.
 
     factor and divisor are at most MAX_TOTAL and offset below factor or divisor, so r * factor + offset < 2^64.
     """

@@ -1,9 +1,9 @@
-"""The order of a source's sequences within one epoch: mixed over all of it, or over a window of blocks at a time.
+"""The order of a source's sequences within one epoch: shuffled over the whole epoch, or within a window of blocks.
 
-`Permutation` mixes everything with everything. Where sequences are fetched in blocks, each would then fetch a block of
-its own. `BlockShuffle` takes full blocks of `block` sequences in a permuted order, `window` of them at a time, and
-permutes the sequences of a window: a window is used up before the next begins. What is left over from full blocks
-stands at the end of the last window, so all arithmetic stays closed:
+`Permutation` shuffles over the whole epoch. For remote data nearly every sequence would then fetch a block of its own.
+`BlockShuffle` takes full blocks of `block` sequences in a permuted order, `window` of them at a time, and permutes the
+sequences of a window. A window is used up before the next starts. The sequences that do not fill a block are at the end
+of the last window, so that everything has a closed form:
 
     number k of the epoch  ->  window w = k // (window * block), item = Permutation_w(k % (window * block))
                            ->  slot = w * window + item // block  ->  block Permutation(slot)  ->  sequence
@@ -31,7 +31,7 @@ class Shuffle(Protocol):
         ...
 
     def inverse(self, y: U64) -> U64:
-        """The numbers at which these sequences come: `inverse(many(x)) == x`."""
+        """The numbers of these sequences in the epoch: `inverse(many(x)) == x`."""
         ...
 
 
@@ -41,7 +41,7 @@ class BlockShuffle:
     Args:
         n: sequences in the epoch.
         block: sequences in one block.
-        window: blocks that are mixed with each other at a time.
+        window: blocks that are shuffled together.
     """
 
     def __init__(self, n: int, block: int, window: int, *key: int | str) -> None:
@@ -61,7 +61,7 @@ class BlockShuffle:
         return y
 
     def inverse(self, y: U64) -> U64:
-        """The numbers at which these sequences come."""
+        """The numbers of these sequences in the epoch."""
         blocks, within = np.divmod(y, np.uint64(self.block))
         slots = self._at_full_blocks(blocks, self._slot_of)
         windows, slot = np.divmod(slots, np.uint64(self.window))
@@ -73,7 +73,7 @@ class BlockShuffle:
         return x
 
     def _size(self, w: int) -> int:
-        """Sequences in a window; the last has what is left over."""
+        """Sequences in a window; the last window has the rest."""
         start = w * self.window * self.block
         return min(self.window * self.block, self.n - start)
 
@@ -84,7 +84,7 @@ class BlockShuffle:
         return permutation(self._blocks, "blocks", *self.key).inverse(blocks)
 
     def _at_full_blocks(self, places: U64, function: Callable[[U64], U64]) -> U64:
-        """Apply a permutation of the full blocks; the block that is not full stays in its place, the last."""
+        """Apply a permutation of the full blocks; the block that is not full stays last."""
         places = places.copy()
         full = np.flatnonzero(places < np.uint64(self._blocks))
         if len(full):
@@ -93,6 +93,6 @@ class BlockShuffle:
 
 
 def _groups(values: U64) -> list[tuple[int, I64]]:
-    """Each distinct value, and where it stands."""
+    """Each distinct value, and its indices."""
     distinct, inverse = np.unique(values, return_inverse=True)
     return [(int(value), np.flatnonzero(inverse == index)) for index, value in enumerate(distinct)]

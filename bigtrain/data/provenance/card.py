@@ -1,4 +1,4 @@
-"""The data card: a bill of materials of what a run was trained on, as JSON and as Markdown."""
+"""The data card of a run: what it was trained on, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Card = dict[str, Any]
 def data_card(
     settings: DataSettings, train: Sequence[Dataset], held_out: Sequence[Dataset], plan: Plan, consumed_samples: int
 ) -> Card:
-    """What the first `consumed_samples` samples of a plan were made of.
+    """The sources and the processing of the first `consumed_samples` samples of a plan.
 
     Args:
         settings: the `data` section.
         train: the training datasets of its sources, in their order.
         held_out: their validation datasets.
         plan: the order of the samples.
-        consumed_samples: as metrics.jsonl and the checkpoints have it.
+        consumed_samples: samples done, as in metrics.jsonl and the checkpoints.
     """
     sources = []
     for index, source in enumerate(settings.sources):
@@ -65,7 +65,7 @@ def data_card(
 
 
 def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
-    """A card for people. `heading` sets the level of its headings too."""
+    """A card as Markdown. `heading` is its title, and gives the level of its other headings."""
     below = "#" * (heading.index(" ") + 1)
     tokenizer, sources = card["tokenizer"], card["sources"]
     origin = (
@@ -91,7 +91,7 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
     ]
     cleaning = [
         (source["name"], f"`{json.dumps(step)}`") for source in sources for step in source["clean"]
-    ]  # in the order in which documents pass them
+    ]  # in the order of their application
     left_out = [(_skipped(skip), skip["reason"]) for skip in card["skip"]]
     paragraphs = [
         heading,
@@ -145,13 +145,13 @@ def _decontaminated(card: Card) -> str:
 
 
 def _no_words(card: Card, what: str) -> str:
-    """What holds for sources of token ids, where words are compared."""
+    """A sentence about sources of token ids, which have no words to compare."""
     names = [source["name"] for source in card["sources"] if source["kind"] == "megatron"]
     return f" Token ids ({', '.join(names)}) were {what}." if names else ""
 
 
 def _skipped(skip: Card) -> str:
-    """An item of data.skip in words."""
+    """An item of data.skip in plain text."""
     if skip["steps"] is not None:
         return f"the batches planned for steps {skip['steps'][0]:,} to {skip['steps'][1]:,}"
     files = [f"files like `{skip['files']}`"] if skip["files"] is not None else []

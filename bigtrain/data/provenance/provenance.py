@@ -1,10 +1,10 @@
-"""Provenance: which documents are in a batch, and in which samples a document is. Both in closed form.
+"""Provenance: the documents in a batch, and the samples that hold a document. Both in closed form.
 
     sample number --plan--> source, epoch, sequence --packing--> tokens of the stream --*.doc--> documents
     document --*.doc--> tokens of the stream --packing--> sequences --plan, backwards--> sample numbers
 
-Nothing is replayed: the cost depends on the batch, or on how often the document comes, and not on the size of the
-data; only finding a document by its id reads the column of ids.
+Nothing is replayed: the cost depends on the size of the batch, or on the number of samples with the document, not on
+the size of the data. Only the search for a document by its id reads the column of ids.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DocumentPart:
     start: int
     end: int
     labelled: bool
-    """False where data.skip took its labels away: it stands in the batch and is not trained on."""
+    """False if data.skip removed its labels: it is in the batch, but not trained on."""
 
     @property
     def token_ids(self) -> Tokens:
@@ -41,10 +41,10 @@ class DocumentPart:
 
 @dataclass(frozen=True)
 class SampleContents:
-    """What one sample of a global batch consists of."""
+    """The contents of one sample of a global batch."""
 
     position: int
-    """Its place in the global batch, from 0."""
+    """Its position in the global batch, from 0."""
     sample: int
     """Its global sample number."""
     dataset: Dataset
@@ -52,7 +52,7 @@ class SampleContents:
     sequence: int
     parts: list[DocumentPart]
     padding: int
-    """Tokens of the row behind the last document."""
+    """Padding tokens after the last document."""
 
     @property
     def token_ids(self) -> npt.NDArray[np.int32]:
@@ -71,7 +71,7 @@ class Appearance:
     start: int
     end: int
     labelled: bool
-    """Whether it is trained on: see `DocumentPart`."""
+    """Whether it is trained on; see `DocumentPart`."""
 
 
 def contents_of(plan: Plan, packings: Sequence[Packing], samples: range) -> list[SampleContents]:
@@ -113,7 +113,7 @@ def digest_of(contents: Sequence[SampleContents]) -> str:
 def appearances_of(
     plan: Plan, packings: Sequence[Packing], document: StoredDocument, *, before: int
 ) -> list[Appearance]:
-    """Where a training document is among the first `before` samples, in their order."""
+    """The appearances of a training document in the first `before` samples, in their order."""
     source = [planned.name for planned in plan.sources].index(document.dataset.name)
     own = [skip for skip in find_unlabelled(plan, packings) if skip.source == source]
     first, end = document.start, document.end
@@ -134,7 +134,7 @@ def appearances_of(
 
 
 def _stream_spans(packing: Packing, sequence: int) -> list[tuple[int, int]]:
-    """The tokens [start, end) of the stream that a sequence consists of, in its order."""
+    """The ranges [start, end) of the stream that make up a sequence, in order."""
     spans = packing.spans(np.array([sequence]))
     starts = [packing.dataset.starts[s] + t for s, t in zip(spans.shard.tolist(), spans.start.tolist(), strict=True)]
     return [(start, start + length) for start, length in zip(starts, spans.length.tolist(), strict=True)]

@@ -1,14 +1,14 @@
 """Verified blocks of remote files on local disk, within a budget of bytes, shared by all processes of a host.
 
     DIR/blocks/ab/abcd...   a block, named by its xxh3-128
-    DIR/new/                files being written; renamed when whole
-    DIR/locks/abc           held while a block whose name begins so is fetched, so that one process fetches it for all
-    DIR/ledger              bytes in blocks/; held while a block is added and others make room
+    DIR/new/                files that are being written; renamed when whole
+    DIR/locks/abc           held while a block with this prefix is fetched, so that one process fetches it for all
+    DIR/ledger              bytes in blocks/; held while a block is added and others are removed
 
 All locks are `flock`s, which end with their process. A process that is killed leaves at most a file in new/, and a
-ledger that is off by a block: both are put right by the next process that opens the cache. A block is verified again
-when a process first opens it, so what a power cut tore is fetched again. Making room unlinks files; who has one open
-reads on from its mapping.
+ledger that is wrong by one block. The next process that opens the cache corrects both. Each process verifies a block
+when it first opens it, so a block that was torn by a power failure is fetched again. Files are removed by unlinking: a
+process that has one open keeps its mapping.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from bigtrain.base.errors import BigtrainError
 OPEN_BYTES = 1 << 30
 """A process keeps at most this much mapped, and no more than a quarter of the budget."""
 STALE_SECONDS = 600.0
-"""No file is written to for so long: one in new/ that was belongs to a process that was killed."""
+"""A file in new/ that is older than this belongs to a process that was killed."""
 LOCK_SECONDS = 150.0
-"""Longer than the attempts of the process that fetches (`RetryPolicy`); then every process tries by itself."""
+"""Longer than all attempts of the process that fetches (`RetryPolicy`). After this, every process tries by itself."""
 POLL_SECONDS = 0.02
 
 
 class BlockCache:
-    """A block cache in a folder. Threads may share one; processes each open their own.
+    """A block cache in a folder. Threads may share one object; each process opens its own.
 
     Args:
-        directory: on local disk; made where it is missing.
-        budget: bytes that blocks may take there. One block is always kept, and each process may hold those that it
-            has mapped (at most a quarter of the budget) a little longer.
+        directory: a folder on local disk, which is created if it is missing.
+        budget: bytes that blocks may take there. One block is always kept, and each process may keep the blocks that
+            it has mapped (at most a quarter of the budget) longer.
     """
 
     def __init__(self, directory: Path, budget: int) -> None:
@@ -68,7 +68,7 @@ class BlockCache:
         Args:
             name: its xxh3-128 in hexadecimal.
             size: its bytes.
-            fetch: gives its bytes, verified; called where the cache does not hold it.
+            fetch: returns its bytes, verified; called if the cache does not have it.
         """
         block = self.opened(name)
         if block is not None:
@@ -77,15 +77,15 @@ class BlockCache:
             block = self._map(name, size)
             if block is None:
                 with self.only_one(name):
-                    block = self._map(name, size)  # another process may have brought it in the meantime
+                    block = self._map(name, size)  # another process may have fetched it in the meantime
                     if block is None:
                         block = self._add(name, fetch())
         self._keep_open(name, block)
         return block
 
     def opened(self, name: str) -> memoryview | None:
-        """A block that this process has mapped, the most recently used from now on."""
-        try:  # no lock: each of the two is atomic, and a block that another thread lets go in between is opened again
+        """A block that this process has mapped; it becomes the most recently used one."""
+        try:  # no lock: each of the two is atomic, and a block that another thread closes in between is opened again
             block = self._open[name]
             self._open.move_to_end(name)
         except KeyError:
@@ -93,12 +93,12 @@ class BlockCache:
         return block
 
     def holds(self, name: str) -> bool:
-        """Whether a block is here, as far as can be told without reading it."""
+        """Whether the cache has a block, without reading it."""
         return name in self._open or self._path(name).exists()
 
     @contextmanager
     def only_one(self, name: str) -> Iterator[None]:
-        """One process or thread at a time for a name, as long as it does not take unreasonably long."""
+        """One process or thread at a time for a name, but for at most LOCK_SECONDS."""
         with self._disk_errors(), (self._directory / "locks" / name[:3]).open("ab") as lock:
             give_up = time.monotonic() + LOCK_SECONDS
             while time.monotonic() < give_up:
@@ -110,7 +110,8 @@ class BlockCache:
             yield
 
     def place(self, path: Path, parts: Iterable[bytes]) -> None:
-        """Write a file elsewhere on the same disk, whole or not at all, whoever else writes it at the same time."""
+        """Write a file elsewhere on the same disk, whole or not at all. Several processes may write it at the same
+        time."""
         with self._disk_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._new_file(parts) as temporary:
@@ -120,7 +121,7 @@ class BlockCache:
         return self._directory / "blocks" / name[:2] / name
 
     def _map(self, name: str, size: int) -> memoryview | None:
-        """The block as it is on disk, the most recently used from now on; None where it is missing or bad."""
+        """The block on disk, which becomes the most recently used one; None if it is missing or corrupted."""
         path = self._path(name)
         try:
             with path.open("rb") as file:
@@ -155,11 +156,11 @@ class BlockCache:
             temporary.rename(path)
             _write(ledger, total + len(data))
         self._verified.add(name)
-        return self._map(name, len(data)) or memoryview(data)  # others may have made room with it already
+        return self._map(name, len(data)) or memoryview(data)  # another process may have removed it already
 
     @contextmanager
     def _new_file(self, parts: Iterable[bytes]) -> Iterator[Path]:
-        """A file with these bytes, to be renamed; otherwise it is removed."""
+        """A file with these bytes, which is removed if it is not renamed."""
         descriptor, name = tempfile.mkstemp(dir=self._new)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -171,7 +172,7 @@ class BlockCache:
     def _evict(self, target: int) -> int:
         """Remove the least recently used blocks until those left take at most `target` bytes; returns what they take.
 
-        When any must go, a tenth of the budget goes with them, so that the folder is not listed for every block.
+        If any must be removed, a tenth of the budget is freed, so that the folder is not listed for every block.
         """
         blocks = []
         for folder in os.scandir(self._directory / "blocks"):
@@ -217,7 +218,7 @@ class BlockCache:
 
 
 def _read(ledger: IO[bytes]) -> int | None:
-    """The number in the ledger; None where there is none to be read."""
+    """The number in the ledger; None if it cannot be read."""
     ledger.seek(0)
     text = ledger.read()
     return int(text) if len(text) == 20 and text.isdigit() else None

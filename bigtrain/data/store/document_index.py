@@ -1,9 +1,9 @@
-r"""An index of a dataset's documents by id: optional, beside the shards, worth it from some 10^8 documents on.
+r"""An index of a dataset's documents by id. It is optional, beside the shards, and useful from 10^8 documents on.
 
     documents.index   magic b"btidx\0\0\1", dataset id (16 bytes), n (u64), then, in the order of the keys,
                       key u64[n], the first 8 bytes of an id, and place u64[n], shard << 32 | document in the shard
 
-It is a hint: what it points to is compared with the id itself, and one of another dataset is passed over.
+It is a hint: the id of each result is compared, and the index of another dataset is ignored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ U64 = npt.NDArray[np.uint64]
 
 
 def index_datasets(directory: Path) -> list[Path]:
-    """Write the index of every dataset at or below a folder; returns their paths.
+    """Write the index of every dataset at or below a folder. Returns their paths.
 
     Raises:
         BigtrainError: there is no dataset, or one was changed after it was written.
@@ -50,9 +50,9 @@ def index_datasets(directory: Path) -> list[Path]:
 def write_index(dataset: Dataset, documents_at_once: int = DOCUMENTS_AT_ONCE) -> Path:
     """Write the index of a dataset. Returns its path.
 
-    The range of the keys is divided into portions of about `documents_at_once`: ids are hashes, so they fall into them
-    evenly. The ids are read twice, to count the portions and to lay each where it belongs in the file; then one after
-    the other is sorted in its place. So memory holds one portion, 32 bytes a document, however many there are.
+    The range of the keys is divided into portions of about `documents_at_once`: ids are hashes, so the portions are
+    equal in size. The ids are read twice: to count the portions, and to write each entry into its portion of the file.
+    Then each portion is sorted in the file. So memory holds one portion, 32 bytes per document.
     """
     bits = max(0, (dataset.manifest.documents - 1) // documents_at_once).bit_length()
     sizes = np.zeros(1 << bits, np.int64)
@@ -72,7 +72,7 @@ def write_index(dataset: Dataset, documents_at_once: int = DOCUMENTS_AT_ONCE) ->
 
 
 def _lay(file: BinaryIO, dataset: Dataset, sizes: I64, bits: int) -> None:
-    """Write all entries, each portion where it belongs and in the order of the documents."""
+    """Write all entries into their portions, in the order of the documents."""
     starts = np.cumsum(sizes) - sizes
     for entries in _entries(dataset):
         portions = _portions(entries[0], bits)
@@ -99,7 +99,7 @@ def _sort(laid: BinaryIO, file: BinaryIO, dataset: Dataset, sizes: I64) -> None:
 
 
 def _place(dataset: Dataset, column: int, entry: int) -> int:
-    """Where an entry of a column stands in the file, in bytes."""
+    """Offset of an entry of a column in the file, in bytes."""
     return len(_header(dataset)) + 8 * (column * dataset.manifest.documents + int(entry))
 
 
@@ -109,7 +109,7 @@ def _entries(dataset: Dataset) -> Iterator[tuple[U64, U64]]:
     places: list[U64] = []
     for shard, stored in enumerate(dataset.shards):
         path = dataset.fetched(stored.record.files[1])
-        columns = DocumentColumns.parse(memoryview(path.read_bytes()), path)  # not mapped: a mapping stays
+        columns = DocumentColumns.parse(memoryview(path.read_bytes()), path)  # not mapped, since a mapping would stay
         own = id_halves(columns.id)[:, 0]
         for start in range(0, len(own), ROWS_AT_ONCE):
             keys.append(own[start : start + ROWS_AT_ONCE].copy())
@@ -127,7 +127,7 @@ def _portions(keys: U64, bits: int) -> I64:
 
 
 def look_up(dataset: Dataset, document_id: bytes) -> list[tuple[int, int]] | None:
-    """Where documents with an id (16 bytes) are, as (shard, document in it); None where there is no index to ask."""
+    """The documents with an id (16 bytes), as (shard, document in it); None without an index."""
     path, header = dataset.directory / INDEX, _header(dataset)
     count = dataset.manifest.documents
     if not path.is_file() or path.stat().st_size != len(header) + 16 * count:
@@ -143,7 +143,7 @@ def look_up(dataset: Dataset, document_id: bytes) -> list[tuple[int, int]] | Non
 
 
 def id_halves(ids: npt.NDArray[np.void]) -> U64:
-    """A column of ids [n] as numbers [n, 2], which compare fast."""
+    """A column of ids [n] as numbers [n, 2], which are fast to compare."""
     return ids.view("<u8").reshape(-1, 2)
 
 

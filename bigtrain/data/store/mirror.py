@@ -1,10 +1,10 @@
-"""The local side of remote data: `data.dir` holds what has been fetched of the folder at `data.remote`.
+"""The local mirror of remote data: `data.dir` has what was fetched from the folder at `data.remote`.
 
-DIR/remote.json          the URL: this folder is a mirror, nothing was built here
+DIR/remote.json          the URL: this folder is a mirror, and no data were built in it
 DIR/tokenizer.json, build.json, <source>/build.json, <source>/<split>/manifest.json
-                         whole, brought up to date whenever data are opened
+                         whole files, updated whenever data are opened
 DIR/<source>/<split>/*.doc
-                         whole, verified, fetched when a shard's documents are first asked for
+                         whole files, fetched and verified at the first access to a shard's documents
 DIR/cache/               blocks of the *.tok files: `block_cache.py`
 """
 
@@ -26,7 +26,7 @@ from bigtrain.data.store.block_cache import BlockCache
 
 MARKER = "remote.json"
 FETCHES = 16
-"""Requests of one process that wait for the server at the same time."""
+"""Number of requests of one process at the same time."""
 
 
 class Mirror:
@@ -46,7 +46,7 @@ class Mirror:
         self._verified: set[Path] = set()
 
     def fetch_records(self, settings: DataSettings) -> None:
-        """Bring tokenizer, build records and manifests up to date. Raises BigtrainError."""
+        """Fetch tokenizer, build records and manifests again. Raises BigtrainError."""
         names = [TOKENIZER_FILE, BUILD_RECORD]
         for source in settings.sources:
             names += [f"{source.name}/{BUILD_RECORD}", *(f"{source.name}/{split}/{MANIFEST}" for split in SPLITS)]
@@ -65,7 +65,7 @@ class Mirror:
         )
 
     def fetch(self, directory: Path, record: FileRecord, block_bytes: int) -> Path:
-        """A file in `directory`, a folder of this mirror: fetched whole, verified once in each process."""
+        """The path of a file in `directory`, a folder of this mirror. It is fetched, and verified once per process."""
         path = directory / record.name
         if path not in self._verified:
             with self.cache.only_one(record.blocks[0]):
@@ -77,7 +77,7 @@ class Mirror:
         return path
 
     def side_by_side(self, reads: Iterable[Callable[[], object]]) -> None:
-        """Carry out reads that wait for the server, FETCHES at a time. Raises what the first bad one does."""
+        """Run reads from the server, FETCHES at a time. Raises the error of the first that fails."""
         with ThreadPoolExecutor(FETCHES, thread_name_prefix="bigtrain-fetch") as pool:
             for _ in pool.map(lambda read: read(), reads):
                 pass
@@ -87,7 +87,7 @@ class Mirror:
 
 
 def open_mirror(settings: DataSettings) -> Mirror | None:
-    """The mirror of `data.remote`, with tokenizer and manifests up to date; None where the data are local.
+    """The mirror of `data.remote`, with current tokenizer and manifests; None if the data are local.
 
     Raises BigtrainError.
     """
@@ -99,16 +99,16 @@ def open_mirror(settings: DataSettings) -> Mirror | None:
 
 
 def _is_mirror(directory: Path, url: str) -> bool:
-    """Whether the folder is a mirror of the URL already. Raises BigtrainError where it is something else."""
+    """Whether the folder is already a mirror of the URL. Raises BigtrainError if it is something else."""
     marker = directory / MARKER
     try:
         found = json.loads(marker.read_bytes())["url"]
     except (FileNotFoundError, NotADirectoryError):
         if (directory / BUILD_RECORD).exists():
             raise BigtrainError(
-                f"{directory} holds data that were built there, and data.remote asks for others",
+                f"{directory} holds data that were built there, but data.remote is set",
                 found=f"{directory / BUILD_RECORD}",
-                wanted="a folder of its own for what is fetched",
+                wanted="another folder for what is fetched",
                 fix="set data.dir to another folder, or remove data.remote to train on the data that are there",
             ) from None
         return False

@@ -1,7 +1,7 @@
-"""A quick look at the data before a run: some blocks of every dataset, for as long as there is time.
+"""A quick check of the data before a run: some blocks of every dataset, within a limit of time.
 
-`bigtrain data verify` reads every byte. This finds what has happened to many of them: a file system that answers with
-zeros, a copy that broke off and was padded, a folder of another build.
+`bigtrain data verify` reads every byte. This finds damage to many bytes: a file system that returns zeros, an
+incomplete copy that was padded, a folder of another build.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from bigtrain.data.format.manifest import FileRecord
 from bigtrain.data.store.store import Dataset
 
 BLOCKS_AT_MOST = 256
-"""Of a dataset."""
+"""Limit on the blocks of a dataset that are read."""
 
 
 @dataclass
 class SpotCheck:
-    """What was looked at, and what is wrong with it."""
+    """The number of blocks that were checked, and the problems."""
 
     blocks: int = 0
-    """So many were read."""
+    """Blocks that were read."""
     of_blocks: int = 0
-    """So many there are."""
+    """All blocks of the datasets."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -37,9 +37,9 @@ def spot_check(datasets: Sequence[Dataset], *, seconds: float, seed: int) -> Spo
     """Read blocks at random, of each dataset in turn, and compare their hashes with those of the manifest.
 
     Args:
-        datasets: whose; remote ones are read through their cache.
-        seconds: no block is begun later; at least one is read.
-        seed: other seeds, such as ranks, read other blocks first.
+        datasets: the datasets to check. Remote ones are read through their cache.
+        seconds: limit of time. At least one block is read.
+        seed: decides the order of the blocks; ranks give different seeds.
 
     Raises:
         BigtrainError: a remote block cannot be read.
@@ -60,7 +60,7 @@ def spot_check(datasets: Sequence[Dataset], *, seconds: float, seed: int) -> Spo
 
 
 def _drawn(dataset: Dataset, draw: random.Random, found: SpotCheck) -> list[tuple[Dataset, FileRecord, int]]:
-    """Some blocks of a dataset, each as likely as any other; there may be millions."""
+    """Some blocks of a dataset, chosen with equal probability. There may be millions."""
     files = [file for shard in dataset.manifest.shards for file in shard.files]
     ends = list(accumulate(len(file.blocks) for file in files))
     blocks = ends[-1] if ends else 0
@@ -75,7 +75,7 @@ def _drawn(dataset: Dataset, draw: random.Random, found: SpotCheck) -> list[tupl
 def _problem(dataset: Dataset, file: FileRecord, index: int) -> str | None:
     size = dataset.manifest.block_bytes
     if dataset.mirror is not None:
-        dataset.mirror.block(dataset.directory, file, index, size)  # compares for itself
+        dataset.mirror.block(dataset.directory, file, index, size)  # it compares the hash itself
         return None
     path = dataset.directory / file.name
     try:

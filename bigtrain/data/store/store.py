@@ -1,4 +1,4 @@
-"""The store: datasets on local disk, memory-mapped, or behind a URL; and opening those that a run asks for."""
+"""The store: datasets on local disk, memory-mapped, or at a URL; and opening those of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tokens = npt.NDArray[np.unsignedinteger]
 
 
 class TokenShard:
-    """One shard, mapped when it is first read."""
+    """One shard. Its files are mapped at the first read."""
 
     def __init__(self, directory: Path, record: ShardRecord, dtype: str) -> None:
         self.record = record
@@ -44,10 +44,10 @@ class TokenShard:
         return DocumentColumns.parse(self._map(file), self._directory / file.name)
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
-        """Tokens [start, end) as far as there are; not to be written to.
+        """Tokens [start, end), or fewer at the end of the shard. They must not be written to.
 
         Raises:
-            BigtrainError: an id is not in the vocabulary, so the file has rotted: the model would fail far from here.
+            BigtrainError: an id is not in the vocabulary, so the file is corrupted.
         """
         tokens = self.slice(start, end)
         if (largest := int(tokens.max())) >= vocab_size:
@@ -61,22 +61,22 @@ class TokenShard:
         return tokens
 
     def missing(self, start: int, end: int) -> dict[str, Callable[[], object]]:
-        """The reads, by name, that bring here what tokens [start, end) still need: none."""
+        """The reads, by name, that are needed before tokens [start, end) are available: none."""
         return {}
 
     def check_sizes(self) -> None:
-        """Raise BigtrainError where a file is missing or has another size than the manifest says."""
+        """Raise BigtrainError if a file is missing or has another size than in the manifest."""
         for file in self.record.files:
             check_size(
                 self._directory, file, "restore the file, or remove its source's folder and build the data again"
             )
 
     def slice(self, start: int, end: int) -> Tokens:
-        """Tokens [start, end) as far as there are, as they stand in the file; not to be written to."""
+        """Tokens [start, end) as in the file, or fewer at its end. They must not be written to."""
         return self.tokens[start:end]
 
     def windows(self, length: int) -> Tokens | None:
-        """[tokens - length + 1, length]: every run of so many tokens, a view. None where tokens are not all here."""
+        """[tokens - length + 1, length], a view: every window of this many tokens. None if not all tokens are local."""
         if self._windows is None or self._windows.shape[1] != length:
             if self.record.tokens < length:
                 return None
@@ -88,7 +88,7 @@ class TokenShard:
 
 
 class RemoteShard(TokenShard):
-    """One shard behind a URL: its tokens come in verified blocks, its documents whole, when they are first read."""
+    """One shard at a URL. Its tokens are fetched in verified blocks, its documents as a whole, at the first read."""
 
     def __init__(self, directory: Path, record: ShardRecord, manifest: DatasetManifest, mirror: Mirror) -> None:
         super().__init__(directory, record, manifest.dtype)
@@ -122,10 +122,10 @@ class RemoteShard(TokenShard):
         """Nothing: a block is checked when it is read, and asking for every file would take minutes."""
 
     def windows(self, length: int) -> None:
-        """Nothing: not all tokens are here."""
+        """None: not all tokens are local."""
 
     def slice(self, start: int, end: int) -> Tokens:
-        """Tokens [start, end) as far as there are, fetched where they are not here yet."""
+        """Tokens [start, end), or fewer at the end of the shard, fetched if they are not local."""
         end = min(end, self.record.tokens)
         indices = self._blocks_of(start, end)
         parts = [self._block(index) for index in indices]
@@ -148,7 +148,7 @@ class Dataset:
 
     Args:
         directory: the folder of its manifest.
-        mirror: the mirror that the folder is in, if its shards are behind a URL.
+        mirror: the mirror that has the folder, if its shards are at a URL.
     """
 
     def __init__(self, directory: Path, mirror: Mirror | None = None) -> None:
@@ -177,7 +177,7 @@ class Dataset:
         return bisect_right(self.starts, token) - 1
 
     def fetched(self, file: FileRecord) -> Path:
-        """The path of a file in the dataset's folder, fetched whole and verified where the dataset is remote."""
+        """The path of a file in the dataset's folder. If the dataset is remote, the file is fetched and verified."""
         if self.mirror is None:
             return self.directory / file.name
         return self.mirror.fetch(self.directory, file, self.manifest.block_bytes)
@@ -186,8 +186,8 @@ class Dataset:
 def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:
     """The datasets of `settings.sources`, in that order, checked against the settings.
 
-    Reads manifests and file sizes, not the data (`bigtrain data verify` does that). With `settings.remote` manifests
-    are fetched here, and data when they are read. Raises BigtrainError where data are missing, were built with other
+    Reads manifests and file sizes, not the data, which `bigtrain data verify` reads. With `settings.remote`, manifests
+    are fetched now, and data when they are read. Raises BigtrainError if data are missing, were built with other
     settings or another tokenizer, or do not fit the model's vocabulary.
     """
     mirror = open_mirror(settings)
@@ -214,7 +214,7 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
 
 
 def check_size(directory: Path, file: FileRecord, fix: str) -> None:
-    """Raise BigtrainError where a file is missing or has another size than the manifest says."""
+    """Raise BigtrainError if a file is missing or has another size than in the manifest."""
     size = file.size_in(directory)
     if size != file.size:
         raise BigtrainError(

@@ -1,4 +1,4 @@
-"""A document in the shards, and finding it by its id or by where it came from."""
+"""A document in the shards, and the search for it by its id or its origin."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ class StoredDocument:
 
     @property
     def id(self) -> str:
-        """Its name: 32 hexadecimal digits."""
+        """Its id: 32 hexadecimal digits."""
         return self._columns.id[self.number].tobytes().hex()
 
     @property
     def file(self) -> str:
-        """The file it came from, relative to its corpus."""
+        """Its source file, relative to the corpus."""
         return self._columns.file_name(self.number)
 
     @property
     def position(self) -> int:
-        """Which document of that file."""
+        """Its index in that file."""
         return int(self._columns.position[self.number])
 
     @property
     def tokens(self) -> int:
-        """How many, its end-of-text included."""
+        """Number of tokens, with its end-of-text."""
         return self.end - self.start
 
     @property
     def start(self) -> int:
-        """Its first token's number in the stream of the dataset."""
+        """Number of its first token in the stream of the dataset."""
         return self.dataset.starts[self.shard] + int(self._columns.offset[self.number])
 
     @property
     def end(self) -> int:
-        """The number of the first token behind it."""
+        """Number of the first token after it."""
         return self.dataset.starts[self.shard] + int(self._columns.offset[self.number + 1])
 
     @property
@@ -87,8 +87,8 @@ def documents_between(dataset: Dataset, start: int, end: int) -> Iterator[Stored
 def find_document(datasets: Sequence[Dataset], reference: str) -> StoredDocument:
     """The document with an id of 32 hexadecimal digits, or the one at `SOURCE:FILE[:POSITION]`.
 
-    By origin it reads a small table a shard. By id it asks the index where `bigtrain data index` has made one, and
-    reads the column of ids (16 bytes a document) where not.
+    The search by origin reads a small table per shard. The search by id uses the index if `bigtrain data index` has
+    made one, and otherwise reads the column of ids (16 bytes per document).
 
     Raises:
         BigtrainError: there is no such document, or there are several in the file.
@@ -113,7 +113,7 @@ def find_document(datasets: Sequence[Dataset], reference: str) -> StoredDocument
 
 
 def _with_id(datasets: Sequence[Dataset], reference: str) -> list[StoredDocument]:
-    """At most one: an id names one document of one source, on one side of the split."""
+    """At most one document: an id identifies one document of one source, in one split."""
     if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * ID_BYTES}}}", reference):
         return []
     wanted = bytes.fromhex(reference)
@@ -139,7 +139,7 @@ def _from_origin(datasets: Sequence[Dataset], reference: str) -> list[StoredDocu
     file, _, position = origin.rpartition(":")
     if file and position.isdecimal() and (found := _in_file(own, file, int(position))):
         return found
-    return _in_file(own, origin, None)  # the name of a file may hold a colon
+    return _in_file(own, origin, None)  # the name of a file may have a colon
 
 
 def _in_file(datasets: Sequence[Dataset], file: str, position: int | None) -> list[StoredDocument]:
@@ -152,7 +152,7 @@ def _in_file(datasets: Sequence[Dataset], file: str, position: int | None) -> li
 
 
 def _numbers_in_file(columns: DocumentColumns, file: bytes, position: int | None) -> I64:
-    """The documents (i64) of a shard that come from a file, and if given from this position in it."""
+    """The documents (i64) of a shard from a file, or only the one at a position in it."""
     ends = columns.name_end.astype(np.int64)
     starts = np.concatenate(([0], ends[:-1]))
     same_length = np.flatnonzero(ends - starts == len(file))

@@ -1,4 +1,4 @@
-"""`bigtrain data verify`: is every byte of the data what it was when it was written?"""
+"""`bigtrain data verify`: checks that every byte of the data is as it was written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from bigtrain.data.format.tokenizer import TOKENIZER_FILE, tokenizer_hash
 from bigtrain.data.store.store import TokenShard
 
 Fetched = Callable[[list[Path]], AbstractContextManager[None]]
-"""Sees to it that files are there, while it lasts, as far as they exist."""
+"""Makes files available for as long as its context lasts, if they exist."""
 
 
 @dataclass
 class VerifyReport:
-    """What was checked, and what is wrong."""
+    """The amounts that were checked, and the problems."""
 
     datasets: int = 0
     shards: int = 0
@@ -38,7 +38,7 @@ class VerifyReport:
     documents: int = 0
     tokens: int = 0
     problems: list[str] = field(default_factory=list)
-    """One sentence each, with the file, and the block where it can be told."""
+    """One sentence each, with the file, and the block if it is known."""
 
     @property
     def ok(self) -> bool:
@@ -53,8 +53,8 @@ class VerifyReport:
 def verify(place: Path | str) -> VerifyReport:
     """Check all datasets at or below a folder: checksums of every block, counts, ids within the vocabulary, packs.
 
-    Reads all data. A URL's are fetched a shard at a time into a temporary folder. Raises BigtrainError where there is
-    no dataset at all, or a URL cannot be read.
+    Reads all data. Data at a URL are fetched into a temporary folder, one shard at a time. Raises BigtrainError if
+    there is no dataset, or a URL cannot be read.
     """
     if not isinstance(place, str) or "://" not in place:
         return _verify(Path(place), str(place), lambda paths: nullcontext())
@@ -99,7 +99,7 @@ def _verify(directory: Path, place: str, fetched: Fetched) -> VerifyReport:
 
 
 def _verify_tokenizer(directory: Path, report: VerifyReport) -> str | None:
-    """Check the tokenizer of a data folder against its record; returns its hash, None in a folder without one."""
+    """Check the tokenizer of a data folder against its record. Returns its hash, or None without a tokenizer."""
     record = directory / BUILD_RECORD
     file = directory / TOKENIZER_FILE
     if not file.is_file():
@@ -170,7 +170,7 @@ def _verify_pack(directory: Path, pack: PackManifest, index: int, shard: TokenSh
 
 
 def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: VerifyReport) -> bool:
-    """Check size and blocks of a file; whether it is broken."""
+    """Check size and blocks of a file. Returns whether it is damaged."""
     before = len(report.problems)
     if not path.is_file():
         report.problems.append(f"{path}: the file is missing")
@@ -193,7 +193,7 @@ def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: Verif
 def _verify_content(
     shard: TokenShard, directory: Path, record: ShardRecord, manifest: DatasetManifest, report: VerifyReport
 ) -> None:
-    """Check that the bytes mean what the manifest says; they are the ones that were written."""
+    """Check that the content of a shard, whose bytes are right, agrees with the manifest."""
     tok, doc = (directory / file.name for file in record.files)
     tokens, offset = shard.tokens, shard.documents.offset
     if len(tokens) != record.tokens or len(offset) - 1 != record.documents:
