@@ -93,7 +93,7 @@ def save_fragments(run: Path | StorageTiers, step: int, own: list[Fragment], ran
 
 
 def described(step: int, own: list[Fragment], ranks: Any) -> dict[str, Any]:
-    """What a save is told."""
+    """The arguments of a save."""
     return {
         "cursor": Cursor(step, step * 8, "plan-a", step),
         "fragments": own,

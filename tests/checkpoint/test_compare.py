@@ -1,4 +1,4 @@
-"""Two checkpoints are told apart to the last bit, whatever cut them."""
+"""The comparison of two checkpoints finds every bit that differs, however their tensors are divided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torn, rotten and half-written checkpoints are never loaded, and a save that fails takes nothing with it."""
+"""Torn, corrupted and half-written checkpoints are never loaded, and a save that fails harms no other."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ from pathlib import Path
 from tests.checkpoint.helpers import cut, described, even, tensors
 from bigtrain.checkpoint import ALONE, StorageTiers, Saver, newest_verified
 from bigtrain.config.settings import CheckpointSettings
-settings = CheckpointSettings(asynchronous=sys.argv[2] == "behind", keep=2)
+settings = CheckpointSettings(asynchronous=sys.argv[2] == "background", keep=2)
 places = StorageTiers.of(Path(sys.argv[1]))
 found = newest_verified(places).newest
 saver = Saver(places, ALONE, settings)
@@ -370,7 +370,7 @@ for step in range(found.step + 1 if found else 1, 10**6):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["behind", "waiting"])
+@pytest.mark.parametrize("how", ["background", "waiting"])
 def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path, how: str) -> None:
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
@@ -397,7 +397,7 @@ def test_kill_9_during_a_background_save_leaves_what_was_committed(run: Path, po
     """benchmarks/kill_saves.py does this at every point, and to training runs."""
     kill = {FAULT: str(Fault("kill", "0", point, count=2))}
     script = f"import os; os.environ.update({kill!r})\n{ENDLESS}"
-    done = run_under([], script, run, "behind")
+    done = run_under([], script, run, "background")
     assert done.returncode == -signal.SIGKILL, done.stderr
     committed = [30, *map(int, done.stdout.split())][-1]
     found = newest_verified(StorageTiers.of(run))

@@ -1,4 +1,4 @@
-"""Saving behind the training: it costs a copy, never two at once, and a failure there is everybody's."""
+"""Saving in the background: it costs one copy, one save at a time, and a failure is an error on every rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.checkpoint.helpers import SHAPES, ThreadRank, cut, described, even, o
 
 @dataclass(frozen=True)
 class SlowFolder(Folder):
-    """A folder on a disk that writes when it is told to."""
+    """A folder on a disk that writes when the test lets it."""
 
     go: threading.Event = field(default_factory=threading.Event, compare=False)
     log: list[str] = field(default_factory=list, compare=False)

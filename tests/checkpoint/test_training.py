@@ -1,4 +1,4 @@
-"""Real training on real processes, with its checkpoints in tiers, behind a URL, and on disks that fail."""
+"""Real training on real processes, with its checkpoints in tiers, at a URL, and on disks that fail."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def count_files(folder: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(folder))
 
 
-def test_a_build_goes_on_behind_the_last_finished_shard(
+def test_a_build_continues_after_the_last_finished_shard(
     built: DataSettings, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bigtrain.data.build import build_source
@@ -149,7 +149,7 @@ def test_a_build_goes_on_behind_the_last_finished_shard(
     monkeypatch.undo()
     kept = {path: path.stat().st_mtime_ns for path in (settings.dir / "prose").rglob("0000[01].tok")}
     assert len(kept) == 4
-    assert "prose: going on behind 2 finished shard(s)" in make(settings)
+    assert "prose: continuing after 2 finished shard(s)" in make(settings)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert contents(settings.dir) == contents(built.dir)
 

@@ -131,14 +131,14 @@ def test_every_format_is_read_and_the_file_that_matched_is_named(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", b"[]", "is JSON, in which the texts are not known"),
+        ("x.json", b"[]", "is a JSON document, which is not read"),
         ("x.jsonl", b'{"question": "a b c d e"}', r"(?s)no text in any of its text_fields.*question"),
         ("x.jsonl", b"{'text': 1}", r"x\.jsonl:1 is not JSON"),
         ("x.txt", b"\xff\xfe", "not UTF-8"),
-        ("x.txt", b"Paris", "too short to be looked for"),
+        ("x.txt", b"Paris", "too short to be searched for"),
     ],
 )
-def test_what_cannot_be_looked_for_is_told(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_what_cannot_be_searched_for_is_reported(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BigtrainError, match=message):
         evaluation_ngrams(DecontaminateSettings(paths=(str(tmp_path / name),)), tmp_path, print)

@@ -140,7 +140,7 @@ def leading_to(treasure: Path, folder: Path) -> dict[str, str]:
 def test_a_run_on_foreign_data_writes_nothing_outside(
     built: DataSettings, serve: Serve, tmp_path: Path, way: str, suffix: str
 ) -> None:
-    """Training, `data where` and all that opens data behind `data.remote` do what this does."""
+    """Training, `data where` and all that opens data at `data.remote` do what this does."""
     here = tmp_path / "here"
     honest = (built.dir / TRAIN / f"00000{'.best_fit-32' * (suffix == '.pack')}{suffix}").read_bytes()
     name = leading_to(tmp_path / "treasure", here / TRAIN)[way]
@@ -191,7 +191,7 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(
     assert contents(tmp_path) == before
 
 
-def test_good_names_behind_a_server_go_on_working(built: DataSettings, serve: Serve, tmp_path: Path) -> None:
+def test_good_names_on_a_server_go_on_working(built: DataSettings, serve: Serve, tmp_path: Path) -> None:
     url = serve(built.dir)
     report = verify(url)
     assert report.ok and report == verify(built.dir) and report.packs

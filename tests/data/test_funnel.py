@@ -218,7 +218,7 @@ def test_data_from_before_there_were_rules_stay_valid(tmp_path: Path) -> None:
         )
 
 
-def test_rules_that_leave_nothing_are_told(tmp_path: Path) -> None:
+def test_rules_that_leave_nothing_are_reported(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", sentences(60, 3))
     good = data_settings(tmp_path / "data", jsonl_source(path))
     make(good)
@@ -242,7 +242,7 @@ def test_the_command_prints_every_rule_and_one_json_document(built: DataSettings
     assert printed == {name: funnel.to_json() for name, funnel in read_funnels(built.dir).items()}
 
 
-def test_a_folder_without_a_funnel_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_funnel_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BigtrainError, match="there is no funnel"):
         read_funnels(tmp_path)
 
@@ -253,7 +253,7 @@ hashes = st.lists(st.lists(st.integers(0, 6), max_size=40), min_size=1, max_size
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(hashes, st.integers(1, 50), st.integers(0, 2**64 - 1))
 def test_marks_are_those_of_a_dictionary_for_any_portion(sources: list[list[int]], at_once: int, salt: int) -> None:
-    def pair(value: int) -> tuple[int, int]:  # 0 stands for a removed document; halves alone do not tell apart
+    def pair(value: int) -> tuple[int, int]:  # 0 stands for a removed document; halves alone do not distinguish
         return (0, 0) if value == 0 else (salt if value % 2 else 7, value + 1)
 
     arrays = [np.array([pair(v) for v in source], np.uint64).reshape(-1, 2) for source in sources]

@@ -58,7 +58,7 @@ def test_several_languages_can_be_kept_and_english_is_the_default() -> None:
     assert [code for code, article in ARTICLES.items() if clean(article, [by_default]) == article] == ["en"]
 
 
-def test_what_is_too_little_to_tell_is_refused_for_its_score() -> None:
+def test_a_text_that_is_too_short_is_refused_for_its_score() -> None:
     refused = Rejection("language", "language not certain enough")
     assert clean("Hello", [step("en")]) == clean("12 34 56", [step("en")]) == refused
     assert clean("Hello", [step("en", min_score=0.1)]) == "Hello"

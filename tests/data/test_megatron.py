@@ -97,7 +97,7 @@ def test_a_prefix_either_file_a_folder_and_a_glob_mean_the_same_pairs(tmp_path: 
     assert "4 files" in open_corpus(source(tmp_path / "d")).summary
 
 
-def test_a_pair_behind_a_url_is_read_like_a_local_one(tmp_path: Path) -> None:
+def test_a_pair_at_a_url_is_read_like_a_local_one(tmp_path: Path) -> None:
     import fsspec
 
     write_pair(tmp_path / "x", [[[n, n + 1], [n] * n] for n in range(50)], "u2")

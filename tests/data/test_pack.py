@@ -150,7 +150,7 @@ def test_a_pack_file_reads_back_as_it_was(lengths: list[int], packing: str) -> N
 
 
 @given(documents, st.data())
-def test_columns_that_do_not_belong_together_are_told(lengths: list[int], data: st.DataObject) -> None:
+def test_columns_that_do_not_fit_each_other_are_reported(lengths: list[int], data: st.DataObject) -> None:
     written = bytearray(pack_shard.pack_shard(offsets(lengths), "best_fit", T).encode())
     pack = ShardPack.parse(memoryview(written), Path("x.pack"))
     column = getattr(pack, data.draw(st.sampled_from(["row", "first", "span"])))
@@ -246,7 +246,7 @@ def test_damaged_packs_are_made_again(made: Path, folder: Path, damage: str) -> 
 
 
 @pytest.mark.parametrize(("kept", "found"), [(None, "no file"), (100, "100 bytes")])
-def test_a_pack_that_is_missing_or_cut_off_is_told_before_it_is_read(
+def test_a_pack_that_is_missing_or_cut_off_is_reported_before_a_read(
     folder: Path, kept: int | None, found: str
 ) -> None:
     path = folder / f"00001.best_fit-{T}.pack"
@@ -318,11 +318,11 @@ def test_what_is_finished_is_kept_and_what_rotted_is_not(
         packed(folder, "best_fit")
     monkeypatch.undo()
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pack")}
-    rotten = folder / f"00003.best_fit-{T}.pack"
-    data = bytearray(rotten.read_bytes())
+    corrupted = folder / f"00003.best_fit-{T}.pack"
+    data = bytearray(corrupted.read_bytes())
     data[-1] ^= 1
-    rotten.write_bytes(data)
-    times.pop(rotten.name)
+    corrupted.write_bytes(data)
+    times.pop(corrupted.name)
     for packing in PACKINGS:
         packed(folder, packing)
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
@@ -359,7 +359,7 @@ def test_verify_finds_rows_that_were_written_wrong(folder: Path, monkeypatch: py
     assert all(f"tokens, more than {T}" in problem and ".pack: row " in problem for problem in problems)
 
 
-def test_verify_reads_packs_behind_a_url(folder: Path) -> None:
+def test_verify_reads_packs_at_a_url(folder: Path) -> None:
     path = folder / f"00002.best_fit-{T}.pack"
     assert verify(f"file://{folder}").packs == 12
     data = bytearray(path.read_bytes())
@@ -394,7 +394,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(small_disk: Path, tmp_
     with filler.open("r+b") as file:
         file.truncate(filler.stat().st_size - 16384)
     with pytest.raises(
-        BigtrainError, match=r"(?s)no room left for the data in .*No space left.*finished shards are kept"
+        BigtrainError, match=r"(?s)no space left for the data in .*No space left.*finished shards are kept"
     ):
         build_datasets(packed_settings, vocab_size=512, report=lambda line: None)
     filler.unlink()

@@ -232,7 +232,7 @@ def test_a_file_of_several_documents_asks_for_a_position(datasets: list[Dataset]
     assert "a:file-1:1" in str(error.value)
 
 
-def test_names_of_files_that_overlap_or_hold_colons_are_told_apart(tmp_path: Path) -> None:
+def test_names_of_files_that_overlap_or_hold_colons_are_distinct(tmp_path: Path) -> None:
     from bigtrain.data.format.shards import ShardWriter, TokenizedDocuments
 
     template = write_dataset(tmp_path / "template", [[[1]]])
@@ -249,7 +249,7 @@ def test_names_of_files_that_overlap_or_hold_colons_are_told_apart(tmp_path: Pat
         assert find_document([dataset], f"made:{name}:{i % 2}").number == i
 
 
-def test_a_rotten_shard_is_named_instead_of_shown(tmp_path: Path) -> None:
+def test_a_corrupted_shard_is_named_instead_of_shown(tmp_path: Path) -> None:
     broken = [random_dataset(tmp_path / name, 900, seed=i, source=name) for i, name in enumerate("ab")]
     file = tmp_path / "a" / "00000.tok"
     file.write_bytes(b"\xff" * file.stat().st_size)

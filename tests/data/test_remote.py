@@ -1,4 +1,4 @@
-"""Promises of shards behind a URL, kept against a real S3 protocol server, with faults."""
+"""Promises about shards at a URL, tested with a real S3 protocol server that has faults."""
 
 from __future__ import annotations
 
@@ -409,30 +409,30 @@ def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path, proxy: Proxy) ->
         Mirror(tmp_path / "file", S3_URL, 10**6)
 
 
-def test_verify_reads_every_byte_behind_a_url(
+def test_verify_reads_every_byte_at_a_url(
     original: Path, server: S3Server, proxy: Proxy, tmp_path: Path, built
 ) -> None:
     report = verify(f"s3://{BUCKET}/built")
     here = verify(built.dir)
     assert report == here
     assert report.ok
-    shutil.copytree(original, tmp_path / "rotten")
-    path = tmp_path / "rotten" / PLACE / "00001.tok"
+    shutil.copytree(original, tmp_path / "corrupted")
+    path = tmp_path / "corrupted" / PLACE / "00001.tok"
     data = bytearray(path.read_bytes())
     data[BLOCK + 7] ^= 1
     path.write_bytes(data)
-    (tmp_path / "rotten" / PLACE / "00002.doc").unlink()
-    server.upload(tmp_path / "rotten", "rotten")
-    assert verify(f"s3://{BUCKET}/rotten").problems == [
-        f"s3://{BUCKET}/rotten/{PLACE}/00001.tok: block 1 (bytes 4,096 to 8,191) has another checksum",
-        f"s3://{BUCKET}/rotten/{PLACE}/00002.doc: the file is missing",
+    (tmp_path / "corrupted" / PLACE / "00002.doc").unlink()
+    server.upload(tmp_path / "corrupted", "corrupted")
+    assert verify(f"s3://{BUCKET}/corrupted").problems == [
+        f"s3://{BUCKET}/corrupted/{PLACE}/00001.tok: block 1 (bytes 4,096 to 8,191) has another checksum",
+        f"s3://{BUCKET}/corrupted/{PLACE}/00002.doc: the file is missing",
     ]
     with pytest.raises(BigtrainError, match="there is no dataset in s3://corpora/nothing"):
         verify(f"s3://{BUCKET}/nothing")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_corpora_behind_a_url_give_the_bytes_of_local_ones(
+def test_corpora_at_a_url_give_the_bytes_of_local_ones(
     server: S3Server, proxy: Proxy, tmp_path: Path, workers: int
 ) -> None:
     folder = tmp_path / "corpus"

@@ -23,12 +23,12 @@ from bigtrain.data.build.workers import Workers
 
 
 def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[[str], None]) -> None:
-    """Make the data folder what the settings ask for. What is there already is kept; a killed build goes on.
+    """Build the data folder for these settings. Finished parts are kept, and a killed build continues.
 
     Args:
         settings: the `data` section.
         vocab_size: rows of the model's embedding, `model.vocab_size`.
-        report: is called with lines of progress.
+        report: called with lines of progress.
 
     Raises:
         BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
@@ -36,7 +36,7 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
     """
     if settings.remote is not None:
         raise BigtrainError(
-            "data are built in a folder on this machine, not behind a URL",
+            "data are built in a folder on this machine, not at a URL",
             found=f"data.remote {settings.remote}",
             wanted="no data.remote",
             fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
@@ -62,7 +62,7 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
 
 @contextmanager
 def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """One build at a time in a folder: the second waits, then finds the work done. The lock goes with its process."""
+    """One build at a time in a folder. A second one waits, then finds the work done. The lock ends with its process."""
     with (directory / ".build.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,14 +74,14 @@ def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]
 
 @contextmanager
 def _clear_on_a_full_disk(directory: Path) -> Iterator[None]:
-    """Say which disk it is, and that nothing is lost, where a write in this process or a worker found no room."""
+    """Turn a full disk, in this process or a worker, into an error that names the disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise BigtrainError(
-            f"there is no room left for the data in {directory}",
+            f"there is no space left for the data in {directory}",
             found=str(error),
-            fix="make room on the disk and start again: finished shards are kept; or set data.dir to another disk",
+            fix="free space on the disk and start again: finished shards are kept; or set data.dir to another disk",
         ) from error

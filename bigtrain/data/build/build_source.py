@@ -1,8 +1,8 @@
-"""The second half of a build: the shards of one source; resumable after any kill.
+"""The second half of a build: the shards of one source. It can be resumed after any kill.
 
-The corpus is read and tokenized in pieces by worker processes; their results come back in the order of the corpus
-and this process alone appends them to shards, so the bytes do not depend on the number of workers. A shard ends with
-a piece. When one is durable, a progress file says so, and a build that starts again goes on behind it.
+Worker processes read and tokenize the corpus in pieces. Their results arrive in the order of the corpus, and only this
+process appends them to shards, so the bytes do not depend on the number of workers. A shard ends with a piece. When a
+shard is durable, a progress file records it, and a build that starts again continues after it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def build_source(
     workers: Workers,
     report: Callable[[str], None],
 ) -> None:
-    """Write both splits of a source, or check that those there are the ones asked for."""
+    """Write both splits of a source. Finished ones are checked against the settings."""
     folder = settings.dir / source.name
     tokenizer_file = settings.dir / TOKENIZER_FILE
     tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
@@ -65,8 +65,8 @@ def build_source(
     end_of_text = settings.tokenizer.end_of_text
     tokenize = TokenizePiece(source.name, filters, tokenizer_file, end_of_text, settings.validation.fraction)
     pieces = corpus.pieces()
-    behind = sum(piece.extent for piece in islice(pieces, pairs[-1].next_piece if pairs else 0))
-    meter = ProgressMeter(source.name, report, extent=corpus.extent, done=behind)
+    done = sum(piece.extent for piece in islice(pieces, pairs[-1].next_piece if pairs else 0))
+    meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
     for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):
         pairs.append(pair)
     meter.finish()
@@ -85,7 +85,7 @@ def build_source(
     funnel.write(folder, [step.rule for step in source.clean])
     tokenizer = load_tokenizer(tokenizer_file)
     vocabulary = vocabulary_size(tokenizer)
-    for split in reversed(SPLITS):  # train last: its manifest says that the source is finished
+    for split in reversed(SPLITS):  # train last: its manifest marks the source as finished
         manifest = DatasetManifest(
             source=source.name,
             split=split,
@@ -115,12 +115,12 @@ def _check_finished(folder: Path, request: Record, corpus: Corpus) -> None:
             f"the corpus has changed since {folder} was built from it (names, sizes or times of its files)",
             found=f"{corpus.summary}, stamp {corpus.stamp[:8]}",
             wanted=f"{record['corpus']['summary']}, stamp {record['corpus']['stamp'][:8]}",
-            fix=f"remove {folder} to build it again, set another data.dir, or go on training on what was built",
+            fix=f"remove {folder} to build it again, set another data.dir, or train on the data that were built",
         )
 
 
 def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]) -> list[ShardPair]:
-    """The shards of an earlier, unfinished build that can be kept; the folder is clean of all others."""
+    """The shards of an earlier, unfinished build that can be kept. All others are removed."""
     record = read_record(folder)
     if record != wanted:
         if record is not None:
@@ -132,7 +132,7 @@ def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]
     pairs = finished_pairs(folder)
     discard_unfinished(folder, keep=pairs)
     if pairs:
-        report(f"{folder.name}: going on behind {len(pairs)} finished shard(s)")
+        report(f"{folder.name}: continuing after {len(pairs)} finished shard(s)")
     return pairs
 
 
@@ -143,9 +143,9 @@ def _write_pairs(
     shard_tokens: int,
     meter: ProgressMeter,
 ) -> Iterator[ShardPair]:
-    """Append pieces to shards; yields each pair of shards when it is durable.
+    """Append pieces to shards. Yields each pair of shards when it is durable.
 
-    `corpus` is a hash chain over the ids of all documents so far, piece by piece: the identity of the corpus.
+    `corpus` is a hash chain over the ids of all documents so far, piece by piece. It identifies the corpus.
     """
     index, next_piece, corpus, funnel = 0, 0, "", Funnel()
     if last:

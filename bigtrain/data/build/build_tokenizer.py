@@ -34,7 +34,7 @@ def build_tokenizer(
     workers: Workers,
     report: Callable[[str], None],
 ) -> None:
-    """Train or copy the tokenizer into the data folder, or check that the one there is the one asked for."""
+    """Train the tokenizer, or copy it into the data folder. An existing one is checked against the settings."""
     request = tokenizer_request(settings)
     record = read_record(settings.dir)
     if record is not None:
@@ -72,10 +72,10 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
 def _training_texts(
     settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], workers: Workers
 ) -> Iterator[str]:
-    """Documents of the training split, cleaned, `train_bytes` in all, taken evenly over the sources.
+    """Cleaned documents of the training split, `train_bytes` in total, taken evenly from the sources.
 
-    The next ones come from the source that has given the fewest bytes; one that is exhausted leaves its share to the
-    others.
+    The next document comes from the source that has given the fewest bytes. The share of an exhausted source goes to
+    the others.
     """
     fraction = settings.validation.fraction
     texts = {

@@ -1,16 +1,16 @@
 """Decontamination: documents that share a long n-gram of words with an evaluation text are removed.
 
-As in Brown et al. 2020 (GPT-3), appendix C, with n-grams of 13 words; but the whole document goes, not only 200
-characters around the n-gram. An evaluation text of fewer words than an n-gram is one n-gram by itself, if it has
-MIN_WORDS: "Paris" would remove everything.
+As in Brown et al. 2020 (GPT-3), appendix C, with n-grams of 13 words, but the whole document is removed, not only 200
+characters around the n-gram. An evaluation text that is shorter than an n-gram is one n-gram, if it has at least
+MIN_WORDS words: "Paris" would remove everything.
 
-    DIR/.decontaminate/ngrams.npy    [2, n] u64: the hashes of all n-grams in ascending order, and of each its file
-    DIR/.decontaminate/hits.npy      [2^b] bool, at least 8 an n-gram: the leading b bits that a hash of them has
-    DIR/.decontaminate/ngrams.json   their lengths, the names of the files, and the identity of the whole
+    DIR/.decontaminate/ngrams.npy    [2, n] u64: the hashes of all n-grams in ascending order, and the file of each
+    DIR/.decontaminate/hits.npy      [2^b] bool, at least 8 per n-gram: whether a hash has these leading b bits
+    DIR/.decontaminate/ngrams.json   lengths of the n-grams, names of the files, and the identity of all of it
 
-The worker processes map them, so a machine holds them once. Most n-grams of a document end at `hits`, which costs one
-look into memory instead of the two dozen of a binary search. Two n-grams have the same hash in one of 2^64 cases: where
-10^12 n-grams are looked up among 10^7, about every second build removes one document too many.
+The worker processes map them, so a machine has them in memory once. Most n-grams of a document fail at `hits`, which
+costs one access to memory instead of the two dozen of a binary search. Two n-grams have the same hash in one of 2^64
+cases: if 10^12 n-grams are compared with 10^7, about every second build removes one document too many.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from bigtrain.data.format.hashing import canonical_json, digest
 
 RULE = "decontaminate"
 MIN_WORDS = 5
-"""An evaluation text of fewer words is not looked for, unless `ngram` is even smaller."""
+"""Shorter evaluation texts are not searched for, unless `ngram` is even smaller."""
 NGRAMS, HITS, ABOUT = "ngrams.npy", "hits.npy", "ngrams.json"
 
 
 @dataclass(frozen=True)
 class EvaluationNgrams:
-    """The n-grams of all evaluation texts, in a folder; this object travels to the worker processes."""
+    """The n-grams of all evaluation texts, in a folder; it is pickled for the worker processes."""
 
     folder: Path
     identity: str
-    """Of the n-grams and the names of the files: other texts, another identity."""
+    """Hash of the n-grams and the names of the files."""
 
     def rejection(self, text: str) -> Rejection | None:
-        """Why a text is removed: the first n-gram in it that an evaluation text has too. None where there is none."""
+        """Why a text is removed: its first n-gram that is also in an evaluation text. None if it has none."""
         evaluation = _load(self.folder, self.identity)
         words = words_of(text)
         found: list[tuple[int, int, int]] = []
@@ -72,7 +72,7 @@ def evaluation_ngrams(
     """Read the evaluation texts and write their n-grams into the data folder.
 
     Raises:
-        BigtrainError: a path means no files, a file cannot be read, or all texts are too short.
+        BigtrainError: a path matches no files, a file cannot be read, or all texts are too short.
     """
     files = find_evaluation_files(settings)
     parts, lengths, texts = [np.empty((2, 0), np.uint64)], set(), 0
@@ -85,16 +85,16 @@ def evaluation_ngrams(
                 hashes.append(found)
         of_file = np.unique(np.concatenate(hashes))
         parts.append(np.stack([of_file, np.full_like(of_file, number)]))
-    together = np.concatenate(parts, axis=1)
-    ngrams, first = np.unique(together[0], return_index=True)  # one that several files have is named after the first
+    joined = np.concatenate(parts, axis=1)
+    ngrams, first = np.unique(joined[0], return_index=True)  # an n-gram of several files belongs to the first
     if not len(ngrams):
         raise BigtrainError(
-            "data.decontaminate: the evaluation texts are too short to be looked for",
+            "data.decontaminate: the evaluation texts are too short to be searched for",
             found=f"{texts:,} texts in {len(files):,} files, each of fewer words",
             wanted=f"texts of {min(MIN_WORDS, settings.ngram)} words or more",
             fix="name fields with longer texts in data.decontaminate.text_fields, such as the questions",
         )
-    content = np.ascontiguousarray(together[:, first], "<u8")
+    content = np.ascontiguousarray(joined[:, first], "<u8")
     about = {"lengths": sorted(lengths), "files": [file.name for file in files]}
     identity = digest(digest(content.tobytes()) + canonical_json(about), person=b"evaluation").hex()
     folder = directory / ".decontaminate"
@@ -144,10 +144,10 @@ def _load(folder: Path, identity: str) -> _Loaded:
     about = json.loads((folder / ABOUT).read_bytes())
     if about["identity"] != identity:
         raise BigtrainError(
-            f"{folder} was written anew while data were built",
+            f"{folder} was changed while data were built",
             found=f"evaluation texts {about['identity']}",
             wanted=identity,
-            fix="start the build again when no other one runs in this folder",
+            fix="start the build again when no other build runs in this folder",
         )
     ngrams, file_of = np.asarray(np.load(folder / NGRAMS, mmap_mode="r"))
     hits = np.asarray(np.load(folder / HITS, mmap_mode="r"))

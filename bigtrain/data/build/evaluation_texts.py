@@ -1,4 +1,4 @@
-"""The texts that a model is evaluated on, read with the readers of the corpora."""
+"""Reads the texts that a model is evaluated on, with the readers of the corpora."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from bigtrain.data.build.corpus.text import read_text
 
 
 def find_evaluation_files(settings: DecontaminateSettings) -> list[CorpusFile]:
-    """The files that the paths mean, in the order of the paths, then of their names. Raises BigtrainError for none."""
+    """The files of the paths, in the order of the paths, then of their names. Raises BigtrainError if there are
+    none."""
     return [file for path in settings.paths for file in find_files("data.decontaminate", path)]
 
 
 def read_evaluation_texts(file: CorpusFile, fields: Sequence[str]) -> Iterator[str]:
-    """The texts of one file: all of a text file, else each of `fields` that an item has; of a list, each string.
+    """The texts of a file: the whole of a text file, else the fields of each item that are in `fields`.
 
     Raises:
         BigtrainError: the file cannot be read, is of another format, or no item in it has any of the fields.
@@ -32,7 +33,7 @@ def read_evaluation_texts(file: CorpusFile, fields: Sequence[str]) -> Iterator[s
         items = read_rows(file, fields)
     elif file.name.endswith(".json"):
         raise BigtrainError(
-            f"data.decontaminate: {file.path} is JSON, in which the texts are not known",
+            f"data.decontaminate: {file.path} is a JSON document, which is not read",
             found="one JSON document",
             wanted="text, .jsonl (also .gz, .zst) or .parquet",
             fix=f"write one item a line: jq -c '.[]' {file.path} > {file.path}l",

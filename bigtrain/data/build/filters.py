@@ -1,4 +1,4 @@
-"""What each document must pass before it is compared with the others: a worker process sees to it."""
+"""The filters that each document passes before deduplication, in a worker process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bigtrain.data.format.documents import Document
 
 @dataclass(frozen=True)
 class Filters:
-    """A source's rules, then the comparison with evaluation texts; this object travels to the worker processes."""
+    """A source's rules, then the comparison with evaluation texts; it is pickled for the worker processes."""
 
     rules: tuple[CleanStep, ...] = ()
     evaluation: EvaluationNgrams | None = None
 
     def __call__(self, document: Document) -> Document | Rejection:
-        """The document as its rules leave it, or why it is removed.
+        """The document after its rules, or why it is removed.
 
-        Token ids stay as they are: a source of these has no rules, and no words to compare.
+        Documents of token ids stay as they are: their source has no rules, and they have no words to compare.
         """
         if document.ids is not None:
             return document if document.ids else NO_TEXT

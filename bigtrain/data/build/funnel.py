@@ -1,8 +1,8 @@
-"""The funnel: how many documents of a source went in, which rule removed how many, and what was written.
+"""The funnel: how many documents of a source were read, how many each rule removed, and how many were written.
 
     read = removed by each rule + train + validation        in documents, and in bytes as they were read
 
-It is counted piece by piece, kept with the progress of the build, and written beside the shards as funnel.json.
+It is counted piece by piece, stored with the progress of the build, and written beside the shards as funnel.json.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ class Removal(Count):
     rule: str = ""
     reason: str = ""
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """The first EXAMPLES in the order of the corpus: file, position, the beginning of the text or of the ids; the
-    evidence, where a rejection has some."""
+    """The first EXAMPLES in the order of the corpus: file, position, start of the text or of the ids, and the evidence
+    of the rejection if it has some."""
 
 
 @dataclass
 class Funnel:
-    """What became of the documents of a source."""
+    """The numbers of documents of a source that were read, removed and kept."""
 
     read: Count = field(default_factory=Count)
     removed: list[Removal] = field(default_factory=list)
     train: Count = field(default_factory=Count)
     validation: Count = field(default_factory=Count)
-    """Bytes are those of the document as it was read."""
+    """Its bytes, as those of all counts, are the sizes of the documents as read."""
     written_bytes: int = 0
-    """Bytes of all that was kept, after rules that rewrite."""
+    """Bytes of all kept documents, after rules that rewrite."""
     tokens: int = 0
-    """Tokens of all that was kept, both splits."""
+    """Tokens of all kept documents, in both splits."""
 
     def keep(self, document: Document, size: int, *, held_out: bool) -> None:
-        """Count a document that is kept; `size` is its size as it was read."""
+        """Count a document that is kept; `size` is its size as read, in bytes."""
         self.read.add(1, size)
         (self.validation if held_out else self.train).add(1, size)
         self.written_bytes += len(document.content)
 
     def remove(self, document: Document, size: int, rejection: Rejection) -> None:
-        """Count a document that is removed."""
+        """Count a document that is removed; `size` is its size as read, in bytes."""
         self.read.add(1, size)
         removal = self._removal(rejection.rule, rejection.reason)
         removal.add(1, size)
@@ -82,7 +82,7 @@ class Funnel:
             removal.examples.append(example | ({"evidence": rejection.evidence} if rejection.evidence else {}))
 
     def add(self, later: Funnel) -> None:
-        """Take in the funnel of documents that come after these."""
+        """Add the funnel of the documents that come after these."""
         for name in ("read", "train", "validation"):
             count: Count = getattr(later, name)
             getattr(self, name).add(count.documents, count.bytes)
@@ -101,7 +101,7 @@ class Funnel:
         return self.removed[-1]
 
     def rows(self) -> list[tuple[str, Count, float]]:
-        """For a table: what happened, to how much, and to which share of the documents that were read."""
+        """Rows of a table: what happened, to how many, and to which share of the documents that were read."""
         removed: list[tuple[str, Count]] = [(f"{each.rule}: {each.reason}", each) for each in self.removed]
         parts = [("read", self.read), *removed, ("train", self.train), ("validation", self.validation)]
         return [(what, count, count.documents / max(self.read.documents, 1)) for what, count in parts]
@@ -112,7 +112,7 @@ class Funnel:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Funnel:
-        """Back from `to_json`."""
+        """The inverse of `to_json`."""
         counts = {name: Count(**value[name]) for name in ("read", "train", "validation")}
         removed = [Removal(**removal) for removal in value["removed"]]
         return cls(**{**value, **counts, "removed": removed})

@@ -1,4 +1,4 @@
-"""How far an unfinished build of a source has come: for the user, and for the build that goes on after a kill."""
+"""The progress of an unfinished build of a source: for the user, and for a build that continues after a kill."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ REPORT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class ShardPair:
-    """The training and the validation shard that were made from the same pieces of the corpus; both are durable."""
+    """The training and the validation shard of the same pieces of the corpus. Both are durable."""
 
     index: int
     next_piece: int
     """The first piece of the corpus that is not in this or an earlier shard."""
     corpus: str
-    """Hash chain over the document ids up to here."""
+    """Hash chain over the document ids so far."""
     funnel: Funnel
-    """What became of the documents up to here."""
+    """The funnel of the documents so far."""
     train: ShardRecord | None
     validation: ShardRecord | None
-    """None where no document fell on that side."""
+    """None if no document is in that split."""
 
     def of(self, split: Split) -> ShardRecord | None:
         """The shard of a split."""
         return self.train if split == "train" else self.validation
 
     def write(self, folder: Path) -> None:
-        """Say that these shards are finished."""
+        """Record that these shards are finished."""
         shards = {split: shard and shard.to_json() for split in SPLITS for shard in [self.of(split)]}
         content = json.dumps({**vars(self), "funnel": self.funnel.to_json(), **shards}).encode()
         write_atomically(_progress_file(folder, self.index), content)
 
     @classmethod
     def read(cls, folder: Path, index: int) -> ShardPair:
-        """Read what `write` wrote. Raises BigtrainError as `FileRecord.from_json`."""
+        """The inverse of `write`. Raises BigtrainError as `FileRecord.from_json` does."""
         path = _progress_file(folder, index)
         value = json.loads(path.read_bytes())
         for split in SPLITS:
@@ -57,7 +57,7 @@ def _progress_file(folder: Path, index: int) -> Path:
 
 
 def finished_pairs(folder: Path) -> list[ShardPair]:
-    """The finished shards of an unfinished build, from the first on without a gap."""
+    """The finished shards of an unfinished build, from the first to the first gap."""
     pairs: list[ShardPair] = []
     while _progress_file(folder, len(pairs)).exists():
         pair = ShardPair.read(folder, len(pairs))
@@ -73,9 +73,9 @@ def _is_complete(directory: Path, shard: ShardRecord | None) -> bool:
 
 
 def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
-    """Remove what an interrupted build left, except the shards in `keep`; `None` keeps all shards: all are finished.
+    """Remove what an interrupted build left, except the shards in `keep`. None keeps all shards: all are finished.
 
-    Only files that a build writes are touched. Progress files go first, so that none outlives its shard.
+    Only files that a build writes are removed. Progress files are removed first, so that none outlives its shard.
     """
     kept = len(keep) if keep is not None else 0
     for path in folder.glob("progress-*.json*"):
@@ -91,16 +91,16 @@ def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
 
 
 class ProgressMeter:
-    """Reports every couple of seconds: text and tokens so far, the speed, the share done and the time to go.
+    """Reports progress every REPORT_SECONDS: text and tokens so far, speed, share done, and time to go.
 
-    Speeds and the time to go are of this process: what a build before it has done counts as done, but took no time.
+    Speed and time to go are those of this process: the work of an earlier build counts as done, but takes no time.
 
     Args:
-        source: what is built.
-        report: is called with a line.
-        extent: of the whole corpus; None where it is not known.
-        done: extent of what an earlier build has done.
-        clock: gives seconds.
+        source: the name of the source.
+        report: called with a line.
+        extent: size of the whole corpus, in the unit of `Corpus.extent`; None if it is not known.
+        done: the part of it that an earlier build has done.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ProgressMeter:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._source, self._report, self._clock = source, report, clock
-        self._extent, self._behind, self._done = extent, done, done
+        self._extent, self._done_before, self._done = extent, done, done
         self._started = self._last = clock()
         self._bytes = self._tokens = 0
 
@@ -140,7 +140,7 @@ class ProgressMeter:
         )
 
     def _to_go(self, now: float) -> str:
-        fresh = self._done - self._behind
+        fresh = self._done - self._done_before
         if not self._extent or not fresh:
             return ""
         share = min(self._done / self._extent, 1.0)

@@ -1,4 +1,4 @@
-"""Which documents of a piece are kept, and what of their text: what a worker process does first."""
+"""Selects the documents of a piece that are kept, and cleans them: the first work of a worker process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bigtrain.data.format.documents import Document, Piece, is_held_out
 
 
 class DuplicateMark(IntEnum):
-    """What deduplication found out about a document."""
+    """The result of deduplication for a document."""
 
     KEPT = 0
     EXACT = 1
@@ -34,11 +34,11 @@ class DistinctPiece:
     marks: bytes
     """A `DuplicateMark` for each document."""
     originals: Mapping[int, str] = field(default_factory=dict)
-    """Of some duplicates, by their index in the piece, which document is kept instead: `SOURCE:FILE:POSITION`."""
+    """For some duplicates, by index in the piece, the document that is kept instead: `SOURCE:FILE:POSITION`."""
 
     @property
     def extent(self) -> int:
-        """That of the piece."""
+        """The extent of the piece."""
         return self.piece.extent
 
     def documents(self) -> Iterator[Document]:
@@ -48,7 +48,7 @@ class DistinctPiece:
 
 @dataclass(frozen=True)
 class Selection:
-    """The documents of a piece that are kept, cleaned, by split; and the account of all."""
+    """The kept documents of a piece, cleaned, by split; and the funnel of all its documents."""
 
     train: list[Document] = field(default_factory=list)
     validation: list[Document] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectDocuments:
-    """Reads a piece, drops duplicates, and applies the filters; this object travels to the worker processes."""
+    """Reads a piece, drops duplicates, and applies the filters; it is pickled for the worker processes."""
 
     filters: Filters
     validation_fraction: float
@@ -78,7 +78,7 @@ class SelectDocuments:
 
 
 def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
-    """The documents of a piece, and the rejection on those that are duplicates."""
+    """The documents of a piece, each with the rejection if it is a duplicate."""
     if not isinstance(piece, DistinctPiece):
         return ((document, None) for document in piece.documents())
     documents = list(piece.documents())
@@ -86,7 +86,7 @@ def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
         raise BigtrainError(
             "a corpus has changed while it was being built",
             found=f"{len(documents)} documents in a piece",
-            wanted=f"{len(piece.marks)}, as when duplicates were looked for",
+            wanted=f"{len(piece.marks)}, as when it was deduplicated",
             fix="start the build again when nothing writes to the corpus",
         )
     rejections = (

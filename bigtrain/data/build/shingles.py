@@ -1,11 +1,11 @@
-"""Word n-grams (shingles, Broder 1997) as 64-bit hashes: how near-duplicates and evaluation texts are recognised.
+"""Word n-grams (shingles, Broder 1997) as 64-bit hashes, for near-duplicates and evaluation texts.
 
 A word is a run of letters and digits, in lower case and in Unicode's compatibility form (NFKC). Punctuation, line ends
-and underscores only separate words, so layout and typography do not make a text another one.
+and underscores only separate words, so layout and typography do not matter.
 
-An n-gram's hash is a polynomial in the hashes of its words (Karp and Rabin 1987, modulo 2^64), mixed at the end. All
-n-grams of a text then cost a multiplication and an addition a word and length, and those of every shorter length come
-out on the way.
+The hash of an n-gram is a polynomial in the hashes of its words (Karp and Rabin 1987, modulo 2^64), mixed at the end.
+The n-grams of a text then cost one multiplication and one addition per word and length. The n-grams of every shorter
+length are computed on the way.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ngram_hashes(words: U64, lengths: Collection[int]) -> Iterator[tuple[int, U6
 
     Args:
         words: [W], the hashes of a text's words.
-        lengths: each n at most once; those above W give nothing.
+        lengths: each n at most once. Lengths above W give nothing.
 
     Yields:
         n and an array [W - n + 1], whose item i is the hash of words[i : i + n]. Equal n-grams have equal hashes;
@@ -56,14 +56,14 @@ def ngram_hashes(words: U64, lengths: Collection[int]) -> Iterator[tuple[int, U6
 
 
 def mixed(values: U64) -> U64:
-    """A bijection of 64-bit integers that leaves no pattern: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    """A bijection of 64-bit integers without a visible pattern: the finalizer of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 class _WordHashes(dict[str, int]):
-    """Hashes of the words seen lately: a look-up takes a third of the time that encoding and hashing do."""
+    """Cache of the hashes of words: a look-up takes a third of the time of encoding and hashing."""
 
     def __missing__(self, word: str) -> int:
         self[word] = xxhash.xxh3_64_intdigest(word.encode())

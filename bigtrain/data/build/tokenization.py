@@ -1,4 +1,4 @@
-"""Pieces of a corpus into token ids: what a worker process does."""
+"""Tokenizes pieces of a corpus, in worker processes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class TokenizedPiece:
     validation: TokenizedDocuments
     funnel: Funnel
     extent: int
-    """How much of the corpus the piece was."""
+    """Size of the piece, in the unit of `Corpus.extent`."""
 
 
 @dataclass(frozen=True)
 class TokenizePiece:
-    """Reads, cleans and tokenizes one piece; this object travels to the worker processes."""
+    """Reads, cleans and tokenizes one piece; it is pickled for the worker processes."""
 
     source: str
     filters: Filters
@@ -41,7 +41,7 @@ class TokenizePiece:
     validation_fraction: float
 
     def __call__(self, piece: Piece) -> TokenizedPiece:
-        """Select the piece's documents and tokenize those of either split."""
+        """Select the documents of the piece, and tokenize both splits."""
         selection = SelectDocuments(self.filters, self.validation_fraction)(piece)
         train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
         selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
@@ -71,7 +71,7 @@ def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
 
 
 def _closed(document: Document, end: int, vocabulary: int) -> npt.NDArray[np.unsignedinteger]:
-    """The token ids that a document came with, and behind them the end-of-text token if they do not end with it."""
+    """The token ids of a document, followed by the end-of-text token if they do not end with it."""
     assert document.ids is not None
     ids = np.frombuffer(document.ids, "<u4")
     if (beyond := np.flatnonzero(ids >= vocabulary)).size:

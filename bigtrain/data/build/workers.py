@@ -1,4 +1,4 @@
-"""Worker processes that give their results in order and die with the process that started them."""
+"""Worker processes that return their results in order, and end with the process that started them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AHEAD_PER_WORKER = 3
 
 
 class Workers:
-    """A pool of `count` processes, started when they are first needed. Use it as a context manager."""
+    """A pool of `count` processes, which start at the first use. Use it as a context manager."""
 
     def __init__(self, count: int) -> None:
         self._ahead = count * AHEAD_PER_WORKER
@@ -39,7 +39,7 @@ class Workers:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map_in_order(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`map(function, items)` over the processes, a bounded number of items ahead of the consumer."""
+        """`map(function, items)` over the processes, with a bounded number of items ahead of the consumer."""
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -51,7 +51,7 @@ class Workers:
         except BrokenProcessPool:
             raise BigtrainError(
                 "a worker process of the build died",
-                found="killed from outside, most often for lack of memory",
+                found="it was killed from outside, most often for lack of memory",
                 fix="set data.workers to a smaller number and start again: finished shards are kept",
             ) from None
         finally:

@@ -1,8 +1,8 @@
-"""Cleaning: which documents are kept, and what of them.
+"""Cleaning: rules that keep, rewrite or remove documents.
 
-A rule is a function in `RULES` from a text and its settings to a text (the same one, or a rewritten one) or to the
-`Rejection` that removes the document. The rules are applied in the order of the source's settings, up to the first
-rejection. Nothing but the text decides, so a document's fate is the same in every build. To add a rule, write such a
+A rule is a function in `RULES`. From a text and its settings it makes a text (the same one, or a rewritten one), or a
+`Rejection`, which removes the document. The rules are applied in the order of the source's settings, up to the first
+rejection. Only the text decides, so the result for a document is the same in every build. To add a rule, write such a
 function, name it here, and give it a section in bigtrain/config/cleaning.py.
 """
 
@@ -31,13 +31,13 @@ RULES: dict[str, Callable[[Text, Any], Text | Rejection]] = {
 }
 
 REQUIREMENTS: dict[str, Callable[[Any], None]] = {"fix_encoding": require_ftfy, "language": require_languages}
-"""Rules that need more than their text: what raises BigtrainError where it is missing."""
+"""Rules that need a library or a model: a function that raises BigtrainError if it is missing."""
 
 NO_TEXT = Rejection("empty", "no text")
 
 
 def clean(text: str, steps: Sequence[CleanStep]) -> str | Rejection:
-    """Apply rules in order. What has no text, at first or after a rule, is removed too."""
+    """Apply rules in order. A document without text, before or after a rule, is removed too."""
     current = Text(text)
     for step in steps:
         if not current.text.strip():
@@ -50,7 +50,7 @@ def clean(text: str, steps: Sequence[CleanStep]) -> str | Rejection:
 
 
 def require_libraries(steps: Sequence[CleanStep]) -> None:
-    """Raise BigtrainError where a rule needs a library that is not installed, or more than the library can do."""
+    """Raise BigtrainError if a rule needs a library that is not installed, or a feature that the library lacks."""
     for step in steps:
         if step.rule in REQUIREMENTS:
             REQUIREMENTS[step.rule](step.settings)

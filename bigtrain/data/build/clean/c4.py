@@ -1,8 +1,8 @@
 """The rules of C4: Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
 JMLR 21 (2020), section 2.2, and its published code (tensorflow_datasets/text/c4_utils.py).
 
-Of the paper's rules, the list of bad words (it removes much that is harmless) and the duplicate three-sentence spans
-are not here.
+Two rules of the paper are not implemented: the list of bad words, which removes much that is harmless, and the removal
+of duplicate three-sentence spans.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", 
 
 
 def c4(text: Text, limits: C4Settings) -> Text | Rejection:
-    """Keep the lines that are sentences; refuse what then has too few, filler text, and code.
+    """Keep the lines that are sentences. Remove documents with too few of them, with filler text, or with code.
 
-    Filler text and brackets are looked for in lines that would be kept, as in the published code.
+    Filler text and brackets are searched for in lines that would be kept, as in the published code.
     """
     kept: list[str] = []
     count = 0

@@ -1,4 +1,4 @@
-"""Encoding repair, with ftfy (Speer, 2019): text that was decoded with the wrong encoding is put right."""
+"""Encoding repair, with ftfy (Speer, 2019): text that was decoded with the wrong encoding is corrected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bigtrain.data.build.clean.text import Text
 
 
 def fix_encoding(text: Text, settings: FixEncodingSettings) -> Text:
-    """Undo wrong decodings, broken HTML entities and control characters; never removes a document."""
+    """Correct wrong decodings, broken HTML entities and control characters. It never removes a document."""
     import ftfy
 
     return Text(
@@ -17,7 +17,7 @@ def fix_encoding(text: Text, settings: FixEncodingSettings) -> Text:
 
 
 def require_ftfy(settings: FixEncodingSettings) -> None:
-    """Raise BigtrainError where ftfy is not installed."""
+    """Raise BigtrainError if ftfy is not installed."""
     try:
         import ftfy  # noqa: F401
     except ImportError:

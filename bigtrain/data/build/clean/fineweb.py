@@ -9,7 +9,7 @@ from bigtrain.data.build.clean.text import TERMINAL_PUNCTUATION, Rejection, Text
 
 
 def fineweb(text: Text, limits: FineWebSettings) -> Text | Rejection:
-    """Refuse lists and documents with repeated lines. Shares are of the lines that are not empty."""
+    """Remove lists and documents with repeated lines. Shares are of the lines that are not empty."""
     lines = [line for line in text.text.split("\n") if line.strip()]
     if ratio(sum(line.endswith(TERMINAL_PUNCTUATION) for line in lines), len(lines)) < limits.min_punctuated_lines:
         return Rejection("fineweb", "too few lines end in punctuation")

@@ -1,5 +1,5 @@
 """The rules of Gopher: Rae et al., Scaling Language Models: Methods, Analysis & Insights from Training Gopher, 2021
-(arXiv:2112.11446), appendix A.1.1. What the paper leaves open is decided as in datatrove, which made FineWeb.
+(arXiv:2112.11446), appendix A.1.1. Details that the paper leaves open are as in datatrove, which made FineWeb.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LINE_END = re.compile(r"\n+")
 
 
 def gopher_quality(text: Text, limits: GopherQualitySettings) -> Text | Rejection:
-    """Refuse what does not look like English prose (section A.1.1, Quality Filtering).
+    """Remove documents that do not look like English prose (section A.1.1, Quality Filtering).
 
-    Counts of words and their mean length leave out punctuation; the other shares are of all words, punctuation
-    included.
+    The number of words and their mean length do not count punctuation; the other shares are of all words, with
+    punctuation.
     """
     words = text.words
     proper = [len(word) for word in words if word.strip("_")[:1].isalnum()]
@@ -60,10 +60,10 @@ def _refused(reason: str) -> Rejection:
 
 
 def gopher_repetition(text: Text, limits: GopherRepetitionSettings) -> Text | Rejection:
-    """Refuse what repeats itself (section A.1.1, Repetition Removal; thresholds of table A1).
+    """Remove documents that repeat themselves (section A.1.1, Repetition Removal; thresholds of table A1).
 
-    Shares of characters are of all characters of the text. The first of two equal lines, paragraphs or n-grams is
-    not counted, the most frequent n-gram is counted with all its occurrences.
+    Shares of characters are of all characters of the text. The first of two equal lines, paragraphs or n-grams is not
+    counted; the most frequent n-gram is counted with all its occurrences.
     """
     size = len(text.text)
     for what, items, share, character_share in (
@@ -87,7 +87,7 @@ def gopher_repetition(text: Text, limits: GopherRepetitionSettings) -> Text | Re
     for n, share in enumerate(limits.max_duplicate_ngram_characters, start=5):
         ngrams = list(_ngrams(words, n))
         if len(set(ngrams)) == len(ngrams):
-            break  # no n-gram twice, so no longer one either
+            break  # no n-gram occurs twice, so no longer one does
         if ratio(_characters_in_repeated(words, ngrams, n), size) > share:
             return Rejection("gopher_repetition", f"repeated {n}-grams")
     return text
@@ -98,7 +98,7 @@ def _ngrams(words: Sequence[str], n: int) -> zip[tuple[str, ...]]:
 
 
 def _characters_of_the_most_frequent(words: Sequence[str], n: int) -> int:
-    """Length of the most frequent n-gram, spaces included, times its frequency; of several the one seen first."""
+    """Length of the most frequent n-gram, with spaces, times its frequency; the first of several."""
     ngrams = Counter(_ngrams(words, n))
     if not ngrams:
         return 0
@@ -107,7 +107,7 @@ def _characters_of_the_most_frequent(words: Sequence[str], n: int) -> int:
 
 
 def _characters_in_repeated(words: Sequence[str], ngrams: Sequence[tuple[str, ...]], n: int) -> int:
-    """Characters in n-grams that stood before, none counted twice: behind a repeated one, the next n-gram begins."""
+    """Characters in n-grams that occurred before, none counted twice: after a repeated one, the next n-gram starts."""
     seen: set[tuple[str, ...]] = set()
     characters = index = 0
     while index < len(ngrams):

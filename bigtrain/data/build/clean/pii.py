@@ -1,6 +1,6 @@
-"""Personal information: mail and IP addresses become a mask that is always the same.
+"""Personal information: mail and IP addresses are replaced by a mask that is always the same.
 
-datatrove takes one of several masks in turn, so there a text depends on the ones before it; here it does not.
+datatrove takes one of several masks in turn, so a text depends on the texts before it there, but not here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from bigtrain.config.cleaning import PiiSettings
 from bigtrain.data.build.clean.text import Text
 
-# Lengths as in RFC 5321; they also bound the time that a long word without a blank takes.
+# Lengths as in RFC 5321. They also limit the time for a long word without a space.
 _EMAIL = re.compile(
     r"(?<![\w.!#$%&'*+/=?^`{|}~-])[\w!#$%&'*+/=?^`{|}~-][\w.!#$%&'*+/=?^`{|}~-]{0,63}"
     r"@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,8}[a-z0-9-]{0,61}[a-z0-9]\b",

@@ -1,4 +1,4 @@
-"""A text as the rules look at it: its words, lines and sentences, each found once."""
+"""A text with its words, lines and sentences, each computed once for all rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-# A word with the dots and apostrophes inside it, a number with its separators, a run of dots or dashes, or one sign.
+# A word with the dots and apostrophes inside it, a number with its separators, a run of dots or dashes, or one
+# punctuation mark.
 _WORD = re.compile(r"\w+(?:['\u2019.]\w+|(?<=\d)[,:]\d+)*|\.{2,}|-{2,}|[^\w\s]")
 _SENTENCE_END = re.compile(r"""[.!?]+["'\u201d\u2019)\]]*(?:\s|$)""")
 
@@ -22,12 +23,12 @@ class Text:
 
     @cached_property
     def words(self) -> list[str]:
-        """Words, numbers and signs of punctuation, in order."""
+        """Words, numbers and punctuation marks, in order."""
         return _WORD.findall(self.text)
 
     @cached_property
     def lines(self) -> list[str]:
-        """What stands between line ends; empty ones too."""
+        """The lines, empty ones too."""
         return self.text.splitlines()
 
 
@@ -38,19 +39,19 @@ class Rejection:
     rule: str
     """The rule's name, as in the settings."""
     reason: str
-    """What it found, in a few words: the same for all documents that it removes on this ground."""
+    """The reason in a few words, the same for all documents that are removed for it."""
     evidence: str = ""
-    """What shows it in this document: the words that an evaluation text has too, or the document kept instead."""
+    """The evidence in this document: the words that an evaluation text has too, or the document kept instead."""
 
 
 def sentences(text: str) -> int:
-    """Number of sentences in a text; what stands behind the last full stop counts as one."""
+    """Number of sentences in a text. Text after the last full stop counts as one."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
 
 
 def repeated(items: Iterable[str]) -> tuple[int, int]:
-    """How many items stood before, and how many characters they have together."""
+    """The number of items that occurred before, and their total number of characters."""
     seen: set[str] = set()
     count = characters = 0
     for item in items:
@@ -63,5 +64,5 @@ def repeated(items: Iterable[str]) -> tuple[int, int]:
 
 
 def ratio(part: int, whole: int) -> float:
-    """`part / whole`, 0 of nothing. A quotient meets a decimal threshold exactly, a product may miss it by an ulp."""
+    """`part / whole`, or 0 if `whole` is 0. A quotient meets a decimal threshold exactly; a product may miss it."""
     return part / whole if whole else 0.0

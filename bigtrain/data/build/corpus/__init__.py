@@ -1,8 +1,8 @@
-"""Corpora: where documents come from.
+"""Corpora: the origins of documents.
 
-A corpus kind is a function in `CORPORA` from a source's settings to a `Corpus`: a stamp of the state it found
-(files with size and time, a dataset's fingerprint) and an iterator of pieces in a fixed order. Pieces are cheap to
-list; their documents are read where they are tokenized. To add a kind, write such a function and name it here.
+A corpus kind is a function in `CORPORA` from a source's settings to a `Corpus`: a stamp of its state (files with size
+and time, or a dataset's fingerprint), and an iterator of pieces in a fixed order. Pieces are cheap to list; worker
+processes read their documents. To add a kind, write such a function and name it here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
 
 
 def open_corpus(source: SourceSettings) -> Corpus:
-    """List a source's corpus. Raises BigtrainError where it is missing or empty."""
+    """List a source's corpus. Raises BigtrainError if it is missing or empty."""
     return CORPORA[source.kind](source)
 
 

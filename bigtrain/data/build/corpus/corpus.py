@@ -1,4 +1,4 @@
-"""What every corpus kind returns, and what those made of files share."""
+"""The result of every corpus kind, and the functions that kinds made of files share."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ class Corpus:
     """A corpus as it was found."""
 
     stamp: str
-    """Changes when the corpus changes: a hash over names, sizes and times, not over contents."""
+    """A hash over names, sizes and times, not over contents. It changes when the corpus changes."""
     summary: str
-    """The same for people, e.g. `1,789 files, 31.5 MB`."""
+    """A description for people, e.g. `1,789 files, 31.5 MB`."""
     pieces: Callable[[], Iterator[Piece]]
     extent: int | None = None
-    """What the extents of its pieces add up to, as near as can be told in advance: bytes of files, or rows. None where
-    nobody knows."""
+    """Expected sum of the extents of its pieces: bytes of files, or rows. None if it is not known in advance."""
 
 
 def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:
@@ -47,15 +46,15 @@ def corpus_of_files(files: list[CorpusFile], pieces: Callable[[], Iterator[Piece
 
 
 def total_size(files: Iterable[CorpusFile]) -> int:
-    """Bytes of all files together."""
+    """Total size of all files, in bytes."""
     return sum(file.size for file in files)
 
 
 def find_files(where: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list[CorpusFile]:
-    """The files that a path setting means: a file, a folder (all files below it) or a glob (with `**`).
+    """The files of a path setting: a file, a folder (all files below it) or a glob (with `**`).
 
-    A URL means the same of the files behind it. Hidden files are left out; in a folder, only names that end in one of
-    `suffixes` count where some are given. Raises BigtrainError, naming the setting `where`, where there are none.
+    The same holds for a URL. Hidden files are left out. In a folder, only names that end in one of `suffixes` count,
+    if some are given. Raises BigtrainError, which names the setting `where`, if there are no files.
     """
     if "://" in pattern:
         from bigtrain.data.build.corpus.remote_files import find_remote_files
@@ -78,13 +77,13 @@ def find_files(where: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list
 
 
 def _first_wildcard(parts: tuple[str, ...]) -> int:
-    """Index of the first part with a wildcard; the last part where there is none, for it does not exist."""
+    """Index of the first part with a wildcard, or of the last part if there is none: the path does not exist."""
     wild = (index for index, part in enumerate(parts) if glob.has_magic(part))
     return next(wild, len(parts) - 1)
 
 
 def grouped_by_size(files: Iterable[CorpusFile]) -> Iterator[list[CorpusFile]]:
-    """Runs of consecutive files of about PIECE_BYTES together."""
+    """Runs of consecutive files with a total size of about PIECE_BYTES."""
     group: list[CorpusFile] = []
     size = 0
     for file in files:
@@ -98,7 +97,7 @@ def grouped_by_size(files: Iterable[CorpusFile]) -> Iterator[list[CorpusFile]]:
 
 
 def missing_field(where: str, field: str, available: Iterable[str]) -> BigtrainError:
-    """The error for a record without the text field, with the nearest names that it does have."""
+    """The error for a record without the text field, with the nearest name that the record has."""
     names = sorted(available)
     nearest = difflib.get_close_matches(field, names, n=1)
     return BigtrainError(

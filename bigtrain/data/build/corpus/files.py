@@ -1,4 +1,4 @@
-"""A file of a corpus, and the errors of looking for and reading it."""
+"""A file of a corpus, and the errors of finding and reading it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bigtrain.base.errors import BigtrainError
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file of a corpus: where it is, what it is called in the corpus, and its size in bytes."""
+    """A file of a corpus: its path, its name in the corpus, and its size in bytes."""
 
     path: str
     """A path or a URL."""
     name: str
     size: int
     version: int | str
-    """Changes when the file does: the time of its modification in nanoseconds; behind a URL what the server gives."""
+    """Changes when the file does: its modification time in nanoseconds, or what the server gives for a URL."""
 
     def open(self) -> BinaryIO:
         """Open it for reading bytes."""
@@ -32,14 +32,14 @@ class CorpusFile:
         return io.BufferedReader(fsspec.open(self.path, "rb").open(), buffer_size=1 << 20)
 
     def read(self) -> bytes:
-        """All of it. Raises BigtrainError where it cannot be read."""
+        """The content of the file. Raises BigtrainError if it cannot be read."""
         with reading(self.path), self.open() as file:
             return file.read()
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Raise BigtrainError for what goes wrong while a file is read: damage, or a server's trouble."""
+    """Raise BigtrainError for any error while a file is read: damage, or a failure of the server."""
     try:
         yield
     except BigtrainError:
@@ -49,12 +49,12 @@ def reading(path: str) -> Iterator[None]:
             f"{path} cannot be read: {error}",
             found=type(error).__name__,
             wanted="a whole file",
-            fix="fetch or write the file again; a build that is started again goes on where it was",
+            fix="fetch or write the file again, then start the build again: it continues",
         ) from error
 
 
 def no_files(where: str, pattern: str, suffixes: tuple[str, ...]) -> BigtrainError:
-    """The error for a path that means no files."""
+    """The error for a path without files."""
     wanted = "a file, a folder with files in it, or a glob that matches some"
     return BigtrainError(
         f"{where} finds no files at its path",

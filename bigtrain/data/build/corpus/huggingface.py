@@ -37,10 +37,10 @@ def _load(source: SourceSettings) -> Any:
 
 
 def _split_of(saved: Any, source: SourceSettings) -> Any:
-    """What `save_to_disk` wrote is one dataset, or one for each split; neither has subsets.
+    """A split of what `save_to_disk` wrote: one dataset, or one for each split. Neither has subsets.
 
     Raises:
-        BigtrainError: it has no such split or subset.
+        BigtrainError: there is no such split or subset.
     """
     several = isinstance(saved, dict)
     splits = list(saved) if several else [str(saved.split)] if saved.split else []
@@ -67,11 +67,11 @@ def huggingface(source: SourceSettings) -> Corpus:
     """Each row's `text_field` is one document, its position the row's index.
 
     `path` is a hub id, a folder written by `save_to_disk`, or a folder of parquet, JSON or text files. Raises
-    BigtrainError where the dataset cannot be loaded or has no such column.
+    BigtrainError if the dataset cannot be loaded or has no such column.
     """
     assert source.path is not None
     dataset = _load(source)
-    columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may not know them before it is read
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may not know them before a read
     if source.text_field not in columns:
         raise missing_field(f"data.sources: {source.name!r}", source.text_field, columns)
     dataset = dataset.select_columns([source.text_field])
@@ -89,7 +89,7 @@ def huggingface(source: SourceSettings) -> Corpus:
 def _content_sample(dataset: Any, source: SourceSettings, rows: int | None) -> list[object]:
     """Some rows, and the size of the underlying files: the library's own fingerprint changes from load to load.
 
-    Of a stream only the first rows are at hand.
+    Only the first rows of a stream are available.
     """
     if rows is None:
         return [row[source.text_field] for row in dataset.take(16)]

@@ -22,7 +22,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 @dataclass(frozen=True)
 class _Lines:
-    """Consecutive lines of one file, read (and decompressed) already but not parsed."""
+    """Consecutive lines of one file, read and decompressed, but not parsed."""
 
     path: str
     name: str
@@ -30,7 +30,7 @@ class _Lines:
     lines: list[bytes]
     field: str
     extent: int
-    """Bytes of the file, compressed as it is."""
+    """Bytes of the file, compressed if the file is."""
 
     def documents(self) -> Iterator[Document]:
         for line_index, record in self.records():
@@ -43,7 +43,7 @@ class _Lines:
             yield Document(without_surrogates(text), self.name, line_index)
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """What each line that is not blank holds, with its index in the file."""
+        """The value of each line that is not blank, with its index in the file."""
         for line_index, line in enumerate(self.lines, start=self.first_line):
             if not line.strip():
                 continue
@@ -60,7 +60,7 @@ class _Lines:
 
 
 def without_surrogates(text: str) -> str:
-    r"""JSON can spell half a surrogate pair (`"\ud800"`), which is no character: it becomes U+FFFD."""
+    r"""Replace half of a surrogate pair (`"\ud800"`), which JSON allows but is not a character, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,14 +1,14 @@
 """Corpus kind `megatron`: token ids that Megatron-LM's preprocess_data.py wrote, in pairs of a `.bin` and an `.idx`.
 
-The format is that of megatron/core/datasets/indexed_dataset.py. `.bin` holds the ids of all sequences one after the
-other and nothing else; `.idx` says where they are, everything little-endian and without padding:
+The format is that of megatron/core/datasets/indexed_dataset.py. `.bin` holds the ids of all sequences, concatenated.
+`.idx` has their positions, everything little-endian and without padding:
 
     magic      9 bytes   b"MMIDIDX\\0\\0"
     version    u64       1
     dtype      u8        1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16; 6 and 7 are floats
     s, d       2 x u64   number of sequences, and number of documents plus one
     lengths    i32[s]    ids in each sequence
-    pointers   i64[s]    where each sequence begins in `.bin`, in bytes
+    pointers   i64[s]    offset of each sequence in `.bin`, in bytes
     documents  i64[d]    the first sequence of each document; the last entry is s
     modes      i8[s]     only in multimodal datasets; not read
 """
@@ -50,7 +50,7 @@ class _Sequences:
     dtype: str
     first_document: int
     starts: I64
-    """[documents + 1], where each begins in the file, in bytes; the last entry is the end."""
+    """[documents + 1], offset of each document in the file, in bytes. The last entry is the end."""
 
     @property
     def extent(self) -> int:
@@ -68,7 +68,7 @@ class _Sequences:
         if (wrong := np.flatnonzero(ids != given)).size:
             document = int(np.searchsorted(self.starts - start, wrong[0] * given.itemsize, "right")) - 1
             raise BigtrainError(
-                f"document {self.first_document + document} of {self.file.path} has a number that is no token id",
+                f"document {self.first_document + document} of {self.file.path} has a number that is not a token id",
                 found=str(given[wrong[0]]),
                 wanted="ids from 0 to 4,294,967,295",
                 fix="check that this is text that preprocess_data.py tokenized",
@@ -89,7 +89,7 @@ class _Index:
 
     @classmethod
     def read(cls, file: CorpusFile) -> _Index:
-        """Raises BigtrainError for what is not such a file, or not a whole one."""
+        """Read an index. Raises BigtrainError if the file is not an index, or is incomplete."""
         with reading(file.path):
             content = _mapped(file)
         header = content[: HEADER.size].tobytes().ljust(HEADER.size, b"\0")
@@ -125,7 +125,7 @@ class _Index:
         return int(self.pointers[-1]) + int(self.lengths[-1]) * self.itemsize if len(self.lengths) else 0
 
     def starts(self, first: int, last: int) -> I64:
-        """Where documents [first, last) begin in `.bin`, and where the last one ends, in bytes.
+        """The offsets of documents [first, last) in `.bin`, and the end of the last one, in bytes.
 
         Raises:
             ValueError: sequences or documents do not follow each other.
@@ -144,7 +144,7 @@ class _Index:
 
 
 def _mapped(file: CorpusFile) -> npt.NDArray[np.uint8]:
-    """The bytes of a file; one behind a URL is copied to disk first, where it lies until nobody needs it."""
+    """The bytes of a file, memory-mapped. A file at a URL is first copied to a temporary file."""
     if not file.size:
         return np.empty(0, np.uint8)
     if "://" not in file.path:
@@ -157,15 +157,15 @@ def _mapped(file: CorpusFile) -> npt.NDArray[np.uint8]:
 
 def _not_an_index(file: CorpusFile, found: str, wanted: str) -> BigtrainError:
     return BigtrainError(
-        f"{file.path} is no index of a Megatron-LM dataset, or not a whole one",
+        f"{file.path} is not an index of a Megatron-LM dataset, or is incomplete",
         found=found,
         wanted=wanted,
-        fix="copy the file again; one of Megatron before 2020 or of fairseq (TNTIDX) must be written anew, as mmap",
+        fix="copy the file again; a file of Megatron before 2020 or of fairseq (TNTIDX) must be converted to mmap",
     )
 
 
 def _pairs(source: SourceSettings) -> list[tuple[CorpusFile, CorpusFile]]:
-    """The `.bin` and `.idx` files that a path means, in the order of their names."""
+    """The `.bin` and `.idx` files of a path, in the order of their names."""
     assert source.path is not None
     stem = source.path[:-4] if source.path.endswith(SUFFIXES) else source.path
     files: list[CorpusFile] = []
@@ -209,9 +209,9 @@ def _pieces(data: CorpusFile, index_file: CorpusFile) -> Iterator[_Sequences]:
 
 
 def megatron(source: SourceSettings) -> Corpus:
-    """Each document of each pair, its position the document's index. Sequences of one document are put together.
+    """Each document of each pair, with its index as position. Sequences of one document are concatenated.
 
-    Raises BigtrainError for a file that is not whole or whose other half is missing.
+    Raises BigtrainError for an incomplete file, or one whose other half is missing.
     """
     pairs = _pairs(source)
     corpus = corpus_of_files(

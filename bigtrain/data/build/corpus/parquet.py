@@ -18,7 +18,7 @@ def _pieces(file: CorpusFile, column: str) -> Iterator[RowPiece]:
 
 
 def _batches(file: CorpusFile, column: str) -> Iterator[tuple[list[Any], int]]:
-    """Values of a column, and where in the file's bytes these rows end if all rows are alike."""
+    """Values of a column, and the approximate offset of their end in the file, in bytes."""
     from pyarrow import parquet as pq
 
     with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:
@@ -31,7 +31,7 @@ def _batches(file: CorpusFile, column: str) -> Iterator[tuple[list[Any], int]]:
 
 
 def read_rows(file: CorpusFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one file, with those of `columns` that it has. Raises BigtrainError where it has none of them."""
+    """The rows of one file, with those of `columns` that it has. Raises BigtrainError if it has none of them."""
     from pyarrow import parquet as pq
 
     with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:

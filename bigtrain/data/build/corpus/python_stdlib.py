@@ -1,4 +1,4 @@
-"""Corpus kind `python_stdlib`: the standard library of the running Python, as real text that is always there."""
+"""Corpus kind `python_stdlib`: the standard library of the running Python, as real text that is always available."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Modules:
 def documentation(source: str, file: str) -> str:
     """The documentation strings of a module, its classes and functions, each under its qualified name.
 
-    `pydoc_data/topics.py` holds the language reference in a dictionary; its texts come out one after the other.
+    `pydoc_data/topics.py` has the language reference in a dictionary, whose texts are concatenated.
     Empty for a file without any, or one that does not parse (some test files, on purpose).
     """
     try:
@@ -73,7 +73,7 @@ def _topics(module: ast.Module) -> Iterator[str]:
 
 
 def python_stdlib(source: SourceSettings) -> Corpus:
-    """One document a file: its source text, or the documentation in it, both under the same origin."""
+    """One document per file: its source text, or the documentation in it, both with the same origin."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = describe_files((p for p in root.rglob("*.py") if not NOT_STANDARD & set(p.parts)), root)
     return corpus_of_files(files, lambda: (_Modules(group, source.content) for group in grouped_by_size(files)))

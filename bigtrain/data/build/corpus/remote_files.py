@@ -1,4 +1,4 @@
-"""The files of a corpus behind a URL."""
+"""The files of a corpus at a URL."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bigtrain.data.format.remote_files import file_system
 
 
 def find_remote_files(where: str, url: str, suffixes: tuple[str, ...]) -> list[CorpusFile]:
-    """The files that a URL means, by the rules of `find_files`. Raises BigtrainError where there are none."""
+    """The files of a URL, by the rules of `find_files`. Raises BigtrainError if there are none."""
     files, path = file_system(url.rstrip("/"), where)
-    files.invalidate_cache()  # of listings: the corpus may have changed since this process last looked
+    files.invalidate_cache()  # of listings: the corpus may have changed since the last listing
     with reading(url):
         if files.isfile(path):
             root, found = path.rpartition("/")[0], {path: files.info(path)}
@@ -34,6 +34,6 @@ def find_remote_files(where: str, url: str, suffixes: tuple[str, ...]) -> list[C
 
 
 def _version(info: dict[str, Any]) -> str:
-    """What the server says that changes with the file's content, besides its size."""
+    """A value of the server that changes with the content of the file, besides its size."""
     keys = ("ETag", "etag", "LastModified", "mtime", "updated")
     return str(next((info[key] for key in keys if info.get(key)), ""))

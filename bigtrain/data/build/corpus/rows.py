@@ -1,4 +1,4 @@
-"""Pieces of the corpora whose documents are the rows of one column of text."""
+"""Pieces of corpora whose documents are the rows of one column of text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RowPiece:
     first_row: int
     texts: list[str]
     extent: int
-    """As its corpus counts it: rows, or bytes of the file."""
+    """Its size, in the unit of `Corpus.extent`: rows, or bytes of the file."""
 
     def documents(self) -> Iterator[Document]:
         """A document for each row."""
@@ -35,12 +35,12 @@ def pieces_of_rows(
 
     Args:
         batches: values of the column, and the extent of all rows up to the last of them.
-        name: of the file or dataset, for the documents.
-        place: of it, for messages.
+        name: name of the file or dataset, for the documents.
+        place: its path, for messages.
         field: the column.
 
     Raises:
-        BigtrainError: a value is no text.
+        BigtrainError: a value is not text.
     """
     texts: list[str] = []
     first_row = size = position = end = 0

@@ -26,7 +26,7 @@ class _TextFiles:
 
 
 def read_text(file: CorpusFile) -> str:
-    """All of one file. Raises BigtrainError where it is not UTF-8."""
+    """The text of a file. Raises BigtrainError if it is not UTF-8."""
     try:
         return file.read().decode()
     except UnicodeDecodeError as error:
@@ -39,7 +39,7 @@ def read_text(file: CorpusFile) -> str:
 
 
 def text(source: SourceSettings) -> Corpus:
-    """Every file that `path` means is one document. Raises BigtrainError for a file that is not UTF-8."""
+    """Every file of `path` is one document. Raises BigtrainError for a file that is not UTF-8."""
     assert source.path is not None
     files = find_files(f"data.sources: {source.name!r}", source.path)
     return corpus_of_files(files, lambda: (_TextFiles(group) for group in grouped_by_size(files)))

@@ -1,20 +1,20 @@
-"""Deduplication: of documents with the same text, or nearly the same, the first is kept.
+"""Deduplication: of documents with equal or nearly equal text, the first is kept.
 
-"First" goes by the order of the sources in the settings, then by the order of each corpus, over both splits: so a
-held-out document never stands in a training split too. What counts is the text that would be written: documents that
-their filters (cleaning, decontamination) remove stand for no other. It takes a pass over all sources before anything
-else is made:
+The first is that in the order of the sources in the settings, then in the order of each corpus, over both splits. So a
+held-out document is never in a training split too. The texts are compared after cleaning: a document that its filters
+(cleaning, decontamination) remove is not the first of any others. It takes a pass over all sources before anything
+else is built:
 
     keys          a hash of each text, and with `near` MinHash bands     document_keys.py, minhash.py
-      |             in DIR/.dedup; a source that is finished stays
+      |             in DIR/.dedup; the keys of a finished source are kept
     equal keys    sorted in portions, so memory does not grow            equal_keys.py
       |
     components    near: documents joined by a band, and by another       components.py
       |
-    marks         a byte a document, beside the pieces of the corpus     marks.py
+    marks         a byte per document, beside the pieces of the corpus   marks.py
 
-Memory is a byte a document, with `near` 5, and a few hundred megabytes. Nothing in it depends on the number of workers
-or on chance: the same corpora give the same marks.
+Memory is one byte per document, 5 with `near`, and a few hundred megabytes. The result does not depend on the number of
+workers or on chance: the same corpora give the same marks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def without_duplicates(
     workers: Workers,
     report: Callable[[str], None],
 ) -> dict[str, Corpus]:
-    """The corpora of the sources, by name, with the duplicates in them marked; their stamps cover the marks."""
+    """The corpora of the sources, by name, with their duplicates marked. Their stamps cover the marks."""
     dedup = settings.dedup
     near = MinHash(dedup.ngram, dedup.bands, dedup.rows) if dedup.method == "near" else None
     folder = settings.dir / ".dedup"
@@ -61,7 +61,7 @@ def without_duplicates(
 
 
 def _originals(marked: Marked, keys: Sequence[DocumentKeys]) -> list[dict[int, str]]:
-    """For each source, the duplicates that the funnel will show as examples, and the names of those kept instead."""
+    """For each source, the duplicates that the funnel shows as examples, and the names of those kept instead."""
     instead = [
         {
             document: marked.kept_instead(source, document)

@@ -1,4 +1,4 @@
-"""Connected components of documents (union-find, Tarjan 1975), in arrays: 4 bytes a document, 8 from 2^32 on."""
+"""Connected components of documents (union-find, Tarjan 1975), in arrays: 4 bytes per document, 8 from 2^32 on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bigtrain.data.build.dedup.equal_keys import Positions
 
 
 class Components:
-    """Documents 0 to count - 1, each alone at first. A component is known by its first document.
+    """Documents 0 to count - 1, each in a component of its own at first. A component is named by its first document.
 
-    Each document points to an earlier one of its component, or to itself: so the root of a tree is its first document,
-    in whatever order pairs are united.
+    Each document points to an earlier one of its component, or to itself. So the root of a tree is its first document,
+    for any order of the pairs.
     """
 
     def __init__(self, count: int) -> None:
@@ -20,17 +20,17 @@ class Components:
         self._parents: npt.NDArray[np.unsignedinteger] = np.arange(count, dtype=dtype)
 
     def unite(self, documents: Positions, others: Positions) -> None:
-        """Make one component of each pair's two."""
+        """Unite the components of each pair."""
         while len(documents):
             documents, others = self.first(documents), self.first(others)
             apart = documents != others
             documents, others = documents[apart], others[apart]
             later, earlier = np.maximum(documents, others), np.minimum(documents, others)
-            # A root that is to go below several others goes below the first of them; the other pairs come again.
+            # A root with several new parents gets the first of them; the other pairs are repeated.
             np.minimum.at(self._parents, later, earlier.astype(self._parents.dtype))
 
     def first(self, documents: Positions) -> Positions:
-        """The first document of each one's component."""
+        """The first document of the component of each document."""
         while True:
             parents = self._parents[documents]
             grandparents = self._parents[parents]

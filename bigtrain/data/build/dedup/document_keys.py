@@ -1,9 +1,9 @@
-"""The keys of every document of a source, on disk: made in one pass over it, by the worker processes.
+"""The keys of every document of a source, on disk. The worker processes make them in one pass over the source.
 
-DIR/.dedup/<source>.hashes    16 bytes a document: the hash of its text; zeros for one that its filters remove
-DIR/.dedup/<source>.band-00   near: 8 bytes a document, for each band a file; zeros for one without words too
-DIR/.dedup/<source>.origins   a line for each piece: [file, first position, documents] for each run of documents
-DIR/.dedup/<source>.json      what they were made from, and how many documents each piece has; makes them valid
+DIR/.dedup/<source>.hashes    16 bytes per document: the hash of its text; zeros if its filters remove it
+DIR/.dedup/<source>.band-00   near: a file per band, 8 bytes per document; zeros also for a document without words
+DIR/.dedup/<source>.origins   a line per piece: [file, first position, documents] for each run of documents
+DIR/.dedup/<source>.json      what the keys were made from, and the number of documents of each piece; written last
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ REMOVED = bytes(ID_BYTES)
 
 @dataclass(frozen=True)
 class KeysOfPiece:
-    """Reads and filters one piece; this object travels to the worker processes."""
+    """Reads and filters one piece; it is pickled for the worker processes."""
 
     filters: Filters
     near: MinHash | None
 
     def __call__(self, piece: Piece) -> tuple[int, list[bytes]]:
-        """How many documents the piece has, and what to append to each of the source's files."""
+        """The number of documents of the piece, and the bytes to append to each file of the source."""
         documents = list(piece.documents())
         results = [self.filters(document) for document in documents]
         hashes = b"".join(REMOVED if isinstance(result, Rejection) else result.content_hash for result in results)
@@ -47,7 +47,7 @@ class KeysOfPiece:
 
 
 def _bands(results: Sequence[Document | Rejection], near: MinHash) -> Keys:
-    """[bands, documents]. Documents of token ids have no words: of these only equal ones are found."""
+    """[bands, documents]. Documents of token ids have no words, so only equal ones are found."""
     none = [NO_KEY] * near.bands
     keys = [
         none if isinstance(result, Rejection) or result.ids is not None else near.keys(result.text)
@@ -68,12 +68,12 @@ def _runs(documents: Iterable[Document]) -> list[tuple[str, int, int]]:
 
 @dataclass(frozen=True)
 class DocumentKeys:
-    """The keys of one source, in `folder`; they are read through memory maps."""
+    """The keys of one source, in `folder`. They are read through memory maps."""
 
     folder: Path
     source: str
     bands: int
-    """0 where near-duplicates are not looked for."""
+    """0 if near-duplicates are not searched for."""
 
     @property
     def hashes(self) -> Keys:
@@ -86,12 +86,12 @@ class DocumentKeys:
 
     @property
     def pieces(self) -> list[int]:
-        """How many documents each piece has."""
+        """The number of documents of each piece."""
         pieces: list[int] = self._read_record()["pieces"]
         return pieces
 
     def origins(self, documents: Iterable[int]) -> dict[int, str]:
-        """`SOURCE:FILE:POSITION` of some documents, which are numbered through the source."""
+        """`SOURCE:FILE:POSITION` of some documents, given by their numbers in the source."""
         wanted, names, start = sorted(set(documents), reverse=True), {}, 0
         with self._origins.open("rb") as lines:
             for line in lines:
@@ -112,7 +112,7 @@ class DocumentKeys:
         workers: Workers,
         report: Callable[[str], None],
     ) -> None:
-        """Read the source and write its keys, unless they are there."""
+        """Read the source and write its keys, unless they exist."""
         made_from = {
             "source": what_documents(source),
             "corpus": corpus.stamp,

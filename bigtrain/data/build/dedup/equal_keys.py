@@ -1,4 +1,4 @@
-"""Documents with the same key, over all sources, however many there are: sorted in portions of bounded memory."""
+"""Documents with equal keys, over all sources, found by sorting in portions of bounded memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
-"""[documents, 1 or 2]: the key of each document of a source, in parts of 64 bits. Zeros are no key."""
+"""[documents, 1 or 2]: the key of each document of a source, in parts of 64 bits. Zeros mean no key."""
 Positions = npt.NDArray[np.int64]
-"""Documents, numbered through all sources in their order."""
+"""Documents, numbered over all sources in their order."""
 
 KEYS_AT_ONCE = 1 << 23
 ROWS_AT_ONCE = 1 << 20
 
 
 def repeated(sources: Sequence[Keys], keys_at_once: int = KEYS_AT_ONCE) -> Iterator[tuple[Positions, Positions]]:
-    """The documents whose key an earlier one has, and beside each the first that has it; a portion at a time.
+    """The documents whose key an earlier one has, each with the first that has it; one portion at a time.
 
-    A portion is about `keys_at_once` keys, divided by their value: which pairs come is the same for any size, their
-    order is not.
+    A portion has about `keys_at_once` keys, selected by their value. The pairs are the same for any size of portions,
+    but not their order.
     """
     starts = np.cumsum([0, *map(len, sources)])
     portions = -(-int(starts[-1]) // keys_at_once)

@@ -1,4 +1,4 @@
-"""Which documents are duplicates, of what kind, and of which document."""
+"""Marks the documents that are duplicates, with their kind and the document that is kept instead."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Marks = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Marked:
-    """The marks of all sources, and what is needed to name the document that is kept instead of a marked one."""
+    """The marks of all sources, and the data to find the document that is kept instead of a marked one."""
 
     marks: list[Marks]
     components: Components | None
-    """Of all documents, where near-duplicates were looked for."""
+    """The components of all documents, if near-duplicates were searched for."""
     hashes: Sequence[Keys]
 
     def some(self, source: int, mark: DuplicateMark, count: int) -> list[int]:
-        """The first `count` documents of a source with this mark, numbered through the source."""
+        """The first `count` documents of a source with this mark, by their numbers in the source."""
         found: list[int] = []
         for start in range(0, len(self.marks[source]), ROWS_AT_ONCE):
             if len(found) < count:
@@ -37,7 +37,7 @@ class Marked:
     def kept_instead(self, source: int, document: int) -> tuple[int, int]:
         """The source, and the document in it, that is kept instead of this one.
 
-        Without components that is the first with the same text: the hashes are read up to there.
+        Without components, this is the first document with the same text: the hashes are read up to it.
         """
         if self.components is None:
             return self._first_with(self.hashes[source][document])
@@ -61,10 +61,10 @@ def mark_duplicates(
     """Mark each document of each source for which an earlier one is kept.
 
     Args:
-        hashes: for each source [documents, 2], zeros where a document is removed anyway.
-        bands: near: for each band, for each source [documents, 1], zeros where a document has no words. Documents are
-            joined where a band's keys are equal; of those that are connected, the first is kept.
-        keys_at_once: how many keys are sorted at a time; it changes nothing else.
+        hashes: for each source [documents, 2]. Zeros if the filters remove the document.
+        bands: near: for each band and each source [documents, 1]. Zeros if the document has no words. Documents with
+            equal keys of a band are connected, and the first of each component is kept.
+        keys_at_once: number of keys that are sorted at a time. It does not change the result.
     """
     starts = np.cumsum([0, *map(len, hashes)])
     marks = np.zeros(starts[-1], np.uint8)

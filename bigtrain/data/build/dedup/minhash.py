@@ -1,13 +1,13 @@
 """MinHash signatures, and their bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, ch. 3).
 
-Under a random permutation of all possible n-grams, the smallest of a document's is also the smallest of another's with
-a probability that is the Jaccard similarity s of their sets. `rows` such minima form a band; documents are candidates
-for duplicates when all minima of one band agree, of which there are `bands`:
+Under a random permutation of all possible n-grams, two documents have the same smallest n-gram with a probability equal
+to the Jaccard similarity s of their sets. `rows` such minima form a band. Documents are candidates for duplicates when
+all minima of at least one of `bands` bands agree:
 
     P(candidates) = 1 - (1 - s^rows)^bands
 
-The permutations are linear ones, x -> a x + b modulo 2^32 with odd a. On n-grams that are hashes already these are as
-good as random ones (Bohman, Cooper and Frieze 2000, Min-wise independent linear permutations).
+The permutations are linear, x -> a x + b modulo 2^32 with odd a. On n-grams that are hashes already, these are as good
+as random ones (Bohman, Cooper and Frieze 2000, Min-wise independent linear permutations).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PRODUCTS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class MinHash:
-    """How documents are compared: the `near` part of `data.dedup`."""
+    """The comparison of documents: the `near` part of `data.dedup`."""
 
     ngram: int
     """Words in one n-gram."""
@@ -50,10 +50,10 @@ class MinHash:
         return _minima(ngrams, self.bands * self.rows)
 
     def keys(self, text: str) -> list[int]:
-        """A 64-bit key for each band: equal keys, equal minima. All are NO_KEY for a text without words.
+        """A 64-bit key for each band: equal keys mean equal minima. All are NO_KEY for a text without words.
 
-        Two bands with other minima have the same key in one of 2^64 cases: for all pairs of 10^9 documents together
-        that is 0.03 a band.
+        Two bands with different minima have the same key in one of 2^64 cases. Over all pairs of 10^9 documents, that
+        is an expected 0.03 pairs per band.
         """
         signature = self.signature(text)
         if signature is None:
@@ -76,6 +76,6 @@ def _minima(ngrams: U64, count: int) -> U32:
 
 @lru_cache(maxsize=4)
 def _permutations(count: int) -> tuple[U32, U32]:
-    """The odd factors and the summands: fixed, whatever numpy does; more of them begin with those of fewer."""
+    """The odd factors and the summands. They do not depend on numpy, and a longer list starts with the shorter ones."""
     numbers = (mixed(_SEED + np.arange(2 * count, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
     return numbers[0::2] | np.uint32(1), numbers[1::2]

@@ -1,12 +1,11 @@
-"""Packing as an artifact of the build: which parts of documents stand together in a row.
+"""Packing as part of the build: which parts of documents share a training row.
 
-    best_fit.py    documents cut only where they are longer than a row, the parts packed tightly
-    buckets.py     documents cut into powers of two, a row of parts of one length
-    pack_shard.py  either, for the documents of a shard
-    pack_file.py   what comes of it as a file, and the manifest of all of them
-    build_pack.py  making these for a dataset
+    best_fit.py    cuts only documents longer than a row, and packs the parts with little padding
+    buckets.py     cuts documents into powers of two; a row has parts of one length
+    pack_shard.py  packs the documents of a shard by one of them
+    build_pack.py  packs a dataset; format/pack_file.py has the format of the files
 
-`concat` needs none of it: its rows follow from the offsets of the documents alone (`packing.py`).
+`concat` needs no pack: its rows follow from the offsets of the documents (batch/packing.py).
 """
 
 from bigtrain.data.format.pack_file import MANIFEST_PATTERNS, PackManifest, PackRecord, ShardPack, find_packs

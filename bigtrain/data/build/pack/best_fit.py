@@ -1,13 +1,13 @@
-"""Best-fit packing: a document is cut only where it is longer than a row, and rows are filled with what fits best.
+"""Best-fit packing: only documents longer than a row are cut, and each part goes into the fullest row that takes it.
 
 Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (ICML 2024, arXiv 2404.10830): documents longer than T
-are cut into spans of T tokens and a rest; then all spans, the longest first, go each into the fullest row that still
-has room (best-fit decreasing).
+are cut into spans of T tokens and a rest. Then each span, the longest first, goes into the fullest row that still has
+space for it (best-fit decreasing).
 
-The paper keeps a tree over the rows' free space, a step for each span. Here all spans of a length are placed together:
-a row whose free space f is the smallest that takes a span of length l is, with that span in it, still the one with the
-least room if there is room at all; so it takes f // l of them before the next row is considered. A group of equally
-full rows is one operation on arrays, and the result is that of the algorithm span by span.
+The paper keeps a tree over the free space of the rows, and takes one step per span. Here all spans of a length are
+placed at once. Take the row with the smallest free space f that takes a span of length l. After it has taken that span,
+it still has the least space, if it has any. So it takes f // l spans before the next row is considered. A group of
+equally full rows is one operation on arrays. The result is that of the algorithm span by span.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ I64 = npt.NDArray[np.int64]
 
 
 def cut(lengths: I64, sequence_length: int) -> I64:
-    """The spans [m] of documents of these lengths [n], in their order: each T tokens, and a rest of 1 to T."""
+    """The spans [m] of documents of these lengths [n], in order: spans of T tokens, and a rest of 1 to T."""
     count = -(-lengths // sequence_length)
     spans = np.full(count.sum(), sequence_length, np.int64)
     spans[np.cumsum(count) - 1] = lengths - (count - 1) * sequence_length
@@ -31,11 +31,11 @@ def cut(lengths: I64, sequence_length: int) -> I64:
 def assign(spans: I64, sequence_length: int) -> I64:
     """The row [m] of spans of these lengths [m], each in 1..T.
 
-    Of rows that are equally full the one that was opened first is taken; of equally long spans, the first in the
-    stream is placed first.
+    Of equally full rows, the one that was opened first is taken. Of equally long spans, the first in the stream is
+    placed first.
     """
     bins = np.empty(len(spans), np.int64)
-    room = _Room()
+    free_rows = _FreeRows()
     opened = 0
     order = np.argsort(-spans, kind="stable")
     length_of = spans[order]
@@ -43,7 +43,7 @@ def assign(spans: I64, sequence_length: int) -> I64:
     for begin, end in zip(runs[:-1].tolist(), runs[1:].tolist(), strict=True):
         length = int(length_of[begin])
         while begin < end:
-            free, rows = room.take(length)
+            free, rows = free_rows.take(length)
             if free == 0:
                 free = sequence_length
                 rows = np.arange(opened, opened - (begin - end) // (free // length))
@@ -53,14 +53,14 @@ def assign(spans: I64, sequence_length: int) -> I64:
             full, more = divmod(placed, each)
             bins[order[begin : begin + placed]] = np.repeat(rows[: full + 1], each)[:placed]
             begin += placed
-            room.add(free - each * length, rows[:full])
+            free_rows.add(free - each * length, rows[:full])
             if full < len(rows):
-                room.add(free - more * length, rows[full : full + 1])
-                room.add(free, rows[full + 1 :])
+                free_rows.add(free - more * length, rows[full : full + 1])
+                free_rows.add(free, rows[full + 1 :])
     return bins
 
 
-class _Room:
+class _FreeRows:
     """Rows by their free space."""
 
     def __init__(self) -> None:
@@ -68,7 +68,8 @@ class _Room:
         self._rows: dict[int, list[I64]] = {}
 
     def take(self, least: int) -> tuple[int, I64]:
-        """Take out the rows with the least free space of at least `least`: that, and they; (0, []) if none has."""
+        """Remove the rows with the least free space of at least `least`. Returns that space and them; (0, []) if
+        none."""
         at = bisect_left(self._sizes, least)
         if at == len(self._sizes):
             return 0, np.empty(0, np.int64)
@@ -76,7 +77,7 @@ class _Room:
         return size, np.sort(np.concatenate(self._rows.pop(size)))
 
     def add(self, size: int, rows: I64) -> None:
-        """Put in rows with this much free space; those that are full are forgotten."""
+        """Add rows with this much free space. Full rows are not kept."""
         if size == 0 or len(rows) == 0:
             return
         if size not in self._rows:

@@ -1,11 +1,11 @@
 """Bucket packing: a document is cut into powers of two, and a row holds spans of one length.
 
 Pouransari et al. 2024, "Dataset Decomposition: Faster LLM Training with Variable Sequence Length Curriculum"
-(arXiv 2405.13226): the binary digits of a document's length say how it is cut. Here T is a power of two, so that the
-rows of each bucket are of T tokens: a document becomes spans of T tokens as often as they fit, then of T/2, T/4, ...,
+(arXiv 2405.13226): the binary digits of a document's length decide how it is cut. T is a power of two, so that the rows
+of each bucket have T tokens. A document is cut into spans of T tokens, as many as fit, then of T/2, T/4, ...,
 MIN_BUCKET, each at most once, the longest first.
 
-The paper leaves out what is shorter than its smallest bucket. Here nothing is lost: those spans, and the spans of
+The paper drops spans that are shorter than its smallest bucket. Here nothing is lost: those spans, and the spans of
 buckets that do not fill their last row, are packed by best-fit into rows of their own.
 """
 
@@ -40,7 +40,7 @@ def assign(spans: I64, sequence_length: int) -> I64:
     """The row [m] of spans of these lengths [m], as `cut` makes them."""
     bins = np.empty(len(spans), np.int64)
     opened = 0
-    alone = np.ones(len(spans), bool)  # the spans that are in no row of their bucket
+    alone = np.ones(len(spans), bool)  # the spans that are not in a row of their bucket
     for size in _bucket_sizes(sequence_length):
         bucket = np.flatnonzero(spans == size)
         each = sequence_length // size
@@ -54,7 +54,7 @@ def assign(spans: I64, sequence_length: int) -> I64:
 
 
 def _bucket_sizes(sequence_length: int) -> list[int]:
-    """T, T/2, ..., MIN_BUCKET; T alone where it is not more than that."""
+    """T, T/2, ..., MIN_BUCKET; only T if it is not larger than that."""
     sizes = [sequence_length]
     while sizes[-1] > MIN_BUCKET:
         sizes.append(sizes[-1] // 2)

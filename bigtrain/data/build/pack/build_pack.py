@@ -1,8 +1,8 @@
-"""Making the packs of a dataset: the shards in parallel; killed at any moment, it goes on.
+"""Makes the packs of a dataset, shards in parallel. A build that is killed continues.
 
-A pack depends on the documents of its shard and on nothing else. When one is durable, a note beside it says so, with
-the dataset that it is for and the hashes of its blocks; a build that starts again keeps it if its bytes still have
-them. The manifest comes last, then the notes go.
+A pack depends only on the documents of its shard. When a pack is durable, a note beside it records the dataset and the
+hashes of its blocks. A build that starts again keeps the pack if its bytes still have these hashes. The manifest is
+written last, then the notes are removed.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ NOTE_SUFFIX = ".note"
 def build_packs(
     directory: Path, packing: str, sequence_length: int, workers: Workers, report: Callable[[str], None]
 ) -> PackManifest:
-    """Make the packs of a dataset, or find them there.
+    """Make the packs of a dataset, unless they exist.
 
     Args:
         directory: the folder of the dataset.
         packing: `best_fit` or `buckets`.
         sequence_length: T.
-        workers: pack the shards; the bytes do not depend on how many they are.
-        report: is called with lines of progress.
+        workers: pack the shards. The bytes do not depend on their number.
+        report: called with lines of progress.
 
     Raises:
         BigtrainError: the dataset was changed after it was written.
-        OSError: a file cannot be written; what is finished is kept.
+        OSError: a file cannot be written. Finished packs are kept.
     """
     dataset = DatasetManifest.read(directory)
     name = f"{dataset.source}: {packing}-{sequence_length}"
@@ -53,7 +53,7 @@ def build_packs(
         manifest = PackManifest.read(directory, packing, sequence_length, dataset.dataset_id)
         there = all(shard.file.size_in(directory) == shard.file.size for shard in manifest.shards)
     except BigtrainError:
-        there = False  # missing, damaged or of other shards: made from the shards in any case
+        there = False  # missing, damaged or of other shards: it is made again from the shards
     if there:
         _discard_others(directory, manifest)
         report(f"{name}: already there")
@@ -78,7 +78,7 @@ def build_packs(
 
 
 class Cuts(NamedTuple):
-    """How many documents are in more than one row, and how many of these would fit into one; and so for concat."""
+    """Number of documents in more than one row, and of those that would fit into one; and the same for concat."""
 
     documents: int
     cut: int
@@ -88,7 +88,7 @@ class Cuts(NamedTuple):
 
     @classmethod
     def of(cls, offset: I64, start: I64, sequence_length: int, base: int) -> Cuts:
-        """Count for documents at `offset` [n+1] in a shard that begins at token `base` of the stream."""
+        """Count for documents at `offset` [n+1] in a shard that starts at token `base` of the stream."""
         fits = np.diff(offset) <= sequence_length
         cut = np.diff(np.searchsorted(start, offset)) > 1
         rows = (offset[:-1] + base) // sequence_length, (offset[1:] + base - 1) // sequence_length
@@ -98,7 +98,7 @@ class Cuts(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedShard:
-    """What became of a shard."""
+    """The pack of a shard, and its cuts."""
 
     record: PackRecord
     cuts: Cuts
@@ -134,7 +134,7 @@ class PackJob:
         return {"format": FORMAT, "dataset_id": self.dataset_id, "pack": record.to_json()}
 
     def _finished(self, note: Path) -> PackRecord | None:
-        """The record of a pack that an earlier build finished, if the file still holds what it wrote."""
+        """The record of a pack that an earlier build finished, if the file still has its content."""
         try:
             value = json.loads(note.read_bytes())
             record = PackRecord.from_json(value["pack"], note)
@@ -146,7 +146,7 @@ class PackJob:
 
 
 def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
-    """[n+1], the documents of a shard. Raises BigtrainError where they are not those of the manifest."""
+    """[n+1], the offsets of a shard's documents. Raises BigtrainError if they are not those of the manifest."""
     path = directory / shard.files[1].name
     offset = DocumentColumns.parse(map_file(path), path).offset
     rising = offset[0] == 0 and bool(np.all(np.diff(offset) > 0))
@@ -163,7 +163,7 @@ def _file_record(name: str, data: bytes) -> FileRecord:
 
 
 def _discard_others(directory: Path, manifest: PackManifest) -> None:
-    """Remove what unfinished builds of these packs left, and packs of shards that are no more."""
+    """Remove what unfinished builds of these packs left, and packs of shards that no longer exist."""
     names = {shard.file.name for shard in manifest.shards}
     stem = f"{manifest.packing}-{manifest.sequence_length}"
     for suffix in (".pack", f".pack{NOTE_SUFFIX}", f".pack{TEMPORARY_SUFFIX}", f".pack{NOTE_SUFFIX}{TEMPORARY_SUFFIX}"):
@@ -175,7 +175,7 @@ def _discard_others(directory: Path, manifest: PackManifest) -> None:
 def _reported(
     results: Iterator[PackedShard], name: str, count: int, report: Callable[[str], None]
 ) -> Iterator[PackedShard]:
-    """The results as they come, with a line of progress every couple of seconds."""
+    """The results in order, with a line of progress every REPORT_SECONDS."""
     last = time.perf_counter()
     for done, result in enumerate(results, 1):
         yield result

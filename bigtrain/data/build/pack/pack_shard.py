@@ -1,4 +1,4 @@
-"""The rows of one shard, group of documents by group of documents."""
+"""Packs the documents of one shard, one group of documents at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bigtrain.data.build.pack import best_fit, buckets
 from bigtrain.data.format.pack_file import I64, ShardPack
 
 PACK_TOKENS = 1 << 23
-"""Tokens of consecutive documents that are packed together, about: enough that hardly a row has room left, few enough
-that what stands in a row lies within a few blocks of the shard."""
+"""Approximate number of tokens of consecutive documents that are packed as a group: enough that few rows have free
+space, and few enough that the spans of a row are within a few blocks of the shard."""
 
 
 class Algorithm(Protocol):
-    """What a packing is: which spans, and which of them together."""
+    """A packing: how documents are cut into spans, and spans are assigned to rows."""
 
     def cut(self, lengths: I64, sequence_length: int) -> I64:
         """The lengths [m] of the spans of documents of these lengths [n], in the order of the stream."""
@@ -38,7 +38,7 @@ def pack_shard(offset: I64, packing: str, sequence_length: int) -> ShardPack:
         sequence_length: T.
 
     Raises:
-        BigtrainError: the shard has more spans than a pack can number.
+        BigtrainError: the shard has more spans than a pack can count.
     """
     algorithm = ALGORITHMS[packing]
     groups = max(1, round(int(offset[-1]) / PACK_TOKENS))
