@@ -1,1 +1,11 @@
-"""Pages that people read: the report of a run, the funnel of a data build, curves as SVG."""
+"""Pages and figures for people: the report of a run, the funnel of a data build.
+
+report.py, summary.py   read a run directory; the numbers of `bigtrain report`
+  |
+report_page.py          the page of a run       funnel_page.py   the page of a data build
+timeline.py             its time, by class      chart.py         what a chart shows: lines and events
+  |                                               |
+  |                                             figure.py        a chart as SVG, or as characters
+  |                                               |
+page.py                 templates/ (jinja2) and static/ (CSS): markup and style lie there, not in the code
+"""

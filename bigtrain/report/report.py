@@ -10,7 +10,8 @@ from typing import Any
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.files import write_atomically
 from bigtrain.data import Funnel, read_funnels
-from bigtrain.report.report_page import Report, loss_chart, parts_of_steps, report_page
+from bigtrain.report.figure import svg_chart
+from bigtrain.report.report_page import RunRecords, loss_chart, parts_of_steps, report_page
 from bigtrain.report.summary import Summary
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS, Event
@@ -41,7 +42,7 @@ def write_report(run: Path, samples: int = 0) -> Summary:
     if samples:
         draw_samples(directory, samples)
     validations = [event for event in events if event["event"] == Event.EVALUATE]
-    report, picture = directory.root / "report.html", directory.root / "loss.svg"
+    report = directory.root / "report.html"
     summary = Summary(
         run=str(run),
         step=metrics[-1]["step"],
@@ -60,7 +61,7 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         report=str(report),
         loss_curve=[(record["step"], record["loss"]) for record in metrics],
     )
-    made = Report(
+    records = RunRecords(
         summary=summary,
         metrics=metrics,
         undone=_undone(lines, metrics),
@@ -69,8 +70,9 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         funnels=_funnels(settings.data.dir),
         config=directory.config.read_text(),
     )
-    write_atomically(picture, loss_chart(made))
-    write_atomically(report, report_page(made))
+    write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "
+")
+    write_atomically(report, report_page(records))
     return summary
 
 
@@ -105,7 +107,7 @@ def _undone(lines: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> list[
 
 
 def _funnels(data: Path) -> dict[str, Funnel]:
-    """What became of the documents, where the data are here and have told."""
+    """What became of the documents, where the data are here."""
     try:
         return read_funnels(data)
     except (BigtrainError, OSError):

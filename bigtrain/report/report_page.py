@@ -5,51 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+
+from markupsafe import Markup
 
 from bigtrain.base.format import duration, quantity
 from bigtrain.data import Funnel
-from bigtrain.report.figure import BROAD, NARROW, WIDE, Line, Mark, Size, svg_areas, svg_chart
-from bigtrain.report.funnel_page import FUNNEL_STYLE, funnel_body
-from bigtrain.report.page import MUTED, RULE, cards, page, table, text
+from bigtrain.report.chart import Chart, EventMark, Line
+from bigtrain.report.figure import BROAD, NARROW, WIDE, Size, svg_chart
+from bigtrain.report.funnel_page import funnel_parts
+from bigtrain.report.page import page
 from bigtrain.report.summary import Summary, baselines_of, of_what
-from bigtrain.report.timeline import goodput_bar, goodput_table, marks_of, svg_timeline
+from bigtrain.report.timeline import exact, goodput_parts, marks_of, svg_timeline
 from bigtrain.rundir.events import Event
 
 SMOOTHING = 0.9
 NAMED = ("event", "step", "time", "start", "uptime", "samples")
 MOST_EVENTS = 500
 UNDONE = "#f59e9e"
-STYLE = f"""
-h2 {{ font-size: 1.15rem; margin: 2rem 0 .6rem }}
-.curves {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); gap: 1rem;
-          margin: 1rem 0 }}
-.curves figure {{ margin: 0 }} .narrow {{ display: none }}
-.bar {{ display: flex; height: 28px; border-radius: 6px; overflow: hidden; margin: .8rem 0 }}
-.bar i {{ min-width: 1px }}
-.key {{ display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: .5rem }}
-.ledger td {{ border-top: 1px solid {RULE}; padding: .25rem 1rem .25rem 0 }}
-.ledger .total td {{ font-weight: 600 }} .ledger td:last-child {{ color: {MUTED} }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
-.ledger td:first-child {{ white-space: nowrap }}
-details {{ overflow-x: auto }} .wide-table {{ overflow-x: auto }}
-.sample {{ border-left: 3px solid {RULE}; padding: .2rem 0 .2rem .8rem; margin: .6rem 0; white-space: pre-wrap;
-          overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace }}
-.sample b {{ font-weight: 600 }} .sample span {{ color: #1d4ed8 }}
-.events td {{ border-top: 1px solid {RULE}; overflow-wrap: anywhere }}
-.events td:first-child {{ white-space: nowrap; font-weight: 500 }}
-@media (max-width: 700px) {{
-  body {{ margin: 1rem auto; padding: 0 .6rem }} h1 {{ font-size: 1.3rem; overflow-wrap: anywhere }}
-  .wide {{ display: none }} .narrow {{ display: block }} figure {{ padding: .4rem }}
-  .cards div {{ padding: .45rem .7rem; flex: 1 1 40% }} .cards b {{ font-size: 1.05rem }}
-  .ledger td:last-child {{ display: none }}
-}}
-"""
 
 
 @dataclass(frozen=True)
-class Report:
+class RunRecords:
     """All that a page shows."""
 
     summary: Summary
@@ -80,47 +58,53 @@ class Report:
         ]
 
     @cached_property
-    def marks(self) -> list[Mark]:
+    def marks(self) -> list[EventMark]:
         """The events on the axis of the steps."""
         places = [float(step) if isinstance(step := event.get("step"), int) else None for event in self.events]
         return marks_of(self.events, places)
 
 
-def report_page(report: Report) -> str:
+def report_page(report: RunRecords) -> str:
     """The whole page."""
     summary, ledger = report.summary, report.summary.goodput
-    happened = table(
-        (event["event"], event.get("step", ""), ", ".join(f"{k} {v}" for k, v in event.items() if k not in NAMED))
-        for event in report.events[-MOST_EVENTS:]
+    return page(
+        "report.html",
+        summary.run,
+        styles=["funnel.css", "report.css"],
+        facts=_facts(report),
+        goodput_share=f"{ledger.goodput:.1%}",
+        wall_time=duration(ledger.wall_seconds),
+        wall_exact=exact(ledger.wall_seconds or 1.0),
+        classes=goodput_parts(ledger),
+        timeline=_both(lambda size: svg_timeline(ledger, report.events, size), BROAD),
+        charts=_charts(report),
+        samples=[(f"{step:,}", texts) for step, texts in reversed(report.samples)],
+        funnels=funnel_parts(report.funnels) if report.funnels else None,
+        events=[
+            (event["event"], event.get("step", ""), ", ".join(f"{k} {v}" for k, v in event.items() if k not in NAMED))
+            for event in report.events[-MOST_EVENTS:]
+        ],
+        earlier_events=len(report.events) - MOST_EVENTS,
+        config=report.config,
     )
-    left_out = len(report.events) - MOST_EVENTS
-    earlier = f"<p>The last {MOST_EVENTS}; {left_out:,} earlier ones are in events.jsonl.</p>" if left_out > 0 else ""
-    body = f"""{cards(_facts(report))}
-<h2>Goodput: {ledger.goodput:.1%} of {duration(ledger.wall_seconds)}</h2>
-<figure>{goodput_bar(ledger)}{goodput_table(ledger)}</figure>
-<div class="curves"><figure style="grid-column: 1 / -1">{
-        _both(lambda size: svg_timeline(ledger, report.events, size), BROAD)
-    }</figure></div>
-<h2>Curves</h2>
-<div class="curves"><figure style="grid-column: 1 / -1">{_both(lambda size: loss_chart(report, size), BROAD)}</figure>
-{"".join(f"<figure>{_both(chart)}</figure>" for chart in _curves(report))}</div>
-{_samples(report)}{_funnel(report)}
-<h2>Records</h2>
-<details class="events"><summary>Events</summary>{earlier}{happened}</details>
-<details><summary>Settings</summary><pre>{text(report.config)}</pre></details>"""
-    return page(summary.run, body, style=FUNNEL_STYLE + STYLE)
 
 
-def loss_chart(report: Report, size: Size = WIDE) -> str:
-    """The loss, of training and held-out documents, with what happened on the way."""
-    return svg_chart("Loss", report.loss_lines, x_label="step", y_label="nats a token", marks=report.marks, size=size)
+def loss_chart(report: RunRecords) -> Chart:
+    """The loss, of training and held-out documents, with the events of the run."""
+    return Chart("Loss", report.loss_lines, x_label="step", y_label="nats a token", marks=report.marks)
 
 
-def _curves(report: Report) -> list[Callable[[Size], str]]:
+def _charts(report: RunRecords) -> list[dict[str, Markup]]:
+    """The loss over the whole width, the others side by side."""
+    drawn = [(loss_chart(report), BROAD), *((chart, WIDE) for chart in _other_charts(report))]
+    return [_both(partial(svg_chart, chart), wide) for chart, wide in drawn]
+
+
+def _other_charts(report: RunRecords) -> list[Chart]:
     metrics, marks = report.metrics, [mark for mark in report.marks if not mark.small]
 
-    def chart(title: str, y_label: str, *lines: Line) -> Callable[[Size], str]:
-        return lambda size: svg_chart(title, lines, x_label="step", y_label=y_label, marks=marks, size=size)
+    def chart(title: str, y_label: str, *lines: Line) -> Chart:
+        return Chart(title, lines, x_label="step", y_label=y_label, marks=marks)
 
     undone = Line("undone", column(report.undone, "grad_norm"), scattered=True, color=UNDONE)
     parts = [(record["step"], _parts_of(record)) for record in metrics]
@@ -136,7 +120,7 @@ def _curves(report: Report) -> list[Callable[[Size], str]]:
             Line("MFU", column(metrics, "mfu")),
             Line("causal-exact", column(metrics, "mfu_causal")),
         ),
-        lambda size: svg_areas("Where the time of a step goes", stacked, x_label="step", y_label="seconds", size=size),
+        Chart("Where the time of a step goes", stacked, x_label="step", y_label="seconds", stacked=True),
     ]
 
 
@@ -145,12 +129,12 @@ def column(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float,
     return [(record["step"], record[name]) for record in records if name in record]
 
 
-def _both(draw: Callable[[Size], str], wide: Size = WIDE) -> str:
-    """A picture for screens and one for telephones; the page shows the one that fits."""
-    return f'<div class="wide">{draw(wide)}</div><div class="narrow">{draw(NARROW)}</div>'
+def _both(draw: Callable[[Size], Markup], wide: Size) -> dict[str, Markup]:
+    """A figure for screens and one for phones; the page shows the one that fits."""
+    return {"wide": draw(wide), "narrow": draw(NARROW)}
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def _facts(report: RunRecords) -> list[tuple[str, str]]:
     summary, ledger = report.summary, report.summary.goodput
     lost = f", {ledger.steps_recomputed:,} step(s) done in vain" if ledger.steps_recomputed else ""
     return [
@@ -172,28 +156,6 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         (f"start(s), {ledger.crashes} crash(es){lost}", str(summary.starts)),
         ("training time", duration(summary.training_seconds)),
     ]
-
-
-def _samples(report: Report) -> str:
-    """The newest samples open, the ones before folded."""
-    if not report.samples:
-        return ""
-    blocks: list[str] = []
-    for step, samples in reversed(report.samples):
-        texts = "".join(
-            f'<div class="sample"><b>{text(sample["prompt"])}</b><span>{text(sample["completion"])}</span></div>'
-            for sample in samples
-        )
-        is_open = "" if blocks else ' open="open"'
-        blocks.append(f"<details{is_open}><summary>Step {step:,}</summary>{texts}</details>")
-    return f"<h2>What it writes after the beginnings of held-out documents</h2>{''.join(blocks)}"
-
-
-def _funnel(report: Report) -> str:
-    if not report.funnels:
-        return ""
-    summary = f"<summary>What became of the documents of {len(report.funnels)} source(s)</summary>"
-    return f"<h2>Its data</h2><details>{summary}{funnel_body(report.funnels)}</details>"
 
 
 PARTS = ("forward/backward", "optimizer", "data", "other")

@@ -1,13 +1,18 @@
-"""Pictures of a ledger: where a run's time went, as one bar, as a table, and from its first second to its last."""
+"""Where a run's time went, from its ledger: as one bar, as a table, and from its first second to its last."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
+from markupsafe import Markup
+
 from bigtrain.base.format import duration
-from bigtrain.report.figure import ROW, Mark, Size, ticks
-from bigtrain.report.page import INK, MUTED, svg, text
+from bigtrain.report.chart import EventMark, ticks
+from bigtrain.report.figure import ROW, Size
+from bigtrain.report.page import render
 from bigtrain.rundir.events import Event
 from bigtrain.rundir.ledger import CLASSES, Ledger, said
 from bigtrain.rundir.starts import MICRO
@@ -38,87 +43,96 @@ EVENTS = {
     "stop": ("#475569", False),
     "save": ("#0891b2", True),
 }
-"""The events that charts show: their colour, and whether they are ticks on the axis, being many."""
+"""The events that charts show: their colour, and whether they are ticks on the axis, as there are many."""
+DETAILS = ("reason", "problems", "seconds", "from_checkpoint", "rank")
+"""The fields of an event that its mark shows."""
 UNITS = ((2 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 BAR, TOP, COLUMN = 56, 58, 3
 
+Rectangle = tuple[str, str, str, str, str]
+"""Left, top, width, height and colour."""
 
-def marks_of(events: Sequence[Mapping[str, Any]], places: Sequence[float | None]) -> list[Mark]:
-    """What charts show of the events, each at its place on the horizontal axis; None: nowhere."""
+
+def marks_of(events: Sequence[Mapping[str, Any]], positions: Sequence[float | None]) -> list[EventMark]:
+    """What charts show of the events, each at its position on the horizontal axis; None: nowhere."""
     marks = []
-    for event, place in zip(events, places, strict=True):
+    for event, position in zip(events, positions, strict=True):
         name = "restart" if event["event"] == Event.RESUME else event["event"]
-        if name in EVENTS and place is not None and not (name == "stop" and event.get("exit_status") == 0):
+        if name in EVENTS and position is not None and not (name == "stop" and event.get("exit_status") == 0):
             color, small = EVENTS[name]
-            details = {
-                k: v for k, v in event.items() if k in ("reason", "problems", "seconds", "from_checkpoint", "rank")
-            }
-            told = "".join(f", {key.replace('_', ' ')} {value}" for key, value in details.items())
-            marks.append(Mark(place, name, color, f"{name} at step {event.get('step', '?')}{told}", small))
+            marks.append(EventMark(position, name, color, _description(name, event), small))
     return marks
 
 
-def goodput_bar(ledger: Ledger) -> str:
-    """All time as one bar, by class, in the order of a table."""
+def _description(name: str, event: Mapping[str, Any]) -> str:
+    """An event for people: `hang at step 9, seconds 31.0, 2026-09-21 14:03:00 UTC`."""
+    details = [f"{key.replace('_', ' ')} {value}" for key, value in event.items() if key in DETAILS]
+    with suppress(KeyError, TypeError, ValueError, OverflowError, OSError):  # no time, or none that a calendar has
+        details.append(f"{datetime.fromtimestamp(event['time'], UTC):%Y-%m-%d %H:%M:%S} UTC")
+    return ", ".join([f"{name} at step {event.get('step', '?')}", *details])
+
+
+def goodput_parts(ledger: Ledger) -> list[dict[str, Any]]:
+    """What the template goodput.html shows of each class that the run has spent time in."""
     wall = ledger.wall_seconds or 1.0
-    parts = "".join(
-        f'<i style="flex:{seconds / wall:.5f} 0 0;background:{COLORS[name]}" '
-        f'title="{text(f"{said(name)}: {duration(seconds)}, {seconds / wall:.1%}")}"></i>'
+    return [
+        {
+            "name": said(name),
+            "meaning": CLASSES[name],
+            "color": COLORS[name],
+            "share": f"{seconds / wall:.5f}",
+            "tenths": f"{seconds / wall:.1%}",
+            "hundredths": f"{seconds / wall:.2%}",
+            "short": duration(seconds),
+            "exact": exact(seconds),
+        }
         for name, seconds in ledger.seconds.items()
         if seconds
-    )
-    return f'<div class="bar">{parts}</div>'
+    ]
 
 
-def goodput_table(ledger: Ledger) -> str:
-    """A row for each class that the run has spent time in."""
-    wall = ledger.wall_seconds or 1.0
-    rows = "".join(
-        f'<tr><td><i class="key" style="background:{COLORS[name]}"></i>{said(name)}</td>'
-        f'<td class="number">{_exact(seconds)}</td><td class="number">{seconds / wall:.2%}</td>'
-        f"<td>{text(CLASSES[name])}</td></tr>"
-        for name, seconds in ledger.seconds.items()
-        if seconds
-    )
-    total = "".join(f'<td class="number">{value}</td>' for value in (_exact(wall), "100%"))
-    return f'<table class="ledger">{rows}<tr class="total"><td>all</td>{total}<td></td></tr></table>'
+def exact(seconds: float) -> str:
+    """A duration; below a minute with hundredths of a second."""
+    return f"{seconds:,.2f}s" if seconds < 60 else duration(seconds)
 
 
-def svg_timeline(ledger: Ledger, events: Sequence[Mapping[str, Any]], size: Size) -> str:
-    """The run from its first second to its last: what it did in each column of time, and what happened to it."""
+def svg_timeline(ledger: Ledger, events: Sequence[Mapping[str, Any]], size: Size) -> Markup:
+    """The run from its first second to its last: its time by class in each column, and its events."""
     wall = max(ledger.wall_seconds, 1e-3)
     _, unit, unit_name = next(u for u in UNITS if wall >= u[0])
     left, width = 14, size.width - 28
-    title = "From the first second to the last"
-    parts = [f'<text x="{left}" y="20" font-size="14" font-weight="600" fill="{INK}">{title}</text>']
-    parts += _columns(ledger, left, width)
-    for tick in ticks(0.0, wall / unit, about=size.ticks):
-        x = left + tick * unit / wall * width
-        parts.append(f'<text x="{x:.1f}" y="{TOP + BAR + 18}" text-anchor="middle">{tick:,.6g}</text>')
-    parts.append(
-        f'<text x="{left + width / 2}" y="{TOP + BAR + 36}" text-anchor="middle" fill="{MUTED}">{unit_name}</text>'
-    )
     marks = marks_of(events, [micros / MICRO for micros in ledger.event_times])
-    for mark in {(m.name, int(m.x / wall * width / 4)): m for m in marks}.values():
-        x, y = left + mark.x / wall * width, TOP - 4
-        shape = f"M{x:.1f} {y} l-4 -8 l8 0 z" if not mark.small else f"M{x:.1f} {y} l0 -4"
-        parts.append(
-            f'<path d="{shape}" fill="{mark.color}" stroke="{mark.color}"><title>{text(mark.told)}</title></path>'
-        )
-    names = [(said(name), COLORS[name]) for name, micros in ledger.micros.items() if micros]
-    names += list(dict.fromkeys((f"▾ {mark.name}", mark.color) for mark in marks))
+    names = [(said(name), COLORS[name], False) for name, micros in ledger.micros.items() if micros]
+    names += list(dict.fromkeys((mark.name, mark.color, True) for mark in marks))
     per_row = max(2, width // 150)
-    for index, (name, color) in enumerate(names):
-        x, y = left + index % per_row * (width // per_row), TOP + BAR + 62 + ROW * (index // per_row)
-        key = f'<rect x="{x}" y="{y - 9}" width="10" height="10" rx="2" fill="{color}"/>'
-        if name.startswith("▾"):
-            key = f'<path d="M{x + 5} {y} l-4 -8 l8 0 z" fill="{color}"/>'
-        parts.append(f'{key}<text x="{x + 16}" y="{y}">{text(name.removeprefix("▾ "))}</text>')
-    return svg(size.width, TOP + BAR + 62 + ROW * -(-len(names) // per_row), parts)
+    legend = [
+        (left + index % per_row * (width // per_row), TOP + BAR + 62 + ROW * (index // per_row), *name)
+        for index, name in enumerate(names)
+    ]
+    return render(
+        "timeline.svg",
+        width=size.width,
+        height=TOP + BAR + 62 + ROW * -(-len(names) // per_row),
+        left=left,
+        plane=width,
+        top=TOP,
+        floor=TOP + BAR,
+        unit=unit_name,
+        bars=list(_columns(ledger, left, width)),
+        ticks=[
+            (f"{left + tick * unit / wall * width:.1f}", f"{tick:,.6g}")
+            for tick in ticks(0.0, wall / unit, about=size.ticks)
+        ],
+        marks=[
+            (f"{left + mark.x / wall * width:.1f}", mark)
+            for mark in {(m.name, int(m.x / wall * width / 4)): m for m in marks}.values()
+        ],
+        legend=legend,
+    )
 
 
-def _columns(ledger: Ledger, left: int, width: int) -> list[str]:
-    """The bar, a column of classes for each piece of time; neighbours that are alike are one."""
+def _columns(ledger: Ledger, left: int, width: int) -> Iterator[Rectangle]:
+    """The bar, a column of classes for each piece of time; equal neighbours are one."""
     number = max(1, width // COLUMN)
     wall = max(1, ledger.stretches[-1].end if ledger.stretches else 1)
     columns: list[dict[str, int]] = [{} for _ in range(number)]
@@ -127,26 +141,18 @@ def _columns(ledger: Ledger, left: int, width: int) -> list[str]:
             begin, end = max(stretch.begin, index * wall // number), min(stretch.end, (index + 1) * wall // number)
             if end > begin:
                 columns[index][stretch.activity] = columns[index].get(stretch.activity, 0) + end - begin
-    parts, first = [], 0
+    first = 0
     for index in range(1, number + 1):
         if index < number and len(columns[index]) == 1 and columns[index].keys() == columns[first].keys():
             continue
-        parts += _stack(columns[first], left + first * width / number, (index - first) * width / number)
+        yield from _stack(columns[first], left + first * width / number, (index - first) * width / number)
         first = index
-    return parts
 
 
-def _stack(column: Mapping[str, int], x: float, width: float) -> list[str]:
-    total, y, parts = sum(column.values()) or 1, float(TOP + BAR), []
+def _stack(column: Mapping[str, int], x: float, width: float) -> Iterator[Rectangle]:
+    total, y = sum(column.values()) or 1, float(TOP + BAR)
     for name in CLASSES:
         if name in column:
             height = column[name] / total * BAR
             y -= height
-            parts.append(
-                f'<rect x="{x:.2f}" y="{y:.2f}" width="{width + 0.2:.2f}" height="{height:.2f}" fill="{COLORS[name]}"/>'
-            )
-    return parts
-
-
-def _exact(seconds: float) -> str:
-    return f"{seconds:,.2f}s" if seconds < 60 else duration(seconds)
+            yield f"{x:.2f}", f"{y:.2f}", f"{width + 0.2:.2f}", f"{height:.2f}", COLORS[name]

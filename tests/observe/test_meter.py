@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Meter
 from bigtrain.observe.peak_flops import DATASHEETS, Peak, datasheet_flops, kind_of, peak_of, peak_of_all
-from bigtrain.report.figure import Line, svg_areas
 
 CPU = torch.device("cpu")
 
@@ -75,13 +73,3 @@ def test_the_parts_of_a_step_are_its_own_and_fit_into_it() -> None:
     meter.start_step()
     second = meter.end_step(2, tokens=100)
     assert second.data_seconds == second.forward_backward_seconds == second.optimizer_seconds == 0.0
-
-
-def test_stacked_areas_start_where_the_one_below_ends(tmp_path: Path) -> None:
-    lines = [Line("a", [(1, 1.0), (2, 2.0)]), Line("b", [(1, 3.0), (2, 1.0)])]
-    bands = [
-        [tuple(map(float, point.split(","))) for point in part.split('points="')[1].split('"')[0].split()]
-        for part in svg_areas("t", lines, x_label="x", y_label="y").splitlines()
-        if part.startswith("<polygon")
-    ]
-    assert bands[0][:2] == bands[1][:1:-1]  # the ceiling of one is the floor of the next
