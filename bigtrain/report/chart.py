@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 Point = tuple[float, float]
 
 COLORS = ("#93b4f5", "#1d4ed8", "#059669", "#d97706", "#7c3aed", "#dc2626")
 """Of lines that do not bring their own."""
+MOST_COLUMNS = 1000
+"""What a page holds of a chart for zooming in, so that the page of a long run stays small."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,42 @@ class Chart:
         lines = [Line(line.name, finite(line.points), line.dots, line.scattered) for line in self.lines]
         return [(line, color) for line, color in zip(lines, self.colors, strict=True) if line.points]
 
+    def as_data(self) -> dict[str, Any]:
+        """What static/charts.js draws: for the same steps the values of every line, null where a line has none.
+
+        It is thinned: `MOST_COLUMNS` columns keep their smallest and largest values. Of several points of a line at the
+        same step the last one counts.
+        """
+        drawable = self.drawable()
+        if self.stacked:
+            drawable = [(Line(line.name, averaged(line.points, MOST_COLUMNS)), color) for line, color in drawable]
+        xs = sorted({x for line, _ in drawable for x, _ in thinned(line.points, MOST_COLUMNS)})
+        marks = [mark for mark in self.marks if xs and xs[0] <= mark.x <= xs[-1]]
+        return {
+            "title": self.title,
+            "x_label": self.x_label,
+            "y_label": self.y_label,
+            "stacked": self.stacked,
+            "x": xs,
+            "lines": [
+                {
+                    "name": line.name,
+                    "color": color,
+                    "dots": line.dots,
+                    "scattered": line.scattered,
+                    "values": [_rounded(values.get(x)) for x in xs],
+                }
+                for line, color in drawable
+                for values in [dict(line.points)]
+            ],
+            "marks": [asdict(mark) for mark in spaced(marks, span(xs), MOST_COLUMNS)],
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Seven significant digits: what a legend shows, and one more."""
+    return None if value is None else float(f"{value:.7g}")
+
 
 def finite(points: Sequence[Point]) -> list[Point]:
     """The points that can be drawn."""
@@ -81,7 +120,8 @@ def thinned(points: Sequence[Point], columns: int) -> list[Point]:
     low, high = span([x for x, _ in points])
     extremes: dict[int, list[Point]] = {}
     for point in points:
-        column = extremes.setdefault(int((point[0] - low) / (high - low) * columns), [point, point])
+        index = min(columns - 1, int((point[0] - low) / (high - low) * columns))
+        column = extremes.setdefault(index, [point, point])
         if point[1] < column[0][1]:
             column[0] = point
         if point[1] > column[1][1]:

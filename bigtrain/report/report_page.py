@@ -24,6 +24,8 @@ SMOOTHING = 0.9
 NAMED = ("event", "step", "time", "start", "uptime", "samples")
 MOST_EVENTS = 500
 UNDONE = "#f59e9e"
+UPLOT = "vendor/uplot-1.6.32"
+"""The library that draws the charts: https://github.com/leeoniya/uPlot, from `npm pack uplot`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def report_page(report: RunRecords) -> str:
     return page(
         "report.html",
         summary.run,
-        styles=["funnel.css", "report.css"],
+        styles=["funnel.css", "report.css", f"{UPLOT}/uPlot.min.css"],
+        scripts=[f"{UPLOT}/uPlot.iife.min.js", "charts.js"],
         facts=_facts(report),
         goodput_share=f"{ledger.goodput:.1%}",
         wall_time=duration(ledger.wall_seconds),
@@ -94,10 +97,10 @@ def loss_chart(report: RunRecords) -> Chart:
     return Chart("Loss", report.loss_lines, x_label="step", y_label="nats a token", marks=report.marks)
 
 
-def _charts(report: RunRecords) -> list[dict[str, Markup]]:
-    """The loss over the whole width, the others side by side."""
-    drawn = [(loss_chart(report), BROAD), *((chart, WIDE) for chart in _other_charts(report))]
-    return [_both(partial(svg_chart, chart), wide) for chart, wide in drawn]
+def _charts(report: RunRecords) -> list[dict[str, Any]]:
+    """The loss over the whole width, the others side by side; as SVG, and as data for the page's script."""
+    charts = [(loss_chart(report), BROAD), *((chart, WIDE) for chart in _other_charts(report))]
+    return [{**_both(partial(svg_chart, chart), wide), "data": chart.as_data()} for chart, wide in charts]
 
 
 def _other_charts(report: RunRecords) -> list[Chart]:
