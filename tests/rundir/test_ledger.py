@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bigtrain.rundir.counted_seconds import CountedSeconds
@@ -261,6 +261,7 @@ STEPS = st.fixed_dictionaries(
 
 
 @given(events=st.lists(EVENTS, max_size=12), steps=st.lists(STEPS, max_size=12))
+@example(events=[], steps=[{"step": 1, "time": 1.7e302}])  # more microseconds than a float can hold
 def test_whatever_stands_in_the_records_no_second_is_in_two_classes_or_in_none(
     events: list[dict[str, Any]], steps: list[dict[str, Any]]
 ) -> None:
