@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bigtrain.base.to_json import to_json
 from bigtrain.cli.printing import JsonOption, RunArgument, print_json, print_table
 
 app = typer.Typer(
@@ -22,7 +23,8 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
     elif rows:
-        print_table(f"Checkpoints of {run}", list(rows[0]), [list(row.values()) for row in rows])
+        records = [to_json(row) for row in rows]
+        print_table(f"Checkpoints of {run}", list(records[0]), [list(record.values()) for record in records])
     else:
         typer.echo(f"{run} has no committed checkpoint")
 
@@ -38,11 +40,12 @@ def verify(
 
     results = verify_checkpoints(run, step)
     if as_json:
-        print_json([{"checkpoint": name, "problems": problems} for name, problems in results.items()])
+        print_json(results)
     else:
-        for name, problems in results.items():
-            typer.echo(f"{name}: " + ("every byte is right" if not problems else "; ".join(problems)))
-    if any(results.values()):
+        for result in results:
+            problems = "; ".join(result.problems) or "every byte is right"
+            typer.echo(f"{result.checkpoint}: {problems}")
+    if any(result.problems for result in results):
         raise typer.Exit(1)
 
 
@@ -75,10 +78,11 @@ def prune(
     """Remove old checkpoints; the newest verified one always stays."""
     from bigtrain.trained.checkpoints import prune_checkpoints
 
-    removed = prune_checkpoints(run, keep, keep_every, dry_run=dry_run)
+    pruned = prune_checkpoints(run, keep, keep_every, dry_run=dry_run)
     if as_json:
-        print_json({"dry_run": dry_run, "removed": removed})
-    for path in [] if as_json else removed:
+        print_json(pruned)
+        return
+    for path in pruned.removed:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
-    if not removed and not as_json:
+    if not pruned.removed:
         typer.echo("nothing to remove")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, print_table
+from bigtrain.cli.results import KeyDifference
 
 if TYPE_CHECKING:
     from bigtrain.config import Settings
@@ -59,7 +60,7 @@ def diff(
 
     differences = diff(_settings_at(left), _settings_at(right))
     if as_json:
-        print_json([{"key": d.key, "left": d.left, "right": d.right} for d in differences])
+        print_json([KeyDifference(*difference) for difference in differences])
     elif differences:
         rows = [(d.key, to_yaml_line(d.left), to_yaml_line(d.right)) for d in differences]
         print_table("Settings that differ", ("key", str(left), str(right)), rows)

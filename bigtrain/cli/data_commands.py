@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, print_json, print_table, say
+from bigtrain.cli.results import BuiltData, BuiltSource, RunDataCard, VerifiedData
+
+if TYPE_CHECKING:
+    from bigtrain.rundir.provenance import AppearanceInStep
 
 app = typer.Typer(help="Build and check the tokenizer and the token shards.", no_args_is_help=True)
 
@@ -24,17 +28,20 @@ def build(
 
     settings = load_settings(config, overrides or [])
     build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say)
-    columns = ("source", "split", "documents", "tokens", "shards")
-    rows = [
-        (dataset.name, split, dataset.manifest.documents, dataset.tokens, len(dataset.shards))
-        for split in ("train", "validation")
-        for dataset in open_datasets(settings.data, model_vocab_size=settings.model.vocab_size, split=split)
-    ]
+    built = BuiltData(
+        str(settings.data.dir),
+        [
+            BuiltSource(dataset.name, split, dataset.manifest.documents, dataset.tokens, len(dataset.shards))
+            for split in ("train", "validation")
+            for dataset in open_datasets(settings.data, model_vocab_size=settings.model.vocab_size, split=split)
+        ],
+    )
     if as_json:
-        sources = [dict(zip(columns, row, strict=True)) for row in rows]
-        print_json({"directory": str(settings.data.dir), "sources": sources})
+        print_json(built)
     else:
-        print_table(f"Data in {settings.data.dir}", columns, [(*row[:2], *(f"{n:,}" for n in row[2:])) for row in rows])
+        columns = ("source", "split", "documents", "tokens", "shards")
+        rows = [(s.source, s.split, f"{s.documents:,}", f"{s.tokens:,}", f"{s.shards:,}") for s in built.sources]
+        print_table(f"Data in {settings.data.dir}", columns, rows)
 
 
 @app.command()
@@ -55,7 +62,7 @@ def funnel(
         write_funnel_page(html, funnels, f"What became of the documents in {directory}")
         say(f"the page with pictures: {html}")
     if as_json:
-        print_json({source: funnel.to_json() for source, funnel in funnels.items()})
+        print_json(funnels)
         return
     for source, funnel in funnels.items():
         rows = [
@@ -82,7 +89,7 @@ def verify(
 
     report = verify(place)
     if as_json:
-        print_json(report.to_json())
+        print_json(VerifiedData(**report.to_json()))
     else:
         for problem in report.problems:
             typer.echo(problem)
@@ -108,34 +115,36 @@ def where(
     if as_json:
         print_json(found)
         return
-    rows = [
-        (sample, document, f"{sample['source']}:{document['file']}:{document['position']}")
-        for sample in found["samples"]
-        for document in sample["documents"]
+    parts = [
+        (sample, part, f"{sample.source}:{part.file}:{part.position}")
+        for sample in found.samples
+        for part in sample.documents
     ]
     if text:
-        for sample, document, origin in rows:
-            typer.echo(
-                f"--- {sample['position']}: {origin}, tokens {document['start']}-{document['end']} of "
-                f"{document['tokens']}, {document['id']}"
-            )
-            typer.echo(document["text"])
+        for sample, part, origin in parts:
+            typer.echo(f"--- {sample.position}: {origin}, tokens {part.start}-{part.end} of {part.tokens}, {part.id}")
+            typer.echo(part.text)
     else:
         columns = ("", "sample", "epoch", "sequence", "document", "tokens", "of", "id")
-        table = [
+        rows = [
             (
-                *(sample[key] for key in ("position", "sample", "epoch", "sequence")),
+                sample.position,
+                sample.sample,
+                sample.epoch,
+                sample.sequence,
                 origin,
-                f"{document['start']}-{document['end']}",
-                document["tokens"],
-                document["id"] if document["labelled"] else f"{document['id']} (skipped)",
+                f"{part.start}-{part.end}",
+                part.tokens,
+                part.id if part.labelled else f"{part.id} (skipped)",
             )
-            for sample, document, origin in rows
+            for sample, part, origin in parts
         ]
-        print_table(f"Step {step} of {run}", columns, table)
-    recorded = "the same as in metrics.jsonl" if found["recorded_digest"] else "not in metrics.jsonl yet"
-    samples = len(found["samples"])
-    typer.echo(f"{len(rows)} parts of documents in {samples} samples; batch digest {found['batch_digest']}, {recorded}")
+        print_table(f"Step {step} of {run}", columns, rows)
+    recorded = "the same as in metrics.jsonl" if found.recorded_digest else "not in metrics.jsonl yet"
+    typer.echo(
+        f"{len(parts)} parts of documents in {len(found.samples)} samples; "
+        f"batch digest {found.batch_digest}, {recorded}"
+    )
 
 
 @app.command()
@@ -151,21 +160,21 @@ def when(
     if as_json:
         print_json(found)
         return
-    which = found["document"]
-    name = f"{which['source']}:{which['file']}:{which['position']} ({which['tokens']} tokens, {which['id']})"
-    if which["held_out"]:
+    which = found.document
+    name = f"{which.source}:{which.file}:{which.position} ({which.tokens} tokens, {which.id})"
+    if which.held_out:
         typer.echo(f"{name} is held out for validation: it is never trained on")
         return
     columns = ("step", "epoch", "sample", "sequence", "tokens", "")
     rows = [
-        (*(row[key] for key in columns[:4]), f"{row['start']}-{row['end']}", _state(row))
-        for row in found["appearances"]
+        (row.step, row.epoch, row.sample, row.sequence, f"{row.start}-{row.end}", _state(row))
+        for row in found.appearances
     ]
     print_table(name, columns, rows)
-    steps = {row["step"]: row["done"] for row in found["appearances"] if row["labelled"]}
+    steps = {row.step: row.done for row in found.appearances if row.labelled}
     typer.echo(
-        f"in {len(steps)} of {found['total_steps']} steps, {sum(steps.values())} of them done "
-        f"(the run is at step {found['newest_step']})"
+        f"in {len(steps)} of {found.total_steps} steps, {sum(steps.values())} of them done "
+        f"(the run is at step {found.newest_step})"
     )
 
 
@@ -183,21 +192,21 @@ def diff(
     if as_json:
         print_json(found)
         return
-    rows = [(row["source"], *(f"{n:,}" for n in row["samples"])) for row in found["sources"]]
+    rows = [(row.source, *(f"{n:,}" for n in row.samples)) for row in found.sources]
     print_table("Samples in the whole schedule", ("source", str(one), str(other)), rows)
-    parting = found["same_before"]
+    parting = found.same_before
     if parting is None:
-        differs = f"they differ in {', '.join(found['differs'])}, and every batch is the same"
-        typer.echo(differs if found["differs"] else f"the same plan, {found['plans'][0]}")
+        differs = f"they differ in {', '.join(found.differs)}, and every batch is the same"
+        typer.echo(differs if found.differs else f"the same plan, {found.plans[0]}")
         return
     typer.echo(
-        f"they differ in {', '.join(found['differs'])}; all batches before step {parting['step']:,} are the same "
-        f"(sample {parting['sample']:,}, {parting['tokens']:,} tokens)"
+        f"they differ in {', '.join(found.differs)}; all batches before step {parting.step:,} are the same "
+        f"(sample {parting.sample:,}, {parting.tokens:,} tokens)"
     )
-    for place, consumed in zip((one, other), found["consumed"], strict=True):
+    for path, consumed in zip((one, other), found.consumed, strict=True):
         if consumed is not None:
-            verdict = "may change over to the other" if consumed <= parting["sample"] else "has gone too far to change"
-            typer.echo(f"{place} has done {consumed:,} samples: it {verdict}")
+            may = "may change over to the other" if consumed <= parting.sample else "has gone too far to change"
+            typer.echo(f"{path} has done {consumed:,} samples: it {may}")
 
 
 @app.command()
@@ -207,7 +216,7 @@ def card(run: RunArgument, as_json: JsonOption = False) -> None:
 
     document, markdown = write_card(run)
     if as_json:
-        print_json(document)
+        print_json(RunDataCard(**document))
     else:
         typer.echo(markdown, nl=False)
 
@@ -227,6 +236,6 @@ def index(
         typer.echo("\n".join(paths))
 
 
-def _state(appearance: dict[str, Any]) -> str:
-    state = "done" if appearance["done"] else "to come"
-    return state if appearance["labelled"] else f"{state}, skipped: it has no labels"
+def _state(appearance: AppearanceInStep) -> str:
+    state = "done" if appearance.done else "to come"
+    return state if appearance.labelled else f"{state}, skipped: it has no labels"

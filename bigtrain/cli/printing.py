@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bigtrain.base.to_json import to_json
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 OverridesArgument = Annotated[
@@ -17,9 +19,9 @@ OverridesArgument = Annotated[
 ]
 
 
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(document, indent=2, default=str))
+def print_json(result: Any) -> None:
+    """One JSON document on stdout; dataclasses are objects, see `bigtrain.base.to_json`."""
+    print(json.dumps(to_json(result), indent=2, default=str))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -6,19 +6,20 @@ types of events and metrics. So a page cannot say what the program does not do, 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
+import json
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from bigtrain.base import exit_status as statuses
+from bigtrain.cli.json_schemas import RESULTS, docstrings, json_schema
 from bigtrain.cli.main import app
 from bigtrain.config.reference import reference as settings_page
 from bigtrain.rundir.events import EVENTS
@@ -135,7 +136,18 @@ def commands_page() -> str:
         rows = [_row(parameter, hints) for parameter in command.params if not getattr(parameter, "hidden", False)]
         head = ["| argument or option | takes | default | meaning |", "| --- | --- | --- | --- |"]
         parts.append("\n".join([*head, *rows]) + "\n")
+        if (name := path.removeprefix("bigtrain ")) in RESULTS:
+            parts.append(f"With `--json` it prints what [this JSON schema]({_schema_file(name)}) describes.\n")
     return "\n".join(parts)
+
+
+def schema_page(command: str) -> str:
+    """The JSON schema of what a command prints."""
+    return json.dumps(json_schema(command), indent=2) + "\n"
+
+
+def _schema_file(command: str) -> str:
+    return f"json/{command.replace(' ', '-')}.schema.json"
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -182,28 +194,6 @@ def exit_status_page() -> str:
     return _STATUSES_HEAD + "\n".join(rows) + "\n"
 
 
-def docstrings(of: types.ModuleType | type) -> Mapping[str, str]:
-    """The text under each constant of a module, or field of a class, on one line."""
-    tree: ast.Module | ast.ClassDef = ast.parse(inspect.cleandoc(inspect.getsource(of)))
-    if isinstance(of, type):
-        tree = next(statement for statement in tree.body if isinstance(statement, ast.ClassDef))
-    found = {}
-    for statement, below in pairwise(tree.body):
-        if (
-            isinstance(statement, ast.Assign | ast.AnnAssign)
-            and isinstance(target := _target(statement), ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-            and isinstance(below.value.value, str)
-        ):
-            found[target.id] = " ".join(below.value.value.split())
-    return found
-
-
-def _target(statement: ast.Assign | ast.AnnAssign) -> ast.expr:
-    return statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-
-
 def _row(parameter: Any, hints: Mapping[str, Any]) -> str:
     if parameter.param_type_name == "option":
         name = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
@@ -245,10 +235,12 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "events.md": events_page,
     "exit-status.md": exit_status_page,
     "metrics.md": metrics_page,
+    **{_schema_file(command): partial(schema_page, command) for command in RESULTS},
 }
 """Each generated page of `PAGES_DIRECTORY`, and what makes it."""
 
 
 if __name__ == "__main__":
     for page, text in PAGES.items():
+        (PAGES_DIRECTORY / page).parent.mkdir(exist_ok=True)
         (PAGES_DIRECTORY / page).write_text(text(), encoding="utf-8")

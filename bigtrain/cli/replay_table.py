@@ -20,17 +20,17 @@ def print_replay(found: Replay, *, documents: int, text: bool) -> None:
     shown = found.documents[:documents]
     if text:
         for document in shown:
-            origin = f"{document['source']}:{document['file']}:{document['position']}"
-            typer.echo(f"--- loss {document['loss']:.4f} over {document['loss_tokens']} tokens, {origin}")
-            typer.echo(document["text"][:EXCERPT])
+            origin = f"{document.source}:{document.file}:{document.position}"
+            typer.echo(f"--- loss {document.loss:.4f} over {document.loss_tokens} tokens, {origin}")
+            typer.echo((document.text or "")[:EXCERPT])
     else:
         rows = [
             (
-                f"{document['source']}:{document['file']}:{document['position']}",
-                f"{document['loss']:.4f}",
-                document["loss_tokens"],
-                f"{document['start']}-{document['end']}",
-                document["id"],
+                f"{document.source}:{document.file}:{document.position}",
+                f"{document.loss:.4f}",
+                document.loss_tokens,
+                f"{document.start}-{document.end}",
+                document.id,
             )
             for document in shown
         ]

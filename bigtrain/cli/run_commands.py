@@ -66,16 +66,15 @@ def verify_resume(
     from bigtrain.trials.trial import FOLDER, Launcher
     from bigtrain.trials.verify_resume import verify_resume
 
-    findings = verify_resume(settings, Launcher.of(launcher, processes), steps=steps, keep=keep, report=say)
-    ok = all(finding.ok for finding in findings)
+    tried = verify_resume(settings, Launcher.of(launcher, processes), steps=steps, keep=keep, report=say)
     if as_json:
-        print_json({"ok": ok, "checks": [vars(finding) for finding in findings]})
+        print_json(tried)
     else:
-        rows = [[finding.check, "ok" if finding.ok else "FAILED", finding.found] for finding in findings]
+        rows = [[check.check, "ok" if check.ok else "FAILED", check.found] for check in tried.checks]
         print_table(f"Resuming {settings.run_dir}", ["check", "result", "found"], rows)
     if keep:
         say(f"the runs are under {settings.run_dir / FOLDER}")
-    raise typer.Exit(0 if ok else 1)
+    raise typer.Exit(0 if tried.ok else 1)
 
 
 def profile(
@@ -97,7 +96,7 @@ def profile(
     if found is None:  # another rank tells
         return
     if as_json:
-        print_json(found.as_dict())
+        print_json(found)
     else:
         print_profile(found)
 
@@ -119,7 +118,7 @@ def replay(
     if found is None:  # another rank tells
         return
     if as_json:
-        print_json(found.as_dict())
+        print_json(found)
     else:
         from bigtrain.cli.replay_table import print_replay
 
@@ -139,22 +138,27 @@ def resave_and_train(config: Path, location: str) -> None:
 def evaluate(
     run: RunArgument,
     step: StepOption = None,
-    yardsticks: Annotated[
-        bool, typer.Option(help="Compare with a unigram and a 5-gram model on the same held-out tokens.")
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines",
+            "--yardsticks/--no-yardsticks",
+            help="Compare with a unigram and a 5-gram model on the same held-out tokens.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Validation loss and perplexity of every source."""
     from bigtrain.trained.trained import evaluate_run
 
-    evaluation = evaluate_run(run, step, with_baselines=yardsticks)
+    evaluation = evaluate_run(run, step, with_baselines=baselines)
     if as_json:
         print_json(evaluation)
         return
-    results = evaluation["validation"]
+    results = [source.as_record() for source in evaluation.validation]
     columns = list(results[0])
     print_table(
-        f"Validation of {run} at step {evaluation['step']}",
+        f"Validation of {run} at step {evaluation.step}",
         columns,
         [[f"{row[c]:,.4g}" if isinstance(row[c], float) else row[c] for c in columns] for row in results],
     )
@@ -196,7 +200,7 @@ def generate(
     if not texts:
         raise typer.BadParameter("give a prompt, - or --prompts FILE", param_hint="PROMPT")
     from bigtrain.model import Sampling
-    from bigtrain.trained.text_model import TextModel
+    from bigtrain.trained.text_model import GeneratedTexts, TextModel
 
     sampling = Sampling(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty, seed)
     opened = TextModel.open(model, step)
@@ -209,7 +213,7 @@ def generate(
         show=InTurn(texts, silent=as_json).show,
     )
     if as_json:
-        print_json({"model": str(model), "step": opened.step, **made.as_record()})
+        print_json(GeneratedTexts.of(model, opened.step, made))
     elif full := [str(number) for number, text in enumerate(made.texts, start=1) if text.ended == "context"]:
         say(f"prompt {', '.join(full)}: ended where the model's context of {opened.context} tokens is full")
 
@@ -230,7 +234,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint in a format that other tools load, and check that they load the same model."""
-    from bigtrain.trained.export import as_sentence, export_run
+    from bigtrain.trained.export import export_run
 
     if to is Format.gguf:
         _export_gguf(run, out, step, dtype, check, as_json)
@@ -241,8 +245,8 @@ def export(
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{out}: {result['parameters']:,} parameters of step {result['step']} for Hugging Face transformers")
-        if sentence := as_sentence(result):
+        typer.echo(f"{out}: {result.parameters:,} parameters of step {result.step} for Hugging Face transformers")
+        if sentence := result.sentence:
             typer.echo(sentence)
 
 
@@ -256,17 +260,16 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over a model from Hugging Face, to train it further."""
-    from bigtrain.trained.export import as_sentence
     from bigtrain.trained.importing import import_model
 
     result = import_model(folder, out, end_of_text=end_of_text, check=check, report=say)
     if as_json:
         print_json(result)
         return
-    typer.echo(f"{out}: {result['parameters']:,} parameters, {result['family']}")
-    if sentence := as_sentence(result):
+    typer.echo(f"{out}: {result.parameters:,} parameters, {result.family}")
+    if sentence := result.sentence:
         typer.echo(sentence)
-    typer.echo(f"to go on training it, see {result['model']}")
+    typer.echo(f"to go on training it, see {result.model}")
 
 
 def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
@@ -277,13 +280,13 @@ def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | Non
         print_json(result)
         return
     typer.echo(
-        f"{result['out']}: {result['parameters']:,} parameters of step {result['step']} in {result['dtype']}, "
-        f"llama.cpp's network {result['architecture']}"
+        f"{result.out}: {result.parameters:,} parameters of step {result.step} in {result.dtype}, "
+        f"llama.cpp's network {result.architecture}"
     )
-    if result["logit_difference"] is not None:
+    if result.logit_difference is not None:
         typer.echo(
-            f"loaded with llama.cpp: it cuts text as we do, its logits differ by {result['logit_difference']:.2g} of "
-            f"their standard deviation, its {result['greedy_tokens']} greedy tokens are ours or nearly tied with them"
+            f"loaded with llama.cpp: it cuts text as we do, its logits differ by {result.logit_difference:.2g} of "
+            f"their standard deviation, its {result.greedy_tokens} greedy tokens are ours or nearly tied with them"
         )
 
 
@@ -299,7 +302,7 @@ def report(
 
     summary = write_report(run, samples)
     if as_json:
-        print_json(summary.as_dict())
+        print_json(summary.numbers)
     else:
         typer.echo(str(summary))
 
@@ -315,7 +318,7 @@ def runs(
 
     found = list_runs(folder)
     if as_json:
-        print_json([vars(state) for state in found])
+        print_json(found)
     elif not found:
         say(f"there are no runs below {folder}")
     else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bigtrain.base.format import duration, quantity
-from bigtrain.rundir.runs import RunState
+from bigtrain.rundir.runs import RunStatus
 
 COLUMNS = ["run", "state", "step", "loss", "tokens/s", "goodput", "last event", "ago", "checkpoints"]
 
 
-def row_of(state: RunState, root: Path) -> list[str]:
+def row_of(state: RunStatus, root: Path) -> list[str]:
     """One run for people; what is not known is a dash."""
     name = str(Path(state.run).relative_to(root)) if Path(state.run) != root else state.run
     total = "" if state.total_steps is None else f"/{state.total_steps:,}"

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, say
+from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 
 app = typer.Typer(help="Train on a cluster: hand a configuration to Slurm or Kubernetes.", no_args_is_help=True)
 
@@ -103,7 +104,7 @@ def slurm(
     made = commands(job, options)
     numbers = [] if dry_run else submit(job, made)
     if as_json:
-        print_json({"jobs": numbers, "commands": made})
+        print_json(SlurmSubmission(numbers, made))
     elif dry_run:
         for command in made:
             typer.echo(shlex.join(command))
@@ -169,6 +170,6 @@ def kubernetes(
     made = manifests(job, options)
     said = "" if dry_run else apply(made)
     if as_json:
-        print_json({"manifests": made, "kubectl": said})
+        print_json(KubernetesSubmission(made, said))
     else:
         typer.echo(as_yaml(made) if dry_run else said, nl=False)

@@ -12,14 +12,14 @@ from bigtrain.base.files import write_atomically
 from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.figure import svg_chart
 from bigtrain.report.report_page import RunRecords, loss_chart, parts_of_steps, report_page
-from bigtrain.report.summary import Summary
+from bigtrain.report.summary import RunSummary, Summary
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS, Event
 from bigtrain.rundir.json_lines import last_of_each_step, read_json_lines
 from bigtrain.rundir.ledger import account
 
 
-def write_report(run: Path, samples: int = 0) -> Summary:
+def write_report(run: Path, samples: int = 0) -> RunSummary:
     """Write RUN/report.html and RUN/loss.svg from the run's records.
 
     Args:
@@ -43,6 +43,7 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         draw_samples(directory, samples)
     validations = [event for event in events if event["event"] == Event.EVALUATE]
     report = directory.root / "report.html"
+    ledger = account(events, lines)
     summary = Summary(
         run=str(run),
         step=metrics[-1]["step"],
@@ -57,12 +58,12 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         parts=parts_of_steps(metrics),
         training_seconds=sum(record["step_seconds"] for record in metrics),
         starts=sum(event["event"] in STARTS for event in events),
-        goodput=account(events, lines),
         report=str(report),
-        loss_curve=[(record["step"], record["loss"]) for record in metrics],
+        goodput=ledger.summary(),
     )
     records = RunRecords(
         summary=summary,
+        ledger=ledger,
         metrics=metrics,
         undone=_undone(lines, metrics),
         events=events,
@@ -70,10 +71,9 @@ def write_report(run: Path, samples: int = 0) -> Summary:
         funnels=_funnels(settings.data.dir),
         config=directory.config.read_text(),
     )
-    write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "
-")
+    write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "\n")
     write_atomically(report, report_page(records))
-    return summary
+    return RunSummary(summary, ledger, [(record["step"], record["loss"]) for record in metrics])
 
 
 def draw_samples(directory: RunDirectory, number: int) -> None:

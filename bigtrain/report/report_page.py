@@ -19,6 +19,7 @@ from bigtrain.report.page import page
 from bigtrain.report.summary import Summary, baselines_of, of_what
 from bigtrain.report.timeline import exact, goodput_parts, marks_of, svg_timeline
 from bigtrain.rundir.events import Event
+from bigtrain.rundir.ledger import Ledger
 
 SMOOTHING = 0.9
 NAMED = ("event", "step", "time", "start", "uptime", "samples")
@@ -33,6 +34,7 @@ class RunRecords:
     """All that a page shows."""
 
     summary: Summary
+    ledger: Ledger
     metrics: list[dict[str, Any]]
     """A record a step, the one that counts."""
     undone: list[dict[str, Any]]
@@ -68,7 +70,7 @@ class RunRecords:
 
 def report_page(report: RunRecords) -> str:
     """The whole page."""
-    summary, ledger = report.summary, report.summary.goodput
+    summary, ledger = report.summary, report.ledger
     return page(
         "report.html",
         summary.run,
@@ -138,7 +140,7 @@ def _both(draw: Callable[[Size], Markup], wide: Size) -> dict[str, Markup]:
 
 
 def _facts(report: RunRecords) -> list[tuple[str, str]]:
-    summary, ledger = report.summary, report.summary.goodput
+    summary, ledger = report.summary, report.ledger
     lost = f", {ledger.steps_recomputed:,} step(s) done in vain" if ledger.steps_recomputed else ""
     return [
         ("step", f"{summary.step:,} of {summary.total_steps:,}"),

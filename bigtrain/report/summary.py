@@ -8,7 +8,7 @@ from typing import Any
 
 from bigtrain.base.format import duration, quantity
 from bigtrain.report.figure import text_chart
-from bigtrain.rundir.ledger import Ledger
+from bigtrain.rundir.ledger import Ledger, LedgerSummary
 
 
 def baselines_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -29,49 +29,59 @@ class Summary:
     step: int
     total_steps: int
     tokens: int
+    """Labelled tokens of all steps."""
     loss: float
+    """Of the last step, in nats."""
     validation: list[dict[str, Any]]
+    """For each source what `bigtrain eval` found at the last step, else what training last recorded."""
     tokens_per_second: float
+    """Median over the steps."""
     mfu: float
+    """Median over the steps."""
     mfu_causal: float | None
-    """None where the run is from before there was one."""
+    """Null where the run is of a version that did not count it."""
     mfu_of: str | None
     """What counts as 100%: `datasheet` or `measured`."""
     parts: dict[str, float]
     """Seconds of all steps by part, where the run has recorded them."""
     training_seconds: float
     starts: int
-    goodput: Ledger
     report: str
+    """The file of the page."""
+    goodput: LedgerSummary
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in a few numbers, with the rest of what a terminal shows."""
+
+    numbers: Summary
+    ledger: Ledger
     loss_curve: list[tuple[float, float]]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; the curve itself is in metrics.jsonl."""
-        shown = {key: value for key, value in vars(self).items() if key not in ("loss_curve", "goodput")}
-        return {**shown, "goodput": self.goodput.as_dict()}
-
     def __str__(self) -> str:
+        run = self.numbers
         lines = [
-            f"{self.run}: step {self.step} of {self.total_steps}, {quantity(self.tokens)} tokens in "
-            f"{duration(self.training_seconds)} of training over {self.starts} start(s)",
-            f"loss {self.loss:.4f}, {quantity(self.tokens_per_second)} tokens/s, MFU {self.mfu:.1%} "
-            f"{of_what(self.mfu_of)}(medians)",
-            _said(self.parts),
-            str(self.goodput),
+            f"{run.run}: step {run.step} of {run.total_steps}, {quantity(run.tokens)} tokens in "
+            f"{duration(run.training_seconds)} of training over {run.starts} start(s)",
+            f"loss {run.loss:.4f}, {quantity(run.tokens_per_second)} tokens/s, MFU {run.mfu:.1%} "
+            f"{of_what(run.mfu_of)}(medians)",
+            _shares(run.parts),
+            str(self.ledger),
             *(
                 f"validation of {source['source']}: loss {source['loss']:.4f}, perplexity {source['perplexity']:.2f}"
                 + "".join(f", {name} model {perplexity:.2f}" for name, perplexity in baselines_of(source))
-                for source in self.validation
+                for source in run.validation
             ),
             "",
             "training loss",
             text_chart(self.loss_curve),
             "",
-            f"the page with all curves: {self.report}",
+            f"the page with all curves: {run.report}",
         ]
         return "\n".join(lines)
 
 
-def _said(parts: dict[str, float]) -> str:
+def _shares(parts: dict[str, float]) -> str:
     total = sum(parts.values()) or 1.0
     return "time of the steps: " + ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in parts.items())

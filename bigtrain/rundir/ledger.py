@@ -21,7 +21,7 @@ Seconds are counted in whole microseconds, so that the classes add up to the who
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bigtrain.base.format import duration
@@ -72,6 +72,28 @@ class Stretch:
     activity: str
     begin: int
     end: int
+
+
+@dataclass(frozen=True)
+class LedgerSummary:
+    """The ledger of a run in numbers."""
+
+    goodput: float
+    """The share of all time that was training which counts."""
+    goodput_when_wanted: float
+    """The same without the classes idle and queue."""
+    wall_seconds: float
+    """From the first process, or its job's place in the queue, to the last record."""
+    seconds: dict[str, float]
+    """Of every class; they add up to `wall_seconds`."""
+    starts: int
+    crashes: int
+    """Starts that another one followed without a stop on request between them."""
+    steps_counted: int
+    steps_recomputed: int
+    """Steps that a crash or a rewind has undone."""
+    straggler_seconds: float
+    """Of the training, lost to slow ranks, as far as that was found out. No class of its own."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +158,23 @@ class Ledger:
             **shares,
         }
 
+    def summary(self) -> LedgerSummary:
+        """Without the times of its parts."""
+        return LedgerSummary(
+            goodput=round(self.goodput, 5),
+            goodput_when_wanted=round(self.goodput_when_wanted, 5),
+            wall_seconds=self.wall_seconds,
+            seconds=self.seconds,
+            starts=self.starts,
+            crashes=self.crashes,
+            steps_counted=self.steps_counted,
+            steps_recomputed=self.steps_recomputed,
+            straggler_seconds=round(self.straggler_seconds, 3),
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; the seconds add up to `wall_seconds`."""
-        return {
-            "goodput": round(self.goodput, 5),
-            "goodput_when_wanted": round(self.goodput_when_wanted, 5),
-            "wall_seconds": self.wall_seconds,
-            "seconds": self.seconds,
-            "starts": self.starts,
-            "crashes": self.crashes,
-            "steps_counted": self.steps_counted,
-            "steps_recomputed": self.steps_recomputed,
-            "straggler_seconds": round(self.straggler_seconds, 3),
-        }
+        """For JSON."""
+        return asdict(self.summary())
 
 
 def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bigtrain.config import Settings, load_settings
 from bigtrain.data import Plan
@@ -14,18 +14,47 @@ from bigtrain.rundir.decisions import read_decisions, with_decisions
 from bigtrain.rundir.directory import RunDirectory
 
 
-def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FirstDifference:
+    """Before it all batches of two plans are the same."""
+
+    sample: int
+    """Its number in the schedule, from 0."""
+    step: int
+    tokens: int
+    """Of the samples before it."""
+
+
+@dataclass(frozen=True)
+class SamplesOfSource:
+    """What a source gives in two schedules."""
+
+    source: str
+    samples: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PlanDifference:
+    """The plans of two runs or configurations."""
+
+    plans: tuple[str, str]
+    """Their ids."""
+    differs: list[str]
+    """The parts of the plan that are not equal."""
+    same_before: FirstDifference | None
+    """Null where every batch is the same."""
+    sources: list[SamplesOfSource]
+    consumed: tuple[int | None, int | None]
+    """The samples that each has done; null for a configuration."""
+
+
+def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> PlanDifference:
     """Compare the plans of two runs or configurations, without looking at a sample.
 
     Args:
         one: a run directory or a configuration.
         other: another, or the same one under other settings.
         overrides: `key=value`, as for training, applied to `other`.
-
-    Returns:
-        plans (the two ids), differs (the parts that are not equal), same_before: the sample, step and tokens before
-        which every batch is the same (None: for ever), sources: how many samples each gives in either schedule, and
-        consumed: for each of the two that is a run, how many samples it has done.
 
     Raises:
         BigtrainError: no run or configuration, its data have not been built, or data.skip names no document of them.
@@ -36,22 +65,18 @@ def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> dict
     counts = [_samples_of_sources(settings, data.plan) for settings, data in opened]
     first, second = (data.plan for _, data in opened)
     sample = first.first_difference(second)
-    return {
-        "plans": [first.plan_id, second.plan_id],
-        "differs": first.parts_unlike(second),
-        "same_before": None
+    return PlanDifference(
+        plans=(first.plan_id, second.plan_id),
+        differs=first.parts_unlike(second),
+        same_before=None
         if sample is None
-        else {
-            "sample": sample,
-            "step": first.batches.step_of(sample),
-            "tokens": sample * first.sequence_length,
-        },
-        "sources": [
-            {"source": name, "samples": [count.get(name, 0) for count in counts]}
+        else FirstDifference(sample=sample, step=first.batches.step_of(sample), tokens=sample * first.sequence_length),
+        sources=[
+            SamplesOfSource(name, (counts[0].get(name, 0), counts[1].get(name, 0)))
             for name in dict.fromkeys([*counts[0], *counts[1]])
         ],
-        "consumed": [_consumed(place) for place in (one, other)],
-    }
+        consumed=(_consumed(one), _consumed(other)),
+    )
 
 
 def _settings(place: Path, overrides: Sequence[str] = ()) -> Settings:

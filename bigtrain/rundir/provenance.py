@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.base.to_json import to_json
 from bigtrain.config import Settings
 from bigtrain.data import load_tokenizer
 from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
@@ -19,6 +20,106 @@ from bigtrain.rundir.directory import RunDirectory
 Record = dict[str, Any]
 
 EVIDENT_DOCUMENTS = 100
+
+
+@dataclass(frozen=True)
+class PartOfDocument:
+    """The part of a document that is visible in a sample."""
+
+    id: str
+    """Of the document, the same in every build."""
+    file: str
+    """The file of the source that the document is from."""
+    position: int
+    """Its number in that file, from 0."""
+    start: int
+    """The first token of the part, counted from the start of the document."""
+    end: int
+    """The token after its last one."""
+    tokens: int
+    """Of the whole document."""
+    labelled: bool
+    """False where data.skip took the labels away: the part is in the batch and is not trained on."""
+    text: str | None = None
+    """Of the part, where it was asked for."""
+
+
+@dataclass(frozen=True)
+class SampleOfStep:
+    """One sample of a global batch."""
+
+    position: int
+    """Its position in the global batch, from 0."""
+    sample: int
+    """Its number in the whole schedule, from 0."""
+    source: str
+    epoch: int
+    sequence: int
+    """Its number in the source."""
+    padding: int
+    """Tokens after the last document."""
+    documents: list[PartOfDocument]
+
+
+@dataclass(frozen=True)
+class DocumentsOfStep:
+    """The documents in the global batch of a step."""
+
+    run: str
+    step: int
+    plan_id: str
+    batch_digest: str
+    """Worked out from the data that are here now."""
+    recorded_digest: str | None
+    """The digest in metrics.jsonl; null where the step is not done yet."""
+    samples: list[SampleOfStep]
+
+
+@dataclass(frozen=True)
+class FoundDocument:
+    """A document of the data of a run."""
+
+    id: str
+    source: str
+    file: str
+    position: int
+    """Its number in the file, from 0."""
+    tokens: int
+    held_out: bool
+    """Whether it is for validation, and so never trained on."""
+
+
+@dataclass(frozen=True)
+class AppearanceInStep:
+    """A sample that a document is in."""
+
+    step: int
+    done: bool
+    """Whether the run has done the step."""
+    sample: int
+    """Its number in the whole schedule, from 0."""
+    epoch: int
+    sequence: int
+    """Its number in the source."""
+    start: int
+    """The first token of the document that is in the sample."""
+    end: int
+    """The token after the last one."""
+    labelled: bool
+    """False where data.skip took the labels away."""
+
+
+@dataclass(frozen=True)
+class StepsOfDocument:
+    """The steps of a run's schedule at which a document is trained on."""
+
+    run: str
+    document: FoundDocument
+    total_steps: int
+    newest_step: int
+    """The newest step that the run has done; 0 before the first."""
+    appearances: list[AppearanceInStep]
+    """In the order of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +160,13 @@ class OpenedRun:
             )
 
 
-def documents_of_step(run: Path, step: int, *, text: bool = False) -> Record:
+def documents_of_step(run: Path, step: int, *, text: bool = False) -> DocumentsOfStep:
     """The documents in a step's global batch, checked against the run's metrics where the step is done.
 
     Args:
         run: a run directory.
         step: from 1 to the last of the schedule; it need not be done yet.
         text: add the decoded text of each part of a document.
-
-    Returns:
-        run, step, plan_id, batch_digest, recorded_digest (None where the step is not in metrics.jsonl) and samples.
 
     Raises:
         BigtrainError: no run, no such step, data that are missing, or not those that the run trained on.
@@ -84,43 +182,47 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> Record:
     if recorded is not None:
         opened.check(step, digest, recorded)
     tokenizer = load_tokenizer(opened.settings.data.dir) if text else None
-    samples = []
-    for sample in contents:
-        samples.append(
-            {
-                "position": sample.position,
-                "sample": sample.sample,
-                "source": sample.dataset.name,
-                "epoch": sample.epoch,
-                "sequence": sample.sequence,
-                "padding": sample.padding,
-                "documents": [record_of(part, tokenizer) for part in sample.parts],
-            }
+    samples = [
+        SampleOfStep(
+            position=sample.position,
+            sample=sample.sample,
+            source=sample.dataset.name,
+            epoch=sample.epoch,
+            sequence=sample.sequence,
+            padding=sample.padding,
+            documents=[part_of_document(part, tokenizer) for part in sample.parts],
         )
-    return {
-        "run": str(run),
-        "step": step,
-        "plan_id": opened.data.plan.plan_id,
-        "batch_digest": digest,
-        "recorded_digest": recorded["batch_digest"] if recorded is not None else None,
-        "samples": samples,
-    }
+        for sample in contents
+    ]
+    return DocumentsOfStep(
+        run=str(run),
+        step=step,
+        plan_id=opened.data.plan.plan_id,
+        batch_digest=digest,
+        recorded_digest=recorded["batch_digest"] if recorded is not None else None,
+        samples=samples,
+    )
+
+
+def part_of_document(part: DocumentPart, tokenizer: Tokenizer | None = None) -> PartOfDocument:
+    """Where a part of a document is from; with a tokenizer, its text too."""
+    document = part.document
+    text = tokenizer and tokenizer.decode(part.token_ids.tolist(), skip_special_tokens=True)
+    return PartOfDocument(
+        id=document.id,
+        file=document.file,
+        position=document.position,
+        start=part.start,
+        end=part.end,
+        tokens=document.tokens,
+        labelled=part.labelled,
+        text=text,
+    )
 
 
 def record_of(part: DocumentPart, tokenizer: Tokenizer | None = None) -> Record:
     """A part of a document, for JSON; with a tokenizer, its text too."""
-    document = part.document
-    record = {
-        "id": document.id,
-        "file": document.file,
-        "position": document.position,
-        "start": part.start,
-        "end": part.end,
-        "tokens": document.tokens,
-        "labelled": part.labelled,
-    }
-    if tokenizer is not None:
-        record["text"] = tokenizer.decode(part.token_ids.tolist(), skip_special_tokens=True)
+    record: Record = to_json(part_of_document(part, tokenizer))
     return record
 
 
@@ -140,16 +242,12 @@ def evidence_of(data: RunData, step: int) -> Record:
     }
 
 
-def steps_of_document(run: Path, reference: str) -> Record:
+def steps_of_document(run: Path, reference: str) -> StepsOfDocument:
     """The steps of the run's schedule at which a document is trained on, in order.
 
     Args:
         run: a run directory.
         reference: a document's id, or SOURCE:FILE or SOURCE:FILE:POSITION.
-
-    Returns:
-        run, document, total_steps, newest_step (that the run has done) and appearances: a row for each sample that
-        the document is in, with its step, whether that is done, and the document's tokens [start, end) in it.
 
     Raises:
         BigtrainError: no run, no such document, data that are missing, or not those that the run trained on.
@@ -162,24 +260,24 @@ def steps_of_document(run: Path, reference: str) -> Record:
         done = newest["step"]
         opened.check(done, digest_of(opened.contents_of_step(done)), newest)
     total = opened.settings.total_steps
-    rows = []
+    appearances = []
     if not document.held_out:
         batches = opened.data.plan.batches
         before = batches.consumed_after(total)
         for found in appearances_of(opened.data.plan, opened.data.train, document, before=before):
             step = batches.step_of(found.sample)
-            rows.append({"step": step, "done": step <= done, **vars(found)})
-    return {
-        "run": str(run),
-        "document": {
-            "id": document.id,
-            "source": document.dataset.name,
-            "file": document.file,
-            "position": document.position,
-            "tokens": document.tokens,
-            "held_out": document.held_out,
-        },
-        "total_steps": total,
-        "newest_step": done,
-        "appearances": rows,
-    }
+            appearances.append(AppearanceInStep(step=step, done=step <= done, **vars(found)))
+    return StepsOfDocument(
+        run=str(run),
+        document=FoundDocument(
+            id=document.id,
+            source=document.dataset.name,
+            file=document.file,
+            position=document.position,
+            tokens=document.tokens,
+            held_out=document.held_out,
+        ),
+        total_steps=total,
+        newest_step=done,
+        appearances=appearances,
+    )

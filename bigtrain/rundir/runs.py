@@ -28,7 +28,7 @@ NOT_RUNS = {"checkpoints", "wandb", "logs"}
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """How one run is."""
 
     run: str
@@ -36,21 +36,24 @@ class RunState:
     """running: a process holds its lock; finished: the schedule is done; stopped: on request, with a checkpoint of what
     was done; crashed: none of these."""
     step: int
+    """The last step that is done."""
     total_steps: int | None
+    """Null where the configuration cannot be read."""
     loss: float | None
+    """Of the last step, in nats; null before the first, as the next two."""
     tokens_per_second: float | None
     world_size: int | None
     goodput: float | None
-    """None where the run is of a version that did not count."""
+    """Null for a run of a version that did not count it."""
     last_event: str
     age_seconds: float
-    """Since its last line."""
+    """Since its last record."""
     checkpoints: int | None
+    """Null where the checkpoints are at a URL, as the next."""
     checkpoint_bytes: int | None
-    """None where they are behind a URL."""
 
 
-def list_runs(root: Path) -> list[RunState]:
+def list_runs(root: Path) -> list[RunStatus]:
     """The runs below a folder, the one that was last at work first.
 
     Raises:
@@ -61,14 +64,14 @@ def list_runs(root: Path) -> list[RunState]:
     return sorted((state_of(RunDirectory(run)) for run in _runs(root)), key=lambda state: state.age_seconds)
 
 
-def state_of(directory: RunDirectory) -> RunState:
+def state_of(directory: RunDirectory) -> RunStatus:
     """How one run is, at a glance."""
     first, last = _first_begin(directory.events), _last_line(directory.events)
     newest = newest_metrics(directory.metrics) or {}
     latest = max(float(record.get("time", 0.0)) for record in (last, newest))
     config = directory.config.read_text(encoding="utf-8", errors="replace")
     checkpoints = _checkpoints(directory, config)
-    return RunState(
+    return RunStatus(
         run=str(directory.root),
         state=_state(directory, last),
         step=int(newest.get("step", 0)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
+from bigtrain.base.to_json import to_json
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, MicroBatch, validation_batches
 from bigtrain.engine.engine import Engine
@@ -19,19 +21,35 @@ from bigtrain.engine.topology import Topology
 class SourceLoss:
     """The validation loss of one source."""
 
-    name: str
+    name: Annotated[str, Field(alias="source")]
     loss: float
     """Mean over the labelled tokens, in nats."""
+    perplexity: float
+    """exp(loss), per token of the tokenizer."""
     tokens: int
+    unigram_perplexity: Annotated[float | None, Field(alias="unigram perplexity")] = None
+    """Of a unigram model on the same labels, where baselines were asked for."""
+    five_gram_perplexity: Annotated[float | None, Field(alias="5-gram perplexity")] = None
+    """Of a 5-gram model, likewise."""
 
-    @property
-    def perplexity(self) -> float:
-        """exp(loss), per token of the tokenizer."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+    @classmethod
+    def of(cls, name: str, loss: float, tokens: int) -> SourceLoss:
+        """The loss of a source, in nats."""
+        return cls(name, loss, math.exp(loss) if loss < 700 else math.inf, tokens)
 
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
-        return {"source": self.name, "loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
+        record: dict[str, Any] = to_json(self)
+        return record
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The validation losses of a checkpoint, as in RUN/evaluation.json."""
+
+    run: str
+    step: int
+    validation: list[SourceLoss]
 
 
 def sum_of_losses(
@@ -85,5 +103,5 @@ def validation_losses(
         counted = tokens if topology.shard_rank == 0 else 0
         loss, all_tokens = topology.sum_across_ranks([loss, float(counted)])
         if all_tokens:
-            losses.append(SourceLoss(dataset.name, loss / all_tokens, int(all_tokens)))
+            losses.append(SourceLoss.of(dataset.name, loss / all_tokens, int(all_tokens)))
     return losses

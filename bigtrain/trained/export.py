@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,44 @@ from bigtrain.trained.checkpoints import open_checkpoint
 from bigtrain.trained.model_card import model_card
 
 
-def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: Callable[[str], None]) -> dict[str, Any]:
+class ComparedWithTransformers:
+    """What transformers and bigtrain compute alike; all null where they were not compared."""
+
+    largest_logit_difference: float | None
+    greedy_tokens: int | None
+    greedy_tokens_alike: int | None
+
+    @property
+    def sentence(self) -> str | None:
+        """The comparison, for people."""
+        if self.largest_logit_difference is None:
+            return None
+        return (
+            f"reloaded with transformers: logits equal ours within {self.largest_logit_difference:.2g}, and "
+            f"{self.greedy_tokens_alike} of {self.greedy_tokens} greedy tokens are ours, the others nearly tied"
+        )
+
+
+@dataclass(frozen=True)
+class HuggingFaceExport(ComparedWithTransformers):
+    """A checkpoint that was written as a Hugging Face folder."""
+
+    out: str
+    step: int
+    parameters: int
+    dtype: str
+    """The precision of the training, such as `bf16`."""
+    largest_logit_difference: float | None
+    """Between transformers and bigtrain; null where they were not compared, as the two below."""
+    greedy_tokens: int | None
+    """How many were drawn with each of the two."""
+    greedy_tokens_alike: int | None
+    """How many of these are the same."""
+
+
+def export_run(
+    run: Path, out: Path, *, step: int | None, check: bool, report: Callable[[str], None]
+) -> HuggingFaceExport:
     """Write a checkpoint as a Hugging Face folder, in the precision the model was trained in.
 
     Memory holds one tensor at a time while it is written, and one model in float32 while it is checked.
@@ -41,9 +79,6 @@ def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: C
         step: of the checkpoint. Default: the newest verified one.
         check: reload the folder with transformers and compare; passed over, aloud, without transformers.
         report: takes lines about what is going on.
-
-    Returns:
-        step, parameters, dtype and, when checked, what transformers and bigtrain have in common.
 
     Raises:
         BigtrainError: nothing to export, `out` holds something else, or the check fails.
@@ -63,13 +98,13 @@ def export_run(run: Path, out: Path, *, step: int | None, check: bool, report: C
         dtype=dtype,
         documents=_documents(run, settings, checkpoint, report),
     )
-    return {
-        "out": str(out),
-        "step": checkpoint.step,
-        "parameters": count_parameters(settings.model),
-        "dtype": settings.engine.precision,
+    return HuggingFaceExport(
+        out=str(out),
+        step=checkpoint.step,
+        parameters=count_parameters(settings.model),
+        dtype=settings.engine.precision,
         **checked(out, weights, settings.model, dtype, report if check else None),
-    }
+    )
 
 
 def checked(
@@ -93,16 +128,6 @@ def checked(
     comparison = compare_with_transformers(folder, weights, model, dtype)
     comparison.check(folder)
     return {key: getattr(comparison, key) for key in nothing}
-
-
-def as_sentence(check: dict[str, Any]) -> str | None:
-    """What `checked` found, in words."""
-    if check["largest_logit_difference"] is None:
-        return None
-    return (
-        f"reloaded with transformers: logits equal ours within {check['largest_logit_difference']:.2g}, and "
-        f"{check['greedy_tokens_alike']} of {check['greedy_tokens']} greedy tokens are ours, the others nearly tied"
-    )
 
 
 def _documents(run: Path, settings: Settings, checkpoint: Checkpoint, report: Callable[[str], None]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bigtrain.checkpoint import load_weights
 from bigtrain.config import Settings
@@ -23,9 +23,26 @@ FILE = "model.gguf"
 """Name of the file in a folder."""
 
 
+@dataclass(frozen=True)
+class GgufExport:
+    """A checkpoint that was written as a GGUF file."""
+
+    out: str
+    step: int
+    parameters: int
+    dtype: str
+    """Of the matrices, such as `bfloat16`."""
+    architecture: str
+    """llama.cpp's name of the network."""
+    logit_difference: float | None
+    """Between llama.cpp and bigtrain, over the standard deviation; null where they were not compared, as the next."""
+    greedy_tokens: int | None
+    """How many were drawn."""
+
+
 def export_run_to_gguf(
     run: Path, out: Path, *, step: int | None, dtype: str | None, check: bool, report: Callable[[str], None]
-) -> dict[str, Any]:
+) -> GgufExport:
     """Write a checkpoint as a GGUF file. Memory holds one tensor at a time, and for the check the model in float32.
 
     Args:
@@ -35,9 +52,6 @@ def export_run_to_gguf(
         dtype: of the matrices, a key of `DTYPES`. Default: the precision the model was trained in.
         check: load the file with llama.cpp and compare; passed over, aloud, without llama-cpp-python.
         report: takes lines about what is going on.
-
-    Returns:
-        out, step, parameters, dtype, llama.cpp's name of the network and, when checked, how far it is from us.
 
     Raises:
         BigtrainError: nothing to export, `out` is something else, llama.cpp has no such model, or the check fails.
@@ -59,22 +73,22 @@ def export_run_to_gguf(
         dtype=torch_dtype,
         name=f"{run.resolve().name} step {checkpoint.step}",
     )
-    result = {
-        "out": str(file),
-        "step": checkpoint.step,
-        "parameters": count_parameters(settings.model),
-        "dtype": str(torch_dtype).removeprefix("torch."),
-        "architecture": architecture.name,
-        "logit_difference": None,
-        "greedy_tokens": None,
-    }
+    result = GgufExport(
+        out=str(file),
+        step=checkpoint.step,
+        parameters=count_parameters(settings.model),
+        dtype=str(torch_dtype).removeprefix("torch."),
+        architecture=architecture.name,
+        logit_difference=None,
+        greedy_tokens=None,
+    )
     if check and importlib.util.find_spec("llama_cpp") is None:
         report("not checked: llama-cpp-python is not installed (pip install llama-cpp-python)")
     elif check:
         tokenizer = load_tokenizer(settings.data.dir)
         comparison = compare_with_llama_cpp(file, weights, settings.model, tokenizer, torch_dtype)
         comparison.check(file, torch_dtype)
-        result |= {"logit_difference": comparison.difference, "greedy_tokens": len(comparison.tokens)}
+        return replace(result, logit_difference=comparison.difference, greedy_tokens=len(comparison.tokens))
     return result
 
 

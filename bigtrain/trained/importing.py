@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from bigtrain.convert import Imported, import_hf
 from bigtrain.convert.imported import MODEL
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE
 from bigtrain.model import count_parameters
-from bigtrain.trained.export import checked
+from bigtrain.trained.export import ComparedWithTransformers, checked
+
+
+@dataclass(frozen=True)
+class ImportedModel(ComparedWithTransformers):
+    """A folder for `model.init_from` that was written, and the settings that go with it."""
+
+    out: str
+    family: str
+    parameters: int
+    model: str
+    """The file with the settings of the section `model`."""
+    tokenizer_path: Annotated[str, Field(alias="data.tokenizer.path")]
+    end_of_text: Annotated[str, Field(alias="data.tokenizer.end_of_text")]
+    largest_logit_difference: float | None
+    """Between transformers and bigtrain; null where they were not compared, as the two below."""
+    greedy_tokens: int | None
+    """How many were drawn with each of the two."""
+    greedy_tokens_alike: int | None
+    """How many of these are the same."""
 
 
 def import_model(
     folder: Path, out: Path, *, end_of_text: str | None, check: bool, report: Callable[[str], None]
-) -> dict[str, Any]:
+) -> ImportedModel:
     """Write a folder for `model.init_from` from a Hugging Face folder.
 
     Memory holds one tensor, or the experts of a layer, at a time while it is written, and one model in float32 while it
@@ -28,9 +50,6 @@ def import_model(
         check: load `folder` with transformers and compare; passed over, aloud, without transformers.
         report: takes lines about what is going on.
 
-    Returns:
-        out, family, parameters, the settings to add, and, when checked, what transformers and bigtrain have in common.
-
     Raises:
         BigtrainError: the folder cannot be read without a doubt, `out` holds something else, or the check fails.
     """
@@ -41,14 +60,14 @@ def import_model(
     dtypes = imported.dtypes
     if len(dtypes) > 1 and check:
         report(f"not checked: the weights have several types, {', '.join(sorted(map(str, dtypes)))}")
-    return {
-        "out": str(out),
-        "family": found.settings.family,
-        "parameters": count_parameters(found.settings),
-        "model": str(out / MODEL),
-        "data.tokenizer.path": str(out / TOKENIZER_FILE),
-        "data.tokenizer.end_of_text": found.end_of_text,
+    return ImportedModel(
+        out=str(out),
+        family=found.settings.family,
+        parameters=count_parameters(found.settings),
+        model=str(out / MODEL),
+        tokenizer_path=str(out / TOKENIZER_FILE),
+        end_of_text=found.end_of_text,
         **checked(
             folder, imported, found.settings, min(dtypes, key=str), report if check and len(dtypes) == 1 else None
         ),
-    }
+    )

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -52,13 +51,35 @@ class Continuations:
 
     texts: list[Continuation]
     seconds: float
+    """Of all of it, prompts included."""
 
-    def as_record(self) -> dict[str, Any]:
-        """For JSON; tokens per second are those drawn, over all the time that it took, prompts included."""
-        tokens = sum(len(text.tokens) for text in self.texts)
-        texts = [asdict(text) for text in self.texts]
-        alone = {key: texts[0][key] for key in ("prompt", "completion")} if len(texts) == 1 else {}
-        return {**alone, "texts": texts, "tokens_per_second": round(tokens / self.seconds, 1)}
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedTexts:
+    """The texts that a model continued."""
+
+    model: str
+    step: int | None
+    """Of the checkpoint; null for a folder, which has one model."""
+    prompt: str | None = None
+    """Only where there was one prompt, as the next."""
+    completion: str | None = None
+    texts: list[Continuation]
+    tokens_per_second: float
+    """Tokens that were drawn over the time that it took, prompts included."""
+
+    @classmethod
+    def of(cls, model: Path, step: int | None, made: Continuations) -> GeneratedTexts:
+        """The texts of a model at a step."""
+        alone = made.texts[0] if len(made.texts) == 1 else None
+        return cls(
+            model=str(model),
+            step=step,
+            prompt=None if alone is None else alone.prompt,
+            completion=None if alone is None else alone.completion,
+            texts=made.texts,
+            tokens_per_second=round(sum(len(text.tokens) for text in made.texts) / made.seconds, 1),
+        )
 
 
 @dataclass(frozen=True)

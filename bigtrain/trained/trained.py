@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.files import write_atomically
+from bigtrain.base.to_json import to_json
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation_batches
@@ -21,7 +21,7 @@ from bigtrain.model import Decoder, build_model
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.run_state import RunState
 from bigtrain.trained.checkpoints import open_checkpoint
-from bigtrain.trained.evaluation import SourceLoss, sum_of_losses
+from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines
 
 
@@ -68,7 +68,7 @@ class TrainedModel:
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()
-    def validation_losses(self, *, with_baselines: bool = False) -> list[dict[str, Any]]:
+    def validation_losses(self, *, with_baselines: bool = False) -> list[SourceLoss]:
         """The validation loss of every source, over the same sequences as during training.
 
         Args:
@@ -93,9 +93,10 @@ class TrainedModel:
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
             if not tokens:
                 continue
-            row = SourceLoss(dataset.name, loss / tokens, tokens).as_record()
+            row = SourceLoss.of(dataset.name, loss / tokens, tokens)
             if baselines is not None:
-                row |= {f"{name} perplexity": value for name, value in baselines.perplexities(batches).items()}
+                found = baselines.perplexities(batches)
+                row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found["5-gram"])
             rows.append(row)
         if not rows:
             raise BigtrainError(
@@ -108,11 +109,11 @@ class TrainedModel:
         return rows
 
 
-def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> dict[str, Any]:
+def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> Evaluation:
     """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report."""
     trained = TrainedModel.open(run, step)
     losses = trained.validation_losses(with_baselines=with_baselines)
-    evaluation = {"run": str(run), "step": trained.step, "validation": losses}
+    evaluation = Evaluation(str(run), trained.step, losses)
     with suppress(OSError):  # a run that may only be read can be evaluated as well
-        write_atomically(RunDirectory(run).evaluation, json.dumps(evaluation, indent=2) + "\n")
+        write_atomically(RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n")
     return evaluation

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.files import write_atomically
+from bigtrain.base.to_json import to_json
 from bigtrain.config import Settings
 from bigtrain.data import RankBatch
 from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Reading
@@ -39,7 +40,7 @@ HISTORY_EVENTS = 200_000
 
 
 @dataclass(frozen=True)
-class Row:
+class OperatorCost:
     """One operator, for a table."""
 
     name: str
@@ -72,16 +73,12 @@ class Profile:
     peak: dict[str, Any]
     breakdown: dict[str, float]
     """Seconds of an undisturbed step; their sum is `step_seconds`."""
-    operators: list[Row]
+    operators: list[OperatorCost]
     peak_bytes: int
     """Most memory in use during a step."""
     memory: dict[str, int]
     """What it is made of; the last is the rest."""
     files: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def profile(
@@ -130,7 +127,7 @@ def profile(
     shutil.rmtree(run_dir, ignore_errors=True)
     files = sorted(str(path) for path in folder.iterdir() if path.name.startswith(("trace-", "memory-")))
     found = Profile(**{**vars(found), "files": files})
-    write_atomically(folder / "profile.json", json.dumps(found.as_dict(), indent=2))
+    write_atomically(folder / "profile.json", json.dumps(to_json(found), indent=2))
     return found
 
 
@@ -255,7 +252,7 @@ def breakdown(
     }
 
 
-def _rows(summary: TraceSummary, run: TrainingRun) -> list[Row]:
+def _rows(summary: TraceSummary, run: TrainingRun) -> list[OperatorCost]:
     """The operators, and what is none."""
     on_gpu = run.topology.device.type == "cuda"
     peak = run.recorder.meter.peak
@@ -264,7 +261,7 @@ def _rows(summary: TraceSummary, run: TrainingRun) -> list[Row]:
     of_float8 = datasheet_flops(name, "fp8")
 
     rows = [
-        Row(
+        OperatorCost(
             "(the GPU waits)" if on_gpu else "(Python, between operators)",
             *_cost(summary.idle_seconds, summary),
             0,
@@ -276,7 +273,7 @@ def _rows(summary: TraceSummary, run: TrainingRun) -> list[Row]:
         best = of_float8 if operator.name.startswith("aten::_scaled_mm") else of_one
         share_of_peak = operator.rate / best if operator.rate and best else None
         cost = _cost(operator.seconds, summary)
-        rows.append(Row(operator.name, *cost, operator.calls, operator.rate, share_of_peak))
+        rows.append(OperatorCost(operator.name, *cost, operator.calls, operator.rate, share_of_peak))
     return sorted(rows, key=lambda row: -row.seconds)
 
 

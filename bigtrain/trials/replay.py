@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,35 @@ from bigtrain.train.vote import Vote, require_labels
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplayedDocument:
+    """A part of a document in the batch, and the loss of the model there."""
+
+    loss: float
+    """Mean over the tokens with a label, in nats; 0 where there are none."""
+    loss_tokens: int
+    """The tokens with a label."""
+    source: str
+    sample: int
+    """The number of the sample in the whole schedule, from 0."""
+    id: str
+    """Of the document, the same in every build."""
+    file: str
+    """The file of the source that the document is from."""
+    position: int
+    """Its number in that file, from 0."""
+    start: int
+    """The first token of the part, counted from the start of the document."""
+    end: int
+    """The token after its last one."""
+    tokens: int
+    """Of the whole document."""
+    labelled: bool
+    """False where data.skip took the labels away."""
+    text: str | None = None
+    """Of the part, where it was asked for."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """A step, done once more."""
@@ -54,19 +83,10 @@ class Replay:
     """The line of metrics.jsonl for this step with this batch; None where there is none."""
     changed: list[Change]
     """Settings that change the mathematics and are others today than when the checkpoint was written."""
-    documents: list[Record]
+    documents: list[ReplayedDocument]
     """Of the batch, highest loss first, under the weights before the step."""
-
-    @property
-    def same_bits(self) -> bool | None:
-        """Whether loss and gradient norm are those on record; None where none are."""
-        if self.recorded is None:
-            return None
-        return (self.loss, self.grad_norm) == (self.recorded["loss"], self.recorded["grad_norm"])
-
-    def as_dict(self) -> Record:
-        """For JSON."""
-        return {**asdict(self), "same_bits": self.same_bits}
+    same_bits: bool | None
+    """Whether loss and gradient norm are those on record; None where none are."""
 
 
 def replay(
@@ -129,6 +149,8 @@ def replay(
             return None
         contents = contents_of(data.plan, data.train, data.plan.batches.samples_of(step))
         tokenizer = load_tokenizer(settings.data.dir) if text else None
+        on_record = recorded(directory, step, digest)
+        kept = on_record and (on_record["loss"], on_record["grad_norm"])
         return Replay(
             run=str(run),
             step=step,
@@ -138,9 +160,13 @@ def replay(
             batch_digest=digest,
             loss=outcome.loss,
             grad_norm=outcome.grad_norm,
-            recorded=recorded(directory, step, digest),
+            recorded=on_record,
             changed=changed,
-            documents=[document.as_record(tokenizer) for document in by_document(contents, losses, labelled)],
+            documents=[
+                ReplayedDocument(**document.as_record(tokenizer))
+                for document in by_document(contents, losses, labelled)
+            ],
+            same_bits=None if on_record is None else (outcome.loss, outcome.grad_norm) == kept,
         )
 
 

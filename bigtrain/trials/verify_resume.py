@@ -39,12 +39,21 @@ OF_RANK_0 = ("save.manifest", "save.staged", "save.renamed")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was tried."""
+class ResumeCheck:
+    """One promise about resuming, as it was tried."""
 
     check: str
     ok: bool
     found: str
+
+
+@dataclass(frozen=True)
+class ResumeTrial:
+    """All that was tried."""
+
+    ok: bool
+    """Whether every promise was kept."""
+    checks: list[ResumeCheck]
 
 
 def verify_resume(
@@ -55,7 +64,7 @@ def verify_resume(
     keep: bool = False,
     chance: random.Random | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> list[Finding]:
+) -> ResumeTrial:
     """Train, kill, resume and compare, under RUN/verify-resume, which goes afterwards.
 
     Args:
@@ -78,7 +87,7 @@ def verify_resume(
         for finding in _findings(settings, launcher, steps, folder, chance or random.Random(), report):
             report(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.found}")
             findings.append(finding)
-        return findings
+        return ResumeTrial(all(finding.ok for finding in findings), findings)
     finally:
         if not keep:
             clear(folder, settings)
@@ -91,7 +100,7 @@ def _findings(
     folder: Path,
     chance: random.Random,
     report: Callable[[str], None],
-) -> Iterator[Finding]:
+) -> Iterator[ResumeCheck]:
     every = max(1, steps // 3)
 
     def trial(name: str) -> Trial:
@@ -105,7 +114,7 @@ def _findings(
     world = int(expected[-1]["world_size"])
     saved = list_checkpoints(undisturbed.tiers.durable)
     tensors = tensor_digests(saved[-1])
-    yield Finding(
+    yield ResumeCheck(
         "an undisturbed run",
         saved[-1].step == steps == len(expected),
         f"{len(expected)} steps, {world} process(es), checkpoints of steps {', '.join(str(c.step) for c in saved)}",
@@ -120,9 +129,9 @@ def _findings(
         again.finish("the undisturbed run, repeated")
         repeats = _same_curve(expected, again.metrics())[0]
         found += f"; without a kill the run {'repeats itself' if repeats else 'does not repeat itself either'}"
-    yield Finding("every step of the killed run", same, found)
+    yield ResumeCheck("every step of the killed run", same, found)
     last = list_checkpoints(disturbed.tiers.durable)[-1]
-    yield Finding(f"every tensor of the checkpoint of step {steps}", *_same_tensors(tensors, tensor_digests(last)))
+    yield ResumeCheck(f"every tensor of the checkpoint of step {steps}", *_same_tensors(tensors, tensor_digests(last)))
 
     first = saved[0]
     reshaped, shape = _reshaped(undisturbed)
@@ -136,9 +145,9 @@ def _findings(
     copy = beside(settings, folder / "resaved")
     reshaped.finish(f"the resume with {shape}", ("resave-and-train", copy))
     resaved = tensor_digests(Checkpoint(first.step, storage_at(copy)))
-    yield Finding(f"every tensor loaded with {shape}", *_same_tensors(tensors, resaved))
+    yield ResumeCheck(f"every tensor loaded with {shape}", *_same_tensors(tensors, resaved))
     tolerance = TOLERANCE[settings.engine.precision]
-    yield Finding(f"every step with {shape}", *_near_curve(expected, reshaped.metrics(), first.step, tolerance))
+    yield ResumeCheck(f"every step with {shape}", *_near_curve(expected, reshaped.metrics(), first.step, tolerance))
 
 
 def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.Random) -> list[tuple[str, Fault]]:
@@ -153,7 +162,7 @@ def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.
     ]
 
 
-def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[str], None]) -> Iterator[Finding]:
+def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[str], None]) -> Iterator[ResumeCheck]:
     """Start and kill a run in turn, then let it come to its end; was each resume from the newest checkpoint?"""
     newest: list[int] = []
     for where, kill in orders:
@@ -176,7 +185,7 @@ def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[
     trial.finish("the run that had been killed")
     resumed = trial.beginnings()[-len(orders) :]
     for (where, kill), there, taken in zip(orders, newest, resumed, strict=True):
-        yield Finding(f"kill -9 {where}", there == taken, f"{kill}; newest good step {there}, resumed from {taken}")
+        yield ResumeCheck(f"kill -9 {where}", there == taken, f"{kill}; newest good step {there}, resumed from {taken}")
 
 
 def _reshaped(trial: Trial) -> tuple[Trial | None, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bigtrain.checkpoint import ALONE, Checkpoint, Cursor, Fragment, StorageTiers, TensorShard, compare, save
-from bigtrain.trained.checkpoints import say_diff
+from bigtrain.trained.checkpoints import CheckpointDifference, say_diff
 from tests.checkpoint.helpers import MATHEMATICS, SHAPES, save_fragments, save_step
 
 
@@ -33,7 +33,7 @@ def test_the_same_state_cut_in_another_way_is_equal(tmp_path: Path) -> None:
     difference = compare(a, b)
     assert difference["equal_tensors"] == 3 * len(SHAPES) and difference["different_tensors"] == 0
     assert difference["cursor"] == difference["settings"] == difference["versions"] == {}
-    assert list(say_diff(difference))[-1] == (
+    assert list(say_diff(CheckpointDifference.of(difference)))[-1] == (
         "all 9 tensors are equal to the last bit; settings that change the result and differ: none"
     )
 
@@ -51,7 +51,7 @@ def test_differences_are_named_with_both_values_and_their_size(tmp_path: Path) -
     }
     assert difference["settings"] == {"optimizer.learning_rate": [0.1, 0.2]}
     assert difference["cursor"]["step"] == [1, 2]
-    lines = list(say_diff(difference))
+    lines = list(say_diff(CheckpointDifference.of(difference)))
     assert "master/w: 1 elements differ, at most 0.5, relative 0.125" in lines
     assert lines[-1] == "3 of 4 tensors differ; settings that change the result and differ: 1"
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bigtrain.base.to_json import to_json
 from bigtrain.report.report import write_report
 from bigtrain.rundir.ledger import CLASSES
 from tests.report.helpers import STEPS, eventful_run
@@ -21,13 +22,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_summary_has_the_ledger_and_its_classes_add_up(run: Path) -> None:
     summary = write_report(run)
-    document = json.loads(json.dumps(summary.as_dict()))
+    document = json.loads(json.dumps(to_json(summary.numbers)))
     goodput = document["goodput"]
     assert goodput["seconds"].keys() == CLASSES.keys()
     assert sum(goodput["seconds"].values()) == pytest.approx(goodput["wall_seconds"], abs=1e-6)
     assert (goodput["starts"], goodput["crashes"]) == (4, 2)
     assert goodput["steps_counted"] == STEPS and goodput["steps_recomputed"] == 40 + 32
-    assert f"goodput {summary.goodput.goodput:.1%}" in str(summary)
+    assert f"goodput {summary.ledger.goodput:.1%}" in str(summary)
     for name in ("hang 31", "restart", "start up", "recomputed"):
         assert name.split()[0] in str(summary)
 

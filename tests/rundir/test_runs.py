@@ -50,7 +50,7 @@ def test_its_goodput_is_the_ledger_s(tmp_path: Path) -> None:
     run.begin(50)
     run.train(STEPS)
     run.event("stop", reason="all steps done", exit_status=0)
-    assert state_of(RunDirectory(run.run)).goodput == pytest.approx(write_report(run.run).goodput.goodput, abs=1e-3)
+    assert state_of(RunDirectory(run.run)).goodput == pytest.approx(write_report(run.run).ledger.goodput, abs=1e-3)
 
 
 def sum_of_steps(run: Pen, last: int) -> float:

@@ -74,15 +74,13 @@ def test_where_gives_the_digest_of_every_step_across_all_changes(changed):
     steps, numbers = [], []
     for record in changed.metrics():
         found = documents_of_step(changed.run, record["step"])
-        assert found["batch_digest"] == record["batch_digest"]
-        samples = [sample["sample"] for sample in found["samples"]]
+        assert found.batch_digest == record["batch_digest"]
+        samples = [sample.sample for sample in found.samples]
         assert samples[-1] + 1 == record["consumed_samples"]
-        parts = [part for sample in found["samples"] for part in sample["documents"]]
-        labels = sum(
-            part["end"] - part["start"] - (part["end"] == part["tokens"]) for part in parts if part["labelled"]
-        )
+        parts = [part for sample in found.samples for part in sample.documents]
+        labels = sum(part.end - part.start - (part.end == part.tokens) for part in parts if part.labelled)
         assert labels == record["tokens"]
-        skipped = {part["file"] for part in parts if not part["labelled"]}
+        skipped = {part.file for part in parts if not part.labelled}
         assert all(file.endswith("coder.py") and record["step"] >= 8 for file in skipped)
         steps.append(record["step"])
         numbers += samples

@@ -11,6 +11,7 @@ import yaml
 from bigtrain.config import ScheduleSettings
 from bigtrain.engine.schedule import learning_rate
 from tests import forkserver
+from tests.cli.schema import check
 from tests.refusals import assert_refused
 from tests.system.run_sandbox import ROOT, STATUS_STOPPED, RunSandbox, as_json, curve
 
@@ -117,7 +118,9 @@ def test_the_save_interval_is_chosen_where_it_is_left_open(sandbox):
 def verify_resume(sandbox: RunSandbox, *arguments: str) -> tuple[int, dict]:
     done = sandbox.bigtrain("verify-resume", sandbox.config, "--json", *arguments, timeout=280)
     assert done.returncode in (0, 1) and done.stdout, done.stdout + done.stderr
-    return done.returncode, json.loads(done.stdout)
+    report = json.loads(done.stdout)
+    check("verify-resume", report)
+    return done.returncode, report
 
 
 @pytest.mark.slow

@@ -56,14 +56,14 @@ def test_eval_computes_the_validation_loss_that_training_recorded(undisturbed):
         assert math.isclose(theirs["loss"], ours["loss"], rel_tol=2e-3)
 
 
-def test_eval_with_yardsticks_gives_perplexities_of_the_same_tokens(undisturbed):
+def test_eval_with_baselines_gives_perplexities_of_the_same_tokens(undisturbed):
     rows = as_json(undisturbed.bigtrain("eval", str(undisturbed.run), "--yardsticks", "--json"))["validation"]
     for row in rows:
         assert 1 < row["5-gram perplexity"] < row["unigram perplexity"] < 1024
 
 
-def test_report_shows_the_yardsticks_of_the_newest_evaluation(undisturbed):
-    undisturbed.bigtrain("eval", str(undisturbed.run), "--yardsticks")
+def test_report_shows_the_baselines_of_the_newest_evaluation(undisturbed):
+    undisturbed.bigtrain("eval", str(undisturbed.run), "--baselines")
     summary = undisturbed.bigtrain("report", str(undisturbed.run)).stdout
     page = (undisturbed.run / "report.html").read_text()
     assert "unigram model" in summary and "5-gram model" in summary
@@ -99,7 +99,7 @@ def test_export_to_gguf_is_checked_against_llama_cpp(undisturbed, tmp_path, requ
 
     file, said = tmp_path / "exact.gguf", []
     exact = export_run_to_gguf(undisturbed.run, file, step=8, dtype="float32", check=True, report=said.append)
-    assert exact["out"] == str(file) and exact["step"] == 8 and exact["logit_difference"] < 1e-5 and not said
+    assert exact.out == str(file) and exact.step == 8 and exact.logit_difference < 1e-5 and not said
 
 
 def test_report_is_one_page_without_links_to_other_files(undisturbed):
