@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, say
 from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
+
+if TYPE_CHECKING:
+    from bigtrain.submit.job import Job
 
 app = typer.Typer(help="Train on a cluster: hand a configuration to Slurm or Kubernetes.", no_args_is_help=True)
 
@@ -22,31 +28,76 @@ class Kind(StrEnum):
     trainjob = "trainjob"
 
 
-Config = Annotated[Path, typer.Argument(help="A YAML configuration.")]
-Nodes = Annotated[int, typer.Option(min=1, help="How many nodes.")]
-Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs of a node; as many ranks are started there.")]
-Processes = Annotated[
-    int | None, typer.Option(min=1, help="Ranks on a node. Default: one a GPU; 2 where --gpus-per-node is not given.")
-]
-MinNodes = Annotated[int | None, typer.Option(min=1, help="Go on with so few when nodes are lost.")]
-MaxRestarts = Annotated[
-    int | None, typer.Option(min=0, help="How often ranks that died are started again in place, without progress.")
-]
-Doctor = Annotated[bool, typer.Option("--doctor/--no-doctor", help="Run `bigtrain doctor` on the nodes first.")]
-Check = Annotated[bool, typer.Option("--check/--no-check", help="Make sure here that the data are built.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted, and do nothing.")]
+@dataclass(frozen=True)
+class JobOptions:
+    """What every cluster is asked."""
+
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")]
+    overrides: OverridesArgument = None
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 1
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of a node; as many ranks are started there.")
+    ] = None
+    processes_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks on a node. Default: one a GPU; 2 where --gpus-per-node is not given."),
+    ] = None
+    min_nodes: Annotated[int | None, typer.Option(min=1, help="Go on with so few when nodes are lost.")] = None
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="How often ranks that died are started again in place, without progress.")
+    ] = None
+    doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Run `bigtrain doctor` on the nodes first.")] = (
+        True
+    )
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Make sure here that the data are built.")] = True
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted, and do nothing.")] = False
+    as_json: JsonOption = False
+
+    def job(self) -> Job:
+        """The job, for which the data have been looked for if that was asked."""
+        from bigtrain.submit.job import Job
+
+        job = Job.of(
+            self.config,
+            self.overrides or [],
+            nodes=self.nodes,
+            processes_per_node=self.processes_per_node or self.gpus_per_node or 2,
+            min_nodes=self.min_nodes,
+        )
+        if self.check:
+            job.require_data()
+        return job
 
 
-@app.command()
+def for_a_cluster(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """A command with the options of `JobOptions`, which it gets as its first argument, before its own.
+
+    Args:
+        command: takes a JobOptions, and its own options by name.
+        defaults: of options in JobOptions, where they differ for this cluster.
+    """
+    shared = signature(JobOptions, eval_str=True).parameters
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+    offered = [
+        option.replace(kind=Parameter.KEYWORD_ONLY, default=defaults.get(name, option.default))
+        for name, option in (*shared.items(), *((option.name, option) for option in own))
+    ]
+
+    def run(**values: Any) -> None:
+        command(JobOptions(**{name: values.pop(name) for name in shared}), **values)
+
+    run.__doc__ = command.__doc__
+    run.__annotations__ = {option.name: option.annotation for option in offered}
+    run.__signature__ = Signature(offered)  # type: ignore[attr-defined]
+    return run
+
+
 def slurm(
-    config: Config,
-    overrides: OverridesArgument = None,
-    nodes: Nodes = 1,
-    gpus_per_node: Gpus = None,
+    asked: JobOptions,
+    *,
     cpus_per_node: Annotated[
         int | None, typer.Option(min=1, help="CPUs of a node. Default: whole nodes, with all their memory.")
     ] = None,
-    processes_per_node: Processes = None,
     time: Annotated[str | None, typer.Option(help="The walltime, as Slurm writes it: 4:00:00, 2-0.")] = None,
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
@@ -57,8 +108,6 @@ def slurm(
     signal_lead: Annotated[
         int, typer.Option(min=1, help="Seconds before the end of the walltime at which to commit and leave.")
     ] = 180,
-    min_nodes: MinNodes = None,
-    max_restarts: MaxRestarts = None,
     max_requeues: Annotated[
         int | None,
         typer.Option(min=0, help="How often the job goes back into the queue. Default: 100; 0 in a chain or array."),
@@ -70,21 +119,13 @@ def slurm(
         str | None, typer.Option(help="What the container sees beside the working directory: A:B,C.")
     ] = None,
     sbatch: Annotated[str, typer.Option(help="More options of sbatch, as one string.")] = "",
-    doctor: Doctor = True,
-    check: Check = True,
-    dry_run: DryRun = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Submit to Slurm. The job resumes by itself: after preemption, at the end of its walltime, when a node is lost."""
-    from bigtrain.submit.job import Job
     from bigtrain.submit.slurm import SlurmOptions, commands, submit
 
-    processes = processes_per_node or gpus_per_node or 2
-    job = Job.of(config, overrides or [], nodes=nodes, processes_per_node=processes, min_nodes=min_nodes)
-    if check:
-        job.require_data()
+    job = asked.job()
     options = SlurmOptions(
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=asked.gpus_per_node,
         cpus_per_node=cpus_per_node,
         time=time,
         partition=partition,
@@ -94,18 +135,18 @@ def slurm(
         chain=chain,
         array=array,
         signal_lead=signal_lead,
-        max_restarts=max_restarts,
+        max_restarts=asked.max_restarts,
         max_requeues=max_requeues,
         container=container,
         mounts=mounts,
-        doctor=doctor,
+        doctor=asked.doctor,
         extra=shlex.split(sbatch),
     )
     made = commands(job, options)
-    numbers = [] if dry_run else submit(job, made)
-    if as_json:
+    numbers = [] if asked.dry_run else submit(job, made)
+    if asked.as_json:
         print_json(SlurmSubmission(numbers, made))
-    elif dry_run:
+    elif asked.dry_run:
         for command in made:
             typer.echo(shlex.join(command))
     else:
@@ -114,42 +155,28 @@ def slurm(
         say(f"follow it with: tail -F {job.settings.run_dir}/logs/slurm-{numbers[0]}.out")
 
 
-@app.command()
 def kubernetes(
-    config: Config,
+    asked: JobOptions,
+    *,
     image: Annotated[str, typer.Option(help="The image, made from docker/Dockerfile.")],
     claim: Annotated[
         str, typer.Option(help="The PersistentVolumeClaim that run directory and data lie on; many may write.")
     ],
-    overrides: OverridesArgument = None,
-    nodes: Nodes = 1,
     kind: Annotated[Kind, typer.Option(help="Plain Kubernetes, or Kubeflow Trainer.")] = Kind.job,
     name: Annotated[str | None, typer.Option(help="Default: after the run directory.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
     mount: Annotated[str, typer.Option(help="Where the claim is mounted; relative paths begin there.")] = "/workspace",
-    gpus_per_node: Gpus = None,
     cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a node: 512Gi.")] = None,
     shared_memory: Annotated[str, typer.Option(help="Of it, for /dev/shm.")] = "16Gi",
     rdma: Annotated[str | None, typer.Option(help="The resource of the RDMA device plugin: rdma/ib.")] = None,
     host_network: Annotated[bool, typer.Option("--host-network", help="Use the network of the machines.")] = False,
     grace: Annotated[int, typer.Option(min=1, help="Seconds for the last step and its checkpoint.")] = 300,
-    processes_per_node: Processes = None,
-    min_nodes: MinNodes = None,
-    max_restarts: MaxRestarts = None,
-    doctor: Doctor = True,
-    check: Check = False,
-    dry_run: DryRun = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Submit to Kubernetes. Pods that are preempted, drained or crash are replaced, and the run resumes by itself."""
-    from bigtrain.submit.job import Job
     from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
 
-    processes = processes_per_node or gpus_per_node or 2
-    job = Job.of(config, overrides or [], nodes=nodes, processes_per_node=processes, min_nodes=min_nodes)
-    if check:
-        job.require_data()
+    job = asked.job()
     options = KubernetesOptions(
         image=image,
         claim=claim,
@@ -157,19 +184,23 @@ def kubernetes(
         name=name,
         namespace=namespace,
         mount=mount,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=asked.gpus_per_node,
         cpus_per_node=cpus_per_node,
         memory=memory,
         shared_memory=shared_memory,
         rdma=rdma,
         host_network=host_network,
         grace=grace,
-        max_restarts=max_restarts,
-        doctor=doctor,
+        max_restarts=asked.max_restarts,
+        doctor=asked.doctor,
     )
     made = manifests(job, options)
-    said = "" if dry_run else apply(made)
-    if as_json:
-        print_json(KubernetesSubmission(made, said))
+    printed = "" if asked.dry_run else apply(made)
+    if asked.as_json:
+        print_json(KubernetesSubmission(made, printed))
     else:
-        typer.echo(as_yaml(made) if dry_run else said, nl=False)
+        typer.echo(as_yaml(made) if asked.dry_run else printed, nl=False)
+
+
+app.command("slurm")(for_a_cluster(slurm))
+app.command("kubernetes")(for_a_cluster(kubernetes, check=False))
