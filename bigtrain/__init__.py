@@ -12,7 +12,7 @@ The packages, top layer first. Imports go down only; import-linter checks it, ex
     observe      measures a run: meter, peak FLOP/s, trackers, log
     estimate     what a run will cost; without PyTorch
     convert      formats of other tools      rundir     the folder of a run, readable without PyTorch
-    engine       DeepSpeed behind a narrow interface: topology, optimizer, schedule, step
+    engine       DeepSpeed with a narrow interface: topology, optimizer, schedule, step
     checkpoint   topology-free checkpoints: write, commit, verify, load
     model        the decoder in plain PyTorch     data   text -> tokens -> the batches of a step
     config       the typed tree of settings, YAML, overrides
