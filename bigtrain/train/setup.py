@@ -1,6 +1,6 @@
 """Putting a run together, in four stages, each of which returns what the next one needs.
 
-    join          the ranks meet, the watchdog watches      -> Joined
+    join          the ranks meet, the watchdog watches      -> JoinedRanks
     open_data     the datasets and the order of samples     -> OpenedData
     find_start    the newest good checkpoint, or step 0     -> StartPoint
     build         engine, guard and saver at that step      -> TrainingRun
@@ -52,7 +52,7 @@ from bigtrain.train.training import TrainingRun
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedRanks:
     """The ranks of this start, and what watches over them."""
 
     topology: Topology
@@ -114,7 +114,7 @@ def open_run(settings: Settings) -> Iterator[TrainingRun]:
 
 
 @contextmanager
-def join(settings: Settings) -> Iterator[Joined]:
+def join(settings: Settings) -> Iterator[JoinedRanks]:
     """Meet the other ranks, on a machine that can do what the settings ask for. Raises BigtrainError."""
     phases, stop, heartbeat = Phases(), StopRequest(), Heartbeat()
     stop.listen()
@@ -125,12 +125,12 @@ def join(settings: Settings) -> Iterator[Joined]:
         try:
             check_machine(settings, topology)
             phases.end("process group")
-            yield Joined(topology, directory, stop, heartbeat, watchdog, phases)
+            yield JoinedRanks(topology, directory, stop, heartbeat, watchdog, phases)
         finally:
             watchdog.stop()
 
 
-def open_data(settings: Settings, joined: Joined, held: ExitStack) -> OpenedData:
+def open_data(settings: Settings, joined: JoinedRanks, held: ExitStack) -> OpenedData:
     """Open the data, and make the run directory ours, for as long as `held` lasts.
 
     Raises:
@@ -150,7 +150,7 @@ def open_data(settings: Settings, joined: Joined, held: ExitStack) -> OpenedData
     return OpenedData(settings, data, decisions)
 
 
-def find_start(opened: OpenedData, joined: Joined) -> StartPoint:
+def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
     """Look for the newest good checkpoint, and make sure that the run may go on from it. Raises BigtrainError."""
     settings, data, decisions = opened.settings, opened.data, opened.decisions
     topology, directory = joined.topology, joined.directory
@@ -167,7 +167,7 @@ def find_start(opened: OpenedData, joined: Joined) -> StartPoint:
     return StartPoint(tiers, layout, search, changes, loader)
 
 
-def build(start: StartPoint, opened: OpenedData, joined: Joined, held: ExitStack) -> TrainingRun:
+def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: ExitStack) -> TrainingRun:
     """Build what trains, at the start point, and try whether a step fits into memory. Raises BigtrainError."""
     settings, data, topology, directory = opened.settings, opened.data, joined.topology, joined.directory
     log_to(topology.rank, directory.rank_log(topology.rank))
