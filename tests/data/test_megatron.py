@@ -114,7 +114,7 @@ def broken(write: Any) -> Any:
 
 def another_magic(data: bytearray, index: bytearray) -> str:
     index[:6] = b"TNTIDX"
-    return r"x\.idx is no index.*TNTIDX.*MMIDIDX"
+    return r"x\.idx is not an index.*TNTIDX.*MMIDIDX"
 
 
 def another_version(data: bytearray, index: bytearray) -> str:
@@ -134,7 +134,7 @@ def a_short_index(data: bytearray, index: bytearray) -> str:
 
 def an_empty_index(data: bytearray, index: bytearray) -> str:
     index.clear()
-    return r"x\.idx is no index"
+    return r"x\.idx is not an index"
 
 
 def short_data(data: bytearray, index: bytearray) -> str:

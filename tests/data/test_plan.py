@@ -287,7 +287,7 @@ def test_a_source_with_max_epochs_is_used_up(tmp_path: Path) -> None:
     counts = [source.sequences for source in plan.sources]
     assert plan.samples == counts[0] * 3 // 2 + 2 * counts[1]
     require_samples(plan, plan.samples)
-    with pytest.raises(BigtrainError, match=r"run dry.*each that is still drawn from") as error:
+    with pytest.raises(BigtrainError, match=r"used up.*every source that is still drawn from") as error:
         require_samples(plan, plan.samples + 1)
     assert f"{plan.samples:,} samples" in str(error.value)
 

@@ -56,7 +56,8 @@ def require_samples(plan: Plan, samples: int) -> None:
     """Raise BigtrainError if the plan has fewer samples than the run needs."""
     if plan.samples is not None and plan.samples < samples:
         raise BigtrainError(
-            "the sources are used up before the training ends: every source has given its max_epochs",
+            "the sources are used up before the training ends: every source that is still drawn from has given "
+            "its max_epochs",
             found=f"{plan.samples:,} samples, {plan.samples * plan.sequence_length:,} tokens, in all epochs together",
             wanted=f"{samples:,} samples, {samples * plan.sequence_length:,} tokens",
             fix="raise max_epochs of a source or leave it out, give another one a weight in the last phase, or train "
