@@ -9,9 +9,7 @@ import typer
 from bigtrain.base.to_json import to_json
 from bigtrain.cli.printing import JsonOption, RunArgument, print_json, print_table
 
-app = typer.Typer(
-    help="What is committed, whether every byte is right, in what two differ, and what may go.", no_args_is_help=True
-)
+app = typer.Typer(help="List, verify, compare and remove committed checkpoints.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -52,7 +50,9 @@ def verify(
 @app.command()
 def diff(
     one: Annotated[str, typer.Argument(metavar="A", help="A run directory, or a checkpoint's folder or URL.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="The same. Of a run the newest verified one is taken.")],
+    other: Annotated[
+        str, typer.Argument(metavar="B", help="The same. A run stands for its newest verified checkpoint.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Compare two checkpoints: cursor, settings that change the result, versions, and every tensor to the last bit."""
@@ -68,11 +68,16 @@ def diff(
 @app.command()
 def prune(
     run: RunArgument,
-    keep: Annotated[int | None, typer.Option(min=1, help="Default: checkpoint.keep of the run.")] = None,
-    keep_every: Annotated[
-        int | None, typer.Option(min=1, help="Keep those of every so many steps. Default: checkpoint.keep_every_steps.")
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="How many of the newest to keep. Default: checkpoint.keep of the run.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Also keep those whose step is a multiple of it. Default: checkpoint.keep_every_steps."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove old checkpoints; the newest verified one always stays."""

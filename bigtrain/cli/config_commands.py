@@ -14,7 +14,7 @@ from bigtrain.cli.results import KeyDifference
 if TYPE_CHECKING:
     from bigtrain.config import Settings
 
-app = typer.Typer(help="Effective settings, one key's meaning, the difference of two runs.", no_args_is_help=True)
+app = typer.Typer(help="Show, explain and compare settings.", no_args_is_help=True)
 
 
 @app.command()
@@ -23,7 +23,7 @@ def show(
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the effective settings, defaults and overrides included; of a run, with what it has decided to skip."""
+    """Print the effective settings with defaults and overrides; of a run, with the batches that it decided to skip."""
     from bigtrain.config import dump_settings
 
     settings = _settings_at(config, overrides or [])
@@ -38,7 +38,7 @@ def explain(
     key: Annotated[str, typer.Argument(help="A key such as engine.zero_stage, or a section.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a key means, its type, its default and what it may be."""
+    """Explain a key: its meaning, its type, its default and the values that it may have."""
     from bigtrain.config import explain
 
     explanation = explain(key)
@@ -69,7 +69,7 @@ def diff(
 
 
 def _settings_at(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """Those of a configuration, or those that a run has."""
+    """The settings of a configuration or of a run."""
     from bigtrain.config import load_settings
 
     if not path.is_dir():

@@ -13,7 +13,7 @@ from bigtrain.cli.results import BuiltData, BuiltSource, RunDataCard, VerifiedDa
 if TYPE_CHECKING:
     from bigtrain.rundir.provenance import AppearanceInStep
 
-app = typer.Typer(help="Build and check the tokenizer and the token shards.", no_args_is_help=True)
+app = typer.Typer(help="Build, check and explore the tokenizer and the token shards.", no_args_is_help=True)
 
 
 @app.command()
@@ -22,7 +22,7 @@ def build(
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make tokenizer and shards of every source; what is there is kept, what a kill left half done is redone."""
+    """Make the tokenizer and the shards of every source. Finished parts are kept; a build that was killed goes on."""
     from bigtrain.config import load_settings
     from bigtrain.data import build_datasets, open_datasets
 
@@ -47,11 +47,11 @@ def build(
 @app.command()
 def funnel(
     data: Annotated[Path, typer.Argument(metavar="CONFIG|DIR", help="A configuration, or a data directory.")],
-    examples: Annotated[bool, typer.Option(help="Show the beginning of some removed documents too.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures and examples.")] = None,
+    examples: Annotated[bool, typer.Option(help="Also show the start of some removed documents.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with figures and examples.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how many documents went into each source, which rule removed how many, and what was written."""
+    """Show for each source how many documents were read, how many each rule removed, and how many were written."""
     from bigtrain.config import load_settings
     from bigtrain.data import read_funnels
     from bigtrain.report.funnel_page import write_funnel_page
@@ -60,7 +60,7 @@ def funnel(
     funnels = read_funnels(directory)
     if html is not None:
         write_funnel_page(html, funnels, f"What became of the documents in {directory}")
-        say(f"the page with pictures: {html}")
+        say(f"the page with figures: {html}")
     if as_json:
         print_json(funnels)
         return
@@ -84,7 +84,7 @@ def verify(
     place: Annotated[str, typer.Argument(metavar="DIR", help="A data directory (data.dir or data.remote).")],
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte: checksums, counts, ids within the vocabulary. Status 1 when anything is wrong."""
+    """Read all data and check checksums, counts and token ids. Status 1 when anything is wrong."""
     from bigtrain.data import verify
 
     report = verify(place)
@@ -153,7 +153,7 @@ def when(
     document: Annotated[str, typer.Option(help="An id as `where` prints it, or SOURCE:FILE or SOURCE:FILE:POSITION.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show the steps of the run's schedule at which a document is trained on, and which of them are done."""
+    """Show the steps of a run's schedule that train on a document, and which of them are done."""
     from bigtrain.rundir.provenance import steps_of_document
 
     found = steps_of_document(run, document)
@@ -181,11 +181,11 @@ def when(
 @app.command()
 def diff(
     one: Annotated[Path, typer.Argument(metavar="A", help="A run directory or a configuration.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Another; or the same, with key=value for it behind.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another, or the same with key=value after it.")],
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show from which step on two runs or configurations train on other data, and whether a run may change over."""
+    """Show the step from which on two runs or configurations train on other data, and whether a run may change over."""
     from bigtrain.rundir.plan_diff import compare_plans
 
     found = compare_plans(one, other, overrides or [])
@@ -211,7 +211,7 @@ def diff(
 
 @app.command()
 def card(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Write RUN/data-card.md and .json, the bill of materials of what the run was trained on, and print it."""
+    """Write RUN/data-card.md and .json, a card of what the run was trained on, and print it."""
     from bigtrain.rundir.data_card import write_card
 
     document, markdown = write_card(run)
@@ -226,7 +226,7 @@ def index(
     directory: Annotated[Path, typer.Argument(help="A data directory (data.dir of a configuration).")],
     as_json: JsonOption = False,
 ) -> None:
-    """Index documents by id, so that `when` finds one among billions at once; without it their ids are scanned."""
+    """Index documents by id, so that `when` finds one among billions at once; without an index it scans all ids."""
     from bigtrain.data.store.document_index import index_datasets
 
     paths = [str(path) for path in index_datasets(directory)]

@@ -48,7 +48,7 @@ app.add_typer(config_commands.app, name="config")
 app.add_typer(submit_commands.app, name="submit")
 
 HAS_RANKS = ("bigtrain.train.setup", "bigtrain.doctor")
-"""What is imported where a process may have had a process group, or threads that never end."""
+"""Modules that are imported in a process that may have a process group, or threads that never end."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -67,8 +67,8 @@ def _options(
 
 
 def main() -> None:
-    """Run one command. A user's error becomes one message and exit status 1; one that is not the user's leaves with
-    another status, by which a launcher knows that another start may go better.
+    """Run one command. A user's error becomes one message and exit status 1. Any other error has another status, by
+    which a launcher that another start may succeed.
     """
     status: str | int | None
     try:
@@ -92,10 +92,10 @@ def main() -> None:
 
 
 def speaks(error: BigtrainError) -> bool:
-    """Whether this process is the one to print an error that other ranks may have too.
+    """Whether this process prints an error that other ranks may have too.
 
-    An error that all ranks agreed on is told by rank 0. Before there is a process group every process of a host reads
-    the same files, so the first of each host speaks; after that a rank with an error of its own speaks for itself.
+    Rank 0 prints an error that all ranks agreed on. Before there is a process group, every process of a host reads the
+    same files, so the first of each host prints. After that a rank prints an error that it alone has.
     """
     distributed = sys.modules.get("torch.distributed")
     if error.shared:

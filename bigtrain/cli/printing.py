@@ -25,10 +25,10 @@ def print_json(result: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout; numbers and names as they are given."""
+    """A table on stdout."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text  # a plain str would have its [brackets] taken for markup
+    from rich.text import Text  # rich would take [brackets] in a plain str for markup
 
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
@@ -39,5 +39,5 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def say(line: str) -> None:
-    """A line about what is going on, on stderr, so that stdout holds results only."""
+    """A line of progress on stderr, so that stdout holds results only."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A profile for people: time, operators, memory, one table each."""
+"""A profile as tables: time, operators, memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPERATORS_SHOWN = 15
 
 
 def print_profile(found: Profile) -> None:
-    """All three tables, and where the files are."""
+    """Print the three tables and the paths of the files."""
     ms = 1000
     kind = "the datasheet's" if found.peak["source"] == "datasheet" else "the measured matmul peak"
     typer.echo(

@@ -1,4 +1,4 @@
-"""A replayed step for people."""
+"""A replayed step as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXCERPT = 300
 
 
 def print_replay(found: Replay, *, documents: int, text: bool) -> None:
-    """The documents with the highest loss, then what the step came to, beside what was recorded."""
+    """Print the documents with the highest loss, then the result of the step and what the run recorded."""
     shown = found.documents[:documents]
     if text:
         for document in shown:

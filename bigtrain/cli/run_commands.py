@@ -12,14 +12,14 @@ from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, pr
 
 
 class Format(StrEnum):
-    """What `export` can write."""
+    """The formats of `export`."""
 
     hf = "hf"
     gguf = "gguf"
 
 
 class ExportType(StrEnum):
-    """Types of the weights that `export` writes."""
+    """The types of weights in a GGUF file."""
 
     float32 = "float32"
     float16 = "float16"
@@ -33,7 +33,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
 ) -> None:
-    """Train, under torchrun or alone. Started again, it goes on from the newest verified checkpoint."""
+    """Train, under torchrun or alone. A run that is started again resumes from its newest verified checkpoint."""
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
@@ -46,7 +46,10 @@ def verify_resume(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
     processes: Annotated[
-        int | None, typer.Option("-n", "--processes", min=1, help="How many. Default: one a GPU, or 2 on a CPU.")
+        int | None,
+        typer.Option(
+            "-n", "--processes", min=1, help="How many processes to start. Default: one a GPU, or 2 on a CPU."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=3, help="How many steps to train.")] = 12,
     launcher: Annotated[
@@ -59,7 +62,7 @@ def verify_resume(
     keep: Annotated[bool, typer.Option(help="Keep the runs, under RUN/verify-resume.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a little, kill -9, resume, and compare losses and tensors bit for bit, on your own machines."""
+    """Train a few steps, kill -9, resume, and compare losses and tensors bit for bit, on your own machines."""
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
@@ -81,11 +84,11 @@ def profile(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
     steps: Annotated[int, typer.Option(min=1, help="How many steps to time, and as many to trace.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="How many steps to do before.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="How many steps to do before that.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Where to write. Default: RUN-profile, beside the run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Where a step's time and memory go: a few steps under torch.profiler, alone or under torchrun; trains no run."""
+    """Profile a few steps: where their time and memory go. Alone or under torchrun; the run itself is not touched."""
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
@@ -93,7 +96,7 @@ def profile(
     from bigtrain.trials.profile import profile
 
     found = profile(settings, steps=steps, warmup=warmup, out=out, report=say)
-    if found is None:  # another rank tells
+    if found is None:  # rank 0 prints
         return
     if as_json:
         print_json(found)
@@ -105,17 +108,17 @@ def replay(
     run: RunArgument,
     step: Annotated[int, typer.Option(help="The step to do again, from 1.")],
     skipped: Annotated[
-        bool, typer.Option("--skipped", help="As it was before the run decided to leave out its batch.")
+        bool, typer.Option("--skipped", help="Replay it as it was before the run decided to leave out its batch.")
     ] = False,
-    text: Annotated[bool, typer.Option("--text", help="Print the beginning of each document's text.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the start of the text of each document.")] = False,
     documents: Annotated[int, typer.Option(min=0, help="How many documents to print; 0: all.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Do one step again, exactly, and print each document's loss; alone or under torchrun, as the run was."""
+    """Do one step again, exactly, and print the loss of each document; alone or under torchrun, as the run was."""
     from bigtrain.trials.replay import replay
 
     found = replay(run, step, skipped=skipped, text=text or as_json, report=say)
-    if found is None:  # another rank tells
+    if found is None:  # rank 0 prints
         return
     if as_json:
         print_json(found)
@@ -126,7 +129,7 @@ def replay(
 
 
 def resave_and_train(config: Path, location: str) -> None:
-    """What a rank of `verify-resume` does in another shape."""
+    """The command that ranks of `verify-resume` run with another number of processes or ZeRO stage."""
     from bigtrain.config import load_settings
 
     settings = load_settings(config)
@@ -148,7 +151,7 @@ def evaluate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Validation loss and perplexity of every source."""
+    """Compute the validation loss and perplexity of every source."""
     from bigtrain.trained.trained import evaluate_run
 
     evaluation = evaluate_run(run, step, with_baselines=baselines)
@@ -169,16 +172,16 @@ def generate(
         Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run directory, or a Hugging Face or imported folder.")
     ],
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue; - is what comes on stdin.")
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue; - reads one from stdin.")
     ] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="A file with a prompt a line.")
+        Path | None, typer.Option("--prompts", metavar="FILE", help="A file with one prompt on each line.")
     ] = None,
     step: StepOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 100,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="Below 1: likely tokens more often. 0: greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: from all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")] = 0.95,
     min_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Draw from tokens at least this share as likely as the likeliest.")
@@ -190,10 +193,12 @@ def generate(
         list[str] | None, typer.Option(help="End a text before this string. May be given several times.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="So many prompts at a time; texts do not depend on it.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="How many prompts to continue at a time; texts do not depend on it.")
+    ] = 32,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue prompts with a trained model; the text appears as it is made."""
+    """Continue prompts with a trained model; the text is printed as it is generated."""
     from bigtrain.cli.texts import InTurn, read_prompts
 
     texts = read_prompts(prompts or [], prompts_file)
@@ -229,7 +234,7 @@ def export(
         ExportType | None, typer.Option(help="gguf: type of the matrices. Default: the precision of the training.")
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Reload it with transformers or llama.cpp and compare what they compute with ours.")
+        bool, typer.Option(help="Reload it with transformers or llama.cpp and compare their results with ours.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -259,7 +264,7 @@ def import_(
     check: Annotated[bool, typer.Option(help="Load HF_DIR with transformers and compare its logits with ours.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over a model from Hugging Face, to train it further."""
+    """Convert a Hugging Face model, to train it further."""
     from bigtrain.trained.importing import import_model
 
     result = import_model(folder, out, end_of_text=end_of_text, check=check, report=say)
@@ -293,11 +298,11 @@ def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | Non
 def report(
     run: RunArgument,
     samples: Annotated[
-        int, typer.Option(min=0, help="Let the newest checkpoint continue so many beginnings of held-out documents.")
+        int, typer.Option(min=0, help="How many starts of held-out documents the newest checkpoint continues.")
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Write RUN/report.html, one page with the curves, and RUN/loss.svg; print a summary."""
+    """Write RUN/report.html, one page with all curves, and RUN/loss.svg; print a summary."""
     from bigtrain.report.report import write_report
 
     summary = write_report(run, samples)
@@ -313,7 +318,7 @@ def runs(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs below a folder: how far they are, whether they run, and what became of them."""
+    """List the runs below a folder with their step, their state and their last event."""
     from bigtrain.rundir.runs import list_runs
 
     found = list_runs(folder)

@@ -11,7 +11,7 @@ COLUMNS = ["run", "state", "step", "loss", "tokens/s", "goodput", "last event", 
 
 
 def row_of(state: RunStatus, root: Path) -> list[str]:
-    """One run for people; what is not known is a dash."""
+    """The row of a run; an unknown value is a dash."""
     name = str(Path(state.run).relative_to(root)) if Path(state.run) != root else state.run
     total = "" if state.total_steps is None else f"/{state.total_steps:,}"
     kept = "-" if state.checkpoints is None else f"{state.checkpoints}, {quantity(state.checkpoint_bytes or 0)}B"

@@ -18,11 +18,11 @@ from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 if TYPE_CHECKING:
     from bigtrain.submit.job import Job
 
-app = typer.Typer(help="Train on a cluster: hand a configuration to Slurm or Kubernetes.", no_args_is_help=True)
+app = typer.Typer(help="Train on a cluster: submit a configuration to Slurm or Kubernetes.", no_args_is_help=True)
 
 
 class Kind(StrEnum):
-    """What does the work in the cluster."""
+    """The kind of object in the cluster."""
 
     job = "job"
     trainjob = "trainjob"
@@ -42,15 +42,18 @@ class JobOptions:
         int | None,
         typer.Option(min=1, help="Ranks on a node. Default: one a GPU; 2 where --gpus-per-node is not given."),
     ] = None
-    min_nodes: Annotated[int | None, typer.Option(min=1, help="Go on with so few when nodes are lost.")] = None
+    min_nodes: Annotated[
+        int | None, typer.Option(min=1, help="Go on with as few nodes as this when some are lost.")
+    ] = None
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="How often ranks that died are started again in place, without progress.")
+        int | None,
+        typer.Option(min=0, help="How often to start ranks again in place after they died, without progress between."),
     ] = None
     doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Run `bigtrain doctor` on the nodes first.")] = (
         True
     )
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Make sure here that the data are built.")] = True
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted, and do nothing.")] = False
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Check here that the data are built.")] = True
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be submitted.")] = False
     as_json: JsonOption = False
 
     def job(self) -> Job:
@@ -103,24 +106,29 @@ def slurm(
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     exclude: Annotated[str | None, typer.Option(help="Bad nodes, as Slurm lists them: n[1-3],n7.")] = None,
-    chain: Annotated[int, typer.Option(min=1, help="Submit so many jobs, each to go on where one has ended.")] = 1,
+    chain: Annotated[
+        int, typer.Option(min=1, help="How many jobs to submit, each of which goes on where the one before ended.")
+    ] = 1,
     array: Annotated[int | None, typer.Option(min=1, help="The same, as an array of jobs.")] = None,
     signal_lead: Annotated[
-        int, typer.Option(min=1, help="Seconds before the end of the walltime at which to commit and leave.")
+        int,
+        typer.Option(
+            min=1, help="Seconds before the end of the walltime at which the run commits a checkpoint and ends."
+        ),
     ] = 180,
     max_requeues: Annotated[
         int | None,
-        typer.Option(min=0, help="How often the job goes back into the queue. Default: 100; 0 in a chain or array."),
+        typer.Option(min=0, help="How often the job is requeued. Default: 100; 0 in a chain or array."),
     ] = None,
     container: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Run in an image: FILE.sif by apptainer, others by pyxis.")
     ] = None,
     mounts: Annotated[
-        str | None, typer.Option(help="What the container sees beside the working directory: A:B,C.")
+        str | None, typer.Option(help="What to mount into the container beside the working directory: A:B,C.")
     ] = None,
     sbatch: Annotated[str, typer.Option(help="More options of sbatch, as one string.")] = "",
 ) -> None:
-    """Submit to Slurm. The job resumes by itself: after preemption, at the end of its walltime, when a node is lost."""
+    """Submit to Slurm. The job resumes by itself after preemption, the end of its walltime, or the loss of a node."""
     from bigtrain.submit.slurm import SlurmOptions, commands, submit
 
     job = asked.job()
@@ -165,10 +173,10 @@ def kubernetes(
     kind: Annotated[Kind, typer.Option(help="Plain Kubernetes, or Kubeflow Trainer.")] = Kind.job,
     name: Annotated[str | None, typer.Option(help="Default: after the run directory.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
-    mount: Annotated[str, typer.Option(help="Where the claim is mounted; relative paths begin there.")] = "/workspace",
+    mount: Annotated[str, typer.Option(help="Where the claim is mounted; relative paths start there.")] = "/workspace",
     cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a node: 512Gi.")] = None,
-    shared_memory: Annotated[str, typer.Option(help="Of it, for /dev/shm.")] = "16Gi",
+    shared_memory: Annotated[str, typer.Option(help="Memory for /dev/shm, part of --memory.")] = "16Gi",
     rdma: Annotated[str | None, typer.Option(help="The resource of the RDMA device plugin: rdma/ib.")] = None,
     host_network: Annotated[bool, typer.Option("--host-network", help="Use the network of the machines.")] = False,
     grace: Annotated[int, typer.Option(min=1, help="Seconds for the last step and its checkpoint.")] = 300,

@@ -1,4 +1,4 @@
-"""Prompts from where they are, and texts onto the terminal as they come."""
+"""Prompts from the command line, and texts on the terminal as they are generated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bigtrain.base.errors import BigtrainError
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts of a command line: as they are, `-` for standard input without its last line break, and one for
-    each line of a file.
+    """The prompts of a command line: arguments, where `-` stands for standard input without its last line break, and
+    the lines of a file.
 
     Raises:
         BigtrainError: the file cannot be read.
@@ -23,13 +23,13 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BigtrainError(
-            f"no prompts can be read from {file}", found=str(error), wanted="a text file, a prompt a line"
+            f"no prompts can be read from {file}", found=str(error), wanted="a text file, one prompt on each line"
         ) from None
     return prompts + lines
 
 
 class InTurn:
-    """Texts that are made side by side, printed one after another: one as it comes, the next ones once it is done."""
+    """Prints texts that are generated in parallel one after the other."""
 
     def __init__(self, prompts: Sequence[str], *, silent: bool = False) -> None:
         self._waiting = list(prompts)
@@ -40,7 +40,7 @@ class InTurn:
             self._next()
 
     def show(self, number: int, text: str, ended: object | None) -> None:
-        """Print a piece of a text, or keep it until it is its turn; `ended`: nothing follows."""
+        """Print a piece of a text, or keep it until its turn. `ended` is not None for the last piece."""
         if self._silent:
             return
         self._done[number] = ended is not None

@@ -24,10 +24,10 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
 
     Args:
         run: a run directory.
-        samples: draw so many from the newest checkpoint, and keep them in RUN/samples.json.
+        samples: how many to draw from the newest checkpoint, which are kept in RUN/samples.json.
 
     Raises:
-        BigtrainError: `run` is no run directory, or has not done a step yet.
+        BigtrainError: `run` is not a run directory, or no step is done yet.
     """
     directory = RunDirectory.of_existing_run(run)
     settings = directory.settings()
@@ -77,7 +77,7 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
 
 
 def draw_samples(directory: RunDirectory, number: int) -> None:
-    """Let the newest checkpoint continue the beginnings of held-out documents. Raises BigtrainError without one."""
+    """Let the newest checkpoint continue the starts of held-out documents. Raises BigtrainError where there is none."""
     from bigtrain.data import open_datasets
     from bigtrain.trained.samples import draw, prompts
     from bigtrain.trained.text_model import TextModel
@@ -92,7 +92,7 @@ def draw_samples(directory: RunDirectory, number: int) -> None:
 
 
 def _samples(directory: RunDirectory, validations: list[dict[str, Any]]) -> list[tuple[int, list[dict[str, str]]]]:
-    """The samples that there are, by step, those that training drew and those that a report did."""
+    """The samples that training or a report drew, by step."""
     found = {event["step"]: event["samples"] for event in validations if event.get("samples")}
     if directory.samples.is_file():
         drawn = json.loads(directory.samples.read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def _funnels(data: Path) -> dict[str, Funnel]:
 
 
 def _newest_validation(directory: RunDirectory, step: int, along_the_way: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `bigtrain eval` found at the newest step, else what training last recorded."""
+    """The results of `bigtrain eval` at the newest step, else what training last recorded."""
     evaluation = json.loads(directory.evaluation.read_text()) if directory.evaluation.is_file() else {}
     if evaluation.get("step") == step:
         validation: list[dict[str, Any]] = evaluation["validation"]

@@ -1,4 +1,4 @@
-"""The page of a report: what a run has come to, where its time went, its curves, texts, data and events."""
+"""The page of a report: the numbers of a run, its time, its curves, texts, data and events."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ UPLOT = "vendor/uplot-1.6.32"
 
 @dataclass(frozen=True)
 class RunRecords:
-    """All that a page shows."""
+    """All that the page of a run shows."""
 
     summary: Summary
     ledger: Ledger
     metrics: list[dict[str, Any]]
-    """A record a step, the one that counts."""
+    """The record of each step that counts."""
     undone: list[dict[str, Any]]
     """The records of steps that were done again later."""
     events: list[dict[str, Any]]
@@ -47,7 +47,7 @@ class RunRecords:
 
     @cached_property
     def loss_lines(self) -> list[Line]:
-        """The loss of training, of what is held out, and of what was done in vain."""
+        """The loss of training, of held-out documents, and of steps that were undone."""
         held_out: dict[str, list[tuple[float, float]]] = {}
         for event in self.events:
             if event["event"] == Event.EVALUATE:
@@ -176,7 +176,7 @@ def parts_of_steps(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _parts_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The seconds of one step by part; they add up to it. A run of long ago has only told data from the rest."""
+    """The seconds of one step by part; they add up to it. An old run recorded only the time for data."""
     forward_backward, optimizer = record.get("forward_backward_seconds", 0.0), record.get("optimizer_seconds", 0.0)
     data = record["data_seconds"]
     other = max(0.0, record["step_seconds"] - forward_backward - optimizer - data)

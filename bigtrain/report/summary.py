@@ -1,4 +1,4 @@
-"""What a run has come to, in numbers."""
+"""The numbers of a run: what `bigtrain report` prints."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bigtrain.rundir.ledger import Ledger, LedgerSummary
 
 
 def baselines_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Names and perplexities of the simple models that were evaluated beside ours."""
+    """Names and perplexities of the baselines that were evaluated too."""
     return [(key.removesuffix(" perplexity"), source[key]) for key in source if key.endswith(" perplexity")]
 
 
 def of_what(mfu_of: str | None) -> str:
-    """What counts as 100% of the MFU, with a space behind it; empty where the run has not said."""
+    """What counts as 100% of the MFU, with a space at the end; empty where the run did not record it."""
     return {"datasheet": "of the datasheet's peak ", "measured": "of the measured matmul peak "}.get(mfu_of or "", "")
 
 

@@ -14,7 +14,7 @@ from bigtrain.report.chart import EventMark, ticks
 from bigtrain.report.figure import ROW, Size
 from bigtrain.report.page import render
 from bigtrain.rundir.events import Event
-from bigtrain.rundir.ledger import CLASSES, Ledger, said
+from bigtrain.rundir.ledger import CLASSES, Ledger, label
 from bigtrain.rundir.starts import MICRO
 
 COLORS = {
@@ -77,7 +77,7 @@ def goodput_parts(ledger: Ledger) -> list[dict[str, Any]]:
     wall = ledger.wall_seconds or 1.0
     return [
         {
-            "name": said(name),
+            "name": label(name),
             "meaning": CLASSES[name],
             "color": COLORS[name],
             "share": f"{seconds / wall:.5f}",
@@ -102,7 +102,7 @@ def svg_timeline(ledger: Ledger, events: Sequence[Mapping[str, Any]], size: Size
     _, unit, unit_name = next(u for u in UNITS if wall >= u[0])
     left, width = 14, size.width - 28
     marks = marks_of(events, [micros / MICRO for micros in ledger.event_times])
-    names = [(said(name), COLORS[name], False) for name, micros in ledger.micros.items() if micros]
+    names = [(label(name), COLORS[name], False) for name, micros in ledger.micros.items() if micros]
     names += list(dict.fromkeys((mark.name, mark.color, True) for mark in marks))
     per_row = max(2, width // 150)
     legend = [

@@ -1,4 +1,4 @@
-"""The training that counts, summed up along the way."""
+"""The seconds of training that count, as a running sum."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from bigtrain.rundir.starts import seconds_of
 
 
 class CountedSeconds:
-    """Adds up the training that counts, from step to step over all starts and rewinds.
+    """Adds up the training that counts, step by step, over all starts and rewinds.
 
-    Every line of metrics.jsonl has the sum, so that the last one alone tells the goodput of a run of any length.
+    Every line of metrics.jsonl has the sum, so that the last line alone gives the goodput of a run of any length.
     """
 
     KEY = "counted_seconds"
@@ -20,7 +20,7 @@ class CountedSeconds:
         self._metrics, self._step, self._seconds = metrics, -1, 0.0
 
     def after(self, step: int, training_seconds: float) -> float:
-        """The sum with this step, which need not be the one behind the last: then it goes on from that step's line."""
+        """The sum up to and with this step. Where the run went back, it goes on from the line of the step before."""
         if step != self._step + 1:
             self._seconds = self._up_to(step - 1)
         self._step, self._seconds = step, self._seconds + training_seconds

@@ -17,10 +17,10 @@ def card_of_run(run: Path, step: int | None = None) -> Card:
 
     Args:
         run: a run directory.
-        step: counts what was consumed up to this step. Default: the newest one that the run has done.
+        step: what was consumed is counted up to this step. Default: the newest one that the run has done.
 
     Raises:
-        BigtrainError: no run, or its data are not there or were built with other settings.
+        BigtrainError: no run, or its data are missing or were built with other settings.
     """
     opened = OpenedRun.open(run)
     if step is None:

@@ -1,19 +1,17 @@
-"""Decisions: what a run has resolved to do about anomaly, in RUN/decisions.jsonl, durable before it is done.
+"""Decisions: what a run does about an anomaly, in RUN/decisions.jsonl. A decision is durable before it is carried out.
 
     {"decision": 1, "kind": "spike", "signs": [...], "rewind_to": 800,
      "skip": {"steps": [903, 1107], "reason": "guard: a spike at steps 1003 to 1007: ..."}, "position": 0, ...}
 
-A decision is an item of `data.skip` that no configuration knows of yet. Whoever asks for the settings of the run gets
-them with every decision's item at its place (`with_decisions`): the training, each later start of it under the same
-YAML, `data where`, `data diff`, `config show`. The place is what makes the steps in it mean the same for ever, for they
-are numbered as the items above it leave them; who adds items to the end of `data.skip` later changes nothing in that.
+A decision is an item of `data.skip` that the configuration does not have. Everything that reads the settings of the
+run gets them with the item of every decision at its position (`with_decisions`): training, each later start under the
+same YAML, `data where`, `data diff`, `config show`. Steps in an item are numbered as the items above it leave them, so
+the position keeps their meaning. An item that is added at the end of `data.skip` later does not change it.
 
-A checkpoint that was written after the anomaly began, and before it was decided about, is of a course of the run that
-is no more: it is void, and so is such a line of metrics.jsonl. Both say themselves how many decisions there were when
-they were written.
+A checkpoint that was written between the start of the anomaly and the decision is superseded: the run takes another
+course. So is such a line of metrics.jsonl. Both record how many decisions there were when they were written.
 
-Nothing here is done twice by doing it again, so a crash at any instant is answered by beginning from the decisions:
-that is what every start does.
+A decision can be carried out twice without harm. So a start after a crash at any instant begins with the decisions.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ Kind = Literal["fine", "suspicious", "passed", "spike", "not finite"]
 
 @dataclass(frozen=True)
 class Outlier:
-    """A step that is out of line."""
+    """A step whose loss or gradient norm is an outlier."""
 
     step: int
     loss: float
@@ -60,14 +58,14 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Decision:
-    """One of them."""
+    """One decision."""
 
     decision: int
     """Its number, from 1."""
     kind: Kind
     """`spike` or `not finite`."""
     outliers: tuple[Outlier, ...]
-    """The steps that were out of line."""
+    """The steps that were outliers."""
     rewind_to: int
     """The step to go on from; 0: from the first weights."""
     skip: SkipSettings
@@ -107,7 +105,7 @@ def read_decisions(path: Path) -> tuple[Decision, ...]:
     """All decisions of a run, in their order.
 
     Raises:
-        BigtrainError: one is missing or cannot be understood: without it the run would train on other data.
+        BigtrainError: one is missing or cannot be parsed; without it the run would train on other data.
     """
     decisions = []
     for number, record in enumerate(read_json_lines(path), start=1):
@@ -115,12 +113,12 @@ def read_decisions(path: Path) -> tuple[Decision, ...]:
             decision = Decision.from_record(record)
         except (KeyError, TypeError, ValueError) as error:
             raise BigtrainError(
-                f"{path}, decision {number}, cannot be understood", found=f"{type(error).__name__}: {error}"
+                f"{path}, decision {number}, cannot be parsed", found=f"{type(error).__name__}: {error}"
             ) from error
         if decision.decision != number:
             raise BigtrainError(
                 f"{path} does not hold all decisions",
-                found=f"decision {decision.decision} in place {number}",
+                found=f"decision {decision.decision} in line {number}",
                 fix="put the file back as the run wrote it",
             )
         decisions.append(decision)
@@ -138,7 +136,7 @@ def write_decision(path: Path, decision: Decision) -> None:
 
 
 def with_decisions(settings: Settings, decisions: Sequence[Decision]) -> Settings:
-    """The settings with every decision's item in data.skip. Those that are there already stay as they are."""
+    """The settings with the item of every decision in data.skip. Items that are there already stay as they are."""
     skips = list(settings.data.skip)
     for decision in decisions:
         if decision.skip not in skips:
@@ -153,7 +151,7 @@ def without_decisions(settings: Settings, decisions: Sequence[Decision]) -> Sett
 
 
 def is_superseded(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> bool:
-    """Whether a checkpoint is of a course of the run that was given up. Raises BigtrainError where it is unreadable."""
+    """Whether a decision went back to before a checkpoint. Raises BigtrainError where the checkpoint is unreadable."""
     if all(checkpoint.step < decision.steps.start for decision in decisions):
         return False  # whatever its manifest says
     taken = RunState.of(checkpoint.manifest.state).decisions
@@ -172,9 +170,9 @@ def is_current(step: int, taken: int, decisions: Sequence[Decision]) -> bool:
 
 
 def consecutive_rewinds(decisions: Sequence[Decision], first_step: int, window: int) -> int:
-    """How many of the last decisions were each soon followed by anomaly, the newest by anomaly at `first_step`.
+    """How many of the last decisions were each soon followed by an anomaly, the newest by the one at `first_step`.
 
-    Soon: before `window` steps behind the anomaly before had gone well.
+    Soon: within `window` steps after the anomaly before.
     """
     count = 0
     for decision in reversed(decisions):

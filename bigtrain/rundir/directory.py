@@ -1,17 +1,17 @@
-"""A run directory: where everything about one run lies, and who may write there.
+"""A run directory: where every file of a run is, and which job may write there.
 
 The layout is a promise to scripts::
 
     RUN/config.yaml          the effective settings, with the version of bigtrain that ran them
     RUN/metrics.jsonl        a line a step
     RUN/events.jsonl         start, resume, save, evaluate, skip, rewind, stop
-    RUN/decisions.jsonl      what was resolved about spikes; see bigtrain/rundir/decisions.py
+    RUN/decisions.jsonl      what was decided about anomalies; see bigtrain/rundir/decisions.py
     RUN/checkpoints/         see bigtrain.checkpoint
     RUN/data-card.md, .json  written by `bigtrain data card`
     RUN/logs/rank-00000.log  a file a rank
-    RUN/doctor.json          what `bigtrain doctor` found and measured, the last few times
+    RUN/doctor.json          what `bigtrain doctor` found and measured in its last runs
     RUN/wandb/               W&B's own files
-    RUN/evaluation.json      what `bigtrain eval` found last
+    RUN/evaluation.json      what `bigtrain eval` last found
     RUN/report.html, loss.svg, samples.json    written by `bigtrain report`
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LOCK_PATIENCE_SECONDS = 20.0
 MARK = ".bigtrain-doctor-"
-"""How the names of files begin that the doctor leaves for a moment."""
+"""The start of the names of temporary files that the doctor makes."""
 
 
 class RunDirectory:
@@ -72,11 +72,11 @@ class RunDirectory:
         return directory
 
     def settings(self) -> Settings:
-        """The settings that the run was last started with, and all that it has decided since."""
+        """The settings that the run was last started with, with its decisions since then."""
         return with_decisions(load_settings(self.config), read_decisions(self.decisions))
 
     def recorded(self, step: int) -> dict[str, Any] | None:
-        """The line of metrics.jsonl for a step; None where the run has not done it, on the course that it is on."""
+        """The line of metrics.jsonl for a step; None where the run has not done it, or a decision has undone it."""
         record = metrics_of_step(self.metrics, step)
         return (
             record
@@ -85,7 +85,7 @@ class RunDirectory:
         )
 
     def newest(self) -> dict[str, Any] | None:
-        """The line of the step that the run did last; where it is about to go back, of the one it goes back to."""
+        """The line of the step that the run did last; where it is about to rewind, of the step that it rewinds to."""
         record, decisions = newest_metrics(self.metrics), read_decisions(self.decisions)
         if record is not None and not is_current(record["step"], record.get("decisions", 0), decisions):
             return self.recorded(decisions[-1].rewind_to)
@@ -98,10 +98,10 @@ class RunDirectory:
         return StorageTiers.of(self.root, self.settings().checkpoint)
 
     def refuse_foreign(self) -> None:
-        """Keep out of a directory with somebody else's files in it.
+        """Refuse a directory that holds other files.
 
         Raises:
-            BigtrainError: the directory has content, yet no run was ever started in it.
+            BigtrainError: the directory has files, but no run was started in it.
         """
         if self.root.exists() and not self.root.is_dir():
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
@@ -120,9 +120,9 @@ class RunDirectory:
             )
 
     def lock(self) -> None:
-        """Make this process the only writer; the lock goes with the process, however it ends.
+        """Make this process the only writer. The lock ends with the process, however it ends.
 
-        Waits a little first: the workers of a launcher that was just killed may still be committing.
+        It waits a little first: the workers of a launcher that was just killed may still be committing.
 
         Raises:
             BigtrainError: another process is training here.
@@ -157,7 +157,7 @@ class RunDirectory:
             self._lock = None
 
     def write_config(self, settings: Settings) -> None:
-        """Write the effective settings, whole or not at all. Raises BigtrainError where the disk does not take them."""
+        """Write the effective settings, whole or not at all. Raises BigtrainError where the disk fails."""
         with written_to(self.config):
             write_atomically(self.config, with_bare_urls(dump_settings(settings)))
 

@@ -1,8 +1,8 @@
 """metrics.jsonl and events.jsonl: append-only JSON lines that survive a kill at any byte.
 
-A run that was killed repeats the steps after its last checkpoint, so a step may stand in metrics.jsonl more than
-once; the last line of a step is the one that counts. Every line has the time of day, and the age of the process that
-wrote it, which no clock that is set can move.
+A run that was killed repeats the steps after its last checkpoint, so metrics.jsonl may hold a step more than once. The
+last line of a step counts. Every line has the time of day, and the age of the process that wrote it, which does not
+change when a clock is set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bigtrain.config.secrets import without_secrets
 
 @contextmanager
 def written_to(path: Path) -> Iterator[None]:
-    """What fails inside, the disk of this file of the run has to answer for.
+    """Report an OSError in this block as a failure of the disk that holds `path`.
 
     Raises:
         BigtrainError: the disk is full or fails.
@@ -35,8 +35,7 @@ def written_to(path: Path) -> Iterator[None]:
         raise BigtrainError(
             f"{path} cannot be written",
             found=f"{error.strerror} on {socket.gethostname()}",
-            fix="make room on that disk, or have it looked after, then start again: the run goes on from its newest "
-            "checkpoint",
+            fix="free space on that disk or repair it, then start again: the run goes on from its newest checkpoint",
         ) from error
 
 
@@ -53,10 +52,10 @@ class JsonLines:
         self._start = {} if start is None else {"start": start}
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size and not _ends_with_newline(path):
-            self._write(b"\n")  # a kill tore the last line; what follows must not be torn with it
+            self._write(b"\n")  # a kill tore the last line; the next one must not be lost with it
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one line with the times added; a single write, so that lines are never interleaved.
+        """Write one line with the times added, in a single write, so that lines are never interleaved.
 
         Raises:
             BigtrainError: the disk is full or fails.
@@ -68,7 +67,7 @@ class JsonLines:
     def _write(self, line: bytes) -> None:
         with written_to(Path(self._file.name)):
             taken = self._file.write(line)
-            if taken < len(line):  # a disk that is nearly full takes a part, and says why only when asked again
+            if taken < len(line):  # a disk that is nearly full takes a part, and the next write raises the error
                 self._file.write(line[taken:])
 
     def sync(self) -> None:
@@ -81,7 +80,7 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of a file, in order; a missing file has none, a torn line is passed over."""
+    """Every whole line of a file, in order; a missing file has none, and a torn line is skipped."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -116,7 +115,7 @@ def metrics_of_step(path: Path, step: int) -> dict[str, Any] | None:
 
 
 def _last_record(path: Path, beginning: bytes) -> dict[str, Any] | None:
-    """The last whole line that begins so, found from the end: a file of a million steps is not read through.
+    """The last whole line that starts like this. It is searched from the end, so a long file is not read through.
 
     Relies on how the training loop writes its lines: `step` is the first key.
     """

@@ -1,4 +1,4 @@
-"""The ledger: every second of a run, over all its restarts, in exactly one class; worked out from its records alone.
+"""The ledger: every second of a run, over all its restarts, in exactly one class, from its records alone.
 
 ::
 
@@ -7,15 +7,15 @@
               restart  ─────────────────────────────────────────────►
     start 2                                                          │start-up│step│step│evaluation│step│ stop
 
-A record says how long what it tells of has taken, and how old its process was when it was written: so a start is a row
-of stretches that end where a record was written, without a hole. What is between two of them is start-up before the
-first step, and `other` behind it. Between two starts there is the time from the last record of the one to the first
-instant of the other: `restart` after a crash, `idle` after a stop on request, `queue` as far as it is known.
+A record says how long its activity took, and how old its process was when it was written. So a start is a row of
+stretches without holes, each of which ends where a record was written. The time between two of them is start-up before
+the first step, and `other` after it. Between two starts lies the time from the last record of the first to the start of
+the second: `restart` after a crash, `idle` after a stop on request, `queue` as far as it is known.
 
-Only clocks that nobody sets are used where there are any (`bigtrain.base.clock`). Across machines, and in runs from
-before these were recorded, the time of day has to do; where it goes backwards, nothing has passed.
+Clocks that cannot be set are used where there are any (`bigtrain.base.clock`). Across machines, and in runs from before
+these were recorded, the time of day is used; where it goes backwards, no time has passed.
 
-Seconds are counted in whole microseconds, so that the classes add up to the whole to the last one.
+Time is counted in whole microseconds, so that the classes add up exactly.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from bigtrain.rundir.starts import (
 
 CLASSES = {
     "training": "steps that count, without their wait for data",
-    "recomputed": "steps that a crash or a rewind has undone, and the one that it broke off",
+    "recomputed": "steps that a crash or a rewind has undone, and the step that it interrupted",
     "data_stall": "waiting for the loader in steps that count",
     "checkpoint": "training held up by a save",
     "evaluation": "validation loss and samples",
-    "start_up": "from the begin of the job to the first step: imports, model, checkpoint, dry run",
+    "start_up": "from the start of the job to the first step: imports, model, checkpoint, dry run",
     "data_build": "of it, opening and indexing the data and making the plan",
     "hang": "no progress, until it was noticed",
     "restart": "from the death of a start, or its last line, to the next process; going back after a rewind",
@@ -62,12 +62,12 @@ _TAKES = {
     Event.COMMIT: ("checkpoint", "waited_seconds"),
     Event.HANG: ("hang", "seconds"),
 }
-"""The class of what an event tells of, and the key of its seconds."""
+"""The class of the activity of an event, and the key of its seconds."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a run's time that is of one class, in microseconds since the run began."""
+    """A part of a run's time that is of one class, in microseconds since the run started."""
 
     activity: str
     begin: int
@@ -93,7 +93,7 @@ class LedgerSummary:
     steps_recomputed: int
     """Steps that a crash or a rewind has undone."""
     straggler_seconds: float
-    """Of the training, lost to slow ranks, as far as that was found out. No class of its own."""
+    """Of the training, lost to slow ranks, as far as that was detected. No class of its own."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Ledger:
     """Where the time of a run went."""
 
     stretches: list[Stretch]
-    """In the order of time, without holes; neighbours of the same class are one."""
+    """In the order of time, without holes; neighbours of the same class are merged."""
     micros: dict[str, int]
     """Microseconds of every class."""
     starts: int
@@ -110,9 +110,9 @@ class Ledger:
     steps_counted: int
     steps_recomputed: int
     straggler_seconds: float
-    """Of the training, lost to slow ranks, as far as that was found out. No class of its own."""
+    """Of the training, lost to slow ranks, as far as that was detected. No class of its own."""
     step_times: dict[int, int] = field(default_factory=dict)
-    """When each step that counts was done, in microseconds since the run began."""
+    """When each step that counts was done, in microseconds since the run started."""
     event_times: list[int] = field(default_factory=list)
     """The same for each event, in the order of the file."""
 
@@ -133,7 +133,7 @@ class Ledger:
 
     @property
     def goodput_when_wanted(self) -> float:
-        """The same without the time in which nobody wanted it to run, or there was no machine: idle and queue."""
+        """The same without the classes idle and queue: no start was wanted then, or there was no machine."""
         seconds = self.seconds
         wanted = self.wall_seconds - seconds["idle"] - seconds["queue"]
         return seconds["training"] / wanted if wanted > 0 else 0.0
@@ -141,11 +141,11 @@ class Ledger:
     def __str__(self) -> str:
         wall = self.wall_seconds or 1.0
         parts = sorted(self.seconds.items(), key=lambda item: -item[1])
-        told = ", ".join(f"{said(name)} {_percent(s / wall)}" for name, s in parts if s and name != "training")
+        rest = ", ".join(f"{label(name)} {_percent(s / wall)}" for name, s in parts if s and name != "training")
         again = f", {self.steps_recomputed:,} step(s) done in vain" if self.steps_recomputed else ""
         return (
             f"goodput {_percent(self.goodput)} of {duration(self.wall_seconds)} over {self.starts} start(s){again}"
-            + (f"; the rest: {told}" if told else "")
+            + (f"; the rest: {rest}" if rest else "")
         )
 
     def as_summary(self) -> dict[str, float]:
@@ -187,7 +187,7 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
     events = [event for event in events if isinstance(event.get("event"), str)]
     starts = starts_of(events, [record for record in metrics if isinstance(record.get("step"), int)])
     while len(starts) > 1 and starts[-2].finished and not starts[-1].has_trained:
-        del starts[-1]  # somebody looked whether there was more to do
+        del starts[-1]  # a start that found all steps done
     undone = undone_of(starts)
     book = _Book()
     event_times: dict[int, int] = {}
@@ -219,17 +219,17 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
 
 
 def account_of(directory: RunDirectory) -> Ledger:
-    """The ledger of a run, from what it has written down so far."""
+    """The ledger of a run, from its records so far."""
     return account(read_json_lines(directory.events), read_json_lines(directory.metrics))
 
 
-def said(name: str) -> str:
-    """A class as people read it."""
+def label(name: str) -> str:
+    """The name of a class for people."""
     return name.replace("_", " ")
 
 
 class _Book:
-    """Adds stretch to stretch."""
+    """Adds one stretch after the other."""
 
     def __init__(self) -> None:
         self.stretches: list[Stretch] = []
@@ -238,8 +238,8 @@ class _Book:
         self._has_stepped = self._goes_back = False
 
     def begin(self, before: Start | None, start: Start) -> int:
-        """What was between two starts, or before the first, up to the first event; returns when its process began."""
-        queued, launched = start.told("queued_seconds"), start.told("before_seconds")
+        """The time before a start, up to its first event; returns when its process started."""
+        queued, launched = start.recorded("queued_seconds"), start.recorded("before_seconds")
         gap = queued + launched if before is None else between(before, start)
         launched = min(launched, gap)
         queued = min(queued, gap - launched)
@@ -247,7 +247,7 @@ class _Book:
         if before is not None and before.stopped:
             self._until(self.now + gap, "idle")
         else:
-            died = start.told("died_seconds")
+            died = start.recorded("died_seconds")
             self._until(self.now + (gap - died if 0 < died < gap else 0), "recomputed")  # a step that was not done
             self._until(self.now + min(gap, died or gap), "restart")
         self._until(self.now + queued, "queue")
@@ -264,7 +264,7 @@ class _Book:
         return self._process_began
 
     def add(self, entry: Entry, undone: set[int]) -> None:
-        """What a record tells of, and before it what none tells of."""
+        """The activity of a record, and the time before it that no record is about."""
         record = entry.record
         end = max(self.now, self._process_began + entry.age)
         if entry.is_step:
@@ -285,7 +285,7 @@ class _Book:
         elif record["event"] == Event.REWIND:
             self._until(end, self._between_records)
             self._goes_back = True
-        # Any other is an instant, maybe within a step, whose line comes later and tells of all of it.
+        # Any other event is an instant, maybe within a step, whose own line comes later and covers all of it.
 
     def end(self, start: Start) -> None:
         """The start has written its last record."""
@@ -313,7 +313,7 @@ def _percent(share: float) -> str:
 
 
 def _lost_to_stragglers(events: Iterable[Record], last_step: int) -> float:
-    """Seconds that steps took longer for a slow rank, from when it was named to when it had caught up."""
+    """Seconds that steps took longer for a slow rank, from its `straggler` event until it had caught up."""
     lost, since, slow = 0.0, 0, dict[Any, float]()
     for event in events:
         if event["event"] not in (Event.STRAGGLER, Event.CAUGHT_UP, *STARTS) or not isinstance(event.get("step"), int):

@@ -1,4 +1,4 @@
-"""Two plans side by side: what a change of the settings moves, and whether a run may take it."""
+"""Two plans of samples: where they differ, and whether a run may change from one to the other."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> Plan
     """
     opened = [(settings, RunData.open(settings)) for settings in (_settings(one), _settings(other, overrides))]
     for _, data in opened:
-        find_unlabelled(data.plan, data.train)  # a diff says what a run may change over to: training would refuse it
+        find_unlabelled(data.plan, data.train)  # training would refuse it, so a run may not change over to it
     counts = [_samples_of_sources(settings, data.plan) for settings, data in opened]
     first, second = (data.plan for _, data in opened)
     sample = first.first_difference(second)
@@ -80,7 +80,7 @@ def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> Plan
 
 
 def _settings(place: Path, overrides: Sequence[str] = ()) -> Settings:
-    """With what the run has decided: a start under a configuration that does not know of it has it all the same."""
+    """Settings with the decisions of the run: a start under a configuration without them gets them too."""
     settings = load_settings(RunDirectory.of_existing_run(place).config if place.is_dir() else place, overrides)
     return with_decisions(
         settings, read_decisions(RunDirectory(place if place.is_dir() else settings.run_dir).decisions)

@@ -124,7 +124,7 @@ class StepsOfDocument:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run and its data, opened to answer questions."""
+    """A run and its data, opened to be read."""
 
     directory: RunDirectory
     settings: Settings
@@ -142,7 +142,7 @@ class OpenedRun:
         return cls(directory, settings, RunData.open(settings))
 
     def contents_of_step(self, step: int) -> list[SampleContents]:
-        """What a step's global batch consists of."""
+        """The samples of the global batch of a step."""
         return contents_of(self.data.plan, self.data.train, self.data.plan.batches.samples_of(step))
 
     def check(self, step: int, digest: str, recorded: Record) -> None:
@@ -150,13 +150,13 @@ class OpenedRun:
         consumed = self.data.plan.batches.samples_of(step).stop
         if (digest, consumed) != (recorded["batch_digest"], recorded["consumed_samples"]):
             raise BigtrainError(
-                f"the data and settings that are here now are not those that {self.directory.root} trained on: "
-                f"they give step {step} another batch",
+                f"the data or settings that are here now are not those that {self.directory.root} trained on: "
+                f"step {step} has another batch",
                 found=f"batch_digest {digest} after {consumed} samples, plan {self.data.plan.plan_id[:12]}",
                 wanted=f"batch_digest {recorded['batch_digest']} after {recorded['consumed_samples']} samples, as in "
                 f"{self.directory.metrics}",
-                fix=f"run: bigtrain data verify {self.settings.data.dir}; then put back the data, or the config.yaml, "
-                "that the run had",
+                fix=f"run: bigtrain data verify {self.settings.data.dir}; then restore the data, or the config.yaml, "
+                "of the run",
             )
 
 
@@ -227,9 +227,9 @@ def record_of(part: DocumentPart, tokenizer: Tokenizer | None = None) -> Record:
 
 
 def evidence_of(data: RunData, step: int) -> Record:
-    """What was in a step's batch, for a decision about it: its digest, and where its documents come from.
+    """The batch of a step, for a decision about it: its digest, and where its documents come from.
 
-    Of a large batch the first documents stand for all; `data where` has the rest.
+    Of a large batch only the first documents are listed; `data where` lists all.
     """
     contents = contents_of(data.plan, data.train, data.plan.batches.samples_of(step))
     parts = [(sample.dataset.name, part) for sample in contents for part in sample.parts]

@@ -1,6 +1,6 @@
-"""What runs there are below a folder and how they are, from the first and the last lines of their records.
+"""The runs below a folder and their status, from the first and the last lines of their records.
 
-Nothing is read through: a run of a million steps costs as much as one of ten.
+No file is read through: a run of a million steps costs as much as one of ten.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bigtrain.rundir.json_lines import newest_metrics
 
 State = Literal["running", "finished", "stopped", "crashed"]
 END_BYTES = 1 << 16
-"""So much of the begin and of the end of events.jsonl is read."""
+"""How much of the start and of the end of events.jsonl is read."""
 NOT_RUNS = {"checkpoints", "wandb", "logs"}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How one run is."""
+    """The status of a run."""
 
     run: str
     state: State
@@ -54,7 +54,7 @@ class RunStatus:
 
 
 def list_runs(root: Path) -> list[RunStatus]:
-    """The runs below a folder, the one that was last at work first.
+    """The runs below a folder, the most recently active one first.
 
     Raises:
         BigtrainError: there is no such folder.
@@ -65,8 +65,8 @@ def list_runs(root: Path) -> list[RunStatus]:
 
 
 def state_of(directory: RunDirectory) -> RunStatus:
-    """How one run is, at a glance."""
-    first, last = _first_begin(directory.events), _last_line(directory.events)
+    """The status of a run, from its first and last records."""
+    first, last = _first_start(directory.events), _last_line(directory.events)
     newest = newest_metrics(directory.metrics) or {}
     latest = max(float(record.get("time", 0.0)) for record in (last, newest))
     config = directory.config.read_text(encoding="utf-8", errors="replace")
@@ -98,7 +98,7 @@ def _runs(root: Path) -> Iterator[Path]:
 def _state(directory: RunDirectory, last: dict[str, Any]) -> State:
     if _is_locked(directory.root / ".lock"):
         return "running"
-    if last.get("event") != "stop":  # nothing comes behind it
+    if last.get("event") != "stop":  # it is the last event of a start
         return "crashed"
     return "finished" if last.get("exit_status") == 0 else "stopped"
 
@@ -107,7 +107,7 @@ def _is_locked(lock: Path) -> bool:
     """Whether a process holds the lock, on any machine that shares the disk."""
     try:
         with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once; who starts meanwhile tries again
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once: a job that starts now retries
         return False
     except BlockingIOError:
         return True
@@ -116,7 +116,7 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _goodput(first: dict[str, Any], newest: dict[str, Any], latest: float) -> float | None:
-    """As the ledger's, but with the time of day in place of its clocks."""
+    """The goodput of the ledger, but by the time of day instead of its clocks."""
     if CountedSeconds.KEY not in newest or "uptime" not in first:
         return None
     clock = first.get("clock", {})
@@ -136,7 +136,7 @@ def _total_steps(directory: RunDirectory, config: str) -> int | None:
 
 
 def _checkpoints(directory: RunDirectory, config: str) -> tuple[int, int] | None:
-    """How many there are and their bytes; None where they cannot be seen from here."""
+    """The number of checkpoints and their bytes; None where they are at a URL."""
     place = _leaf(config, "checkpoint", "dir")
     if place is not None and "://" in place:
         return None
@@ -147,18 +147,18 @@ def _checkpoints(directory: RunDirectory, config: str) -> tuple[int, int] | None
             try:
                 size += os.stat(os.path.join(folder, file)).st_size  # noqa: PTH116, PTH118 (thousands of them)
             except OSError:
-                continue  # one that is just being removed
+                continue  # it was removed meanwhile
     return count, size
 
 
 def _leaf(config: str, section: str, key: str) -> str | None:
-    """A plain value in a config.yaml as bigtrain writes it; None where it is null, or not there."""
+    """A scalar in a config.yaml as bigtrain writes it; None where it is null or missing."""
     block = re.search(rf"^{section}:\n((?:[ \n].*\n?)*)", config, re.MULTILINE)
     value = re.search(rf"^  {key}: (.+)$", block[1], re.MULTILINE) if block else None
     return None if value is None or value[1] in ("null", "~") else value[1].strip("'\"")
 
 
-def _first_begin(events: Path) -> dict[str, Any]:
+def _first_start(events: Path) -> dict[str, Any]:
     """The first event of the first start."""
     return next((record for record in _records(events, 0) if record.get("event") in STARTS), {})
 

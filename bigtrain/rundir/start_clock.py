@@ -1,4 +1,4 @@
-"""How a start came about, told in its first event: what it needs to be put into the ledger beside the other starts."""
+"""When a process started and what preceded it: its first event records it, and the ledger places the start by it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_
 from bigtrain.base.launcher_protocol import DIED, LAUNCHER
 
 QUEUED_SINCE = "BIGTRAIN_QUEUED_SINCE"
-"""Environment variable of a launcher that knows: since when the job has been ready to run, in seconds since 1970."""
+"""Environment variable, set by a launcher: since when the job has been ready to run, in seconds since 1970."""
 JOB_BEGAN = ("BIGTRAIN_JOB_BEGAN", "SLURM_JOB_START_TIME")
-"""Environment variables: when it began to run, likewise. Without them, when its launcher did."""
+"""Environment variables: when the job started to run, likewise. Without them: when its launcher did."""
 
 
 class Phases:
-    """The seconds of a start's beginning, one phase after the other."""
+    """The seconds of each phase of the set-up."""
 
     def __init__(self) -> None:
         """The first phase, the imports, ends now."""
@@ -24,18 +24,18 @@ class Phases:
         self.seconds = {"imports": round(self._so_far, 3)}
 
     def end(self, name: str) -> None:
-        """What came since the last phase was this one."""
+        """The phase that started with the end of the last one is over."""
         now = process_seconds()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._so_far, 3)
         self._so_far = now
 
 
 def clock() -> dict[str, Any]:
-    """When this process began, by the clock of its machine, and what went before it; all in seconds.
+    """When this process started, by the clock of its machine, and what preceded it; all in seconds.
 
-    `before_seconds` is from the begin of the job, or of the launcher, to that of this process; `queued_seconds` is what
-    the job waited before; `died_seconds` is when the start before was seen to have died, before this process began. The
-    launcher's first start has the former two, the others the latter.
+    `before_seconds` is from the start of the job, or of the launcher, to the start of this process. `queued_seconds` is
+    how long the job waited in the queue before. `died_seconds` is how long before the start of this process the
+    launcher saw the last start die. The first start of a launcher has the first two, later ones have the third.
     """
     now, age = boot_seconds(), process_seconds()
     if (died := _number(DIED)) is not None:
@@ -53,7 +53,7 @@ def clock() -> dict[str, Any]:
 
 
 def _before() -> tuple[float, float]:
-    """From the begin of the job to that of this process, and before that in the queue, as far as is known."""
+    """Seconds from the start of the job to that of this process, and in the queue before, as far as is known."""
     launcher = int(os.environ.get(LAUNCHER, "0"))
     before = seconds_before_this_process(launcher) if launcher else 0.0
     process_began = time.time() - process_seconds()

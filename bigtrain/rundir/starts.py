@@ -1,7 +1,7 @@
-"""The records of a run, sorted by its starts: which line is of which start, and how far into it it was written.
+"""The records of a run by its starts: which line belongs to which start, and how long after its start it was written.
 
-A line says of which start it is, and how old its process was. Of versions that did not write that, the order of the
-lines and the time of day have to do.
+A line has the number of its start and the age of its process. For versions that did not write these, the order of the
+lines and the time of day are used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST_SECONDS = 1e12
 
 
 def number_of_next_start(events: Iterable[Record]) -> int:
-    """The number of the start that comes now: one more than any before it has had."""
+    """The number of the next start: one more than the highest so far."""
     begun, highest = 0, 0
     for event in events:
         begun += event.get("event") in STARTS
@@ -35,7 +35,7 @@ class Entry:
     record: Record
     age: int
     number: int = -1
-    """Of an event among the events; -1 for a step."""
+    """The position of an event among the events; -1 for a step."""
 
     @property
     def is_step(self) -> bool:
@@ -49,10 +49,10 @@ class Start:
 
     entries: list[Entry]
     begin: Record
-    """Its `start` or `resume` event; empty where it did not come that far."""
+    """Its `start` or `resume` event; empty where it ended before it."""
 
-    def told(self, key: str) -> int:
-        """Microseconds that it tells of what went before its process; 0 where it does not."""
+    def recorded(self, key: str) -> int:
+        """Microseconds before the start of its process, a field of its `clock`; 0 where it has none."""
         clock = self.begin.get("clock")
         return micros_of(clock, key) if isinstance(clock, dict) else 0
 
@@ -63,7 +63,7 @@ class Start:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to the end of the schedule."""
+        """Whether it reached the end of the schedule."""
         return any(e.record.get("event") == Event.STOP and e.record.get("exit_status") == 0 for e in self.entries)
 
     @property
@@ -73,17 +73,17 @@ class Start:
 
     @property
     def span(self) -> int:
-        """Microseconds from the begin of its process to its last record."""
+        """Microseconds from the start of its process to its last record."""
         return self.entries[-1].age
 
     @property
     def wall_begin(self) -> int:
-        """When its process began by the time of day."""
+        """When its process started, by the time of day."""
         return micros_of(self.entries[0].record, "time") - self.entries[0].age
 
     @property
     def boot(self) -> tuple[str, int] | None:
-        """The machine's, and when the process began there, in microseconds since the machine was started."""
+        """The boot id of its machine, and when the process started there, in microseconds since that boot."""
         clock = self.begin.get("clock")
         if not isinstance(clock, dict) or not clock.get("boot_id"):
             return None
@@ -91,7 +91,7 @@ class Start:
 
 
 def starts_of(events: list[Record], steps: list[Record]) -> list[Start]:
-    """The records by start. A record says of which it is; where it does not, its place or its time of day does."""
+    """The records by start: by the number in the record, else by its position or its time of day."""
     rows: dict[int, list[tuple[Record, int]]] = {}
     begun, current, began_at = 0, 0, {}
     for number, event in enumerate(events):
@@ -125,7 +125,7 @@ def _start(rows: list[tuple[Record, int]]) -> Start:
 
 
 def undone_of(starts: list[Start]) -> set[int]:
-    """The ids of the entries of steps that do not count: whatever came later began at an earlier step."""
+    """The ids of the entries of steps that do not count, because a later start or a rewind went back before them."""
     undone: set[int] = set()
     counted: list[Entry] = []
 
@@ -150,7 +150,7 @@ def _goes_back_to(event: Record) -> int | None:
 
 
 def between(before: Start, after: Start) -> int:
-    """Microseconds from the last record of a start to the begin of the next one's process."""
+    """Microseconds from the last record of a start to the start of the next process."""
     if before.boot and after.boot and before.boot[0] == after.boot[0]:
         return max(0, after.boot[1] - before.boot[1] - before.span)
     last = micros_of(before.entries[-1].record, "time")

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, for the commands and for whoever opens a run."""
+"""The checkpoints of a run, for the commands and for code that opens a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
     """The checkpoint of a step, or the newest verified one.
 
     Raises:
-        BigtrainError: there is none, or not every byte of it is right.
+        BigtrainError: there is none, or it is damaged.
     """
     if step is None:
         search = newest_verified(run.tiers())
@@ -38,10 +38,10 @@ def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
 
 
 def checkpoints_of_step(run: RunDirectory, step: int) -> list[Checkpoint]:
-    """The checkpoints of a step, whether good or not: one, or with a local tier two.
+    """The checkpoints of a step, verified or not: one, or with a local tier two.
 
     Raises:
-        BigtrainError: there is none; names the steps there are.
+        BigtrainError: there is none; it lists the steps that have one.
     """
     there = run.tiers().all()
     if chosen := [checkpoint for checkpoint in there if checkpoint.step == step]:
@@ -66,7 +66,7 @@ class VerifiedCheckpoint:
 def verify_checkpoints(run: Path, step: int | None = None) -> list[VerifiedCheckpoint]:
     """Hash every file of the checkpoints of a run, or of one of them.
 
-    Of the local tier, what this node has of it.
+    Of the local tier, only the files of this node are read.
     """
     directory = RunDirectory.of_existing_run(run)
     tiers = directory.tiers()
@@ -134,23 +134,27 @@ class PrunedCheckpoints:
 
 
 def prune_checkpoints(run: Path, keep: int | None, keep_every: int | None, *, dry_run: bool) -> PrunedCheckpoints:
-    """Remove old checkpoints of a run from its durable place, and say which.
+    """Remove old checkpoints of a run from its durable tier.
 
     Args:
-        keep, keep_every: of the newest, and of every so many steps; default: what the settings of the run say.
+        keep: how many of the newest to keep. Default: checkpoint.keep of the run.
+        keep_every: also keep those whose step is a multiple of it. Default: checkpoint.keep_every_steps.
+        dry_run: remove nothing.
 
     Raises:
-        BigtrainError: nobody says how many to keep, the run is training, or one cannot be removed.
+        BigtrainError: the number to keep is not given, the run is training, or a checkpoint cannot be removed.
     """
     directory = RunDirectory.of_existing_run(run)
     settings = directory.settings().checkpoint
     keep = keep or settings.keep
     if keep is None:
         raise BigtrainError(
-            f"how many checkpoints of {run} to keep is not said", found="checkpoint.keep: null", fix="give --keep N"
+            f"the number of checkpoints of {run} to keep is not given",
+            found="checkpoint.keep: null",
+            fix="give --keep N",
         )
     if not dry_run:
-        directory.lock()  # goes with the process
+        directory.lock()  # until the process ends
     expired = prune(directory.tiers().durable, keep, keep_every or settings.keep_every_steps, dry_run=dry_run)
     directory.unlock()
     return PrunedCheckpoints(dry_run, [checkpoint.location for checkpoint in expired])
@@ -220,7 +224,7 @@ def _named(place: str) -> Checkpoint:
 
 
 def say_diff(difference: CheckpointDifference) -> Iterator[str]:
-    """The differences in lines for people, the sum of them last."""
+    """The differences in plain text, the totals last."""
     yield from (f"{name}: {place}" for name, place in zip("AB", difference.checkpoints, strict=True))
     sections = {"cursor": difference.cursor, "settings": difference.settings, "versions": difference.versions}
     for section, differing in sections.items():

@@ -55,7 +55,7 @@ class Evaluation:
 def sum_of_losses(
     loss_sum: Callable[[Mapping[str, Any]], torch.Tensor], batches: Iterable[MicroBatch], device: torch.device
 ) -> tuple[float, int]:
-    """Add up a model's loss over batches.
+    """Sum the loss of a model over batches.
 
     Args:
         loss_sum: gives the summed loss of one micro-batch's labelled tokens.
@@ -79,7 +79,7 @@ def validation_losses(
     settings: Settings,
     beat: Callable[[], None] = lambda: None,
 ) -> list[SourceLoss]:
-    """The validation loss of every source that has held-out documents, over all ranks together.
+    """The validation loss of every source that has held-out documents, summed over all ranks.
 
     Args:
         beat: called before every batch.

@@ -1,4 +1,4 @@
-"""Handing a run's model to other tools, with proof that they compute the same."""
+"""Export of a run's model for Hugging Face transformers, with a check that it computes the same."""
 
 from __future__ import annotations
 
@@ -71,21 +71,21 @@ def export_run(
 ) -> HuggingFaceExport:
     """Write a checkpoint as a Hugging Face folder, in the precision the model was trained in.
 
-    Memory holds one tensor at a time while it is written, and one model in float32 while it is checked.
+    Memory holds one tensor at a time while it writes, and one model in float32 while it checks.
 
     Args:
         run: a run directory.
         out: the folder to make.
         step: of the checkpoint. Default: the newest verified one.
-        check: reload the folder with transformers and compare; passed over, aloud, without transformers.
-        report: takes lines about what is going on.
+        check: reload the folder with transformers and compare; without transformers it is skipped with a message.
+        report: called with each line of progress.
 
     Raises:
         BigtrainError: nothing to export, `out` holds something else, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
-    open_mirror(settings.data)  # the tokenizer may lie behind a URL
+    open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
     if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
         report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
@@ -114,7 +114,7 @@ def checked(
     dtype: torch.dtype,
     report: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    """Compare a Hugging Face folder with the weights that it has in common with us; without `report`, do not.
+    """Compare a Hugging Face folder with our weights; without `report` nothing is compared.
 
     Raises:
         BigtrainError: transformers computes something else.
@@ -134,7 +134,7 @@ def _documents(run: Path, settings: Settings, checkpoint: Checkpoint, report: Ca
     """The model card, and the data card at the checkpoint's step."""
     try:
         data = card_of_run(run, checkpoint.step)
-    except BigtrainError as error:  # the weights are worth having even where the data are gone
+    except BigtrainError as error:  # the weights are of use even where the data are gone
         report(f"exported without a data card: {error.what}")
         data = None
     evaluations = [

@@ -1,4 +1,4 @@
-"""Handing a run's model to llama.cpp, with proof that it computes the same."""
+"""Export of a run's model for llama.cpp, with a check that it computes the same."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def export_run_to_gguf(
         out: the file to make, if its name ends with `.gguf`; else the folder to make it in, as `model.gguf`.
         step: of the checkpoint. Default: the newest verified one.
         dtype: of the matrices, a key of `DTYPES`. Default: the precision the model was trained in.
-        check: load the file with llama.cpp and compare; passed over, aloud, without llama-cpp-python.
-        report: takes lines about what is going on.
+        check: load the file with llama.cpp and compare; without llama-cpp-python it is skipped with a message.
+        report: called with each line of progress.
 
     Raises:
         BigtrainError: nothing to export, `out` is something else, llama.cpp has no such model, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
-    open_mirror(settings.data)  # the tokenizer may lie behind a URL
+    open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, tokenizer_file = load_weights(checkpoint), settings.data.dir / TOKENIZER_FILE
     torch_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[settings.engine.precision]
     file = out if out.suffix == ".gguf" else out / FILE

@@ -1,4 +1,4 @@
-"""Taking over a model from Hugging Face, with proof that we compute the same."""
+"""Import of a Hugging Face model, with a check that bigtrain computes the same."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def import_model(
         folder: config.json, *.safetensors, tokenizer.json.
         out: the folder to make.
         end_of_text: the token that ends a document. Default: the one that config.json names.
-        check: load `folder` with transformers and compare; passed over, aloud, without transformers.
-        report: takes lines about what is going on.
+        check: load `folder` with transformers and compare; without transformers it is skipped with a message.
+        report: called with each line of progress.
 
     Raises:
-        BigtrainError: the folder cannot be read without a doubt, `out` holds something else, or the check fails.
+        BigtrainError: the folder is not fully understood, `out` holds something else, or the check fails.
     """
     found = import_hf(folder, out, end_of_text=end_of_text)
     for note in found.notes:

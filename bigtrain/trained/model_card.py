@@ -17,7 +17,7 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
         settings: of the run.
         step: of the checkpoint.
         validation: the records of the sources' validation losses at that step, if it was evaluated.
-        data: its data card, if the data are at hand.
+        data: its data card; None where the data are missing.
     """
     model, train = settings.model, settings.train
     samples = train.batches.consumed_after(step)

@@ -9,8 +9,8 @@ interpolation at every order and the uniform distribution below the unigrams:
 At the highest order c counts occurrences; below, it counts the different tokens that come before (the start of a
 document is one of them). h' is h without its first token. An h that never occurred leaves the word to p_{k-1}.
 
-It is all sorting: a k-gram gets the index of its key (index of its first k-1 tokens) * V + last token among the sorted
-keys of that order, which makes every lookup a binary search and every count a `bincount`.
+All of it is sorting. A k-gram gets the index of its key (index of its first k-1 tokens) * V + last token among the
+sorted keys of that order, which makes every lookup a binary search and every count a `bincount`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Level:
 
 
 class NGramModel:
-    """An n-gram model over token ids below `vocab_size`, from documents given as tokens and the place in each's own.
+    """An n-gram model over token ids below `vocab_size`, from documents given as tokens and the position in each.
 
     Args:
         tokens: [n], all documents one after the other.
@@ -103,13 +103,13 @@ class NGramModel:
             context = np.where(visible >= k - 1, context, -1)
             known = np.flatnonzero(context >= 0)
             keys = context[known] * self.vocab_size + tokens[known]
-            place = np.minimum(np.searchsorted(level.keys, keys), len(level.keys) - 1)
-            found = level.keys[place] == keys
+            position = np.minimum(np.searchsorted(level.keys, keys), len(level.keys) - 1)
+            found = level.keys[position] == keys
             result[known] = (
-                np.where(found, level.discounted[place], 0.0) + level.left_over[context[known]] * result[known]
+                np.where(found, level.discounted[position], 0.0) + level.left_over[context[known]] * result[known]
             )
             index = np.full(len(tokens), -1, np.int64)
-            index[known[found]] = place[found]
+            index[known[found]] = position[found]
         return result
 
 

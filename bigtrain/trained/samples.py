@@ -1,9 +1,9 @@
-"""Samples: what the model makes of the beginnings of held-out documents, the same ones each time, to watch it learn.
+"""Samples: how the model continues the starts of the same held-out documents at each evaluation.
 
-Rank 0 draws them from the weights under training, while the other ranks wait for it. It can where it has all of them:
-at ZeRO stages 0 to 2, without tensor or sequence parallelism. Elsewhere every rank would have to take part in each
-token, and a rank that found another token to be the likeliest would leave the others waiting for ever. There,
-`bigtrain report RUN --samples N` draws them from a checkpoint.
+Rank 0 draws them from the weights in training, while the other ranks wait. It can where it has all weights: at ZeRO
+stages 0 to 2, without tensor or sequence parallelism. Elsewhere every rank would have to take part in each token, and
+a rank that chose another token would leave the others waiting for ever. For those runs `bigtrain report RUN
+--samples N` draws samples from a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 
 @dataclass(frozen=True)
 class Sample:
-    """The beginning of a held-out document, and what a model made of it."""
+    """The start of a held-out document, and how a model continued it."""
 
     source: str
     prompt: str
@@ -39,19 +39,19 @@ class Sample:
 
 
 def one_rank_can_sample(settings: Settings) -> bool:
-    """Whether a rank has the whole model for itself."""
+    """Whether every rank has the whole model."""
     engine = settings.engine
     return engine.zero_stage < 3 and engine.tensor_parallel_size == 1 and engine.sequence_parallel_size == 1
 
 
 def prompts(held_out: Sequence[Dataset], tokenizer: Tokenizer, number: int, longest: int) -> list[tuple[str, str]]:
-    """Source and beginning of so many held-out documents: the first of each source, then the second, ...
+    """Source and start of held-out documents: the first document of each source, then the second, ...
 
     Args:
         held_out: one dataset a source.
         tokenizer: theirs.
         number: how many; fewer where there are not as many.
-        longest: tokens that a model reads at most, of which a prompt takes a half at most.
+        longest: the context of the model in tokens, of which a prompt takes at most half.
     """
     found: list[tuple[str, str]] = []
     for row in count():
@@ -67,7 +67,7 @@ def prompts(held_out: Sequence[Dataset], tokenizer: Tokenizer, number: int, long
 
 
 def draw(model: TextModel, beginnings: Sequence[tuple[str, str]], tokens: int) -> list[Sample]:
-    """Continue each beginning by at most so many tokens; the same model makes the same of it."""
+    """Continue each text by at most `tokens` tokens; the same model gives the same texts."""
     from bigtrain.model import Sampling
 
     sampling = Sampling(temperature=TEMPERATURE, top_p=TOP_P)

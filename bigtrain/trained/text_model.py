@@ -29,25 +29,25 @@ from bigtrain.trained.text_stream import Characters, StopStrings
 from bigtrain.trained.trained import TrainedModel
 
 Show = Callable[[int, str, Ended | None], None]
-"""Called with the number of a prompt and each piece of its completion as soon as it is sure; with the last piece, which
-may be empty, comes why the text ends."""
+"""Called with the number of a prompt and each piece of its completion as soon as it is final. The last piece, which may
+be empty, comes with the reason why the text ends."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model made of a prompt."""
+    """A prompt and how a model continued it."""
 
     prompt: str
     completion: str
-    """What comes after the prompt, up to a stop string or the end of the text."""
+    """The text after the prompt, up to a stop string or the end of the text."""
     tokens: list[int]
-    """All that were drawn, those of a stop string or the end of the text included."""
+    """All tokens that were drawn, with those of a stop string or the end of the text."""
     ended: Ended
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """What a model made of prompts, and how fast."""
+    """How a model continued prompts, and how long it took."""
 
     texts: list[Continuation]
     seconds: float
@@ -95,7 +95,7 @@ class TextModel:
     step: int | None = None
     """Of the checkpoint, where it is one."""
     adds_special_tokens: bool = False
-    """Whether a prompt gets the tokens that the tokenizer's file puts around texts; a run's documents have none."""
+    """Whether a prompt gets the special tokens of the tokenizer's file; documents of a run have none."""
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> TextModel:
@@ -106,7 +106,7 @@ class TextModel:
             step: of a run's checkpoint. Default: the newest verified one.
 
         Raises:
-            BigtrainError: there is no model, or one that is not whole or not known.
+            BigtrainError: there is no model, or it is incomplete or of an unknown family.
         """
         if (path / "config.json").is_file():
             read = _of_hugging_face
@@ -117,12 +117,14 @@ class TextModel:
             end_of_text = end_of_text_id(trained.tokenizer, trained.settings.data.tokenizer.end_of_text)
             return cls(trained.model, trained.tokenizer, (end_of_text,), end_of_text, trained.step)
         if step is not None:
-            raise BigtrainError(f"{path} holds one model and no steps", found=f"--step {step}", fix="leave --step out")
+            raise BigtrainError(
+                f"{path} holds one model, without steps", found=f"--step {step}", fix="leave --step out"
+            )
         return read(path)
 
     @classmethod
     def in_training(cls, decoder: Decoder, settings: Settings) -> TextModel:
-        """The model that a run is training, in the state it is in."""
+        """The model that a run is training, with its present weights."""
         tokenizer = load_tokenizer(settings.data.dir)
         end_of_text = end_of_text_id(tokenizer, settings.data.tokenizer.end_of_text)
         return cls(decoder, tokenizer, (end_of_text,), end_of_text)

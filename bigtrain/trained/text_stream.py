@@ -1,4 +1,4 @@
-"""From tokens, one at a time, to text that may be shown: whole characters, up to a stop string.
+"""From tokens, one at a time, to text that can be shown: whole characters, up to a stop string.
 
 token --Characters--> text without half characters --StopStrings--> text that belongs to no stop string
 """
@@ -16,8 +16,8 @@ _HALF = "\ufffd"
 
 
 class Characters:
-    """Decodes what comes after a prompt. A token's text may depend on the one before it (a word's leading space), so
-    each is decoded together with the piece of text before it."""
+    """Decodes the tokens after a prompt. The text of a token may depend on the token before it, as the space before a
+    word does, so each is decoded with the piece of text before it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -25,7 +25,7 @@ class Characters:
         self._before, self._shown = 0, len(prompt)
 
     def add(self, token: int) -> str:
-        """What the text gains by a token; nothing where its last character is not whole yet."""
+        """The text that a token adds; empty while its last character is incomplete."""
         self._ids.append(token)
         text = self._unshown()
         if text.endswith(_HALF):
@@ -34,7 +34,7 @@ class Characters:
         return text
 
     def end(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         return self._unshown()
 
     def _unshown(self) -> str:
@@ -46,7 +46,7 @@ class Characters:
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, wherever tokens begin and end."""
+    """Lets text through up to the first stop string, wherever tokens start and end."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         if "" in stops:
@@ -54,15 +54,15 @@ class StopStrings:
         self._stops = stops
         self._held = ""
         self.found = False
-        """Whether a stop string has come; from then on nothing is let through."""
+        """Whether a stop string was found; after it nothing is let through."""
 
     def add(self, text: str) -> str:
-        """What may be shown: nothing of a stop string, nor of what may become one."""
+        """The text that can be shown: without a stop string, or what may become one."""
         if self.found:
             return ""
         self._held += text
         ends = [(self._held.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in self._held]
-        if ends:  # the one that is whole first, so that it does not matter in which pieces the text came
+        if ends:  # the one that ends first, so that the result does not depend on the pieces
             end, length = min(ends)
             self.found = True
             return self._held[: end + length]
@@ -71,10 +71,10 @@ class StopStrings:
         return shown
 
     def end(self) -> str:
-        """What was held back and has not become a stop string."""
+        """The text that was held back and did not become a stop string."""
         return "" if self.found else self._held
 
 
 def _beginning(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop string."""
+    """How many characters at the end of a text are the start of a stop string."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""What a run has made so far: its model at a committed step, opened in one plain process without the engine."""
+"""The model of a run at a committed step, opened in one process without the training engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TrainedModel:
             step: of the checkpoint. Default: the newest verified one.
 
         Raises:
-            BigtrainError: no run, no such checkpoint, or one that does not verify.
+            BigtrainError: no run, no such checkpoint, or a damaged one.
         """
         directory = RunDirectory.of_existing_run(run)
         settings = directory.settings()
@@ -64,7 +64,7 @@ class TrainedModel:
                 parameter.copy_(weights[name])
         model.set_router_moves(RunState.of(checkpoint.manifest.state).router_moves)
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
-        open_mirror(settings.data)  # the tokenizer may lie behind a URL
+        open_mirror(settings.data)  # the tokenizer may be at a URL
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()
@@ -72,8 +72,8 @@ class TrainedModel:
         """The validation loss of every source, over the same sequences as during training.
 
         Args:
-            with_baselines: also the perplexities of a unigram and a 5-gram model on the very same labels, given the
-                same training data.
+            with_baselines: also the perplexities of a unigram and a 5-gram model on the same labels, trained on the
+                same data.
         """
         opened = {
             split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
@@ -114,6 +114,6 @@ def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> Evalua
     trained = TrainedModel.open(run, step)
     losses = trained.validation_losses(with_baselines=with_baselines)
     evaluation = Evaluation(str(run), trained.step, losses)
-    with suppress(OSError):  # a run that may only be read can be evaluated as well
+    with suppress(OSError):  # a run directory that is read-only can be evaluated too
         write_atomically(RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n")
     return evaluation

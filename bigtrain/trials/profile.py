@@ -1,12 +1,12 @@
 """`bigtrain profile`: where the time of a step goes, which operators cost most, and what the memory is for.
 
-    warm up        steps that nobody counts: compilation, first allocations
-    undisturbed    steps timed by the meter: how long a step and its parts really take
-    traced         the same under torch.profiler: what a step is made of, and the communication that nothing hides
-    one more       with the allocator watched
+    warm up        steps that do not count: compilation, first allocations
+    undisturbed    steps timed by the meter: how long a step and its parts take
+    traced         the same under torch.profiler: the operators, and the communication that no computation overlaps
+    one more       with the allocations recorded
 
-What a step does is what `bigtrain train` does, with the user's settings and data, from fresh weights. It runs in a
-folder of its own beside the run directory, which is never touched, and saves nothing.
+A step is that of `bigtrain train` with the user's settings and data, from initial weights. The profile runs in a
+folder of its own beside the run directory, which is never touched, and saves no checkpoint.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ from bigtrain.trials.trace import STEP, TraceSummary, read_trace, summarize
 from bigtrain.trials.trial import changed
 
 HISTORY_EVENTS = 200_000
-"""Allocations that the snapshot remembers."""
+"""Allocations that the snapshot holds."""
 
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """One operator, for a table."""
+    """The cost of one operator."""
 
     name: str
     seconds: float
-    """A step."""
+    """For each step."""
     share: float
     """Of the traced step."""
     calls: float
-    """A step."""
+    """For each step."""
     flops_per_second: float | None
     """Of a matrix product."""
     share_of_peak: float | None
-    """That against what one device can do."""
+    """Over the peak of one device."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a few steps cost; means over them, of rank 0."""
+    """The cost of a few steps: their means, of rank 0."""
 
     run: str
     world_size: int
     steps: int
     step_seconds: float
-    """Undisturbed."""
+    """Without the profiler."""
     traced_step_seconds: float
     """Under the profiler, which slows down what Python has to do."""
     tokens_per_second: float
@@ -77,21 +77,21 @@ class Profile:
     peak_bytes: int
     """Most memory in use during a step."""
     memory: dict[str, int]
-    """What it is made of; the last is the rest."""
+    """Bytes by what they hold; the last entry is the rest."""
     files: list[str]
 
 
 def profile(
     settings: Settings, *, steps: int, warmup: int, out: Path | None = None, report: Callable[[str], None]
 ) -> Profile | None:
-    """Train a little and look. Under a launcher every rank calls it, and rank 0 has the answer.
+    """Train a few steps and measure them. Under a launcher every rank calls it, and rank 0 has the result.
 
     Args:
-        settings: the user's.
+        settings: of the run.
         steps: how many to time, and how many to trace.
         warmup: how many to do before.
         out: where to write; None: RUN-profile, beside the run directory.
-        report: say what is going on, on rank 0.
+        report: called with each line of progress, on rank 0.
 
     Raises:
         BigtrainError: as `train` does, or the schedule has too few steps.
@@ -132,7 +132,7 @@ def profile(
 
 
 def _trial(settings: Settings, run_dir: Path) -> Settings:
-    """The user's settings elsewhere, without saving, evaluation and tracking, and with full batches from the start."""
+    """The settings with another run directory and full batches, without saving, evaluation and tracking."""
     return changed(
         settings,
         {
@@ -169,7 +169,7 @@ def _trace(run: TrainingRun, steps: int, path: Path) -> None:
 
 
 def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
-    """The peak of one step, and what it is made of as far as that can be say."""
+    """The peak of one step, and what it consists of as far as is known."""
     device, engine = run.topology.device, run.training.engine
     batch, agreed = _fetch(run)
     on_gpu = device.type == "cuda"
@@ -229,15 +229,15 @@ def _profile(
 def breakdown(
     step: float, data: float, forward_backward: float, optimizer: float, communication: dict[str, float]
 ) -> dict[str, float]:
-    """The seconds of a step, by what it waits for.
+    """The seconds of a step by part.
 
     Args:
         step: the whole of it.
         data: waiting for the loader.
-        forward_backward: as the meter has it, with the communication inside.
+        forward_backward: of the meter, with the communication in it.
         optimizer: likewise.
-        communication: what nothing hides, by the part that it is in, from a trace. Its steps are others than those
-            that were timed, so a part is cut off at nothing.
+        communication: what no computation overlaps, by the part that it is in, from a trace. Its steps are not those
+            that were timed, so no part goes below zero.
     """
     parts = {FORWARD_BACKWARD: forward_backward, OPTIMIZER: optimizer}
     parts["other"] = step - data - forward_backward - optimizer
@@ -253,7 +253,7 @@ def breakdown(
 
 
 def _rows(summary: TraceSummary, run: TrainingRun) -> list[OperatorCost]:
-    """The operators, and what is none."""
+    """The operators, and the time without one."""
     on_gpu = run.topology.device.type == "cuda"
     peak = run.recorder.meter.peak
     of_one = peak.flops / run.topology.world_size
@@ -282,7 +282,7 @@ def _cost(seconds: float, summary: TraceSummary) -> tuple[float, float]:
 
 
 def _forget_peak_of_process() -> None:
-    """Linux: from here on the peak of the resident memory counts anew."""
+    """Linux: from here on the peak of the resident memory counts again."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")

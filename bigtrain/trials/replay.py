@@ -1,8 +1,8 @@
-"""`bigtrain replay`: one step of a run once more, exactly, and which documents in it the model found hard.
+"""`bigtrain replay`: do one step of a run again, exactly, and show the loss of each document in it.
 
-From the newest checkpoint before the step everything is as it was: the steps in between are trained again, on their
-batches, and at the same world size each gives the same loss and gradient norm to the last bit. Nothing is saved or
-recorded: the run directory is only read, and the run may even be training.
+It starts from the newest checkpoint before the step and trains the steps in between again, on their batches. At the
+same world size each gives the same loss and gradient norm to the last bit. Nothing is saved or recorded: the run
+directory is only read, and the run may be training meanwhile.
 """
 
 from __future__ import annotations
@@ -68,25 +68,25 @@ class ReplayedDocument:
 
 @dataclass(frozen=True)
 class Replay:
-    """A step, done once more."""
+    """A step that was done again."""
 
     run: str
     step: int
     from_step: int
-    """Of the checkpoint it was done from; 0: from the first weights."""
+    """The step of the checkpoint that it started from; 0: from the initial weights."""
     world_size: int
     plan_id: str
     batch_digest: str
     loss: float
     grad_norm: float
     recorded: Record | None
-    """The line of metrics.jsonl for this step with this batch; None where there is none."""
+    """The line of metrics.jsonl for this step with this batch; null where there is none."""
     changed: list[Change]
-    """Settings that change the mathematics and are others today than when the checkpoint was written."""
+    """Settings that change the mathematics and differ from those of the checkpoint: key, value then, value now."""
     documents: list[ReplayedDocument]
-    """Of the batch, highest loss first, under the weights before the step."""
+    """The documents of the batch, highest loss first, under the weights before the step."""
     same_bits: bool | None
-    """Whether loss and gradient norm are those on record; None where none are."""
+    """Whether loss and gradient norm are the recorded ones; null where none are recorded."""
 
 
 def replay(
@@ -97,17 +97,17 @@ def replay(
     text: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Replay | None:
-    """Do one step of a run again. Under a launcher every rank calls it, and rank 0 has the answer.
+    """Do one step of a run again. Under a launcher every rank calls it, and rank 0 has the result.
 
     Args:
         run: a run directory.
-        step: from 1; need not be done yet.
-        skipped: the step as it was before the run decided to leave out its batch.
+        step: from 1; the run need not have done it yet.
+        skipped: do the step as it was before the run decided to leave out its batch.
         text: add the text of each document.
-        report: told what is going on, on rank 0.
+        report: called with each line of progress, on rank 0.
 
     Raises:
-        BigtrainError: no run or step, or its data or checkpoints are not there any more.
+        BigtrainError: no run or step, or its data or checkpoints are gone.
     """
     directory = RunDirectory.of_existing_run(run)
     settings, before = course_of(directory, step, skipped=skipped)
@@ -171,7 +171,7 @@ def replay(
 
 
 def course_of(directory: RunDirectory, step: int, *, skipped: bool) -> tuple[Settings, int]:
-    """The settings under which the run did a step, and the step before which checkpoints are of that course of it.
+    """The settings under which the run did a step, and the step before which its checkpoints belong to them.
 
     Raises:
         BigtrainError: no decision left the step's batch out.
@@ -192,7 +192,7 @@ def course_of(directory: RunDirectory, step: int, *, skipped: bool) -> tuple[Set
 
 
 def changes_before(search: Search, settings: Settings, data: RunData) -> list[Change]:
-    """What has changed in the settings since the checkpoint. Raises BigtrainError where the data have."""
+    """The changes of the settings since the checkpoint. Raises BigtrainError where the data changed."""
     if search.newest is None:
         return []
     manifest = search.newest.manifest
@@ -201,7 +201,7 @@ def changes_before(search: Search, settings: Settings, data: RunData) -> list[Ch
 
 
 def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int) -> tuple[RankBatch, Vote]:
-    """The batch of a step, which is the next one, and the sums of all ranks' votes.
+    """The next batch, which is that of `step`, and the sum of the votes of all ranks.
 
     Raises:
         BigtrainError: on every rank, when any cannot load its share, when there is nothing to train on, or when a
@@ -217,6 +217,6 @@ def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int
 
 
 def recorded(directory: RunDirectory, step: int, digest: str) -> Record | None:
-    """The last line of metrics.jsonl for a step with this batch: one that was trained on other data is another step."""
+    """The last line of metrics.jsonl for a step with this batch; lines with another batch do not count."""
     of_step = [record for record in read_json_lines(directory.metrics) if record["step"] == step]
     return next((record for record in reversed(of_step) if record["batch_digest"] == digest), None)

@@ -1,4 +1,4 @@
-"""What a rank of `bigtrain verify-resume` does in another shape: save again what it has loaded, then train on."""
+"""What ranks of `bigtrain verify-resume` do in another shape: save what they have loaded, then train on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bigtrain.train.setup import open_run
 
 
 def resave_and_train(settings: Settings, location: str) -> int:
-    """Open a run, save its state as it stands to a folder or URL of its own, and go on as `train` does.
+    """Open a run, save its state to another folder or URL, and go on as `train` does.
 
     Raises:
         BigtrainError: as `train` does.

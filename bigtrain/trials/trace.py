@@ -1,9 +1,9 @@
-"""What a trace of torch.profiler (Chrome's trace format) says: which operators cost how much, and how much
-communication nothing else hides.
+"""The costs in a trace of torch.profiler (Chrome's trace format): of each operator, and of communication that no
+computation overlaps.
 
-On a GPU the time is that of its kernels, each under the operator that launched it; on a CPU it is the time that the
-training's thread spends in an operator and not in another that it calls. Overlaps are settled in one way: an instant at
-which anything computes is computing, one at which only communication runs is communication, the rest is waiting.
+On a GPU the time is that of the kernels, each counted for the operator that launched it. On a CPU it is the time that
+the training thread spends in an operator itself, without the operators that it calls. An instant at which anything
+computes counts as computing, one at which only communication runs as communication, and the rest as waiting.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ STEP = TRACE_PREFIX + "step"
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 COMMUNICATION = re.compile(r"^(gloo:|mpi:|ncclDevKernel|ncclKernel|nccl|rccl)")
 WAITING = re.compile(r"^c10d::")
-"""The thread that asked for communication, not the one that does it."""
+"""The thread that waits for communication, not the one that carries it out."""
 GENERATED = re.compile(r"^triton_")
-"""Kernels that torch.compile wrote say more by their own name than by that of who launched them."""
+"""Kernels of torch.compile: their own name says more than that of the operator that launched them."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One kind of work."""
+    """One operator, summed over its calls."""
 
     name: str
     seconds: float
-    """A step."""
+    """For each step."""
     calls: float
-    """A step."""
+    """For each step."""
     flops: float | None = None
-    """FLOPs a step, of a matrix product; None: not one, or of unknown shape."""
+    """FLOPs of a matrix product for each step; None for other operators, or where the shape is unknown."""
 
     @property
     def rate(self) -> float | None:
-        """FLOP/s that were reached."""
+        """The FLOP/s that it reached."""
         return self.flops / self.seconds if self.flops and self.seconds else None
 
 
@@ -56,11 +56,11 @@ class TraceSummary:
     steps: int
     step_seconds: float
     communication: dict[str, float]
-    """Seconds a step that only communication ran, by the part of the step (as the meter names them; "" for none)."""
+    """Seconds of each step in which only communication ran, by the meter's part of the step ("" for none)."""
     idle_seconds: float
-    """Seconds a step that nothing ran: on a GPU it waits for the host, on a CPU Python is at work."""
+    """Seconds of each step without an operator: a GPU waits for the host, on a CPU Python runs."""
     operators: list[Operator]
-    """The costliest first; communication with what nothing hides of it."""
+    """The most expensive first; of communication the part that no computation overlaps."""
 
 
 def read_trace(path: Path) -> list[Event]:
@@ -71,7 +71,7 @@ def read_trace(path: Path) -> list[Event]:
 
 
 def summarize(events: Sequence[Event], parts: Sequence[str] = ()) -> TraceSummary:
-    """Look into the steps that are marked in a trace.
+    """Summarize the steps that are marked in a trace.
 
     Args:
         events: of one rank, complete ones (phase X).

@@ -1,4 +1,4 @@
-"""Runs beside a run, to try something: the user's settings and launcher, elsewhere, shorter and saved more often."""
+"""Trial runs: the settings and the launcher of the user, in another folder, shorter and saved more often."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Launcher:
     template: str
     """A command line to which `-m bigtrain train CONFIG` can be added; {n} stands for the number of processes."""
     processes: int | None
-    """That number; None where the command line says it itself."""
+    """That number; None where the command line has it."""
 
     @classmethod
     def of(cls, template: str | None, processes: int | None) -> Launcher:
-        """The one that was given, or torchrun on this machine: one process a GPU, or two on a CPU."""
+        """The given launcher, or torchrun on this machine: one process for each GPU, or two on a CPU."""
         if template is not None:
             if ("{n}" in template) != (processes is not None):
                 raise BigtrainError(
-                    "the launcher has to be told the number of processes, or to know it itself",
+                    "the launcher needs the number of processes from -n, or has to contain it",
                     found=f"--launcher {template!r} and " + (f"-n {processes}" if processes else "no -n"),
                     wanted="{n} in the launcher and -n, or neither",
                     fix="write --launcher 'srun -n {n} ...' -n 16; without {n} no other world size is tried",
@@ -51,14 +51,14 @@ class Launcher:
         return cls(torchrun, processes or _devices())
 
     def command(self, processes: int | None, arguments: Sequence[str | Path]) -> list[str]:
-        """What starts so many ranks, each with `python -m bigtrain` and these arguments."""
+        """The command line that starts this many ranks, each with `python -m bigtrain` and these arguments."""
         launcher = shlex.split(self.template.replace("{n}", str(processes)))
         return [*launcher, "-m", "bigtrain", *map(str, arguments)]
 
 
 @dataclass
 class Trial:
-    """One of the runs, and its starts."""
+    """A trial run and its starts."""
 
     settings: Settings
     launcher: Launcher
@@ -67,12 +67,12 @@ class Trial:
 
     @property
     def directory(self) -> RunDirectory:
-        """Where it runs."""
+        """Its run directory."""
         return RunDirectory(self.settings.run_dir)
 
     @property
     def tiers(self) -> StorageTiers:
-        """Where it saves."""
+        """Its checkpoints."""
         return StorageTiers.of(self.settings.run_dir, self.settings.checkpoint)
 
     def start(self, *, kill: Fault | None = None, command: Sequence[str | Path] = ("train",)) -> int:
@@ -91,7 +91,7 @@ class Trial:
         """Start it undisturbed.
 
         Raises:
-            BigtrainError: it did not come to its end; holds the end of the log.
+            BigtrainError: it failed; the message has the end of the log.
         """
         if (status := self.start(command=command)) not in (DONE, STOPPED):
             raise BigtrainError(
@@ -109,12 +109,12 @@ class Trial:
         return read_metrics(self.directory.metrics)
 
     def beginnings(self) -> list[int]:
-        """The step at which each of its starts began."""
+        """The step at which each of its starts went on."""
         return [e["step"] for e in read_json_lines(self.directory.events) if e["event"] in STARTS]
 
 
 def tried_settings(settings: Settings, run_dir: Path, steps: int, every: int) -> Settings:
-    """The user's settings for a trial: elsewhere, shorter, saved as often as the trial needs."""
+    """The settings for a trial: another run directory, fewer steps, and a save every `every` steps."""
     checkpoint: dict[str, Any] = {
         "every_steps": every,
         "every_minutes": None,
@@ -137,7 +137,7 @@ def tried_settings(settings: Settings, run_dir: Path, steps: int, every: int) ->
 
 
 def beside(settings: Settings, run_dir: Path) -> str:
-    """Where checkpoints of a trial go: to the same kind of place as those of the run."""
+    """Where checkpoints of a trial are saved: on the same kind of storage as those of the run."""
     if settings.checkpoint.dir is None:
         return str(run_dir)
     return f"{settings.checkpoint.dir.rstrip('/')}/{FOLDER}/{run_dir.name}"
@@ -152,7 +152,7 @@ def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
 
 
 def clear(folder: Path, settings: Settings) -> None:
-    """Remove the runs, and what they put elsewhere."""
+    """Remove the trial runs, and their checkpoints elsewhere."""
     shutil.rmtree(folder, ignore_errors=True)
     if settings.checkpoint.local_dir is not None:
         shutil.rmtree(settings.checkpoint.local_dir / FOLDER, ignore_errors=True)

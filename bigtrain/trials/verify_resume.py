@@ -1,11 +1,11 @@
-"""`bigtrain verify-resume`: the promises about resuming, tried on the user's own machines, launcher and storage.
+"""`bigtrain verify-resume`: a test of resuming on the user's own machines, launcher and storage.
 
     undisturbed    K steps, saved a few times on the way
     disturbed      the same: kill -9 in a step, resume, kill -9 in a save, resume, to the end
     reshaped       from the undisturbed run's first checkpoint on, with half of the processes or another ZeRO stage
 
-What a start does is what `bigtrain train` does, with the user's settings: only where things lie, how often it saves and
-where it stops are ours. A victim may be on another machine, so it kills itself: see bigtrain/base/faults.py.
+A start is that of `bigtrain train` with the user's settings, except for folders, the saves and the last step. A rank
+that is to be killed may be on another machine, so it kills itself: see bigtrain/base/faults.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Metrics = dict[str, Any]
 Digests = Mapping[tuple[str, str], str]
 
 EXACT = ("loss", "grad_norm", "learning_rate", "batch_digest", "consumed_samples")
-"""What a resumed run has to repeat bit for bit."""
+"""The fields that a resumed run has to repeat bit for bit."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
 """Largest relative difference of a loss where other ranks sum in another order, by precision."""
 SAVE_POINTS = ("save.copied", "save.writing", "save.written", "save.manifest", "save.staged", "save.renamed")
@@ -65,16 +65,16 @@ def verify_resume(
     chance: random.Random | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> ResumeTrial:
-    """Train, kill, resume and compare, under RUN/verify-resume, which goes afterwards.
+    """Train, kill, resume and compare, under RUN/verify-resume, which is removed at the end.
 
     Args:
         steps: how many to train.
-        keep: leave the runs where they are.
-        chance: chooses victims and instants.
-        report: told what is going on.
+        keep: do not remove the runs.
+        chance: chooses which ranks are killed, and when.
+        report: called with each line of progress.
 
     Raises:
-        BigtrainError: a run failed where nobody disturbed it, or nothing could be killed.
+        BigtrainError: a run failed without a kill, or no rank was killed.
     """
     steps = min(steps, settings.total_steps)
     if steps < 3:
@@ -151,7 +151,7 @@ def _findings(
 
 
 def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.Random) -> list[tuple[str, Fault]]:
-    """Whom to kill and when: in a step behind the first save, and in a save."""
+    """Which ranks to kill, and when: in a step after the first save, and in a save."""
     seconds = statistics.median_high(metric["step_seconds"] for metric in expected)
     step, delay = chance.randint(every + 1, 2 * every), round(chance.uniform(0, seconds), 4)
     point = chance.choice(SAVE_POINTS)
@@ -163,7 +163,7 @@ def _orders(expected: Sequence[Metrics], every: int, world: int, chance: random.
 
 
 def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[str], None]) -> Iterator[ResumeCheck]:
-    """Start and kill a run in turn, then let it come to its end; was each resume from the newest checkpoint?"""
+    """Start and kill a run several times, then let it finish; check that each resume took the newest checkpoint."""
     newest: list[int] = []
     for where, kill in orders:
         report(f"disturbed: kill -9 {where}, {kill}")
@@ -176,8 +176,8 @@ def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[
         if status in (DONE, STOPPED):
             raise BigtrainError(
                 "the rank that was to be killed was not",
-                found=f"{FAULT}={kill}, and the launcher left with status {status}",
-                fix=f"let the launcher hand the environment variable {FAULT} on to the ranks",
+                found=f"{FAULT}={kill}, and the launcher ended with status {status}",
+                fix=f"let the launcher pass the environment variable {FAULT} to the ranks",
             )
         found = newest_verified(trial.tiers).newest
         newest.append(found.step if found else 0)
@@ -189,7 +189,7 @@ def _kills(trial: Trial, orders: Sequence[tuple[str, Fault]], report: Callable[[
 
 
 def _reshaped(trial: Trial) -> tuple[Trial | None, str]:
-    """The same run with half of the processes or another ZeRO stage, and that in words; why not, where neither goes."""
+    """The same run with half of the processes or another ZeRO stage, and its description; or None and the reason."""
     engine = trial.settings.engine
     group = engine.tensor_parallel_size * engine.sequence_parallel_size
     processes = trial.processes

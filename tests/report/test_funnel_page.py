@@ -47,13 +47,13 @@ def parse(page: str) -> ElementTree.Element:
 
 
 def visible(text: str) -> str:
-    """What a page shows of a text: signs that it may not hold are replaced."""
-    pictures = {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {"\x7f": "\u2421"}
-    return "".join(pictures.get(sign, "\ufffd" if sign in "\ufffe\uffff" else sign) for sign in text)
+    """What a page shows of a text: characters that it may not hold are replaced."""
+    shown = {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {"\x7f": "\u2421"}
+    return "".join(shown.get(character, "\ufffd" if character in "\ufffe\uffff" else character) for character in text)
 
 
 def rows_of(value: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What a picture should say, from funnel.json."""
+    """What a figure should show, from funnel.json."""
     parts = [("documents read", value["read"])]
     parts += [(f"{removal['rule']}: {removal['reason']}", removal) for removal in value["removed"]]
     parts += [("kept for training", value["train"]), ("kept, held out", value["validation"])]
@@ -110,7 +110,7 @@ def check(page: str, values: dict[str, dict[str, Any]]) -> None:
 
 
 def check_bars(groups: list[ElementTree.Element], value: dict[str, Any]) -> None:
-    """Each bar is as long as its share, and begins where what is left behind it ends."""
+    """Each bar is as long as its share, and starts where the rest after it ends."""
     read = value["read"]["documents"]
     bars = [[(float(r.get("x", 0)), float(r.get("width", 0))) for r in g.findall(f"{SVG}rect")] for g in groups]
     if not read:
@@ -151,7 +151,7 @@ def test_the_command_writes_the_page_of_the_files(tmp_path: Path) -> None:
     file = tmp_path / "funnel.html"
     result = CliRunner().invoke(app, ["funnel", str(tmp_path), "--html", str(file)])
     assert result.exit_code == 0, result.output
-    assert f"the page with pictures: {file}" in result.stderr
+    assert f"the page with figures: {file}" in result.stderr
     page = file.read_text(encoding="utf-8")
     check(page, {name: json.loads((tmp_path / name / "funnel.json").read_text()) for name in ("web", "wiki")})
     root = parse(page)

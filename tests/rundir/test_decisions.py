@@ -79,11 +79,12 @@ def test_a_record_with_a_gap_or_a_stranger_is_an_error_and_no_other_data(tmp_pat
     with pytest.raises(BigtrainError, match="does not hold all decisions"):
         read_decisions(path)
     path.write_text('{"decision": 1, "verdict": "guilty"}\n')
-    with pytest.raises(BigtrainError, match="decision 1, cannot be understood"):
+    with pytest.raises(BigtrainError, match="decision 1, cannot be parsed"):
         read_decisions(path)
 
 
-def test_decisions_stand_where_they_were_made_whatever_is_added_behind_them() -> None:
+def test_decisions_keep_their_positions_when_items_are_added() -> None:
+    """A decision stays at the position where it was made, whatever items are added after it."""
     first, second = decision(1, 5, 9, position=1), decision(2, 20, 30, position=2)
     base = settings_with(item("by hand"))
     assert skipped(with_decisions(base, [first])) == ["by hand", "guard: anomaly 1"]
@@ -104,7 +105,8 @@ def test_settings_that_know_of_some_decisions_already_get_the_others_only(known:
     assert without_decisions(with_decisions(base, made), made[known:]) == partly
 
 
-def test_rewinds_are_in_a_row_until_a_window_of_good_steps_lies_behind_the_last_trouble() -> None:
+def test_a_window_of_good_steps_ends_a_row_of_rewinds() -> None:
+    """Rewinds are consecutive until a window of good steps follows the last anomaly."""
     made = [decision(1, 90, 110, anomaly=(100, 104)), decision(2, 140, 160, anomaly=(150, 154))]
     assert consecutive_rewinds([], 10, window=50) == 0
     assert consecutive_rewinds(made, 200, window=50) == 2

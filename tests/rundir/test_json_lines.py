@@ -20,8 +20,8 @@ def test_records_come_back_in_order(tmp_path):
     assert all("time" in r for r in read_json_lines(tmp_path / "m.jsonl"))
 
 
-def test_a_full_disk_is_told_with_its_remedy():
-    with pytest.raises(BigtrainError, match=r"/dev/full cannot be written\n.*No space left on device(.|\n)*make room"):
+def test_a_full_disk_is_reported_with_its_remedy():
+    with pytest.raises(BigtrainError, match=r"/dev/full cannot be written\n.*No space left on device(.|\n)*free space"):
         JsonLines(Path("/dev/full")).append({"step": 1})
 
 

@@ -116,7 +116,8 @@ def two_starts(old: bool = False, jump_seconds: int = 0) -> History:
 
 
 @pytest.mark.parametrize("jump_seconds", [0, 3600, -86_400])
-def test_a_history_of_crashes_stops_and_hangs_is_told_right_even_when_the_clock_is_set(jump_seconds: int) -> None:
+def test_the_ledger_is_right_even_when_the_clock_is_set(jump_seconds: int) -> None:
+    """A history of crashes, stops and hangs has the right classes, even where the clock is set meanwhile."""
     run = two_starts(jump_seconds=jump_seconds)
     ledger = account(run.events, run.metrics)
     is_whole(ledger)
@@ -152,7 +153,8 @@ def test_a_run_from_before_there_was_a_ledger_has_one_all_the_same() -> None:
     assert old.seconds["idle"] == pytest.approx(60 + 4 + 8.5)
 
 
-def test_work_that_a_later_start_has_gone_back_behind_is_lost_even_before_it_is_done_again() -> None:
+def test_steps_that_a_later_start_went_back_before_are_lost() -> None:
+    """Steps that a later start went back before count as recomputed, even before they are done again."""
     run = History()
     run.begin(0, 0, 1000, 0, 0)
     for _ in range(4):
@@ -195,7 +197,8 @@ def test_an_event_within_a_step_takes_nothing_from_it() -> None:
     assert ledger.seconds["training"] == 2
 
 
-def test_what_slow_ranks_cost_is_known_from_their_naming_to_their_catching_up() -> None:
+def test_the_cost_of_a_straggler_counts_until_it_has_caught_up() -> None:
+    """Seconds that a straggler costs count from its first event until it has caught up."""
     run = History()
     run.begin(0, 0, 1000, 0, 0)
     for step in range(1, 11):
@@ -221,7 +224,8 @@ def test_the_step_that_a_crash_broke_off_is_lost_where_the_launcher_saw_it() -> 
     assert ledger.seconds["recomputed"] == pytest.approx(1.7, abs=0.002)
 
 
-def test_the_queue_is_what_the_launcher_knows_of_the_time_between_two_starts() -> None:
+def test_queue_time_is_what_the_launcher_recorded_between_starts() -> None:
+    """Of the time between two starts, what the launcher recorded as queued is in the class queue."""
     run = History()
     run.begin(0, 0, 1000, 0, 0)
     run.train(0, 1000)
@@ -262,9 +266,10 @@ STEPS = st.fixed_dictionaries(
 
 @given(events=st.lists(EVENTS, max_size=12), steps=st.lists(STEPS, max_size=12))
 @example(events=[], steps=[{"step": 1, "time": 1.7e302}])  # more microseconds than a float can hold
-def test_whatever_stands_in_the_records_no_second_is_in_two_classes_or_in_none(
+def test_every_second_is_in_one_class_whatever_the_records_hold(
     events: list[dict[str, Any]], steps: list[dict[str, Any]]
 ) -> None:
+    """Whatever the records hold, no second is in two classes or in none."""
     is_whole(account(events, steps))
 
 

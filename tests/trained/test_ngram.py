@@ -107,9 +107,10 @@ def test_probabilities_add_up_to_one_after_any_context(documents: list[list[int]
             assert min(probabilities) > 0
 
 
-def test_perplexities_are_over_exactly_the_labels_with_the_context_of_the_row(
+def test_perplexities_are_over_the_labels_with_the_context_of_the_row(
     tmp_path: Path, documents: list[list[int]]
 ) -> None:
+    """Perplexities are over exactly the labels, each with the tokens of its document before it in the row."""
     trained = write_dataset(tmp_path / "train", [documents[:20], documents[20:40]], vocab_size=VOCABULARY)
     held_out = write_dataset(tmp_path / "validation", [documents[40:]], vocab_size=VOCABULARY)
     arguments = {"sequence_length": 7, "max_sequences": None, "micro_batch_size": 4}

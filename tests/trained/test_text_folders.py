@@ -90,7 +90,7 @@ def test_an_imported_folder_generates_the_same(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_has_no_steps_and_needs_its_tokenizer(folder: Path) -> None:
-    with pytest.raises(BigtrainError, match="one model and no steps"):
+    with pytest.raises(BigtrainError, match="one model, without steps"):
         TextModel.open(folder, step=3)
     tokenizer = folder / "tokenizer.json"
     tokenizer.rename(folder / "aside")

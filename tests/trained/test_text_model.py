@@ -41,9 +41,7 @@ def model(tokenizer: Tokenizer) -> TextModel:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-def test_text_is_made_of_tokens_that_the_tokenizer_has_though_the_embedding_has_more(
-    model: TextModel, temperature: float
-) -> None:
+def test_only_tokens_that_the_tokenizer_has_are_drawn(model: TextModel, temperature: float) -> None:
     """Of an embedding of 512 rows for 300 tokens, nearly half would be drawn from the rows of no token."""
     made = model.continue_texts(["the"] * 3, max_new_tokens=30, sampling=Sampling(temperature, seed=1)).texts
     assert vocabulary_size(model.tokenizer) == 300
@@ -95,7 +93,7 @@ def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Tokenizer) -> N
     assert set(characters.end()) == {"\ufffd"}
 
 
-def test_words_keep_the_space_before_them_where_a_tokenizer_drops_it_at_the_start_of_a_text() -> None:
+def test_words_keep_the_space_before_them() -> None:
     """As Llama 2's does: decoded by itself, the first new token would be glued to the prompt."""
     words = Tokenizer(models.WordLevel({"▁Once": 0, "▁upon": 1, "▁a": 2}, "▁a"))
     words.normalizer = normalizers.Prepend(" ")

@@ -116,7 +116,8 @@ def test_flops_of_a_product_are_two_a_multiply_add(name: str, shapes: list[Any],
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.lists(st.floats(0, 2), min_size=3, max_size=3))
-def test_the_breakdown_adds_up_to_the_step_and_no_part_is_less_than_nothing(seconds: Any, hidden: Any) -> None:
+def test_the_breakdown_adds_up_to_the_step_without_negative_parts(seconds: Any, hidden: Any) -> None:
+    """The parts of the breakdown add up to the step, and none is negative."""
     communication = dict(zip(("forward_backward", "optimizer", ""), hidden, strict=True))
     found = breakdown(sum(seconds), *seconds[:3], communication)
     assert sum(found.values()) == pytest.approx(sum(seconds))
