@@ -114,3 +114,33 @@ def loaded(names: list[str]) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+ENTRIES = {("bigtrain.__main__", "bigtrain.cli.main"), ("bigtrain.cli.torchrun", "bigtrain.launcher.torchrun")}
+"""Programs, each of which starts another module's `main`."""
+
+
+def past_the_face(name: str, tree: ast.Module) -> Iterator[str]:
+    """The modules inside other packages that a module imports from, other than by the package's `__init__.py`."""
+    own = ".".join(name.split(".")[:2])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bigtrain."):
+            package = ".".join(node.module.split(".")[:2])
+            if package not in (own, node.module) and (name, node.module) not in ENTRIES:
+                yield node.module
+
+
+def test_a_package_is_imported_by_its_face() -> None:
+    """What other packages use is exported once, in a package's `__init__.py` with `__all__`; they import it there."""
+    parsed = modules(PACKAGE)
+    found = {name: inside for name, tree in parsed.items() if (inside := sorted(past_the_face(name, tree)))}
+    assert found.pop("bigtrain") == ["bigtrain.base.version"]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line", ["from bigtrain.base.files import x", "def f():\n    from bigtrain.base.files import x"]
+)
+def test_an_import_past_the_face_is_found(line: str) -> None:
+    assert list(past_the_face("bigtrain.train.loop", ast.parse(line))) == ["bigtrain.base.files"]
+    assert not list(past_the_face("bigtrain.base.clock", ast.parse(line)))

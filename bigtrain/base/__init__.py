@@ -11,3 +11,82 @@ file_names          names of files that were read from a manifest or a listing
 format              numbers as a person writes them
 version             the version of bigtrain
 """
+
+from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
+from bigtrain.base.errors import BigtrainError
+from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
+from bigtrain.base.faults import FAULT, Fault, altered, damage, reached
+from bigtrain.base.file_names import bare_name
+from bigtrain.base.files import (
+    TEMPORARY_SUFFIX,
+    commit_directory,
+    commit_file,
+    fsync_directory,
+    temporary_of,
+    write_atomically,
+)
+from bigtrain.base.format import duration, gibibytes, quantity
+from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base.launcher_protocol import (
+    DIED,
+    LAUNCHER,
+    PROGRESS,
+    STOP_SIGNALS,
+    STORE,
+    WARNINGS,
+    End,
+    ignore_stop_signals,
+    mark_of,
+    record_death,
+    report_end,
+    report_progress,
+)
+from bigtrain.base.to_json import to_json
+from bigtrain.base.version import __version__
+
+__all__ = [
+    "CORRUPTED",
+    "CRASHED",
+    "DIED",
+    "DONE",
+    "FAULT",
+    "FINAL",
+    "HUNG",
+    "IGNORE_INDEX",
+    "LAUNCHER",
+    "PROGRESS",
+    "STOPPED",
+    "STOP_SIGNALS",
+    "STORE",
+    "TEMPORARY_SUFFIX",
+    "WARNINGS",
+    "WRONG",
+    "BigtrainError",
+    "End",
+    "Fault",
+    "__version__",
+    "altered",
+    "bare_name",
+    "boot_id",
+    "boot_seconds",
+    "commit_directory",
+    "commit_file",
+    "damage",
+    "describe",
+    "duration",
+    "fsync_directory",
+    "gibibytes",
+    "ignore_stop_signals",
+    "mark_of",
+    "of_shell",
+    "process_seconds",
+    "quantity",
+    "reached",
+    "record_death",
+    "report_end",
+    "report_progress",
+    "seconds_before_this_process",
+    "temporary_of",
+    "to_json",
+    "write_atomically",
+]

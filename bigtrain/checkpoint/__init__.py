@@ -31,12 +31,12 @@ Nothing is pickled. `load_weights` reads the float32 weights without an engine o
 
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from bigtrain.checkpoint.compare import compare
-from bigtrain.checkpoint.compatibility import check_compatible
+from bigtrain.checkpoint.compatibility import Change, changes_since, check_compatible
 from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
 from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, reinitialize, tensor_digests
 from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor
 from bigtrain.checkpoint.open_storage import storage_at
-from bigtrain.checkpoint.ranks import ALONE, Ranks
+from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.saver import Commit, Saver, save
 from bigtrain.checkpoint.storage_tiers import Rejected, Search, StorageTiers, newest_verified
@@ -44,6 +44,7 @@ from bigtrain.checkpoint.storage_tiers import Rejected, Search, StorageTiers, ne
 __all__ = [
     "ALONE",
     "MASTER",
+    "Change",
     "Checkpoint",
     "CheckpointManifest",
     "Commit",
@@ -57,7 +58,9 @@ __all__ = [
     "StorageTiers",
     "TensorShard",
     "Tensors",
+    "changes_since",
     "check_compatible",
+    "collectively",
     "compare",
     "list_checkpoints",
     "load",

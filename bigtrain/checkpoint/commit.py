@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import xxhash
 
-from bigtrain.base.faults import reached
-from bigtrain.base.version import __version__
+from bigtrain.base import __version__, reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import Fragment
 from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor, FileChecksum

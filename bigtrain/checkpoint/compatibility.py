@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.checkpoint.manifest import CheckpointManifest
-from bigtrain.config.families import FAMILIES
-from bigtrain.config.keys import find, general
+from bigtrain.config import FAMILIES, find, general
 
 
 class Change(NamedTuple):

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from bigtrain.base.faults import reached
-from bigtrain.base.files import fsync_directory
+from bigtrain.base import fsync_directory, reached
 from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, step_name
 from bigtrain.checkpoint.storage import Reader, blocks
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
 from bigtrain.checkpoint.manifest import CheckpointManifest

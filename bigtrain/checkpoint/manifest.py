@@ -10,8 +10,7 @@ from typing import Any
 
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.file_names import bare_name
+from bigtrain.base import BigtrainError, bare_name
 
 MANIFEST = "manifest.json"
 COMMITTED = re.compile(r"step-(\d{8,})")

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.faults import reached
+from bigtrain.base import BigtrainError, reached
 from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, parse_manifest, step_name
 from bigtrain.checkpoint.storage import Reader, blocks
 

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 T = TypeVar("T")
 

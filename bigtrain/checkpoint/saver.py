@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.faults import reached
+from bigtrain.base import BigtrainError, reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.commit import About, Contents, commit
 from bigtrain.checkpoint.fragment import Fragment
@@ -30,7 +29,7 @@ from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.checkpoint.storage_tiers import StorageTiers, leads_here
 from bigtrain.checkpoint.tensor_file import Image
-from bigtrain.config.settings import CheckpointSettings
+from bigtrain.config import CheckpointSettings
 
 _LOCAL_COPIES = 2
 

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
-from bigtrain.config.settings import CheckpointSettings
+from bigtrain.config import CheckpointSettings
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.checkpoint.fragment import Fragment, TensorShard
 from bigtrain.checkpoint.manifest import FileChecksum
 from bigtrain.checkpoint.overlap import Region, region_of

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.base.to_json import to_json
+from bigtrain.base import to_json
 from bigtrain.cli.printing import JsonOption, RunArgument, print_json, print_table
 
 app = typer.Typer(help="List, verify, compare and remove committed checkpoints.", no_args_is_help=True)
@@ -15,7 +15,7 @@ app = typer.Typer(help="List, verify, compare and remove committed checkpoints."
 @app.command("list")
 def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     """List the committed checkpoints of a run."""
-    from bigtrain.trained.checkpoints import describe_checkpoints
+    from bigtrain.trained import describe_checkpoints
 
     rows = describe_checkpoints(run)
     if as_json:
@@ -34,7 +34,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of every checkpoint. Status 1 when anything is wrong."""
-    from bigtrain.trained.checkpoints import verify_checkpoints
+    from bigtrain.trained import verify_checkpoints
 
     results = verify_checkpoints(run, step)
     if as_json:
@@ -56,7 +56,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two checkpoints: cursor, settings that change the result, versions, and every tensor to the last bit."""
-    from bigtrain.trained.checkpoints import diff_checkpoints, say_diff
+    from bigtrain.trained import diff_checkpoints, say_diff
 
     difference = diff_checkpoints(one, other)
     if as_json:
@@ -81,7 +81,7 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove old checkpoints; the newest verified one always stays."""
-    from bigtrain.trained.checkpoints import prune_checkpoints
+    from bigtrain.trained import prune_checkpoints
 
     pruned = prune_checkpoints(run, keep, keep_every, dry_run=dry_run)
     if as_json:

@@ -55,8 +55,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """List the settings in which two configurations or runs differ."""
-    from bigtrain.config import diff
-    from bigtrain.config.yaml12 import to_yaml_line
+    from bigtrain.config import diff, to_yaml_line
 
     differences = diff(_settings_at(left), _settings_at(right))
     if as_json:
@@ -74,8 +73,7 @@ def _settings_at(path: Path, overrides: Sequence[str] = ()) -> Settings:
 
     if not path.is_dir():
         return load_settings(path, overrides)
-    from bigtrain.rundir.decisions import read_decisions, with_decisions
-    from bigtrain.rundir.directory import RunDirectory
+    from bigtrain.rundir import RunDirectory, read_decisions, with_decisions
 
     directory = RunDirectory.of_existing_run(path)
     return with_decisions(load_settings(directory.config, overrides), read_decisions(directory.decisions))

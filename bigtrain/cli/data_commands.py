@@ -11,7 +11,7 @@ from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, pr
 from bigtrain.cli.results import BuiltData, BuiltSource, RunDataCard, VerifiedData
 
 if TYPE_CHECKING:
-    from bigtrain.rundir.provenance import AppearanceInStep
+    from bigtrain.rundir import AppearanceInStep
 
 app = typer.Typer(help="Build, check and explore the tokenizer and the token shards.", no_args_is_help=True)
 
@@ -54,7 +54,7 @@ def funnel(
     """Show for each source how many documents were read, how many each rule removed, and how many were written."""
     from bigtrain.config import load_settings
     from bigtrain.data import read_funnels
-    from bigtrain.report.funnel_page import write_funnel_page
+    from bigtrain.report import write_funnel_page
 
     directory = data if data.is_dir() else load_settings(data).data.dir
     funnels = read_funnels(directory)
@@ -109,7 +109,7 @@ def where(
     as_json: JsonOption = False,
 ) -> None:
     """Show the documents in a step's global batch, and check its digest against the run's metrics."""
-    from bigtrain.rundir.provenance import documents_of_step
+    from bigtrain.rundir import documents_of_step
 
     found = documents_of_step(run, step, text=text)
     if as_json:
@@ -154,7 +154,7 @@ def when(
     as_json: JsonOption = False,
 ) -> None:
     """Show the steps of a run's schedule that train on a document, and which of them are done."""
-    from bigtrain.rundir.provenance import steps_of_document
+    from bigtrain.rundir import steps_of_document
 
     found = steps_of_document(run, document)
     if as_json:
@@ -186,7 +186,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show the step from which on two runs or configurations train on other data, and whether a run may change over."""
-    from bigtrain.rundir.plan_diff import compare_plans
+    from bigtrain.rundir import compare_plans
 
     found = compare_plans(one, other, overrides or [])
     if as_json:
@@ -212,7 +212,7 @@ def diff(
 @app.command()
 def card(run: RunArgument, as_json: JsonOption = False) -> None:
     """Write RUN/data-card.md and .json, a card of what the run was trained on, and print it."""
-    from bigtrain.rundir.data_card import write_card
+    from bigtrain.rundir import write_card
 
     document, markdown = write_card(run)
     if as_json:
@@ -227,7 +227,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Index documents by id, so that `when` finds one among billions at once; without an index it scans all ids."""
-    from bigtrain.data.store.document_index import index_datasets
+    from bigtrain.data import index_datasets
 
     paths = [str(path) for path in index_datasets(directory)]
     if as_json:

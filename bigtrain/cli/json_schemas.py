@@ -18,24 +18,20 @@ from pydantic_core.core_schema import DataclassSchema
 from bigtrain.cli import results
 from bigtrain.config import Settings
 from bigtrain.data import Funnel
-from bigtrain.report.summary import Summary
-from bigtrain.rundir.plan_diff import PlanDifference
-from bigtrain.rundir.provenance import DocumentsOfStep, StepsOfDocument
-from bigtrain.rundir.runs import RunStatus
-from bigtrain.trained.checkpoints import (
+from bigtrain.report import Summary
+from bigtrain.rundir import DocumentsOfStep, PlanDifference, RunStatus, StepsOfDocument
+from bigtrain.trained import (
     CheckpointDifference,
     CommittedCheckpoint,
+    Evaluation,
+    GeneratedTexts,
+    GgufExport,
+    HuggingFaceExport,
+    ImportedModel,
     PrunedCheckpoints,
     VerifiedCheckpoint,
 )
-from bigtrain.trained.evaluation import Evaluation
-from bigtrain.trained.export import HuggingFaceExport
-from bigtrain.trained.export_gguf import GgufExport
-from bigtrain.trained.importing import ImportedModel
-from bigtrain.trained.text_model import GeneratedTexts
-from bigtrain.trials.profile import Profile
-from bigtrain.trials.replay import Replay
-from bigtrain.trials.verify_resume import ResumeTrial
+from bigtrain.trials import Profile, Replay, ResumeTrial
 
 RESULTS: Mapping[str, Any] = {
     "doctor": results.DoctorResult,

@@ -9,10 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import CRASHED, DONE
-from bigtrain.base.launcher_protocol import report_end
-from bigtrain.base.version import __version__
+from bigtrain.base import CRASHED, DONE, BigtrainError, __version__, report_end
 from bigtrain.cli import (
     checkpoint_commands,
     config_commands,
@@ -21,7 +18,7 @@ from bigtrain.cli import (
     run_commands,
     submit_commands,
 )
-from bigtrain.config.secrets import without_secrets
+from bigtrain.config import without_secrets
 
 app = typer.Typer(
     name="bigtrain",
@@ -85,7 +82,7 @@ def main() -> None:
         traceback.print_exc()
         status = CRASHED
     if not isinstance(status, str) and not sys.modules.keys().isdisjoint(HAS_RANKS):
-        from bigtrain.engine.topology import leave
+        from bigtrain.engine import leave
 
         leave(status or DONE)
     sys.exit(status)

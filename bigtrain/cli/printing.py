@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bigtrain.base.to_json import to_json
+from bigtrain.base import to_json
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from bigtrain.base.format import gibibytes, quantity
+from bigtrain.base import gibibytes, quantity
 from bigtrain.cli.printing import print_table
-from bigtrain.trials.profile import Profile
+from bigtrain.trials import Profile
 
 OPERATORS_SHOWN = 15
 

@@ -21,9 +21,8 @@ import typer
 from bigtrain.base import exit_status as statuses
 from bigtrain.cli.json_schemas import RESULTS, docstrings, json_schema
 from bigtrain.cli.main import app
-from bigtrain.config.reference import reference as settings_page
-from bigtrain.rundir.events import EVENTS
-from bigtrain.rundir.metrics import StepMetrics
+from bigtrain.config import reference as settings_page
+from bigtrain.rundir import EVENTS, StepMetrics
 
 PAGES_DIRECTORY = Path("docs/reference")
 """Relative to the repository's root."""

@@ -9,7 +9,7 @@ import typer
 from bigtrain.cli.printing import print_table
 
 if TYPE_CHECKING:
-    from bigtrain.trials.replay import Replay
+    from bigtrain.trials import Replay
 
 EXCERPT = 300
 """Characters of a document that are shown."""

@@ -37,7 +37,7 @@ def train(
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
-    from bigtrain.train.loop import train
+    from bigtrain.train import train
 
     raise typer.Exit(train(settings))
 
@@ -66,8 +66,7 @@ def verify_resume(
     from bigtrain.config import load_settings
 
     settings = load_settings(config, overrides or [])
-    from bigtrain.trials.trial import FOLDER, Launcher
-    from bigtrain.trials.verify_resume import verify_resume
+    from bigtrain.trials import FOLDER, Launcher, verify_resume
 
     tried = verify_resume(settings, Launcher.of(launcher, processes), steps=steps, keep=keep, report=say)
     if as_json:
@@ -93,7 +92,7 @@ def profile(
 
     settings = load_settings(config, overrides or [])
     from bigtrain.cli.profile_tables import print_profile
-    from bigtrain.trials.profile import profile
+    from bigtrain.trials import profile
 
     found = profile(settings, steps=steps, warmup=warmup, out=out, report=say)
     if found is None:  # rank 0 prints
@@ -115,7 +114,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Do one step again, exactly, and print the loss of each document; alone or under torchrun, as the run was."""
-    from bigtrain.trials.replay import replay
+    from bigtrain.trials import replay
 
     found = replay(run, step, skipped=skipped, text=text or as_json, report=say)
     if found is None:  # rank 0 prints
@@ -133,7 +132,7 @@ def resave_and_train(config: Path, location: str) -> None:
     from bigtrain.config import load_settings
 
     settings = load_settings(config)
-    from bigtrain.trials.resave import resave_and_train
+    from bigtrain.trials import resave_and_train
 
     raise typer.Exit(resave_and_train(settings, location))
 
@@ -152,7 +151,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the validation loss and perplexity of every source."""
-    from bigtrain.trained.trained import evaluate_run
+    from bigtrain.trained import evaluate_run
 
     evaluation = evaluate_run(run, step, with_baselines=baselines)
     if as_json:
@@ -205,7 +204,7 @@ def generate(
     if not texts:
         raise typer.BadParameter("give a prompt, - or --prompts FILE", param_hint="PROMPT")
     from bigtrain.model import Sampling
-    from bigtrain.trained.text_model import GeneratedTexts, TextModel
+    from bigtrain.trained import GeneratedTexts, TextModel
 
     sampling = Sampling(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty, seed)
     opened = TextModel.open(model, step)
@@ -239,7 +238,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint in a format that other tools load, and check that they load the same model."""
-    from bigtrain.trained.export import export_run
+    from bigtrain.trained import export_run
 
     if to is Format.gguf:
         _export_gguf(run, out, step, dtype, check, as_json)
@@ -265,7 +264,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Convert a Hugging Face model, to train it further."""
-    from bigtrain.trained.importing import import_model
+    from bigtrain.trained import import_model
 
     result = import_model(folder, out, end_of_text=end_of_text, check=check, report=say)
     if as_json:
@@ -278,7 +277,7 @@ def import_(
 
 
 def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
-    from bigtrain.trained.export_gguf import export_run_to_gguf
+    from bigtrain.trained import export_run_to_gguf
 
     result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say)
     if as_json:
@@ -303,7 +302,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write RUN/report.html, one page with all curves, and RUN/loss.svg; print a summary."""
-    from bigtrain.report.report import write_report
+    from bigtrain.report import write_report
 
     summary = write_report(run, samples)
     if as_json:
@@ -319,7 +318,7 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs below a folder with their step, their state and their last event."""
-    from bigtrain.rundir.runs import list_runs
+    from bigtrain.rundir import list_runs
 
     found = list_runs(folder)
     if as_json:

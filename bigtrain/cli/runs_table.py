@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigtrain.base.format import duration, quantity
-from bigtrain.rundir.runs import RunStatus
+from bigtrain.base import duration, quantity
+from bigtrain.rundir import RunStatus
 
 COLUMNS = ["run", "state", "step", "loss", "tokens/s", "goodput", "last event", "ago", "checkpoints"]
 

@@ -16,7 +16,7 @@ from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, say
 from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 
 if TYPE_CHECKING:
-    from bigtrain.submit.job import Job
+    from bigtrain.submit import Job
 
 app = typer.Typer(help="Train on a cluster: submit a configuration to Slurm or Kubernetes.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ class JobOptions:
 
     def job(self) -> Job:
         """The job, for which the data have been looked for if that was asked."""
-        from bigtrain.submit.job import Job
+        from bigtrain.submit import Job
 
         job = Job.of(
             self.config,
@@ -129,7 +129,7 @@ def slurm(
     sbatch: Annotated[str, typer.Option(help="More options of sbatch, as one string.")] = "",
 ) -> None:
     """Submit to Slurm. The job resumes by itself after preemption, the end of its walltime, or the loss of a node."""
-    from bigtrain.submit.slurm import SlurmOptions, commands, submit
+    from bigtrain.submit import SlurmOptions, commands, submit
 
     job = asked.job()
     options = SlurmOptions(
@@ -182,7 +182,7 @@ def kubernetes(
     grace: Annotated[int, typer.Option(min=1, help="Seconds for the last step and its checkpoint.")] = 300,
 ) -> None:
     """Submit to Kubernetes. Pods that are preempted, drained or crash are replaced, and the run resumes by itself."""
-    from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
+    from bigtrain.submit import KubernetesOptions, apply, as_yaml, manifests
 
     job = asked.job()
     options = KubernetesOptions(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:

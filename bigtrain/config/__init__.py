@@ -19,49 +19,106 @@ mathematics.py      which settings change the mathematics, the data plan, or nei
 secrets.py          keeps passwords out of everything that a run writes
 """
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.batch_schedule import BatchSchedule
-from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
+from bigtrain.config.cleaning import (
+    C4Settings,
+    CleanStep,
+    FineWebSettings,
+    FixEncodingSettings,
+    GopherQualitySettings,
+    GopherRepetitionSettings,
+    LanguageSettings,
+    PiiSettings,
+)
+from bigtrain.config.data_settings import (
+    DataSettings,
+    DecontaminateSettings,
+    PhaseSettings,
+    SkipSettings,
+    SourceSettings,
+    TokenizerSettings,
+    ValidationSettings,
+    as_typed,
+)
 from bigtrain.config.diff import Difference, diff
+from bigtrain.config.document import read_document
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.explain import Explanation, explain, schema
+from bigtrain.config.families import FAMILIES
+from bigtrain.config.flat import flat
+from bigtrain.config.guard_settings import GuardSettings
+from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics
 from bigtrain.config.model_settings import ModelSettings, RopeScaling
+from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
+from bigtrain.config.reference import reference
+from bigtrain.config.secrets import hide_secrets, with_bare_urls, without_secrets
 from bigtrain.config.settings import (
     CheckpointSettings,
     EvaluateSettings,
     OptimizerSettings,
+    ParameterGroup,
     ScheduleSettings,
     Settings,
     TrackingSettings,
     TrainSettings,
 )
 from bigtrain.config.show import dump_settings
+from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
+    "FAMILIES",
     "BatchSchedule",
     "BigtrainError",
+    "C4Settings",
     "CheckpointSettings",
+    "CleanStep",
     "DataSettings",
+    "DecontaminateSettings",
     "Difference",
     "EngineSettings",
     "EvaluateSettings",
     "Explanation",
+    "FineWebSettings",
+    "FixEncodingSettings",
+    "GopherQualitySettings",
+    "GopherRepetitionSettings",
+    "GuardSettings",
+    "LanguageSettings",
     "ModelSettings",
     "OptimizerSettings",
+    "ParameterGroup",
+    "PhaseSettings",
+    "PiiSettings",
     "RopeScaling",
     "ScheduleSettings",
     "Settings",
+    "SkipSettings",
     "SourceSettings",
     "TokenizerSettings",
     "TrackingSettings",
     "TrainSettings",
     "ValidationSettings",
+    "as_typed",
     "diff",
+    "divide_ranks",
+    "divide_work",
     "dump_settings",
     "explain",
+    "find",
+    "flat",
+    "general",
+    "hide_secrets",
     "load_settings",
     "mathematics",
+    "read_document",
+    "reference",
+    "require_whole_partitions",
     "schema",
+    "to_yaml",
+    "to_yaml_line",
+    "with_bare_urls",
+    "without_secrets",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.document import Problem, SourceLocation, YamlDocument
 from bigtrain.config.keys import find
 from bigtrain.config.mathematics import kind_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.yaml12 import MAPPING, SEQUENCE, compose, scalar
 
 Address = tuple[str | int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.document import Address, Problem, SourceLocation, YamlDocument, dotted, parse_value
 from bigtrain.config.keys import find
 from bigtrain.config.suggest import unknown_key

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.model_settings import ModelSettings
 

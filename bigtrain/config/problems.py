@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.document import Address, Problem, YamlDocument, dotted
 from bigtrain.config.keys import Key, find, general
 from bigtrain.config.suggest import unknown_key

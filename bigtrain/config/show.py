@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigtrain.base.version import __version__
+from bigtrain.base import __version__
 from bigtrain.config.settings import Settings
 from bigtrain.config.yaml12 import to_yaml
 

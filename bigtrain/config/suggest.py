@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config.keys import all_keys, find, general, keys_of, nearest_known
 
 OTHER_TOOLS: dict[str, tuple[str, str]] = {

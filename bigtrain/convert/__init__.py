@@ -13,10 +13,31 @@ verify            a folder as `transformers` sees it against our own model
 gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
 """
 
-from bigtrain.convert.config_json import obstacles
+from bigtrain.convert.config_json import obstacles, read_config
 from bigtrain.convert.export_hf import export_hf
-from bigtrain.convert.import_hf import import_hf
-from bigtrain.convert.imported import Imported
+from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
+from bigtrain.convert.gguf_vocabulary import read_vocabulary
+from bigtrain.convert.import_hf import import_hf, read_hf, read_tokenizer
+from bigtrain.convert.imported import MODEL, Imported
+from bigtrain.convert.llama_cpp import compare_with_llama_cpp
 from bigtrain.convert.verify import compare_with_transformers
+from bigtrain.convert.weights import FOR_TRAINING_ONLY
 
-__all__ = ["Imported", "compare_with_transformers", "export_hf", "import_hf", "obstacles"]
+__all__ = [
+    "DTYPES",
+    "FOR_TRAINING_ONLY",
+    "MODEL",
+    "Imported",
+    "architecture_of",
+    "compare_with_llama_cpp",
+    "compare_with_transformers",
+    "context_length",
+    "export_gguf",
+    "export_hf",
+    "import_hf",
+    "obstacles",
+    "read_config",
+    "read_hf",
+    "read_tokenizer",
+    "read_vocabulary",
+]

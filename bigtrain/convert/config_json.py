@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
 from bigtrain.convert.config_keys import value_of, windows
 from bigtrain.convert.families import FAMILIES, Family
-from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context
+from bigtrain.model import attention_factor, effective_theta, original_context
 
 NOT_COMPUTED = frozenset({
     "family", "init_from", "expect_parameters", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef",

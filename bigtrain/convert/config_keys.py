@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
 
 REQUIRED: Final = object()
 """In place of a value for a key that is left out: it may not be."""

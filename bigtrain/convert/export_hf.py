@@ -21,10 +21,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import commit_directory
-from bigtrain.base.version import __version__
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError, __version__, commit_directory
+from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.shards import SHARD_BYTES, StoredTensor, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps

@@ -20,13 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import commit_file
-from bigtrain.base.version import __version__
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError, __version__, commit_file
+from bigtrain.config import ModelSettings
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, our_shapes
-from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+from bigtrain.model import attention_factor, effective_theta, original_context, rotary_frequencies
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types of matrices in a file, by the names that `export --dtype` takes."""

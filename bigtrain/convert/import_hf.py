@@ -19,16 +19,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import commit_directory
-from bigtrain.base.version import __version__
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError, __version__, commit_directory
+from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import read_config, settings_of
 from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
 from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE, vocabulary_size
+from bigtrain.data import TOKENIZER_FILE, vocabulary_size
 
 _BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 

@@ -19,15 +19,11 @@ import torch
 import xxhash
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.file_names import bare_name
-from bigtrain.config.document import read_document
-from bigtrain.config.families import FAMILIES
-from bigtrain.config.model_settings import ModelSettings
-from bigtrain.config.yaml12 import to_yaml
+from bigtrain.base import BigtrainError, bare_name
+from bigtrain.config import FAMILIES, ModelSettings, read_document, to_yaml
 from bigtrain.convert.config_json import differences
 from bigtrain.convert.shards import DTYPES, TensorFolder, bytes_of
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.data import TOKENIZER_FILE
 
 MODEL, MANIFEST = "model.yaml", "manifest.json"
 FORMAT = "bigtrain import 1"

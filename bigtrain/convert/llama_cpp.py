@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
 from bigtrain.convert.gguf import context_length
 from bigtrain.convert.weights import without_training_only
 from bigtrain.model import build_model

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.convert.config_keys import Keys, unreadable
-from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context
+from bigtrain.model import attention_factor, effective_theta, original_context
 
 _OF_TYPE: Mapping[str, frozenset[str]] = {
     "default": frozenset(),

@@ -15,8 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.file_names import bare_name
+from bigtrain.base import BigtrainError, bare_name
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
 from bigtrain.model import Decoder, build_model
 
 LARGEST_DIFFERENCE = 1e-3

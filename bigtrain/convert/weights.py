@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.convert.families import FAMILIES, Module
 from bigtrain.convert.layouts import ByHead, Joined, Layout, Stacked
 from bigtrain.model import build_model

@@ -46,27 +46,57 @@ from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import Packing, open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
+from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.build.build import build_datasets
-from bigtrain.data.build.funnel import Funnel, read_funnels
-from bigtrain.data.format.tokenizer import load_tokenizer, tokenizer_hash
+from bigtrain.data.build.funnel import Count, Funnel, read_funnels
+from bigtrain.data.format.tokenizer import (
+    TOKENIZER_FILE,
+    check_vocabulary,
+    end_of_text_id,
+    load_tokenizer,
+    tokenizer_hash,
+    vocabulary_size,
+)
 from bigtrain.data.order.plan import Plan, SampleAddress
+from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
+from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
+from bigtrain.data.run_data import RunData
+from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.mirror import open_mirror
+from bigtrain.data.store.spot_check import spot_check
 from bigtrain.data.store.store import Dataset, open_datasets
+from bigtrain.data.store.stored_document import find_document
 from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
+    "TOKENIZER_FILE",
+    "Card",
+    "Count",
     "Dataset",
+    "DocumentPart",
     "Funnel",
     "Loader",
     "MicroBatch",
     "Packing",
     "Plan",
     "RankBatch",
+    "RunData",
     "SampleAddress",
+    "SampleContents",
     "VerifyReport",
+    "appearances_of",
     "build_datasets",
+    "card_as_markdown",
+    "check_vocabulary",
+    "contents_of",
+    "data_card",
+    "digest_of",
+    "end_of_text_id",
+    "find_document",
+    "find_unlabelled",
     "format_digest",
+    "index_datasets",
     "load_tokenizer",
     "make_plan",
     "open_datasets",
@@ -74,7 +104,9 @@ __all__ = [
     "open_packings",
     "read_funnels",
     "require_samples",
+    "spot_check",
     "tokenizer_hash",
     "validation_batches",
     "verify",
+    "vocabulary_size",
 ]

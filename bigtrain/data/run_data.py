@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bigtrain.config import Settings
-from bigtrain.data import Dataset, Loader, Packing, Plan, make_plan, open_datasets, open_packings, require_samples
+from bigtrain.data.batch.loader import Loader
+from bigtrain.data.batch.packing import Packing, open_packings
+from bigtrain.data.batch.planning import make_plan, require_samples
+from bigtrain.data.order.plan import Plan
+from bigtrain.data.store.store import Dataset, open_datasets
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 import xxhash
 
-from bigtrain.base.launcher_protocol import LAUNCHER, PROGRESS, STORE
-from bigtrain.base.version import __version__
-from bigtrain.config.flat import flat
+from bigtrain.base import LAUNCHER, PROGRESS, STORE, __version__
+from bigtrain.config import flat
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
 

@@ -14,6 +14,7 @@ from bigtrain.config import Settings
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Meeting
+from bigtrain.engine import COMPUTE_DTYPES
 
 Result = TypeVar("Result")
 
@@ -35,7 +36,7 @@ class CheckContext:
     def dtype(self) -> torch.dtype:
         """The type of number that the model computes with."""
         precision = self.settings.engine.precision if self.settings else "bf16"
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+        return COMPUTE_DTYPES[precision]
 
 
 Measured = Mapping[int, Any]

@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import torch
 
-from bigtrain.base.format import gibibytes
+from bigtrain.base import gibibytes
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
-from bigtrain.model.cpu import cpu_kernels
-from bigtrain.observe.peak_flops import MATMUL_SIZES, datasheet_flops, kind_of, measure_matmul_peak
+from bigtrain.model import lacking_for_cpu_kernels
+from bigtrain.observe import MATMUL_SIZES, datasheet_flops, kind_of, measure_matmul_peak
 
 SLOWER_WARNS = {"cuda": 0.1, "cpu": 0.2}
 """The share by which a device may be slower than the median of its kind. On a CPU other processes may be busy."""
@@ -39,7 +39,7 @@ def measure_device(context: CheckContext) -> dict[str, Any]:
             "name": f"{len(os.sched_getaffinity(0))} cores",
             "threads": torch.get_num_threads(),
             "local_ranks": launched,
-            "kernels_want": cpu_kernels.obstacle() if cpu_kernels.is_for_this_cpu() else None,
+            "kernels_want": lacking_for_cpu_kernels(),
         }
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)

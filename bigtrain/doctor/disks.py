@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.format import duration, gibibytes
+from bigtrain.base import BigtrainError, duration, gibibytes
 from bigtrain.checkpoint import StorageTiers
 from bigtrain.config import Settings
 from bigtrain.doctor import disk_probe
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding, Status
 from bigtrain.model import count_parameters
-from bigtrain.rundir.directory import MARK, RunDirectory
+from bigtrain.rundir import MARK, RunDirectory
 
 STATE_BYTES = {"adamw": 12, "muon": 12, "lion": 8}
 """Bytes of a checkpoint for each parameter: float32 weights and moments. It is an upper bound for muon, which keeps

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config import Settings, load_settings
 from bigtrain.doctor import agreement, clocks, devices, disks, host, network, services, shape
 from bigtrain.doctor.check import Check, CheckContext, bounded
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Meeting
-from bigtrain.engine.topology import choose_device
-from bigtrain.rundir.directory import RunDirectory
+from bigtrain.engine import choose_device
+from bigtrain.rundir import RunDirectory
 
 CHECKS: dict[str, Check] = {
     "versions": Check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 Status = Literal["ok", "warning", "failed"]
 

@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.files import write_atomically
+from bigtrain.base import write_atomically
 
 FILE = "doctor.json"
 KEPT = 10

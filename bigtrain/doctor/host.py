@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.format import gibibytes
+from bigtrain.base import gibibytes
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
 

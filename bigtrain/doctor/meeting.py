@@ -18,8 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.launcher_protocol import STORE
+from bigtrain.base import STORE, BigtrainError
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LATER = 5.0

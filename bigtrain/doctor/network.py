@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
-from bigtrain.engine.topology import Topology, start
+from bigtrain.engine import Topology, start
 from bigtrain.model import count_parameters
 
 BUCKET = 50_000_000

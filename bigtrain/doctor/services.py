@@ -8,12 +8,11 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from bigtrain.base.format import quantity
-from bigtrain.data.run_data import RunData
-from bigtrain.data.store.spot_check import spot_check
+from bigtrain.base import quantity
+from bigtrain.data import RunData, spot_check
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
-from bigtrain.observe.tracking import wandb_mode
+from bigtrain.observe import wandb_mode
 
 DATA_SECONDS = 5.0
 """Seconds for which blocks of the data are read."""

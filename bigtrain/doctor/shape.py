@@ -9,9 +9,8 @@ from typing import Any
 import psutil
 import torch
 
-from bigtrain.base.format import gibibytes
-from bigtrain.config import Settings
-from bigtrain.config.parallel_sizes import divide_work
+from bigtrain.base import gibibytes
+from bigtrain.config import Settings, divide_work
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.disks import STATE_BYTES, checkpoint_bytes
 from bigtrain.doctor.finding import CheckFinding

@@ -11,3 +11,30 @@ fragments            which piece of which parameter a rank owns, for checkpoints
   copies, held         copies of weights to compare, and the bytes of each kind of memory
 precision            the dtype of each setting of `engine.precision`
 """
+
+from bigtrain.engine.agreement import on_every_rank, on_first_rank, raise_first
+from bigtrain.engine.construction import construction, whole_parameters
+from bigtrain.engine.copies import Part
+from bigtrain.engine.engine import Engine
+from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.engine.requirements import check_machine
+from bigtrain.engine.schedule import learning_rate
+from bigtrain.engine.topology import Topology, choose_device, connect, leave, start
+
+__all__ = [
+    "COMPUTE_DTYPES",
+    "Engine",
+    "Part",
+    "Topology",
+    "check_machine",
+    "choose_device",
+    "connect",
+    "construction",
+    "learning_rate",
+    "leave",
+    "on_every_rank",
+    "on_first_rank",
+    "raise_first",
+    "start",
+    "whole_parameters",
+]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from bigtrain.config.settings import Settings
+from bigtrain.config import Settings
 from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.deepspeed_import import import_deepspeed
 from bigtrain.engine.precision import COMPUTE_DTYPES

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.settings import Settings
+from bigtrain.base import BigtrainError
+from bigtrain.config import Settings
 
 # Keys that would compete with what bigtrain does itself, beside the keys that it sets below.
 _RESERVED = {

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.faults import altered, reached
-from bigtrain.checkpoint.fragment import Fragment
-from bigtrain.config.settings import Settings
+from bigtrain.base import BigtrainError, altered, reached
+from bigtrain.checkpoint import Fragment
+from bigtrain.config import Settings
 from bigtrain.engine.copies import Part, copies, parts
 from bigtrain.engine.deepspeed_config import deepspeed_config
 from bigtrain.engine.deepspeed_import import import_deepspeed

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
+from bigtrain.checkpoint import MASTER, Fragment, TensorShard
 from bigtrain.engine.topology import Topology
 
 

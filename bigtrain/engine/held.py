@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigtrain.checkpoint.fragment import MASTER, Fragment
+from bigtrain.checkpoint import MASTER, Fragment
 
 _WHERE_GRADIENTS_ARE = (
     "fp32_groups_gradients_flat",  # stage 1 in bf16

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.settings import OptimizerSettings, ParameterGroup
+from bigtrain.base import BigtrainError
+from bigtrain.config import OptimizerSettings, ParameterGroup
 from bigtrain.engine.lion import Lion
 from bigtrain.engine.muon import Muon
 

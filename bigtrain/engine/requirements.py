@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.parallel_sizes import require_whole_partitions
-from bigtrain.config.settings import Settings
+from bigtrain.base import BigtrainError
+from bigtrain.config import Settings, require_whole_partitions
 from bigtrain.engine.topology import Topology
 
 

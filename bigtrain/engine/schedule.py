@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bigtrain.config.settings import ScheduleSettings
+from bigtrain.config import ScheduleSettings
 
 
 def learning_rate(position: int, length: int, schedule: ScheduleSettings, peak: float) -> float:

@@ -24,10 +24,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.launcher_protocol import STORE
-from bigtrain.checkpoint.ranks import Ranks
-from bigtrain.config.parallel_sizes import divide_ranks
+from bigtrain.base import STORE, BigtrainError
+from bigtrain.checkpoint import Ranks
+from bigtrain.config import divide_ranks
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 

@@ -2,3 +2,7 @@
 
 goodput.py    the share of a job's time that trains, between failures, saves and restarts
 """
+
+from bigtrain.estimate.goodput import optimal_interval
+
+__all__ = ["optimal_interval"]

@@ -10,3 +10,22 @@ replicas        ranks whose copies of the weights are no longer equal
   fingerprint     64 bits that differ when the weights differ
 out_of_memory   work that does not fit into memory, and which settings would make it fit
 """
+
+from bigtrain.health.heartbeat import Heartbeat, LoopPhase
+from bigtrain.health.out_of_memory import enough_memory
+from bigtrain.health.replicas import compare, corruption
+from bigtrain.health.spikes import Assessment, Guard
+from bigtrain.health.stragglers import OwnWork
+from bigtrain.health.watchdog import Watchdog
+
+__all__ = [
+    "Assessment",
+    "Guard",
+    "Heartbeat",
+    "LoopPhase",
+    "OwnWork",
+    "Watchdog",
+    "compare",
+    "corruption",
+    "enough_memory",
+]

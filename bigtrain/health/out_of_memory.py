@@ -11,10 +11,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.format import gibibytes
+from bigtrain.base import BigtrainError, gibibytes
 from bigtrain.config import Settings
-from bigtrain.engine.topology import Topology
+from bigtrain.engine import Topology
 
 OTHERS_SECONDS = 3.0
 """Seconds for which a rank without memory waits for the others to fail too, so that one message is enough."""

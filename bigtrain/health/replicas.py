@@ -25,11 +25,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import CORRUPTED
-from bigtrain.engine.copies import Part
-from bigtrain.engine.engine import Engine
-from bigtrain.engine.topology import Topology
+from bigtrain.base import CORRUPTED, BigtrainError
+from bigtrain.engine import Engine, Part, Topology
 from bigtrain.health.fingerprint import fingerprint, fingerprints
 
 Fingerprints = Mapping[str, int]

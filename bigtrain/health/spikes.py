@@ -23,10 +23,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.config import Settings
-from bigtrain.config.guard_settings import GuardSettings
+from bigtrain.config import GuardSettings, Settings
 from bigtrain.data import Plan
-from bigtrain.rundir.decisions import Kind, Outlier
+from bigtrain.rundir import Kind, Outlier
 
 LOSS_FLOOR = 0.02
 """Least standard deviation of a loss, in nats: the noise of the batch alone in large runs."""

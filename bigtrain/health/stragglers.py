@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from bigtrain.config import Settings
-from bigtrain.engine.topology import Topology
+from bigtrain.engine import Topology
 
 WINDOWS = 3
 """Windows in a row in which a rank has to be slow."""

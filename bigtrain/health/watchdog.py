@@ -47,16 +47,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.exit_status import HUNG
-from bigtrain.base.launcher_protocol import report_end
-from bigtrain.config.guard_settings import GuardSettings
-from bigtrain.engine.topology import Topology, connect
+from bigtrain.base import HUNG, report_end
+from bigtrain.config import GuardSettings
+from bigtrain.engine import Topology, connect
 from bigtrain.health.hang import HangDiagnosis, RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, Position
 from bigtrain.health.thread_dump import ThreadDump, take_dump
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import HangEvent
-from bigtrain.rundir.json_lines import JsonLines
+from bigtrain.rundir import HangEvent, JsonLines, RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,18 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from bigtrain.base.exit_status import HUNG, STOPPED, describe, of_shell
-from bigtrain.base.launcher_protocol import PROGRESS, STORE, End, ignore_stop_signals, mark_of, record_death
+from bigtrain.base import (
+    HUNG,
+    PROGRESS,
+    STOPPED,
+    STORE,
+    End,
+    describe,
+    ignore_stop_signals,
+    mark_of,
+    of_shell,
+    record_death,
+)
 from bigtrain.launcher.interface import bound_store
 from bigtrain.launcher.restarts import Death, Restarts, cause
 

@@ -22,7 +22,7 @@ from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 CHOICE = "BIGTRAIN_INTERFACE"
 """Environment variable: the name of an interface, `any` for all of them, or empty for the choice above."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bigtrain.base.exit_status import CRASHED, FINAL, HUNG
+from bigtrain.base import CRASHED, FINAL, HUNG
 
 
 class Death(NamedTuple):

@@ -29,9 +29,17 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 from torch.distributed.run import parse_args, run
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import CRASHED, DONE, STOPPED, WRONG, of_shell
-from bigtrain.base.launcher_protocol import LAUNCHER, STOP_SIGNALS, ignore_stop_signals
+from bigtrain.base import (
+    CRASHED,
+    DONE,
+    LAUNCHER,
+    STOP_SIGNALS,
+    STOPPED,
+    WRONG,
+    BigtrainError,
+    ignore_stop_signals,
+    of_shell,
+)
 from bigtrain.launcher.agent import Agent, Leave
 from bigtrain.launcher.interface import stay_on_one_interface
 

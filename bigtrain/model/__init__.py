@@ -25,10 +25,12 @@ generate                prompts in, continuations out
 """
 
 from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
+from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder, build_model
 from bigtrain.model.generate import Completion, Ended, generate, require_room
 from bigtrain.model.initialize import initialize
+from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
 
@@ -38,12 +40,17 @@ __all__ = [
     "Ended",
     "Sampling",
     "SequenceParallel",
+    "attention_factor",
     "build_model",
     "count_active_parameters",
     "count_parameters",
+    "effective_theta",
     "flops_per_token",
     "generate",
     "initialize",
+    "lacking_for_cpu_kernels",
+    "original_context",
     "product_dtype",
     "require_room",
+    "rotary_frequencies",
 ]

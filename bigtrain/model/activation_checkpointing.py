@@ -21,7 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import bigtrain.model.attention.attention_backends  # registers the operators named below
 import bigtrain.model.cpu.cpu_products
 import bigtrain.model.layers.experts  # noqa: F401
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.execution import Execution
 
 Recomputation = Callable[..., Any]

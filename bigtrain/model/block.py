@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.activation_checkpointing import recomputation
 from bigtrain.model.attention.attention import SelfAttention
 from bigtrain.model.context import Context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.decoder import build_model
 
 

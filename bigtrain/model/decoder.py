@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import IGNORE_INDEX
+from bigtrain.config import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block

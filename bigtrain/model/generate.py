@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.sampling import Sampler, Sampling

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import IGNORE_INDEX
+from bigtrain.config import ModelSettings
 from bigtrain.model.block import Block
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution

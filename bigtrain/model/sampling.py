@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 
 @dataclass(frozen=True)

@@ -6,3 +6,36 @@ tracking        the tracker: Weights & Biases
   wandb_thread    its thread, so that no outage stops a run
 terminal        the log, in a file for each rank and on the terminal of rank 0
 """
+
+from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, TRACE_PREFIX, Meter, Reading
+from bigtrain.observe.peak_flops import (
+    MATMUL_SIZES,
+    datasheet_flops,
+    kind_of,
+    measure_matmul_peak,
+    peak_of,
+    peak_of_all,
+)
+from bigtrain.observe.terminal import log_to
+from bigtrain.observe.tracking import ALERTS, Tracker, describe_details, remembered_run_id, wandb_mode
+
+__all__ = [
+    "ALERTS",
+    "FORWARD",
+    "FORWARD_BACKWARD",
+    "MATMUL_SIZES",
+    "OPTIMIZER",
+    "TRACE_PREFIX",
+    "Meter",
+    "Reading",
+    "Tracker",
+    "datasheet_flops",
+    "describe_details",
+    "kind_of",
+    "log_to",
+    "measure_matmul_peak",
+    "peak_of",
+    "peak_of_all",
+    "remembered_run_id",
+    "wandb_mode",
+]

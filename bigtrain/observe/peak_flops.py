@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from bigtrain.base.faults import reached
+from bigtrain.base import reached
 
 MATMUL_SIZES = {"cpu": (1024, 2048), "cuda": (8192,)}
 """Rows and columns of the square matrices that are multiplied."""

@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from bigtrain.config.secrets import without_secrets
+from bigtrain.config import without_secrets
 
 LOGGER = logging.getLogger("bigtrain")
 

@@ -17,10 +17,8 @@ from typing import Any, Literal
 
 import psutil
 
-from bigtrain.base.exit_status import DONE, STOPPED
-from bigtrain.base.file_names import bare_name
-from bigtrain.config import Settings
-from bigtrain.config.secrets import hide_secrets, without_secrets
+from bigtrain.base import DONE, STOPPED, bare_name
+from bigtrain.config import Settings, hide_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
 

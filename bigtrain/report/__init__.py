@@ -9,3 +9,9 @@ timeline.py             its time, by class      chart.py         what a chart sh
   |                                               |
 page.py                 templates/ (jinja2) and static/ (CSS): markup and style lie there, not in the code
 """
+
+from bigtrain.report.funnel_page import write_funnel_page
+from bigtrain.report.report import write_report
+from bigtrain.report.summary import Summary
+
+__all__ = ["Summary", "write_funnel_page", "write_report"]

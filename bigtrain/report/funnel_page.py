@@ -16,9 +16,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
-from bigtrain.data.build.funnel import Count, Funnel
+from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.data import Count, Funnel
 from bigtrain.report.page import page, render
 
 WIDTH, ROW, BAR = 1120, 26, 16

@@ -7,16 +7,12 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
+from bigtrain.base import BigtrainError, write_atomically
 from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.figure import svg_chart
 from bigtrain.report.report_page import RunRecords, loss_chart, parts_of_steps, report_page
 from bigtrain.report.summary import RunSummary, Summary
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import STARTS, Event
-from bigtrain.rundir.json_lines import last_of_each_step, read_json_lines
-from bigtrain.rundir.ledger import account
+from bigtrain.rundir import STARTS, Event, RunDirectory, account, last_of_each_step, read_json_lines
 
 
 def write_report(run: Path, samples: int = 0) -> RunSummary:
@@ -79,8 +75,7 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
 def draw_samples(directory: RunDirectory, number: int) -> None:
     """Let the newest checkpoint continue the starts of held-out documents. Raises BigtrainError where there is none."""
     from bigtrain.data import open_datasets
-    from bigtrain.trained.samples import draw, prompts
-    from bigtrain.trained.text_model import TextModel
+    from bigtrain.trained import TextModel, draw, prompts
 
     settings = directory.settings()
     model = TextModel.open(directory.root)

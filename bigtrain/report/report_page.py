@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bigtrain.base.format import duration, quantity
+from bigtrain.base import duration, quantity
 from bigtrain.data import Funnel
 from bigtrain.report.chart import Chart, EventMark, Line
 from bigtrain.report.figure import BROAD, NARROW, WIDE, Size, svg_chart
@@ -18,8 +18,7 @@ from bigtrain.report.funnel_page import funnel_parts
 from bigtrain.report.page import page
 from bigtrain.report.summary import Summary, baselines_of, of_what
 from bigtrain.report.timeline import exact, goodput_parts, marks_of, svg_timeline
-from bigtrain.rundir.events import Event
-from bigtrain.rundir.ledger import Ledger
+from bigtrain.rundir import Event, Ledger
 
 SMOOTHING = 0.9
 NAMED = ("event", "step", "time", "start", "uptime", "samples")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.base.format import duration, quantity
+from bigtrain.base import duration, quantity
 from bigtrain.report.figure import text_chart
-from bigtrain.rundir.ledger import Ledger, LedgerSummary
+from bigtrain.rundir import Ledger, LedgerSummary
 
 
 def baselines_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:

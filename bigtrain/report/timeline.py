@@ -9,13 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bigtrain.base.format import duration
+from bigtrain.base import duration
 from bigtrain.report.chart import EventMark, ticks
 from bigtrain.report.figure import ROW, Size
 from bigtrain.report.page import render
-from bigtrain.rundir.events import Event
-from bigtrain.rundir.ledger import CLASSES, Ledger, label
-from bigtrain.rundir.starts import MICRO
+from bigtrain.rundir import CLASSES, MICRO, Event, Ledger, label
 
 COLORS = {
     "training": "#1d4ed8",

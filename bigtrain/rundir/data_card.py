@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bigtrain.base.files import write_atomically
-from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
+from bigtrain.base import write_atomically
+from bigtrain.data import Card, card_as_markdown, data_card
 from bigtrain.rundir.provenance import OpenedRun
 
 CARD = "data-card"

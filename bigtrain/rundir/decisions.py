@@ -22,10 +22,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import fsync_directory
-from bigtrain.config import Settings
-from bigtrain.config.data_settings import SkipSettings
+from bigtrain.base import BigtrainError, fsync_directory
+from bigtrain.config import Settings, SkipSettings
 from bigtrain.rundir.json_lines import JsonLines, read_json_lines, written_to
 from bigtrain.rundir.run_state import RunState
 

@@ -24,10 +24,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import temporary_of, write_atomically
-from bigtrain.config import Settings, dump_settings, load_settings
-from bigtrain.config.secrets import with_bare_urls
+from bigtrain.base import BigtrainError, temporary_of, write_atomically
+from bigtrain.config import Settings, dump_settings, load_settings, with_bare_urls
 from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
 from bigtrain.rundir.json_lines import metrics_of_step, newest_metrics, written_to
 

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.clock import process_seconds
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.secrets import without_secrets
+from bigtrain.base import BigtrainError, process_seconds
+from bigtrain.config import without_secrets
 
 
 @contextmanager

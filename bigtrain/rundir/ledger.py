@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bigtrain.base.format import duration
+from bigtrain.base import duration
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS, Event
 from bigtrain.rundir.json_lines import read_json_lines

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.config import Settings, load_settings
-from bigtrain.data import Plan
-from bigtrain.data.batch.unlabelled import find_unlabelled
-from bigtrain.data.run_data import RunData
+from bigtrain.data import Plan, RunData, find_unlabelled
 from bigtrain.rundir.decisions import read_decisions, with_decisions
 from bigtrain.rundir.directory import RunDirectory
 

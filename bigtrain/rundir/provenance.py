@@ -8,13 +8,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.to_json import to_json
+from bigtrain.base import BigtrainError, to_json
 from bigtrain.config import Settings
-from bigtrain.data import load_tokenizer
-from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
-from bigtrain.data.run_data import RunData
-from bigtrain.data.store.stored_document import find_document
+from bigtrain.data import (
+    DocumentPart,
+    RunData,
+    SampleContents,
+    appearances_of,
+    contents_of,
+    digest_of,
+    find_document,
+    load_tokenizer,
+)
 from bigtrain.rundir.directory import RunDirectory
 
 Record = dict[str, Any]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.rundir.counted_seconds import CountedSeconds
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS

@@ -6,8 +6,7 @@ import os
 import time
 from typing import Any
 
-from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
-from bigtrain.base.launcher_protocol import DIED, LAUNCHER
+from bigtrain.base import DIED, LAUNCHER, boot_id, boot_seconds, process_seconds, seconds_before_this_process
 
 QUEUED_SINCE = "BIGTRAIN_QUEUED_SINCE"
 """Environment variable, set by a launcher: since when the job has been ready to run, in seconds since 1970."""

@@ -3,3 +3,9 @@
 `job` is what is to be started and whether it can work; `slurm` makes it a command for sbatch, `kubernetes` a manifest
 for kubectl. What runs on the nodes then are the scripts in launch/.
 """
+
+from bigtrain.submit.job import Job
+from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
+from bigtrain.submit.slurm import SlurmOptions, commands, submit
+
+__all__ = ["Job", "KubernetesOptions", "SlurmOptions", "apply", "as_yaml", "commands", "manifests", "submit"]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bigtrain
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config import Settings, load_settings
-from bigtrain.config.parallel_sizes import divide_work
-from bigtrain.data.run_data import RunData
+from bigtrain.base import BigtrainError
+from bigtrain.config import Settings, divide_work, load_settings
+from bigtrain.data import RunData
 
 SCRIPTS = "BIGTRAIN_LAUNCH"
 """Environment variable: where the launch scripts lie on the nodes, when not in the package."""

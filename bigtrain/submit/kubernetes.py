@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.submit.job import Job, scripts
 
 Kind = Literal["job", "trainjob"]

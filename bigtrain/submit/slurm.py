@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.submit.job import Job, scripts
 
 EARLIER_SECONDS = 60

@@ -19,3 +19,33 @@ on?), `superseded` (checkpoints that a rewind gave up), `dry_run` (does a step f
 and `introduce` (what a start says of itself). `document_losses` names the documents of a batch that the model finds
 hard, and `router_balance` moves the routers of experts.
 """
+
+from bigtrain.train.build import engine_at, layout_of, ranks
+from bigtrain.train.continuation import check_plan
+from bigtrain.train.document_losses import by_document, losses_of_rows
+from bigtrain.train.loop import to_the_end, train
+from bigtrain.train.setup import open_run
+from bigtrain.train.step import LearningRate, StepOutcome, TrainingStep
+from bigtrain.train.stop import StopRequest
+from bigtrain.train.training import TrainingRun
+from bigtrain.train.vote import Agreement, Vote, require_labels
+
+__all__ = [
+    "Agreement",
+    "LearningRate",
+    "StepOutcome",
+    "StopRequest",
+    "TrainingRun",
+    "TrainingStep",
+    "Vote",
+    "by_document",
+    "check_plan",
+    "engine_at",
+    "layout_of",
+    "losses_of_rows",
+    "open_run",
+    "ranks",
+    "require_labels",
+    "to_the_end",
+    "train",
+]

@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bigtrain.config import BigtrainError
-from bigtrain.config.guard_settings import GuardSettings
-from bigtrain.health.spikes import Assessment, Guard
-from bigtrain.rundir.events import EventFields, NotFiniteEvent, OverflowEvent, SpikeEvent
+from bigtrain.config import BigtrainError, GuardSettings
+from bigtrain.health import Assessment, Guard
+from bigtrain.rundir import EventFields, NotFiniteEvent, OverflowEvent, SpikeEvent
 from bigtrain.train.step import StepOutcome
 
 logger = logging.getLogger(__name__)

@@ -11,18 +11,22 @@ from typing import cast
 import torch
 import xxhash
 
-from bigtrain.base.faults import reached
+from bigtrain.base import reached
 from bigtrain.checkpoint import Checkpoint, load
-from bigtrain.config import BigtrainError, Settings
-from bigtrain.config.engine_settings import EngineSettings
+from bigtrain.config import BigtrainError, EngineSettings, Settings
 from bigtrain.convert import Imported
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE
-from bigtrain.engine.agreement import on_every_rank, raise_first
-from bigtrain.engine.construction import construction, whole_parameters
-from bigtrain.engine.engine import Engine
-from bigtrain.engine.precision import COMPUTE_DTYPES
-from bigtrain.engine.topology import Topology, start
-from bigtrain.health.out_of_memory import enough_memory
+from bigtrain.data import TOKENIZER_FILE
+from bigtrain.engine import (
+    COMPUTE_DTYPES,
+    Engine,
+    Topology,
+    construction,
+    on_every_rank,
+    raise_first,
+    start,
+    whole_parameters,
+)
+from bigtrain.health import enough_memory
 from bigtrain.model import (
     Decoder,
     SequenceParallel,
@@ -31,9 +35,8 @@ from bigtrain.model import (
     initialize,
     product_dtype,
 )
-from bigtrain.observe.meter import Meter
-from bigtrain.observe.peak_flops import peak_of, peak_of_all
-from bigtrain.rundir.run_state import RunState
+from bigtrain.observe import Meter, peak_of, peak_of_all
+from bigtrain.rundir import RunState
 
 logger = logging.getLogger(__name__)
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import CheckpointManifest, Search, check_compatible
-from bigtrain.checkpoint.compatibility import Change
+from bigtrain.base import BigtrainError
+from bigtrain.checkpoint import Change, CheckpointManifest, Search, check_compatible
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Plan
-from bigtrain.rundir.decisions import Decision
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import Event
-from bigtrain.rundir.json_lines import read_json_lines
-from bigtrain.rundir.run_state import RunState
+from bigtrain.rundir import Decision, Event, RunDirectory, RunState, read_json_lines
 
 
 def check_continuation(

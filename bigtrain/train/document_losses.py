@@ -12,15 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import Settings
-from bigtrain.data import RankBatch
-from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, contents_of
-from bigtrain.data.run_data import RunData
-from bigtrain.engine.agreement import on_every_rank
-from bigtrain.engine.engine import Engine
-from bigtrain.engine.topology import Topology
-from bigtrain.rundir.provenance import record_of
+from bigtrain.data import DocumentPart, RankBatch, RunData, SampleContents, contents_of
+from bigtrain.engine import Engine, Topology, on_every_rank
+from bigtrain.rundir import record_of
 
 F32 = npt.NDArray[np.float32]
 

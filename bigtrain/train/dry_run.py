@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from bigtrain.base.format import gibibytes
+from bigtrain.base import gibibytes
 from bigtrain.config import Settings
-from bigtrain.engine.engine import Engine
-from bigtrain.engine.topology import Topology
-from bigtrain.health.out_of_memory import enough_memory
+from bigtrain.engine import Engine, Topology
+from bigtrain.health import enough_memory
 from bigtrain.model import Decoder
 
 logger = logging.getLogger(__name__)

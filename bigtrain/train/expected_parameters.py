@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
 from bigtrain.model import build_model
 

@@ -9,23 +9,28 @@ from typing import Any
 
 import torch
 
-from bigtrain.base.format import quantity
-from bigtrain.base.launcher_protocol import LAUNCHER
-from bigtrain.base.version import __version__
-from bigtrain.checkpoint import Search
-from bigtrain.checkpoint.compatibility import Change
+from bigtrain.base import LAUNCHER, __version__, quantity
+from bigtrain.checkpoint import Change, Search
 from bigtrain.config import Settings
 from bigtrain.convert import obstacles
 from bigtrain.data import Plan
 from bigtrain.model import (
     count_parameters,
 )
-from bigtrain.rundir.events import ChangeEvent, Event, FallbackEvent, PlanEvent, ResumeEvent, StartEvent
-from bigtrain.rundir.json_lines import read_json_lines
-from bigtrain.rundir.run_state import RunState
-from bigtrain.rundir.start_clock import Phases, clock
+from bigtrain.rundir import (
+    ChangeEvent,
+    Event,
+    FallbackEvent,
+    Phases,
+    PlanEvent,
+    ResumeEvent,
+    RunState,
+    StartEvent,
+    clock,
+    read_json_lines,
+)
 from bigtrain.train.training import TrainingRun
-from bigtrain.trained.samples import one_rank_can_sample
+from bigtrain.trained import one_rank_can_sample
 
 logger = logging.getLogger(__name__)
 

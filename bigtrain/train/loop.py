@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigtrain.base.exit_status import DONE, STOPPED
+from bigtrain.base import DONE, STOPPED
 from bigtrain.config import Settings
 from bigtrain.train.rewind import rewind
 from bigtrain.train.setup import open_run

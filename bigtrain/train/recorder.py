@@ -6,34 +6,32 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigtrain.base.format import duration, quantity
+from bigtrain.base import duration, quantity
 from bigtrain.checkpoint import Commit
-from bigtrain.config.settings import TrackingSettings
-from bigtrain.engine.topology import Topology
-from bigtrain.health.stragglers import OwnWork
-from bigtrain.observe.meter import Meter, Reading
-from bigtrain.observe.tracking import ALERTS, Tracker, describe_details
-from bigtrain.rundir.counted_seconds import CountedSeconds
-from bigtrain.rundir.decisions import Decision
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import (
+from bigtrain.config import TrackingSettings
+from bigtrain.engine import Topology
+from bigtrain.health import OwnWork
+from bigtrain.observe import ALERTS, Meter, Reading, Tracker, describe_details
+from bigtrain.rundir import (
     CaughtUpEvent,
     CommitEvent,
+    CountedSeconds,
+    Decision,
     EvaluateEvent,
     EventFields,
+    JsonLines,
     PruneFailedEvent,
     RewindEvent,
+    RunDirectory,
     SkipEvent,
+    StepMetrics,
     StopEvent,
     StragglerEvent,
+    account_of,
 )
-from bigtrain.rundir.json_lines import JsonLines
-from bigtrain.rundir.ledger import account_of
-from bigtrain.rundir.metrics import StepMetrics
 from bigtrain.train.step import StepOutcome
 from bigtrain.train.vote import Agreement
-from bigtrain.trained.evaluation import SourceLoss
-from bigtrain.trained.samples import Sample
+from bigtrain.trained import Sample, SourceLoss
 
 logger = logging.getLogger(__name__)
 

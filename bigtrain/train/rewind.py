@@ -17,23 +17,24 @@ from dataclasses import replace
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.faults import reached
+from bigtrain.base import BigtrainError, reached
 from bigtrain.checkpoint import Checkpoint, newest_verified, reinitialize
-from bigtrain.config import Settings
-from bigtrain.config.data_settings import SkipSettings
-from bigtrain.data import load_tokenizer
-from bigtrain.data.run_data import RunData
-from bigtrain.engine.agreement import on_every_rank, on_first_rank
-from bigtrain.engine.precision import COMPUTE_DTYPES
-from bigtrain.health.heartbeat import LoopPhase
-from bigtrain.health.spikes import Assessment, Guard
+from bigtrain.config import Settings, SkipSettings
+from bigtrain.data import RunData, load_tokenizer
+from bigtrain.engine import COMPUTE_DTYPES, on_every_rank, on_first_rank
+from bigtrain.health import Assessment, Guard, LoopPhase
 from bigtrain.model import initialize
-from bigtrain.rundir.decisions import Decision, consecutive_rewinds, with_decisions, write_decision
-from bigtrain.rundir.events import EvidenceEvent, GaveUpEvent
-from bigtrain.rundir.json_lines import read_json_lines
-from bigtrain.rundir.provenance import evidence_of
-from bigtrain.rundir.run_state import RunState
+from bigtrain.rundir import (
+    Decision,
+    EvidenceEvent,
+    GaveUpEvent,
+    RunState,
+    consecutive_rewinds,
+    evidence_of,
+    read_json_lines,
+    with_decisions,
+    write_decision,
+)
 from bigtrain.train.build import layout_of, restore, starting_weights
 from bigtrain.train.continuation import standing_commits
 from bigtrain.train.document_losses import documents_by_loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bigtrain.engine.topology import Topology
+from bigtrain.engine import Topology
 from bigtrain.model import Decoder
 
 

@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.estimate.goodput import optimal_interval
-from bigtrain.rundir.events import STARTS, Event
+from bigtrain.estimate import optimal_interval
+from bigtrain.rundir import STARTS, Event
 
 PRIOR_FAILURES = 1.0
 PRIOR_DEVICE_SECONDS = 15_000 * 3600.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from bigtrain.config.settings import CheckpointSettings
+from bigtrain.config import CheckpointSettings
 from bigtrain.train.end_of_job import EndOfJob
 from bigtrain.train.save_interval import SaveInterval
 

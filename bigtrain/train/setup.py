@@ -15,27 +15,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.checkpoint import Saver, Search, StorageTiers, newest_verified
-from bigtrain.checkpoint.compatibility import Change
+from bigtrain.checkpoint import Change, Saver, Search, StorageTiers, newest_verified
 from bigtrain.config import Settings
-from bigtrain.data import Loader
-from bigtrain.data.run_data import RunData
-from bigtrain.engine.agreement import on_every_rank, on_first_rank
-from bigtrain.engine.requirements import check_machine
-from bigtrain.engine.topology import Topology
-from bigtrain.health.heartbeat import Heartbeat
-from bigtrain.health.spikes import Guard
-from bigtrain.health.stragglers import OwnWork
-from bigtrain.health.watchdog import Watchdog
-from bigtrain.observe.terminal import log_to
-from bigtrain.observe.tracking import ALERTS, Tracker, remembered_run_id
-from bigtrain.rundir.decisions import Decision, read_decisions, with_decisions
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import Event
-from bigtrain.rundir.json_lines import read_json_lines
-from bigtrain.rundir.run_state import RunState
-from bigtrain.rundir.start_clock import Phases
-from bigtrain.rundir.starts import number_of_next_start
+from bigtrain.data import Loader, RunData
+from bigtrain.engine import Topology, check_machine, on_every_rank, on_first_rank
+from bigtrain.health import Guard, Heartbeat, OwnWork, Watchdog
+from bigtrain.observe import ALERTS, Tracker, log_to, remembered_run_id
+from bigtrain.rundir import (
+    Decision,
+    Event,
+    Phases,
+    RunDirectory,
+    RunState,
+    number_of_next_start,
+    read_decisions,
+    read_json_lines,
+    with_decisions,
+)
 from bigtrain.train.anomaly_policy import AnomalyPolicy
 from bigtrain.train.build import engine_at, layout_of, meter_for, ranks
 from bigtrain.train.continuation import check_continuation

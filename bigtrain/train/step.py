@@ -14,15 +14,13 @@ from typing import cast
 
 import torch
 
-from bigtrain.base.faults import damage, reached
+from bigtrain.base import damage, reached
 from bigtrain.config import Settings
 from bigtrain.data import RankBatch
-from bigtrain.engine.engine import Engine
-from bigtrain.engine.schedule import learning_rate
-from bigtrain.engine.topology import Topology
-from bigtrain.health.heartbeat import Heartbeat, LoopPhase
+from bigtrain.engine import Engine, Topology, learning_rate
+from bigtrain.health import Heartbeat, LoopPhase
 from bigtrain.model import Decoder
-from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER
+from bigtrain.observe import FORWARD, FORWARD_BACKWARD, OPTIMIZER
 from bigtrain.train.router_balance import settle
 
 Timing = Callable[[str], AbstractContextManager[None]]

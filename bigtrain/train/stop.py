@@ -11,7 +11,7 @@ from types import FrameType
 
 import psutil
 
-from bigtrain.base.launcher_protocol import LAUNCHER, STOP_SIGNALS, WARNINGS, ignore_stop_signals
+from bigtrain.base import LAUNCHER, STOP_SIGNALS, WARNINGS, ignore_stop_signals
 
 ONE_ORDER_SECONDS = 5.0
 """Signals within this time of the first count as one."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Checkpoint, StorageTiers, list_checkpoints
-from bigtrain.checkpoint.ranks import Ranks, collectively
-from bigtrain.rundir.decisions import Decision, is_superseded
+from bigtrain.base import BigtrainError
+from bigtrain.checkpoint import Checkpoint, Ranks, StorageTiers, collectively, list_checkpoints
+from bigtrain.rundir import Decision, is_superseded
 
 
 def remove_superseded(tiers: StorageTiers, decisions: Sequence[Decision], ranks: Ranks) -> list[Checkpoint]:

@@ -14,33 +14,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.faults import reached
-from bigtrain.base.launcher_protocol import report_progress
+from bigtrain.base import BigtrainError, reached, report_progress
 from bigtrain.checkpoint import Cursor, Saver, StorageTiers
 from bigtrain.config import Settings, mathematics
-from bigtrain.data import Loader, RankBatch
-from bigtrain.data.run_data import RunData
-from bigtrain.engine.agreement import on_every_rank, raise_first
-from bigtrain.engine.topology import Topology
-from bigtrain.health.heartbeat import Heartbeat, LoopPhase
-from bigtrain.health.out_of_memory import enough_memory
-from bigtrain.health.replicas import compare, corruption
-from bigtrain.health.spikes import Assessment
-from bigtrain.observe.meter import Reading
-from bigtrain.rundir.decisions import Decision
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import CorruptionEvent, SaveEvent
-from bigtrain.rundir.run_state import RunState
+from bigtrain.data import Loader, RankBatch, RunData
+from bigtrain.engine import Topology, on_every_rank, raise_first
+from bigtrain.health import Assessment, Heartbeat, LoopPhase, compare, corruption, enough_memory
+from bigtrain.observe import Reading
+from bigtrain.rundir import CorruptionEvent, Decision, RunDirectory, RunState, SaveEvent
 from bigtrain.train.anomaly_policy import AnomalyPolicy
 from bigtrain.train.recorder import Recorder
 from bigtrain.train.save_policy import SavePolicy
 from bigtrain.train.step import StepOutcome, TrainingStep
 from bigtrain.train.stop import StopRequest
 from bigtrain.train.vote import Agreement, Vote, agree, require_labels
-from bigtrain.trained.evaluation import validation_losses
-from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
-from bigtrain.trained.text_model import TextModel
+from bigtrain.trained import Sample, TextModel, draw, one_rank_can_sample, prompts, validation_losses
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 
 from bigtrain.config import BigtrainError
 from bigtrain.data import RankBatch, format_digest
-from bigtrain.engine.topology import Topology
+from bigtrain.engine import Topology
 
 
 @dataclass(frozen=True)

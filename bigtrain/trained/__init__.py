@@ -10,3 +10,50 @@ text_model.py       a model that continues text, of a run or a folder
 export.py, export_gguf.py, importing.py     Hugging Face and llama.cpp, checked against them
   model_card.py       the README.md of an exported model
 """
+
+from bigtrain.trained.checkpoints import (
+    CheckpointDifference,
+    CommittedCheckpoint,
+    PrunedCheckpoints,
+    VerifiedCheckpoint,
+    describe_checkpoints,
+    diff_checkpoints,
+    prune_checkpoints,
+    say_diff,
+    verify_checkpoints,
+)
+from bigtrain.trained.evaluation import Evaluation, SourceLoss, validation_losses
+from bigtrain.trained.export import HuggingFaceExport, export_run
+from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
+from bigtrain.trained.importing import ImportedModel, import_model
+from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
+from bigtrain.trained.text_model import GeneratedTexts, TextModel
+from bigtrain.trained.trained import evaluate_run
+
+__all__ = [
+    "CheckpointDifference",
+    "CommittedCheckpoint",
+    "Evaluation",
+    "GeneratedTexts",
+    "GgufExport",
+    "HuggingFaceExport",
+    "ImportedModel",
+    "PrunedCheckpoints",
+    "Sample",
+    "SourceLoss",
+    "TextModel",
+    "VerifiedCheckpoint",
+    "describe_checkpoints",
+    "diff_checkpoints",
+    "draw",
+    "evaluate_run",
+    "export_run",
+    "export_run_to_gguf",
+    "import_model",
+    "one_rank_can_sample",
+    "prompts",
+    "prune_checkpoints",
+    "say_diff",
+    "validation_losses",
+    "verify_checkpoints",
+]

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, compare, newest_verified, prune, verify
-from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir import RunDirectory
 
 
 def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from bigtrain.base.to_json import to_json
+from bigtrain.base import to_json
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, MicroBatch, validation_batches
-from bigtrain.engine.engine import Engine
-from bigtrain.engine.topology import Topology
+from bigtrain.engine import Engine, Topology
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, load_weights
-from bigtrain.config import Settings
-from bigtrain.config.model_settings import ModelSettings
-from bigtrain.convert import compare_with_transformers, export_hf
-from bigtrain.convert.weights import FOR_TRAINING_ONLY
-from bigtrain.data import open_mirror
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE
-from bigtrain.data.provenance.card import card_as_markdown
-from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.config import ModelSettings, Settings
+from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, export_hf
+from bigtrain.data import TOKENIZER_FILE, card_as_markdown, open_mirror
+from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
-from bigtrain.rundir.data_card import CARD, card_of_run
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import Event
-from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_json_lines
 from bigtrain.trained.checkpoints import open_checkpoint
 from bigtrain.trained.model_card import model_card
 

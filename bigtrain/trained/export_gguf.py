@@ -9,14 +9,18 @@ from pathlib import Path
 
 from bigtrain.checkpoint import load_weights
 from bigtrain.config import Settings
-from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
-from bigtrain.convert.gguf_vocabulary import read_vocabulary
-from bigtrain.convert.llama_cpp import compare_with_llama_cpp
-from bigtrain.data import load_tokenizer, open_mirror
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE
-from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.convert import (
+    DTYPES,
+    architecture_of,
+    compare_with_llama_cpp,
+    context_length,
+    export_gguf,
+    read_vocabulary,
+)
+from bigtrain.data import TOKENIZER_FILE, load_tokenizer, open_mirror
+from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
-from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir import RunDirectory
 from bigtrain.trained.checkpoints import open_checkpoint
 
 FILE = "model.gguf"

@@ -9,9 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bigtrain.convert import Imported, import_hf
-from bigtrain.convert.imported import MODEL
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.convert import MODEL, Imported, import_hf
+from bigtrain.data import TOKENIZER_FILE
 from bigtrain.model import count_parameters
 from bigtrain.trained.export import ComparedWithTransformers, checked
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigtrain.base.version import __version__
+from bigtrain.base import __version__
 from bigtrain.config import Settings
-from bigtrain.data.provenance.card import Card, card_as_markdown
+from bigtrain.data import Card, card_as_markdown
 from bigtrain.model import count_parameters
 
 

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.data.batch.batch import MicroBatch
-from bigtrain.data.store.store import Dataset
+from bigtrain.base import IGNORE_INDEX
+from bigtrain.data import Dataset, MicroBatch
 
 ORDER = 5
 MAX_TRAIN_TOKENS = 20_000_000

@@ -17,13 +17,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config import Settings
-from bigtrain.config.model_settings import ModelSettings
-from bigtrain.convert.config_json import read_config
-from bigtrain.convert.import_hf import read_hf, read_tokenizer
-from bigtrain.convert.imported import MODEL, Imported
-from bigtrain.data.format.tokenizer import check_vocabulary, end_of_text_id, load_tokenizer, vocabulary_size
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings, Settings
+from bigtrain.convert import MODEL, Imported, read_config, read_hf, read_tokenizer
+from bigtrain.data import check_vocabulary, end_of_text_id, load_tokenizer, vocabulary_size
 from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
 from bigtrain.trained.text_stream import Characters, StopStrings
 from bigtrain.trained.trained import TrainedModel

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 _HALF = "\ufffd"
 """What the bytes of a character decode to as long as some of them are missing."""

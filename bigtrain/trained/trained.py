@@ -10,16 +10,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
-from bigtrain.base.to_json import to_json
+from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation_batches
-from bigtrain.engine.precision import COMPUTE_DTYPES
+from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import Decoder, build_model
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.run_state import RunState
+from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoints import open_checkpoint
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines

@@ -7,3 +7,21 @@ verify_resume   kill a run, resume it, and compare
   trial           the runs that this starts
   resave          what their ranks do in another shape
 """
+
+from bigtrain.trials.profile import Profile, profile
+from bigtrain.trials.replay import Replay, replay
+from bigtrain.trials.resave import resave_and_train
+from bigtrain.trials.trial import FOLDER, Launcher
+from bigtrain.trials.verify_resume import ResumeTrial, verify_resume
+
+__all__ = [
+    "FOLDER",
+    "Launcher",
+    "Profile",
+    "Replay",
+    "ResumeTrial",
+    "profile",
+    "replay",
+    "resave_and_train",
+    "verify_resume",
+]

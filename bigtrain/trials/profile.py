@@ -22,16 +22,11 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
-from bigtrain.base.to_json import to_json
+from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.config import Settings
 from bigtrain.data import RankBatch
-from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Reading
-from bigtrain.observe.peak_flops import datasheet_flops
-from bigtrain.train.setup import open_run
-from bigtrain.train.training import TrainingRun
-from bigtrain.train.vote import Agreement
+from bigtrain.observe import FORWARD_BACKWARD, OPTIMIZER, Reading, datasheet_flops
+from bigtrain.train import Agreement, TrainingRun, open_run
 from bigtrain.trials.trace import STEP, TraceSummary, read_trace, summarize
 from bigtrain.trials.trial import changed
 

@@ -13,26 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import Search, StorageTiers, newest_verified
-from bigtrain.checkpoint.compatibility import Change, changes_since
+from bigtrain.base import BigtrainError
+from bigtrain.checkpoint import Change, Search, StorageTiers, changes_since, newest_verified
 from bigtrain.config import Settings, mathematics
-from bigtrain.data import Loader, RankBatch, format_digest, load_tokenizer
-from bigtrain.data.provenance.provenance import contents_of
-from bigtrain.data.run_data import RunData
-from bigtrain.engine.agreement import on_every_rank, on_first_rank
-from bigtrain.engine.requirements import check_machine
-from bigtrain.engine.topology import Topology
-from bigtrain.health.out_of_memory import enough_memory
-from bigtrain.rundir.decisions import read_decisions, without_decisions
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.json_lines import read_json_lines
-from bigtrain.train.build import engine_at, layout_of, ranks
-from bigtrain.train.continuation import check_plan
-from bigtrain.train.document_losses import by_document, losses_of_rows
-from bigtrain.train.step import LearningRate, StepOutcome, TrainingStep
-from bigtrain.train.stop import StopRequest
-from bigtrain.train.vote import Vote, require_labels
+from bigtrain.data import Loader, RankBatch, RunData, contents_of, format_digest, load_tokenizer
+from bigtrain.engine import Topology, check_machine, on_every_rank, on_first_rank
+from bigtrain.health import enough_memory
+from bigtrain.rundir import RunDirectory, read_decisions, read_json_lines, without_decisions
+from bigtrain.train import (
+    LearningRate,
+    StepOutcome,
+    StopRequest,
+    TrainingStep,
+    Vote,
+    by_document,
+    check_plan,
+    engine_at,
+    layout_of,
+    losses_of_rows,
+    ranks,
+    require_labels,
+)
 
 Record = dict[str, Any]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bigtrain.checkpoint import Cursor, StorageTiers, save, storage_at
 from bigtrain.config import Settings, mathematics
-from bigtrain.train.loop import to_the_end
-from bigtrain.train.setup import open_run
+from bigtrain.train import open_run, to_the_end
 
 
 def resave_and_train(settings: Settings, location: str) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.observe.meter import TRACE_PREFIX
+from bigtrain.observe import TRACE_PREFIX
 
 Event = dict[str, Any]
 Span = tuple[float, float]

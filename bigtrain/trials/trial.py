@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import DONE, STOPPED
-from bigtrain.base.faults import FAULT, Fault
-from bigtrain.base.files import write_atomically
+from bigtrain.base import DONE, FAULT, STOPPED, BigtrainError, Fault, write_atomically
 from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings, dump_settings
-from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.events import STARTS
-from bigtrain.rundir.json_lines import read_json_lines, read_metrics
+from bigtrain.rundir import STARTS, RunDirectory, read_json_lines, read_metrics
 
 FOLDER = "verify-resume"
 

@@ -20,9 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import DONE, STOPPED
-from bigtrain.base.faults import FAULT, Fault
+from bigtrain.base import DONE, FAULT, STOPPED, BigtrainError, Fault
 from bigtrain.checkpoint import Checkpoint, list_checkpoints, newest_verified, storage_at, tensor_digests
 from bigtrain.config import Settings
 from bigtrain.trials.trial import FOLDER, Launcher, Trial, beside, changed, clear, tried_settings

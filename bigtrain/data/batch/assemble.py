@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX
 from bigtrain.data.batch.packing import Packing, Spans
 from bigtrain.data.store.store import Dataset, TokenShard
 

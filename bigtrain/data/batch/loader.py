@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.faults import reached
-from bigtrain.config.parallel_sizes import divide_work
+from bigtrain.base import reached
+from bigtrain.config import divide_work
 from bigtrain.data.batch.assemble import assemble
 from bigtrain.data.batch.batch import RankBatch, digest_rows, micro_batches_of, wrap_int64
 from bigtrain.data.batch.packing import Packing, fetch

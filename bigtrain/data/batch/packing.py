@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.config import DataSettings
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.pack_file import PackManifest, ShardPack

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.batch_schedule import BatchSchedule
-from bigtrain.config.data_settings import DataSettings, PhaseSettings, SkipSettings, SourceSettings, as_typed
-from bigtrain.config.settings import TrainSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import (
+    BatchSchedule,
+    DataSettings,
+    PhaseSettings,
+    SkipSettings,
+    SourceSettings,
+    TrainSettings,
+    as_typed,
+)
 from bigtrain.data.batch.packing import Packing
 from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import DocumentSkip, Plan, PlannedSource

@@ -13,8 +13,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.data.batch.assemble import AssembledRows
 from bigtrain.data.batch.packing import Packing
 from bigtrain.data.order.plan import DocumentSkip, Plan, SampleAddresses

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import DataSettings
 from bigtrain.data.build.build_source import build_source
 from bigtrain.data.build.build_tokenizer import build_tokenizer
 from bigtrain.data.build.clean import require_libraries

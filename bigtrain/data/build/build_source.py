@@ -12,8 +12,8 @@ from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel

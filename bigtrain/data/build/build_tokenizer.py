@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bigtrain.base.files import write_atomically
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.base import write_atomically
+from bigtrain.config import DataSettings
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments

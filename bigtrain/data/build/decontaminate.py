@@ -25,9 +25,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
-from bigtrain.config.data_settings import DecontaminateSettings
+from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.config import DecontaminateSettings
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts
 from bigtrain.data.build.shingles import U64, hash_words, ngram_hashes, words_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DecontaminateSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import DecontaminateSettings
 from bigtrain.data.build.corpus.corpus import find_files
 from bigtrain.data.build.corpus.files import CorpusFile
 from bigtrain.data.build.corpus.jsonl import SUFFIXES as JSONL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bigtrain.config.cleaning import CleanStep
+from bigtrain.config import CleanStep
 from bigtrain.data.build.clean import NO_TEXT, Rejection, clean
 from bigtrain.data.build.decontaminate import EvaluationNgrams
 from bigtrain.data.format.documents import Document

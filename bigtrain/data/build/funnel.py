@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
+from bigtrain.base import BigtrainError, write_atomically
 from bigtrain.data.build.clean import NO_TEXT, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.base.files import TEMPORARY_SUFFIX, write_atomically
-from bigtrain.base.format import duration
+from bigtrain.base import TEMPORARY_SUFFIX, duration, write_atomically
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.format.layout import SPLITS, Split
 from bigtrain.data.format.manifest import ShardRecord

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel

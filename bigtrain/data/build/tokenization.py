@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.selection import SelectDocuments

@@ -14,7 +14,7 @@ from multiprocessing import get_context, parent_process
 from types import TracebackType
 from typing import TypeVar
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -19,9 +19,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.format.hashing import identity
 
 Split = Literal["train", "validation"]

@@ -14,9 +14,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.file_names import bare_name
-from bigtrain.base.files import write_atomically
+from bigtrain.base import BigtrainError, bare_name, write_atomically
 from bigtrain.data.format.hashing import canonical_json, identity
 
 FORMAT = 1

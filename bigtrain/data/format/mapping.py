@@ -13,7 +13,7 @@ import os
 import weakref
 from pathlib import Path
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 MADV_RANDOM = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
+from bigtrain.base import BigtrainError, write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.hashing import canonical_json, identity
 from bigtrain.data.format.manifest import (

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.file_names import bare_name
+from bigtrain.base import BigtrainError, bare_name
 from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord
 
 _jitter = random.SystemRandom()  # ranks that seed `random` alike must not repeat at the same time

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.base.files import commit_file, temporary_of, write_atomically
+from bigtrain.base import commit_file, temporary_of, write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.documents import ID_BYTES
 from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import TokenizerSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import TokenizerSettings
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 
 TOKENIZER_FILE = "tokenizer.json"

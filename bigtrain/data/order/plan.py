@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.config import BatchSchedule
 from bigtrain.data.format.hashing import identity
 from bigtrain.data.order.mixture import Mixture, MixturePhase
 from bigtrain.data.order.permutation import permutation

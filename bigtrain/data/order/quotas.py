@@ -23,7 +23,7 @@ from math import gcd, lcm
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bigtrain.base.version import __version__
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.base import __version__
+from bigtrain.config import DataSettings
 from bigtrain.data.order.plan import Plan
 from bigtrain.data.store.store import Dataset
 

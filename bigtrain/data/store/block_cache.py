@@ -27,7 +27,7 @@ from typing import IO
 
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 OPEN_BYTES = 1 << 30
 """A process keeps at most this much mapped, and no more than a quarter of the budget."""

@@ -15,8 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import write_atomically
+from bigtrain.base import BigtrainError, write_atomically
 from bigtrain.data.format.manifest import MANIFEST
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import DataSettings
 from bigtrain.data.format.layout import BUILD_RECORD, SPLITS
 from bigtrain.data.format.manifest import MANIFEST, FileRecord
 from bigtrain.data.format.pack_file import manifest_path

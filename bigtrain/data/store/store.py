@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import DataSettings
 from bigtrain.data.format.layout import Split, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.mapping import map_file

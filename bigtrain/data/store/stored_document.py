@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.data.format.documents import ID_BYTES
 from bigtrain.data.format.shards import DocumentColumns
 from bigtrain.data.store.document_index import id_halves, look_up

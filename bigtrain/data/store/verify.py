@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.data.format.layout import BUILD_RECORD
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.pack_file import MANIFEST_PATTERNS, PackManifest, ShardPack, find_packs

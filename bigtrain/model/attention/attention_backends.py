@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.varlen import varlen_attn
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.model.attention.attention_rule import AttentionRule, attention_by_definition, bias_at
 from bigtrain.model.attention.blockwise_attention import blockwise_attention
 from bigtrain.model.attention.cpu_attention import cpu_attention

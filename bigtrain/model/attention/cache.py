@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import AttentionRule
 from bigtrain.model.layers.activations import soft_capped
 

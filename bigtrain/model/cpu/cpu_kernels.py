@@ -59,6 +59,11 @@ def obstacle() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def lacking_for_cpu_kernels() -> str | None:
+    """What this machine lacks for the kernels; None where they run, or where the CPU could not run them."""
+    return obstacle() if is_for_this_cpu() else None
+
+
 def kernels() -> ctypes.CDLL:
     """The compiled library, where there is no obstacle."""
     found = _load()

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import IGNORE_INDEX
+from bigtrain.config import ModelSettings
 from bigtrain.model.layers.activations import soft_capped
 from bigtrain.model.loss.loss import linear_cross_entropy
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.layers.activations import ACTIVATIONS
 from bigtrain.model.layers.router import Router, RouterReport
 from bigtrain.model.sequence_parallel import SequenceParallel

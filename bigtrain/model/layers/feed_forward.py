@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.layers.activations import ACTIVATIONS
 
 

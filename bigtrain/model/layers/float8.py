@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
 
 MULTIPLE = 16
 """What the hardware wants every inner dimension of a product to be a multiple of."""

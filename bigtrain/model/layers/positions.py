@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import alibi_bias, relative_position_buckets
 from bigtrain.model.layers.embedding import TokenEmbedding
 

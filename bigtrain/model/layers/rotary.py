@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bigtrain.config.model_settings import ModelSettings, RopeScaling
+from bigtrain.config import ModelSettings, RopeScaling
 
 
 class Rotary(NamedTuple):

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX
 from bigtrain.model.loss.shaping import Shaping
 
 BLOCK = 4096

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX
 from bigtrain.model.cpu.cpu_kernels import address, kernels, obstacle
 from bigtrain.model.loss.shaping import Shaping
 

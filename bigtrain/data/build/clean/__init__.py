@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bigtrain.config.cleaning import CleanStep
+from bigtrain.config import CleanStep
 from bigtrain.data.build.clean.c4 import c4
 from bigtrain.data.build.clean.encoding import fix_encoding, require_ftfy
 from bigtrain.data.build.clean.fineweb import fineweb

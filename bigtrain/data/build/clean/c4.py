@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from bigtrain.config.cleaning import C4Settings
+from bigtrain.config import C4Settings
 from bigtrain.data.build.clean.text import Rejection, Text, sentences
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.cleaning import FixEncodingSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import FixEncodingSettings
 from bigtrain.data.build.clean.text import Text
 
 

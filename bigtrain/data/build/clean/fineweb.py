@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from bigtrain.config.cleaning import FineWebSettings
+from bigtrain.config import FineWebSettings
 from bigtrain.data.build.clean.text import TERMINAL_PUNCTUATION, Rejection, Text, ratio, repeated
 
 

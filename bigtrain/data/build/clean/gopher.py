@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
-from bigtrain.config.cleaning import GopherQualitySettings, GopherRepetitionSettings
+from bigtrain.config import GopherQualitySettings, GopherRepetitionSettings
 from bigtrain.data.build.clean.text import Rejection, Text, ratio, repeated
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})

@@ -10,8 +10,8 @@ import difflib
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.cleaning import LanguageSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import LanguageSettings
 from bigtrain.data.build.clean.text import Rejection, Text
 
 if TYPE_CHECKING:

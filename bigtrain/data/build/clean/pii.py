@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from bigtrain.config.cleaning import PiiSettings
+from bigtrain.config import PiiSettings
 from bigtrain.data.build.clean.text import Text
 
 # Lengths as in RFC 5321. They also limit the time for a long word without a space.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus
 from bigtrain.data.build.corpus.huggingface import huggingface
 from bigtrain.data.build.corpus.jsonl import jsonl

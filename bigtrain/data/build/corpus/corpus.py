@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.data.build.corpus.files import CorpusFile, no_files
 from bigtrain.data.format.documents import Piece
 from bigtrain.data.format.hashing import identity

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bigtrain.base.errors import BigtrainError
+from bigtrain.base import BigtrainError
 
 
 @dataclass(frozen=True)

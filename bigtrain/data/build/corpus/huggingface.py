@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus, missing_field
 from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, pieces_of_rows
 from bigtrain.data.format.hashing import identity

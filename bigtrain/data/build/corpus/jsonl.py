@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, missing_field, not_text
 from bigtrain.data.build.corpus.files import CorpusFile, reading
 from bigtrain.data.format.documents import Document

@@ -26,8 +26,8 @@ from tempfile import TemporaryFile
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, total_size
 from bigtrain.data.build.corpus.files import CorpusFile, reading
 from bigtrain.data.format.documents import Document

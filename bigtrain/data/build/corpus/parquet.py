@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files, missing_field
 from bigtrain.data.build.corpus.files import CorpusFile, reading
 from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, RowPiece, pieces_of_rows

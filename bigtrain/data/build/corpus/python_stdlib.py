@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, describe_files, grouped_by_size, total_size
 from bigtrain.data.build.corpus.files import CorpusFile
 from bigtrain.data.format.documents import Document

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files, grouped_by_size, total_size
 from bigtrain.data.build.corpus.files import CorpusFile
 from bigtrain.data.format.documents import Document

@@ -24,7 +24,7 @@ from dataclasses import replace
 
 import xxhash
 
-from bigtrain.config.data_settings import DataSettings
+from bigtrain.config import DataSettings
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.document_keys import DocumentKeys, KeysOfPiece
 from bigtrain.data.build.dedup.marks import Marked, Marks, mark_duplicates

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.base.files import commit_file, temporary_of, write_atomically
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.base import commit_file, temporary_of, write_atomically
+from bigtrain.config import SourceSettings
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.equal_keys import Keys

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigtrain.base.errors import BigtrainError
-from bigtrain.base.files import TEMPORARY_SUFFIX, write_atomically
+from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, write_atomically
 from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
 from bigtrain.data.build.workers import Workers
