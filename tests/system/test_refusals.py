@@ -68,7 +68,7 @@ def test_a_batch_that_does_not_divide_is_refused(sandbox):
 def test_a_batch_that_does_not_divide_is_refused_once_for_all_ranks(sandbox):
     """A batch that does not divide over the ranks is refused on all of them once."""
     result = finish(sandbox.start_training(2, "train.global_batch_size=9", "train.micro_batch_size=3"))
-    assert_refused(result, "global_batch_size 9", "2 processes")
+    assert_refused(result, "global_batch_size 9", "data-parallel size 2")
 
 
 def test_a_directory_of_somebody_else_is_left_as_it_is(sandbox):
