@@ -75,6 +75,10 @@ class Page:
         button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": clicks}
         held = 1 if kind == "mousePressed" else 0
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, buttons=held, **button)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the page is drawn again."""
         self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
