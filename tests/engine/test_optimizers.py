@@ -155,7 +155,7 @@ def test_the_first_group_that_matches_counts() -> None:
     [
         (["embed_tokens.*"], "embed_tokens.*", "embed.weight"),
         (["*.bias", "*qvk*"], "*qvk*", "layers.0.qkv.weight"),
-        (["layers.*", "layers.0.*"], "layers.0.*, behind layers.*", "before the general one"),
+        (["layers.*", "layers.0.*"], "layers.0.*, after layers.*", "before the general one"),
     ],
 )
 def test_a_group_for_nothing_is_refused_with_what_it_may_have_meant(
