@@ -1,16 +1,19 @@
-"""What every room's tests share: components that CI must have, and a quiet environment for child processes."""
+"""What the tests of every package share: components that CI must have, and a quiet environment for child processes."""
 
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
+
+from tests import costs
 
 # Searching on is for people: CI tries the same examples each time. No deadlines: machines are shared.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -35,11 +38,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 SHARED_ROUNDS = dict.fromkeys(("tests/engine/test_parity.py", "tests/engine/test_state.py"), "tests/engine/conftest.py")
+"""Files that share a fixture that takes long to make: one worker gets them all."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-costs", action="store_true", help="write what each file took to tests/costs.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-costs") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(costs.Recorder())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile` give a worker of pytest-xdist a file, or files that share what takes long to make.
+    """With `--dist loadfile`, give a free worker of pytest-xdist the file that takes longest: see tests/costs.py.
 
     The marks of `--dist loadgroup`, which are for this, do nothing with pytest 9.2 and pytest-xdist 3.8.
     """
@@ -47,12 +60,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class Files(LoadScopeScheduling):
+    class HeaviestFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return SHARED_ROUNDS.get(file, file)
 
-    return Files(config, log)
+        def _assign_work_unit(self, node: Any) -> None:
+            self.workqueue.move_to_end(max(self.workqueue, key=self._cost), last=False)
+            super()._assign_work_unit(node)
+
+        def _cost(self, scope: str) -> float:
+            tests = Counter(nodeid.partition("::")[0] for nodeid in self.workqueue[scope])
+            return sum(costs.cost(file, number) for file, number in tests.items())
+
+    return HeaviestFirst(config, log)
 
 
 @pytest.fixture(scope="session")
