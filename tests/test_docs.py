@@ -215,7 +215,7 @@ def _of_command(line: str) -> Iterator[str]:
     while words and re.fullmatch(r"[a-z][a-z-]*(?:\|[a-z-]+)*", words[0]) and any(map(_is_group, paths)):
         paths = [f"{path} {name}".strip() for path in paths for name in words[0].split("|")]
         words = words[1:]
-    tree = dict(commands())
+    tree = dict(_commands())
     for path in paths:
         command = tree.get(f"bigtrain {path}".strip())
         if command is None:
@@ -232,13 +232,18 @@ def _of_command(line: str) -> Iterator[str]:
 
 
 @cache
+def _commands() -> list[tuple[str, Any]]:
+    return list(commands())
+
+
+@cache
 def _options() -> set[str]:
-    return {option for _, command in commands() for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    return {option for _, command in _commands() for p in command.params for option in (*p.opts, *p.secondary_opts)}
 
 
 def _is_group(path: str) -> bool:
-    return any(f"{name} ".startswith(f"bigtrain {path} ".replace("  ", " ")) for name, _ in commands()) and (
-        f"bigtrain {path}".strip() not in dict(commands())
+    return any(f"{name} ".startswith(f"bigtrain {path} ".replace("  ", " ")) for name, _ in _commands()) and (
+        f"bigtrain {path}".strip() not in dict(_commands())
     )
 
 
