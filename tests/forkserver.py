@@ -9,7 +9,7 @@ directory, an environment and with output files of their own, to the normal end 
 
 What is about a start itself (imports, launchers, signals to them) has to be tested with processes that are really new.
 
-    python tests/forkserver.py SOCKET RANKS ARGUMENTS             the same from a shell, for who takes a launcher's name
+    forkserver.launcher("2")                                the same as a command line, for what takes a launcher
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import os
 import random
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -114,6 +115,11 @@ def address() -> str:
         assert process.poll() is None, "the server of warm processes has died"
         time.sleep(0.05)
     return str(path)
+
+
+def launcher(ranks: str) -> str:
+    """A command line that starts so many ranks when arguments such as `-m bigtrain train CONFIG` are added to it."""
+    return shlex.join([sys.executable, __file__, address(), ranks])
 
 
 def _ask(server: str, ranks: int | None, arguments: list[str], cwd: str, streams: Iterable[Any]) -> socket.socket:

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from tests.system.run_sandbox import RunSandbox, finish, small_settings
+from tests.system.run_sandbox import RunSandbox, small_settings
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +13,7 @@ def built(tmp_path_factory) -> RunSandbox:
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(small_settings(directory)))
     sandbox = RunSandbox(directory, config)
-    result = sandbox.apart("data", "build", config)
+    result = sandbox.bigtrain("data", "build", config)
     assert result.returncode == 0, result.stderr
     return sandbox
 
@@ -31,6 +31,6 @@ def sandbox(built, tmp_path) -> RunSandbox:
 @pytest.fixture(scope="session")
 def undisturbed(built) -> RunSandbox:
     """One run of two processes from the first step to the last, which others are compared with."""
-    status, output = finish(built.start_training(2))
+    status, output = built.train(2)
     assert status == 0, output
     return built

@@ -95,6 +95,10 @@ class RunSandbox:
             start_new_session=True, env={**os.environ, **({FAULT: faults} if faults else {})},
         )  # fmt: skip
 
+    def start_forked(self, processes: int, *overrides: str) -> forkserver.Started:
+        """Begin to train, in forked processes: for tests that kill ranks; what is about the launcher needs it."""
+        return forkserver.Started(processes, ("-m", "bigtrain", "train", self.config, *overrides), self.directory)
+
     def metrics(self, run: Path | None = None) -> list[dict]:
         return read_metrics((run or self.run) / "metrics.jsonl")
 
@@ -108,6 +112,13 @@ class RunSandbox:
                 return
             time.sleep(0.05)
         raise AssertionError(f"step {step} was not reached in {timeout} s")
+
+
+def kill_ranks(training: forkserver.Started) -> None:
+    """`kill -9` of all ranks at once; the training has to notice."""
+    for pid in workers_of(training):
+        os.kill(pid, signal.SIGKILL)
+    assert training.finish().returncode == 128 + signal.SIGKILL
 
 
 def finish(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str]:
@@ -125,7 +136,7 @@ def curve(metrics: list[dict]) -> list[tuple]:
     return [(m["step"], m["loss"], m["grad_norm"], m["learning_rate"], m["batch_digest"]) for m in metrics]
 
 
-def workers_of(process: subprocess.Popen) -> list[int]:
+def workers_of(process: subprocess.Popen | forkserver.Started) -> list[int]:
     """The process ids of a training's ranks."""
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     return [int(pid) for pid in children]

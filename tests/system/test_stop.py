@@ -8,17 +8,27 @@ import time
 import psutil
 import pytest
 
-from tests.system.run_sandbox import STATUS_STOPPED, curve, finish, workers_of
+from tests.matrix import thinned
+from tests.system.run_sandbox import STATUS_STOPPED, curve, finish, kill_ranks, workers_of
 
-# CI plays what is marked long here in the table of faults.
-ALSO = pytest.mark.long
+# CI plays what is marked long here in the fault table.
 
 
-@pytest.mark.parametrize(
-    "victims", [pytest.param("one rank", marks=ALSO), "all ranks", pytest.param("launcher", marks=ALSO)]
-)
-def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, sandbox, victims):
-    # Not behind the training: by step 5 the checkpoint of step 4 has to be there.
+def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, sandbox):
+    # Synchronous: by step 5 the checkpoint of step 4 has to be there.
+    training = sandbox.start_forked(2, "checkpoint.asynchronous=false")
+    sandbox.wait_for_step(random.randint(5, 9))
+    kill_ranks(training)
+
+    status, output = sandbox.train(2)
+    assert status == 0, output
+    assert curve(sandbox.metrics()) == curve(undisturbed.metrics())
+    assert any(event["event"] == "resume" for event in sandbox.events())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victims", ["one rank", "all ranks", "launcher"])
+def test_the_same_after_kill_9_of_processes_of_a_launcher(undisturbed, sandbox, victims):
     training = sandbox.start_training(2, "checkpoint.asynchronous=false")
     sandbox.wait_for_step(random.randint(5, 9))
     pids = {"one rank": workers_of(training)[:1], "all ranks": workers_of(training), "launcher": [training.pid]}
@@ -33,21 +43,21 @@ def test_after_kill_9_the_loss_curve_is_that_of_an_undisturbed_run(undisturbed, 
     assert any(event["event"] == "resume" for event in sandbox.events())
 
 
-def test_no_rank_outlives_a_launcher_that_is_killed_while_they_start(undisturbed, sandbox):
-    for delay in (0.5, 3.0):
-        training = sandbox.start_training(2)
-        while not (ranks := psutil.Process(training.pid).children()):
-            time.sleep(0.01)
-        time.sleep(delay)
-        os.kill(training.pid, signal.SIGKILL)
-        finish(training, timeout=60)  # until nobody holds the other end of its output
-        assert psutil.wait_procs(ranks, timeout=10)[1] == []
+@pytest.mark.parametrize("delay", thinned([0.5, 3.0], keep=[0.5]))
+def test_no_rank_outlives_a_launcher_that_is_killed_while_they_start(undisturbed, sandbox, delay):
+    training = sandbox.start_training(2)
+    while not (ranks := psutil.Process(training.pid).children()):
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.kill(training.pid, signal.SIGKILL)
+    finish(training, timeout=60)  # until no process holds the other end of its output
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
     status, output = sandbox.train(2)
     assert status == 0, output
     assert curve(sandbox.metrics()) == curve(undisturbed.metrics())
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", thinned([signal.SIGTERM, signal.SIGINT], keep=[signal.SIGTERM]))
 def test_a_stop_signal_commits_leaves_with_75_and_the_next_start_goes_on(undisturbed, sandbox, stop_signal):
     training = sandbox.start_training(2)
     sandbox.wait_for_step(2)
@@ -74,11 +84,9 @@ def test_stop_after_commits_leaves_with_75_and_does_not_bend_the_schedule(undist
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(undisturbed, sandbox):
-    training = sandbox.start_training(2, "checkpoint.every_steps=100")
+    training = sandbox.start_forked(2, "checkpoint.every_steps=100")
     sandbox.wait_for_step(2)
-    for pid in workers_of(training):
-        os.kill(pid, signal.SIGKILL)
-    finish(training)
+    kill_ranks(training)
     status, output = sandbox.train(2)
     assert status == 0, output
     assert curve(sandbox.metrics()) == curve(undisturbed.metrics())
