@@ -41,17 +41,17 @@ def thinned(cases: Iterable[Case], keep: Sequence[Case]) -> list[Any]:
 
 
 def _parameter(case: Any, *marks: pytest.MarkDecorator) -> Any:
-    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)
+    return pytest.param(*(case if type(case) is tuple else (case,)), marks=marks)
 
 
 def selected(request: pytest.FixtureRequest, name: str) -> list[Any]:
-    """The values of parameter `name` in the tests of this file that will run.
+    """The values of parameter `name` in the tests that will run, within the scope of the fixture that asks.
 
     A fixture that computes many cases in one launch takes these alone.
     """
     found: list[Any] = []
     for item in request.session.items:
-        if item.path == request.path and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        if request.node in item.listchain() and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             parameters = item.callspec.params
             if name in parameters and parameters[name] not in found:
                 found.append(parameters[name])

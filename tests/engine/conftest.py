@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.engine.helpers import (
-    HALF,
-    PARITY_STEPS,
-    STAGES,
-    WORLD_SIZES,
-    launch,
-    parity_cases,
-    resaved,
-    saved,
-    state_case,
-)
+from tests.engine.helpers import HALF, PARITY_STEPS, STAGES, Shape, launch, parity_cases, resaved, saved, state_case
+from tests.matrix import selected
+
+Results = dict[tuple[str, Any], Any]
+"""Of (job, shape) for what is saved and loaded; a list of (job, world size) for the rest."""
 
 
 @pytest.fixture(scope="session")
@@ -26,47 +20,48 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first_round(root: Path) -> dict[tuple[str, int], list[Any]]:
-    """Results by (job, world size)."""
-    return {
-        key: value for world in WORLD_SIZES for key, value in _run(_first_jobs(root, world), world, root / f"a{world}")
-    }
+def shapes(request: pytest.FixtureRequest) -> list[Shape]:
+    """The shapes of this session: each is loaded from each."""
+    return selected(request, "shape")
 
 
 @pytest.fixture(scope="session")
-def second_round(root: Path, first_round: dict[tuple[str, int], list[Any]]) -> dict[tuple[str, int], list[Any]]:
+def first_round(root: Path, shapes: list[Shape]) -> Results:
+    results: Results = {}
+    for world in sorted({1, 2, *(shape.world for shape in shapes)}):
+        jobs: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+        if world < 4:
+            cases = parity_cases()
+            jobs["parity", world] = [{"do": "parity", "case": case, "steps": PARITY_STEPS} for case in cases]
+            jobs["not_finite", world] = [{"do": "not_finite", "case": state_case(stage)} for stage in STAGES]
+        for shape in (shape for shape in shapes if shape.world == world):
+            job = {"do": "train_and_save", "case": state_case(shape.stage), "steps": HALF}
+            jobs["train_and_save", shape] = [{**job, "to": str(saved(root, shape))}]
+        results |= _run(jobs, world, root / f"a{world}")
+    return results
+
+
+@pytest.fixture(scope="session")
+def second_round(root: Path, shapes: list[Shape], first_round: Results) -> Results:
     """New processes that know only what the first round left on disk."""
-    return {
-        key: value for world in WORLD_SIZES for key, value in _run(_second_jobs(root, world), world, root / f"b{world}")
-    }
-
-
-def _first_jobs(root: Path, world: int) -> list[dict[str, Any]]:
-    jobs: list[dict[str, Any]] = []
-    if world < 4:
-        jobs += [{"do": "parity", "case": case, "steps": PARITY_STEPS} for case in parity_cases()]
-        jobs += [{"do": "not_finite", "case": state_case(stage)} for stage in STAGES]
-    for stage in STAGES:
-        to = str(saved(root, stage, world))
-        jobs.append({"do": "train_and_save", "case": state_case(stage), "steps": HALF, "to": to})
-    return jobs
-
-
-def _second_jobs(root: Path, world: int) -> list[dict[str, Any]]:
     name = f"checkpoints/step-{HALF:08d}"
-    sources = [saved(root, stage, source) for stage in STAGES for source in WORLD_SIZES]
-    jobs: list[dict[str, Any]] = []
-    for stage in STAGES:
-        case = state_case(stage)
-        jobs.append({"do": "resume", "case": case, "from": str(saved(root, stage, world) / name)})
-        to = [str(resaved(root, source, stage, world)) for source in sources]
-        jobs.append({"do": "reshard", "case": case, "from": [str(source / name) for source in sources], "to": to})
-    return jobs
+    results: Results = {}
+    for world in sorted({shape.world for shape in shapes}):
+        jobs: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+        for shape in (shape for shape in shapes if shape.world == world):
+            case = state_case(shape.stage)
+            jobs["resume", shape] = [{"do": "resume", "case": case, "from": str(saved(root, shape) / name)}]
+            sources = [str(saved(root, source) / name) for source in shapes]
+            to = [str(resaved(root, source, shape)) for source in shapes]
+            jobs["reshard", shape] = [{"do": "reshard", "case": case, "from": sources, "to": to}]
+        results |= _run(jobs, world, root / f"b{world}")
+    return results
 
 
-def _run(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[tuple[tuple[str, int], list[Any]]]:
-    results = launch(Path(__file__).with_name("worker.py"), jobs, world, directory)
-    grouped: dict[str, list[Any]] = {}
-    for job, result in zip(jobs, results, strict=True):
-        grouped.setdefault(job["do"], []).append(result)
-    return [((do, world), values) for do, values in grouped.items()]
+def _run(jobs: dict[tuple[str, Any], list[dict[str, Any]]], world: int, directory: Path) -> Results:
+    every = [job for group in jobs.values() for job in group]
+    results = iter(launch(Path(__file__).with_name("worker.py"), every, world, directory))
+    return {
+        key: next(results) if isinstance(key[1], Shape) else [next(results) for _ in group]
+        for key, group in jobs.items()
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,20 @@ from tests.engine.plain_optimizers import plain_optimizers
 
 VOCAB, SEQUENCE = 96, 16
 GLOBAL_BATCH = 8
-WORLD_SIZES = (1, 2, 4)
 STAGES = (0, 1, 2, 3)
 HALF = 4
 PARITY_STEPS = 16
+
+
+class Shape(NamedTuple):
+    """How state is cut."""
+
+    stage: int
+    world: int
+
+
+SHAPES = [Shape(stage, world) for stage in STAGES for world in (1, 2, 4)]
+QUICK_SHAPES = [Shape(0, 1), Shape(1, 2), Shape(2, 4), Shape(3, 2)]
 
 
 class TinyDecoder(nn.Module):
@@ -212,9 +222,9 @@ def parity_cases() -> list[dict[str, Any]]:
     return cases
 
 
-def saved(root: Path, stage: int, world: int) -> Path:
-    return root / f"stage-{stage}-world-{world}"
+def saved(root: Path, shape: Shape) -> Path:
+    return root / f"stage-{shape.stage}-world-{shape.world}"
 
 
-def resaved(root: Path, source: Path, stage: int, world: int) -> Path:
-    return root / "again" / f"{source.name}-to-stage-{stage}-world-{world}"
+def resaved(root: Path, source: Shape, target: Shape) -> Path:
+    return root / "again" / f"{saved(root, source).name}-to-{saved(root, target).name}"

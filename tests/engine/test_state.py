@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bigtrain.checkpoint import ALONE, Fragment, Search, StorageTiers, load, newest_verified
-from tests.engine.helpers import HALF, STAGES, WORLD_SIZES, resaved, saved
+from tests.engine.helpers import HALF, QUICK_SHAPES, SHAPES, Shape, resaved, saved
+from tests.matrix import thinned
 
 
 def everything(run: Path) -> dict[tuple[str, str], torch.Tensor]:
@@ -27,33 +28,34 @@ def everything(run: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLD_SIZES)
-def test_resume_at_the_same_world_size_repeats_the_curve_bit_for_bit(
-    first_round: dict[Any, Any], second_round: dict[Any, Any], world: int
+@pytest.mark.parametrize("shape", thinned(SHAPES, QUICK_SHAPES), ids=str)
+def test_resume_in_the_same_shape_repeats_the_curve_bit_for_bit(
+    first_round: dict[Any, Any], second_round: dict[Any, Any], shape: Shape
 ) -> None:
-    assert second_round["resume", world] == first_round["train_and_save", world]
+    assert second_round["resume", shape] == first_round["train_and_save", shape]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLD_SIZES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("shape", thinned(SHAPES, QUICK_SHAPES), ids=str)
 def test_masters_and_moments_move_bit_identical_between_shapes(
-    root: Path, second_round: dict[Any, Any], stage: int, world: int
+    root: Path, shapes: list[Shape], second_round: dict[Any, Any], shape: Shape
 ) -> None:
     """Masters and moments move bit identical from every stage and world size."""
-    results = second_round["reshard", world][stage]
-    assert results == [{"weights_are_rounded_masters": True, "optimizer_steps": HALF}] * 12
-    for source in (saved(root, s, w) for s in STAGES for w in WORLD_SIZES):
-        before, after = everything(source), everything(resaved(root, source, stage, world))
+    results = second_round["reshard", shape]
+    assert results == [{"weights_are_rounded_masters": True, "optimizer_steps": HALF}] * len(shapes)
+    for source in shapes:
+        before, after = everything(saved(root, source)), everything(resaved(root, source, shape))
         assert before.keys() == after.keys() and {kind for _, kind in before} == {"master", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_state_is_stored_once_whatever_the_number_of_ranks(root: Path, first_round: dict[Any, Any], stage: int) -> None:
-    parameters = sum(t.numel() for (_, kind), t in everything(saved(root, stage, 1)).items() if kind == "master")
-    for world in WORLD_SIZES:
-        files = (saved(root, stage, world) / f"checkpoints/step-{HALF:08d}").glob("*.safetensors")
-        payload = sum(path.stat().st_size for path in files)
-        assert 12 * parameters < payload < 12 * parameters + world * 16_000  # and headers, and random state
+@pytest.mark.parametrize("shape", thinned(SHAPES, QUICK_SHAPES), ids=str)
+def test_state_is_stored_once_whatever_the_number_of_ranks(
+    root: Path, first_round: dict[Any, Any], shape: Shape
+) -> None:
+    run = saved(root, shape)
+    parameters = sum(t.numel() for (_, kind), t in everything(run).items() if kind == "master")
+    files = (run / f"checkpoints/step-{HALF:08d}").glob("*.safetensors")
+    payload = sum(path.stat().st_size for path in files)
+    assert 12 * parameters < payload < 12 * parameters + shape.world * 16_000  # and headers, and random state

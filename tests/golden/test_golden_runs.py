@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from tests.golden.record import CASES, GOLDEN, Case, build, differences, tolerance_of, train
+from tests.matrix import thinned
 
 QUICK = [Case("llama", 1, 1), Case("gpt2", 1, 3), Case("mixtral", 2, 3)]
 """A family, a packing and a schedule each; both stages and both numbers of processes."""
@@ -30,9 +31,7 @@ def test_the_data_have_the_recorded_ids_and_counts(golden, data):
     assert not list(differences(golden["data"], data[1], 0.0)), versions
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.long) for case in CASES], ids=str
-)
+@pytest.mark.parametrize("case", thinned(CASES, QUICK), ids=str)
 def test_a_run_gives_the_recorded_numbers(case, golden, data, start):
     """Digests, ids, learning rates and counts are equal everywhere. Losses and norms are bit-equal on a machine like
     that of the record, and within 1e-5 on others, whose CPUs add up in another order."""

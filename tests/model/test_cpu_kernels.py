@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +22,7 @@ from bigtrain.model.cpu import cpu_kernels
 from bigtrain.model.cpu.cpu_products import CpuLinear, transposed
 from bigtrain.model.loss.loss_softmax import SoftmaxInPyTorch, softmax_for, softmax_in_cpp
 from bigtrain.model.loss.shaping import Shaping
+from tests import forkserver
 from tests.model.helpers import packed_batch, relative_error, small_settings
 from tests.model.loss_helpers import assert_equals_float64, chunk
 
@@ -221,15 +219,19 @@ def test_auto_takes_the_kernel_for_what_it_can_do(works: None) -> None:
         assert attention_backend("auto", other, rule) is BACKENDS["blockwise"]
 
 
-def test_several_processes_compile_once_and_the_next_ones_not_at_all(works: None, tmp_path: Path) -> None:
+def test_several_processes_compile_once_and_the_next_ones_not_at_all(
+    works: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\necho called >> {tmp_path}/calls\nexec c++ "$@"\n')
     compiler.chmod(0o755)
-    script = "from bigtrain.model.cpu import cpu_kernels; assert cpu_kernels.obstacle() is None, cpu_kernels.obstacle()"
-    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": str(compiler)}
-    for _ in range(2):
-        started = [subprocess.Popen([sys.executable, "-c", script], env=environ) for _ in range(2)]
-        assert [process.wait() for process in started] == [0, 0]
+    script = tmp_path / "load.py"
+    script.write_text("from bigtrain.model.cpu import cpu_kernels\nassert cpu_kernels.obstacle() is None\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(compiler))
+    for processes in (2, 1):
+        started = [forkserver.Started(None, (script,)) for _ in range(processes)]
+        assert [process.finish().returncode for process in started] == [0] * processes
     assert (tmp_path / "calls").read_text().splitlines() == ["called"]
     assert len(list((tmp_path / "cache" / "bigtrain").glob("*.so"))) == 1
 

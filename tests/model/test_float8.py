@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from bigtrain.base.errors import BigtrainError
 from bigtrain.model import Decoder, build_model
 from bigtrain.model.layers.float8 import Float8Linear
+from tests.matrix import thinned
 from tests.model.helpers import packed_batch, relative_error, small_settings
 
 # Rounding to nearest with so many bits of mantissa: the largest error of an element, relative to the element.
@@ -110,8 +112,11 @@ def test_the_linear_layers_of_the_blocks_and_no_others_are_in_8_bits(family: str
     assert [(n, p.shape) for n, p in built.named_parameters()] == [(n, p.shape) for n, p in plain.named_parameters()]
 
 
-@pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+RECOMPUTED = list(itertools.product(("none", "selective", "full"), (False, True)))
+QUICK = [("none", False), ("selective", True), ("full", False)]
+
+
+@pytest.mark.parametrize(("recomputed", "compiled"), thinned(RECOMPUTED, QUICK))
 def test_a_block_can_be_recomputed_and_compiled_whole(recomputed: str, compiled: bool) -> None:
     """Recomputing changes no bit. Compiling, where a graph break would be an error, rounds elsewhere in bfloat16."""
     torch._dynamo.reset()

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from bigtrain.checkpoint import Checkpoint, tensor_digests
+from tests.matrix import one_of_each, selected, thinned
 from tests.train.parity import Case, launch, state_cases
 
 STEPS = 4
-WORLDS = sorted({case.world for case in state_cases()})
+QUICK = one_of_each(state_cases(), asdict)
 
 
 @pytest.fixture(scope="module")
@@ -24,39 +25,46 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(root: Path) -> dict[str, Any]:
+def cases(request: pytest.FixtureRequest) -> list[Case]:
+    """The shapes of this session: each is loaded from each."""
+    return selected(request, "case")
+
+
+@pytest.fixture(scope="module")
+def first(root: Path, cases: list[Case]) -> dict[str, Any]:
     """The second half of each curve, undisturbed; half-way every case has saved."""
-    return run("train_and_save", root, lambda case: {"to": str(saved(root, case))})
+    return run("train_and_save", root, cases, lambda case: {"to": str(saved(root, case))})
 
 
 @pytest.fixture(scope="module")
-def resumed(root: Path, first: dict[str, Any]) -> dict[str, Any]:
+def resumed(root: Path, cases: list[Case], first: dict[str, Any]) -> dict[str, Any]:
     """The second half again, in new processes."""
-    return run("resume", root, lambda case: {"at": str(saved(root, case))})
+    return run("resume", root, cases, lambda case: {"at": str(saved(root, case))})
 
 
 @pytest.fixture(scope="module")
-def resaved(root: Path, first: dict[str, Any]) -> Path:
+def resaved(root: Path, cases: list[Case], first: dict[str, Any]) -> Path:
     """What each case has loaded from each, saved again."""
     run(
         "resave",
         root,
+        cases,
         lambda case: {
-            "at": [str(saved(root, source)) for source in state_cases()],
-            "to": [str(saved(root / "again" / case.name, source)) for source in state_cases()],
+            "at": [str(saved(root, source)) for source in cases],
+            "to": [str(saved(root / "again" / case.name, source)) for source in cases],
         },
     )
     return root / "again"
 
 
-def run(do: str, root: Path, arguments: Any) -> dict[str, Any]:
+def run(do: str, root: Path, cases: list[Case], arguments: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for world in WORLDS:
-        cases = [case for case in state_cases() if case.world == world]
-        jobs = [{"do": do, "case": asdict(case), "steps": STEPS, **arguments(case)} for case in cases]
+    for world in sorted({case.world for case in cases}):
+        chosen = [case for case in cases if case.world == world]
+        jobs = [{"do": do, "case": asdict(case), "steps": STEPS, **arguments(case)} for case in chosen]
         directory = root / f"{do}-{world}"
         directory.mkdir()
-        found |= zip((case.name for case in cases), launch(jobs, world, directory), strict=True)
+        found |= zip((case.name for case in chosen), launch(jobs, world, directory), strict=True)
     return found
 
 
@@ -70,7 +78,7 @@ def digests(run: Path) -> dict[Any, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", state_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", thinned(state_cases(), QUICK), ids=lambda case: case.name)
 def test_resume_in_the_same_shape_repeats_the_curve_bit_for_bit(
     first: dict[str, Any], resumed: dict[str, Any], case: Case
 ) -> None:
@@ -79,9 +87,11 @@ def test_resume_in_the_same_shape_repeats_the_curve_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", state_cases(), ids=lambda case: case.name)
-def test_masters_and_moments_move_bit_identical_into_every_other_shape(root: Path, resaved: Path, case: Case) -> None:
+@pytest.mark.parametrize("case", thinned(state_cases(), QUICK), ids=lambda case: case.name)
+def test_masters_and_moments_move_bit_identical_into_every_other_shape(
+    root: Path, cases: list[Case], resaved: Path, case: Case
+) -> None:
     before = digests(saved(root, case))
     assert {kind for _, kind in before} == {"master", "exp_avg", "exp_avg_sq"}
-    for target in state_cases():
+    for target in cases:
         assert digests(saved(resaved / target.name, case)) == before, target.name
