@@ -39,6 +39,7 @@ IMPORTED = (
     "deepspeed",
     "torch.distributed.tensor",
     "bigtrain.cli.main",
+    "bigtrain.launcher.torchrun",
     "bigtrain.train.loop",
     "bigtrain.trained.trained",
     "bigtrain.engine.engine",
@@ -83,6 +84,11 @@ class Started:
         self._replies = self._connection.makefile()
         self.pid = int(self._replies.readline())
         """Of the process that waits for the ranks, and the number of its group."""
+
+    def send_signal(self, number: int) -> None:
+        """To each of the ranks, or to the one process."""
+        for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            os.kill(int(pid), number)
 
     def finish(self, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         """Wait for the end; what takes longer is killed."""
@@ -222,6 +228,9 @@ def _become(job: dict[str, Any]) -> None:
     if first == "-m":
         sys.argv, sys.path[0] = rest, job["cwd"]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], job["cwd"]
+        exec(rest[0], {"__name__": "__main__"})
     else:
         sys.argv, sys.path[0] = job["arguments"], str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-CLI = [sys.executable, "-m", "bigtrain"]
+from tests import forkserver
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=60)
+    return forkserver.python("-m", "bigtrain", *arguments)
 
 
 def test_help_loads_none_of_the_heavy_packages():
@@ -55,4 +55,6 @@ def test_json_is_one_document_on_stdout():
 def test_the_version_is_the_package_s():
     from bigtrain import __version__
 
-    assert run("--version").stdout.strip() == f"bigtrain {__version__}"
+    command = [sys.executable, "-m", "bigtrain", "--version"]  # in a new process, as a user starts it
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == f"bigtrain {__version__}"

@@ -1,6 +1,5 @@
 """The launcher passes on what stock torchrun does not: exit statuses and stop signals."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -9,24 +8,32 @@ import time
 
 import pytest
 
+from tests import forkserver
+
 TWO_RANKS = ("--standalone", "--nproc-per-node=2")
 
 
-def launch(script: str, tmp_path, *options: str) -> subprocess.Popen:
+class Launcher(forkserver.Started):
+    """The launcher in a forked process, with the workers that it starts: what the tests use of `subprocess.Popen`."""
+
+    returncode: int | None = None
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        done = self.finish(timeout)
+        self.returncode = done.returncode
+        return done.stdout + done.stderr, ""
+
+
+def launch(script: str, tmp_path, *options: str) -> Launcher:
     (tmp_path / "worker.py").write_text(script)
-    return subprocess.Popen(
-        [sys.executable, "-m", "bigtrain.cli.torchrun", *(options or TWO_RANKS), str(tmp_path / "worker.py")],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    arguments = ("-m", "bigtrain.cli.torchrun", *(options or TWO_RANKS), tmp_path / "worker.py")
+    return Launcher(None, arguments, tmp_path)
 
 
-def wait_until_ready(process: subprocess.Popen, tmp_path) -> None:
+def wait_until_ready(tmp_path) -> None:
     end = time.monotonic() + 60
     while not all((tmp_path / f"ready-{rank}").exists() for rank in (0, 1)):
-        assert time.monotonic() < end and process.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.05)
 
 
@@ -111,8 +118,8 @@ def test_two_nodes_stop_without_output_though_the_store_ends_first(tmp_path):
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_signal_before_workers_handle_it_is_a_stop_on_request(tmp_path, stop_signal):
     process = launch("import os, time\nopen('ready-' + os.environ['RANK'], 'w').close()\ntime.sleep(60)\n", tmp_path)
-    wait_until_ready(process, tmp_path)
-    os.kill(process.pid, stop_signal)
+    wait_until_ready(tmp_path)
+    process.send_signal(stop_signal)
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (75, "")
 
@@ -127,7 +134,7 @@ def test_a_stop_signal_reaches_the_workers_which_may_take_their_time(tmp_path, s
         "time.sleep(60)\n"
     )
     process = launch(script, tmp_path)
-    wait_until_ready(process, tmp_path)
-    os.kill(process.pid, stop_signal)
+    wait_until_ready(tmp_path)
+    process.send_signal(stop_signal)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output

@@ -116,8 +116,7 @@ class RunSandbox:
 
 def kill_ranks(training: forkserver.Started) -> None:
     """`kill -9` of all ranks at once; the training has to notice."""
-    for pid in workers_of(training):
-        os.kill(pid, signal.SIGKILL)
+    training.send_signal(signal.SIGKILL)
     assert training.finish().returncode == 128 + signal.SIGKILL
 
 
@@ -136,7 +135,7 @@ def curve(metrics: list[dict]) -> list[tuple]:
     return [(m["step"], m["loss"], m["grad_norm"], m["learning_rate"], m["batch_digest"]) for m in metrics]
 
 
-def workers_of(process: subprocess.Popen | forkserver.Started) -> list[int]:
+def workers_of(process: subprocess.Popen) -> list[int]:
     """The process ids of a training's ranks."""
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     return [int(pid) for pid in children]

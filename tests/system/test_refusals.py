@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
+from tests import forkserver
 from tests.refusals import assert_refused
-from tests.system.run_sandbox import RunSandbox, finish
+from tests.system.run_sandbox import RunSandbox, kill_ranks
 
 
 def edited(sandbox: RunSandbox, old: str, new: str) -> str:
@@ -67,7 +68,7 @@ def test_a_batch_that_does_not_divide_is_refused(sandbox):
 
 def test_a_batch_that_does_not_divide_is_refused_once_for_all_ranks(sandbox):
     """A batch that does not divide over the ranks is refused on all of them once."""
-    result = finish(sandbox.start_training(2, "train.global_batch_size=9", "train.micro_batch_size=3"))
+    result = sandbox.train(2, "train.global_batch_size=9", "train.micro_batch_size=3")
     assert_refused(result, "global_batch_size 9", "data-parallel size 2")
 
 
@@ -146,14 +147,24 @@ def test_a_corrupt_shard_stops_training_on_all_ranks_with_the_file_s_name(built,
     assert_refused(sandbox.train(2, f"data.dir={data}"), ".tok is corrupt", fix="bigtrain data verify")
 
 
+IMPATIENT = """
+from bigtrain.cli.main import main
+from bigtrain.rundir import directory
+directory.LOCK_PATIENCE_SECONDS = 1.0  # the fault table waits for all 20
+main()
+"""
+
+
 def test_two_jobs_in_one_run_directory_are_refused(sandbox):
-    first = sandbox.start_training(1, "train.steps=100000")
+    second = sandbox.directory / "impatient.py"
+    second.write_text(IMPATIENT)
+    first = sandbox.start_forked(1, "train.steps=100000")
     try:
         sandbox.wait_for_step(1)
-        assert_refused(sandbox.bigtrain("train", sandbox.config, "train.steps=100000"), "another job", "process")
+        result = forkserver.python(second, "train", sandbox.config, "train.steps=100000", cwd=sandbox.directory)
+        assert_refused(result, "another job", "process")
     finally:
-        first.kill()
-        first.wait()
+        kill_ranks(first)
 
 
 def test_a_batch_without_labels_ends_the_run_with_what_to_do(sandbox):

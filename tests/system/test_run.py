@@ -5,7 +5,7 @@ import math
 
 import yaml
 
-from tests.system.run_sandbox import as_json, curve
+from tests.system.run_sandbox import STATUS_STOPPED, as_json, curve
 
 
 def test_a_run_leaves_the_files_and_the_fields_that_scripts_rely_on(undisturbed):
@@ -78,13 +78,13 @@ def test_generate_gives_the_same_text_for_the_same_seed(undisturbed):
     assert [text["prompt"] for text in made["texts"]] == ["import ", "def "]
     for text in made["texts"]:
         assert 1 <= len(text["tokens"]) <= 8 and "\n" not in text["completion"]
-    printed = undisturbed.apart(*arguments, stdin="def \n").stdout
+    printed = undisturbed.bigtrain(*arguments, stdin="def \n").stdout
     assert printed == "\n----\n".join(text["prompt"] + text["completion"] for text in made["texts"]) + "\n"
 
 
 def test_export_is_checked_against_transformers_and_keeps_its_promise(undisturbed, tmp_path, require):
     require("transformers")
-    result = as_json(undisturbed.apart("export", str(undisturbed.run), str(tmp_path / "hf"), "--json"))
+    result = as_json(undisturbed.bigtrain("export", str(undisturbed.run), str(tmp_path / "hf"), "--json"))
     assert result["step"] == 12 and 0 <= result["largest_logit_difference"] < 1e-3
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
@@ -103,7 +103,7 @@ def test_export_to_gguf_is_checked_against_llama_cpp(undisturbed, tmp_path, requ
 
 
 def test_report_is_one_page_without_links_to_other_files(undisturbed):
-    summary = as_json(undisturbed.apart("report", str(undisturbed.run), "--json"))
+    summary = as_json(undisturbed.bigtrain("report", str(undisturbed.run), "--json"))
     page = (undisturbed.run / "report.html").read_text()
     assert summary["step"] == 12 and summary["validation"]
     # Six curves and the line of time, each in a form for desks and one for telephones; two pictures of the data funnel.
@@ -115,17 +115,17 @@ def test_report_is_one_page_without_links_to_other_files(undisturbed):
 def test_checkpoint_commands_list_and_verify_what_is_committed(undisturbed):
     listed = as_json(undisturbed.bigtrain("checkpoint", "list", str(undisturbed.run), "--json"))
     assert [checkpoint["step"] for checkpoint in listed] == [4, 8, 12]
-    verified = as_json(undisturbed.apart("checkpoint", "verify", str(undisturbed.run), "--json"))
+    verified = as_json(undisturbed.bigtrain("checkpoint", "verify", str(undisturbed.run), "--json"))
     assert all(checkpoint["problems"] == [] for checkpoint in verified)
 
 
 def test_batches_are_equal_at_one_two_and_four_processes(undisturbed, sandbox):
     """The same batches and nearly the same losses at one two and four processes."""
-    expected = undisturbed.metrics()
+    expected = undisturbed.metrics()[:6]
     for processes in (1, 4):
         run = sandbox.directory / f"run{processes}"
-        status, output = sandbox.train(processes, f"run_dir={run}")
-        assert status == 0, output
+        status, output = sandbox.train(processes, f"run_dir={run}", "train.stop_after=6")
+        assert status == STATUS_STOPPED, output
         metrics = sandbox.metrics(run)
         assert [m["batch_digest"] for m in metrics] == [m["batch_digest"] for m in expected]
         assert {m["world_size"] for m in metrics} == {processes}
