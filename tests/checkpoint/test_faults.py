@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.faults import FAULT, Fault
 from bigtrain.checkpoint import Checkpoint, StorageTiers, load_weights, newest_verified, prune, verify
+from tests import forkserver
 from tests.checkpoint.helpers import on_ranks, save_step, tensors
+from tests.matrix import one_of_each, thinned
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +212,17 @@ def run_under(command: list[str], script: str, *arguments: object) -> subprocess
     )
 
 
+WRITTEN = [
+    ("write", "state-00000-of-00001.safetensors"),
+    ("fsync", "manifest.json"),
+    ("fsync", "state-00000-of-00001.safetensors"),
+    ("/rename", ""),
+]
+
+
 @pytest.mark.parametrize(
     ("call", "file"),
-    [
-        ("write", "state-00000-of-00001.safetensors"),
-        ("fsync", "state-00000-of-00001.safetensors"),
-        ("fsync", "manifest.json"),
-        ("/rename", ""),
-    ],
+    thinned(WRITTEN, keep=one_of_each(WRITTEN, lambda case: {"call": case[0]})),
 )
 def test_an_error_of_the_disk_while_writing_is_clear_and_harms_nothing(
     run: Path, strace: str, call: str, file: str
@@ -240,7 +245,10 @@ print(found.newest.step, [r.problems for r in found.rejected])
 """
 
 
-@pytest.mark.parametrize("file", ["state-00001-of-00002.safetensors", "manifest.json"])
+READ = ["state-00001-of-00002.safetensors", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", thinned(READ, keep=READ[:1]))
 def test_an_input_output_error_while_reading_is_named_and_fallen_back_from(run: Path, strace: str, file: str) -> None:
     path = run / "checkpoints/step-00000030" / file
     command = [strace, "-f", "-qq", "-o", "/dev/null", "-P", str(path), "-e", "inject=/^preadv:error=EIO"]
@@ -339,14 +347,8 @@ def test_one_process_that_cannot_write_stops_all_with_its_cause(tmp_path: Path) 
     """Real processes; the file size limit strikes rank 1 only."""
     script, result = Path(tmp_path / "limited.py"), tmp_path / "result.json"
     script.write_text(LIMITED)
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path, result],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert finished.returncode == 0, finished.stderr
+    finished = forkserver.torchrun(2, script, tmp_path, result)
+    assert finished.returncode == 0, finished.stdout
     messages, step, rejected = json.loads(result.read_text())
     assert messages[0] == messages[1] and "rank 1 on" in messages[0] and "File too large" in messages[0]
     assert "rank 0 on" not in messages[0] and (step, rejected) == (1, 0)
@@ -392,7 +394,7 @@ def test_kill_9_at_any_instant_leaves_the_last_commit_loadable(tmp_path: Path, h
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["save.copied", "save.staged", "save.pruning"])
+@pytest.mark.parametrize("point", thinned(["save.copied", "save.staged", "save.pruning"], keep=["save.staged"]))
 def test_kill_9_during_a_background_save_leaves_what_was_committed(run: Path, point: str) -> None:
     """benchmarks/kill_saves.py does this at every point, and to training runs."""
     kill = {FAULT: str(Fault("kill", "0", point, count=2))}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from typer.testing import CliRunner
 from bigtrain.base.errors import BigtrainError
 from bigtrain.cli.checkpoint_commands import app
 from tests.data.servers import BUCKET, S3Server, s3_environment
-from tests.system.run_sandbox import RunSandbox, curve, finish, small_settings, workers_of
+from tests.system.run_sandbox import RunSandbox, curve, kill_ranks, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +72,9 @@ def test_after_kill_9_a_run_goes_on_from_its_nearest_tier(
 ) -> None:
     """After kill -9, a run with two tiers goes on from the local one, and without it from the durable one."""
     tiers = [f"checkpoint.local_dir={tmp_path}/scratch", "checkpoint.durable_every=3", "checkpoint.every_steps=2"]
-    training = sandbox.start_training(2, *tiers)
+    training = sandbox.start_forked(2, *tiers)
     sandbox.wait_for_step(7)
-    for pid in workers_of(training):
-        os.kill(pid, signal.SIGKILL)
-    finish(training)
+    kill_ranks(training)
     shutil.copytree(sandbox.run, tmp_path / "second")
     assert sandbox.train(2, *tiers)[0] == 0
     assert curve(sandbox.metrics()) == curve(built.metrics())
@@ -111,11 +107,9 @@ def test_a_run_with_checkpoints_at_a_url_is_killed_and_goes_on(
     server.start()
     try:
         url = f"checkpoint.dir=s3://{BUCKET}/run"
-        training = sandbox.start_training(2, url)
+        training = sandbox.start_forked(2, url)
         sandbox.wait_for_step(9)
-        for pid in workers_of(training):
-            os.kill(pid, signal.SIGKILL)
-        finish(training)
+        kill_ranks(training)
         status, output = sandbox.train(2, url)
         assert status == 0, output
         assert curve(sandbox.metrics()) == curve(built.metrics())

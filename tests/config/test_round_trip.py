@@ -149,7 +149,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(trees())
 def test_what_is_dumped_loads_as_the_same_settings(tree: dict[str, Any]) -> None:
     original = Settings.model_validate(tree)
@@ -159,7 +159,7 @@ def test_what_is_dumped_loads_as_the_same_settings(tree: dict[str, Any]) -> None
         assert load_settings(file) == original
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text)
 def test_text_in_a_dump_is_text_to_a_yaml_1_1_reader_too(name: str) -> None:
     tree = {

@@ -28,6 +28,7 @@ from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.store.store import Dataset
 from tests.data.helpers import contents, data_settings, jsonl_source, sentences, write_dataset, write_jsonl
+from tests.matrix import thinned
 
 PACKINGS = ("best_fit", "buckets")
 T = 128
@@ -207,7 +208,7 @@ def test_the_manifest_names_every_shard_and_its_rows(made: Path, packing: str) -
     assert manifest.shards[0].file.name == f"00000.{packing}-{T}.pack"
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", thinned([1, 2, 3], keep=[3]))
 def test_the_bytes_do_not_depend_on_the_number_of_workers(made: Path, tmp_path: Path, workers: int) -> None:
     other = make_shards(tmp_path / "train", 6)
     for packing in PACKINGS:

@@ -53,7 +53,7 @@ def reference(shards: list[list[list[int]]], length: int) -> tuple[list[list[int
     return rows, labels, positions
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(corpora, st.integers(1, 17))
 def test_rows_labels_and_positions_are_those_of_the_reference(shards: list[list[list[int]]], length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def test_rows_labels_and_positions_are_those_of_the_reference(shards: list[list[
     assert packed.input_tokens.sum() == dataset.tokens
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(corpora, st.integers(1, 17))
 def test_every_token_is_an_input_once_and_every_successor_a_label_once(
     shards: list[list[list[int]]], length: int

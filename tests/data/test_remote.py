@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import shutil
 import signal
@@ -45,6 +46,7 @@ from bigtrain.data.store.mirror import Mirror
 from tests.data.helpers import contents, data_settings, jsonl_source, random_dataset, sentences, write_jsonl
 from tests.data.remote_worker import PLACE, QUICK, VOCABULARY
 from tests.data.servers import BUCKET, Proxy, S3Server, s3_environment
+from tests.matrix import one_of_each, thinned
 
 BLOCK = 4096
 S3_URL = f"s3://{BUCKET}/made"
@@ -147,8 +149,10 @@ def test_each_block_is_fetched_once_and_then_read_without_the_server(
     assert len(proxy.requests) == blocks
 
 
-@pytest.mark.parametrize("fault", ["503", "truncated", "slow", "corrupted"])
-@pytest.mark.parametrize("suffix", [".tok", ".doc"])
+FAULTS = list(itertools.product(["503", "truncated", "slow", "corrupted"], [".tok", ".doc"]))
+
+
+@pytest.mark.parametrize(("fault", "suffix"), thinned(FAULTS, one_of_each(FAULTS, lambda x: dict(enumerate(x)))))
 def test_a_fault_is_outlived(original: Path, mirror: Path, proxy: Proxy, fault: str, suffix: str) -> None:
     proxy.suffix = suffix
     proxy.faults += [fault, None, fault]  # type: ignore[list-item]
@@ -234,12 +238,13 @@ def test_processes_fetch_a_block_once_for_all(original: Path, mirror: Path, prox
     assert len(proxy.requests) == len(files)
 
 
+@pytest.mark.parametrize("kills", thinned([3, 8], keep=[3]))
 def test_readers_killed_at_any_instant_leave_a_cache_that_the_next_can_use(
-    original: Path, mirror: Path, proxy: Proxy
+    original: Path, mirror: Path, proxy: Proxy, kills: int
 ) -> None:
     rng = np.random.default_rng(0)
     budget = 8 * BLOCK
-    for seed in range(8):
+    for seed in range(kills):
         process = worker(original, mirror, budget=budget, seed=seed, count=0)
         assert process.stdout is not None
         process.stdout.readline()  # it is under way

@@ -33,7 +33,7 @@ shapings = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 3),
     classes=classes,
