@@ -37,18 +37,18 @@ Steps that were done again count: every line of metrics.jsonl is compared, not o
 """
 
 
-def page(result: Mapping[str, Any], scenes: Sequence[Any], same: str) -> str:
+def page(result: Mapping[str, Any], scenarios: Sequence[Any], same: str) -> str:
     """The page: every row of the table, with what became of it where it has been played.
 
     Args:
         result: what BIGTRAIN_FAULT_TABLE holds after the suite.
-        scenes: the table.
+        scenarios: the table.
         same: what is equal at the end of most rows.
     """
     rows, machine = result["rows"], result["machine"]
     played = {(row["what"], row["planted"]): row for row in rows}
     others: dict[str, list[str]] = {}
-    for fault in (fault for scene in scenes for fault in scene.faults if fault.end != same):
+    for fault in (fault for scenario in scenarios for fault in scenario.faults if fault.end != same):
         others.setdefault(fault.end, []).append(fault.what)
     head = HEAD.format(
         date=result["date"],
@@ -61,8 +61,8 @@ def page(result: Mapping[str, Any], scenes: Sequence[Any], same: str) -> str:
     )
     lines = [
         _row(played.get((fault.what, fault.planted), {**asdict(fault), "failed": None}))
-        for scene in scenes
-        for fault in scene.faults
+        for scenario in scenarios
+        for fault in scenario.faults
     ]
     return head + "".join(lines) + _tail(rows)
 
@@ -80,23 +80,23 @@ def _row(row: Mapping[str, Any]) -> str:
 
 
 def _busy(loads: list[float], cores: int) -> str:
-    """What else the machine had to do, by the load average of each scene."""
+    """What else the machine had to do, by the load average of each scenario."""
     if not loads or max(loads) <= 2 * cores:
         return "The machine had nothing else to do."
     return f"The cores had other work, a load of up to {max(loads):.0f}, so that a start took a minute and more."
 
 
 def _tail(rows: list[Mapping[str, Any]]) -> str:
-    scenes = {row["scene"]: row["scene_seconds"] for row in rows if "failed" not in row}
+    scenarios = {row["scene"]: row["scene_seconds"] for row in rows if "failed" not in row}
     failed = sum("failed" in row for row in rows)
     return (
-        f"\n{len(rows)} rows in {len(scenes)} runs, {sum(scenes.values()) / 60:.0f} minutes; {failed} failed. "
+        f"\n{len(rows)} rows in {len(scenarios)} runs, {sum(scenarios.values()) / 60:.0f} minutes; {failed} failed. "
         "Hosts that are lost, and links that are cut, are played by `tests/system/test_hosts.py`.\n"
     )
 
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))  # of the package tests
-    from tests.system.fault_table import SAME, SCENES
+    from tests.system.fault_table import SAME, SCENARIOS
 
-    print(page(json.loads(Path(sys.argv[1]).read_text()), SCENES, SAME), end="")
+    print(page(json.loads(Path(sys.argv[1]).read_text()), SCENARIOS, SAME), end="")

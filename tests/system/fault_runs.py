@@ -1,4 +1,4 @@
-"""A run on a stage: started by the launcher as a user does it, struck, listened to, compared with one left in peace."""
+"""Runs of a fault scenario: started by the launcher as a user does it, and compared with a run without faults."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ class Launched:
 
 
 @dataclass
-class Stage:
-    """Where a scene is played."""
+class ScenarioRuns:
+    """The runs of one scenario."""
 
     sandbox: RunSandbox
     undisturbed: RunSandbox

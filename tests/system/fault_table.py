@@ -1,8 +1,8 @@
 """The fault table: what can happen to a run, what it says then, what it does by itself, what must be equal at the end.
 
-A row is a fault. Rows that can be told apart in one run share it, one start after the other: a scene. `play` does what
-is planted, fails where a promise of a row is not kept, and returns what became of each of its rows. The rows are
-tested by test_faults.py, rendered by fault_page.py, and repeated at random by benchmarks/soak.py.
+A row is a fault. Rows that one run can have, one start after the other, share it: a scenario. `play` does what is
+planted, fails where a promise of a row is not kept, and returns what became of each of its rows. The rows are tested by
+test_faults.py, rendered by fault_page.py, and repeated at random by benchmarks/soak.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bigtrain.base.faults import Fault as Order
-from tests.system import fault_scenes as scenes
-from tests.system.fault_runs import Outcome, Stage
+from tests.system import fault_scenarios as scenarios
+from tests.system.fault_runs import Outcome, ScenarioRuns
 
 SAME = "all losses, gradient norms and digests, repeated steps too, and the last weights and moments: bit for bit"
 SAME_SKIPS = "bit for bit that of a run with the same `data.skip` from the start"
@@ -29,7 +29,7 @@ class Fault:
 
     what: str
     planted: str
-    """The order for BIGTRAIN_FAULT, or in words what the scene does."""
+    """The order for BIGTRAIN_FAULT, or in words what the scenario does."""
     says: tuple[str, ...]
     """Words of one line of the output."""
     then: str
@@ -40,12 +40,12 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario:
     """Rows that are played in one run."""
 
     name: str
     faults: tuple[Fault, ...]
-    play: Callable[[Stage, tuple[Fault, ...]], list[Outcome]]
+    play: Callable[[ScenarioRuns, tuple[Fault, ...]], list[Outcome]]
     needs: tuple[str, ...] = ()
     """Programs, by their names."""
 
@@ -75,8 +75,8 @@ def hung(what: str, order: str, rank: int, bound: float = HANG_SECONDS) -> Fault
     return Fault(what, order, ("no step in", f"rank {rank} on "), RESTARTS, bound + 5)
 
 
-SCENES = (
-    Scene(
+SCENARIOS = (
+    Scenario(
         "killed in a step",
         (
             killed("a rank is killed while its loader assembles a batch", "rank=0,at=data"),
@@ -88,9 +88,9 @@ SCENES = (
             killed("a rank is killed in an evaluation", "rank=0,at=eval,count=2"),
             crashed("a rank crashes", "rank=1,at=step,count=2"),
         ),
-        scenes.restarting("checkpoint.every_steps=1", "evaluate.every_steps=1"),
+        scenarios.restarting("checkpoint.every_steps=1", "evaluate.every_steps=1"),
     ),
-    Scene(
+    Scenario(
         "killed in a save",
         (
             killed("a rank is killed in a save: the copy is about to be made", "rank=1,at=save.begun,count=2"),
@@ -102,9 +102,9 @@ SCENES = (
             killed("... the rename is done", "rank=0,at=save.renamed,count=2"),
             killed("... an old checkpoint is half removed", "rank=0,at=save.pruning"),
         ),
-        scenes.restarting("checkpoint.every_steps=1", "checkpoint.keep=1"),
+        scenarios.restarting("checkpoint.every_steps=1", "checkpoint.keep=1"),
     ),
-    Scene(
+    Scenario(
         "hangs",
         (
             hung("the loader's thread hangs", "hang,rank=1,at=data,count=4", 1),
@@ -114,13 +114,13 @@ SCENES = (
             hung("a rank does not come to a collective", "hang,rank=1,at=optimizer,count=3", 1),
             hung("the disk of a save answers no more", "hang,rank=1,at=save.writing", 1, SLOW_SECONDS),
         ),
-        scenes.restarting(
+        scenarios.restarting(
             "checkpoint.every_steps=1",
             f"guard.hang_seconds={HANG_SECONDS}",
             f"guard.hang_slow_seconds={SLOW_SECONDS}",
         ),
     ),
-    Scene(
+    Scenario(
         "a rank is not what it should be",
         (
             Fault(
@@ -136,9 +136,9 @@ SCENES = (
                 "nothing is kept of this step; " + RESTARTS,
             ),
         ),
-        scenes.odd_rank,
+        scenarios.suspect_rank,
     ),
-    Scene(
+    Scenario(
         "numbers out of line",
         (
             Fault(
@@ -156,9 +156,9 @@ SCENES = (
                 end=SAME_SKIPS,
             ),
         ),
-        scenes.rewinding,
+        scenarios.rewinding,
     ),
-    Scene(
+    Scenario(
         "asked to stop",
         (
             Fault("SIGTERM", "kill -TERM of the launcher", ("stop: SIGTERM",), "commits, leaves with 75"),
@@ -168,18 +168,18 @@ SCENES = (
                 "kill -USR1, and again later, and kill -TERM",
                 ("stop: SIGUSR1",),
                 "commits all the same, leaves with 75",
-                within=scenes.SLOW_SAVE_SECONDS + AT_ONCE,
+                within=scenarios.SLOW_SAVE_SECONDS + AT_ONCE,
             ),
             Fault("a second SIGTERM while the last save hangs", "kill -TERM, and again later", (), "leaves at once"),
         ),
-        scenes.asked_to_stop,
+        scenarios.asked_to_stop,
     ),
-    Scene(
+    Scenario(
         "the time is up",
         (Fault("the allotted time ends", "BIGTRAIN_END_TIME", ("stop:",), "commits ahead of it, leaves with 75"),),
-        scenes.time_is_up,
+        scenarios.time_is_up,
     ),
-    Scene(
+    Scenario(
         "the launcher is lost",
         (
             Fault(
@@ -189,9 +189,9 @@ SCENES = (
                 "the ranks commit and leave; the next start goes on",
             ),
         ),
-        scenes.launcher_lost,
+        scenarios.launcher_lost,
     ),
-    Scene(
+    Scenario(
         "launched twice",
         (
             Fault(
@@ -202,9 +202,9 @@ SCENES = (
                 BUSY + 20,
             ),
         ),
-        scenes.launched_twice,
+        scenarios.launched_twice,
     ),
-    Scene(
+    Scenario(
         "the port is taken",
         (
             Fault(
@@ -215,9 +215,9 @@ SCENES = (
                 BUSY,
             ),
         ),
-        scenes.port_taken,
+        scenarios.port_taken,
     ),
-    Scene(
+    Scenario(
         "damage at rest",
         (
             Fault("the newest checkpoint rots", "a bit is flipped", ("step-00000010", "is skipped"), ONE_BEFORE, BUSY),
@@ -226,35 +226,35 @@ SCENES = (
             Fault("a line of metrics.jsonl is torn", "half a line at its end", (), "it is skipped"),
             Fault("a lock file is left", "a .lock that nobody holds", (), "it is taken over"),
         ),
-        scenes.damaged_at_rest,
+        scenarios.damaged_at_rest,
     ),
-    Scene(
+    Scenario(
         "the disk is full",
         (
             Fault("no space for a save", "a tmpfs of 6 MB", ("No space left on device",), ROOM),
             Fault("no space for metrics.jsonl", "a tmpfs, filled", ("No space left on device",), ROOM),
         ),
-        scenes.disk_full,
+        scenarios.disk_full,
         ("mount",),
     ),
-    Scene(
+    Scenario(
         "the disk fails",
         (
             Fault("an I/O error at a save", "EIO for fsync (strace)", ("Input/output error",), NEXT_START),
             Fault("an I/O error at metrics.jsonl", "EIO for write (strace)", ("Input/output error",), NEXT_START),
         ),
-        scenes.disk_failing,
+        scenarios.disk_failing,
         ("strace",),
     ),
-    Scene(
+    Scenario(
         "the disk is slow",
         (Fault("saves take long", "slow,rank=1,at=save.writing,delay=2", (), "trains on beside them"),),
-        scenes.slow_disk,
+        scenarios.slow_disk,
     ),
-    Scene(
+    Scenario(
         "the clock jumps",
         (Fault("the wall clock jumps", "+1 h, then -2 h", (), "no save, alarm or step time is off"),),
-        scenes.clock_jumps,
+        scenarios.clock_jumps,
         ("cc",),
     ),
 )
@@ -269,7 +269,7 @@ def at_random(chance: random.Random, processes: int, *, steps: int, start: int) 
     Args:
         start: which of the launcher's starts it strikes.
     """
-    rows = [Order.parse(fault.planted) for scene in SCENES for fault in scene.faults if fault.then == RESTARTS]
+    rows = [Order.parse(fault.planted) for scenario in SCENARIOS for fault in scenario.faults if fault.then == RESTARTS]
     # A process that stands still cannot notice it itself, and the first start may have nothing to load.
     rows = [row for row in rows if not (row.action == "stop" and processes == 1) and (row.at != "load" or start)]
     row = chance.choice(rows)

@@ -1,4 +1,4 @@
-"""The scenes of the fault table: each plays some rows in one run and sees to it that their promises are kept."""
+"""The scenarios of the fault table: each plays some rows in one run and sees to it that their promises are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bigtrain.train.stop import ONE_ORDER_SECONDS
 from tests.system.fault_runs import (
     Launched,
     Outcome,
-    Stage,
+    ScenarioRuns,
     after,
     assert_nothing_lost,
     last_digests,
@@ -33,7 +33,7 @@ from tests.system.run_sandbox import ROOT, STATUS_STOPPED, RunSandbox, curve
 if TYPE_CHECKING:
     from tests.system.fault_table import Fault
 
-Play = Callable[[Stage, "Sequence[Fault]"], list[Outcome]]
+Play = Callable[[ScenarioRuns, "Sequence[Fault]"], list[Outcome]]
 
 LENIENCE = 6
 """How many times longer than promised a fault may go unnoticed where the machine has other work too."""
@@ -55,16 +55,16 @@ def noticed(run: Launched, fault: Fault, strike: float, until: float = float("in
 def restarting(*overrides: str, environment: dict[str, str] | None = None) -> Play:
     """Each row strikes one start; the launcher makes the next one by itself, until the run is at its end."""
 
-    def play(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+    def play(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
         orders = ";".join(f"{fault.planted},start={start}" for start, fault in enumerate(faults))
-        run = stage.launch(*overrides, orders=orders, restarts=len(faults) + 1, environment=environment)
+        run = runs.launch(*overrides, orders=orders, restarts=len(faults) + 1, environment=environment)
         run.finish()
         strikes = run.strikes()
         assert len(strikes) == len(faults), f"{len(strikes)} orders were carried out:\n{run.output[-8000:]}"
-        assert_nothing_lost(stage.sandbox, stage.undisturbed)
+        assert_nothing_lost(runs.sandbox, runs.undisturbed)
         outcomes = []
         for fault, (strike, until) in zip(faults, itertools.pairwise([*strikes, float("inf")]), strict=True):
-            outcome = after(stage.sandbox, strike, until)
+            outcome = after(runs.sandbox, strike, until)
             outcome.noticed_after = noticed(run, fault, strike, until)
             outcomes.append(outcome)
         return outcomes
@@ -72,10 +72,10 @@ def restarting(*overrides: str, environment: dict[str, str] | None = None) -> Pl
     return play
 
 
-def rewinding(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def rewinding(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """Numbers out of line: the run goes back, leaves the batches out, and is then one that never had them."""
-    sandbox = stage.sandbox
-    run = stage.launch(
+    sandbox = runs.sandbox
+    run = runs.launch(
         *("checkpoint.every_steps=2", "guard.skip_before=1", "guard.skip_after=1", "guard.confirm_steps=1"),
         *("guard.window=4", "guard.loss_z=100", "guard.grad_norm_z=null"),
         orders=";".join(fault.planted for fault in faults),
@@ -96,7 +96,7 @@ def rewinding(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     by_hand.config.write_text(yaml.safe_dump(settings))
     status, output = by_hand.train(2)
     assert status == 0, output
-    assert curve(sandbox.metrics()) == curve(by_hand.metrics()) != curve(stage.undisturbed.metrics())
+    assert curve(sandbox.metrics()) == curve(by_hand.metrics()) != curve(runs.undisturbed.metrics())
     assert last_digests(sandbox.run) == last_digests(by_hand.run) != {}
 
     outcomes = []
@@ -107,47 +107,47 @@ def rewinding(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     return outcomes
 
 
-def odd_rank(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def suspect_rank(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """A straggler, and then a weight that rots in one of its copies."""
     slow, rotten = faults
-    run = stage.launch(
+    run = runs.launch(
         *("guard.straggler_every_steps=2", "guard.replica_check_every_steps=1", "checkpoint.asynchronous=false"),
         orders=f"{slow.planted},start=0;{rotten.planted}",
         restarts=1,
     )
     run.finish()
     (strike,) = run.strikes()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
-    straggler = next(event for event in stage.sandbox.events() if event["event"] == "straggler")
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
+    straggler = next(event for event in runs.sandbox.events() if event["event"] == "straggler")
     assert straggler["rank"] == 1 and straggler["seconds"] > straggler["others_seconds"] + 0.05
-    (corruption,) = [event for event in stage.sandbox.events() if event["event"] == "corruption"]
+    (corruption,) = [event for event in runs.sandbox.events() if event["event"] == "corruption"]
     assert [odd["rank"] for odd in corruption["odd"]] == [1]
     told = Outcome(
-        noticed(run, slow, steps_done(stage.sandbox)[5]["time"]), remark="after six steps that it was slow in"
+        noticed(run, slow, steps_done(runs.sandbox)[5]["time"]), remark="after six steps that it was slow in"
     )
-    outcome = after(stage.sandbox, strike)
+    outcome = after(runs.sandbox, strike)
     outcome.noticed_after = noticed(run, rotten, strike)
     return [told, outcome]
 
 
-def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def asked_to_stop(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """SIGTERM; SIGUSR1 from a queue; more of them while the save takes long; a second SIGTERM while it hangs."""
     outcomes = []
 
     def stopped(run: Launched, strike: float, fault: Fault) -> None:
         run.finish(STATUS_STOPPED)
         outcomes.append(Outcome(noticed(run, fault, strike), remark=f"left after {time.time() - strike:.1f} s"))
-        assert steps_done(stage.sandbox)[-1]["step"] == StorageTiers.of(stage.sandbox.run).all()[-1].step
+        assert steps_done(runs.sandbox)[-1]["step"] == StorageTiers.of(runs.sandbox.run).all()[-1].step
 
     for fault, number in zip(faults[:2], (signal.SIGTERM, signal.SIGUSR1), strict=True):
-        run = stage.launch(orders=UNHURRIED)
+        run = runs.launch(orders=UNHURRIED)
         run.wait_for_steps(2)
         strike = time.time()
         run.process.send_signal(number)
         stopped(run, strike, fault)
 
     slow_save = f"slow,rank=1,at=save.writing,delay={SLOW_SAVE_SECONDS}"
-    run = stage.launch("checkpoint.every_steps=100", orders=f"{UNHURRIED};{slow_save}")
+    run = runs.launch("checkpoint.every_steps=100", orders=f"{UNHURRIED};{slow_save}")
     run.wait_for_steps(1)
     strike = time.time()
     run.process.send_signal(signal.SIGUSR1)
@@ -157,7 +157,7 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         run.process.send_signal(number)
     stopped(run, strike, faults[2])
 
-    run = stage.launch("checkpoint.asynchronous=false", orders=f"{UNHURRIED};hang,rank=1,at=save.writing")
+    run = runs.launch("checkpoint.asynchronous=false", orders=f"{UNHURRIED};hang,rank=1,at=save.writing")
     run.wait_for_steps(1)
     run.process.send_signal(signal.SIGTERM)
     run.wait_until(lambda: bool(run.strikes()), "no save began")
@@ -169,27 +169,27 @@ def asked_to_stop(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     assert seconds <= LENIENCE * faults[3].within, f"left after {seconds:.1f} s"
     outcomes.append(Outcome(round(seconds, 1)))
 
-    stage.launch().finish()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    runs.launch().finish()
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
     return outcomes
 
 
-def time_is_up(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def time_is_up(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """The end of the time that was allotted: of a minute and a quarter the last fifth is for a step and the way out."""
     end = time.time() + 75
-    run = stage.launch(orders=UNHURRIED.replace("0.4", "8"), environment={"BIGTRAIN_END_TIME": f"{end:.0f}"})
+    run = runs.launch(orders=UNHURRIED.replace("0.4", "8"), environment={"BIGTRAIN_END_TIME": f"{end:.0f}"})
     run.finish(STATUS_STOPPED)
     left = end - time.time()
     assert left > 0, "left after the end of its time"
-    assert steps_done(stage.sandbox)[-1]["step"] == StorageTiers.of(stage.sandbox.run).all()[-1].step
-    stage.launch().finish()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    assert steps_done(runs.sandbox)[-1]["step"] == StorageTiers.of(runs.sandbox.run).all()[-1].step
+    runs.launch().finish()
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
     return [Outcome(remark=f"left {left:.1f} s before the end of its time")]
 
 
-def launcher_lost(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def launcher_lost(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """kill -9 of the launcher itself: nobody is left who could restart anything."""
-    run = stage.launch(orders=UNHURRIED)
+    run = runs.launch(orders=UNHURRIED)
     run.wait_for_steps(3)
     ranks = list(run.ranks().values())
     assert len(ranks) == 2
@@ -199,45 +199,45 @@ def launcher_lost(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     run.finish(-signal.SIGKILL)
     gone = time.time() - strike
     assert gone <= LENIENCE * faults[0].within
-    assert steps_done(stage.sandbox)[-1]["step"] == StorageTiers.of(stage.sandbox.run).all()[-1].step
-    stage.launch().finish()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
-    outcome = after(stage.sandbox, strike + gone)
+    assert steps_done(runs.sandbox)[-1]["step"] == StorageTiers.of(runs.sandbox.run).all()[-1].step
+    runs.launch().finish()
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
+    outcome = after(runs.sandbox, strike + gone)
     return [Outcome(noticed(run, faults[0], strike), outcome.resumed_after, 0, f"no rank left after {gone:.1f} s")]
 
 
-def launched_twice(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def launched_twice(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """A second job in the run directory of one that is at work."""
-    first = stage.launch(orders=UNHURRIED.replace("0.4", "4"))
+    first = runs.launch(orders=UNHURRIED.replace("0.4", "4"))
     first.wait_for_steps(1)
-    second = stage.launch()
+    second = runs.launch()
     second.finish(1)
     outcome = Outcome(noticed(second, faults[0], second.began))
     assert first.process.poll() is None, "the first job did not outlive the second"
     first.finish()
-    assert len(starts(stage.sandbox)) == 1
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    assert len(starts(runs.sandbox)) == 1
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
     return [outcome]
 
 
-def port_taken(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def port_taken(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """Somebody else listens where the ranks want to meet."""
     with closing(socket.socket()) as somebody:
         somebody.bind(("127.0.0.1", 0))
         somebody.listen()
         port = somebody.getsockname()[1]
         fixed = ("--nnodes=1", "--master-addr=127.0.0.1", f"--master-port={port}")
-        run = stage.launch(rendezvous=fixed)
+        run = runs.launch(rendezvous=fixed)
         run.finish(1)
     outcome = Outcome(noticed(run, faults[0], run.began))
-    stage.launch(rendezvous=fixed).finish()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    runs.launch(rendezvous=fixed).finish()
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
     return [outcome]
 
 
-def damaged_at_rest(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def damaged_at_rest(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """What a start may find: rot in the newest checkpoints, half a save, half a line, a lock whose holder is dead."""
-    sandbox = stage.sandbox
+    sandbox = runs.sandbox
     status, output = sandbox.train(2, "train.stop_after=10")
     assert status == STATUS_STOPPED, output
     newest, before = (StorageTiers.of(sandbox.run).all()[number] for number in (-1, -2))
@@ -254,9 +254,9 @@ def damaged_at_rest(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         metrics.write(b'{"step": 11, "loss": 6.0')
     (sandbox.run / ".lock").write_text("process 999999 on a host that is gone")
 
-    run = stage.launch()
+    run = runs.launch()
     run.finish()
-    assert_nothing_lost(sandbox, stage.undisturbed)
+    assert_nothing_lost(sandbox, runs.undisturbed)
     assert starts(sandbox)[-1]["step"] == 4
     assert not list((sandbox.run / "checkpoints").glob(".*"))
     outcome = after(sandbox, run.began)
@@ -264,9 +264,9 @@ def damaged_at_rest(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
     return [Outcome(at, outcome.resumed_after, outcome.steps_repeated) for at in heard]
 
 
-def disk_full(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def disk_full(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """A file system that is full at a save, one that is full at a line of metrics.jsonl; then there is room again."""
-    sandbox = stage.sandbox
+    sandbox = runs.sandbox
     outcomes = []
     for fault, size, overrides in (
         (faults[0], "6m", ["checkpoint.every_steps=2"]),
@@ -275,7 +275,7 @@ def disk_full(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
         sandbox.run.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(sandbox.run)], check=True)
         try:
-            run = stage.launch(*overrides, orders=UNHURRIED, restarts=3)
+            run = runs.launch(*overrides, orders=UNHURRIED, restarts=3)
             if fault is faults[1]:
                 run.wait_for_steps(5)
                 strike = time.time()
@@ -287,13 +287,13 @@ def disk_full(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
             seconds = noticed(run, fault, strike)
             subprocess.run(["mount", "-o", "remount,size=64m", str(sandbox.run)], check=True)
             (sandbox.run / "filler").unlink(missing_ok=True)
-            again = stage.launch(*overrides)
+            again = runs.launch(*overrides)
             again.finish()
             outcome = after(sandbox, again.began)
             outcomes.append(Outcome(seconds, outcome.resumed_after, outcome.steps_repeated))
-            assert curve(sandbox.metrics()) == curve(stage.undisturbed.metrics())
+            assert curve(sandbox.metrics()) == curve(runs.undisturbed.metrics())
         finally:
-            for left in stage.launched:
+            for left in runs.launched:
                 if left.process.poll() is None:
                     left.kill()
             subprocess.run(["umount", str(sandbox.run)], check=True)
@@ -310,58 +310,58 @@ def fill(path: os.PathLike[str]) -> None:
             pass
 
 
-def disk_failing(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def disk_failing(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """The kernel answers with an I/O error: to the fsync of a checkpoint's file, then to a line of metrics.jsonl."""
-    run_dir = stage.sandbox.run
+    run_dir = runs.sandbox.run
     staged = run_dir / "checkpoints/.step-00000004.staging/state-00001-of-00002.safetensors"
     metrics = run_dir / "metrics.jsonl"
     outcomes = []
     for fault, path, inject in ((faults[0], staged, "fsync:error=EIO"), (faults[1], metrics, "write:error=EIO:when=7")):
         traced = f"trace={inject.partition(':')[0]}"  # alone: else each call of each process waits for strace
         strace = ("strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-P", str(path), "-e", traced)
-        run = stage.launch(under=(*strace, "-e", f"inject={inject}"), restarts=3)
+        run = runs.launch(under=(*strace, "-e", f"inject={inject}"), restarts=3)
         run.finish(1)
-        last = steps_done(stage.sandbox)[-1]["time"]
+        last = steps_done(runs.sandbox)[-1]["time"]
         outcomes.append(Outcome(noticed(run, fault, last)))
-    again = stage.launch()
+    again = runs.launch()
     again.finish()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
-    outcomes[-1].resumed_after = after(stage.sandbox, again.began).resumed_after
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
+    outcomes[-1].resumed_after = after(runs.sandbox, again.began).resumed_after
     return outcomes
 
 
-def slow_disk(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def slow_disk(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """Every write of a checkpoint takes seconds: training goes on beside it."""
     orders = "slow,rank=1,at=save.writing,delay=2;slow,rank=*,at=step,delay=0.2"
-    run = stage.launch(orders=orders)
+    run = runs.launch(orders=orders)
     run.finish()
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
-    events = stage.sandbox.events()
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
+    events = runs.sandbox.events()
     durable = {event["step"]: event["time"] for event in events if event["event"] == "commit"}
     saved = {event["step"]: event["time"] for event in events if event["event"] == "save"}
-    beside = [line["step"] for line in steps_done(stage.sandbox) if saved[4] < line["time"] < durable[4]]
+    beside = [line["step"] for line in steps_done(runs.sandbox) if saved[4] < line["time"] < durable[4]]
     assert len(beside) >= 3, f"steps {beside} while the save was written"
     return [Outcome(remark=f"{len(beside)} steps were done while one save was written")]
 
 
-def clock_jumps(stage: Stage, faults: Sequence[Fault]) -> list[Outcome]:
+def clock_jumps(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """The wall clock goes forward by an hour and then back by two, while steps go on."""
-    clock, library = (stage.sandbox.directory / name for name in ("clock", "shifted_clock.so"))
+    clock, library = (runs.sandbox.directory / name for name in ("clock", "shifted_clock.so"))
     source = ROOT / "tests/system/shifted_clock.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
     clock.write_text("0")
     faked = {"LD_PRELOAD": str(library), "SHIFTED_CLOCK": str(clock)}
-    run = stage.launch("checkpoint.every_minutes=10", orders=UNHURRIED, environment=faked)
+    run = runs.launch("checkpoint.every_minutes=10", orders=UNHURRIED, environment=faked)
     for step, shift in ((3, "3600"), (7, "-3600")):
         run.wait_for_steps(step)
         clock.write_text(shift)
     run.finish()
-    lines = steps_done(stage.sandbox)
+    lines = steps_done(runs.sandbox)
     jumps = [b["time"] - a["time"] for a, b in itertools.pairwise(lines)]
     assert max(jumps) > 3000 and min(jumps) < -3000, f"the clock did not jump: {jumps}"
     assert all(0 < line["step_seconds"] < 100 for line in lines)
-    events = stage.sandbox.events()
+    events = runs.sandbox.events()
     assert [event["step"] for event in events if event["event"] == "save"] == [4, 8, 12]
     assert all(0 <= event["seconds"] < 100 for event in events if "seconds" in event)
-    assert_nothing_lost(stage.sandbox, stage.undisturbed)
+    assert_nothing_lost(runs.sandbox, runs.undisturbed)
     return [Outcome()]
