@@ -1,8 +1,7 @@
 """What each test file costs, in costs.json: workers get the heaviest first, so that they end together.
 
-Commands:
-    tests/run.sh --record-costs      runs the suite and writes the seconds of each file that ran
-    python -m tests.costs            the table of tests/README.md: seconds by folder
+tests/run.sh --record-costs      runs the suite and writes the seconds of each file that ran
+python -m tests.costs            writes the table at the end of tests/README.md: seconds by folder
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 TABLE = Path(__file__).with_name("costs.json")
+HEAD = "| folder or file | seconds of one worker |"
 SECONDS_PER_TEST = 0.2
 """Of a file that the table does not have yet."""
 
@@ -56,7 +56,13 @@ def by_folder() -> dict[str, float]:
     return dict(folders.most_common())
 
 
+def table() -> str:
+    """The costs by folder, in Markdown."""
+    rows = [f"| `{folder}` | {seconds:.0f} |" for folder, seconds in by_folder().items()]
+    return "\n".join([HEAD, "| --- | ---: |", *rows, f"| all | {sum(read_costs().values()):.0f} |"]) + "\n"
+
+
 if __name__ == "__main__":
-    print("| folder | seconds of one worker |\n| --- | ---: |")
-    for folder, seconds in by_folder().items():
-        print(f"| `{folder}` | {seconds:.0f} |")
+    readme = TABLE.with_name("README.md")
+    before, _, _ = readme.read_text().partition(HEAD)
+    readme.write_text(before + table())

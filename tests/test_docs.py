@@ -29,6 +29,7 @@ CHECKED = [
     "README.md",
     "CONTRIBUTING.md",
     "STYLE.md",
+    "tests/README.md",
     *sorted(
         name for path in (ROOT / "docs").rglob("*.md") if (name := path.relative_to(ROOT).as_posix()) not in OF_THE_PAST
     ),
