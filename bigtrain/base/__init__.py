@@ -8,6 +8,8 @@ labels              the label of a position that has none
 faults              fault injection, for tests and rehearsals (BIGTRAIN_FAULT)
 clock               clocks that processes of one machine share
 file_names          names of files that were read from a manifest or a listing
+safetensors_header  the header of a safetensors file
+to_json             results of commands as JSON
 format              numbers as a person writes them
 version             the version of bigtrain
 """
@@ -41,6 +43,7 @@ from bigtrain.base.launcher_protocol import (
     report_end,
     report_progress,
 )
+from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.to_json import to_json
 from bigtrain.base.version import __version__
 
@@ -64,6 +67,7 @@ __all__ = [
     "BigtrainError",
     "End",
     "Fault",
+    "HeaderEntry",
     "__version__",
     "altered",
     "bare_name",
@@ -85,6 +89,7 @@ __all__ = [
     "record_death",
     "report_end",
     "report_progress",
+    "safetensors_header",
     "seconds_before_this_process",
     "temporary_of",
     "to_json",

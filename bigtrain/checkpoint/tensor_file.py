@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, HeaderEntry, safetensors_header
 from bigtrain.checkpoint.fragment import Fragment, TensorShard
 from bigtrain.checkpoint.manifest import FileChecksum
 from bigtrain.checkpoint.overlap import Region, region_of
@@ -135,15 +135,9 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[int]]:
-    entries: dict[str, object] = {}
-    places, end = [], 0
-    for key, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        places.append(start)
-        entries[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    head = json.dumps(entries, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # tensors start aligned
-    return len(head).to_bytes(8, "little") + head, places
+    return safetensors_header(
+        HeaderEntry(key, _DTYPES[tensor.dtype], tensor.shape, tensor.nbytes) for key, tensor in tensors.items()
+    )
 
 
 def _key(fragment: Fragment) -> str:

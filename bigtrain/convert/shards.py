@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, bare_name
+from bigtrain.base import BigtrainError, HeaderEntry, bare_name, safetensors_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -170,11 +170,5 @@ def _shards(entries: Sequence[StoredTensor], shard_bytes: int) -> Iterator[list[
 
 
 def _header(shard: Sequence[StoredTensor]) -> bytes:
-    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for entry in shard:
-        start, end = end, end + entry.nbytes
-        head[entry.name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin aligned
-    return len(text).to_bytes(8, "little") + text
+    entries = (HeaderEntry(entry.name, _NAMES[entry.dtype], entry.shape, entry.nbytes) for entry in shard)
+    return safetensors_header(entries, {"format": "pt"})[0]
