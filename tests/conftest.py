@@ -16,8 +16,9 @@ from hypothesis import settings
 from tests import costs
 
 # Searching on is for people: CI tries the same examples each time. No deadlines: machines are shared.
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("default", deadline=None)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("default", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=400)  # --hypothesis-profile=thorough
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # Child processes, wherever they start, import this checkout's packages `bigtrain` and `tests`.

@@ -54,7 +54,7 @@ def test_a_flat_curve_gives_no_alarm(loss: float, norm: float, wobble: float, ch
     assert set(kinds(Guard(DEFAULTS), curve)) == {"fine"}
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     noise=st.floats(0.0, 1.0),
     norm_noise=st.floats(0.0, 1.0),
@@ -88,7 +88,7 @@ def test_an_outlier_that_passes_by_itself_is_reported_and_no_anomaly(
     assert [assessment.kind for assessment in found].count("suspicious") == length
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     at=st.integers(150, 400),
     noise=st.floats(0.001, 0.3),

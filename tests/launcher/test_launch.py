@@ -1,5 +1,6 @@
 """The launch scripts print what they would do, pass on their arguments, and refuse what they do not understand."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.matrix import one_of_each, thinned
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = {
@@ -112,8 +115,16 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("where", NUMBERS)
-@pytest.mark.parametrize("value", NO_NUMBERS)
+def kinds(case: tuple[str, str]) -> dict[str, object]:
+    """Each place meets a value that is no number, and one that bash would execute."""
+    where, value = case
+    return {"value": value, "place": (where, "executed" in value)}
+
+
+PLACES = list(itertools.product(NUMBERS, NO_NUMBERS))
+
+
+@pytest.mark.parametrize(("where", "value"), thinned(PLACES, keep=one_of_each(PLACES, kinds)))
 def test_what_is_not_a_number_is_refused_and_never_executed(where, value, tmp_path):
     """Bash arithmetic would take 09 for an error and a subscript for a command; then nothing may be started."""
     here, tools = tmp_path / "here", tmp_path / "tools"
