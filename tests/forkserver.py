@@ -105,6 +105,8 @@ class Started:
         return subprocess.CompletedProcess(self.arguments, status, out, "" if self._err == self._out else err)
 
 
+_ENVIRONMENT = {**os.environ, **SINGLE}
+"""Of the server: as it is before a test changes it, for modules read some variables when they are imported."""
 _server: tuple[subprocess.Popen[bytes], tempfile.TemporaryDirectory[str]] | None = None
 
 
@@ -114,7 +116,7 @@ def address() -> str:
     if _server is None:
         folder = tempfile.TemporaryDirectory(prefix="bigtrain-warm-server-")
         command = [sys.executable, __file__, f"{folder.name}/socket"]
-        _server = subprocess.Popen(command, env={**os.environ, **SINGLE}), folder
+        _server = subprocess.Popen(command, env=_ENVIRONMENT), folder
     process, folder = _server
     path = Path(folder.name, "socket")
     while not path.exists():
