@@ -47,7 +47,8 @@ def _parameter(case: Any, *marks: pytest.MarkDecorator) -> Any:
 def selected(request: pytest.FixtureRequest, name: str) -> list[Any]:
     """The values of parameter `name` in the tests that will run, within the scope of the fixture that asks.
 
-    A fixture that computes many cases in one launch takes these alone.
+    A fixture that computes many cases in one launch takes these alone. Its scope is "module" or "package": that of the
+    session would take parameters of this name from everywhere.
     """
     found: list[Any] = []
     for item in request.session.items:

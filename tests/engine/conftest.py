@@ -14,18 +14,18 @@ Results = dict[tuple[str, Any], Any]
 """Of (job, shape) for what is saved and loaded; a list of (job, world size) for the rest."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engine")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shapes(request: pytest.FixtureRequest) -> list[Shape]:
-    """The shapes of this session: each is loaded from each."""
+    """The shapes of the tests of this folder that will run: each is loaded from each."""
     return selected(request, "shape")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def first_round(root: Path, shapes: list[Shape]) -> Results:
     results: Results = {}
     for world in sorted({1, 2, *(shape.world for shape in shapes)}):
@@ -41,7 +41,7 @@ def first_round(root: Path, shapes: list[Shape]) -> Results:
     return results
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def second_round(root: Path, shapes: list[Shape], first_round: Results) -> Results:
     """New processes that know only what the first round left on disk."""
     name = f"checkpoints/step-{HALF:08d}"
