@@ -151,7 +151,7 @@ def test_recomputation_changes_no_bit(kept: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"sequence_parallel_size": 2}, "a rank does not have the tokens behind its part of a sequence"),
+        ({"sequence_parallel_size": 2}, "a rank does not have the tokens after its part of a sequence"),
         ({"tensor_parallel_size": 2}, "works with model.num_nextn_predict_layers 0, found 1"),
     ],
 )
