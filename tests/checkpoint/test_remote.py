@@ -1,4 +1,4 @@
-"""Checkpoints in an object store: against a server that speaks S3, with and without anomaly on the way."""
+"""Checkpoints in an object store: against a server that speaks S3, with and without faults on the way."""
 
 from __future__ import annotations
 

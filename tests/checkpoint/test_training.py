@@ -19,7 +19,7 @@ from tests.system.run_sandbox import RunSandbox, curve, kill_ranks, small_settin
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> RunSandbox:
-    """Data, and a run of two processes without anomaly."""
+    """Data, and a run of two processes without faults."""
     directory = tmp_path_factory.mktemp("sandbox")
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(small_settings(directory)))
