@@ -20,7 +20,7 @@ and `introduce` (what a start says of itself). `document_losses` names the docum
 hard, and `router_balance` moves the routers of experts.
 """
 
-from bigtrain.train.build import engine_at, layout_of, ranks
+from bigtrain.train.build import engine_at, layout_of, open_loader, ranks
 from bigtrain.train.continuation import check_plan
 from bigtrain.train.document_losses import by_document, losses_of_rows
 from bigtrain.train.loop import to_the_end, train
@@ -43,6 +43,7 @@ __all__ = [
     "engine_at",
     "layout_of",
     "losses_of_rows",
+    "open_loader",
     "open_run",
     "ranks",
     "require_labels",

@@ -15,7 +15,7 @@ from bigtrain.base import reached
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import BigtrainError, EngineSettings, Settings
 from bigtrain.convert import Imported
-from bigtrain.data import TOKENIZER_FILE
+from bigtrain.data import TOKENIZER_FILE, Loader, RunData
 from bigtrain.engine import (
     COMPUTE_DTYPES,
     Engine,
@@ -135,6 +135,18 @@ def layout_of(settings: Settings, topology: Topology) -> str:
     """A hash of everything that decides which rank owns which part of the state."""
     decisive = [topology.world_size, settings.engine.model_dump(), settings.optimizer.model_dump()]
     return xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+
+
+def open_loader(data: RunData, first_sample: int, micro_batch_size: int, topology: Topology) -> Loader:
+    """This rank's batches from a sample number on. Every rank calls it.
+
+    Raises:
+        BigtrainError: on every rank, when a batch does not divide, or an item of data.skip matches no document.
+    """
+    rank, world_size = topology.data_rank, topology.data_size
+    return on_every_rank(
+        topology, lambda: data.loader(micro_batch_size, first_sample, rank=rank, world_size=world_size)
+    )
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunState:

@@ -35,7 +35,7 @@ from bigtrain.rundir import (
     with_decisions,
     write_decision,
 )
-from bigtrain.train.build import layout_of, restore, starting_weights
+from bigtrain.train.build import layout_of, open_loader, restore, starting_weights
 from bigtrain.train.continuation import standing_commits
 from bigtrain.train.document_losses import documents_by_loss
 from bigtrain.train.superseded import remove_superseded
@@ -131,15 +131,7 @@ def act(run: TrainingRun, checkpoint: Checkpoint | None, decision: Decision, dat
 
     run.loader.close()
     first_sample = run.data.plan.batches.consumed_after(step)
-    run.loader = on_every_rank(
-        run.topology,
-        lambda: data.loader(
-            run.settings.train.micro_batch_size,
-            first_sample,
-            rank=run.topology.data_rank,
-            world_size=run.topology.data_size,
-        ),
-    )
+    run.loader = open_loader(data, first_sample, run.settings.train.micro_batch_size, run.topology)
     state = restore(run.training.engine, checkpoint, run.topology) if checkpoint else restart(run)
     run.anomalies.start_over(Guard.of(run.settings, run.data.plan), state.guard)
     run.go_back(step, is_durable=checkpoint is None or not run.tiers.is_local(checkpoint))

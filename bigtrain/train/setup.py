@@ -33,7 +33,7 @@ from bigtrain.rundir import (
     with_decisions,
 )
 from bigtrain.train.anomaly_policy import AnomalyPolicy
-from bigtrain.train.build import engine_at, layout_of, meter_for, ranks
+from bigtrain.train.build import engine_at, layout_of, meter_for, open_loader, ranks
 from bigtrain.train.continuation import check_continuation
 from bigtrain.train.dry_run import dry_run
 from bigtrain.train.expected_parameters import check_expected_parameters
@@ -157,8 +157,7 @@ def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
     joined.heartbeat.beat()
     changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan, decisions))
     first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
-    rows, rank, world_size = settings.train.micro_batch_size, topology.data_rank, topology.data_size
-    loader = on_every_rank(topology, lambda: data.loader(rows, first_sample, rank=rank, world_size=world_size))
+    loader = open_loader(data, first_sample, settings.train.micro_batch_size, topology)
     joined.phases.end("checkpoint search")
     return StartPoint(tiers, layout, search, changes, loader)
 

@@ -31,6 +31,7 @@ from bigtrain.train import (
     engine_at,
     layout_of,
     losses_of_rows,
+    open_loader,
     ranks,
     require_labels,
 )
@@ -122,8 +123,7 @@ def replay(
         changed = on_first_rank(topology, lambda: changes_before(search, settings, data))
         from_step = search.newest.step if search.newest else 0
         first_sample = data.plan.batches.consumed_after(from_step)
-        rows, rank, world_size = settings.train.micro_batch_size, topology.data_rank, topology.data_size
-        loader = on_every_rank(topology, lambda: data.loader(rows, first_sample, rank=rank, world_size=world_size))
+        loader = open_loader(data, first_sample, settings.train.micro_batch_size, topology)
         held.callback(loader.close)
         engine, _ = engine_at(search.newest, settings, topology)
         training = TrainingStep(engine, topology, LearningRate(settings), done=from_step)
