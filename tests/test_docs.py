@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bigtrain.base import BigtrainError
 from bigtrain.cli.reference import PAGES, PAGES_DIRECTORY, commands
-from bigtrain.config import BigtrainError, load_settings
+from bigtrain.config import load_settings
 from bigtrain.config.keys import find, keys_of
 
 ROOT = Path(__file__).parents[1]

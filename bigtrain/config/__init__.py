@@ -19,7 +19,6 @@ mathematics.py      which settings change the mathematics, the data plan, or nei
 secrets.py          keeps passwords out of everything that a run writes
 """
 
-from bigtrain.base import BigtrainError
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.cleaning import (
     C4Settings,
@@ -71,7 +70,6 @@ from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 __all__ = [
     "FAMILIES",
     "BatchSchedule",
-    "BigtrainError",
     "C4Settings",
     "CheckpointSettings",
     "CleanStep",

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bigtrain.config import BigtrainError, GuardSettings
+from bigtrain.base import BigtrainError
+from bigtrain.config import GuardSettings
 from bigtrain.health import Assessment, Guard
 from bigtrain.rundir import EventFields, NotFiniteEvent, OverflowEvent, SpikeEvent
 from bigtrain.train.step import StepOutcome

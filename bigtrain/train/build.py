@@ -11,9 +11,9 @@ from typing import cast
 import torch
 import xxhash
 
-from bigtrain.base import reached
+from bigtrain.base import BigtrainError, reached
 from bigtrain.checkpoint import Checkpoint, load
-from bigtrain.config import BigtrainError, EngineSettings, Settings
+from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported
 from bigtrain.data import TOKENIZER_FILE, Loader, RunData
 from bigtrain.engine import (

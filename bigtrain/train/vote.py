@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-from bigtrain.config import BigtrainError
+from bigtrain.base import BigtrainError
 from bigtrain.data import RankBatch, format_digest
 from bigtrain.engine import Topology
 
