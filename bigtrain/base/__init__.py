@@ -4,6 +4,7 @@ errors              BigtrainError, the error that a user is meant to read
 exit_status         what each exit status means to a launcher
 launcher_protocol   the environment variables, files and signals between a launcher and its ranks
 files               writes a file or a folder whole and durably
+records             reads JSON that another person or a later version may have written
 labels              the label of a position that has none
 faults              fault injection, for tests and rehearsals (BIGTRAIN_FAULT)
 clock               clocks that processes of one machine share
@@ -43,6 +44,7 @@ from bigtrain.base.launcher_protocol import (
     report_end,
     report_progress,
 )
+from bigtrain.base.records import RECORD_BYTES, STRICT, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.to_json import to_json
 from bigtrain.base.version import __version__
@@ -58,9 +60,11 @@ __all__ = [
     "IGNORE_INDEX",
     "LAUNCHER",
     "PROGRESS",
+    "RECORD_BYTES",
     "STOPPED",
     "STOP_SIGNALS",
     "STORE",
+    "STRICT",
     "TEMPORARY_SUFFIX",
     "WARNINGS",
     "WRONG",
@@ -70,6 +74,7 @@ __all__ = [
     "HeaderEntry",
     "__version__",
     "altered",
+    "as_record",
     "bare_name",
     "boot_id",
     "boot_seconds",
@@ -83,9 +88,12 @@ __all__ = [
     "ignore_stop_signals",
     "mark_of",
     "of_shell",
+    "parse_json",
     "process_seconds",
     "quantity",
     "reached",
+    "read_json",
+    "read_regular",
     "record_death",
     "report_end",
     "report_progress",
