@@ -10,7 +10,7 @@ import os
 import stat
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from bigtrain.base.errors import BigtrainError
 
@@ -93,7 +93,7 @@ def as_record(kind: type[Record], value: Any, where: object) -> Record:
 
     try:
         # By JSON's rules, in which an object makes a strict dataclass.
-        record: Record = _adapter(kind).validate_json(json.dumps(value))
+        record: Record = _adapter(cast("Any", kind)).validate_json(json.dumps(value))
         return record
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
