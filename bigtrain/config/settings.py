@@ -70,7 +70,8 @@ class ParameterGroup(Section):
     weight_decay: NonNegativeFloat | None = None
     """Weight decay of these parameters. Default: as without the group."""
     lr_scale: NonNegativeFloat = 1.0
-    """Learning rate of these parameters as a multiple of optimizer.learning_rate. 0 freezes them."""
+    """Learning rate of these parameters as a multiple of optimizer.learning_rate. 0 freezes them: their gradients
+    are not in the gradient's norm either."""
 
 
 class OptimizerSettings(Section):

@@ -30,10 +30,25 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
     AdamW (Loshchilov and Hutter, 2019, algorithm 2) is PyTorch's own fused kernel, on CPU and CUDA: DeepSpeed's has to
     be compiled at first start.
 
+    A frozen parameter, one whose `lr_scale` is 0, gets a gradient of zeros: it counts neither in the gradient's norm
+    nor in its clipping, at any ZeRO stage, and its moments stay 0. It stays in the optimizer, so that a checkpoint
+    holds it and a later start may train it.
+
     Raises:
-        BigtrainError: one of `optimizer.groups` is for no parameter of this model.
+        BigtrainError: one of `optimizer.groups` is for no parameter of this model, or all are frozen.
     """
     groups = parameter_groups(model, settings)
+    for group in groups:
+        if group["lr_scale"] == 0:
+            for parameter in group["params"]:
+                parameter.register_hook(torch.zeros_like)
+    if groups and all(group["lr_scale"] == 0 for group in groups):
+        raise BigtrainError(
+            "optimizer.groups freeze every parameter, so there is nothing to train",
+            found="lr_scale 0 for all of them",
+            wanted="an lr_scale above 0 for some parameter",
+            fix="narrow the patterns of the groups with lr_scale 0; `bigtrain eval` evaluates without training",
+        ).on_all_ranks()
     if settings.name == "lion":
         return Lion(groups, betas=settings.betas)
     if settings.name == "muon":

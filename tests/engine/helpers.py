@@ -161,6 +161,9 @@ def plain_loop(case: dict[str, Any], steps: int) -> dict[str, Any]:
             total += float(loss.detach())
             for master, parameter in zip(masters, model.parameters(), strict=True):
                 master.grad += parameter.grad.float()
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            for frozen in group["params"] if group["lr_scale"] == 0 and not case.get("frozen_count") else ():
+                frozen.grad.zero_()
         norm = torch.linalg.vector_norm(torch.stack([m.grad.norm() for m in masters]))
         if chosen.max_grad_norm:
             for master in masters:

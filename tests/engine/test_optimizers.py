@@ -25,6 +25,7 @@ from bigtrain.engine.optimizer import build_optimizer, create_moments, parameter
 from tests.engine.helpers import STAGES, TinyDecoder, build, launch, plain_loop, settings
 from tests.engine.plain_optimizers import plain_optimizers
 from tests.matrix import one_of_each, selected, thinned
+from tests.refusals import assert_refused
 
 WORLDS = (1, 2)
 HALF = 6
@@ -167,6 +168,14 @@ def test_a_group_for_nothing_is_refused_with_what_it_may_have_meant(
         build_optimizer(TinyDecoder(), chosen)
     assert error.value.found == found and wanted in str(error.value.wanted)
     assert error.value.shared
+
+
+def test_freezing_every_parameter_is_refused() -> None:
+    chosen = settings({"stage": 1, "optimizer": {"groups": [{"match": "*", "lr_scale": 0}]}}).optimizer
+    with pytest.raises(BigtrainError) as refusal:
+        build_optimizer(TinyDecoder(), chosen)
+    assert_refused(refusal, "optimizer.groups", found="lr_scale 0")
+    assert refusal.value.shared
 
 
 shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
@@ -440,3 +449,14 @@ def test_a_learning_rate_of_nought_freezes(root: Path, first: dict[Key, Any]) ->
     tensors, initial = Tensors(newest), dict(build(grouped(1)).named_parameters())
     frozen = {name for name, weight in initial.items() if torch.equal(tensors.read(name), weight.detach())}
     assert frozen == {name for name in initial if name.startswith("layers.0.")}
+
+
+@pytest.mark.slow
+def test_frozen_parameters_count_neither_in_norm_nor_in_clipping(first: dict[Key, Any]) -> None:
+    """The plain loop leaves their gradients out of the norm that it clips by, and reports a larger one with them."""
+    case = grouped(1)
+    counted = plain_loop({**case, "frozen_count": True}, 2 * HALF)["norms"][HALF:]
+    for world in WORLDS:
+        ours = first[key("train_and_save", case, world)]["norms"]
+        assert ours == pytest.approx(plain(case)["norms"], rel=2 * TOLERANCES["fp32"]["muon"])
+        assert all(norm < whole * 0.99 for norm, whole in zip(ours, counted, strict=True))
