@@ -29,7 +29,8 @@ from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.tensor_file import bytes_of
 from bigtrain.config import CheckpointSettings
 from bigtrain.engine.topology import start
-from bigtrain.rundir.json_lines import JsonLines, read_json_lines, read_metrics
+from bigtrain.rundir.json_lines import JsonLines, read_json_lines
+from bigtrain.rundir.records import read_metrics
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 KEEP = 2

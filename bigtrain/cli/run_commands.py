@@ -157,7 +157,7 @@ def evaluate(
     if as_json:
         print_json(evaluation)
         return
-    results = [source.as_record() for source in evaluation.validation]
+    results = [dict(source.as_record()) for source in evaluation.validation]
     columns = list(results[0])
     print_table(
         f"Validation of {run} at step {evaluation.step}",

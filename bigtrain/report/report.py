@@ -12,7 +12,7 @@ from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.figure import svg_chart
 from bigtrain.report.report_page import RunRecords, loss_chart, parts_of_steps, report_page
 from bigtrain.report.summary import RunSummary, Summary
-from bigtrain.rundir import STARTS, Event, RunDirectory, account, last_of_each_step, read_json_lines
+from bigtrain.rundir import STARTS, Event, RunDirectory, account, last_of_each_step, read_events, read_metrics_lines
 
 
 def write_report(run: Path, samples: int = 0) -> RunSummary:
@@ -27,7 +27,7 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
     """
     directory = RunDirectory.of_existing_run(run)
     settings = directory.settings()
-    lines, events = list(read_json_lines(directory.metrics)), list(read_json_lines(directory.events))
+    lines, events = list(read_metrics_lines(directory.metrics)), list(read_events(directory.events))
     metrics = last_of_each_step(lines)
     if not metrics:
         raise BigtrainError(
@@ -44,15 +44,15 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         run=str(run),
         step=metrics[-1]["step"],
         total_steps=settings.total_steps,
-        tokens=sum(record["tokens"] for record in metrics),
+        tokens=sum(record.get("tokens", 0) for record in metrics),
         loss=metrics[-1]["loss"],
         validation=_newest_validation(directory, metrics[-1]["step"], validations),
-        tokens_per_second=median_high([record["tokens_per_second"] for record in metrics]),
-        mfu=median_high([record["mfu"] for record in metrics]),
+        tokens_per_second=median_high([record.get("tokens_per_second", 0.0) for record in metrics]),
+        mfu=median_high([record.get("mfu", 0.0) for record in metrics]),
         mfu_causal=median_high(causal) if (causal := [r["mfu_causal"] for r in metrics if "mfu_causal" in r]) else None,
         mfu_of=metrics[-1].get("mfu_of"),
         parts=parts_of_steps(metrics),
-        training_seconds=sum(record["step_seconds"] for record in metrics),
+        training_seconds=sum(record.get("step_seconds", 0.0) for record in metrics),
         starts=sum(event["event"] in STARTS for event in events),
         report=str(report),
         goodput=ledger.summary(),

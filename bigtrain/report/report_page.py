@@ -23,6 +23,8 @@ from bigtrain.rundir import Event, Ledger
 SMOOTHING = 0.9
 NAMED = ("event", "step", "time", "start", "uptime", "samples")
 MOST_EVENTS = 500
+LONGEST_DETAILS = 10_000
+"""Characters."""
 UNDONE = "#f59e9e"
 UPLOT = "vendor/uplot-1.6.32"
 """The library that draws the charts: https://github.com/leeoniya/uPlot, from `npm pack uplot`."""
@@ -84,13 +86,16 @@ def report_page(report: RunRecords) -> str:
         charts=_charts(report),
         samples=[(f"{step:,}", texts) for step, texts in reversed(report.samples)],
         funnels=funnel_parts(report.funnels) if report.funnels else None,
-        events=[
-            (event["event"], event.get("step", ""), ", ".join(f"{k} {v}" for k, v in event.items() if k not in NAMED))
-            for event in report.events[-MOST_EVENTS:]
-        ],
+        events=[(event["event"], event.get("step", ""), _details(event)) for event in report.events[-MOST_EVENTS:]],
         earlier_events=len(report.events) - MOST_EVENTS,
         config=report.config,
     )
+
+
+def _details(event: Mapping[str, Any]) -> str:
+    """The fields of an event in one line, cut short where it is long."""
+    line = ", ".join(f"{key} {value}" for key, value in event.items() if key not in NAMED)
+    return line if len(line) <= LONGEST_DETAILS else line[:LONGEST_DETAILS] + " ..."
 
 
 def loss_chart(report: RunRecords) -> Chart:
@@ -177,8 +182,8 @@ def parts_of_steps(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _parts_of(record: Mapping[str, Any]) -> dict[str, float]:
     """The seconds of one step by part; they add up to it. An old run recorded only the time for data."""
     forward_backward, optimizer = record.get("forward_backward_seconds", 0.0), record.get("optimizer_seconds", 0.0)
-    data = record["data_seconds"]
-    other = max(0.0, record["step_seconds"] - forward_backward - optimizer - data)
+    data = record.get("data_seconds", 0.0)
+    other = max(0.0, record.get("step_seconds", 0.0) - forward_backward - optimizer - data)
     return {"forward/backward": forward_backward, "optimizer": optimizer, "data": data, "other": other}
 
 

@@ -13,7 +13,9 @@ from bigtrain.rundir import Ledger, LedgerSummary
 
 def baselines_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Names and perplexities of the baselines that were evaluated too."""
-    return [(key.removesuffix(" perplexity"), source[key]) for key in source if key.endswith(" perplexity")]
+    suffix = " perplexity"
+    found = {key.removesuffix(suffix): value for key, value in source.items() if key.endswith(suffix)}
+    return [(name, value) for name, value in found.items() if isinstance(value, float)]
 
 
 def of_what(mfu_of: str | None) -> str:

@@ -2,6 +2,7 @@
 
 directory       where each file is, and which job may write
 json_lines      metrics.jsonl, events.jsonl, decisions.jsonl: whole lines are written, torn ones are skipped
+records         their lines as readers get them: fields of the right types, within bounds
 decisions       which batches the run leaves out after a spike
 starts          each start of the run: which, when, how it ended
 ledger          where the time of the run went, over all starts
@@ -49,12 +50,13 @@ from bigtrain.rundir.events import (
     RewindEvent,
     SaveEvent,
     SkipEvent,
+    SourceValidation,
     SpikeEvent,
     StartEvent,
     StopEvent,
     StragglerEvent,
 )
-from bigtrain.rundir.json_lines import JsonLines, last_of_each_step, read_json_lines, read_metrics
+from bigtrain.rundir.json_lines import JsonLines
 from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, account, account_of, label
 from bigtrain.rundir.metrics import StepMetrics
 from bigtrain.rundir.plan_diff import PlanDifference, compare_plans
@@ -67,10 +69,11 @@ from bigtrain.rundir.provenance import (
     record_of,
     steps_of_document,
 )
+from bigtrain.rundir.records import last_of_each_step, read_events, read_metrics, read_metrics_lines
 from bigtrain.rundir.run_state import RunState
 from bigtrain.rundir.runs import RunStatus, list_runs
 from bigtrain.rundir.start_clock import Phases, clock
-from bigtrain.rundir.starts import MICRO, number_of_next_start
+from bigtrain.rundir.starts import MICRO, number_of_next_start, seconds_of
 
 __all__ = [
     "CARD",
@@ -112,6 +115,7 @@ __all__ = [
     "RunStatus",
     "SaveEvent",
     "SkipEvent",
+    "SourceValidation",
     "SpikeEvent",
     "StartEvent",
     "StepMetrics",
@@ -132,9 +136,11 @@ __all__ = [
     "list_runs",
     "number_of_next_start",
     "read_decisions",
-    "read_json_lines",
+    "read_events",
     "read_metrics",
+    "read_metrics_lines",
     "record_of",
+    "seconds_of",
     "steps_of_document",
     "with_decisions",
     "without_decisions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigtrain.rundir.json_lines import metrics_of_step, read_metrics
+from bigtrain.rundir.records import metrics_of_step, read_metrics
 from bigtrain.rundir.starts import seconds_of
 
 

@@ -20,10 +20,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NotRequired
 
-from bigtrain.base import BigtrainError, fsync_directory
+from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from bigtrain.base import STRICT, BigtrainError, as_record, fsync_directory
 from bigtrain.config import Settings, SkipSettings
+from bigtrain.rundir.bounds import Count
 from bigtrain.rundir.json_lines import JsonLines, read_json_lines, written_to
 from bigtrain.rundir.run_state import RunState
 
@@ -37,7 +41,9 @@ Kind = Literal["fine", "suspicious", "passed", "spike", "not finite"]
 class Outlier:
     """A step whose loss or gradient norm is an outlier."""
 
-    step: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    step: Count
     loss: float
     grad_norm: float
     loss_z: float | None = None
@@ -89,14 +95,28 @@ class Decision:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Decision:
-        """The decision that `as_record` gave."""
-        skip = record["skip"]
-        return cls(
-            **{f.name: record[f.name] for f in fields(cls) if f.name not in ("outliers", "skip")},
-            outliers=tuple(Outlier(**outlier) for outlier in record["signs"]),
-            skip=SkipSettings(steps=tuple(skip["steps"]), reason=skip["reason"]),
-        )
+    def from_record(cls, record: Mapping[str, Any], where: object) -> Decision:
+        """The decision that `as_record` gave. Raises BigtrainError, which names `where`, for any other record."""
+        checked = as_record(_DecisionRecord, dict(record), where)
+        return cls(outliers=tuple(checked.pop("signs")), **checked)  # type: ignore[misc]
+
+
+def _of_steps(skip: SkipSettings) -> SkipSettings:
+    if skip.steps is None:
+        raise ValueError("a decision skips steps")
+    return skip
+
+
+class _DecisionRecord(TypedDict):
+    """A line of decisions.jsonl. It has also the times of every line."""
+
+    decision: Count
+    kind: Kind
+    signs: Annotated[list[Outlier], Field(min_length=1)]
+    rewind_to: Count
+    skip: Annotated[SkipSettings, AfterValidator(_of_steps)]
+    position: Count
+    evidence: NotRequired[dict[str, Any]]
 
 
 def read_decisions(path: Path) -> tuple[Decision, ...]:
@@ -107,12 +127,7 @@ def read_decisions(path: Path) -> tuple[Decision, ...]:
     """
     decisions = []
     for number, record in enumerate(read_json_lines(path), start=1):
-        try:
-            decision = Decision.from_record(record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BigtrainError(
-                f"{path}, decision {number}, cannot be parsed", found=f"{type(error).__name__}: {error}"
-            ) from error
+        decision = Decision.from_record(record, f"{path}, decision {number},")
         if decision.decision != number:
             raise BigtrainError(
                 f"{path} does not hold all decisions",

@@ -27,7 +27,8 @@ from typing import IO, TYPE_CHECKING, Any
 from bigtrain.base import BigtrainError, temporary_of, write_atomically
 from bigtrain.config import Settings, dump_settings, load_settings, with_bare_urls
 from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
-from bigtrain.rundir.json_lines import metrics_of_step, newest_metrics, written_to
+from bigtrain.rundir.json_lines import written_to
+from bigtrain.rundir.records import metrics_of_step, newest_metrics
 
 if TYPE_CHECKING:
     from bigtrain.checkpoint import StorageTiers

@@ -12,6 +12,10 @@ from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from typing_extensions import TypedDict
+
+from bigtrain.rundir.bounds import Count, Seconds
+
 
 class Event(StrEnum):
     """The names of all events."""
@@ -62,7 +66,7 @@ class StartEvent(EventFields):
     """The run starts at step 0."""
 
     event = Event.START
-    world_size: int
+    world_size: Count
     """Ranks of this start."""
     wandb_run_id: str | None
     """The W&B run that this run is tracked in; null without tracking."""
@@ -75,7 +79,7 @@ class StartEvent(EventFields):
     clock: Mapping[str, Any]
     """When the process started, by the clock of its machine (`boot_id`, `boot_seconds`, `process_seconds`), and what
     preceded it (`before_seconds`, `queued_seconds`, `died_seconds`)."""
-    phases: Mapping[str, float]
+    phases: Mapping[str, Seconds]
     """Seconds of each phase of the set-up, from the imports to the meter."""
 
 
@@ -125,10 +129,21 @@ class PlanEvent(EventFields):
     """The id of the plan from here on."""
     differs: Sequence[str]
     """The parts of the plan that differ."""
-    same_before_step: int | None
+    same_before_step: Count | None
     """The first step with another batch; null where no batch differs."""
     skip: Sequence[Mapping[str, Any]]
     """The items of data.skip from here on."""
+
+
+class SourceValidation(TypedDict):
+    """The held-out documents of a source, evaluated. `bigtrain eval` adds the perplexities of baselines."""
+
+    source: str
+    """Its name."""
+    loss: float
+    """Nats a token."""
+    perplexity: float
+    tokens: Count
 
 
 @dataclass(frozen=True)
@@ -136,9 +151,9 @@ class EvaluateEvent(EventFields):
     """The held-out documents of every source were evaluated."""
 
     event = Event.EVALUATE
-    seconds: float
+    seconds: Seconds
     """How long it took."""
-    validation: Sequence[Mapping[str, Any]]
+    validation: Sequence[SourceValidation]
     """For each source: `source` (its name), `loss` in nats, `perplexity`, `tokens`."""
     samples: Sequence[Mapping[str, str]] | None = None
     """Texts that the model generated, where `evaluate.samples` asks for them: `source`, `prompt`, `completion`."""
@@ -149,7 +164,7 @@ class SaveEvent(EventFields):
     """A save has started: the state is copied, and is written in the background."""
 
     event = Event.SAVE
-    stall_seconds: float
+    stall_seconds: Seconds
     """How long training stood still for it."""
 
 
@@ -158,15 +173,15 @@ class CommitEvent(EventFields):
     """A checkpoint is committed: durable and complete."""
 
     event = Event.COMMIT
-    step: int
+    step: Count
     """The step of the checkpoint."""
-    seconds: float
+    seconds: Seconds
     """From the start of the save to the commit."""
     checkpoint: str
     """Its name."""
     local: bool
     """Whether it is in the local tier."""
-    waited_seconds: float | None = None
+    waited_seconds: Seconds | None = None
     """How long training waited for it, where it did."""
 
 
@@ -175,7 +190,7 @@ class PruneFailedEvent(EventFields):
     """A checkpoint that is no longer kept could not be removed."""
 
     event = Event.PRUNE_FAILED
-    step: int
+    step: Count
     """The step of the checkpoint whose commit should have removed it."""
     error: str
     """Why."""
@@ -230,9 +245,9 @@ class SkipEvent(EventFields):
     """A decision leaves batches out."""
 
     event = Event.SKIP
-    decision: int
+    decision: Count
     """The number of the decision in decisions.jsonl."""
-    steps: Sequence[int]
+    steps: Sequence[Count]
     """First and last step whose batch is left out, in the numbering before."""
     reason: str
     """Why."""
@@ -243,13 +258,13 @@ class RewindEvent(EventFields):
     """A decision takes the run back to an earlier step."""
 
     event = Event.REWIND
-    decision: int
+    decision: Count
     """The number of the decision in decisions.jsonl."""
     kind: str
     """`spike` or `not finite`."""
-    steps: Sequence[int]
+    steps: Sequence[Count]
     """First and last outlier."""
-    to_step: int
+    to_step: Count
     """The step that the run goes on from."""
 
 
@@ -258,9 +273,9 @@ class EvidenceEvent(EventFields):
     """The documents with the highest loss in the batch that a rewind is about."""
 
     event = Event.EVIDENCE
-    decision: int
+    decision: Count
     """The number of the decision in decisions.jsonl."""
-    of_step: int
+    of_step: Count
     """The step of the batch."""
     documents: Sequence[Mapping[str, Any]]
     """Each document with its loss and its origin, highest loss first: `loss`, `loss_tokens`, `source`, `sample`, `id`,
@@ -272,9 +287,9 @@ class GaveUpEvent(EventFields):
     """Going back did not help: the run ends."""
 
     event = Event.GAVE_UP
-    steps: Sequence[int]
+    steps: Sequence[Count]
     """First and last outlier."""
-    rewinds: int
+    rewinds: Count
     """Rewinds in a row."""
 
 
@@ -283,13 +298,13 @@ class StragglerEvent(EventFields):
     """A rank is persistently slower than the others."""
 
     event = Event.STRAGGLER
-    rank: int
+    rank: Count
     """The rank."""
     host: str
     """Its host."""
-    seconds: float
+    seconds: Seconds
     """Of its own work, a step."""
-    others_seconds: float
+    others_seconds: Seconds
     """The median of the other ranks."""
     slow: bool
     """Always true."""
@@ -316,15 +331,15 @@ class HangEvent(EventFields):
     """The run made no progress: it ends with status 70."""
 
     event = Event.HANG
-    step: int
+    step: Count
     """The step of the rank that wrote this."""
-    seconds: int
+    seconds: Seconds
     """Since the last progress."""
     odd: Sequence[Mapping[str, Any]]
     """Each suspect: `rank`, `host`, `pid`."""
     verdict: str
     """Why these are suspects."""
-    exit_status: int
+    exit_status: Count
     """70."""
 
 
@@ -335,7 +350,7 @@ class StopEvent(EventFields):
     event = Event.STOP
     reason: str
     """Why."""
-    exit_status: int
+    exit_status: Count
     """0: all steps are done; 75: stopped on request with a committed checkpoint."""
 
 

@@ -12,13 +12,19 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError, process_seconds
 from bigtrain.config import without_secrets
+
+LONGEST_LINE = 16 << 20
+"""Bytes. A decision's evidence and an evaluation's samples, the longest, take some kilobytes."""
+
+Parse = Callable[[dict[str, Any]], dict[str, Any] | None]
+"""Makes the record of a parsed line; None where it is no such record."""
 
 
 @contextmanager
@@ -79,41 +85,33 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of a file, in order; a missing file has none, and a torn line is skipped."""
+    """Every whole line of a file that is a JSON object, in order; a missing file has none, and a torn line is skipped.
+
+    A line that is longer than any that bigtrain writes is skipped without being read whole.
+    """
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
                 continue
-            if isinstance(record, dict):
+            if (record := parsed_line(line)) is not None:
                 yield record
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The loss curve: one record a step, in order of the steps, the last written line of each."""
-    return last_of_each_step(read_json_lines(path))
+def newest_metrics_line(path: Path, parse: Parse) -> dict[str, Any] | None:
+    """The last line of metrics.jsonl from which `parse` makes a record; None where there is none yet."""
+    return _last_record(path, b'\n{"step": ', parse)
 
 
-def last_of_each_step(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record a step, in order of the steps: the last of each."""
-    by_step = {record["step"]: record for record in records}
-    return [by_step[step] for step in sorted(by_step)]
+def metrics_line(path: Path, step: int, parse: Parse) -> dict[str, Any] | None:
+    """The last such line of a step."""
+    return _last_record(path, b'\n{"step": %d,' % step, parse)
 
 
-def newest_metrics(path: Path) -> dict[str, Any] | None:
-    """The record of the step that the run did last; None where there is none yet."""
-    return _last_record(path, b'\n{"step": ')
-
-
-def metrics_of_step(path: Path, step: int) -> dict[str, Any] | None:
-    """The record of a step that counts; None where the run has not done it."""
-    return _last_record(path, b'\n{"step": %d,' % step)
-
-
-def _last_record(path: Path, beginning: bytes) -> dict[str, Any] | None:
+def _last_record(path: Path, beginning: bytes, parse: Parse) -> dict[str, Any] | None:
     """The last whole line that starts like this. It is searched from the end, so a long file is not read through.
 
     Relies on how the training loop writes its lines: `step` is the first key.
@@ -123,11 +121,12 @@ def _last_record(path: Path, beginning: bytes) -> dict[str, Any] | None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         end = len(data)
         while (start := data.rfind(beginning, 0, end)) >= 0:
-            record = _parsed(data[start + 1 : _end_of_line(data, start + 1)])
+            record = parsed_line(data[start + 1 : _end_of_line(data, start + 1)], parse)
             if record is not None:
                 return record
             end = start + len(beginning) - 1
-        return _parsed(data[: _end_of_line(data, 0)]) if data[: len(beginning) - 1] == beginning[1:] else None
+        starts_with_it = data[: len(beginning) - 1] == beginning[1:]
+        return parsed_line(data[: _end_of_line(data, 0)], parse) if starts_with_it else None
 
 
 def _end_of_line(data: mmap.mmap, start: int) -> int:
@@ -135,12 +134,13 @@ def _end_of_line(data: mmap.mmap, start: int) -> int:
     return end if end >= 0 else len(data)
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parsed_line(line: bytes, parse: Parse = lambda record: record) -> dict[str, Any] | None:
+    """The record of a line; None where it is torn, damaged or no JSON object."""
     try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return record
+    return parse(record) if isinstance(record, dict) else None
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 from bigtrain.base import duration
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS, Event
-from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.rundir.records import read_events, read_metrics_lines
 from bigtrain.rundir.starts import (
     MICRO,
     Entry,
@@ -220,7 +220,7 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
 
 def account_of(directory: RunDirectory) -> Ledger:
     """The ledger of a run, from its records so far."""
-    return account(read_json_lines(directory.events), read_json_lines(directory.metrics))
+    return account(read_events(directory.events), read_metrics_lines(directory.metrics))
 
 
 def label(name: str) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bigtrain.rundir.bounds import Count, Quantity, Seconds
+
 
 @dataclass(frozen=True)
 class StepMetrics:
     """The numbers of a step. A line has also `start`, `time` and `uptime`, as an event has."""
 
-    step: int
+    step: Count
     """Steps done, this one included."""
     loss: float
     """Mean over the labelled tokens of the global batch, in nats."""
@@ -24,33 +26,33 @@ class StepMetrics:
     routers of experts, for each labelled token, without their coefficients, summed over layers. `router_imbalance`: the
     load of the busiest expert as a multiple of its router's mean, at the worst layer. `mtp_loss`: multi-token
     prediction's mean over its modules, for each labelled token, in nats."""
-    tokens: int
+    tokens: Count
     """Labelled tokens of the global batch."""
-    consumed_samples: int
+    consumed_samples: Count
     """Samples that the run has trained on."""
-    step_seconds: float
+    step_seconds: Seconds
     """The whole step."""
-    data_seconds: float
+    data_seconds: Seconds
     """Of it, waiting for the loader."""
-    forward_backward_seconds: float
+    forward_backward_seconds: Seconds
     """Of it, forward and backward passes."""
-    optimizer_seconds: float
+    optimizer_seconds: Seconds
     """Of it, the update."""
-    tokens_per_second: float
+    tokens_per_second: Quantity
     """Input tokens of all ranks."""
-    mfu: float
+    mfu: Quantity
     """Model FLOP utilisation, attention counted over whole sequences (PaLM's convention)."""
-    mfu_causal: float
+    mfu_causal: Quantity
     """The same with attention counted over the tokens that each token sees."""
     mfu_of: str
     """What counts as 100%: `datasheet` or `measured`."""
     batch_digest: str
     """Hash of the global batch's token ids: equal at every world size."""
-    world_size: int
+    world_size: Count
     """Ranks of this start."""
-    decisions: int | None = None
+    decisions: Count | None = None
     """How many decisions the run had taken; only where there are any."""
-    counted_seconds: float | None = None
+    counted_seconds: Seconds | None = None
     """The training that counts, over all starts up to this step."""
 
     def as_record(self) -> dict[str, Any]:

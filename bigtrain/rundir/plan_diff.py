@@ -94,4 +94,4 @@ def _consumed(place: Path) -> int | None:
     if not place.is_dir():
         return None
     newest = RunDirectory(place).newest()
-    return newest["consumed_samples"] if newest else 0
+    return newest.get("consumed_samples", 0) if newest else 0

@@ -153,13 +153,13 @@ class OpenedRun:
     def check(self, step: int, digest: str, recorded: Record) -> None:
         """Raise BigtrainError where a recomputed batch is not the one that the run recorded for the step."""
         consumed = self.data.plan.batches.samples_of(step).stop
-        if (digest, consumed) != (recorded["batch_digest"], recorded["consumed_samples"]):
+        then = recorded.get("batch_digest"), recorded.get("consumed_samples")
+        if (digest, consumed) != then:
             raise BigtrainError(
                 f"the data or settings that are here now are not those that {self.directory.root} trained on: "
                 f"step {step} has another batch",
                 found=f"batch_digest {digest} after {consumed} samples, plan {self.data.plan.plan_id[:12]}",
-                wanted=f"batch_digest {recorded['batch_digest']} after {recorded['consumed_samples']} samples, as in "
-                f"{self.directory.metrics}",
+                wanted=f"batch_digest {then[0]} after {then[1]} samples, as in {self.directory.metrics}",
                 fix=f"run: bigtrain data verify {self.settings.data.dir}; then restore the data, or the config.yaml, "
                 "of the run",
             )
@@ -204,7 +204,7 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> DocumentsO
         step=step,
         plan_id=opened.data.plan.plan_id,
         batch_digest=digest,
-        recorded_digest=recorded["batch_digest"] if recorded is not None else None,
+        recorded_digest=recorded.get("batch_digest") if recorded is not None else None,
         samples=samples,
     )
 

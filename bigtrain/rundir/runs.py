@@ -6,7 +6,6 @@ No file is read through: a run of a million steps costs as much as one of ten.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import time
@@ -19,7 +18,9 @@ from bigtrain.base import BigtrainError
 from bigtrain.rundir.counted_seconds import CountedSeconds
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS
-from bigtrain.rundir.json_lines import newest_metrics
+from bigtrain.rundir.json_lines import parsed_line
+from bigtrain.rundir.records import newest_metrics
+from bigtrain.rundir.starts import seconds_of
 
 State = Literal["running", "finished", "stopped", "crashed"]
 END_BYTES = 1 << 16
@@ -68,13 +69,13 @@ def state_of(directory: RunDirectory) -> RunStatus:
     """The status of a run, from its first and last records."""
     first, last = _first_start(directory.events), _last_line(directory.events)
     newest = newest_metrics(directory.metrics) or {}
-    latest = max(float(record.get("time", 0.0)) for record in (last, newest))
+    latest = max(seconds_of(record, "time") for record in (last, newest))
     config = directory.config.read_text(encoding="utf-8", errors="replace")
     checkpoints = _checkpoints(directory, config)
     return RunStatus(
         run=str(directory.root),
         state=_state(directory, last),
-        step=int(newest.get("step", 0)),
+        step=newest.get("step", 0),
         total_steps=_total_steps(directory, config),
         loss=newest.get("loss"),
         tokens_per_second=newest.get("tokens_per_second"),
@@ -119,10 +120,11 @@ def _goodput(first: dict[str, Any], newest: dict[str, Any], latest: float) -> fl
     """The goodput of the ledger, but by the time of day instead of its clocks."""
     if CountedSeconds.KEY not in newest or "uptime" not in first:
         return None
-    clock = first.get("clock", {})
-    before = first["uptime"] + clock.get("before_seconds", 0.0) + clock.get("queued_seconds", 0.0)
-    wall = latest - (first["time"] - before)
-    return round(min(1.0, newest[CountedSeconds.KEY] / wall), 5) if wall > 0 else None
+    clock = first.get("clock")
+    clock = clock if isinstance(clock, dict) else {}
+    before = sum(seconds_of(clock, key) for key in ("before_seconds", "queued_seconds"))
+    wall = latest - (seconds_of(first, "time") - seconds_of(first, "uptime") - before)
+    return round(min(1.0, seconds_of(newest, CountedSeconds.KEY) / wall), 5) if wall > 0 else None
 
 
 def _total_steps(directory: RunDirectory, config: str) -> int | None:
@@ -175,9 +177,5 @@ def _records(file: Path, offset: int) -> Iterator[dict[str, Any]]:
     with file.open("rb") as opened:
         opened.seek(offset)
         for line in opened.read(END_BYTES).split(b"\n"):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
+            if (record := parsed_line(line)) is not None:
                 yield record

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bigtrain.rundir.bounds import LONGEST_SECONDS
 from bigtrain.rundir.events import STARTS, Event
 
 Record = Mapping[str, Any]
 
 MICRO = 1_000_000
-LONGEST_SECONDS = 1e12
-"""A record that says more, some 30,000 years, is damaged."""
 
 
 def number_of_next_start(events: Iterable[Record]) -> int:

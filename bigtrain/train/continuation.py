@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Change, CheckpointManifest, Search, check_compatible
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Plan
-from bigtrain.rundir import Decision, Event, RunDirectory, RunState, read_json_lines
+from bigtrain.rundir import Decision, Event, RunDirectory, RunState, read_events
 
 
 def check_continuation(
@@ -36,7 +37,7 @@ def check_continuation(
         check_length(manifest, settings)
         check_plan(manifest, plan)
         return changes
-    commits = standing_commits(read_json_lines(directory.events), decisions)
+    commits = standing_commits(read_events(directory.events), decisions)
     if commits or search.rejected:
         raise BigtrainError(
             f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
@@ -51,15 +52,18 @@ def check_continuation(
 def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[Decision]) -> list[int]:
     """The steps of all checkpoints that were committed, without those that a decision superseded afterwards."""
     superseded_from = {decision.decision: decision.steps.start for decision in decisions}
+    carried_out: set[int] = set()
     steps: list[int] = []
     for event in events:
         if event["event"] == Event.COMMIT:
             steps.append(event["step"])
         elif event["event"] == Event.REWIND:
-            limit = superseded_from.pop(event["decision"])
-            steps = [step for step in steps if step < limit]
-    # What is left over is of a rewind that was interrupted before its event was written.
-    return [step for step in steps if all(step < limit for limit in superseded_from.values())]
+            decision = event["decision"]
+            carried_out.add(decision)
+            steps = [step for step in steps if step < superseded_from.get(decision, math.inf)]
+    # The others are of a rewind that was interrupted before its event was written.
+    left_over = [limit for decision, limit in superseded_from.items() if decision not in carried_out]
+    return [step for step in steps if all(step < limit for limit in left_over)]
 
 
 def check_length(manifest: CheckpointManifest, settings: Settings) -> None:

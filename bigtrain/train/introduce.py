@@ -27,7 +27,7 @@ from bigtrain.rundir import (
     RunState,
     StartEvent,
     clock,
-    read_json_lines,
+    read_events,
 )
 from bigtrain.train.training import TrainingRun
 from bigtrain.trained import one_rank_can_sample
@@ -112,7 +112,7 @@ def _record_decisions(run: TrainingRun) -> None:
     """Record what an earlier start decided and was killed before it could record it."""
     if run.topology.rank or not run.decisions:
         return
-    events = read_json_lines(run.directory.events)
+    events = read_events(run.directory.events)
     recorded = {event.get("decision") for event in events if event["event"] == Event.REWIND}
     for decision in run.decisions:
         if decision.decision not in recorded:

@@ -31,7 +31,7 @@ from bigtrain.rundir import (
     RunState,
     consecutive_rewinds,
     evidence_of,
-    read_json_lines,
+    read_events,
     with_decisions,
     write_decision,
 )
@@ -105,7 +105,7 @@ def checkpoint_before(run: TrainingRun, anomaly: Assessment) -> Checkpoint | Non
         if search.newest is not None:
             return search.newest
     events, decisions = run.directory.events, run.decisions
-    commits = on_first_rank(run.topology, lambda: standing_commits(read_json_lines(events), decisions))
+    commits = on_first_rank(run.topology, lambda: standing_commits(read_events(events), decisions))
     if lost := [step for step in commits if step < anomaly.first_step]:
         raise BigtrainError(
             "no checkpoint from before the anomaly is left to go back to; nothing was changed",

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtrain.estimate import optimal_interval
-from bigtrain.rundir import STARTS, Event
+from bigtrain.rundir import STARTS, Event, seconds_of
 
 PRIOR_FAILURES = 1.0
 PRIOR_DEVICE_SECONDS = 15_000 * 3600.0
@@ -60,10 +60,10 @@ def failure_history(events: Iterable[Record]) -> FailureHistory:
         if event["event"] in STARTS:
             failures += runs
             device_seconds += (last - began) * devices
-            began, devices, runs = event["time"], event.get("world_size", 1), True
+            began, devices, runs = seconds_of(event, "time"), event.get("world_size", 1), True
             last = began
         elif runs and event["event"] != Event.FALLBACK:  # which the next start writes first
-            last = max(event["time"], began)
+            last = max(seconds_of(event, "time"), began)
             runs = event["event"] != Event.STOP
     return FailureHistory(failures + runs, device_seconds + (last - began) * devices)
 

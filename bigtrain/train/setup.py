@@ -29,7 +29,7 @@ from bigtrain.rundir import (
     RunState,
     number_of_next_start,
     read_decisions,
-    read_json_lines,
+    read_events,
     with_decisions,
 )
 from bigtrain.train.anomaly_policy import AnomalyPolicy
@@ -183,7 +183,7 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
     history: list[dict[str, Any]] = []
     if topology.rank == 0:
         directory.write_config(settings)
-        history = list(read_json_lines(directory.events))
+        history = list(read_events(directory.events))
     meter = meter_for(settings, topology)
     tracker = _tracker_for(settings, history, state) if topology.rank == 0 else Tracker()
     held.callback(tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then

@@ -14,6 +14,7 @@ from bigtrain.base import to_json
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, MicroBatch, validation_batches
 from bigtrain.engine import Engine, Topology
+from bigtrain.rundir import SourceValidation
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class SourceLoss:
         """The loss of a source, in nats."""
         return cls(name, loss, math.exp(loss) if loss < 700 else math.inf, tokens)
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> SourceValidation:
         """For JSON."""
-        record: dict[str, Any] = to_json(self)
+        record: SourceValidation = to_json(self)
         return record
 
 

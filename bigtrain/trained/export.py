@@ -19,7 +19,7 @@ from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, expor
 from bigtrain.data import TOKENIZER_FILE, card_as_markdown, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
-from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_json_lines
+from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
 from bigtrain.trained.checkpoints import open_checkpoint
 from bigtrain.trained.model_card import model_card
 
@@ -132,7 +132,7 @@ def _documents(run: Path, settings: Settings, checkpoint: Checkpoint, report: Ca
         data = None
     evaluations = [
         event["validation"]
-        for event in read_json_lines(RunDirectory(run).events)
+        for event in read_events(RunDirectory(run).events)
         if event["event"] == Event.EVALUATE and event["step"] == checkpoint.step
     ]
     documents = {"README.md": model_card(settings, checkpoint.step, evaluations[-1] if evaluations else [], data)}

@@ -19,7 +19,7 @@ from bigtrain.config import Settings, mathematics
 from bigtrain.data import Loader, RankBatch, RunData, contents_of, format_digest, load_tokenizer
 from bigtrain.engine import Topology, check_machine, on_every_rank, on_first_rank
 from bigtrain.health import enough_memory
-from bigtrain.rundir import RunDirectory, read_decisions, read_json_lines, without_decisions
+from bigtrain.rundir import RunDirectory, read_decisions, read_metrics_lines, without_decisions
 from bigtrain.train import (
     LearningRate,
     StepOutcome,
@@ -219,5 +219,5 @@ def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int
 
 def recorded(directory: RunDirectory, step: int, digest: str) -> Record | None:
     """The last line of metrics.jsonl for a step with this batch; lines with another batch do not count."""
-    of_step = [record for record in read_json_lines(directory.metrics) if record["step"] == step]
-    return next((record for record in reversed(of_step) if record["batch_digest"] == digest), None)
+    of_step = [record for record in read_metrics_lines(directory.metrics) if record["step"] == step]
+    return next((record for record in reversed(of_step) if record.get("batch_digest") == digest), None)

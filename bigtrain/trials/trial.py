@@ -16,7 +16,7 @@ from typing import Any
 from bigtrain.base import DONE, FAULT, STOPPED, BigtrainError, Fault, write_atomically
 from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings, dump_settings
-from bigtrain.rundir import STARTS, RunDirectory, read_json_lines, read_metrics
+from bigtrain.rundir import STARTS, RunDirectory, read_events, read_metrics
 
 FOLDER = "verify-resume"
 
@@ -105,7 +105,7 @@ class Trial:
 
     def beginnings(self) -> list[int]:
         """The step at which each of its starts went on."""
-        return [e["step"] for e in read_json_lines(self.directory.events) if e["event"] in STARTS]
+        return [e.get("step", 0) for e in read_events(self.directory.events) if e["event"] in STARTS]
 
 
 def tried_settings(settings: Settings, run_dir: Path, steps: int, every: int) -> Settings:

@@ -79,7 +79,7 @@ def test_a_record_with_a_gap_or_a_stranger_is_an_error_and_no_other_data(tmp_pat
     with pytest.raises(BigtrainError, match="does not hold all decisions"):
         read_decisions(path)
     path.write_text('{"decision": 1, "verdict": "guilty"}\n')
-    with pytest.raises(BigtrainError, match="decision 1, cannot be parsed"):
+    with pytest.raises(BigtrainError, match="decision 1, cannot be read"):
         read_decisions(path)
 
 

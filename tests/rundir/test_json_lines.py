@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.rundir.json_lines import JsonLines, metrics_of_step, newest_metrics, read_json_lines, read_metrics
+from bigtrain.rundir.json_lines import JsonLines, read_json_lines
+from bigtrain.rundir.records import metrics_of_step, newest_metrics, read_metrics
 
 
 def test_records_come_back_in_order(tmp_path):

@@ -330,7 +330,9 @@ def test_the_newest_line_alone_tells_how_much_training_counts(tmp_path: Path) ->
     def start(steps: range, seconds: float) -> None:
         counted, lines = CountedSeconds(metrics), JsonLines(metrics, 1)
         for step in steps:
-            lines.append({"step": step, "step_seconds": seconds, CountedSeconds.KEY: counted.after(step, seconds)})
+            lines.append(
+                {"step": step, "loss": 1, "step_seconds": seconds, CountedSeconds.KEY: counted.after(step, seconds)}
+            )
 
     start(range(1, 11), 1.0)
     start(range(6, 9), 2.0)

@@ -54,7 +54,7 @@ def test_its_goodput_is_the_ledger_s(tmp_path: Path) -> None:
 
 
 def sum_of_steps(run: Pen, last: int) -> float:
-    from bigtrain.rundir.json_lines import metrics_of_step
+    from bigtrain.rundir.records import metrics_of_step
 
     record = metrics_of_step(run.run / "metrics.jsonl", last)
     assert record is not None

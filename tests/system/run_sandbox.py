@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.base.faults import FAULT
-from bigtrain.rundir.json_lines import read_json_lines, read_metrics
+from bigtrain.rundir.json_lines import read_json_lines
+from bigtrain.rundir.records import read_metrics
 from tests import forkserver
 
 ROOT = Path(__file__).parents[2]
