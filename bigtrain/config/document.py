@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from bigtrain.base import BigtrainError
-from bigtrain.config.yaml12 import MAPPING, SEQUENCE, compose, scalar
+from bigtrain.config.yaml12 import MAPPING, SEQUENCE, compose, is_plain_scalar, lost_in_yaml, scalar
 
 Address = tuple[str | int, ...]
 """The path from the root to a value: ("data", "sources", 0, "weight")."""
@@ -105,12 +105,29 @@ def read_document(path: Path) -> YamlDocument:
     return YamlDocument(str(path), reader.read(root, ()), reader.places, reader.problems)
 
 
-def parse_value(text: str) -> Any:
-    """The value of an override, read by the same rules as a file.
+def parse_value(text: str, *, is_text: bool = False) -> Any:
+    """The value of an override, read by the same rules as a file; but nothing of it is lost in them.
+
+    In YAML ` #` starts a comment, and `&x`, `*x` and `!x` are an anchor, an alias and a tag. Text is what was typed
+    all the same: `run_dir=runs/exp #2` is the folder `exp #2`.
+
+    Args:
+        text: as it was typed.
+        is_text: whether the key takes text. Text in quotes is without them, and a list, a mapping, a number, true,
+            false and null are what they are in YAML.
 
     Raises:
-        BigtrainError: the text is not YAML.
+        BigtrainError: the text is not YAML, or YAML would leave a part of it out.
     """
+    if is_text and text[:1] not in ("[", "{", '"', "'") and not is_plain_scalar(text):
+        return text
+    if lost := lost_in_yaml(text):
+        raise BigtrainError(
+            f"YAML would not read the value as it was typed: it has {lost}",
+            found=text,
+            wanted="a YAML value alone",
+            fix="write the text in quotes, or leave that part out",
+        )
     try:
         node = compose(text)
     except yaml.YAMLError as error:

@@ -34,6 +34,12 @@ class Key:
     """The key of a section that may be written alone: `dedup: near` means `dedup: {method: near}`."""
 
     @property
+    def takes_text(self) -> bool:
+        """Whether any text may be its value, and nothing but text or null."""
+        kinds = set(self.type.split(", or ")) - {"null"}
+        return self.kind == "value" and bool(kinds) and all(k in ("text", "a path") for k in kinds)
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rpartition(".")[2]

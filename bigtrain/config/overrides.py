@@ -29,7 +29,8 @@ def _parse(override: str) -> tuple[str, Any]:
         raise BigtrainError(
             "this is not key=value", found=override, wanted="key=value, such as train.steps=20", fix="write key=value"
         )
-    return key, parse_value(text)
+    known = find(key)
+    return key, parse_value(text, is_text=known is not None and known.takes_text)
 
 
 def _put(document: YamlDocument, path: str, value: Any, place: SourceLocation) -> None:

@@ -79,6 +79,32 @@ def compose(text: bytes | str) -> yaml.Node | None:
         loader.dispose()
 
 
+def is_plain_scalar(text: str) -> bool:
+    """Whether YAML reads the text, apart from blanks around it, as one scalar without quotes and nothing else."""
+    try:
+        node = compose(text)
+    except yaml.YAMLError:
+        return False
+    if node is None:
+        return not text.strip()
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value == text.strip()
+
+
+def lost_in_yaml(text: str) -> str | None:
+    """What YAML would not keep of a text: a comment, an anchor, an alias; None where it keeps all or cannot read it."""
+    position = 0
+    try:
+        for token in yaml.scan(text, Loader=_Loader):
+            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+                return f"the {'anchor &' if isinstance(token, yaml.AnchorToken) else 'alias *'}{token.value}"
+            if "#" in text[position : token.start_mark.index]:
+                return "a comment"
+            position = token.end_mark.index
+    except yaml.YAMLError:
+        return None
+    return None
+
+
 def scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
     """The value of a node that is neither mapping nor list.
 
