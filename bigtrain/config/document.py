@@ -8,8 +8,12 @@ from typing import Any
 
 import yaml
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config.yaml12 import MAPPING, SEQUENCE, compose, is_plain_scalar, lost_in_yaml, scalar
+
+LONGEST = 16 << 20
+"""Bytes of a configuration. A list of a million documents to skip is longer, and belongs in a pattern."""
+MOST_VALUES = 300_000
 
 Address = tuple[str | int, ...]
 """The path from the root to a value: ("data", "sources", 0, "weight")."""
@@ -75,19 +79,13 @@ def read_document(path: Path) -> YamlDocument:
     Raises:
         BigtrainError: the file is missing, unreadable, empty, not YAML or not a mapping.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise BigtrainError(
-            f"cannot read the configuration {path}",
-            found=error.strerror,
-            wanted="a YAML file",
-            fix="give the path of a configuration, for example configs/quickstart.yaml",
-        ) from None
+    text = _read(path)
     try:
         root = compose(text)
     except yaml.YAMLError as error:
         raise _not_yaml(error, str(path), text) from None
+    except RecursionError:
+        raise _too_deep(path) from None
     if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
         raise BigtrainError(
             f"the configuration {path} is empty",
@@ -102,7 +100,32 @@ def read_document(path: Path) -> YamlDocument:
             fix="start from a copy of configs/quickstart.yaml",
         )
     reader = _Reader(str(path))
-    return YamlDocument(str(path), reader.read(root, ()), reader.places, reader.problems)
+    try:
+        tree = reader.read(root, ())
+    except RecursionError:
+        raise _too_deep(path) from None
+    return YamlDocument(str(path), tree, reader.places, reader.problems)
+
+
+def _read(path: Path) -> bytes:
+    fix = "give the path of a configuration, for example configs/quickstart.yaml"
+    try:
+        if str(path).startswith(("/dev/fd/", "/proc/self/fd/")):  # a shell's <(command)
+            return path.read_bytes()
+        return read_regular(path, LONGEST)
+    except (FileNotFoundError, BigtrainError) as error:
+        found = error.strerror if isinstance(error, OSError) else error.found
+        wanted = "a YAML file" if isinstance(error, OSError) else error.wanted
+        raise BigtrainError(f"cannot read the configuration {path}", found=found, wanted=wanted, fix=fix) from None
+
+
+def _too_deep(where: object) -> BigtrainError:
+    return BigtrainError(
+        f"{where} is nested too deeply",
+        found="hundreds of sections or lists inside each other",
+        wanted="sections as `bigtrain config explain` shows them",
+        fix="remove the inner ones",
+    )
 
 
 def parse_value(text: str, *, is_text: bool = False) -> Any:
@@ -128,14 +151,16 @@ def parse_value(text: str, *, is_text: bool = False) -> Any:
             wanted="a YAML value alone",
             fix="write the text in quotes, or leave that part out",
         )
+    reader = _Reader(None)
     try:
         node = compose(text)
+        value = None if node is None else reader.read(node, ())
     except yaml.YAMLError as error:
         raise BigtrainError(
             "the value is not YAML", found=text, wanted="a YAML value", fix=getattr(error, "problem", None)
         ) from None
-    reader = _Reader(None)
-    value = None if node is None else reader.read(node, ())
+    except RecursionError:
+        raise _too_deep("the value") from None
     if reader.problems:
         raise reader.problems[0].error
     return value
@@ -147,11 +172,15 @@ class _Reader:
         self.places: dict[Address, SourceLocation] = {}
         self.problems: list[Problem] = []
         self._open: list[yaml.Node] = []
+        self._count = 0
 
     def read(self, node: yaml.Node, address: Address) -> Any:
         self.places.setdefault(address, self._place(node))
         if node in self._open:
             raise self._refused(node, f"{dotted(address) or 'the value'} is an alias that holds itself")
+        self._count += 1
+        if self._count > MOST_VALUES:  # aliases of aliases multiply
+            raise self._refused(node, f"there are more than {MOST_VALUES:,} values, with those that aliases repeat")
         self._open.append(node)
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == MAPPING:

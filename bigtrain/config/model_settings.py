@@ -18,6 +18,8 @@ Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
     "qwen3_moe",
 ]  # fmt: skip
+Layers = Annotated[PositiveInt, Field(le=10_000)]
+"""Each layer is several Python objects, so a number beyond any real model would fill the memory before a message."""
 LayerType = Literal["full_attention", "sliding_attention"]
 assert set(get_args(Family)) == FAMILIES.keys()
 
@@ -71,7 +73,7 @@ class ModelSettings(Section):
     # the shape
     hidden_size: PositiveInt
     """Width of the residual stream."""
-    num_hidden_layers: PositiveInt
+    num_hidden_layers: Layers
     """Number of decoder blocks."""
     num_attention_heads: PositiveInt
     """Number of query heads."""
@@ -146,7 +148,7 @@ class ModelSettings(Section):
     """Biases in the feed-forward layer."""
 
     # mixture of experts
-    num_experts: NonNegativeInt = 0
+    num_experts: Annotated[NonNegativeInt, Field(le=100_000)] = 0
     """Number of experts that replace the feed-forward layer. 0: no experts."""
     num_experts_per_tok: PositiveInt = 2
     """Number of experts for each token: those with the highest router probability."""
@@ -186,7 +188,7 @@ class ModelSettings(Section):
     z_loss_coef: NonNegativeFloat = 0.0
     """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The reported
     loss does not include it."""
-    num_nextn_predict_layers: NonNegativeInt = 0
+    num_nextn_predict_layers: Annotated[NonNegativeInt, Field(le=1000)] = 0
     """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): this many additional blocks, each of which predicts one
     token further ahead. They are for training only: an export leaves them out."""
     mtp_loss_coef: NonNegativeFloat = 0.1

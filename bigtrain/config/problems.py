@@ -71,11 +71,13 @@ def _missing(key: Key, address: Address, document: YamlDocument) -> Problem:
 
 
 def _wrong_value(key: Key, address: Address, document: YamlDocument) -> Problem:
+    if not document.holds(address):  # `dedup: exat` stands for `dedup: {method: exat}`
+        address = address[:-1]
     place, value, name = document.place(address), document.value(address), dotted(address)
 
     def write(text: str) -> str:
         if not place.is_override:
-            return f"write {key.name}: {text}"
+            return f"write {name.rpartition('.')[2]}: {text}"
         return f"write '{name}={text}'" if '"' in text else f"write {name}={text}"
 
     match value:

@@ -12,14 +12,16 @@ OpenUnitInterval = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 
-def _home_filled_in(path: Path) -> Path:
+def _usable(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError(f"a path cannot hold the character NUL, as {str(path)!r} does")
     try:
         return path.expanduser()
     except RuntimeError:  # pydantic would not turn it into a validation error
         raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
 
 
-UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
+UserPath = Annotated[Path, AfterValidator(_usable)]
 """A path in which ~ at the start means the home directory."""
 
 

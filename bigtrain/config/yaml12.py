@@ -28,14 +28,24 @@ _PLAIN = {
 }
 
 
+LONGEST_INT = 100
+"""Characters, underscores and leading zeros included."""
+
+
 def _float(text: str) -> float:
     return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _int(text: str) -> int:
+    if len(text) > LONGEST_INT:
+        raise ValueError(f"a whole number has at most {LONGEST_INT} characters")
+    return int(text.replace("_", ""))
 
 
 _CONSTRUCT: dict[str, Callable[[str], Any]] = {
     _TAG + "null": lambda text: None,
     _TAG + "bool": lambda text: text.lower() == "true",
-    _TAG + "int": lambda text: int(text.replace("_", "")),
+    _TAG + "int": _int,
     _TAG + "float": _float,
     _TAG + "str": str,
 }

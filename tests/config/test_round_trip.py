@@ -98,7 +98,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         "run_dir": draw(path),
         "model": {
             "hidden_size": draw(count),
-            "num_hidden_layers": draw(count),
+            "num_hidden_layers": draw(st.integers(1, 10_000)),
             "num_attention_heads": heads * groups,
             "num_key_value_heads": heads,
             "head_dim": 2 * width,
