@@ -11,6 +11,7 @@ from pathlib import Path
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint.manifest import (
     COMMITTED,
+    LARGEST,
     MANIFEST,
     CheckpointManifest,
     FileChecksum,
@@ -69,6 +70,10 @@ class Checkpoint:
         path = f"{self.location}/{MANIFEST}"
         try:
             with self.open(MANIFEST) as reader:
+                if reader.size > LARGEST:
+                    raise BigtrainError(
+                        f"{path} is damaged", found=f"{reader.size:,} bytes", wanted=f"at most {LARGEST:,}"
+                    )
                 text = bytearray(reader.size)
                 reader.read_into(0, memoryview(text))
         except (FileNotFoundError, NotADirectoryError):

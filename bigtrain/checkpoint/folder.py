@@ -15,6 +15,7 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +52,10 @@ class Folder:
     @contextmanager
     def open(self, step: int, name: str) -> Iterator[Reader]:
         """See Storage."""
-        handle = os.open(self._final(step) / name, os.O_RDONLY)
+        handle = os.open(self._final(step) / name, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file", str(self._final(step) / name))
             yield _OpenFile(self._final(step) / name, handle)
         finally:
             os.close(handle)

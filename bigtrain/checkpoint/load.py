@@ -8,6 +8,7 @@ tensor-parallel size, and a single process that reads the weights one tensor at 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
 from bigtrain.checkpoint.manifest import CheckpointManifest
-from bigtrain.checkpoint.overlap import Shared, region_of, shared
+from bigtrain.checkpoint.overlap import Region, Shared, region_of, shared
 from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Reader
 from bigtrain.checkpoint.tensor_file import StoredPiece, bytes_of, read_header, read_rng, stored_pieces
@@ -81,7 +82,9 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
     loaded: list[Loaded] = []
 
     def read() -> None:
-        _fill(checkpoint, _index(heads, manifest, {(f.name, f.kind) for f in fragments}), fragments)
+        _fill(
+            checkpoint, _index(checkpoint.location, heads, manifest, {(f.name, f.kind) for f in fragments}), fragments
+        )
         rng = None
         if manifest.world_size == ranks.world_size:
             with checkpoint.open(list(manifest.files)[ranks.rank]) as reader:
@@ -104,7 +107,7 @@ class Tensors:
         self.manifest = checkpoint.manifest
         self._checkpoint = checkpoint
         heads = ((name, _header(checkpoint, name)) for name in self.manifest.files)
-        self._pieces = _index(heads, self.manifest)
+        self._pieces = _index(checkpoint.location, heads, self.manifest)
         self.stored = sorted({*self._pieces, *((name, MASTER) for name in self.manifest.tensors)})
         """All tensors by (name, kind): the master weights of every parameter, and the optimizer's moments."""
 
@@ -179,15 +182,54 @@ Index = Mapping[tuple[str, str], Sequence[StoredPiece]]
 
 
 def _index(
-    heads: Iterable[tuple[str, bytes]], manifest: CheckpointManifest, wanted: set[tuple[str, str]] | None = None
+    location: str,
+    heads: Iterable[tuple[str, bytes]],
+    manifest: CheckpointManifest,
+    wanted: set[tuple[str, str]] | None = None,
 ) -> Index:
-    """The pieces of every (name, kind), or of those in `wanted`."""
+    """The pieces of every (name, kind), or of those in `wanted`, in the checkpoint at a location. Raises BigtrainError
+    where they do not cover each tensor once."""
     pieces: defaultdict[tuple[str, str], list[StoredPiece]] = defaultdict(list)
     for file, head in heads:
-        for piece in stored_pieces(file, head, manifest.tensors):
+        for piece in stored_pieces(file, head, manifest.files[file].size, manifest.tensors):
             if wanted is None or (piece.name, piece.kind) in wanted:
                 pieces[piece.name, piece.kind].append(piece)
+    for (name, kind), of_tensor in pieces.items():
+        _check_tiling(location, f"{kind} of {name}", [piece.region for piece in of_tensor], manifest.tensors[name])
     return pieces
+
+
+def _check_tiling(location: str, tensor: str, regions: Sequence[Region], shape: Sequence[int]) -> None:
+    """Raise BigtrainError where pieces do not cover each element of a tensor once: the memory of others would be
+    whatever it was before."""
+    widths = {region.width for region in regions}
+    width = next(iter(widths)) or 1
+    columns: defaultdict[tuple[int, int], list[Region]] = defaultdict(list)
+    for region in regions:
+        columns[(region.left, region.right) if region.width else (0, 1)].append(region)
+    rows = math.prod(shape) // width
+    whole = len(widths) == 1 and _tile(columns, width)
+    whole = whole and all(
+        _tile([(r.start, r.end) for r in inside], rows * (right - left)) for (left, right), inside in columns.items()
+    )
+    if not whole:
+        elements = sum(region.end - region.start for region in regions)
+        raise BigtrainError(
+            f"{location} does not hold all of {tensor}",
+            found=f"{elements} elements, in pieces that overlap or leave a gap",
+            wanted=f"each of its {math.prod(shape)} elements once",
+            fix="use another checkpoint: `bigtrain checkpoint verify RUN` lists those that are right",
+        )
+
+
+def _tile(ranges: Iterable[tuple[int, int]], end: int) -> bool:
+    """Whether ranges follow each other from 0 to `end`, in some order."""
+    position = 0
+    for start, after in sorted(ranges):
+        if start != position:
+            return False
+        position = after
+    return position == end
 
 
 def _fill(checkpoint: Checkpoint, pieces: Index, fragments: Sequence[Fragment]) -> None:

@@ -6,11 +6,12 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import xxhash
+from pydantic import ConfigDict, Field
 
-from bigtrain.base import BigtrainError, bare_name
+from bigtrain.base import STRICT, BigtrainError, as_record, bare_name, parse_json
 
 MANIFEST = "manifest.json"
 COMMITTED = re.compile(r"step-(\d{8,})")
@@ -25,26 +26,34 @@ def step_name(step: int) -> str:
 class FileChecksum:
     """Size and hash of a file."""
 
-    size: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    size: Count
     """Bytes."""
-    xxh3_128: str
+    xxh3_128: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     """Hash of the contents, 32 hexadecimal digits."""
 
 
 FORMAT = 1
+LARGEST = 256 << 20
+"""Bytes of a manifest. One of a hundred thousand tensors and ranks has some 30 million."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
 class Cursor:
     """The position of the run."""
 
-    step: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    step: Count
     """Optimizer steps done."""
-    consumed_samples: int
+    consumed_samples: Count
     """Training samples done. Together with the plan this is the whole state of the data."""
     plan_id: str
     """Identity of the plan, which gives the order of the samples."""
-    optimizer_steps: int
+    optimizer_steps: Count
     """Updates that the optimizer has applied: `step` minus those skipped for a gradient that was not finite."""
 
 
@@ -52,10 +61,12 @@ class Cursor:
 class CheckpointManifest:
     """Everything about a checkpoint except the tensors."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     cursor: Cursor
-    world_size: int
+    world_size: Annotated[Count, Field(ge=1)]
     """Ranks that wrote it."""
-    zero_stage: int
+    zero_stage: Count
     """The ZeRO stage of the ranks that wrote it. For people: any stage can load it."""
     mathematics: dict[str, Any]
     """The settings that change the result of training, by dotted key."""
@@ -63,7 +74,7 @@ class CheckpointManifest:
     """Versions of bigtrain and the libraries that it uses."""
     kinds: list[str]
     """The kinds of state of each parameter: `master`, `exp_avg`, ..."""
-    tensors: dict[str, list[int]]
+    tensors: dict[str, list[Count]]
     """The shape of each parameter."""
     files: dict[str, FileChecksum]
     """Size and hash of each file beside the manifest, in rank order."""
@@ -80,28 +91,44 @@ class CheckpointManifest:
     def to_json(self) -> str:
         """The text of manifest.json. The field `digest` is a hash over all others."""
         fields = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**fields, "digest": _digest(fields)}, indent=1, sort_keys=True)
+        return json.dumps({**fields, "digest": _digest(fields, MANIFEST)}, indent=1, sort_keys=True)
 
 
 def parse_manifest(path: str, text: bytes) -> CheckpointManifest:
     """The manifest in a file, checked against its own digest.
 
     Raises:
-        BigtrainError: it is damaged, of a later format, or has a path in place of the name of a file.
+        BigtrainError: it is damaged, of a later version, or has a path in place of the name of a file.
     """
+    fields = parse_json(text, path)
+    if not isinstance(fields, dict):
+        raise BigtrainError(f"{path} is damaged", found=type(fields).__name__, wanted="a JSON object")
+    digest, fields = fields.get("digest"), {name: value for name, value in fields.items() if name != "digest"}
+    found = fields.get("format")
+    if found != FORMAT or isinstance(found, bool):
+        raise BigtrainError(f"{path} is of another format", found=repr(found)[:100], wanted=FORMAT, fix=_fix(fields))
+    if digest != (actual := _digest(fields, path)):
+        raise BigtrainError(f"{path} is damaged", found=f"digest {actual}", wanted=repr(digest)[:100])
     try:
-        fields = json.loads(text)
-        digest = fields.pop("digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BigtrainError(f"{path} cannot be read", found=f"{type(error).__name__}: {error}") from error
-    if digest != _digest(fields):
-        raise BigtrainError(f"{path} is damaged", found=f"digest {_digest(fields)}", wanted=digest)
-    if (found := fields.pop("format")) != FORMAT:
-        raise BigtrainError(f"{path} is of another format", found=found, wanted=FORMAT)
-    fields["cursor"] = Cursor(**fields["cursor"])
-    fields["files"] = {bare_name(name, path): FileChecksum(**checksum) for name, checksum in fields["files"].items()}
-    return CheckpointManifest(**fields)
+        manifest = as_record(
+            CheckpointManifest, {name: value for name, value in fields.items() if name != "format"}, path
+        )
+    except BigtrainError as error:  # its digest is right, so another version wrote it
+        raise BigtrainError(error.what, found=error.found, wanted=error.wanted, fix=_fix(fields)) from None
+    for name in manifest.files:
+        bare_name(name, path)
+    return manifest
 
 
-def _digest(fields: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+def _fix(fields: dict[str, Any]) -> str:
+    versions = fields.get("versions")
+    writer = versions.get("bigtrain") if isinstance(versions, dict) else None
+    version = f"bigtrain {writer[:50]}" if isinstance(writer, str) else "the version of bigtrain"
+    return f"use {version}, which wrote it, or an older checkpoint"
+
+
+def _digest(fields: dict[str, Any], path: str) -> str:
+    try:
+        return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+    except RecursionError:
+        raise BigtrainError(f"{path} cannot be read", found="JSON that is nested too deeply") from None

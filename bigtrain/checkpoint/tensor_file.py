@@ -19,8 +19,9 @@ Shards of dimension 0 are ranges of the flattened parameter and are stored as su
 
 from __future__ import annotations
 
-import json
+import math
 import mmap
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError, HeaderEntry, safetensors_header
+from bigtrain.base import BigtrainError, HeaderEntry, parse_json, safetensors_header
 from bigtrain.checkpoint.fragment import Fragment, TensorShard
 from bigtrain.checkpoint.manifest import FileChecksum
 from bigtrain.checkpoint.overlap import Region, region_of
@@ -38,6 +39,13 @@ RNG = "rng"
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 _LARGEST_HEADER = 1 << 30
 _HASH_BLOCK = 1 << 24
+_LARGEST_RNG = 1 << 20
+"""Bytes. PyTorch's generators have some 5,000."""
+_KEY = re.compile(
+    r"(?P<kind>[^/]+)/(?P<name>.+)/(?P<offset>[0-9]{1,19})"
+    r"(?:@(?P<dim>[0-9]{1,2}):(?P<start>[0-9]{1,19})\+(?P<length>[0-9]{1,19}))?",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -172,48 +180,73 @@ def read_header(reader: Reader) -> bytes:
     return _read(reader, 0, length)
 
 
-def stored_pieces(file: str, head: bytes, shapes: Mapping[str, Sequence[int]]) -> Iterator[StoredPiece]:
-    """The pieces in a file, from its header alone, without random state.
+def stored_pieces(file: str, head: bytes, size: int, shapes: Mapping[str, Sequence[int]]) -> Iterator[StoredPiece]:
+    """The pieces in a file, from its header alone, without random state. Each lies inside its parameter and the file.
 
     Args:
         head: what `read_header` returned.
+        size: bytes of the file.
         shapes: of the whole parameters.
 
     Raises:
         BigtrainError: the header is not one that bigtrain writes.
     """
-    try:
-        for key, entry in json.loads(head[8:]).items():
-            kind, rest = key.split("/", 1)
-            if kind == RNG:
-                continue
-            name, place = rest.rsplit("/", 1)
-            offset, _, suffix = place.partition("@")
-            (length,), (begin, end) = entry["shape"], entry["data_offsets"]
-            if entry["dtype"] != "F32" or end - begin != 4 * length:
-                raise ValueError(f"{key} is {entry}")
-            region = region_of(tuple(shapes[name]), _shard(suffix), int(offset), length)
-            yield StoredPiece(file, name, kind, region, len(head) + begin)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BigtrainError(f"{file} is damaged", found=f"{type(error).__name__}: {error}") from error
+    for key, (begin, end, entry) in _entries(file, head, size).items():
+        if key.startswith(f"{RNG}/"):
+            continue
+        parts = _KEY.fullmatch(key)
+        length = (end - begin) // 4
+        if (
+            parts is None
+            or parts["name"] not in shapes
+            or entry["dtype"] != "F32"
+            or entry["shape"] != [length]
+            or (end - begin) % 4
+        ):
+            raise _damaged(file, key, "a piece of a parameter of this checkpoint")
+        shape = tuple(shapes[parts["name"]])
+        shard = None
+        if parts["dim"]:
+            shard = TensorShard(int(parts["dim"]), int(parts["start"]), int(parts["length"]))
+            if shard.dim >= len(shape) or shard.start + shard.length > shape[shard.dim]:
+                raise _damaged(file, key, f"a shard of a parameter of shape {list(shape)}")
+        own = shape if shard is None else (*shape[: shard.dim], shard.length, *shape[shard.dim + 1 :])
+        if int(parts["offset"]) + length > math.prod(own):
+            raise _damaged(file, key, f"a piece inside a parameter of shape {list(shape)}")
+        region = region_of(shape, shard, int(parts["offset"]), length)
+        yield StoredPiece(file, parts["name"], parts["kind"], region, len(head) + begin)
 
 
-def _shard(suffix: str) -> TensorShard | None:
-    if not suffix:
-        return None
-    dim, _, bounds = suffix.partition(":")
-    start, _, length = bounds.partition("+")
-    return TensorShard(int(dim), int(start), int(length))
+def _entries(file: object, head: bytes, size: int) -> dict[str, tuple[int, int, dict[str, Any]]]:
+    """The entries of a header by their keys, each with its range of bytes, which lies inside the file."""
+    entries = parse_json(head[8:], file)
+    if not isinstance(entries, dict):
+        raise _damaged(file, type(entries).__name__, "a header of tensors")
+    found = {}
+    for key, entry in entries.items():
+        match entry:
+            case {"dtype": str(), "shape": list(), "data_offsets": [int(begin), int(end)]}:
+                if not 0 <= begin <= end <= size - len(head):
+                    raise _damaged(file, f"{key} at bytes {begin} to {end}", "a range inside the file")
+                found[key] = (begin, end, entry)
+            case _:
+                raise _damaged(file, f"{key}: {entry}", "dtype, shape and data_offsets")
+    return found
+
+
+def _damaged(file: object, found: str, wanted: str) -> BigtrainError:
+    return BigtrainError(f"{file} is damaged", found=found[:200], wanted=wanted)
 
 
 def read_rng(reader: Reader) -> dict[str, torch.Tensor]:
     """The state of the random generators in a file, by generator."""
     head = read_header(reader)
     state = {}
-    for key, entry in json.loads(head[8:]).items():
-        kind, generator, *_ = key.split("/")
+    for key, (begin, end, _) in _entries(reader, head, reader.size).items():
+        kind, generator, *_ = f"{key}/".split("/")
         if kind == RNG:
-            begin, end = entry["data_offsets"]
+            if end - begin > _LARGEST_RNG:
+                raise _damaged(reader, f"{key} of {end - begin:,} bytes", f"at most {_LARGEST_RNG:,}")
             data = bytearray(_read(reader, len(head) + begin, end - begin))
             state[generator] = torch.frombuffer(data, dtype=torch.uint8)
     return state
