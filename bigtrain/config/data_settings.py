@@ -62,7 +62,7 @@ class SourceSettings(Section):
     on_null: Literal["refuse", "skip"] = "refuse"
     """jsonl, parquet, huggingface: what to do about a null in place of a text. `refuse` stops the build; `skip` leaves
     the document out, and `bigtrain data funnel` counts it."""
-    max_document_bytes: PositiveInt = 100_000_000
+    max_document_bytes: PositiveInt = 32 << 20
     """text, jsonl, parquet, huggingface: the most bytes of a document, and of the line that holds it. A longer one
     stops the build before it takes all memory: a worker needs about 100 times the bytes of a document."""
     clean: tuple[CleanStep, ...] = ()
