@@ -133,7 +133,7 @@ def _check_finished(folder: Path, request: Record, corpus: Corpus, report: Calla
     require_same(folder, record, request)
     if corpus.earlier_stamp is not None and record["corpus"]["stamp"] == corpus.earlier_stamp:
         report(
-            f"{folder.name}: an earlier version passed over some files of this corpus, which are not in the data; "
+            f"{folder.name}: an earlier version skipped some files of this corpus, which are not in the data; "
             f"remove {folder} to build with them"
         )
         return

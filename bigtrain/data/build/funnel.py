@@ -64,7 +64,7 @@ class Funnel:
     tokens: int = 0
     """Tokens of all kept documents, in both splits."""
     skipped_files: dict[str, int] = field(default_factory=dict)
-    """How many files of the source's folder were passed over, by their suffix."""
+    """How many files of the source's folder were skipped, by their suffix."""
 
     def keep(self, document: Document, size: int, *, held_out: bool) -> None:
         """Count a document that is kept; `size` is its size as read, in bytes."""

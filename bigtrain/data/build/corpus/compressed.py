@@ -47,7 +47,7 @@ def opened(raw: BinaryIO, name: str) -> BinaryIO:
 def _zstandard(raw: BinaryIO) -> io.RawIOBase:
     decompressor = zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW)
     # The library takes the end of the input for the end of a frame.
-    stream = decompressor.stream_reader(_WholeFrames(raw), read_across_frames=True, closefd=False)
+    stream = decompressor.stream_reader(cast(BinaryIO, _WholeFrames(raw)), read_across_frames=True, closefd=False)
     return cast(io.RawIOBase, stream)
 
 
@@ -135,9 +135,8 @@ class _Members(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while True:
-            if self._current is None or self._current.eof:
-                if not self._next():
-                    return 0
+            if (self._current is None or self._current.eof) and not self._next():
+                return 0
             assert self._current is not None
             if self._current.needs_input and not self._input:
                 self._input = self._raw.read(INPUT_BYTES)
@@ -159,5 +158,5 @@ class _Members(io.RawIOBase):
             self._input = self._raw.read(INPUT_BYTES)
             if not self._input:
                 return False
-        self._current = lzma.LZMADecompressor() if self._xz else bz2.BZ2Decompressor()
+        self._current = cast(_Decompressor, lzma.LZMADecompressor() if self._xz else bz2.BZ2Decompressor())
         return True

@@ -29,9 +29,9 @@ class Corpus:
     extent: int | None = None
     """Expected sum of the extents of its pieces: bytes of files, or rows. None if it is not known in advance."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """How many files of its folder were passed over, by their suffix."""
+    """How many files of its folder were skipped, by their suffix."""
     earlier_stamp: str | None = None
-    """The stamp of the same state as the first versions saw it, if they passed over some of its files."""
+    """The stamp of the same state as the first versions saw it, if they skipped some of its files."""
 
 
 def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:

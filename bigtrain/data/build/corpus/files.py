@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from bigtrain.data.build.corpus.compressed import SUFFIXES as COMPRESSED
 from bigtrain.data.format.urls import without_query
 
 DAMAGED = (zlib.error, zstandard.ZstdError, lzma.LZMAError, UnicodeDecodeError)
+_QUERY = re.compile(r"""(https?://[^\s?'"]+)\?[^\s'"]*""", re.IGNORECASE)
 SHORT_BODIES = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError")
 """What the libraries of protocols call a body that ends before the length that its server gave."""
 
@@ -35,11 +37,11 @@ class CorpusFile:
     version: int | str
     """Changes when the file does: its modification time in nanoseconds, or what the server gives for a URL."""
     found_before: bool = True
-    """Whether the first versions found it: they passed over some suffixes, and links to folders."""
+    """Whether the first versions found it: they skipped some suffixes, and links to folders."""
 
     @property
     def place(self) -> str:
-        """The path for messages: without the query of a URL, which may hold a signature, and in characters that print."""
+        """The path for messages: in characters that print, and without a URL's query, which may hold a signature."""
         return printable(without_query(self.path))
 
     def open(self) -> BinaryIO:
@@ -81,7 +83,7 @@ class FoundFiles:
     files: list[CorpusFile]
     """In the order of their names."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """How many files of a folder were passed over, by their suffix, which the corpus kind does not read."""
+    """How many files of a folder were skipped, by their suffix, which the corpus kind does not read."""
     in_folder: bool = False
     """Whether the path is a folder, so that only the names say which files are meant."""
 
@@ -123,7 +125,7 @@ def reading(place: str) -> Iterator[None]:
 
 def unreadable(place: str, error: Exception) -> BigtrainError:
     """The error for a file that cannot be read: cut off, damaged, or for another reason."""
-    detail = (" ".join(str(error).split()) or type(error).__name__)[:300]
+    detail = _QUERY.sub(r"\1", " ".join(str(error).split()) or type(error).__name__)[:300]
     whole = "fetch or write the file again, then start the build again: it continues"
     if isinstance(error, EOFError) or type(error).__name__ in SHORT_BODIES:
         what, fix = f"{place} cannot be read: it is cut off ({detail})", whole
@@ -153,7 +155,7 @@ def too_long(where: str, limit: int) -> BigtrainError:
         f"{where} is too long for one document",
         found=f"more than {limit:,} bytes",
         wanted=f"at most {limit:,} bytes, max_document_bytes of the source",
-        fix="cut it into several documents, or set max_document_bytes higher: a build takes about 100 times this memory",
+        fix="cut it into several documents, or set max_document_bytes higher: a worker needs 100 times this memory",
     )
 
 
@@ -182,7 +184,7 @@ def not_a_file(where: str, path: str, found: str) -> BigtrainError:
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
-    """For people: `3 files passed over: 2 .csv, 1 .txt`."""
+    """For people: `3 files skipped: 2 .csv, 1 .txt`."""
     total = sum(skipped.values())
     parts = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in sorted(skipped.items()))
-    return f"{total:,} file{'s' * (total != 1)} passed over: {parts}"
+    return f"{total:,} file{'s' * (total != 1)} skipped: {parts}"

@@ -166,7 +166,7 @@ def _not_an_index(file: CorpusFile, found: str, wanted: str) -> BigtrainError:
 
 
 def _pairs(source: SourceSettings) -> tuple[list[tuple[CorpusFile, CorpusFile]], Mapping[str, int]]:
-    """The `.bin` and `.idx` files of a path, in the order of their names, and the files that were passed over."""
+    """The `.bin` and `.idx` files of a path, in the order of their names, and the files that were skipped."""
     assert source.path is not None
     stem = source.path[:-4] if source.path.endswith(SUFFIXES) else source.path
     files: list[CorpusFile] = []

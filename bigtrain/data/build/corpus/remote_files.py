@@ -67,10 +67,9 @@ def _about(files: Any, path: str, *, web: bool) -> dict[str, Any] | None:
         about: dict[str, Any] = files.info(path)
     except FileNotFoundError as error:
         cause = error.__cause__
-        # For the web, the library calls every failure so.
-        if web and isinstance(cause, Exception) and getattr(cause, "status", None) not in NOT_THERE:
-            if not isinstance(cause, FileNotFoundError):
-                raise cause from None
+        missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in NOT_THERE
+        if web and isinstance(cause, Exception) and not missing:  # for the web, the library calls every failure so
+            raise cause from None
         return None
     return about
 
