@@ -67,7 +67,7 @@ class Workers:
                 future.cancel()
 
     def _died(self) -> BigtrainError:
-        """The error for a worker that was killed. The pool ends the others with SIGTERM, so their exit status differs."""
+        """The error for a worker that was killed. The pool ends the others with SIGTERM, another exit status."""
         at = []
         for pid, process in self._processes.items():
             process.join(timeout=10)
