@@ -53,7 +53,7 @@ def funnel(
 ) -> None:
     """Show for each source how many documents were read, how many each rule removed, and how many were written."""
     from bigtrain.config import load_settings
-    from bigtrain.data import read_funnels
+    from bigtrain.data import describe_skipped, read_funnels
     from bigtrain.report import write_funnel_page
 
     directory = data if data.is_dir() else load_settings(data).data.dir
@@ -71,6 +71,8 @@ def funnel(
         ]
         print_table(source, ("", "documents", "share", "MB as read"), rows)
         typer.echo(f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens")
+        if funnel.skipped_files:
+            typer.echo(describe_skipped(funnel.skipped_files))
         for removal in funnel.removed if examples else ():
             for example in removal.examples:
                 typer.echo(f"\n{removal.rule}: {removal.reason}: {example['file']}:{example['position']}")

@@ -59,6 +59,12 @@ class SourceSettings(Section):
     Default: no limit."""
     license: str | None = None
     """The licence of its documents, for the data card. It changes nothing that is built or trained."""
+    on_null: Literal["refuse", "skip"] = "refuse"
+    """jsonl, parquet, huggingface: what to do about a null in place of a text. `refuse` stops the build; `skip` leaves
+    the document out, and `bigtrain data funnel` counts it."""
+    max_document_bytes: PositiveInt = 32 << 20
+    """text, jsonl, parquet, huggingface: the most bytes of a document, and of the line that holds it. A longer one
+    stops the build before it takes all memory: a worker needs about 100 times the bytes of a document."""
     clean: tuple[CleanStep, ...] = ()
     """Rules that each document passes, in this order, before it is tokenized. A document that a rule refuses is
     removed; some rules rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
@@ -79,6 +85,8 @@ class SourceSettings(Section):
             "subset": ("huggingface",),
             "split": ("huggingface",),
             "streaming": ("huggingface",),
+            "on_null": ("jsonl", "parquet", "huggingface"),
+            "max_document_bytes": ("text", "jsonl", "parquet", "huggingface"),
         }
         for key, kinds in kinds_of_key.items():
             value = getattr(self, key)
@@ -171,7 +179,7 @@ class DecontaminateSettings(Section):
     C). Documents of a megatron source are not checked."""
 
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Files, folders or globs of the evaluation texts: text, .jsonl (also .gz, .zst) or .parquet."""
+    """Files, folders or globs of the evaluation texts: text, .jsonl (also .gz, .zst, .bz2, .xz) or .parquet."""
     text_fields: tuple[str, ...] = ("text",)
     """jsonl, parquet: the fields to read. A field holds a text or a list of texts; an item may lack some of the
     fields."""

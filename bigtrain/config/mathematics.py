@@ -59,6 +59,7 @@ PLAN = frozenset(
         "data.sources.N.subset",
         "data.sources.N.split",
         "data.sources.N.clean",
+        "data.sources.N.on_null",
         "data.dedup",
         "data.decontaminate",
         "data.validation.fraction",
@@ -89,6 +90,7 @@ OPERATION = frozenset(
         "data.sources.N.path",
         "data.sources.N.license",
         "data.sources.N.streaming",
+        "data.sources.N.max_document_bytes",
         # how the same work is divided
         "data.shard_tokens",
         "data.workers",

@@ -49,6 +49,7 @@ from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.build.build import build_datasets
+from bigtrain.data.build.corpus import describe_skipped
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
@@ -91,6 +92,7 @@ __all__ = [
     "check_vocabulary",
     "contents_of",
     "data_card",
+    "describe_skipped",
     "digest_of",
     "end_of_text_id",
     "find_document",

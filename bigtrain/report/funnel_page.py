@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bigtrain.base import BigtrainError, write_atomically
-from bigtrain.data import Count, Funnel
+from bigtrain.data import Count, Funnel, describe_skipped
 from bigtrain.report.page import page, render
 
 WIDTH, ROW, BAR = 1120, 26, 16
@@ -56,7 +56,8 @@ def funnel_parts(funnels: Mapping[str, Funnel]) -> dict[str, Any]:
             {
                 "name": source,
                 "figure": _figure(source, funnel, colors),
-                "caption": f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens",
+                "caption": f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens"
+                + (f"; {describe_skipped(funnel.skipped_files)}" if funnel.skipped_files else ""),
                 "examples": _examples(funnel) if funnel.removed else None,
             }
             for source, funnel in funnels.items()

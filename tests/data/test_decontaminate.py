@@ -134,7 +134,7 @@ def test_every_format_is_read_and_the_file_that_matched_is_named(tmp_path: Path)
         ("x.json", b"[]", "is a JSON document, which is not read"),
         ("x.jsonl", b'{"question": "a b c d e"}', r"(?s)no text in any of its text_fields.*question"),
         ("x.jsonl", b"{'text': 1}", r"x\.jsonl:1 is not JSON"),
-        ("x.txt", b"\xff\xfe", "not UTF-8"),
+        ("x.txt", b"\xff\xfe", "is UTF-16 text"),
         ("x.txt", b"Paris", "too short to be searched for"),
     ],
 )

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from itertools import islice
 from pathlib import Path
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, SourceSettings
-from bigtrain.data.build.corpus import Corpus
+from bigtrain.data.build.corpus import Corpus, describe_skipped
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.progress import ProgressMeter, ShardPair, discard_unfinished, finished_pairs
 from bigtrain.data.build.tokenization import TokenizedPiece, TokenizePiece, token_dtype
 from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.documents import Piece
 from bigtrain.data.format.hashing import digest
 from bigtrain.data.format.layout import (
     BUILD_RECORD,
@@ -28,6 +28,7 @@ from bigtrain.data.format.layout import (
     read_record,
     require_same,
     source_request,
+    with_defaults,
     write_record,
 )
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
@@ -56,16 +57,17 @@ def build_source(
     evaluation = {"evaluation_texts": filters.evaluation.identity} if filters.evaluation else {}
     request = {**source_request(source, settings, tokenizer_id), **evaluation}
     if (folder / "train" / MANIFEST).exists():
-        _check_finished(folder, request, corpus)
+        _check_finished(folder, request, corpus, report)
         discard_unfinished(folder, keep=None)
         report(f"{source.name}: already there")
+        _report_skipped(source, corpus, report)
         return
 
     pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
     end_of_text = settings.tokenizer.end_of_text
     tokenize = TokenizePiece(source.name, filters, tokenizer_file, end_of_text, settings.validation.fraction)
     pieces = corpus.pieces()
-    done = sum(piece.extent for piece in islice(pieces, pairs[-1].next_piece if pairs else 0))
+    done = _skip_groups(pieces, pairs[-1].next_piece if pairs else 0)
     meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
     for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):
         pairs.append(pair)
@@ -82,6 +84,7 @@ def build_source(
             fix="check the source's path and clean; for a very small corpus lower data.validation.fraction",
         )
 
+    funnel.skipped_files = dict(sorted(corpus.skipped.items()))
     funnel.write(folder, [step.rule for step in source.clean])
     tokenizer = load_tokenizer(tokenizer_file)
     vocabulary = vocabulary_size(tokenizer)
@@ -99,17 +102,41 @@ def build_source(
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")
     discard_unfinished(folder, keep=None)
+    _report_skipped(source, corpus, report)
+
+
+def _report_skipped(source: SourceSettings, corpus: Corpus, report: Callable[[str], None]) -> None:
+    if corpus.skipped:
+        report(f"{source.name}: {describe_skipped(corpus.skipped)} (kind {source.kind} does not read them)")
+
+
+def _skip_groups(pieces: Iterator[Piece], count: int) -> int:
+    """Take so many groups of pieces, and return the sum of their extents."""
+    extent = 0
+    while count:
+        piece = next(pieces, None)
+        if piece is None:
+            break
+        extent += piece.extent
+        count -= not piece.continued
+    return extent
 
 
 def _describe(corpus: Corpus) -> Record:
     return {"stamp": corpus.stamp, "summary": corpus.summary}
 
 
-def _check_finished(folder: Path, request: Record, corpus: Corpus) -> None:
+def _check_finished(folder: Path, request: Record, corpus: Corpus, report: Callable[[str], None]) -> None:
     record = read_record(folder)
     if record is None:
         raise changed_error(folder / BUILD_RECORD, "no file", "the settings that the shards were built with")
     require_same(folder, record, request)
+    if corpus.earlier_stamp is not None and record["corpus"]["stamp"] == corpus.earlier_stamp:
+        report(
+            f"{folder.name}: an earlier version skipped some files of this corpus, which are not in the data; "
+            f"remove {folder} to build with them"
+        )
+        return
     if record["corpus"] != _describe(corpus):
         raise BigtrainError(
             f"the corpus has changed since {folder} was built from it (names, sizes or times of its files)",
@@ -122,7 +149,7 @@ def _check_finished(folder: Path, request: Record, corpus: Corpus) -> None:
 def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]) -> list[ShardPair]:
     """The shards of an earlier, unfinished build that can be kept. All others are removed."""
     record = read_record(folder)
-    if record != wanted:
+    if record is None or with_defaults(record) != wanted:
         if record is not None:
             report(f"{folder.name}: settings or corpus changed since the unfinished build; starting over")
         for split in SPLITS:
@@ -145,12 +172,14 @@ def _write_pairs(
 ) -> Iterator[ShardPair]:
     """Append pieces to shards. Yields each pair of shards when it is durable.
 
-    `corpus` is a hash chain over the ids of all documents so far, piece by piece. It identifies the corpus.
+    `corpus` is a hash chain over the ids of all documents so far, group by group of pieces. It identifies the corpus.
     """
     index, next_piece, corpus, funnel = 0, 0, "", Funnel()
     if last:
         index, next_piece, corpus, funnel = last[0].index + 1, last[0].next_piece, last[0].corpus, last[0].funnel
     writers: dict[str, ShardWriter] = {}
+    ids: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+    """Of the documents of the group so far."""
 
     def commit() -> ShardPair:
         records = {split: writer.finish() for split, writer in writers.items()}
@@ -163,11 +192,15 @@ def _write_pairs(
             writers = {split: ShardWriter(folder / split, index) for split in SPLITS}
         writers["train"].append(piece.train)
         writers["validation"].append(piece.validation)
-        ids = b"".join(piece.train.ids + piece.validation.ids)
-        corpus = digest(bytes.fromhex(corpus) + ids, person=b"corpus").hex()
-        next_piece += 1
+        ids["train"] += piece.train.ids
+        ids["validation"] += piece.validation.ids
         funnel.add(piece.funnel)
         meter.add(piece.extent, piece.funnel.read.bytes, piece.funnel.tokens)
+        if piece.continued:
+            continue
+        corpus = digest(bytes.fromhex(corpus) + b"".join(ids["train"] + ids["validation"]), person=b"corpus").hex()
+        ids = {split: [] for split in SPLITS}
+        next_piece += 1
         if sum(writer.tokens for writer in writers.values()) >= shard_tokens:
             yield commit()
             index, writers = index + 1, {}

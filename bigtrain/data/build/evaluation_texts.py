@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import DecontaminateSettings
+from bigtrain.config import DecontaminateSettings, SourceSettings
 from bigtrain.data.build.corpus.corpus import find_files
 from bigtrain.data.build.corpus.files import CorpusFile
-from bigtrain.data.build.corpus.jsonl import SUFFIXES as JSONL
-from bigtrain.data.build.corpus.jsonl import read_records
+from bigtrain.data.build.corpus.jsonl import JSON, LINES, is_json_lines, read_records
 from bigtrain.data.build.corpus.parquet import SUFFIXES as PARQUET
 from bigtrain.data.build.corpus.parquet import read_rows
 from bigtrain.data.build.corpus.text import read_text
+
+LONGEST: int = SourceSettings.model_fields["max_document_bytes"].default
+"""Bytes that a text file, or a line of JSON, may have."""
 
 
 def find_evaluation_files(settings: DecontaminateSettings) -> list[CorpusFile]:
     """The files of the paths, in the order of the paths, then of their names. Raises BigtrainError if there are
     none."""
-    return [file for path in settings.paths for file in find_files("data.decontaminate", path)]
+    return [file for path in settings.paths for file in find_files("data.decontaminate", path).files]
 
 
 def read_evaluation_texts(file: CorpusFile, fields: Sequence[str]) -> Iterator[str]:
@@ -27,19 +29,20 @@ def read_evaluation_texts(file: CorpusFile, fields: Sequence[str]) -> Iterator[s
     Raises:
         BigtrainError: the file cannot be read, is of another format, or no item in it has any of the fields.
     """
-    if file.name.endswith(JSONL):
-        items = read_records(file)
-    elif file.name.endswith(PARQUET):
+    name = file.name.lower()
+    if name.endswith(LINES) or (name.endswith(JSON) and is_json_lines(file, LONGEST)):
+        items = read_records(file, LONGEST)
+    elif name.endswith(PARQUET):
         items = read_rows(file, fields)
-    elif file.name.endswith(".json"):
+    elif name.endswith(JSON):
         raise BigtrainError(
-            f"data.decontaminate: {file.path} is a JSON document, which is not read",
+            f"data.decontaminate: {file.place} is a JSON document, which is not read",
             found="one JSON document",
-            wanted="text, .jsonl (also .gz, .zst) or .parquet",
-            fix=f"write one item a line: jq -c '.[]' {file.path} > {file.path}l",
+            wanted="text, JSON lines (also .gz, .zst, .bz2, .xz) or .parquet",
+            fix=f"write one item a line: jq -c '.[]' {file.place} > {file.place}l",
         )
     else:
-        yield read_text(file)
+        yield read_text(file, LONGEST)
         return
     seen: set[str] = set()
     found = False
@@ -53,7 +56,7 @@ def read_evaluation_texts(file: CorpusFile, fields: Sequence[str]) -> Iterator[s
                     yield text
     if not found:
         raise BigtrainError(
-            f"data.decontaminate: {file.path} has no text in any of its text_fields",
+            f"data.decontaminate: {file.place} has no text in any of its text_fields",
             found=", ".join(sorted(seen)) or "no items",
             wanted=" or ".join(fields),
             fix="set data.decontaminate.text_fields to the fields that hold questions, contexts and answers",

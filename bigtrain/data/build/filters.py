@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bigtrain.config import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, Rejection, clean
+from bigtrain.data.build.clean import NO_TEXT, NULL, Rejection, clean
 from bigtrain.data.build.decontaminate import EvaluationNgrams
 from bigtrain.data.format.documents import Document
 
@@ -24,6 +24,8 @@ class Filters:
         """
         if document.ids is not None:
             return document if document.ids else NO_TEXT
+        if document.null:
+            return NULL
         text = clean(document.text, self.rules)
         if isinstance(text, Rejection):
             return text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError, write_atomically
-from bigtrain.data.build.clean import NO_TEXT, Rejection
+from bigtrain.data.build.clean import NO_TEXT, NULL, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
 
@@ -63,6 +63,8 @@ class Funnel:
     """Bytes of all kept documents, after rules that rewrite."""
     tokens: int = 0
     """Tokens of all kept documents, in both splits."""
+    skipped_files: dict[str, int] = field(default_factory=dict)
+    """How many files of the source's folder were skipped, by their suffix."""
 
     def keep(self, document: Document, size: int, *, held_out: bool) -> None:
         """Count a document that is kept; `size` is its size as read, in bytes."""
@@ -118,7 +120,7 @@ class Funnel:
 
     def write(self, folder: Path, rules: Sequence[str]) -> None:
         """Write funnel.json of a source, removals in the order in which its rules apply."""
-        order = [NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule]
+        order = [NULL.rule, NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule]
         self.removed.sort(key=lambda removal: (order.index(removal.rule), -removal.documents, removal.reason))
         content = json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
         write_atomically(folder / FUNNEL, content)

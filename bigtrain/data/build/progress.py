@@ -22,7 +22,7 @@ class ShardPair:
 
     index: int
     next_piece: int
-    """The first piece of the corpus that is not in this or an earlier shard."""
+    """The first group of pieces of the corpus that is not in this or an earlier shard."""
     corpus: str
     """Hash chain over the document ids so far."""
     funnel: Funnel

@@ -10,6 +10,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel
+from bigtrain.data.build.workers import note
 from bigtrain.data.format.documents import Document, Piece, is_held_out
 
 
@@ -41,6 +42,11 @@ class DistinctPiece:
         """The extent of the piece."""
         return self.piece.extent
 
+    @property
+    def continued(self) -> bool:
+        """Whether the next piece belongs to the same group."""
+        return self.piece.continued
+
     def documents(self) -> Iterator[Document]:
         """All documents of the piece, duplicates too."""
         return self.piece.documents()
@@ -66,6 +72,7 @@ class SelectDocuments:
         """Select from one piece."""
         selection = Selection()
         for document, duplicate in _marked(piece):
+            note(document)
             size = len(document.content)
             cleaned = duplicate or self.filters(document)
             if isinstance(cleaned, Rejection):

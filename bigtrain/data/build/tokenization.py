@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,13 @@ from bigtrain.base import BigtrainError
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.selection import SelectDocuments
+from bigtrain.data.build.workers import note
 from bigtrain.data.format.documents import Document, Piece, document_id
 from bigtrain.data.format.shards import TokenizedDocuments
 from bigtrain.data.format.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+
+CHARACTERS_AT_ONCE = 1 << 20
+"""Characters of text that are encoded at once, or one document."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class TokenizedPiece:
     funnel: Funnel
     extent: int
     """Size of the piece, in the unit of `Corpus.extent`."""
+    continued: bool
+    """Whether the next piece belongs to the same group."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,14 @@ class TokenizePiece:
         selection = SelectDocuments(self.filters, self.validation_fraction)(piece)
         train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
         selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
-        return TokenizedPiece(train, validation, selection.funnel, piece.extent)
+        return TokenizedPiece(train, validation, selection.funnel, piece.extent, piece.continued)
 
     def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
         tokenizer, end, vocabulary = _load(self.tokenizer_file, self.end_of_text)
         dtype = token_dtype(vocabulary)
-        texts = [document.text for document in documents if document.ids is None]
-        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = _encoded(tokenizer, [document for document in documents if document.ids is None])
         arrays = [
-            np.array([*next(encodings).ids, end], dtype) if document.ids is None else _closed(document, end, vocabulary)
+            np.array([*next(encoded), end], dtype) if document.ids is None else _closed(document, end, vocabulary)
             for document in documents
         ]
         return TokenizedDocuments(
@@ -63,6 +69,22 @@ class TokenizePiece:
             files=[document.file for document in documents],
             positions=[document.position for document in documents],
         )
+
+
+def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[int]]:
+    """The token ids of each text. An encoding takes some 100 bytes for each byte of text, so few are held at once."""
+    start = 0
+    while start < len(documents):
+        end = start + 1
+        size = len(documents[start].text)
+        while end < len(documents) and size + len(documents[end].text) <= CHARACTERS_AT_ONCE:
+            size += len(documents[end].text)
+            end += 1
+        group = documents[start:end]
+        note(max(group, key=lambda document: len(document.text)))
+        for encoding in tokenizer.encode_batch_fast([document.text for document in group], add_special_tokens=False):
+            yield encoding.ids
+        start = end
 
 
 def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:

@@ -26,6 +26,8 @@ class Document:
     """Index of the row or line in that file, from 0. It is 0 if a file is one document."""
     ids: bytes | None = None
     """Token ids as little-endian u32, if the corpus holds these instead of text."""
+    null: bool = False
+    """Whether the corpus has a null in place of the text, which its source says to skip."""
 
     @property
     def content(self) -> bytes:
@@ -51,6 +53,12 @@ class Piece(Protocol):
     @property
     def extent(self) -> int:
         """Its size, in the unit of `Corpus.extent`."""
+        ...
+
+    @property
+    def continued(self) -> bool:
+        """Whether the next piece belongs to the same group. Shards end with a group, so that how a long group is
+        divided changes no shard."""
         ...
 
     def documents(self) -> Iterator[Document]:

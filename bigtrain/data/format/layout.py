@@ -22,6 +22,7 @@ from typing import Any, Literal
 from bigtrain.base import BigtrainError, write_atomically
 from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.format.hashing import identity
+from bigtrain.data.format.urls import without_query
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -29,11 +30,13 @@ BUILD_RECORD = "build.json"
 
 Record = dict[str, Any]
 
-ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None}
+ADDED_TO_SOURCES: Record = {"on_null": "refuse"}
+"""Keys of a source that the first versions did not have, with the values that they built with."""
+ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None, **ADDED_TO_SOURCES}
 """Settings that the first versions did not record, with the values that they built with."""
 
 
-ABOUT_TRAINING = {"weight", "max_epochs", "streaming"}
+ABOUT_TRAINING = {"weight", "max_epochs", "streaming", "max_document_bytes"}
 """Keys of a source that say how it is read or trained on. They do not change what is built."""
 
 
@@ -53,7 +56,7 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
     """
     decontaminate = settings.decontaminate
     return {
-        "source": source.model_dump(mode="json", exclude=ABOUT_TRAINING | {"license"}),
+        "source": _recorded(source, ABOUT_TRAINING | {"license"}),
         "dedup": _compared_with(source, settings),
         "decontaminate": decontaminate and decontaminate.model_dump(mode="json", exclude={"paths"}),
         "validation": settings.validation.model_dump(mode="json"),
@@ -73,8 +76,22 @@ def _compared_with(source: SourceSettings, settings: DataSettings) -> list[str]:
 
 
 def what_documents(source: SourceSettings) -> Record:
-    """The settings of a source that determine its documents. The licence, which does not, is null."""
-    return source.model_copy(update={"license": None}).model_dump(mode="json", exclude=ABOUT_TRAINING)
+    """The settings of a source that determine its documents. The licence, which does not, is null.
+
+    A hash of them is recorded, so keys that were added later are left out at their defaults.
+    """
+    values = _recorded(source.model_copy(update={"license": None}), ABOUT_TRAINING)
+    return {key: value for key, value in values.items() if ADDED_TO_SOURCES.get(key, values) != value}
+
+
+def _recorded(source: SourceSettings, exclude: set[str]) -> Record:
+    values = source.model_dump(mode="json", exclude=exclude)
+    return {**values, "path": values["path"] and without_query(values["path"])}
+
+
+def with_defaults(record: Record) -> Record:
+    """The `build.json` of a source with the keys that were added after it was written."""
+    return {**record, "source": {**ADDED_TO_SOURCES, **record.get("source", {})}}
 
 
 def read_record(folder: Path) -> Record | None:
@@ -100,7 +117,7 @@ def require_same(folder: Path, built: Record, wanted: Record) -> None:
         was = built.get(key, ADDED_LATER.get(key))
         if isinstance(value, dict) and isinstance(was, dict):
             require_same(folder, was, value)
-        elif was != value:
+        elif was != value and not (key == "path" and isinstance(was, str) and without_query(was) == value):
             raise BigtrainError(
                 f"{folder} was built with another {key}",
                 found=f"{key} {was} in {folder}",

@@ -154,12 +154,20 @@ class DocumentColumns:
 
     @classmethod
     def parse(cls, data: memoryview, path: Path) -> DocumentColumns:
-        """Views of the columns. Raises BigtrainError if the bytes are not such a file."""
-        if bytes(data[:8]) != DOC_MAGIC:
-            raise changed_error(path, repr(bytes(data[:8])), repr(DOC_MAGIC))
+        """Views of the columns.
+
+        Raises:
+            BigtrainError: the bytes are not such a file, or its columns do not fit each other. It names the file.
+        """
+        header = len(DOC_MAGIC) + 16
+        if bytes(data[:8]) != DOC_MAGIC or len(data) < header:
+            raise changed_error(path, f"{bytes(data[:8])!r}, {len(data):,} bytes", repr(DOC_MAGIC))
         count, files = (int(n) for n in np.frombuffer(data, "<u8", 2, len(DOC_MAGIC)))
-        column = ColumnReader(data, len(DOC_MAGIC) + 16)
-        return cls(
+        names = header + 8 * (count + 1) + (ID_BYTES + 8) * count + 4 * (count + count % 2) + 8 * files
+        if names > len(data):
+            raise changed_error(path, f"{len(data):,} bytes", f"{names:,} for {count:,} documents of {files:,} files")
+        column = ColumnReader(data, header)
+        columns = cls(
             offset=column("<i8", count + 1),
             id=column(f"V{ID_BYTES}", count),
             position=column("<u8", count),
@@ -167,6 +175,24 @@ class DocumentColumns:
             name_end=column("<u8", files),
             names=data[column.position :],
         )
+        if (fault := columns._fault()) is not None:
+            raise changed_error(path, fault, "columns as bigtrain wrote them")
+        return columns
+
+    def _fault(self) -> str | None:
+        """The first fault of the columns; None without a fault."""
+        if self.offset[0] != 0 or (np.diff(self.offset) <= 0).any():
+            return "documents that do not follow each other"
+        if len(self.file) and self.file.max() >= len(self.name_end):
+            return f"a document of file {self.file.max():,} of {len(self.name_end):,}"
+        ends = np.concatenate((np.zeros(1, np.uint64), self.name_end))
+        if ends[-1] != len(self.names) or (ends[1:] < ends[:-1]).any():
+            return "names of files that do not follow each other"
+        try:
+            bytes(self.names).decode()
+        except UnicodeDecodeError:
+            return "names of files that are not UTF-8"
+        return None
 
     def file_name(self, document: int) -> str:
         """Name of the source file of a document."""
@@ -175,4 +201,4 @@ class DocumentColumns:
     def name_of_file(self, index: int) -> str:
         """Name of a source file, by its index in the table."""
         start = int(self.name_end[index - 1]) if index else 0
-        return bytes(self.names[start : int(self.name_end[index])]).decode()
+        return bytes(self.names[start : int(self.name_end[index])]).decode(errors="replace")

@@ -34,6 +34,7 @@ REQUIREMENTS: dict[str, Callable[[Any], None]] = {"fix_encoding": require_ftfy, 
 """Rules that need a library or a model: a function that raises BigtrainError if it is missing."""
 
 NO_TEXT = Rejection("empty", "no text")
+NULL = Rejection("on_null", "null in place of a text")
 
 
 def clean(text: str, steps: Sequence[CleanStep]) -> str | Rejection:
@@ -56,4 +57,4 @@ def require_libraries(steps: Sequence[CleanStep]) -> None:
             REQUIREMENTS[step.rule](step.settings)
 
 
-__all__ = ["NO_TEXT", "RULES", "Rejection", "Text", "clean", "require_libraries"]
+__all__ = ["NO_TEXT", "NULL", "RULES", "Rejection", "Text", "clean", "require_libraries"]

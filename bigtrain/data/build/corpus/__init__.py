@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus
+from bigtrain.data.build.corpus.files import describe_skipped
 from bigtrain.data.build.corpus.huggingface import huggingface
 from bigtrain.data.build.corpus.jsonl import jsonl
 from bigtrain.data.build.corpus.megatron import megatron
@@ -40,4 +41,4 @@ def read_documents(source: SourceSettings) -> Iterator[Document]:
         yield from piece.documents()
 
 
-__all__ = ["CORPORA", "Corpus", "open_corpus", "read_documents"]
+__all__ = ["CORPORA", "Corpus", "describe_skipped", "open_corpus", "read_documents"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import glob
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bigtrain.base import BigtrainError
-from bigtrain.data.build.corpus.files import CorpusFile, no_files
+from bigtrain.data.build.corpus.files import CorpusFile, FoundFiles, no_files, not_a_file, suffix_of, unicode_name
+from bigtrain.data.build.corpus.local_files import find_local
 from bigtrain.data.format.documents import Piece
 from bigtrain.data.format.hashing import identity
 
@@ -27,6 +28,10 @@ class Corpus:
     pieces: Callable[[], Iterator[Piece]]
     extent: int | None = None
     """Expected sum of the extents of its pieces: bytes of files, or rows. None if it is not known in advance."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """How many files of its folder were skipped, by their suffix."""
+    earlier_stamp: str | None = None
+    """The stamp of the same state as the first versions saw it, if they skipped some of its files."""
 
 
 def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:
@@ -38,11 +43,24 @@ def describe_files(paths: Iterable[Path], root: Path) -> list[CorpusFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def corpus_of_files(files: list[CorpusFile], pieces: Callable[[], Iterator[Piece]]) -> Corpus:
+def corpus_of_files(
+    files: list[CorpusFile], pieces: Callable[[], Iterator[Piece]], skipped: Mapping[str, int] | None = None
+) -> Corpus:
     """A corpus whose stamp covers name, size and modification time of its files."""
-    stamp = identity([[file.name, file.size, file.version] for file in files])
     size = total_size(files)
-    return Corpus(stamp, f"{len(files):,} files, {size / 1e6:,.1f} MB", pieces, extent=size)
+    before = [file for file in files if file.found_before]
+    return Corpus(
+        _stamp(files),
+        f"{len(files):,} files, {size / 1e6:,.1f} MB",
+        pieces,
+        extent=size,
+        skipped=skipped or {},
+        earlier_stamp=_stamp(before) if len(before) != len(files) else None,
+    )
+
+
+def _stamp(files: Iterable[CorpusFile]) -> str:
+    return identity([[file.name, file.size, file.version] for file in files])
 
 
 def total_size(files: Iterable[CorpusFile]) -> int:
@@ -50,36 +68,51 @@ def total_size(files: Iterable[CorpusFile]) -> int:
     return sum(file.size for file in files)
 
 
-def find_files(where: str, pattern: str, suffixes: tuple[str, ...] = ()) -> list[CorpusFile]:
+def find_files(
+    where: str, pattern: str, suffixes: tuple[str, ...] = (), *, before: tuple[str, ...] | None = None
+) -> FoundFiles:
     """The files of a path setting: a file, a folder (all files below it) or a glob (with `**`).
 
-    The same holds for a URL. Hidden files are left out. In a folder, only names that end in one of `suffixes` count,
-    if some are given. Raises BigtrainError, which names the setting `where`, if there are no files.
+    The same holds for a URL. Hidden files are left out. Links to folders are followed.
+
+    Args:
+        where: the setting, for messages.
+        pattern: the path.
+        suffixes: in a folder, only names that end in one of them count, in capitals or not; all names if there are
+            none. The others are counted.
+        before: the suffixes that the first versions took, as they are written here. Default: the same.
+
+    Raises:
+        BigtrainError: there are no files, one is no file, or a folder or server cannot be read.
     """
+    found = found_files(where, pattern, suffixes, before=before)
+    if not found.files:
+        raise no_files(where, pattern, suffixes if found.in_folder else (), found.skipped)
+    return found
+
+
+def found_files(
+    where: str, pattern: str, suffixes: tuple[str, ...] = (), *, before: tuple[str, ...] | None = None
+) -> FoundFiles:
+    """As `find_files`, but there may be none."""
+    before = suffixes if before is None else before
     if "://" in pattern:
         from bigtrain.data.build.corpus.remote_files import find_remote_files
 
-        return find_remote_files(where, pattern, suffixes)
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return describe_files([path], path.parent)
-    if path.is_dir():
-        root = path
-        found = (p for p in path.rglob("*") if not suffixes or p.name.endswith(suffixes))
-    else:
-        fixed = _first_wildcard(path.parts)
-        root = Path(*path.parts[:fixed])
-        found = root.glob(str(Path(*path.parts[fixed:])))
-    files = [p for p in found if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts)]
-    if not files:
-        raise no_files(where, pattern, suffixes if path.is_dir() else ())
-    return describe_files(files, root)
-
-
-def _first_wildcard(parts: tuple[str, ...]) -> int:
-    """Index of the first part with a wildcard, or of the last part if there is none: the path does not exist."""
-    wild = (index for index, part in enumerate(parts) if glob.has_magic(part))
-    return next(wild, len(parts) - 1)
+        return find_remote_files(where, pattern, suffixes, before)
+    local, in_folder = find_local(where, pattern)
+    files: list[CorpusFile] = []
+    skipped: Counter[str] = Counter()
+    for file in local:
+        if in_folder and suffixes and not file.name.lower().endswith(suffixes):
+            skipped[suffix_of(file.name)] += 1
+            continue
+        if file.problem is not None or file.status is None:
+            raise not_a_file(where, file.path, file.problem or "")
+        known = not file.followed and (not in_folder or not before or file.name.endswith(before))
+        name = unicode_name(file.name)
+        files.append(CorpusFile(file.path, name, file.status.st_size, file.status.st_mtime_ns, found_before=known))
+    return FoundFiles(sorted(files, key=lambda file: file.name), skipped, in_folder)
 
 
 def grouped_by_size(files: Iterable[CorpusFile]) -> Iterator[list[CorpusFile]]:
@@ -110,9 +143,12 @@ def missing_field(where: str, field: str, available: Iterable[str]) -> BigtrainE
 
 def not_text(where: str, field: str, value: object) -> BigtrainError:
     """The error for a text field that holds something else."""
+    fix = "set text_field to a field that holds the text, or correct the record"
+    if value is None:
+        fix = "set on_null: skip in the source, which leaves such documents out and counts them; or correct the record"
     return BigtrainError(
         f"{where}: the field {field!r} does not hold text",
-        found=type(value).__name__,
+        found="null (NoneType)" if value is None else type(value).__name__,
         wanted="a string",
-        fix="set text_field to a field that holds the text, or remove the record",
+        fix=fix,
     )

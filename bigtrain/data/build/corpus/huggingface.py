@@ -8,9 +8,17 @@ from typing import Any
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import SourceSettings
-from bigtrain.data.build.corpus.corpus import Corpus, missing_field
-from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, pieces_of_rows
+from bigtrain.data.build.corpus.compressed import SUFFIXES as COMPRESSED
+from bigtrain.data.build.corpus.compressed import opened
+from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, missing_field
+from bigtrain.data.build.corpus.files import is_damage, printable, reading, unreadable
+from bigtrain.data.build.corpus.local_files import find_local
+from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, column_values, pieces_of_rows
 from bigtrain.data.format.hashing import identity
+
+STREAMED_ROWS_AT_ONCE = 16
+"""Streamed rows are Python's texts at once; those of a stored dataset stay in their file until one is needed."""
+END_OF_ARROW_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def _load(source: SourceSettings) -> Any:
@@ -21,12 +29,16 @@ def _load(source: SourceSettings) -> Any:
     try:
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             dataset = _split_of(datasets.load_from_disk(str(folder)), source)
+            _require_whole(dataset)
             return dataset.to_iterable_dataset() if source.streaming else dataset
+        _require_whole_archives(folder)
         path = str(folder) if folder.exists() else source.path
         return datasets.load_dataset(path, source.subset, split=source.split, streaming=source.streaming)
     except BigtrainError:
         raise
     except Exception as error:  # the library raises anything from KeyError to network errors
+        if folder.is_dir() and is_damage(error):
+            raise unreadable(printable(str(folder)), error) from error
         raise BigtrainError(
             f"data.sources: {source.name!r} cannot be loaded with the datasets library: "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
@@ -55,12 +67,46 @@ def _split_of(saved: Any, source: SourceSettings) -> Any:
     return saved[source.split] if several else saved
 
 
-def _batches(dataset: Any, field: str) -> Iterator[tuple[list[Any], int]]:
-    """Values of a column, and the number of rows up to the last of them."""
-    rows = 0
-    for batch in dataset.iter(ROWS_AT_ONCE):
-        rows += len(batch[field])
-        yield batch[field], rows
+def _values(dataset: Any, source: SourceSettings, place: str) -> Iterator[Any]:
+    """Values of a column, in order. Raises BigtrainError if the data cannot be read."""
+    field = source.text_field
+    with reading(place):
+        if source.streaming:
+            for batch in dataset.iter(STREAMED_ROWS_AT_ONCE):
+                yield from batch[field]
+        else:
+            for table in dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+                yield from column_values(table.column(field))
+
+
+def _require_whole(dataset: Any) -> None:
+    """Raise BigtrainError if an Arrow file of a dataset does not end as one does.
+
+    The library takes a file that is cut between two of its parts for a shorter one.
+    """
+    for described in getattr(dataset, "cache_files", []):
+        file = Path(described["filename"])
+        with reading(printable(str(file))), file.open("rb") as stream:
+            stream.seek(max(file.stat().st_size - len(END_OF_ARROW_STREAM), 0))
+            if stream.read() != END_OF_ARROW_STREAM:
+                raise EOFError("it lacks the mark at the end of an Arrow stream")
+
+
+def _compressed_files(folder: Path) -> Iterator[Path]:
+    """The compressed files in a folder that the library decompresses without looking for their end."""
+    if folder.is_dir():
+        for file in find_local("data.sources", str(folder))[0]:
+            if file.name.lower().endswith(COMPRESSED) and file.problem is None:
+                yield Path(file.path)
+    elif folder.is_file() and folder.name.lower().endswith(COMPRESSED):
+        yield folder
+
+
+def _require_whole_archives(folder: Path) -> None:
+    for file in _compressed_files(folder):
+        with reading(printable(str(file))), file.open("rb") as raw, opened(raw, file.name) as stream:
+            while stream.read(PIECE_BYTES):
+                pass
 
 
 def huggingface(source: SourceSettings) -> Corpus:
@@ -77,11 +123,13 @@ def huggingface(source: SourceSettings) -> Corpus:
     dataset = dataset.select_columns([source.text_field])
     name = Path(source.path).name if Path(source.path).expanduser().exists() else source.path
     file = "/".join(part for part in (name, source.subset, source.split) if part)
-    rows, field = None if source.streaming else len(dataset), source.text_field
+    rows = None if source.streaming else len(dataset)
     return Corpus(
         stamp=identity([rows, source.path, source.subset, source.split, _content_sample(dataset, source, rows)]),
         summary="a stream of rows" if rows is None else f"{rows:,} rows",
-        pieces=lambda: pieces_of_rows(_batches(dataset, field), name=file, place=file, field=field),
+        pieces=lambda: pieces_of_rows(
+            _values(dataset, source, file), name=file, place=file, source=source, extent_at=lambda rows: rows
+        ),
         extent=rows,
     )
 

@@ -1,43 +1,61 @@
-"""Corpus kind `jsonl`: one JSON object a line; plain, gzip or zstandard."""
+"""Corpus kind `jsonl`: one JSON object a line; plain, or compressed with gzip, zstandard, bzip2 or xz."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
-
-import zstandard
+from typing import Any, BinaryIO
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import SourceSettings
+from bigtrain.data.build.corpus.compressed import SUFFIXES as COMPRESSED
+from bigtrain.data.build.corpus.compressed import opened
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, missing_field, not_text
-from bigtrain.data.build.corpus.files import CorpusFile, reading
+from bigtrain.data.build.corpus.encodings import without_mark
+from bigtrain.data.build.corpus.files import CorpusFile, FoundFiles, no_files, reading, suffix_of, too_long
 from bigtrain.data.format.documents import Document
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+def _also_compressed(*suffixes: str) -> tuple[str, ...]:
+    return tuple(suffix + compressed for suffix in suffixes for compressed in ("", *COMPRESSED))
+
+
+LINES = _also_compressed(".jsonl", ".ndjson")
+JSON = _also_compressed(".json")
+"""Suffixes of JSON documents, which may be JSON lines too."""
+SUFFIXES = LINES + JSON
+FIRST = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+"""Suffixes that the first versions read."""
+SPACE = b" \t\r\n"
 
 
 @dataclass(frozen=True)
 class _Lines:
     """Consecutive lines of one file, read and decompressed, but not parsed."""
 
-    path: str
+    place: str
     name: str
     first_line: int
     lines: list[bytes]
     field: str
     extent: int
     """Bytes of the file, compressed if the file is."""
+    skip_null: bool = False
+    last: bool = False
+    """Whether the file ends here."""
+    continued: bool = False
 
     def documents(self) -> Iterator[Document]:
         for line_index, record in self.records():
-            where = f"{self.path}:{line_index + 1}"
+            where = f"{self.place}:{line_index + 1}"
             if not isinstance(record, dict) or self.field not in record:
                 raise missing_field(where, self.field, record if isinstance(record, dict) else ())
             text = record[self.field]
+            if text is None and self.skip_null:
+                yield Document("", self.name, line_index, null=True)
+                continue
             if not isinstance(text, str):
                 raise not_text(where, self.field, text)
             yield Document(without_surrogates(text), self.name, line_index)
@@ -49,14 +67,36 @@ class _Lines:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
-                raise BigtrainError(
-                    f"{self.path}:{line_index + 1} is not JSON: {error}",
-                    found=line[:80].decode(errors="replace").rstrip(),
-                    wanted="one JSON object on each line",
-                    fix="correct or remove that line",
-                ) from None
+            except (ValueError, RecursionError) as error:
+                raise self._not_json(line_index, line, error) from None
             yield line_index, record
+
+    def _not_json(self, line_index: int, line: bytes, error: ValueError | RecursionError) -> BigtrainError:
+        where = f"{self.place}:{line_index + 1}"
+        found = line[:80].decode(errors="replace").rstrip()
+        wanted = "one JSON object on each line"
+        if isinstance(error, RecursionError):
+            return BigtrainError(
+                f"{where} is JSON that is nested too deeply",
+                found=found,
+                wanted="fields that are not nested a thousand deep",
+                fix="write that record again without the field that is nested so deeply",
+            )
+        open_end = self.last and line is self.lines[-1] and not line.endswith(b"\n")
+        if open_end and (not line.endswith(b"}") or getattr(error, "pos", 0) >= len(line.decode(errors="replace"))):
+            return BigtrainError(
+                f"{where} is cut off: the file ends inside a JSON object",
+                found=f"... {line[-60:].decode(errors='replace')}",
+                wanted="a whole file",
+                fix="fetch or write the file again, then start the build again: it continues",
+            )
+        fix = "write the file again from where it came from, or correct that line"
+        if line_index == 0 and line.strip() in (b"{", b"[{"):
+            fix = f"if it is one JSON document over several lines, write an item a line: {_JQ} {self.place}"
+        return BigtrainError(f"{where} is not JSON: {error}", found=found, wanted=wanted, fix=fix)
+
+
+_JQ = "jq -c 'if type == \"array\" then .[] else . end'"
 
 
 def without_surrogates(text: str) -> str:
@@ -68,27 +108,109 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-def _decompressed(file: CorpusFile, stream: BinaryIO) -> BinaryIO:
-    if file.name.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(stream, "rb"))
-    if file.name.endswith(".zst"):
-        decompressed = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
-        return io.BufferedReader(decompressed, buffer_size=1 << 20)
-    return stream
-
-
-def _pieces(file: CorpusFile, field: str) -> Iterator[_Lines]:
+def _pieces(file: CorpusFile, field: str, limit: int, *, skip_null: bool = False) -> Iterator[_Lines]:
     first_line = position = 0
-    with reading(file.path), file.open() as raw, _decompressed(file, raw) as stream:
-        while lines := stream.readlines(PIECE_BYTES):
-            yield _Lines(file.path, file.name, first_line, lines, field, raw.tell() - position)
-            first_line, position = first_line + len(lines), raw.tell()
+    with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
+        groups = _groups(stream, file.place, limit)
+        lines = next(groups, None)
+        while lines is not None:
+            later = next(groups, None)
+            now = raw.tell()
+            yield _Lines(file.place, file.name, first_line, lines, field, now - position, skip_null, last=later is None)
+            first_line, position, lines = first_line + len(lines), now, later
+        file.require_whole(raw.tell())
 
 
-def read_records(file: CorpusFile) -> Iterator[dict[str, Any]]:
-    """The JSON objects of one file. Raises BigtrainError with file and line for what is not JSON."""
-    for lines in _pieces(file, ""):
-        yield from (record for _, record in lines.records() if isinstance(record, dict))
+def _groups(stream: BinaryIO, place: str, limit: int) -> Iterator[list[bytes]]:
+    """The lines of a file, about PIECE_BYTES at a time: as `readlines(PIECE_BYTES)`, but no line above a limit."""
+    lines: list[bytes] = []
+    size = number = 0
+    while line := stream.readline(limit + 2):  # one for the line break, and one more
+        if number == 0:
+            line = _start(line, place)
+        number += 1
+        if len(line) > limit + line.endswith(b"\n"):
+            raise too_long(f"{place}:{number}", limit)
+        lines.append(line)
+        size += len(line)
+        if size > PIECE_BYTES:
+            yield lines
+            lines, size = [], 0
+    if lines:
+        yield lines
+
+
+def _start(line: bytes, place: str) -> bytes:
+    """The first line without the byte order mark. Raises BigtrainError for another encoding, or a JSON array."""
+    line = without_mark(line, place)
+    if line.lstrip(SPACE).startswith(b"["):
+        raise BigtrainError(
+            f"{place} is a JSON array, not JSON lines",
+            found=line[:80].decode(errors="replace").rstrip(),
+            wanted="one JSON object on each line",
+            fix=f"write one item a line: jq -c '.[]' {place} > items.jsonl",
+        )
+    return line
+
+
+def read_records(file: CorpusFile, limit: int) -> Iterator[dict[str, Any]]:
+    """The JSON objects of one file.
+
+    Args:
+        file: the file.
+        limit: the most bytes that a line may have.
+
+    Raises:
+        BigtrainError: a line is no JSON object, with file and line.
+    """
+    for lines in _pieces(file, "", limit):
+        for line_index, record in lines.records():
+            if not isinstance(record, dict):
+                raise BigtrainError(
+                    f"{file.place}:{line_index + 1} is not a JSON object",
+                    found=f"a JSON {'array' if isinstance(record, list) else type(record).__name__}",
+                    wanted="one JSON object on each line",
+                    fix="write each item as an object with named fields",
+                )
+            yield record
+
+
+def is_json_lines(file: CorpusFile, limit: int, fields: tuple[str, ...] = ()) -> bool:
+    """Whether the first line of a file is a whole JSON object, with one of `fields` if some are given.
+
+    Raises:
+        BigtrainError: the file cannot be read.
+    """
+    with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
+        line = stream.readline(limit + 1)
+        while line and not line.strip():
+            line = stream.readline(limit + 1)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and (not fields or any(field in record for field in fields))
+
+
+def find_json_lines(where: str, source: SourceSettings) -> FoundFiles:
+    """The files of a source, and a count of those in its folder that are not JSON lines.
+
+    In a folder, a file named `.json` counts if its first line is an object with the field of the text.
+    """
+    assert source.path is not None
+    found = find_files(where, source.path, SUFFIXES, before=FIRST)
+    if not found.in_folder:
+        return found
+    files, skipped = [], Counter(found.skipped)
+    for file in found.files:
+        uncertain = file.name.lower().endswith(JSON)
+        if uncertain and not is_json_lines(file, source.max_document_bytes, (source.text_field,)):
+            skipped[suffix_of(file.name)] += 1
+        else:
+            files.append(file)
+    if not files:
+        raise no_files(where, source.path, SUFFIXES, skipped)
+    return FoundFiles(files, skipped, in_folder=True)
 
 
 def jsonl(source: SourceSettings) -> Corpus:
@@ -96,6 +218,10 @@ def jsonl(source: SourceSettings) -> Corpus:
 
     Raises BigtrainError with file and line for what is not a JSON object with that field.
     """
-    assert source.path is not None
-    files = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
-    return corpus_of_files(files, lambda: (piece for file in files for piece in _pieces(file, source.text_field)))
+    found = find_json_lines(f"data.sources: {source.name!r}", source)
+
+    def pieces() -> Iterator[_Lines]:
+        for file in found.files:
+            yield from _pieces(file, source.text_field, source.max_document_bytes, skip_null=source.on_null == "skip")
+
+    return corpus_of_files(found.files, pieces, found.skipped)

@@ -16,8 +16,7 @@ The format is that of megatron/core/datasets/indexed_dataset.py. `.bin` holds th
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from shutil import copyfileobj
@@ -28,7 +27,7 @@ import numpy.typing as npt
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import SourceSettings
-from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, total_size
+from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, found_files, total_size
 from bigtrain.data.build.corpus.files import CorpusFile, reading
 from bigtrain.data.format.documents import Document
 
@@ -51,6 +50,7 @@ class _Sequences:
     first_document: int
     starts: I64
     """[documents + 1], offset of each document in the file, in bytes. The last entry is the end."""
+    continued: bool = False
 
     @property
     def extent(self) -> int:
@@ -58,7 +58,7 @@ class _Sequences:
 
     def documents(self) -> Iterator[Document]:
         start, end = int(self.starts[0]), int(self.starts[-1])
-        with reading(self.file.path), self.file.open() as file:
+        with reading(self.file.place), self.file.open() as file:
             file.seek(start)
             content = file.read(end - start)
             if len(content) != end - start:
@@ -68,7 +68,7 @@ class _Sequences:
         if (wrong := np.flatnonzero(ids != given)).size:
             document = int(np.searchsorted(self.starts - start, wrong[0] * given.itemsize, "right")) - 1
             raise BigtrainError(
-                f"document {self.first_document + document} of {self.file.path} has a number that is not a token id",
+                f"document {self.first_document + document} of {self.file.place} has a number that is not a token id",
                 found=str(given[wrong[0]]),
                 wanted="ids from 0 to 4,294,967,295",
                 fix="check that this is text that preprocess_data.py tokenized",
@@ -90,7 +90,7 @@ class _Index:
     @classmethod
     def read(cls, file: CorpusFile) -> _Index:
         """Read an index. Raises BigtrainError if the file is not an index, or is incomplete."""
-        with reading(file.path):
+        with reading(file.place):
             content = _mapped(file)
         header = content[: HEADER.size].tobytes().ljust(HEADER.size, b"\0")
         magic, version, code, sequences, documents = HEADER.unpack(header)
@@ -151,28 +151,31 @@ def _mapped(file: CorpusFile) -> npt.NDArray[np.uint8]:
         return np.memmap(file.path, np.uint8, "r")
     with TemporaryFile() as copy, file.open() as stream:
         copyfileobj(stream, copy)
+        file.require_whole(copy.tell())
         copy.flush()
         return np.memmap(copy, np.uint8, "r")
 
 
 def _not_an_index(file: CorpusFile, found: str, wanted: str) -> BigtrainError:
     return BigtrainError(
-        f"{file.path} is not an index of a Megatron-LM dataset, or is incomplete",
+        f"{file.place} is not an index of a Megatron-LM dataset, or is cut off or damaged",
         found=found,
         wanted=wanted,
         fix="copy the file again; a file of Megatron before 2020 or of fairseq (TNTIDX) must be converted to mmap",
     )
 
 
-def _pairs(source: SourceSettings) -> list[tuple[CorpusFile, CorpusFile]]:
-    """The `.bin` and `.idx` files of a path, in the order of their names."""
+def _pairs(source: SourceSettings) -> tuple[list[tuple[CorpusFile, CorpusFile]], Mapping[str, int]]:
+    """The `.bin` and `.idx` files of a path, in the order of their names, and the files that were skipped."""
     assert source.path is not None
     stem = source.path[:-4] if source.path.endswith(SUFFIXES) else source.path
     files: list[CorpusFile] = []
+    skipped: Mapping[str, int] = {}
     for suffix in SUFFIXES:  # a prefix, one of the two files, or a glob of either
-        with suppress(BigtrainError):
-            files += find_files(f"data.sources: {source.name!r}", stem + suffix)
-    files = files or find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
+        files += found_files(f"data.sources: {source.name!r}", stem + suffix).files
+    if not files:
+        found = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
+        files, skipped = found.files, found.skipped
     named = {file.name: file for file in files if file.name.endswith(SUFFIXES)}
     stems = sorted({name[:-4] for name in named})
     for name in stems:
@@ -180,25 +183,25 @@ def _pairs(source: SourceSettings) -> list[tuple[CorpusFile, CorpusFile]]:
             if name + lacks not in named:
                 raise BigtrainError(
                     f"data.sources: {source.name!r} lacks a file of a pair",
-                    found=named[name + has].path,
+                    found=named[name + has].place,
                     wanted=f"{name}{lacks} beside it",
                     fix=f"copy the {lacks} file there too, or narrow the path to whole pairs",
                 )
-    return [(named[name + ".bin"], named[name + ".idx"]) for name in stems]
+    return [(named[name + ".bin"], named[name + ".idx"]) for name in stems], skipped
 
 
 def _pieces(data: CorpusFile, index_file: CorpusFile) -> Iterator[_Sequences]:
     index = _Index.read(index_file)
     if index.end != data.size:
         raise BigtrainError(
-            f"{data.path} is not the file that its index describes",
+            f"{data.place} is not the file that its index describes, or is cut off",
             found=f"{data.size:,} bytes",
-            wanted=f"{index.end:,}, as in {index_file.path}",
+            wanted=f"{index.end:,}, as in {index_file.place}",
             fix="copy both files again",
         )
     documents = len(index.documents) - 1
     for first in range(0, documents, DOCUMENTS_AT_ONCE):
-        with reading(index_file.path):
+        with reading(index_file.place):
             starts = index.starts(first, min(first + DOCUMENTS_AT_ONCE, documents))
         begin = 0
         while begin < len(starts) - 1:
@@ -213,9 +216,10 @@ def megatron(source: SourceSettings) -> Corpus:
 
     Raises BigtrainError for an incomplete file, or one whose other half is missing.
     """
-    pairs = _pairs(source)
+    pairs, skipped = _pairs(source)
     corpus = corpus_of_files(
         [file for pair in pairs for file in pair],
         lambda: (piece for data, index in pairs for piece in _pieces(data, index)),
+        skipped,
     )
     return replace(corpus, extent=total_size(data for data, _ in pairs))

@@ -6,40 +6,96 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bigtrain.config import SourceSettings
-from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files, missing_field
-from bigtrain.data.build.corpus.files import CorpusFile, reading
-from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, RowPiece, pieces_of_rows
+from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, missing_field
+from bigtrain.data.build.corpus.files import CorpusFile, reading, too_long
+from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, RowPiece, column_values, pieces_of_rows
 
 SUFFIXES = (".parquet",)
+DICTIONARIES = ("PLAIN_DICTIONARY", "RLE_DICTIONARY")
 
 
-def _pieces(file: CorpusFile, column: str) -> Iterator[RowPiece]:
-    return pieces_of_rows(_batches(file, column), name=file.name, place=file.path, field=column)
-
-
-def _batches(file: CorpusFile, column: str) -> Iterator[tuple[list[Any], int]]:
-    """Values of a column, and the approximate offset of their end in the file, in bytes."""
+def _pieces(file: CorpusFile, source: SourceSettings) -> Iterator[RowPiece]:
     from pyarrow import parquet as pq
 
-    with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:
-        if column not in opened.schema_arrow.names:
-            raise missing_field(file.path, column, opened.schema_arrow.names)
-        rows = 0
-        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False):
+    column = source.text_field
+    with reading(file.place), file.open() as stream:
+        about = pq.read_metadata(stream)
+        if column not in about.schema.to_arrow_schema().names:
+            raise missing_field(file.place, column, about.schema.to_arrow_schema().names)
+        if about.num_rows and _bytes_a_row(about, [column]) > source.max_document_bytes:
+            raise too_long(f"{file.place}: a row", source.max_document_bytes)
+        stream.seek(0)
+        values = (value for batch in _batches(stream, about, [column]) for value in column_values(batch.column(0)))
+        yield from pieces_of_rows(
+            values,
+            name=file.name,
+            place=file.place,
+            source=source,
+            extent_at=lambda rows: file.size * rows // about.num_rows,
+        )
+
+
+def _batches(stream: Any, about: Any, columns: Sequence[str]) -> Iterator[Any]:
+    """Record batches of some columns, of about PIECE_BYTES each. Texts that a dictionary holds stay in it.
+
+    Raises:
+        EOFError: there are fewer rows than the file's metadata say.
+    """
+    from pyarrow import parquet as pq
+
+    if not about.num_rows:
+        return
+    at_once = min(max(PIECE_BYTES // max(_bytes_a_row(about, columns), 1), 1), ROWS_AT_ONCE)
+    rows = 0
+    with pq.ParquetFile(stream, metadata=about, read_dictionary=_in_dictionaries(about, columns)) as opened:
+        for batch in opened.iter_batches(at_once, columns=list(columns), use_threads=False):
             rows += len(batch)
-            yield batch.column(0).to_pylist(), file.size * rows // opened.metadata.num_rows
+            yield batch
+    if rows != about.num_rows:
+        raise EOFError(f"it has {rows:,} of {about.num_rows:,} rows")
+
+
+def _chunks(about: Any, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Index of the row group, and metadata, of each stored chunk of some columns."""
+    for group in range(about.num_row_groups):
+        for index in range(about.num_columns):
+            chunk = about.row_group(group).column(index)
+            if chunk.path_in_schema.partition(".")[0] in columns or chunk.path_in_schema in columns:
+                yield group, chunk
+
+
+def _bytes_a_row(about: Any, columns: Sequence[str]) -> int:
+    """Bytes of a row of some columns, before compression, in the row group with the longest rows on average."""
+    sizes: dict[int, int] = {}
+    for group, chunk in _chunks(about, columns):
+        sizes[group] = sizes.get(group, 0) + chunk.total_uncompressed_size
+    return max((size // max(about.row_group(group).num_rows, 1) for group, size in sizes.items()), default=0)
+
+
+def _in_dictionaries(about: Any, columns: Sequence[str]) -> list[str]:
+    """The columns of texts that some row group holds as references into a dictionary."""
+    kept = (
+        chunk.path_in_schema
+        for _, chunk in _chunks(about, columns)
+        if chunk.physical_type == "BYTE_ARRAY" and any(encoding in DICTIONARIES for encoding in chunk.encodings)
+    )
+    return list(dict.fromkeys(path for path in kept if path in columns))
 
 
 def read_rows(file: CorpusFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of one file, with those of `columns` that it has. Raises BigtrainError if it has none of them."""
     from pyarrow import parquet as pq
 
-    with reading(file.path), file.open() as stream, pq.ParquetFile(stream) as opened:
-        present = [column for column in columns if column in opened.schema_arrow.names]
+    with reading(file.place), file.open() as stream:
+        about = pq.read_metadata(stream)
+        names = about.schema.to_arrow_schema().names
+        present = [column for column in columns if column in names]
         if not present:
-            raise missing_field(file.path, columns[0], opened.schema_arrow.names)
-        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=present, use_threads=False):
-            yield from batch.to_pylist()
+            raise missing_field(file.place, columns[0], names)
+        stream.seek(0)
+        for batch in _batches(stream, about, present):
+            for row in zip(*(column_values(column) for column in batch.columns), strict=True):
+                yield dict(zip(batch.schema.names, row, strict=True))
 
 
 def parquet(source: SourceSettings) -> Corpus:
@@ -48,5 +104,7 @@ def parquet(source: SourceSettings) -> Corpus:
     Raises BigtrainError for what is not a Parquet file with such a column of text.
     """
     assert source.path is not None
-    files = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
-    return corpus_of_files(files, lambda: (piece for file in files for piece in _pieces(file, source.text_field)))
+    found = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
+    return corpus_of_files(
+        found.files, lambda: (piece for file in found.files for piece in _pieces(file, source)), found.skipped
+    )

@@ -24,6 +24,7 @@ TOPICS = "pydoc_data/topics.py"
 class _Modules:
     files: list[CorpusFile]
     content: Literal["source", "documentation"]
+    continued: bool = False
 
     @property
     def extent(self) -> int:

@@ -23,7 +23,7 @@ from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.equal_keys import Keys
 from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
 from bigtrain.data.build.filters import Filters
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.workers import Workers, note
 from bigtrain.data.format.documents import ID_BYTES, Document, Piece
 from bigtrain.data.format.layout import Record, what_documents
 
@@ -40,7 +40,10 @@ class KeysOfPiece:
     def __call__(self, piece: Piece) -> tuple[int, list[bytes]]:
         """The number of documents of the piece, and the bytes to append to each file of the source."""
         documents = list(piece.documents())
-        results = [self.filters(document) for document in documents]
+        results = []
+        for document in documents:
+            note(document)
+            results.append(self.filters(document))
         hashes = b"".join(REMOVED if isinstance(result, Rejection) else result.content_hash for result in results)
         bands = [] if self.near is None else [band.tobytes() for band in _bands(results, self.near)]
         return len(documents), [hashes, *bands, json.dumps(_runs(documents)).encode() + b"\n"]
@@ -119,6 +122,7 @@ class DocumentKeys:
             "evaluation": work.filters.evaluation and work.filters.evaluation.identity,
             "near": work.near and [work.near.ngram, work.near.bands, work.near.rows],
             "files": [path.suffix for path in self._files],
+            "pieces": 2,  # since long groups of rows are several pieces
         }
         try:
             if self._read_record()["made_from"] == made_from:
