@@ -34,8 +34,17 @@ def write_atomically(
             written before the machine lost power may be missing or old, but a killed process never leaves a part.
 
     Raises:
-        OSError: the disk is full or fails, or the folder may not be written.
+        OSError: the disk is full or fails, or the folder may not be written. It names the file.
     """
+    try:
+        _write(path, content, durable)
+    except OSError as error:
+        if error.filename is None:  # writing to an open file names none
+            error.filename = str(path)
+        raise
+
+
+def _write(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], durable: bool) -> None:
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             _fill(file, content)

@@ -13,14 +13,24 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 
 def _home_filled_in(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path cannot hold the character NUL")
     try:
         return path.expanduser()
     except RuntimeError:  # pydantic would not turn it into a validation error
         raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
 
 
+def _checked(place: str) -> str:
+    if "://" not in place:
+        _home_filled_in(Path(place))
+    return place
+
+
 UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
 """A path in which ~ at the start means the home directory."""
+PathOrUrl = Annotated[str, AfterValidator(_checked)]
+"""A path, in which ~ at the start means the home directory, or a URL."""
 
 
 class Section(BaseModel):

@@ -37,8 +37,10 @@ from bigtrain.base import (
     STOPPED,
     WRONG,
     BigtrainError,
+    disk_error,
     ignore_stop_signals,
     of_shell,
+    shows_tracebacks,
 )
 from bigtrain.launcher.agent import Agent, Leave
 from bigtrain.launcher.interface import stay_on_one_interface
@@ -87,6 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
     except RendezvousError as error:
         print(f"error: the nodes did not find each other (rendezvous): {error}", file=sys.stderr)
         return CRASHED
+    except OSError as error:  # a folder for temporary files, of torchrun or its agent
+        message = disk_error(error)
+        if message is None or shows_tracebacks():
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return message.status
     finally:
         ignore_stop_signals()
     return DONE

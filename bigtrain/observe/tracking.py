@@ -131,8 +131,8 @@ def wandb_mode(setting: str) -> Mode:
 
 
 def _logged_in() -> bool:
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
+        path = os.environ.get("NETRC") or Path.home() / ".netrc"
         return bool(netrc.netrc(str(path)).authenticators("api.wandb.ai"))
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: this user has no home
         return False

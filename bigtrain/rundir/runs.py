@@ -5,7 +5,6 @@ No file is read through: a run of a million steps costs as much as one of ten.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -96,23 +95,11 @@ def _runs(root: Path) -> Iterator[Path]:
 
 
 def _state(directory: RunDirectory, last: dict[str, Any]) -> State:
-    if _is_locked(directory.root / ".lock"):
+    if directory.is_locked():
         return "running"
     if last.get("event") != "stop":  # it is the last event of a start
         return "crashed"
     return "finished" if last.get("exit_status") == 0 else "stopped"
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether a process holds the lock, on any machine that shares the disk."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once: a job that starts now retries
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
 
 
 def _goodput(first: dict[str, Any], newest: dict[str, Any], latest: float) -> float | None:
