@@ -114,15 +114,8 @@ class RunDirectory:
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
         # Left by a start that was killed before config.yaml was written, by `doctor`, or by `verify-resume --keep`.
         doctor = self.root / "doctor.json"
-        ours = {
-            self.logs.name,
-            ".lock",
-            ".lock.owner",
-            self.identity.name,
-            "verify-resume",
-            temporary_of(self.config).name,
-        }
-        ours |= {doctor.name, temporary_of(doctor).name}
+        ours = {self.logs.name, ".lock", ".lock.owner", self.identity.name, doctor.name, "verify-resume"}
+        ours |= {temporary_of(path).name for path in (doctor, self.config, self.identity)}
         there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
         strangers = sorted(name for name in there - ours if not name.startswith(MARK))
         if strangers and not self.config.is_file():

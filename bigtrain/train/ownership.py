@@ -51,7 +51,7 @@ def claim_checkpoints(directory: RunDirectory, settings: CheckpointSettings) -> 
             f"checkpoint.dir {storage} holds the checkpoints of another run; nothing was written",
             found=f"those of run_dir {owner.run_dir}, last started on {owner.host}",
             wanted=f"those of run_dir {mine.run_dir}, or none",
-            fix=f"set another checkpoint.dir; if that run is gone and this one is to take its place, remove {RECORD} there",
+            fix=f"set another checkpoint.dir; if that run is gone and this one takes its place, remove {RECORD} there",
         )
     if owner != mine:
         storage.write_record(RECORD, (json.dumps(asdict(mine), indent=1) + "\n").encode())

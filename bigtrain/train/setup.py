@@ -148,7 +148,11 @@ def open_data(settings: Settings, joined: JoinedRanks, held: ExitStack) -> Opene
 
 
 def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
-    """Look for the newest good checkpoint, and make sure that the run may go on from it, and save. Raises BigtrainError."""
+    """Look for the newest good checkpoint, and make sure that the run may go on from it and save.
+
+    Raises:
+        BigtrainError: it may not.
+    """
     settings, data, decisions = opened.settings, opened.data, opened.decisions
     topology, directory = joined.topology, joined.directory
     tiers = on_every_rank(topology, lambda: StorageTiers.of(directory.root, settings.checkpoint))
