@@ -18,7 +18,7 @@ version             the version of bigtrain
 """
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
-from bigtrain.base.disk_errors import TRACEBACK, check_writable, disk_error, explained, shows_tracebacks
+from bigtrain.base.disk_errors import TRACEBACK, broken_part, check_writable, disk_error, explained, shows_tracebacks
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
 from bigtrain.base.faults import FAULT, Fault, altered, damage, reached
@@ -28,6 +28,7 @@ from bigtrain.base.files import (
     commit_directory,
     commit_file,
     fsync_directory,
+    naming,
     temporary_of,
     write_atomically,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "bare_name",
     "boot_id",
     "boot_seconds",
+    "broken_part",
     "check_writable",
     "commit_directory",
     "commit_file",
@@ -101,6 +103,7 @@ __all__ = [
     "has_trained",
     "ignore_stop_signals",
     "mark_of",
+    "naming",
     "of_shell",
     "parse_json",
     "process_seconds",

@@ -46,6 +46,7 @@ _EXPLANATIONS: dict[int, tuple[str, str]] = {
 }
 _WITHOUT_NAME = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE})
 """Errors of a disk also where they name no file; writing to an open file names none."""
+_LOOP = "Symlink loop from "
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 
 
@@ -68,6 +69,9 @@ def disk_error(error: BaseException, path: Path | str | None = None) -> Bigtrain
             found=str(error),
             fix="correct the path in the configuration, or in the file that names it",
         )
+    if isinstance(error, RuntimeError) and str(error).startswith(_LOOP):  # of pathlib, before Python 3.13
+        looped = str(error).removeprefix(_LOOP).strip("'")
+        return explained(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), f"{_visible(path or looped)} cannot be used")
     if not isinstance(error, OSError):
         return None
     if _NO_TEMPORARY_FOLDER in str(error):
@@ -93,7 +97,7 @@ def explained(error: OSError, what: str, path: Path | str | None = None, fix: st
         fix: what to do. Default: what usually helps against this cause.
     """
     cause, remedy = _EXPLANATIONS.get(error.errno or 0, ("", _DISK))
-    if path is not None and (broken := _broken_part(Path(path))) is not None:
+    if path is not None and (broken := broken_part(Path(path))) is not None:
         cause, remedy = broken
     reason = error.strerror or str(error)
     found = f"{cause} ({reason})" if cause else reason
@@ -144,10 +148,10 @@ def _visible(path: Path | str) -> str:
     return text if len(text) <= 300 else f"{text[:200]}...{text[-60:]} ({len(text)} characters)"
 
 
-def _broken_part(path: Path) -> tuple[str, str] | None:
-    """What on the way to a path leads nowhere, and what to do: a link without a target, or a file in place of a folder.
+def broken_part(path: Path) -> tuple[str, str] | None:
+    """Return what on the way to a path leads nowhere, and what to do; None where nothing does, as far as can be seen.
 
-    None where the way is sound, as far as it can be seen.
+    That is a link without a target, or a file in place of a folder.
     """
     try:
         for part in [*reversed(path.parents), path]:

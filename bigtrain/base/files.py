@@ -7,12 +7,23 @@ atomic. The folder is flushed last, so that the new name is on the disk as well.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError in this block name a file; one of writing to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(temporary_of(path))):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def temporary_of(path: Path) -> Path:
@@ -36,12 +47,8 @@ def write_atomically(
     Raises:
         OSError: the disk is full or fails, or the folder may not be written. It names the file.
     """
-    try:
+    with naming(path):
         _write(path, content, durable)
-    except OSError as error:
-        if error.filename is None:  # writing to an open file names none
-            error.filename = str(path)
-        raise
 
 
 def _write(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], durable: bool) -> None:

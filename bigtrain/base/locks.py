@@ -77,13 +77,15 @@ class LockOwner:
 class FileLock:
     """A lock on a file, for as long as this process runs or until `release`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, names_holder: bool = True) -> None:
         """Name the lock; nothing is locked or written yet.
 
         Args:
             path: the file that is locked. Its folder exists.
+            names_holder: write into the file which process holds it, for the message of another one.
         """
         self.path = path
+        self._names_holder = names_holder
         self._owner_file = path.with_name(f"{path.name}.owner")
         self._file: IO[str] | None = None
         self._owner: LockOwner | None = None
@@ -149,10 +151,11 @@ class FileLock:
                     raise LockHeldError(file.read(300).strip() or "a lock without a name")
                 if (held := self._held_by_owner()) is not None:  # by a machine that mounts the disk without flock
                     raise held
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            if self._names_holder:
+                file.seek(0)
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
         except BaseException:
             file.close()
             raise

@@ -90,11 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: the nodes did not find each other (rendezvous): {error}", file=sys.stderr)
         return CRASHED
     except OSError as error:  # a folder for temporary files, of torchrun or its agent
-        message = disk_error(error)
-        if message is None or shows_tracebacks():
+        explanation = disk_error(error)
+        if explanation is None or shows_tracebacks():
             raise
-        print(f"error: {message}", file=sys.stderr)
-        return message.status
+        print(f"error: {explanation}", file=sys.stderr)
+        return explanation.status
     finally:
         ignore_stop_signals()
     return DONE

@@ -26,6 +26,7 @@ from bigtrain.base import (
     BigtrainError,
     FileLock,
     LockHeldError,
+    broken_part,
     check_writable,
     explained,
     temporary_of,
@@ -72,15 +73,32 @@ class RunDirectory:
         if not directory.config.is_file():
             raise BigtrainError(
                 f"{root} is not a run directory",
-                found="no config.yaml in it" if root.is_dir() else "no such directory",
+                found="no config.yaml in it" if root.is_dir() else (broken_part(root) or ("no such directory",))[0],
                 wanted="the run_dir of a run that `bigtrain train` has started",
                 fix="give the run_dir of a configuration, for example runs/quickstart",
             )
         return directory
 
     def settings(self) -> Settings:
-        """The settings that the run was last started with, with its decisions since then."""
-        return with_decisions(load_settings(self.config), read_decisions(self.decisions))
+        """The settings that the run was last started with, with its decisions since then.
+
+        Relative paths in them are those of the directory in which the run was started, as far as `run_dir` shows it.
+        """
+        return with_decisions(self._from_its_start(load_settings(self.config)), read_decisions(self.decisions))
+
+    def _from_its_start(self, settings: Settings) -> Settings:
+        """The settings, with relative folders seen from here."""
+        start = directory_of_start(self.root, settings.run_dir)
+        if start is None or start == Path.cwd():
+            return settings
+        data, checkpoint = settings.data, settings.checkpoint
+        if not data.dir.is_absolute():
+            data = data.model_copy(update={"dir": start / data.dir})
+        if checkpoint.dir is not None and "://" not in checkpoint.dir:
+            checkpoint = checkpoint.model_copy(update={"dir": str(start / Path(checkpoint.dir).expanduser())})
+        if checkpoint.local_dir is not None:
+            checkpoint = checkpoint.model_copy(update={"local_dir": start / checkpoint.local_dir})
+        return settings.model_copy(update={"data": data, "checkpoint": checkpoint})
 
     def recorded(self, step: int) -> dict[str, Any] | None:
         """The line of metrics.jsonl for a step; None where the run has not done it, or a decision has undone it."""
@@ -169,3 +187,17 @@ class RunDirectory:
         """The log file of one rank."""
         self.logs.mkdir(parents=True, exist_ok=True)
         return self.logs / f"rank-{rank:05d}.log"
+
+
+def directory_of_start(root: Path, run_dir: Path) -> Path | None:
+    """The directory from which a relative `run_dir` of a configuration is `root`; None where there is none.
+
+    Args:
+        root: the run directory, as it is reached from here.
+        run_dir: the setting.
+    """
+    if run_dir.is_absolute() or ".." in run_dir.parts:
+        return None
+    full = root.resolve()
+    length = len(run_dir.parts)
+    return Path(*full.parts[:-length]) if length and full.parts[-length:] == run_dir.parts else None

@@ -63,12 +63,12 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
 @contextmanager
 def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]:
     """One build at a time in a folder. A second one waits, then finds the work done. The lock ends with its process."""
-    lock = FileLock(directory / ".build.lock")
+    lock = FileLock(directory / ".build.lock", names_holder=False)  # data that are built do not change
     try:
         lock.acquire()
     except LockHeldError as held:
-        advice = f" ({held.fix})" if held.fix else ""
-        report(f"waiting: another process is building data in {directory}: {held.holder}{advice}")
+        advice = f": {held.holder} ({held.fix})" if held.fix else ""
+        report(f"waiting: another process is building data in {directory}{advice}")
         lock.acquire(math.inf)
     if lock.without_flock:
         report(f"the file system of {directory} has no flock: {lock.path.name}.owner keeps other builds out")
