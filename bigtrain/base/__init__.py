@@ -7,6 +7,7 @@ files               writes a file or a folder whole and durably
 disk_errors         an error about a file as a message; whether a folder can be written
 locks               one writer at a time in a folder, also without flock
 records             reads JSON that another person or a later version may have written
+home                a user without a name and without a home directory
 labels              the label of a position that has none
 faults              fault injection, for tests and rehearsals (BIGTRAIN_FAULT)
 clock               clocks that processes of one machine share
@@ -33,6 +34,7 @@ from bigtrain.base.files import (
     write_atomically,
 )
 from bigtrain.base.format import duration, gibibytes, quantity
+from bigtrain.base.home import has_home, known_user
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.base.launcher_protocol import (
     DIED,
@@ -100,8 +102,10 @@ __all__ = [
     "flock_if_supported",
     "fsync_directory",
     "gibibytes",
+    "has_home",
     "has_trained",
     "ignore_stop_signals",
+    "known_user",
     "mark_of",
     "naming",
     "of_shell",

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.base import CRASHED, DONE, BigtrainError, __version__, disk_error, report_end, shows_tracebacks
+from bigtrain.base import (
+    CRASHED,
+    DONE,
+    BigtrainError,
+    __version__,
+    disk_error,
+    known_user,
+    report_end,
+    shows_tracebacks,
+)
 from bigtrain.cli import (
     checkpoint_commands,
     config_commands,
@@ -69,7 +78,8 @@ def main() -> None:
     """
     status: str | int | None
     try:
-        app(prog_name="bigtrain")
+        with known_user():
+            app(prog_name="bigtrain")
         status = DONE
     except SystemExit as leaving:
         status = leaving.code

@@ -39,6 +39,7 @@ from bigtrain.base import (
     BigtrainError,
     disk_error,
     ignore_stop_signals,
+    known_user,
     of_shell,
     shows_tracebacks,
 )
@@ -71,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, _forward)
-        _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
+        with known_user():
+            _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except Leave as leaving:
         if message := str(leaving):
             print(f"error: {message}", file=sys.stderr)
