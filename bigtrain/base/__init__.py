@@ -19,7 +19,15 @@ version             the version of bigtrain
 """
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
-from bigtrain.base.disk_errors import TRACEBACK, broken_part, check_writable, disk_error, explained, shows_tracebacks
+from bigtrain.base.disk_errors import (
+    TRACEBACK,
+    broken_part,
+    check_temporary_folder,
+    check_writable,
+    disk_error,
+    explained,
+    shows_tracebacks,
+)
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
 from bigtrain.base.faults import FAULT, Fault, altered, damage, reached
@@ -91,6 +99,7 @@ __all__ = [
     "boot_id",
     "boot_seconds",
     "broken_part",
+    "check_temporary_folder",
     "check_writable",
     "commit_directory",
     "commit_file",

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,13 +75,8 @@ def disk_error(error: BaseException, path: Path | str | None = None) -> Bigtrain
         return explained(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), f"{_visible(path or looped)} cannot be used")
     if not isinstance(error, OSError):
         return None
-    if _NO_TEMPORARY_FOLDER in str(error):
-        return BigtrainError(
-            "there is no folder for temporary files",
-            found=f"{error.strerror} on {socket.gethostname()}",
-            wanted="a folder that this user can write to, with space on its disk",
-            fix="set TMPDIR to such a folder",
-        )
+    if isinstance(error, FileNotFoundError) and _NO_TEMPORARY_FOLDER in str(error):
+        return _without_temporary_folder(error)
     named = path if path is not None else _named_by(error)
     if named is None and error.errno not in _WITHOUT_NAME:
         return None
@@ -104,27 +100,57 @@ def explained(error: OSError, what: str, path: Path | str | None = None, fix: st
     return BigtrainError(what, found=f"{found}, on {socket.gethostname()}", fix=fix or remedy)
 
 
-def check_writable(folder: Path, what: str, fix: str | None = None) -> None:
+def check_writable(folder: Path, what: str, *, create: bool = True) -> None:
     """Create a folder where it is missing, and see that this process can write a file in it.
 
     Args:
         folder: the folder.
         what: the key of the settings, or the words, that it is known by: `run_dir`.
-        fix: what to do where it cannot be written. Default: what usually helps against the cause.
+        create: whether a missing folder is created.
 
     Raises:
         BigtrainError: it cannot be written.
     """
     probe = folder / f".bigtrain-probe-{socket.gethostname()[:64]}-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
         with probe.open("xb") as file:
             file.write(b"bigtrain")  # a full disk takes an empty file
         probe.unlink()
     except OSError as error:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-        raise explained(error, f"{what} {_visible(folder)} cannot be written", folder, fix) from error
+        raise explained(error, f"{what} {_visible(folder)} cannot be written", folder) from error
+
+
+def check_temporary_folder() -> str | None:
+    """See that there is a folder for temporary files; return a warning where it is not the one that TMPDIR names.
+
+    Raises:
+        BigtrainError: there is none.
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise _without_temporary_folder(error) from error
+    wanted = os.environ.get("TMPDIR")
+    if not wanted or Path(wanted).absolute() == Path(folder):
+        return None
+    try:
+        check_writable(Path(wanted), "TMPDIR", create=False)
+    except BigtrainError as error:
+        return f"{error.what}: {error.found}. Temporary files go to {folder}."
+    return None
+
+
+def _without_temporary_folder(error: FileNotFoundError) -> BigtrainError:
+    return BigtrainError(
+        "there is no folder for temporary files",
+        found=f"{error.strerror} on {socket.gethostname()}",
+        wanted="a folder that this user can write to, with space on its disk",
+        fix="set TMPDIR to such a folder",
+    )
 
 
 def shows_tracebacks() -> bool:

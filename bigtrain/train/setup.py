@@ -10,11 +10,14 @@ Whatever can be wrong is found here, before the first step and before anything i
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bigtrain.base import LAUNCHER, check_temporary_folder
 from bigtrain.checkpoint import Change, Saver, Search, StorageTiers, newest_verified
 from bigtrain.config import Settings
 from bigtrain.data import Loader, RunData
@@ -46,6 +49,8 @@ from bigtrain.train.step import LearningRate, TrainingStep
 from bigtrain.train.stop import StopRequest
 from bigtrain.train.superseded import remove_superseded
 from bigtrain.train.training import TrainingRun
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,8 @@ def join(settings: Settings) -> Iterator[JoinedRanks]:
     """Meet the other ranks, on a machine that can do what the settings ask for. Raises BigtrainError."""
     phases, stop, heartbeat = Phases(), StopRequest(), Heartbeat()
     stop.listen()
+    if (warning := check_temporary_folder()) and LAUNCHER not in os.environ:  # which has said it
+        logger.warning(warning)
     check_expected_parameters(settings.model)
     with ranks(settings.engine) as topology:
         directory = RunDirectory(settings.run_dir)
