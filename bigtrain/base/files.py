@@ -21,7 +21,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename in (None, str(temporary_of(path))):
+        if error.filename is None or Path(os.fsdecode(error.filename)).name == temporary_of(path).name:
             error.filename, error.filename2 = str(path), None
         raise
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_high
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from bigtrain.base import BigtrainError, as_record, read_json, write_atomically
 from bigtrain.data import Funnel, read_funnels
@@ -101,18 +101,20 @@ def _samples(directory: RunDirectory, validations: list[dict[str, Any]]) -> list
     found = {event["step"]: event["samples"] for event in validations if event.get("samples")}
     drawn = _side_file(directory.samples, _DrawnSamples)
     if drawn is not None:
-        found.setdefault(drawn["step"], drawn["samples"])
+        found.setdefault(drawn.step, drawn.samples)
     return sorted(found.items())
 
 
-class _DrawnSamples(TypedDict):
+@dataclass(frozen=True)
+class _DrawnSamples:
     """RUN/samples.json."""
 
     step: int
     samples: list[dict[str, str]]
 
 
-class _KeptEvaluation(TypedDict):
+@dataclass(frozen=True)
+class _KeptEvaluation:
     """RUN/evaluation.json, as far as the report needs it."""
 
     step: int
@@ -152,6 +154,6 @@ def _funnels(data: Path) -> dict[str, Funnel]:
 def _newest_validation(directory: RunDirectory, step: int, along_the_way: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The results of `bigtrain eval` at the newest step, else what training last recorded."""
     evaluation = _side_file(directory.evaluation, _KeptEvaluation)
-    if evaluation is not None and evaluation["step"] == step:
-        return evaluation["validation"]
+    if evaluation is not None and evaluation.step == step:
+        return evaluation.validation
     return along_the_way[-1]["validation"] if along_the_way else []

@@ -163,8 +163,8 @@ def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
     settings, data, decisions = opened.settings, opened.data, opened.decisions
     topology, directory = joined.topology, joined.directory
     tiers = on_every_rank(topology, lambda: StorageTiers.of(directory.root, settings.checkpoint))
-    on_first_rank(topology, lambda: claim_checkpoints(directory, settings.checkpoint))
     on_every_rank(topology, lambda: _check_storage(tiers, topology))
+    on_first_rank(topology, lambda: claim_checkpoints(directory, settings.checkpoint))
     remove_superseded(tiers, decisions, topology)
     layout = layout_of(settings, topology)
     search = newest_verified(tiers, ranks=topology, layout=layout)

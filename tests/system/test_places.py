@@ -1,4 +1,4 @@
-"""Every place that a command reads or writes may be broken: one message, status 1, no traceback, before the first step."""
+"""Each place that a command reads or writes may be broken: one message and status 1, before the first step."""
 
 import json
 import os
@@ -200,47 +200,54 @@ def test_a_bucket_that_is_missing_is_found_before_the_first_step(store: S3Server
     assert any("no-such-bucket" in check["found"] for check in checks if check["status"] == "failed"), checks
 
 
+@pytest.mark.long
 def test_two_runs_do_not_save_into_one_folder(sandbox: RunSandbox, tmp_path: Path) -> None:
     """The second is refused and names the first; a run that was moved goes on; its copy does not."""
     folder, first, moved = tmp_path / "kept", tmp_path / "first", tmp_path / "moved"
 
     def train(run: Path, *overrides: str) -> subprocess.CompletedProcess:
-        saved = f"checkpoint.dir={folder}"
-        return sandbox.bigtrain(
-            "train", sandbox.config, f"run_dir={run}", saved, "evaluate.every_steps=null", *overrides
-        )
+        places = [f"run_dir={run}", f"checkpoint.dir={folder}"]
+        return sandbox.bigtrain("train", sandbox.config, *places, "evaluate.every_steps=null", *overrides)
 
     assert train(first, "train.stop_after=2").returncode == 75
-    assert_refused(
-        train(tmp_path / "second"), f"checkpoint.dir {folder}", found=str(first), fix="another checkpoint.dir"
-    )
+    second = train(tmp_path / "second")
+    assert_refused(second, f"checkpoint.dir {folder}", found=str(first), fix="another checkpoint.dir")
     first.rename(moved)
     assert train(moved, "train.stop_after=4").returncode == 75
     shutil.copytree(moved, tmp_path / "copy")
     assert_refused(train(tmp_path / "copy"), found=str(moved))
     (folder / "run.json").unlink()  # as earlier versions left it
     assert train(moved, "train.stop_after=5").returncode == 75
-    assert_refused(
-        sandbox.bigtrain("train", sandbox.config, f"checkpoint.dir={moved}/checkpoints"), found=str(moved)
-    ) if (moved / "checkpoints").exists() else None
 
 
-def test_a_checkpoint_dir_that_was_replaced_is_named(sandbox: RunSandbox, tmp_path: Path) -> None:
-    saved = f"checkpoint.dir={tmp_path}/kept"
-    assert sandbox.bigtrain("train", sandbox.config, saved, "train.stop_after=2").returncode == 75
-    shutil.rmtree(tmp_path / "kept")
-    refused = sandbox.bigtrain("train", sandbox.config, saved)
-    assert_refused(refused, found=[f"{tmp_path}/kept", "step 2"], fix="checkpoint.dir")
+def test_the_checkpoints_of_another_run_dir_are_refused(undisturbed: RunSandbox, sandbox: RunSandbox) -> None:
+    refused = sandbox.bigtrain("train", sandbox.config, f"checkpoint.dir={undisturbed.run}/checkpoints")
+    assert_refused(refused, "another run", found=str(undisturbed.run))
 
 
-def test_a_local_tier_that_is_gone_is_recorded(sandbox: RunSandbox, tmp_path: Path) -> None:
+def test_a_checkpoint_dir_that_was_replaced_is_named(undisturbed: RunSandbox, sandbox: RunSandbox) -> None:
+    shutil.copytree(undisturbed.run, sandbox.run, ignore=shutil.ignore_patterns("checkpoints"))
+    refused = sandbox.bigtrain("train", sandbox.config, f"checkpoint.dir={sandbox.directory}/kept")
+    assert_refused(refused, found=[f"{sandbox.directory}/kept", "step 12"], fix="checkpoint.dir")
+
+
+def test_a_local_tier_that_is_gone_is_recorded(undisturbed: RunSandbox, sandbox: RunSandbox) -> None:
     """Where the disk of the nodes was emptied, the durable copy is used, and an event says so."""
-    local = f"checkpoint.local_dir={tmp_path}/local"
-    assert sandbox.bigtrain("train", sandbox.config, local, "train.stop_after=2").returncode == 75
-    shutil.rmtree(tmp_path / "local")
-    assert sandbox.bigtrain("train", sandbox.config, local, "train.stop_after=3").returncode == 75
+    shutil.copytree(undisturbed.run, sandbox.run)
+    committed = {
+        "event": "commit",
+        "step": 12,
+        "seconds": 0.1,
+        "checkpoint": "step-00000012",
+        "local": True,
+        "time": 0.0,
+    }
+    with (sandbox.run / "events.jsonl").open("a") as events:
+        events.write(json.dumps(committed) + "\n")
+    status, output = sandbox.train(2, f"checkpoint.local_dir={sandbox.directory}/local")
+    assert status == 0, output
     fallback = [event for event in sandbox.events() if event["event"] == "fallback"]
-    assert len(fallback) == 1 and str(tmp_path / "local") in fallback[0]["place"]
+    assert len(fallback) == 1 and str(sandbox.directory / "local") in fallback[0]["place"]
     assert "durable tier" in fallback[0]["problems"]
 
 
@@ -266,6 +273,7 @@ def test_out_that_is_not_a_folder_of_ours_is_left_as_it_is(undisturbed: RunSandb
     assert sorted(path.name for path in sandbox.directory.iterdir()) == ["config.yaml", "imported", "link", "out"]
 
 
+@pytest.mark.parametrize("small_disk", ["100k"], indirect=True)
 def test_a_refused_import_leaves_nothing(undisturbed: RunSandbox, sandbox: RunSandbox, small_disk: Path) -> None:
     hf = sandbox.directory / "hf"
     assert sandbox.bigtrain("export", undisturbed.run, hf, "--no-check").returncode == 0
@@ -274,11 +282,7 @@ def test_a_refused_import_leaves_nothing(undisturbed: RunSandbox, sandbox: RunSa
     assert not list(small_disk.iterdir())
 
 
-test_a_refused_import_leaves_nothing = pytest.mark.parametrize("small_disk", ["100k"], indirect=True)(
-    test_a_refused_import_leaves_nothing
-)
-
-
+@pytest.mark.long
 def test_a_run_with_relative_paths_is_used_from_anywhere(built: RunSandbox, tmp_path: Path) -> None:
     """Paths in RUN/config.yaml are those of the directory in which the run was started."""
     start = tmp_path / "start"
