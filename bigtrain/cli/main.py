@@ -74,7 +74,7 @@ def _options(
 
 def main() -> None:
     """Run one command. An error of the user, or of a disk, becomes one message and exit status 1. Any other error has
-    another status, which tells a launcher that another start may succeed.
+    another status, by which a launcher knows that another start may succeed.
     """
     status: str | int | None
     try:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.base import LAUNCHER, check_temporary_folder
+from bigtrain.base import LAUNCHER, check_temporary_folder, check_writable
 from bigtrain.checkpoint import Change, Saver, Search, StorageTiers, newest_verified
 from bigtrain.config import Settings
 from bigtrain.data import Loader, RunData
@@ -242,9 +242,11 @@ def _claim(directory: RunDirectory) -> None:
 
 
 def _check_storage(tiers: StorageTiers, topology: Topology) -> None:
-    """See on every host that checkpoints can be written; `Saver` sees whether the local tier can be. BigtrainError."""
+    """See on every host that checkpoints can be written to both tiers. Raises BigtrainError."""
     if topology.local_rank == 0:
         tiers.durable.check_writable()
+        if tiers.local is not None:
+            check_writable(tiers.local.directory, "checkpoint.local_dir")
 
 
 def _tracker_for(settings: Settings, history: Sequence[Mapping[str, Any]], state: RunState) -> Tracker:

@@ -61,8 +61,8 @@ def import_model(
         dtypes = imported.dtypes
         if len(dtypes) > 1 and check:
             report(f"not checked: the weights have several types, {', '.join(sorted(map(str, dtypes)))}")
-        told = report if check and len(dtypes) == 1 else None
-        compared.update(checked(folder, imported, found.settings, min(dtypes, key=str), told))
+        lines = report if check and len(dtypes) == 1 else None
+        compared.update(checked(folder, imported, found.settings, min(dtypes, key=str), lines))
 
     found = import_hf(folder, out, end_of_text=end_of_text, check=compare)
     return ImportedModel(

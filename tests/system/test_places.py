@@ -244,8 +244,8 @@ def test_a_local_tier_that_is_gone_is_recorded(undisturbed: RunSandbox, sandbox:
     }
     with (sandbox.run / "events.jsonl").open("a") as events:
         events.write(json.dumps(committed) + "\n")
-    status, output = sandbox.train(2, f"checkpoint.local_dir={sandbox.directory}/local")
-    assert status == 0, output
+    done = sandbox.bigtrain("train", sandbox.config, f"checkpoint.local_dir={sandbox.directory}/local")
+    assert done.returncode == 0, done.stderr
     fallback = [event for event in sandbox.events() if event["event"] == "fallback"]
     assert len(fallback) == 1 and str(sandbox.directory / "local") in fallback[0]["place"]
     assert "durable tier" in fallback[0]["problems"]
