@@ -4,7 +4,10 @@ errors              BigtrainError, the error that a user is meant to read
 exit_status         what each exit status means to a launcher
 launcher_protocol   the environment variables, files and signals between a launcher and its ranks
 files               writes a file or a folder whole and durably
+disk_errors         an error about a file as a message; whether a folder can be written
+locks               one writer at a time in a folder, also without flock
 records             reads JSON that another person or a later version may have written
+home                a user without a name and without a home directory
 labels              the label of a position that has none
 faults              fault injection, for tests and rehearsals (BIGTRAIN_FAULT)
 clock               clocks that processes of one machine share
@@ -16,6 +19,15 @@ version             the version of bigtrain
 """
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
+from bigtrain.base.disk_errors import (
+    TRACEBACK,
+    broken_part,
+    check_temporary_folder,
+    check_writable,
+    disk_error,
+    explained,
+    shows_tracebacks,
+)
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
 from bigtrain.base.faults import FAULT, Fault, altered, damage, reached
@@ -25,10 +37,12 @@ from bigtrain.base.files import (
     commit_directory,
     commit_file,
     fsync_directory,
+    naming,
     temporary_of,
     write_atomically,
 )
 from bigtrain.base.format import duration, gibibytes, quantity
+from bigtrain.base.home import has_home, known_user
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.base.launcher_protocol import (
     DIED,
@@ -38,12 +52,15 @@ from bigtrain.base.launcher_protocol import (
     STORE,
     WARNINGS,
     End,
+    has_trained,
     ignore_stop_signals,
     mark_of,
     record_death,
     report_end,
     report_progress,
+    report_step,
 )
+from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
 from bigtrain.base.records import RECORD_BYTES, STRICT, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.to_json import to_json
@@ -66,27 +83,40 @@ __all__ = [
     "STORE",
     "STRICT",
     "TEMPORARY_SUFFIX",
+    "TRACEBACK",
     "WARNINGS",
     "WRONG",
     "BigtrainError",
     "End",
     "Fault",
+    "FileLock",
     "HeaderEntry",
+    "LockHeldError",
     "__version__",
     "altered",
     "as_record",
     "bare_name",
     "boot_id",
     "boot_seconds",
+    "broken_part",
+    "check_temporary_folder",
+    "check_writable",
     "commit_directory",
     "commit_file",
     "damage",
     "describe",
+    "disk_error",
     "duration",
+    "explained",
+    "flock_if_supported",
     "fsync_directory",
     "gibibytes",
+    "has_home",
+    "has_trained",
     "ignore_stop_signals",
+    "known_user",
     "mark_of",
+    "naming",
     "of_shell",
     "parse_json",
     "process_seconds",
@@ -97,8 +127,10 @@ __all__ = [
     "record_death",
     "report_end",
     "report_progress",
+    "report_step",
     "safetensors_header",
     "seconds_before_this_process",
+    "shows_tracebacks",
     "temporary_of",
     "to_json",
     "write_atomically",

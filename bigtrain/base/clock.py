@@ -51,7 +51,19 @@ def _start_of_this(pid: int) -> float:
     return time.monotonic() - (age if 0 <= age <= OLDEST_AT_FIRST_LOOK else 0.0)
 
 
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in ticks since this machine was started; None where there is no such process."""
+    try:
+        return _ticks(pid)
+    except OSError:
+        return None
+
+
 def _start_of(pid: int) -> float:
     """When a process started, in seconds since this machine was started."""
+    return _ticks(pid) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(pid: int) -> int:
     fields_after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields_after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return int(fields_after_name[19])

@@ -23,7 +23,7 @@ FINAL = frozenset({DONE, WRONG, USAGE, STOPPED})
 """The statuses after which a launcher does not start a worker again: it would end the same way, or was asked to end."""
 
 _DESCRIPTIONS = {
-    CRASHED: "crashed: its traceback is above, and in the run's logs/",
+    CRASHED: "crashed: its traceback is above",
     HUNG: "ended a run that hung",
     CORRUPTED: "ended a run whose copies of the weights differed",
 }

@@ -7,12 +7,23 @@ atomic. The folder is flushed last, so that the new name is on the disk as well.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError in this block name a file; one of writing to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)).name == temporary_of(path).name:
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def temporary_of(path: Path) -> Path:
@@ -34,8 +45,13 @@ def write_atomically(
             written before the machine lost power may be missing or old, but a killed process never leaves a part.
 
     Raises:
-        OSError: the disk is full or fails, or the folder may not be written.
+        OSError: the disk is full or fails, or the folder may not be written. It names the file.
     """
+    with naming(path):
+        _write(path, content, durable)
+
+
+def _write(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], durable: bool) -> None:
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             _fill(file, content)

@@ -21,7 +21,7 @@ STORE = "BIGTRAIN_STORE"
 """Environment variable: host:port of the store of this start's ranks. A launcher holds it, and it outlives any rank."""
 PROGRESS = "BIGTRAIN_PROGRESS"
 """Environment variable: a file of this node with the newest step whose checkpoint is committed. When the step rises,
-the launcher counts restarts from 0 again."""
+the launcher counts restarts from 0 again. It lies in a folder that only this user can use."""
 
 DIED = "BIGTRAIN_DIED"
 """Environment variable: when the launcher noticed that a rank of the last start had died, in seconds since this machine
@@ -59,13 +59,37 @@ def mark_of(progress: str, end: End, rank: str) -> Path:
 
 def report_end(end: End) -> None:
     """Report to the launcher, if there is one, why this rank is about to end."""
-    if PROGRESS in os.environ:
+    if progress := _progress_file():
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with suppress(OSError):  # a full disk must not hide why the rank ends
-            write_atomically(mark_of(os.environ[PROGRESS], end, os.environ["RANK"]), str(now), durable=False)
+            write_atomically(mark_of(progress, end, os.environ.get("RANK", "0")), str(now), durable=False)
 
 
 def report_progress(step: int) -> None:
     """Report to the launcher, if there is one, that the checkpoint of a step is committed."""
-    if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
-        write_atomically(Path(os.environ[PROGRESS]), str(step), durable=False)
+    if (progress := _progress_file()) and os.environ.get("LOCAL_RANK", "0") == "0":
+        with suppress(OSError):  # the launcher then counts restarts as if there had been no commit
+            write_atomically(Path(progress), str(step), durable=False)
+
+
+def report_step() -> None:
+    """Record that this process has done a step of a training: from here on, an error of a disk is a crash."""
+    global _has_trained
+    _has_trained = True
+
+
+def has_trained() -> bool:
+    """Whether this process has done a step of a training."""
+    return _has_trained
+
+
+_has_trained = False
+
+
+def _progress_file() -> str | None:
+    """The path in `PROGRESS`; None without a launcher, or where its folder belongs to another user."""
+    progress = os.environ.get(PROGRESS)
+    try:
+        return progress if progress and Path(progress).parent.stat().st_uid == os.getuid() else None
+    except OSError:
+        return None

@@ -32,6 +32,7 @@ Nothing is pickled. `load_weights` reads the float32 weights without an engine o
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from bigtrain.checkpoint.compare import compare
 from bigtrain.checkpoint.compatibility import Change, changes_since, check_compatible
+from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
 from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, reinitialize, tensor_digests
 from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor
@@ -39,6 +40,7 @@ from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.saver import Commit, Saver, save
+from bigtrain.checkpoint.storage import Storage
 from bigtrain.checkpoint.storage_tiers import Rejected, Search, StorageTiers, newest_verified
 
 __all__ = [
@@ -49,12 +51,14 @@ __all__ = [
     "CheckpointManifest",
     "Commit",
     "Cursor",
+    "Folder",
     "Fragment",
     "Loaded",
     "Ranks",
     "Rejected",
     "Saver",
     "Search",
+    "Storage",
     "StorageTiers",
     "TensorShard",
     "Tensors",

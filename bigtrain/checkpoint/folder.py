@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from bigtrain.base import fsync_directory, reached
+from bigtrain.base import check_writable, fsync_directory, reached, read_regular, write_atomically
 from bigtrain.checkpoint.manifest import COMMITTED, MANIFEST, step_name
 from bigtrain.checkpoint.storage import Reader, blocks
 
@@ -43,6 +43,21 @@ class Folder:
     def location(self, step: int) -> str:
         """See Storage."""
         return str(self._final(step))
+
+    def check_writable(self) -> None:
+        """See Storage. A folder that is missing is created."""
+        check_writable(self.directory, "the checkpoint folder")
+
+    def read_record(self, name: str) -> bytes | None:
+        """See Storage."""
+        try:
+            return read_regular(self.directory / name)
+        except FileNotFoundError:
+            return None
+
+    def write_record(self, name: str, content: bytes) -> None:
+        """See Storage."""
+        write_atomically(self.directory / name, content)
 
     def steps(self) -> list[int]:
         """See Storage."""

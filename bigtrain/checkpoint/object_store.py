@@ -10,7 +10,9 @@ A request that fails is repeated, with growing pauses, as long as that can help;
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,10 @@ _REQUEST_SECONDS = 60.0
 _PART = 1 << 25
 _REQUESTS = 16
 """Number of requests at the same time."""
+_NO_BUCKET = ("bucket does not exist", "NoSuchBucket", "container does not exist", "ContainerNotFound")
+"""How object stores say that the bucket itself is missing, and not only an object in it."""
+_NEVER = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
+"""Errors of botocore that no repetition helps against."""
 _jitter = random.SystemRandom()  # ranks that seed `random` alike must not repeat at the same time
 T = TypeVar("T")
 
@@ -55,6 +61,29 @@ class ObjectStore:
     def location(self, step: int) -> str:
         """See Storage."""
         return f"{self.url}/{step_name(step)}"
+
+    def check_writable(self) -> None:
+        """See Storage."""
+        path = f"{self._root}/.bigtrain-probe-{socket.gethostname()}-{os.getpid()}"
+        try:
+            self._persist("write", path, lambda: self._files.pipe_file(path, b"bigtrain"))
+        except FileNotFoundError as error:
+            raise self._missing(error) from error
+        with suppress(FileNotFoundError):
+            self._persist("remove", path, lambda: self._files.rm_file(path))
+
+    def read_record(self, name: str) -> bytes | None:
+        """See Storage."""
+        path = f"{self._root}/{name}"
+        try:
+            return self._persist("read", path, lambda: bytes(self._files.cat_file(path)))
+        except FileNotFoundError:
+            return None
+
+    def write_record(self, name: str, content: bytes) -> None:
+        """See Storage."""
+        path = f"{self._root}/{name}"
+        self._persist("write", path, lambda: self._files.pipe_file(path, content))
 
     def steps(self) -> list[int]:
         """See Storage. A prefix without a manifest was never committed."""
@@ -149,11 +178,22 @@ class ObjectStore:
         def attempt() -> list[str]:
             try:
                 return list(self._files.ls(self._root, detail=False))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if any(text in f"{error} {error.__cause__}" for text in _NO_BUCKET):
+                    raise self._missing(error) from error
                 return []
 
         names = [str(path).rstrip("/").rpartition("/")[2] for path in self._persist("list", self._root, attempt)]
         return sorted(int(match[1]) for name in names if (match := COMMITTED.fullmatch(name)))
+
+    def _missing(self, error: FileNotFoundError) -> BigtrainError:
+        bucket = f"{self.url.partition('://')[0]}://{self._root.partition('/')[0]}"
+        return BigtrainError(
+            f"checkpoints cannot be kept at {self.url}: the store has no bucket {bucket}",
+            found=" ".join(f"{error}".split())[:300] or type(error).__name__,
+            wanted="a bucket that is there, and may be written",
+            fix="create the bucket, or correct checkpoint.dir and the address of the store (AWS_ENDPOINT_URL)",
+        )
 
     def _exists(self, path: str) -> bool:
         try:
@@ -207,7 +247,7 @@ class ObjectStore:
         while True:
             try:
                 return attempt()
-            except FileNotFoundError:
+            except (FileNotFoundError, BigtrainError):
                 raise
             except Exception as error:  # each protocol's library raises its own
                 failures += 1
@@ -217,9 +257,12 @@ class ObjectStore:
                 if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
                     fix = "give this machine credentials that may read, write and delete there"
                     raise BigtrainError(f"permission to {verb} {what} is denied", found=line, fix=fix) from error
-                if failures == ATTEMPTS or seconds + pause > TOTAL_SECONDS:
+                never = type(error).__name__ in _NEVER
+                if never or failures == ATTEMPTS or seconds + pause > TOTAL_SECONDS:
                     effort = f"{failures} attempts in {seconds:.0f} s"
                     fix = "check that the store can be reached from this machine, then start again"
+                    if never:
+                        fix = "correct the URL, or give this machine credentials for it (for example AWS_PROFILE)"
                     raise BigtrainError(f"cannot {verb} {what} ({effort})", found=line, fix=fix) from error
                 time.sleep(pause)
 

@@ -30,6 +30,15 @@ class Storage(Protocol):
     def location(self, step: int) -> str:
         """The folder or URL of a step, for people and for `Checkpoint.at`."""
 
+    def check_writable(self) -> None:
+        """Write a small file and remove it. Raises BigtrainError where that cannot be done."""
+
+    def read_record(self, name: str) -> bytes | None:
+        """A small file beside the steps; None where there is none."""
+
+    def write_record(self, name: str, content: bytes) -> None:
+        """Write a small file beside the steps, whole or not at all. One process calls it."""
+
     def steps(self) -> list[int]:
         """The steps with a committed name, in order. Some may be damaged."""
 

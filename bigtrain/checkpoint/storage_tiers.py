@@ -23,7 +23,7 @@ from pathlib import Path
 
 import xxhash
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, check_writable
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.manifest import CheckpointManifest
@@ -165,7 +165,7 @@ def leads_here(folder: Folder, ranks: Ranks) -> bool:
     failed = f"checkpoint.local_dir: {folder} cannot be written"
 
     def leave_mark() -> str:
-        folder.directory.mkdir(parents=True, exist_ok=True)
+        check_writable(folder.directory, "checkpoint.local_dir")
         mark = f".rank-{ranks.rank}-{uuid.uuid4().hex}"
         (folder.directory / mark).touch()
         return mark

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from bigtrain.base import CRASHED, DONE, BigtrainError, __version__, report_end
+from bigtrain.base import (
+    CRASHED,
+    DONE,
+    BigtrainError,
+    __version__,
+    disk_error,
+    known_user,
+    report_end,
+    shows_tracebacks,
+)
 from bigtrain.cli import (
     checkpoint_commands,
     config_commands,
@@ -64,28 +73,37 @@ def _options(
 
 
 def main() -> None:
-    """Run one command. A user's error becomes one message and exit status 1. Any other error has another status, by
-    which a launcher that another start may succeed.
+    """Run one command. An error of the user, or of a disk, becomes one message and exit status 1. Any other error has
+    another status, by which a launcher knows that another start may succeed.
     """
     status: str | int | None
     try:
-        app(prog_name="bigtrain")
+        with known_user():
+            app(prog_name="bigtrain")
         status = DONE
     except SystemExit as leaving:
         status = leaving.code
-    except BigtrainError as error:
-        if speaks(error):
-            print(without_secrets(f"error: {error}"), file=sys.stderr)
-        status = error.status
-    except Exception:
-        report_end("crashed")
-        traceback.print_exc()
-        status = CRASHED
+    except Exception as error:
+        message = error if isinstance(error, BigtrainError) else disk_error(error)
+        if message is None:
+            report_end("crashed")
+            traceback.print_exc()
+            status = CRASHED
+        else:
+            if speaks(message):
+                _print(message, error)
+            status = message.status
     if not isinstance(status, str) and not sys.modules.keys().isdisjoint(HAS_RANKS):
         from bigtrain.engine import leave
 
         leave(status or DONE)
     sys.exit(status)
+
+
+def _print(message: BigtrainError, error: Exception) -> None:
+    if shows_tracebacks():
+        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
+    print(without_secrets(f"error: {message}"), file=sys.stderr)
 
 
 def speaks(error: BigtrainError) -> bool:

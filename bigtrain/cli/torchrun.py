@@ -2,7 +2,21 @@
 
 import sys
 
-from bigtrain.launcher.torchrun import main
+from bigtrain.base import BigtrainError, check_temporary_folder
+
+
+def main() -> int:
+    """Start the launcher, whose libraries need a folder for temporary files when they are imported."""
+    try:
+        if warning := check_temporary_folder():
+            print(f"warning: {warning}", file=sys.stderr)
+    except BigtrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    from bigtrain.launcher.torchrun import main as launch
+
+    return launch()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bigtrain.config.cleaning import CleanStep
-from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UserPath
+from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, Section, UserPath
 
 
 class TokenizerSettings(Section):
@@ -37,7 +37,7 @@ class SourceSettings(Section):
     """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
     JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library; `megatron`:
     token ids that Megatron-LM's preprocess_data.py wrote (`.bin` and `.idx`) with the tokenizer at tokenizer.path."""
-    path: str | None = None
+    path: PathOrUrl | None = None
     """text, jsonl, parquet: a file, a folder or a glob, on this machine or at a URL such as s3://bucket/folder.
     huggingface: a hub id or a local folder. megatron: the prefix of a pair of files, one of the pair, a folder or a
     glob."""

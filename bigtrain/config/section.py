@@ -7,22 +7,34 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from bigtrain.base import has_home
+
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenUnitInterval = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 
-def _usable(path: Path) -> Path:
+def _home_filled_in(path: Path) -> Path:
     if "\0" in str(path):
-        raise ValueError(f"a path cannot hold the character NUL, as {str(path)!r} does")
+        raise ValueError("a path cannot hold the character NUL")
     try:
+        if path.parts[:1] == ("~",) and not has_home():
+            raise RuntimeError
         return path.expanduser()
     except RuntimeError:  # pydantic would not turn it into a validation error
         raise ValueError(f"the home directory that {path.parts[0]} stands for is unknown; write it out") from None
 
 
-UserPath = Annotated[Path, AfterValidator(_usable)]
+def _checked(place: str) -> str:
+    if "://" not in place:
+        _home_filled_in(Path(place))
+    return place
+
+
+UserPath = Annotated[Path, AfterValidator(_home_filled_in)]
 """A path in which ~ at the start means the home directory."""
+PathOrUrl = Annotated[str, AfterValidator(_checked)]
+"""A path, in which ~ at the start means the home directory, or a URL."""
 
 
 class Section(BaseModel):

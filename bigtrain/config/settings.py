@@ -18,7 +18,7 @@ from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import passwords_in
-from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, Section, UnitInterval, UserPath
+from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, Section, UnitInterval, UserPath
 
 
 class BatchSizeStage(Section):
@@ -161,7 +161,7 @@ class CheckpointSettings(Section):
     """Also keep the checkpoints at multiples of this many steps, for ever."""
     asynchronous: bool = True
     """Continue training while a checkpoint is written: a save then costs only a copy of the state. false: wait."""
-    dir: str | None = None
+    dir: PathOrUrl | None = None
     """Where checkpoints go: a folder, or a URL for fsspec such as s3://bucket/name. Default: RUN/checkpoints."""
     local_dir: UserPath | None = None
     """A folder on a disk of each node for a first copy of every checkpoint. A restart on the same nodes reads from it.

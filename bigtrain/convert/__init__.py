@@ -9,6 +9,7 @@ shards            .safetensors files, written and read one tensor at a time
 export_hf         weights, settings and tokenizer -> a Hugging Face folder
 import_hf         a Hugging Face folder -> a folder for model.init_from
 imported          that folder
+out_folder        the folder that either makes: whole, or not at all
 verify            a folder as `transformers` sees it against our own model
 gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
 """
@@ -17,7 +18,7 @@ from bigtrain.convert.config_json import obstacles, read_config
 from bigtrain.convert.export_hf import export_hf
 from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
-from bigtrain.convert.import_hf import import_hf, read_hf, read_tokenizer
+from bigtrain.convert.import_hf import Found, import_hf, read_hf, read_tokenizer
 from bigtrain.convert.imported import MODEL, Imported
 from bigtrain.convert.llama_cpp import compare_with_llama_cpp
 from bigtrain.convert.verify import compare_with_transformers
@@ -27,6 +28,7 @@ __all__ = [
     "DTYPES",
     "FOR_TRAINING_ONLY",
     "MODEL",
+    "Found",
     "Imported",
     "architecture_of",
     "compare_with_llama_cpp",

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,14 +22,20 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, __version__, commit_directory
+from bigtrain.base import BigtrainError, __version__, parse_json, read_regular
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import config_of
+from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.shards import SHARD_BYTES, StoredTensor, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
 
 _MARK = "bigtrain_version"
 """The key in config.json by which a folder is known as one of ours, and may be replaced."""
+_NAMES = re.compile(
+    r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(config|generation_config|tokenizer)\.json"
+    r"|(special_tokens_map|tokenizer_config)\.json|README\.md|data-card\.(md|json))"
+)
+"""The files of an export. A folder with others is not replaced."""
 
 
 def export_hf(
@@ -41,6 +48,7 @@ def export_hf(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     documents: Mapping[str, str] = MappingProxyType({}),
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write the folder under a temporary name, then move it to `out` in one step.
 
@@ -54,40 +62,39 @@ def export_hf(
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
         documents: texts to lay beside the model, by the names of their files.
+        check: called with the whole folder before it becomes `out`; where it raises, nothing is left of it.
 
     Raises:
         BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
             know `end_of_text`, or the family cannot express such a model.
     """
-    _refuse_foreign(out)
+    refuse_foreign_folder(out, _is_ours, _NAMES, "export")
     config = config_of(settings)
     shapes = our_shapes(settings)
     _check_names(weights, shapes)
     maps = weight_maps(settings, shapes)
     end_of_text_id = _token_id(tokenizer_file, end_of_text)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
-    write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
-    _write_json(partial / "config.json", config | _about_tokens(end_of_text_id) | _about_files(dtype))
-    _write_json(partial / "generation_config.json", {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id})
-    shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
-    _write_json(partial / "special_tokens_map.json", {"eos_token": end_of_text})
-    _write_json(
-        partial / "tokenizer_config.json",
-        {
-            "eos_token": end_of_text,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": settings.max_position_embeddings,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-    for name, text in documents.items():
-        (partial / name).write_text(text, encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    commit_directory(partial, out)
+    with out_folder(out) as partial:
+        write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
+        _write_json(partial / "config.json", config | _about_tokens(end_of_text_id) | _about_files(dtype))
+        _write_json(
+            partial / "generation_config.json", {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id}
+        )
+        shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
+        _write_json(partial / "special_tokens_map.json", {"eos_token": end_of_text})
+        _write_json(
+            partial / "tokenizer_config.json",
+            {
+                "eos_token": end_of_text,
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": settings.max_position_embeddings,
+                "clean_up_tokenization_spaces": False,
+            },
+        )
+        for name, text in documents.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        check(partial)
 
 
 def _theirs(
@@ -148,15 +155,11 @@ def _token_id(tokenizer_file: Path, token: str) -> int:
     return int(found)
 
 
-def _refuse_foreign(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    config = out / "config.json"
-    if not config.is_file() or _MARK not in json.loads(config.read_text()):
-        raise BigtrainError(
-            f"{out} holds something that bigtrain did not export; nothing was overwritten",
-            fix="choose another folder, or empty this one",
-        )
+def _is_ours(folder: Path) -> bool:
+    try:
+        return _MARK in parse_json(read_regular(folder / "config.json"), folder / "config.json")
+    except (FileNotFoundError, BigtrainError, TypeError):
+        return False
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ Needs the extra `gguf`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,9 +203,12 @@ def export_gguf(
         for part in layout:
             writer.write_tensor_data(part.read(weights, shapes, dtype))
         writer.flush()
-    except BaseException:
-        writer.close()
+    except BaseException as error:
+        with suppress(OSError):
+            writer.close()
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(out)  # a full disk names no file
         raise
     writer.close()
     with partial.open("rb") as file:
@@ -224,6 +228,12 @@ def require_gguf() -> Any:
 
 def refuse_foreign_file(out: Path) -> None:
     """Nothing but an earlier export is overwritten. Raises BigtrainError."""
+    if out.is_symlink():
+        raise BigtrainError(
+            f"{out} is a symbolic link; nothing was overwritten",
+            found=f"a link to {out.readlink()}",
+            fix="give the file that it points to, or another name",
+        )
     if not out.exists():
         return
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,21 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, __version__, commit_directory
+from bigtrain.base import BigtrainError, __version__
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import read_config, settings_of
 from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
+from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
 from bigtrain.data import TOKENIZER_FILE, vocabulary_size
 
+_NAMES = re.compile(
+    r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.yaml|manifest\.json"
+    r"|(tokenizer|special_tokens_map|tokenizer_config)\.json)"
+)
+"""The files of an import. A folder with others is not replaced."""
 _BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -42,7 +48,14 @@ class Found:
     """The token that ends a document."""
 
 
-def import_hf(folder: Path, out: Path, *, end_of_text: str | None = None, shard_bytes: int = SHARD_BYTES) -> Found:
+def import_hf(
+    folder: Path,
+    out: Path,
+    *,
+    end_of_text: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    check: Callable[[Found, Path], None] = lambda found, folder: None,
+) -> Found:
     """Write a folder for `model.init_from` under a temporary name, then move it to `out` in one step.
 
     Args:
@@ -50,12 +63,13 @@ def import_hf(folder: Path, out: Path, *, end_of_text: str | None = None, shard_
         out: the folder to make. An earlier import there is replaced.
         end_of_text: the token that ends a document. Default: the one that config.json names.
         shard_bytes: limit on one weights file.
+        check: called with the whole folder before it becomes `out`; where it raises, nothing is left of it.
 
     Raises:
         BigtrainError: `out` holds something else, the model is none that we compute, tensors are missing, surplus or
             misshapen, or the token that ends a document is not clear.
     """
-    _refuse_foreign(out)
+    refuse_foreign_folder(out, _is_ours, _NAMES, "import")
     config = read_config(folder)
     settings, notes = settings_of(config)
     files, shapes = TensorFolder(folder), our_shapes(settings)
@@ -63,34 +77,31 @@ def import_hf(folder: Path, out: Path, *, end_of_text: str | None = None, shard_
     stored_as = _stored_as(files, settings, their_shapes(maps, shapes))
     token = _end_of_text(folder, config, settings, end_of_text)
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    digests: dict[str, str] = {}
-    entries = _entries(files, stored_as, maps, shapes)
-    write_safetensors(entries, _ours(files, stored_as, maps, shapes, digests), partial, shard_bytes)
-    comment = (
-        f"Imported by bigtrain {__version__} from {folder.resolve().name}. To go on training it, take this section",
-        f"with `init_from: {out}` in it, and the tokenizer it was trained with:",
-        f"data.tokenizer.path: {out / TOKENIZER_FILE}, data.tokenizer.end_of_text: {json.dumps(token)}",
-    )
-    write_model(partial / MODEL, settings, comment)
-    for name in (TOKENIZER_FILE, *_BESIDE_TOKENIZER):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, partial / name)
-    manifest = {
-        "format": FORMAT,
-        "bigtrain_version": __version__,
-        "source": str(folder.resolve()),
-        "end_of_text": token,
-        "files": {name: file_digest(partial / name) for name in (MODEL, TOKENIZER_FILE)},
-        "tensors": digests,
-    }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    commit_directory(partial, out)
-    return Found(settings, notes, token)
+    found = Found(settings, notes, token)
+    with out_folder(out) as partial:
+        digests: dict[str, str] = {}
+        entries = _entries(files, stored_as, maps, shapes)
+        write_safetensors(entries, _ours(files, stored_as, maps, shapes, digests), partial, shard_bytes)
+        comment = (
+            f"Imported by bigtrain {__version__} from {folder.resolve().name}. To go on training it, take this section",
+            f"with `init_from: {out}` in it, and the tokenizer it was trained with:",
+            f"data.tokenizer.path: {out / TOKENIZER_FILE}, data.tokenizer.end_of_text: {json.dumps(token)}",
+        )
+        write_model(partial / MODEL, settings, comment)
+        for name in (TOKENIZER_FILE, *_BESIDE_TOKENIZER):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, partial / name)
+        manifest = {
+            "format": FORMAT,
+            "bigtrain_version": __version__,
+            "source": str(folder.resolve()),
+            "end_of_text": token,
+            "files": {name: file_digest(partial / name) for name in (MODEL, TOKENIZER_FILE)},
+            "tensors": digests,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        check(found, partial)
+    return found
 
 
 def read_hf(folder: Path) -> tuple[ModelSettings, Iterator[tuple[str, Tensor]]]:
@@ -234,18 +245,11 @@ def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSetting
     return str(named[0])
 
 
-def _refuse_foreign(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+def _is_ours(folder: Path) -> bool:
     try:
-        ours = json.loads((out / MANIFEST).read_text())["format"] == FORMAT
+        return bool(json.loads((folder / MANIFEST).read_text())["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise BigtrainError(
-            f"{out} holds something that bigtrain did not import; nothing was overwritten",
-            fix="choose another folder, or empty this one",
-        )
+        return False
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, HeaderEntry, bare_name, safetensors_header
+from bigtrain.base import BigtrainError, HeaderEntry, bare_name, naming, safetensors_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -56,7 +56,7 @@ def write_safetensors(
         names = [SINGLE]
     coming = iter(tensors)
     for file, shard in zip(names, shards, strict=True):
-        with (folder / file).open("wb") as out:
+        with naming(folder / file), (folder / file).open("wb") as out:
             out.write(_header(shard))
             for entry in shard:
                 name, tensor = next(coming)

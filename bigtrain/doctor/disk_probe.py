@@ -6,10 +6,13 @@
                                                         that a name does not exist
     python disk_probe.py remove FOLDER NAME             remove that file
     python disk_probe.py room FOLDER                    measure the free space
+    python disk_probe.py lock FOLDER NAME               find out whether files there can be locked
 
 It prints JSON: the result, or {"error": ...}. It imports only what is fast to import.
 """
 
+import errno
+import fcntl
 import json
 import mmap
 import os
@@ -81,6 +84,21 @@ def room(folder: Path) -> dict[str, int | str]:
     }
 
 
+def lock(folder: Path, name: str) -> dict[str, bool]:
+    """Lock a new file with `flock`."""
+    path = folder / name
+    try:
+        with path.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"flock": True}
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        return {"flock": False}
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def main(what: str, folder: str, *rest: str) -> dict[str, object]:
     """Run the command line's action; a folder that does not exist is created."""
     path = Path(folder)
@@ -91,6 +109,8 @@ def main(what: str, folder: str, *rest: str) -> dict[str, object]:
         return {**look(path, rest[0], float(rest[1]))}
     if what == "room":
         return {**room(path)}
+    if what == "lock":
+        return {**lock(path, rest[0])}
     return {**(leave if what == "leave" else remove)(path, rest[0])}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError, duration, gibibytes
-from bigtrain.checkpoint import StorageTiers
+from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings
 from bigtrain.doctor import disk_probe
 from bigtrain.doctor.check import CheckContext, Measured
@@ -109,8 +109,13 @@ def measure_disks(context: CheckContext) -> dict[str, Any]:
             size = min(size, PROBE_BYTES[0])  # only one line for each step is written there
         speed = target.probe("speed", size, PROBE_SECONDS, seconds=PROBE_SECONDS + 4) if size > 1 << 16 else {}
         found[target.key] = {"where": target.where, **room, **speed}
+        if target.key == "run_dir":
+            found[target.key] |= target.probe("lock", f"{MARK}{uuid.uuid4().hex}", seconds=LOOK_SECONDS)
     if context.meeting.leads:
         RunDirectory(settings.run_dir).refuse_foreign()
+        for target in shared_targets(settings):
+            if target.is_url:
+                storage_at(target.where).check_writable()
         found["steps"] = len(StorageTiers.of(settings.run_dir, settings.checkpoint).durable.steps())
     return found
 
@@ -133,6 +138,8 @@ def assess_disks(measured: Measured, context: CheckContext) -> Iterator[CheckFin
             else:
                 needs = _needs(settings, size, found.get("steps", 0)) if holds else [1 << 24, 1 << 26]
             yield _free_space(f"{key} {each['where']}{on}", each, *needs)
+            if not each.get("flock", True):
+                yield _without_flock(key, each["where"])
             rate = each.get("bytes_per_second")
             if rate is None:
                 continue
@@ -180,6 +187,17 @@ def _free_space(what: str, each: dict[str, Any], least: int, enough: int) -> Che
         found,
         f"{gibibytes(least if status == 'failed' else enough)} for the checkpoints that are kept",
         "free some space (bigtrain checkpoint prune RUN --keep N), set checkpoint.keep or another checkpoint.dir",
+    )
+
+
+def _without_flock(key: str, where: str) -> CheckFinding:
+    return CheckFinding(
+        "disks",
+        "warning",
+        f"{key} {where} is on a file system without flock",
+        "locks that end with their process; without them, a file keeps other jobs out",
+        "mount it with locks (NFS: without nolock, with a lock server; Lustre: -o flock), or choose another folder; "
+        "if a start is killed, and the next one is on another machine, remove RUN/.lock.owner",
     )
 
 

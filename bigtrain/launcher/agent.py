@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -86,10 +87,10 @@ class Agent(LocalElasticAgent):
         """Starts of the workers, with the present one. All nodes use the number of the agent that has seen most."""
         self._next_look = 0.0
         self._master: Any = None
-        handle, name = tempfile.mkstemp(prefix="bigtrain-progress-")
-        os.close(handle)
-        self._progress = Path(name)
-        os.environ[PROGRESS] = name
+        # A folder of its own, which mkdtemp makes for this user alone: another user can neither foresee nor make the
+        # marks by which ranks report, nor put a link in their place.
+        self._progress = Path(tempfile.mkdtemp(prefix="bigtrain-"), "progress")
+        os.environ[PROGRESS] = str(self._progress)
 
     def run(self, role: str = "default") -> RunResult:
         """Run the workers until they are done. Raises Leave."""
@@ -100,8 +101,7 @@ class Agent(LocalElasticAgent):
                 self._keep_open()
             raise
         finally:
-            for file in (self._progress, *self._marks()):
-                file.unlink(missing_ok=True)
+            shutil.rmtree(self._progress.parent, ignore_errors=True)
 
     def _rendezvous(self, worker_group: Any) -> None:
         super()._rendezvous(worker_group)

@@ -37,8 +37,11 @@ from bigtrain.base import (
     STOPPED,
     WRONG,
     BigtrainError,
+    disk_error,
     ignore_stop_signals,
+    known_user,
     of_shell,
+    shows_tracebacks,
 )
 from bigtrain.launcher.agent import Agent, Leave
 from bigtrain.launcher.interface import stay_on_one_interface
@@ -69,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, _forward)
-        _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
+        with known_user():
+            _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except Leave as leaving:
         if message := str(leaving):
             print(f"error: {message}", file=sys.stderr)
@@ -87,6 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
     except RendezvousError as error:
         print(f"error: the nodes did not find each other (rendezvous): {error}", file=sys.stderr)
         return CRASHED
+    except OSError as error:  # a folder for temporary files, of torchrun or its agent
+        explanation = disk_error(error)
+        if explanation is None or shows_tracebacks():
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
+        return explanation.status
     finally:
         ignore_stop_signals()
     return DONE

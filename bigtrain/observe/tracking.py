@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from bigtrain.base import BigtrainError, check_writable
 from bigtrain.config import Settings
 from bigtrain.observe.wandb_thread import WandbAction, WandbThread
 
@@ -61,6 +62,12 @@ class Tracker:
         tracker = cls()
         tracker.run_id = run_id
         mode = wandb_mode(settings.tracking.wandb)
+        try:
+            if mode != "disabled":
+                check_writable(settings.run_dir / "wandb", "W&B's folder")
+        except BigtrainError as error:  # W&B itself would write to a temporary folder, without a word
+            logger.warning(f"{error.what}: {error.found}. This start is not tracked; metrics.jsonl has everything.")
+            mode = "disabled"
         if mode != "disabled":
             tracker.run_id = run_id or secrets.token_hex(4)
             tracker._thread = WandbThread(settings, mode, tracker.run_id)
@@ -131,8 +138,8 @@ def wandb_mode(setting: str) -> Mode:
 
 
 def _logged_in() -> bool:
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
+        path = os.environ.get("NETRC") or Path.home() / ".netrc"
         return bool(netrc.netrc(str(path)).authenticators("api.wandb.ai"))
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: this user has no home
         return False

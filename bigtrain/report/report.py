@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_high
-from typing import Any
+from typing import Any, TypeVar
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import BigtrainError, as_record, read_json, write_atomically
 from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.figure import svg_chart
 from bigtrain.report.report_page import RunRecords, loss_chart, parts_of_steps, report_page
 from bigtrain.report.summary import RunSummary, Summary
 from bigtrain.rundir import STARTS, Event, RunDirectory, account, last_of_each_step, read_events, read_metrics_lines
+
+logger = logging.getLogger(__name__)
+SideFile = TypeVar("SideFile")
 
 
 def write_report(run: Path, samples: int = 0) -> RunSummary:
@@ -23,7 +28,8 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         samples: how many to draw from the newest checkpoint, which are kept in RUN/samples.json.
 
     Raises:
-        BigtrainError: `run` is not a run directory, or no step is done yet.
+        BigtrainError: `run` is not a run directory, or no step is done yet. Where the page cannot be written, a warning
+            says so, and the summary names none.
     """
     directory = RunDirectory.of_existing_run(run)
     settings = directory.settings()
@@ -67,8 +73,12 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         funnels=_funnels(settings.data.dir),
         config=directory.config.read_text(),
     )
-    write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "\n")
-    write_atomically(report, report_page(records))
+    try:
+        write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "\n")
+        write_atomically(report, report_page(records))
+    except OSError as error:  # a run that may only be read has a summary all the same
+        logger.warning(f"{report} is not written: {error.strerror}")
+        summary = replace(summary, report=None)
     return RunSummary(summary, ledger, [(record["step"], record["loss"]) for record in metrics])
 
 
@@ -89,10 +99,38 @@ def draw_samples(directory: RunDirectory, number: int) -> None:
 def _samples(directory: RunDirectory, validations: list[dict[str, Any]]) -> list[tuple[int, list[dict[str, str]]]]:
     """The samples that training or a report drew, by step."""
     found = {event["step"]: event["samples"] for event in validations if event.get("samples")}
-    if directory.samples.is_file():
-        drawn = json.loads(directory.samples.read_text(encoding="utf-8"))
-        found.setdefault(drawn["step"], drawn["samples"])
+    drawn = _side_file(directory.samples, _DrawnSamples)
+    if drawn is not None:
+        found.setdefault(drawn.step, drawn.samples)
     return sorted(found.items())
+
+
+@dataclass(frozen=True)
+class _DrawnSamples:
+    """RUN/samples.json."""
+
+    step: int
+    samples: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class _KeptEvaluation:
+    """RUN/evaluation.json, as far as the report needs it."""
+
+    step: int
+    validation: list[dict[str, Any]]
+
+
+def _side_file(path: Path, kind: type[SideFile]) -> SideFile | None:
+    """The content of a file beside the records; None where it is missing, or cannot be read, which a warning says."""
+    try:
+        return as_record(kind, read_json(path), path)
+    except FileNotFoundError:
+        return None
+    except (BigtrainError, OSError) as error:
+        cause = error.found if isinstance(error, BigtrainError) else error.strerror
+        logger.warning(f"left out: {path} cannot be read: {cause}")
+        return None
 
 
 def _undone(lines: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,14 +143,17 @@ def _funnels(data: Path) -> dict[str, Funnel]:
     """What became of the documents, where the data are here."""
     try:
         return read_funnels(data)
-    except (BigtrainError, OSError):
+    except OSError:
+        return {}
+    except BigtrainError as error:
+        if error.__cause__ is not None:  # it is there, and cannot be read
+            logger.warning(f"left out: {error.what}: {error.found}")
         return {}
 
 
 def _newest_validation(directory: RunDirectory, step: int, along_the_way: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The results of `bigtrain eval` at the newest step, else what training last recorded."""
-    evaluation = json.loads(directory.evaluation.read_text()) if directory.evaluation.is_file() else {}
-    if evaluation.get("step") == step:
-        validation: list[dict[str, Any]] = evaluation["validation"]
-        return validation
+    evaluation = _side_file(directory.evaluation, _KeptEvaluation)
+    if evaluation is not None and evaluation.step == step:
+        return evaluation.validation
     return along_the_way[-1]["validation"] if along_the_way else []

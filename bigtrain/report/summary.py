@@ -48,8 +48,8 @@ class Summary:
     """Seconds of all steps by part, where the run has recorded them."""
     training_seconds: float
     starts: int
-    report: str
-    """The file of the page."""
+    report: str | None
+    """The file of the page; null where it could not be written."""
     goodput: LedgerSummary
 
 
@@ -79,7 +79,7 @@ class RunSummary:
             "training loss",
             text_chart(self.loss_curve),
             "",
-            f"the page with all curves: {run.report}",
+            f"the page with all curves: {run.report or 'not written'}",
         ]
         return "\n".join(lines)
 

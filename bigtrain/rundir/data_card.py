@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from bigtrain.base import write_atomically
@@ -10,6 +11,8 @@ from bigtrain.data import Card, card_as_markdown, data_card
 from bigtrain.rundir.provenance import OpenedRun
 
 CARD = "data-card"
+
+logger = logging.getLogger(__name__)
 
 
 def card_of_run(run: Path, step: int | None = None) -> Card:
@@ -36,9 +39,15 @@ def card_of_run(run: Path, step: int | None = None) -> Card:
 
 
 def write_card(run: Path) -> tuple[Card, str]:
-    """Write both forms into the run directory; returns the card and its Markdown. Raises as `card_of_run`."""
+    """Write both forms into the run directory; returns the card and its Markdown. Raises as `card_of_run`.
+
+    Where the directory cannot be written, a warning says so.
+    """
     card = card_of_run(run)
     markdown = card_as_markdown(card)
-    write_atomically(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(run / f"{CARD}.md", markdown)
+    try:
+        write_atomically(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(run / f"{CARD}.md", markdown)
+    except OSError as error:
+        logger.warning(f"{run}/{CARD}.md and .json are not written: {error.strerror}")
     return card, markdown

@@ -11,20 +11,27 @@ The layout is a promise to scripts::
     RUN/logs/rank-00000.log  a file a rank
     RUN/doctor.json          what `bigtrain doctor` found and measured in its last runs
     RUN/wandb/               W&B's own files
+    RUN/.run                 the id of the run, where checkpoint.dir is set; see bigtrain/train/ownership.py
     RUN/evaluation.json      what `bigtrain eval` last found
     RUN/report.html, loss.svg, samples.json    written by `bigtrain report`
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import time
+import logging
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from bigtrain.base import BigtrainError, temporary_of, write_atomically
+from bigtrain.base import (
+    BigtrainError,
+    FileLock,
+    LockHeldError,
+    broken_part,
+    check_writable,
+    explained,
+    temporary_of,
+    write_atomically,
+)
 from bigtrain.config import Settings, dump_settings, load_settings, with_bare_urls
 from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
 from bigtrain.rundir.json_lines import written_to
@@ -32,6 +39,8 @@ from bigtrain.rundir.records import metrics_of_step, newest_metrics
 
 if TYPE_CHECKING:
     from bigtrain.checkpoint import StorageTiers
+
+logger = logging.getLogger(__name__)
 
 LOCK_PATIENCE_SECONDS = 20.0
 MARK = ".bigtrain-doctor-"
@@ -51,7 +60,8 @@ class RunDirectory:
         self.samples = root / "samples.json"
         self.checkpoints = root / "checkpoints"
         self.logs = root / "logs"
-        self._lock: IO[str] | None = None
+        self.identity = root / ".run"
+        self._lock = FileLock(root / ".lock")
 
     @classmethod
     def of_existing_run(cls, root: Path) -> RunDirectory:
@@ -64,15 +74,32 @@ class RunDirectory:
         if not directory.config.is_file():
             raise BigtrainError(
                 f"{root} is not a run directory",
-                found="no config.yaml in it" if root.is_dir() else "no such directory",
+                found="no config.yaml in it" if root.is_dir() else (broken_part(root) or ("no such directory",))[0],
                 wanted="the run_dir of a run that `bigtrain train` has started",
                 fix="give the run_dir of a configuration, for example runs/quickstart",
             )
         return directory
 
     def settings(self) -> Settings:
-        """The settings that the run was last started with, with its decisions since then."""
-        return with_decisions(load_settings(self.config), read_decisions(self.decisions))
+        """The settings that the run was last started with, with its decisions since then.
+
+        Relative paths in them are those of the directory in which the run was started, as far as `run_dir` shows it.
+        """
+        return with_decisions(self._from_its_start(load_settings(self.config)), read_decisions(self.decisions))
+
+    def _from_its_start(self, settings: Settings) -> Settings:
+        """The settings, with relative folders seen from here."""
+        start = directory_of_start(self.root, settings.run_dir)
+        if start is None or start == Path.cwd():
+            return settings
+        data, checkpoint = settings.data, settings.checkpoint
+        if not data.dir.is_absolute():
+            data = data.model_copy(update={"dir": start / data.dir})
+        if checkpoint.dir is not None and "://" not in checkpoint.dir:
+            checkpoint = checkpoint.model_copy(update={"dir": str(start / Path(checkpoint.dir).expanduser())})
+        if checkpoint.local_dir is not None:
+            checkpoint = checkpoint.model_copy(update={"local_dir": start / checkpoint.local_dir})
+        return settings.model_copy(update={"data": data, "checkpoint": checkpoint})
 
     def recorded(self, step: int) -> dict[str, Any] | None:
         """The line of metrics.jsonl for a step; None where the run has not done it, or a decision has undone it."""
@@ -106,8 +133,8 @@ class RunDirectory:
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
         # Left by a start that was killed before config.yaml was written, by `doctor`, or by `verify-resume --keep`.
         doctor = self.root / "doctor.json"
-        ours = {self.logs.name, ".lock", "verify-resume", temporary_of(self.config).name}
-        ours |= {doctor.name, temporary_of(doctor).name}
+        ours = {self.logs.name, ".lock", ".lock.owner", self.identity.name, doctor.name, "verify-resume"}
+        ours |= {temporary_of(path).name for path in (doctor, self.config, self.identity)}
         there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
         strangers = sorted(name for name in there - ours if not name.startswith(MARK))
         if strangers and not self.config.is_file():
@@ -124,36 +151,33 @@ class RunDirectory:
         It waits a little first: the workers of a launcher that was just killed may still be committing.
 
         Raises:
-            BigtrainError: another process is training here.
+            BigtrainError: another process is training here, or the directory cannot be written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = (self.root / ".lock").open("a+")
-        give_up = time.monotonic() + LOCK_PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    lock.seek(0)
-                    raise BigtrainError(
-                        f"another job is training in run_dir {self.root}; nothing was written",
-                        found=lock.read().strip() or "a lock without a name",
-                        wanted="one job at a time in a run directory",
-                        fix="wait for it or stop it (kill -TERM commits a checkpoint), or choose another run_dir",
-                    ) from None
-                time.sleep(0.2)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        self._lock = lock
+        check_writable(self.root, "run_dir")
+        try:
+            self._lock.acquire(LOCK_PATIENCE_SECONDS)
+        except LockHeldError as held:
+            raise BigtrainError(
+                f"another job is training in run_dir {self.root}; nothing was written",
+                found=held.holder,
+                wanted="one job at a time in a run directory",
+                fix=held.fix or "wait for it or stop it (kill -TERM commits a checkpoint), or choose another run_dir",
+            ) from None
+        except OSError as error:
+            raise explained(error, f"run_dir {self.root} cannot be locked", self.root) from error
+        if self._lock.without_flock:
+            logger.warning(
+                f"the file system of run_dir {self.root} has no flock: {self._lock.path.name}.owner keeps other jobs "
+                "out. If a start is killed, and the next one is on another machine, it has to be removed by hand."
+            )
 
     def unlock(self) -> None:
         """Let the next writer in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
+
+    def is_locked(self) -> bool:
+        """Whether another process is the writer, on any machine that shares the disk, as far as that can be seen."""
+        return self._lock.is_held()
 
     def write_config(self, settings: Settings) -> None:
         """Write the effective settings, whole or not at all. Raises BigtrainError where the disk fails."""
@@ -164,3 +188,17 @@ class RunDirectory:
         """The log file of one rank."""
         self.logs.mkdir(parents=True, exist_ok=True)
         return self.logs / f"rank-{rank:05d}.log"
+
+
+def directory_of_start(root: Path, run_dir: Path) -> Path | None:
+    """The directory from which a relative `run_dir` of a configuration is `root`; None where there is none.
+
+    Args:
+        root: the run directory, as it is reached from here.
+        run_dir: the setting.
+    """
+    if run_dir.is_absolute() or ".." in run_dir.parts:
+        return None
+    full = root.resolve()
+    length = len(run_dir.parts)
+    return Path(*full.parts[:-length]) if length and full.parts[-length:] == run_dir.parts else None

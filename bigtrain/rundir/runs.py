@@ -5,7 +5,6 @@ No file is read through: a run of a million steps costs as much as one of ten.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from bigtrain.base import BigtrainError
 from bigtrain.rundir.counted_seconds import CountedSeconds
-from bigtrain.rundir.directory import RunDirectory
+from bigtrain.rundir.directory import RunDirectory, directory_of_start
 from bigtrain.rundir.events import STARTS
 from bigtrain.rundir.json_lines import parsed_line
 from bigtrain.rundir.records import newest_metrics
@@ -70,7 +69,7 @@ def state_of(directory: RunDirectory) -> RunStatus:
     first, last = _first_start(directory.events), _last_line(directory.events)
     newest = newest_metrics(directory.metrics) or {}
     latest = max(seconds_of(record, "time") for record in (last, newest))
-    config = directory.config.read_text(encoding="utf-8", errors="replace")
+    config = _text_of(directory.config)
     checkpoints = _checkpoints(directory, config)
     return RunStatus(
         run=str(directory.root),
@@ -88,6 +87,14 @@ def state_of(directory: RunDirectory) -> RunStatus:
     )
 
 
+def _text_of(config: Path) -> str:
+    """The configuration as text; empty where it cannot be read, so that the other runs are still listed."""
+    try:
+        return config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _runs(root: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root):
         if "config.yaml" in files and ("events.jsonl" in files or "metrics.jsonl" in files):
@@ -97,23 +104,11 @@ def _runs(root: Path) -> Iterator[Path]:
 
 
 def _state(directory: RunDirectory, last: dict[str, Any]) -> State:
-    if _is_locked(directory.root / ".lock"):
+    if directory.is_locked():
         return "running"
     if last.get("event") != "stop":  # it is the last event of a start
         return "crashed"
     return "finished" if last.get("exit_status") == 0 else "stopped"
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether a process holds the lock, on any machine that shares the disk."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once: a job that starts now retries
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
 
 
 def _goodput(first: dict[str, Any], newest: dict[str, Any], latest: float) -> float | None:
@@ -143,7 +138,11 @@ def _checkpoints(directory: RunDirectory, config: str) -> tuple[int, int] | None
     if place is not None and "://" in place:
         return None
     count, size = 0, 0
-    for folder, _, files in os.walk(directory.checkpoints if place is None else Path(place)):
+    folder_of_all = directory.checkpoints
+    if place is not None:
+        start = directory_of_start(directory.root, Path(_leaf_of_top(config, "run_dir") or "/")) or Path()
+        folder_of_all = start / place
+    for folder, _, files in os.walk(folder_of_all):
         count += "manifest.json" in files
         for file in files:
             try:
@@ -158,6 +157,12 @@ def _leaf(config: str, section: str, key: str) -> str | None:
     block = re.search(rf"^{section}:\n((?:[ \n].*\n?)*)", config, re.MULTILINE)
     value = re.search(rf"^  {key}: (.+)$", block[1], re.MULTILINE) if block else None
     return None if value is None or value[1] in ("null", "~") else value[1].strip("'\"")
+
+
+def _leaf_of_top(config: str, key: str) -> str | None:
+    """A scalar at the top level of a config.yaml as bigtrain writes it; None where it is missing."""
+    value = re.search(rf"^{key}: (.+)$", config, re.MULTILINE)
+    return None if value is None else value[1].strip("'\"")
 
 
 def _first_start(events: Path) -> dict[str, Any]:

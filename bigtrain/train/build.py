@@ -11,7 +11,7 @@ from typing import cast
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError, reached
+from bigtrain.base import BigtrainError, disk_error, reached
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported
@@ -54,7 +54,9 @@ def ranks(engine: EngineSettings) -> Iterator[Topology]:
         if error.shared:
             topology.shutdown()
         raise
-    except BaseException:
+    except BaseException as error:
+        if (message := disk_error(error)) is not None:
+            raise message from error
         logger.exception("this rank ended with an error that is not the user's")
         raise
     topology.barrier()

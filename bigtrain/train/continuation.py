@@ -42,9 +42,11 @@ def check_continuation(
         raise BigtrainError(
             f"{directory.root} has trained before, and no checkpoint of it can be loaded; nothing was changed",
             found="; ".join(f"{r.checkpoint.path.name}: {', '.join(r.problems)}" for r in search.rejected)
-            or f"no checkpoint under {directory.checkpoints}, though one of step {max(commits)} was committed",
+            or f"no checkpoint in {settings.checkpoint.dir or directory.checkpoints}, though one of step "
+            f"{max(commits)} was committed",
             wanted="a checkpoint whose every byte is right",
-            fix="put the checkpoints back, or start from step 0 in another run_dir",
+            fix="put the checkpoints back (is checkpoint.dir still the same place?), or start from step 0 in another "
+            "run_dir",
         )
     return []
 

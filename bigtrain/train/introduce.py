@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ def introduce(run: TrainingRun, search: Search, changes: Sequence[Change], phase
         checkpoint, problems = skipped.checkpoint, "; ".join(skipped.problems)
         run.recorder.note(FallbackEvent(checkpoint.name, checkpoint.location, problems), run.step)
         logger.warning(f"{checkpoint.location} is skipped: {problems}")
+    _record_lost_copy(run, search)
     start: dict[str, Any] = {
         "world_size": run.topology.world_size,
         "wandb_run_id": run.recorder.tracker.run_id,
@@ -117,6 +118,24 @@ def _record_decisions(run: TrainingRun) -> None:
     for decision in run.decisions:
         if decision.decision not in recorded:
             run.recorder.decision(decision, run.step)
+
+
+def _record_lost_copy(run: TrainingRun, search: Search) -> None:
+    """Record that the local tier no longer holds the newest checkpoint that was committed to it."""
+    if run.topology.rank or run.tiers.local is None or (search.newest and run.tiers.is_local(search.newest)):
+        return
+    local = [event["step"] for event in read_events(run.directory.events) if _is_local_commit(event)]
+    seen = {skipped.checkpoint.step for skipped in (*search.elsewhere, *search.rejected)}
+    if not local or local[-1] < run.step or local[-1] in seen:
+        return
+    problem = "this copy was committed to checkpoint.local_dir, and is not there: the durable tier is used"
+    name, place = f"step-{local[-1]:08d}", run.tiers.local.location(local[-1])
+    run.recorder.note(FallbackEvent(name, place, problem), run.step)
+    logger.warning(f"{place} is skipped: {problem}")
+
+
+def _is_local_commit(event: Mapping[str, Any]) -> bool:
+    return event.get("event") == Event.COMMIT and bool(event.get("local"))
 
 
 def _record_another_plan(run: TrainingRun, search: Search) -> None:

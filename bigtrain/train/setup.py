@@ -10,11 +10,14 @@ Whatever can be wrong is found here, before the first step and before anything i
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bigtrain.base import LAUNCHER, check_temporary_folder, check_writable
 from bigtrain.checkpoint import Change, Saver, Search, StorageTiers, newest_verified
 from bigtrain.config import Settings
 from bigtrain.data import Loader, RunData
@@ -38,6 +41,7 @@ from bigtrain.train.continuation import check_continuation
 from bigtrain.train.dry_run import dry_run
 from bigtrain.train.expected_parameters import check_expected_parameters
 from bigtrain.train.introduce import introduce
+from bigtrain.train.ownership import claim_checkpoints
 from bigtrain.train.recorder import Recorder
 from bigtrain.train.save_interval import SaveInterval, failure_history
 from bigtrain.train.save_policy import SavePolicy
@@ -45,6 +49,8 @@ from bigtrain.train.step import LearningRate, TrainingStep
 from bigtrain.train.stop import StopRequest
 from bigtrain.train.superseded import remove_superseded
 from bigtrain.train.training import TrainingRun
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ def join(settings: Settings) -> Iterator[JoinedRanks]:
     """Meet the other ranks, on a machine that can do what the settings ask for. Raises BigtrainError."""
     phases, stop, heartbeat = Phases(), StopRequest(), Heartbeat()
     stop.listen()
+    if (warning := check_temporary_folder()) and LAUNCHER not in os.environ:  # which has said it
+        logger.warning(warning)
     check_expected_parameters(settings.model)
     with ranks(settings.engine) as topology:
         directory = RunDirectory(settings.run_dir)
@@ -147,10 +155,16 @@ def open_data(settings: Settings, joined: JoinedRanks, held: ExitStack) -> Opene
 
 
 def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
-    """Look for the newest good checkpoint, and make sure that the run may go on from it. Raises BigtrainError."""
+    """Look for the newest good checkpoint, and make sure that the run may go on from it and save.
+
+    Raises:
+        BigtrainError: it may not.
+    """
     settings, data, decisions = opened.settings, opened.data, opened.decisions
     topology, directory = joined.topology, joined.directory
     tiers = on_every_rank(topology, lambda: StorageTiers.of(directory.root, settings.checkpoint))
+    on_every_rank(topology, lambda: _check_storage(tiers, topology))
+    on_first_rank(topology, lambda: claim_checkpoints(directory, settings.checkpoint))
     remove_superseded(tiers, decisions, topology)
     layout = layout_of(settings, topology)
     search = newest_verified(tiers, ranks=topology, layout=layout)
@@ -165,7 +179,7 @@ def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
 def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: ExitStack) -> TrainingRun:
     """Build what trains, at the start point, and try whether a step fits into memory. Raises BigtrainError."""
     settings, data, topology, directory = opened.settings, opened.data, joined.topology, joined.directory
-    log_to(topology.rank, directory.rank_log(topology.rank))
+    on_every_rank(topology, lambda: log_to(topology.rank, directory.rank_log(topology.rank)))
     engine, state = engine_at(start.search.newest, settings, topology)
     joined.heartbeat.beat()
     joined.phases.end("model and checkpoint")
@@ -181,21 +195,17 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
     joined.phases.end("dry run")
 
     history: list[dict[str, Any]] = []
+    on_first_rank(topology, lambda: directory.write_config(settings))
     if topology.rank == 0:
-        directory.write_config(settings)
         history = list(read_events(directory.events))
     meter = meter_for(settings, topology)
     tracker = _tracker_for(settings, history, state) if topology.rank == 0 else Tracker()
     held.callback(tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
     joined.watchdog.alert = tracker.alert_and_wait
-    recorder = Recorder(
-        directory,
-        topology,
-        settings.tracking,
-        meter,
-        tracker,
-        OwnWork(settings, topology),
-        number_of_next_start(history) if topology.rank == 0 else None,
+    own_work = OwnWork(settings, topology)
+    number = number_of_next_start(history) if topology.rank == 0 else None
+    recorder = on_every_rank(
+        topology, lambda: Recorder(directory, topology, settings.tracking, meter, tracker, own_work, number)
     )
     training = TrainingStep(
         engine,
@@ -229,6 +239,14 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
 def _claim(directory: RunDirectory) -> None:
     directory.refuse_foreign()
     directory.lock()
+
+
+def _check_storage(tiers: StorageTiers, topology: Topology) -> None:
+    """See on every host that checkpoints can be written to both tiers. Raises BigtrainError."""
+    if topology.local_rank == 0:
+        tiers.durable.check_writable()
+        if tiers.local is not None:
+            check_writable(tiers.local.directory, "checkpoint.local_dir")
 
 
 def _tracker_for(settings: Settings, history: Sequence[Mapping[str, Any]], state: RunState) -> Tracker:

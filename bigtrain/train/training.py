@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bigtrain.base import BigtrainError, reached, report_progress
+from bigtrain.base import BigtrainError, reached, report_progress, report_step
 from bigtrain.checkpoint import Cursor, Saver, StorageTiers
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Loader, RankBatch, RunData
@@ -146,6 +146,7 @@ class TrainingRun:
         """Write the step down; returns what the meter says of it."""
         self.heartbeat.enter(LoopPhase.RECORD)
         self.heartbeat.warm = True
+        report_step()
         return self.recorder.step(
             outcome,
             agreed,

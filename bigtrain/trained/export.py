@@ -80,24 +80,43 @@ def export_run(
     settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
+    compared: dict[str, Any] = {}
+
+    def compare(made: Path) -> None:
+        compared.update(checked(made, weights, settings.model, dtype, report if check else None))
+
     if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
         report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
     export_hf(
         weights,
         settings.model,
-        settings.data.dir / TOKENIZER_FILE,
+        tokenizer_file_of(settings),
         out,
         end_of_text=settings.data.tokenizer.end_of_text,
         dtype=dtype,
         documents=_documents(run, settings, checkpoint, report),
+        check=compare,
     )
     return HuggingFaceExport(
         out=str(out),
         step=checkpoint.step,
         parameters=count_parameters(settings.model),
         dtype=settings.engine.precision,
-        **checked(out, weights, settings.model, dtype, report if check else None),
+        **compared,
     )
+
+
+def tokenizer_file_of(settings: Settings) -> Path:
+    """The tokenizer of a run's data. Raises BigtrainError where it is not there."""
+    file = settings.data.dir / TOKENIZER_FILE
+    if not file.is_file():
+        raise BigtrainError(
+            f"{file}, the tokenizer of this run, is not there",
+            found=f"data.dir {settings.data.dir}, seen from {Path.cwd()}",
+            wanted="the data folder that the run was started with",
+            fix="start the command in the directory in which the run was started, or put the data folder back",
+        )
+    return file
 
 
 def checked(

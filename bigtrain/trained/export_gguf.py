@@ -17,11 +17,12 @@ from bigtrain.convert import (
     export_gguf,
     read_vocabulary,
 )
-from bigtrain.data import TOKENIZER_FILE, load_tokenizer, open_mirror
+from bigtrain.data import load_tokenizer, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import RunDirectory
 from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.export import tokenizer_file_of
 
 FILE = "model.gguf"
 """Name of the file in a folder."""
@@ -63,7 +64,7 @@ def export_run_to_gguf(
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
-    weights, tokenizer_file = load_weights(checkpoint), settings.data.dir / TOKENIZER_FILE
+    weights, tokenizer_file = load_weights(checkpoint), tokenizer_file_of(settings)
     torch_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[settings.engine.precision]
     file = out if out.suffix == ".gguf" else out / FILE
     architecture = architecture_of(settings.model)

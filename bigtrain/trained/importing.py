@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from bigtrain.convert import MODEL, Imported, import_hf
+from bigtrain.convert import MODEL, Found, Imported, import_hf
 from bigtrain.data import TOKENIZER_FILE
 from bigtrain.model import count_parameters
 from bigtrain.trained.export import ComparedWithTransformers, checked
@@ -52,13 +52,19 @@ def import_model(
     Raises:
         BigtrainError: the folder is not fully understood, `out` holds something else, or the check fails.
     """
-    found = import_hf(folder, out, end_of_text=end_of_text)
-    for note in found.notes:
-        report(note)
-    imported = Imported(out)
-    dtypes = imported.dtypes
-    if len(dtypes) > 1 and check:
-        report(f"not checked: the weights have several types, {', '.join(sorted(map(str, dtypes)))}")
+    compared: dict[str, Any] = {}
+
+    def compare(found: Found, made: Path) -> None:
+        for note in found.notes:
+            report(note)
+        imported = Imported(made)
+        dtypes = imported.dtypes
+        if len(dtypes) > 1 and check:
+            report(f"not checked: the weights have several types, {', '.join(sorted(map(str, dtypes)))}")
+        lines = report if check and len(dtypes) == 1 else None
+        compared.update(checked(folder, imported, found.settings, min(dtypes, key=str), lines))
+
+    found = import_hf(folder, out, end_of_text=end_of_text, check=compare)
     return ImportedModel(
         out=str(out),
         family=found.settings.family,
@@ -66,7 +72,5 @@ def import_model(
         model=str(out / MODEL),
         tokenizer_path=str(out / TOKENIZER_FILE),
         end_of_text=found.end_of_text,
-        **checked(
-            folder, imported, found.settings, min(dtypes, key=str), report if check and len(dtypes) == 1 else None
-        ),
+        **compared,
     )

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,18 @@ def test_a_stop_signal_reaches_the_workers_which_may_take_their_time(tmp_path, s
     process.send_signal(stop_signal)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
+
+
+def test_the_marks_of_ranks_lie_where_no_other_user_can_write(tmp_path):
+    """They are in a new folder of this user alone, which is gone when the launcher has ended."""
+    script = (
+        "import os, pathlib\n"
+        "from bigtrain.base.launcher_protocol import PROGRESS, report_end, report_progress\n"
+        "report_progress(3); report_end('crashed')\n"
+        "folder = pathlib.Path(os.environ[PROGRESS]).parent\n"
+        "print(folder, oct(folder.stat().st_mode), sorted(path.name for path in folder.iterdir()), flush=True)\n"
+    )
+    output, _ = launch(script, tmp_path, "--standalone", "--nproc-per-node=1").communicate(timeout=60)
+    folder, mode, names = output.split(maxsplit=2)
+    assert mode == "0o40700" and names.strip() == "['progress', 'progress.crashed-0']"
+    assert not Path(folder).exists()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, FileLock, LockHeldError, check_writable
 from bigtrain.config import DataSettings
 from bigtrain.data.build.build_source import build_source
 from bigtrain.data.build.build_tokenizer import build_tokenizer
@@ -44,7 +44,7 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
     for source in settings.sources:
         require_libraries(source.clean)
     count = settings.workers or len(os.sched_getaffinity(0))
-    settings.dir.mkdir(parents=True, exist_ok=True)
+    check_writable(settings.dir, "data.dir")
     with _clear_on_a_full_disk(settings.dir), _exclusive(settings.dir, report), Workers(count) as workers:
         corpora = {source.name: open_corpus(source) for source in settings.sources}
         looked_for = settings.decontaminate
@@ -63,13 +63,19 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
 @contextmanager
 def _exclusive(directory: Path, report: Callable[[str], None]) -> Iterator[None]:
     """One build at a time in a folder. A second one waits, then finds the work done. The lock ends with its process."""
-    with (directory / ".build.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting: another process is building data in {directory}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = FileLock(directory / ".build.lock", names_holder=False)  # data that are built do not change
+    try:
+        lock.acquire()
+    except LockHeldError as held:
+        advice = f": {held.holder} ({held.fix})" if held.fix else ""
+        report(f"waiting: another process is building data in {directory}{advice}")
+        lock.acquire(math.inf)
+    if lock.without_flock:
+        report(f"the file system of {directory} has no flock: {lock.path.name}.owner keeps other builds out")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

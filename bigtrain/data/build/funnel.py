@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import BigtrainError, read_json, write_atomically
 from bigtrain.data.build.clean import NO_TEXT, NULL, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
@@ -139,4 +139,16 @@ def read_funnels(directory: Path) -> dict[str, Funnel]:
             wanted=f"a data folder (data.dir of a configuration) whose sources have a {FUNNEL}",
             fix="build the data first: bigtrain data build CONFIG; data of earlier versions have none",
         )
-    return {file.parent.name: Funnel.from_json(json.loads(file.read_bytes())) for file in files}
+    return {file.parent.name: _read(file) for file in files}
+
+
+def _read(file: Path) -> Funnel:
+    try:
+        return Funnel.from_json(read_json(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BigtrainError(
+            f"{file} cannot be read",
+            found=f"{type(error).__name__}: {error}",
+            wanted="the funnel that `bigtrain data build` wrote",
+            fix="put the file back, or remove the folder of its source and build it again",
+        ) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, explained
 from bigtrain.data.format.documents import Document
 
 Item = TypeVar("Item")
@@ -27,7 +27,11 @@ AHEAD_PER_WORKER = 3
 
 
 class Workers:
-    """A pool of `count` processes, which start at the first use. Use it as a context manager."""
+    """A pool of `count` processes, which start at the first use. Use it as a context manager.
+
+    Raises:
+        BigtrainError: /dev/shm cannot be used.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -35,9 +39,16 @@ class Workers:
         self._notes = tempfile.TemporaryDirectory(prefix="bigtrain-workers-")
         self._processes: dict[int, BaseProcess] = {}
         # spawn: the tokenizers library has threads of its own, which do not survive a fork
-        self._pool = ProcessPoolExecutor(
-            count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self._notes.name,)
-        )
+        try:
+            self._pool = ProcessPoolExecutor(
+                count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self._notes.name,)
+            )
+        except OSError as error:  # it makes semaphores, which are files there
+            raise explained(
+                error,
+                "worker processes cannot be started: their semaphores cannot be made in /dev/shm",
+                fix="mount /dev/shm as a tmpfs that can be written, or free space in it (df /dev/shm)",
+            ) from error
 
     def __enter__(self) -> Workers:
         return self

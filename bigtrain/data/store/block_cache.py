@@ -5,10 +5,11 @@
     DIR/locks/abc           held while a block with this prefix is fetched, so that one process fetches it for all
     DIR/ledger              bytes in blocks/; held while a block is added and others are removed
 
-All locks are `flock`s, which end with their process. A process that is killed leaves at most a file in new/, and a
-ledger that is wrong by one block. The next process that opens the cache corrects both. Each process verifies a block
-when it first opens it, so a block that was torn by a power failure is fetched again. Files are removed by unlinking: a
-process that has one open keeps its mapping.
+All locks are `flock`s, which end with their process. Where the file system has no `flock`, processes may fetch a block
+twice, and the ledger may lag. A process that is killed leaves at most a file in new/, and a ledger that is wrong by one
+block. The next process that opens the cache corrects both. Each process verifies a block when it first opens it, so a
+block that was torn by a power failure is fetched again. Files are removed by unlinking: a process that has one open
+keeps its mapping.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import IO
 
 import xxhash
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, flock_if_supported
 
 OPEN_BYTES = 1 << 30
 """A process keeps at most this much mapped, and no more than a quarter of the budget."""
@@ -103,7 +104,7 @@ class BlockCache:
             give_up = time.monotonic() + LOCK_SECONDS
             while time.monotonic() < give_up:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    flock_if_supported(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     time.sleep(POLL_SECONDS)
@@ -201,7 +202,7 @@ class BlockCache:
     def _locked_ledger(self) -> Iterator[IO[bytes]]:
         descriptor = os.open(self._ledger, os.O_RDWR | os.O_CREAT, 0o644)
         with os.fdopen(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock_if_supported(file, fcntl.LOCK_EX)
             yield file
 
     @contextmanager

@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bigtrain.base import flock_if_supported
+
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _TORCH = Path(torch.__file__).parent
 _FLAGS = [
@@ -103,13 +105,18 @@ def _load() -> ctypes.CDLL | str:
 def _compiled(compiler: str) -> Path:
     """The library, compiled by one of the processes that want it at the same time."""
     made_from = "\n".join((_SOURCE.read_text(), compiler, *_FLAGS, torch.__version__))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigtrain"
-    library = folder / f"cpu-kernels-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
-    if library.exists():
+    name = f"cpu-kernels-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
+    if (library := _cache_folder() / name).exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "cpu-kernels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        lock = (library.parent / "cpu-kernels.lock").open("w")
+    except OSError:  # a home that is missing or read-only: compiled for this process alone
+        library = Path(tempfile.mkdtemp(prefix="bigtrain-")) / name
+        lock = library.with_suffix(".lock").open("w")
+    folder = library.parent
+    with lock:
+        flock_if_supported(lock, fcntl.LOCK_EX)  # without it, each process compiles a library of its own
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 whole = Path(made) / library.name
@@ -117,3 +124,13 @@ def _compiled(compiler: str) -> Path:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
                 whole.rename(library)
     return library
+
+
+def _cache_folder() -> Path:
+    """The user's folder for what can be made again; a new temporary one for a user without a home."""
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache, "bigtrain")
+    try:
+        return Path.home() / ".cache" / "bigtrain"
+    except RuntimeError:
+        return Path(tempfile.mkdtemp(prefix="bigtrain-"))
