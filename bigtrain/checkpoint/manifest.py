@@ -28,7 +28,7 @@ class FileChecksum:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    size: Count
+    size: Natural
     """Bytes."""
     xxh3_128: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     """Hash of the contents, 32 hexadecimal digits."""
@@ -38,7 +38,7 @@ FORMAT = 1
 LARGEST = 256 << 20
 """Bytes of a manifest. One of a hundred thousand tensors and ranks has some 30 million."""
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Cursor:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    step: Count
+    step: Natural
     """Optimizer steps done."""
-    consumed_samples: Count
+    consumed_samples: Natural
     """Training samples done. Together with the plan this is the whole state of the data."""
     plan_id: str
     """Identity of the plan, which gives the order of the samples."""
-    optimizer_steps: Count
+    optimizer_steps: Natural
     """Updates that the optimizer has applied: `step` minus those skipped for a gradient that was not finite."""
 
 
@@ -64,9 +64,9 @@ class CheckpointManifest:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     cursor: Cursor
-    world_size: Annotated[Count, Field(ge=1)]
+    world_size: Annotated[Natural, Field(ge=1)]
     """Ranks that wrote it."""
-    zero_stage: Count
+    zero_stage: Natural
     """The ZeRO stage of the ranks that wrote it. For people: any stage can load it."""
     mathematics: dict[str, Any]
     """The settings that change the result of training, by dotted key."""
@@ -74,7 +74,7 @@ class CheckpointManifest:
     """Versions of bigtrain and the libraries that it uses."""
     kinds: list[str]
     """The kinds of state of each parameter: `master`, `exp_avg`, ..."""
-    tensors: dict[str, list[Count]]
+    tensors: dict[str, list[Natural]]
     """The shape of each parameter."""
     files: dict[str, FileChecksum]
     """Size and hash of each file beside the manifest, in rank order."""
