@@ -2,6 +2,9 @@
 
 errors              BigtrainError, the error that a user is meant to read
 exit_status         what each exit status means to a launcher
+environment         environment variables, each value checked
+launched_rank       which rank this process is, whatever started it
+streams             standard streams that are closed, full, or of another encoding
 launcher_protocol   the environment variables, files and signals between a launcher and its ranks
 files               writes a file or a folder whole and durably
 records             reads JSON that another person or a later version may have written
@@ -16,9 +19,10 @@ version             the version of bigtrain
 """
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
+from bigtrain.base.environment import check_interfaces, number_of, text_of, usable_seconds, warn_once
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
-from bigtrain.base.faults import FAULT, Fault, altered, damage, reached
+from bigtrain.base.faults import FAULT, Fault, altered, check_faults, damage, reached
 from bigtrain.base.file_names import bare_name
 from bigtrain.base.files import (
     TEMPORARY_SUFFIX,
@@ -30,6 +34,7 @@ from bigtrain.base.files import (
 )
 from bigtrain.base.format import duration, gibibytes, quantity
 from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base.launched_rank import LaunchedRank, adopt_rank, launched_rank, store_address
 from bigtrain.base.launcher_protocol import (
     DIED,
     LAUNCHER,
@@ -38,7 +43,9 @@ from bigtrain.base.launcher_protocol import (
     STORE,
     WARNINGS,
     End,
+    handle_stop_signals,
     ignore_stop_signals,
+    launcher_pid,
     mark_of,
     record_death,
     report_end,
@@ -46,6 +53,7 @@ from bigtrain.base.launcher_protocol import (
 )
 from bigtrain.base.records import RECORD_BYTES, STRICT, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
+from bigtrain.base.streams import in_utf8, keep_streams
 from bigtrain.base.to_json import to_json
 from bigtrain.base.version import __version__
 
@@ -72,12 +80,16 @@ __all__ = [
     "End",
     "Fault",
     "HeaderEntry",
+    "LaunchedRank",
     "__version__",
+    "adopt_rank",
     "altered",
     "as_record",
     "bare_name",
     "boot_id",
     "boot_seconds",
+    "check_faults",
+    "check_interfaces",
     "commit_directory",
     "commit_file",
     "damage",
@@ -85,8 +97,14 @@ __all__ = [
     "duration",
     "fsync_directory",
     "gibibytes",
+    "handle_stop_signals",
     "ignore_stop_signals",
+    "in_utf8",
+    "keep_streams",
+    "launched_rank",
+    "launcher_pid",
     "mark_of",
+    "number_of",
     "of_shell",
     "parse_json",
     "process_seconds",
@@ -99,7 +117,11 @@ __all__ = [
     "report_progress",
     "safetensors_header",
     "seconds_before_this_process",
+    "store_address",
     "temporary_of",
+    "text_of",
     "to_json",
+    "usable_seconds",
+    "warn_once",
     "write_atomically",
 ]

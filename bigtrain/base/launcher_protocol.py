@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
+from bigtrain.base.environment import text_of, warn_once
 from bigtrain.base.files import write_atomically
 
 WARNINGS = (signal.SIGUSR1, signal.SIGHUP)
@@ -26,6 +29,28 @@ the launcher counts restarts from 0 again."""
 DIED = "BIGTRAIN_DIED"
 """Environment variable: when the launcher noticed that a rank of the last start had died, in seconds since this machine
 was started."""
+
+
+_IGNORED = frozenset(number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN)
+"""Stop signals that were ignored when this process began: by nohup, `trap '' HUP`, or a shell's `&`."""
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handle the stop signals, except those that were ignored when this process began: they stay ignored."""
+    for number in STOP_SIGNALS:
+        if number not in _IGNORED:
+            signal.signal(number, handler)
+
+
+def launcher_pid() -> int | None:
+    """Return the process id of the launcher that started this rank; None where there is none."""
+    text = text_of(LAUNCHER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:10]) < 2**22:
+        warn_once(f"{LAUNCHER}={text} is ignored: it is not the number of a process")
+        return None
+    return int(text)
 
 
 def ignore_stop_signals() -> None:
@@ -59,13 +84,16 @@ def mark_of(progress: str, end: End, rank: str) -> Path:
 
 def report_end(end: End) -> None:
     """Report to the launcher, if there is one, why this rank is about to end."""
-    if PROGRESS in os.environ:
+    if progress := text_of(PROGRESS):
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with suppress(OSError):  # a full disk must not hide why the rank ends
-            write_atomically(mark_of(os.environ[PROGRESS], end, os.environ["RANK"]), str(now), durable=False)
+            write_atomically(mark_of(progress, end, os.environ.get("RANK", "0")), str(now), durable=False)
 
 
 def report_progress(step: int) -> None:
     """Report to the launcher, if there is one, that the checkpoint of a step is committed."""
-    if PROGRESS in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
-        write_atomically(Path(os.environ[PROGRESS]), str(step), durable=False)
+    if (progress := text_of(PROGRESS)) and os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            write_atomically(Path(progress), str(step), durable=False)
+        except OSError as error:  # left over from another launcher, or a full disk: the checkpoint itself is committed
+            warn_once(f"{PROGRESS}={progress} cannot be written, so restarts are counted from the start: {error}")

@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bigtrain.base import CRASHED, DONE, BigtrainError, __version__, report_end
+from bigtrain.base import (
+    CRASHED,
+    DONE,
+    BigtrainError,
+    __version__,
+    check_faults,
+    in_utf8,
+    keep_streams,
+    launcher_pid,
+    report_end,
+    text_of,
+)
 from bigtrain.cli import (
     checkpoint_commands,
     config_commands,
@@ -68,7 +80,11 @@ def main() -> None:
     which a launcher that another start may succeed.
     """
     status: str | int | None
+    keep_streams(outlive_stdout=False)
+    in_utf8()
+    _protect_children()
     try:
+        check_faults()
         app(prog_name="bigtrain")
         status = DONE
     except SystemExit as leaving:
@@ -95,8 +111,25 @@ def speaks(error: BigtrainError) -> bool:
     same files, so the first of each host prints. After that a rank prints an error that it alone has.
     """
     distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return not error.shared or distributed.get_rank() == 0
     if error.shared:
-        return os.environ.get("RANK", "0") == "0"
-    if distributed is None or not distributed.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-    return True
+        return not _has_launcher() or os.environ.get("RANK", "0") == "0"
+    return not _has_launcher() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _has_launcher() -> bool:
+    """Whether torchrun has started this process, and so a rank 0 beside it. Variables alone may be left over."""
+    if (launcher := launcher_pid()) is not None:
+        return launcher == os.getppid()
+    return bool(text_of("TORCHELASTIC_RUN_ID")) and bool(text_of("RANK")) and bool(text_of("WORLD_SIZE"))
+
+
+def _protect_children() -> None:
+    """Processes that this one starts look for no modules in the working directory, unless this one has to as well."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the directory is gone
+        here = ""
+    if not os.environ.get("PYTHONSAFEPATH") and not {"", here} & set(sys.path):
+        os.environ["PYTHONSAFEPATH"] = "1"
