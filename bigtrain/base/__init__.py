@@ -21,7 +21,7 @@ version             the version of bigtrain
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
 from bigtrain.base.environment import check_interfaces, number_of, text_of, usable_seconds, warn_once
 from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
+from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, USAGE, WRONG, describe, of_shell
 from bigtrain.base.faults import FAULT, Fault, altered, check_faults, damage, reached
 from bigtrain.base.file_names import bare_name
 from bigtrain.base.files import (
@@ -74,6 +74,7 @@ __all__ = [
     "STORE",
     "STRICT",
     "TEMPORARY_SUFFIX",
+    "USAGE",
     "WARNINGS",
     "WRONG",
     "BigtrainError",

@@ -30,6 +30,7 @@ from bigtrain.cli import (
     run_commands,
     submit_commands,
 )
+from bigtrain.cli.printing import TakesOverrides
 from bigtrain.config import without_secrets
 
 app = typer.Typer(
@@ -39,10 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(run_commands.train)
-app.command("doctor")(doctor_command.doctor)
-app.command("profile")(run_commands.profile)
-app.command("verify-resume")(run_commands.verify_resume)
+app.command("train", cls=TakesOverrides)(run_commands.train)
+app.command("doctor", cls=TakesOverrides)(doctor_command.doctor)
+app.command("profile", cls=TakesOverrides)(run_commands.profile)
+app.command("verify-resume", cls=TakesOverrides)(run_commands.verify_resume)
 app.command("replay")(run_commands.replay)
 app.command("resave-and-train", hidden=True)(run_commands.resave_and_train)
 app.command("eval")(run_commands.evaluate)

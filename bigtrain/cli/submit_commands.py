@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, say
+from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, print_json, say
 from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 
 if TYPE_CHECKING:
@@ -210,5 +210,5 @@ def kubernetes(
         typer.echo(as_yaml(made) if asked.dry_run else printed, nl=False)
 
 
-app.command("slurm")(for_a_cluster(slurm))
-app.command("kubernetes")(for_a_cluster(kubernetes, check=False))
+app.command("slurm", cls=TakesOverrides)(for_a_cluster(slurm))
+app.command("kubernetes", cls=TakesOverrides)(for_a_cluster(kubernetes, check=False))

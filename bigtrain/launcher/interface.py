@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import torch.cuda
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, check_interfaces, text_of
 
 CHOICE = "BIGTRAIN_INTERFACE"
 """Environment variable: the name of an interface, `any` for all of them, or empty for the choice above."""
@@ -55,11 +56,13 @@ def stay_on_one_interface(arguments: Namespace) -> None:
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
     """
+    check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
     interface = chosen(arguments)
     if interface is None:
         return
     for name in LIBRARY_VARIABLES:
-        os.environ.setdefault(name, interface.name)
+        if text_of(name) is None:
+            os.environ[name] = interface.name
     if arguments.local_addr is None:
         arguments.local_addr = interface.address
     listen_on(interface.address)
@@ -71,7 +74,7 @@ def chosen(arguments: Namespace) -> Interface | None:
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
     """
-    choice = os.environ.get(CHOICE, "")
+    choice = text_of(CHOICE) or ""
     if choice == ANY:
         return None
     if choice:
