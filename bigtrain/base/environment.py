@@ -48,7 +48,7 @@ def usable_seconds(name: str) -> float | None:
     if text is None:
         return None
     try:
-        value = float(text)
+        value = float(text) if text.isascii() else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import torch.cuda
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.elastic.utils import distributed
 
-from bigtrain.base import BigtrainError, check_interfaces, text_of
+from bigtrain.base import BigtrainError, text_of
 
 CHOICE = "BIGTRAIN_INTERFACE"
 """Environment variable: the name of an interface, `any` for all of them, or empty for the choice above."""
@@ -56,7 +56,6 @@ def stay_on_one_interface(arguments: Namespace) -> None:
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
     """
-    check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
     interface = chosen(arguments)
     if interface is None:
         return
@@ -147,6 +146,8 @@ def listen_on(address: str) -> None:
     def shared_store(_handler: DynamicRendezvousHandler, host: str, port: int) -> TCPStore:
         return store(host, port, is_master=True, multi_tenant=True)
 
+    # torchrun asks for a port of `localhost` here, which not every container has in /etc/hosts.
+    distributed.get_socket_with_port = lambda: socket.create_server((address, 0), family=_family(address))
     c10d_rendezvous_backend.TCPStore = store  # type: ignore[attr-defined, assignment]
     DynamicRendezvousHandler._create_tcp_store_server = shared_store  # type: ignore[assignment, method-assign]
 
@@ -157,13 +158,16 @@ def bound_store(address: str, port: int, **others: Any) -> TCPStore:
     Raises:
         RuntimeError: the port is taken. TCPStore raises the same, and torchrun then connects to the store there.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        listener = socket.create_server((address, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((address, port), family=_family(address), backlog=BACKLOG)
     except OSError as error:
         raise RuntimeError(f"cannot listen on {address}, port {port}: {error.strerror}") from error
     port = listener.getsockname()[1]
     return TCPStore(address, port, is_master=True, master_listen_fd=listener.detach(), **others)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _names_loopback(host: str) -> bool:

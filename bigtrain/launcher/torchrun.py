@@ -38,6 +38,7 @@ from bigtrain.base import (
     USAGE,
     BigtrainError,
     check_faults,
+    check_interfaces,
     handle_stop_signals,
     ignore_stop_signals,
     in_utf8,
@@ -106,6 +107,7 @@ def _torchrun(arguments: list[str]) -> None:
         parsed.rdzv_id, parsed.nnodes = str(uuid.uuid4()), "1:1"
     if parsed.module and parsed.training_script.partition(".")[0] == "bigtrain":
         os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or "1" * _installed()
+    check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
     stay_on_one_interface(parsed)
     try:
         config_from_args(parsed)  # type: ignore[no-untyped-call]
