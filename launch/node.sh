@@ -57,9 +57,9 @@ done
 [[ $# -gt 0 ]] || { help >&2 && exit 2; }
 if [[ -z $nodes ]]; then # another launcher may have started one of these on each machine
   nodes=1
-  for told in WORLD_SIZE SLURM_STEP_NUM_TASKS OMPI_COMM_WORLD_SIZE PMI_SIZE; do
-    [[ ${!told:-1} == 1 ]] || refuse "$told is ${!told}, so this is one of several launchers, and each would train alone; \
-wanted --nodes, --node-rank and --rendezvous for several machines, or unset $told for this machine alone"
+  for variable in WORLD_SIZE SLURM_STEP_NUM_TASKS OMPI_COMM_WORLD_SIZE PMI_SIZE; do
+    [[ ${!variable:-1} == 1 ]] || refuse "$variable is ${!variable}, so this is one of several launchers, and each would train alone; \
+wanted --nodes, --node-rank and --rendezvous for several machines, or unset $variable for this machine alone"
   done
 fi
 [[ $nodes =~ ^[1-9][0-9]{0,5}(:[1-9][0-9]{0,5})?$ ]] || refuse "--nodes $nodes: wanted N or MIN:MAX"

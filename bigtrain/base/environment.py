@@ -42,7 +42,7 @@ def number_of(name: str, least: int, most: int, environment: Mapping[str, str] |
 def usable_seconds(name: str) -> float | None:
     """Return a variable's time in seconds since 1970, or another finite number that is not negative.
 
-    What is no such number is ignored, with a warning. A run does not fail because of what a scheduler left behind.
+    What is no such number is ignored, with a warning. A run does not fail because of what a scheduler has left over.
     """
     text = text_of(name)
     if text is None:

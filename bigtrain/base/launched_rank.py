@@ -1,6 +1,6 @@
 """Which rank this process is, by the variables of whatever started it: torchrun, DeepSpeed, Kubeflow, MPI or Slurm.
 
-RANK and WORLD_SIZE come first. Without them MPI's variables count, then those of a Slurm step. A process that is told
+RANK and WORLD_SIZE come first. Without them MPI's variables count, then those of a Slurm step. A process that learns
 of more ranks than it would join refuses to start: each of them would train alone, on the same batches.
 """
 

@@ -22,7 +22,7 @@ class TakesOverrides(TyperCommand):
     """A command to which `--train.steps=20`, as the agents of sweeps write it, means the same as `train.steps=20`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put overrides that look like options behind all other arguments, without their dashes."""
+        """Put overrides that look like options after all other arguments, without their dashes."""
         options = {name: each for each in self.params for name in (*each.opts, *each.secondary_opts)}
         others: list[str] = []
         overrides: list[str] = []

@@ -110,7 +110,7 @@ def _torchrun(arguments: list[str]) -> None:
     check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
     stay_on_one_interface(parsed)
     try:
-        config_from_args(parsed)  # type: ignore[no-untyped-call]
+        config_from_args(parsed)
     except ValueError as error:
         raise BigtrainError(
             "torchrun does not understand how it is to start the ranks",

@@ -120,6 +120,7 @@ class WandbThread(threading.Thread):
         os.environ["WANDB_MODE"] = mode  # W&B would refuse a value that it does not know
         import wandb
 
+        names: dict[str, Any] = wandb_names(self._settings.tracking, self._settings.run_dir)
         known = wandb.Settings.model_fields
         wanted = {
             "console": "off",
@@ -130,7 +131,7 @@ class WandbThread(threading.Thread):
             "x_disable_meta": any(without_secrets(argument) != argument for argument in sys.argv),
         }
         run = wandb.init(
-            **wandb_names(self._settings.tracking, self._settings.run_dir),
+            **names,
             id=self._run_id,
             resume="allow",
             mode=mode,

@@ -63,7 +63,9 @@ def _before() -> tuple[float, float]:
     launcher = launcher_pid()
     before = seconds_before_this_process(launcher) if launcher else 0.0
     process_began = time.time() - process_seconds()
-    ended = usable_seconds("SLURM_JOB_END_TIME")  # of a job that is over: what else Slurm left behind is its own too
+    ended = usable_seconds(
+        "SLURM_JOB_END_TIME"
+    )  # of a job that is over: what else Slurm has left over is of that job too
     left_over = ended is not None and ended < process_began
     known = (at for name in JOB_BEGAN if not (left_over and name.startswith("SLURM_")) for at in (_number(name),))
     job_began = next((at for at in known if at is not None and at <= process_began + 60), process_began - before)

@@ -48,7 +48,9 @@ def read_by(source: str) -> Iterator[str]:
 def used_by(script: str) -> Iterator[str]:
     """The same for a shell script, which names its own variables in small letters."""
     code = re.sub(r"(?m)^\s*#.*$|\s# .*$", "", script)
-    for name in re.findall(r"\$\{?!?([A-Z][A-Z0-9_]+)|^\s*default ([A-Z0-9_]+)|for told in (.*);", code, re.MULTILINE):
+    for name in re.findall(
+        r"\$\{?!?([A-Z][A-Z0-9_]+)|^\s*default ([A-Z0-9_]+)|for variable in (.*);", code, re.MULTILINE
+    ):
         yield from (each for each in " ".join(name).split() if not OF_BASH.fullmatch(each) and not each.endswith("_"))
 
 
