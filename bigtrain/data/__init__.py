@@ -52,12 +52,14 @@ from bigtrain.data.build.build import build_datasets
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
+    DataTokenizer,
     check_vocabulary,
     end_of_text_id,
     load_tokenizer,
     tokenizer_hash,
     vocabulary_size,
 )
+from bigtrain.data.format.tokenizer_content import BeginOfText, TokenizerContent, decode_ids, encode_text
 from bigtrain.data.order.plan import Plan, SampleAddress
 from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
 from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
@@ -71,8 +73,10 @@ from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
     "TOKENIZER_FILE",
+    "BeginOfText",
     "Card",
     "Count",
+    "DataTokenizer",
     "Dataset",
     "DocumentPart",
     "Funnel",
@@ -84,6 +88,7 @@ __all__ = [
     "RunData",
     "SampleAddress",
     "SampleContents",
+    "TokenizerContent",
     "VerifyReport",
     "appearances_of",
     "build_datasets",
@@ -91,7 +96,9 @@ __all__ = [
     "check_vocabulary",
     "contents_of",
     "data_card",
+    "decode_ids",
     "digest_of",
+    "encode_text",
     "end_of_text_id",
     "find_document",
     "find_unlabelled",
