@@ -179,7 +179,7 @@ class TokenizerContent:
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The tokens of ids. Raises BigtrainError for an id that the vocabulary lacks."""
-        found = [self.library.id_to_token(number) for number in ids]
+        found: list[str] = [self.library.id_to_token(number) for number in ids]
         if None in found:
             raise BigtrainError(
                 f"{self.where}: the tokens around a text are not in the vocabulary",
@@ -197,17 +197,14 @@ class TokenizerContent:
         model = {key: value for key, value in _model(self.content).items() if key not in _RANDOM or value is None}
         content = {**self.content, "model": model, "padding": None, "truncation": None}
         content["post_processor"] = post_processor
-        added = [
-            {**token, "special": True} if token["content"] in special else token for token in _added(self.content)
-        ]
+        added = [{**token, "special": True} if token["content"] in special else token for token in _added(self.content)]
         have = {token["content"] for token in added}
         for token in sorted(set(special) - have):
             number = self.library.token_to_id(token)
             if number is not None:
                 added.append({"id": number, "content": token, **_FLAGS})
         content["added_tokens"] = added
-        kept = {key: value for key, value in content.items() if value is not None or key in self.content}
-        return kept
+        return {key: value for key, value in content.items() if value is not None or key in self.content}
 
     def _post_processor(self, around: TokensAround) -> Content | None:
         """The post-processor that puts these ids around a text; the file's own if it does."""
