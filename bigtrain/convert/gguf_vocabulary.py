@@ -60,8 +60,11 @@ def read_vocabulary(
     model = tokenizer["model"]
     _check_model(tokenizer)
     pre = _split_name(tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges")))
-    added: dict[int, dict[str, Any]] = {
-        given.library.token_to_id(token["content"]): token for token in tokenizer.get("added_tokens") or []
+    library = given.library
+    added = {
+        number: token
+        for token in tokenizer.get("added_tokens") or []
+        if (number := library.token_to_id(token["content"])) is not None
     }
     for token in added.values():
         if flags := [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag) and not token["special"]]:

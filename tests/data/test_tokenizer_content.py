@@ -135,24 +135,6 @@ def test_a_begin_that_the_tokenizer_lacks_is_named() -> None:
         begin_of_text(TokenizerSettings(end_of_text=END), TokenizerContent.parse(json.dumps(beyond), "a"))
 
 
-@pytest.mark.parametrize(
-    ("configuration", "wanted"),
-    [
-        ({}, (3,)),
-        ({"bos_token": "<pad>"}, (3,)),
-        ({"add_bos_token": False, "bos_token": BEGIN}, ()),
-        ({"add_bos_token": True, "bos_token": {"content": PAD, "lstrip": False}}, (0,)),
-        ({"add_bos_token": True, "bos_token": None}, ()),
-        ([], (3,)),
-    ],
-)
-def test_the_configuration_beside_a_tokenizer_outranks_it(configuration: Any, wanted: Any, tmp_path: Path) -> None:
-    """As for transformers, where it speaks of `add_bos_token` or `add_eos_token`."""
-    (tmp_path / "tokenizer.json").write_bytes(changed("unigram", begin=[BEGIN]).to_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(configuration))
-    assert TokenizerContent.read(tmp_path / "tokenizer.json").around.begin == wanted
-
-
 def without(content: dict[str, Any], **changes: Any) -> str:
     return json.dumps({**content, **changes})
 

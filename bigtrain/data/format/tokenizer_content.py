@@ -20,7 +20,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -28,7 +28,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from bigtrain.base import STRICT, BigtrainError, as_record, parse_json, read_json, read_regular
+from bigtrain.base import STRICT, BigtrainError, as_record, parse_json, read_regular
 from bigtrain.data.format.hashing import canonical_json
 
 TOKENIZER_BYTES = 512 << 20
@@ -107,7 +107,7 @@ class TokenizerContent:
     where: str
     """The file that it came from, for messages."""
     around: TokensAround
-    """What the file puts around a text, or the tokenizer_config.json beside it."""
+    """What the file puts around a text. As in transformers, no tokenizer_config.json outranks it."""
 
     @classmethod
     def parse(cls, text: str | bytes, where: object, fix: str | None = None) -> TokenizerContent:
@@ -119,12 +119,11 @@ class TokenizerContent:
 
     @classmethod
     def read(cls, path: Path, fix: str | None = None) -> TokenizerContent:
-        """The content of a file, with what a tokenizer_config.json beside it says. Raises BigtrainError."""
+        """The content of a file. Raises BigtrainError."""
         try:
-            read = cls.parse(read_regular(path, TOKENIZER_BYTES), path, fix)
+            return cls.parse(read_regular(path, TOKENIZER_BYTES), path, fix)
         except FileNotFoundError:
             raise _no_tokenizer(path, "no file", fix) from None
-        return replace(read, around=_of_configuration(path.parent / "tokenizer_config.json", read))
 
     @cached_property
     def library(self) -> Tokenizer:
@@ -179,13 +178,16 @@ class TokenizerContent:
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The tokens of ids. Raises BigtrainError for an id that the vocabulary lacks."""
-        found: list[str] = [self.library.id_to_token(number) for number in ids]
-        if None in found:
-            raise BigtrainError(
-                f"{self.where}: the tokens around a text are not in the vocabulary",
-                found=f"id {ids[found.index(None)]}",
-                fix="correct the post_processor of the tokenizer, or set data.tokenizer.begin_of_text",
-            )
+        found = []
+        for number in ids:
+            token: str | None = self.library.id_to_token(number)
+            if token is None:
+                raise BigtrainError(
+                    f"{self.where}: a token that begins or ends a text is not in the vocabulary",
+                    found=f"id {number}",
+                    fix="correct the post_processor of the tokenizer, or set data.tokenizer.begin_of_text",
+                )
+            found.append(token)
         return found
 
     def to_bytes(self) -> bytes:
@@ -335,20 +337,3 @@ def _template(around: TokensAround, texts: Callable[[Sequence[int]], list[str]])
             for token, number in zip([*begin, *end], [*around.begin, *around.end], strict=True)
         },
     }
-
-
-def _of_configuration(path: Path, read: TokenizerContent) -> TokensAround:
-    """What transformers puts around a text: tokenizer_config.json outranks the file where it speaks of it."""
-    try:
-        configuration = read_json(path)
-    except FileNotFoundError:
-        return read.around
-    if not isinstance(configuration, dict) or not {"add_bos_token", "add_eos_token"} & configuration.keys():
-        return read.around
-    found = []
-    for switch, key in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        token = configuration.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        number = read.library.token_to_id(token) if isinstance(token, str) else None
-        found.append((number,) if configuration.get(switch) is True and number is not None else ())
-    return TokensAround(*found)
