@@ -2,7 +2,8 @@
 
     weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
     settings            --config_of-->  config.json; generation_config.json
-    tokenizer.json      -->  as the model was trained with it, with tokenizer_config.json and special_tokens_map.json
+    tokenizer.json      -->  as the model was trained with it, with tokenizer_config.json and special_tokens_map.json,
+                        and the chat template that lies beside it
     documents           -->  such as README.md, as they are
 
 `transformers` is not needed to write it.
@@ -25,7 +26,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.shards import SHARD_BYTES, StoredTensor, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
-from bigtrain.data import BeginOfText, TokenizerContent
+from bigtrain.data import CHAT_TEMPLATE, BeginOfText, TokenizerContent, read_chat_template
 
 _MARK = "bigtrain_version"
 """The key in config.json by which a folder is known as one of ours, and may be replaced."""
@@ -88,6 +89,9 @@ def export_hf(
     else:
         (partial / "tokenizer.json").write_bytes(as_trained.to_bytes())
     _write_json(partial / "special_tokens_map.json", named)
+    template = read_chat_template(tokenizer_file.parent)
+    if template is not None:
+        (partial / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     _write_json(
         partial / "tokenizer_config.json",
         {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError
-from bigtrain.data import BeginOfText, TokenizerContent
+from bigtrain.data import BeginOfText, TokenizerContent, read_chat_template
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 """llama.cpp's kinds of tokens."""
@@ -35,6 +35,8 @@ class Vocabulary:
     """What a text from nothing begins with: the end-of-text token where there is no other."""
     adds_begin: bool
     """Every text begins with it."""
+    chat_template: str | None
+    """How conversations become text, where the tokenizer came with it."""
     normalizes: bool
     """The tokenizer makes text canonical (NFC) first; llama.cpp does not."""
 
@@ -91,6 +93,7 @@ def read_vocabulary(
         ends[0],
         begin.ids[0] if begin.ids else ends[0],  # without one llama.cpp takes token 11
         bool(begin.ids) and begin.before_prompts,
+        read_chat_template(tokenizer_file.parent),
         tokenizer.get("normalizer") is not None,
     )
 
@@ -106,6 +109,8 @@ def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_eos_token_id(vocabulary.end_of_text)
     writer.add_add_bos_token(vocabulary.adds_begin)
     writer.add_add_eos_token(False)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
 
 
 def _kind(number: int, by_id: dict[int, str], added: dict[int, dict[str, Any]]) -> int:

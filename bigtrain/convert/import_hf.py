@@ -26,9 +26,9 @@ from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
 from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
-from bigtrain.data import TOKENIZER_FILE, TokenizerContent, vocabulary_size
+from bigtrain.data import CHAT_TEMPLATE, TOKENIZER_FILE, TokenizerContent, vocabulary_size
 
-_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
+_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True)

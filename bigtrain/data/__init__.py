@@ -59,7 +59,14 @@ from bigtrain.data.format.tokenizer import (
     tokenizer_hash,
     vocabulary_size,
 )
-from bigtrain.data.format.tokenizer_content import BeginOfText, TokenizerContent, decode_ids, encode_text
+from bigtrain.data.format.tokenizer_content import (
+    CHAT_TEMPLATE,
+    BeginOfText,
+    TokenizerContent,
+    decode_ids,
+    encode_text,
+    read_chat_template,
+)
 from bigtrain.data.order.plan import Plan, SampleAddress
 from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
 from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
@@ -72,6 +79,7 @@ from bigtrain.data.store.stored_document import find_document
 from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
+    "CHAT_TEMPLATE",
     "TOKENIZER_FILE",
     "BeginOfText",
     "Card",
@@ -109,6 +117,7 @@ __all__ = [
     "open_datasets",
     "open_mirror",
     "open_packings",
+    "read_chat_template",
     "read_funnels",
     "require_samples",
     "spot_check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config import DataSettings, ModelSettings, Settings
-from bigtrain.convert import export_hf
+from bigtrain.convert import export_hf, import_hf, read_vocabulary
 from bigtrain.data import BeginOfText, DataTokenizer, TokenizerContent, encode_text, vocabulary_size
 from bigtrain.data.format.layout import tokenizer_request, write_record
 from bigtrain.data.format.tokenizer import begin_of_text
 from bigtrain.model import Decoder, Sampling, build_model
 from bigtrain.trained.text_model import TextModel
 from tests.convert.helpers import weights_of
+from tests.data.helpers import data_settings, jsonl_source, make, sentences, write_jsonl
 from tests.data.tokenizer_files import BEGIN, END, KINDS, PAD, TEXTS, TOOL, changed, contents
 
 transformers = pytest.importorskip("transformers")
@@ -118,6 +120,27 @@ def test_a_run_and_its_export_continue_prompts_alike(kind: str, begin: str, mode
             run.encode("")
     else:
         assert run.encode("")[0] == rule.ids[0] == theirs.generation_config.bos_token_id
+
+
+@pytest.mark.parametrize("beside", ["file", "configuration"])
+def test_a_chat_template_is_kept_from_import_to_export(beside: str, model: Decoder, tmp_path: Path) -> None:
+    """Nothing that is trained depends on it, and who goes on from the export needs it."""
+    template = "{% for message in messages %}{{ message['content'] }}</s>{% endfor %}"
+    folder = exported(model, changed("byte_level"), tmp_path / "hf")
+    if beside == "file":
+        (folder / "chat_template.jinja").write_text(template)
+    else:
+        configuration = folder / "tokenizer_config.json"
+        configuration.write_text(json.dumps({**json.loads(configuration.read_text()), "chat_template": template}))
+    import_hf(folder, tmp_path / "imported")
+    texts = write_jsonl(tmp_path / "a.jsonl", sentences(9, 0))
+    given_one = {"path": str(tmp_path / "imported" / "tokenizer.json"), "end_of_text": END}
+    make(data_settings(tmp_path / "data", jsonl_source(texts), tokenizer=given_one))
+    tokenizer = tmp_path / "data" / "tokenizer.json"
+    export_hf(weights_of(model), model.settings, tokenizer, tmp_path / "out", end_of_text=END)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert theirs.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello</s>"
+    assert read_vocabulary(tokenizer, END, 320).chat_template == template
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from bigtrain.data.format.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from bigtrain.data.format.tokenizer_content import TokenizerContent
+from bigtrain.data.format.tokenizer_content import CHAT_TEMPLATE, TokenizerContent, read_chat_template
 
 
 def build_tokenizer(
@@ -58,6 +58,11 @@ def build_tokenizer(
     check_vocabulary(tokens, vocab_size)
     file = content.to_bytes()
     write_atomically(settings.dir / TOKENIZER_FILE, file)
+    if settings.tokenizer.path is not None:
+        path = settings.tokenizer.path
+        template = read_chat_template(path if path.is_dir() else path.parent)
+        if template is not None:
+            write_atomically(settings.dir / CHAT_TEMPLATE, template.encode())
     about_begin = {"begin_of_text": begin.to_json()} if begin.ids else {}
     write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(file), **about_begin})
     first = ", ".join(content.texts(begin.ids)) or "their first token"

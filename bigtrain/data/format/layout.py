@@ -2,6 +2,7 @@
 
     DIR/tokenizer.json            the tokenizer, in canonical form
     DIR/build.json                the settings of the tokenizer, its hash, and what documents begin with
+    DIR/chat_template.jinja       the chat template that came with the tokenizer, for exports
     DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
     DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack_file.py)
     DIR/<source>/validation/      the same for the held-out documents

@@ -8,6 +8,7 @@ Such a file also holds what a fine-tuning script left in it. This table is the o
     text of a special token   characters             the token                      the token
     tokens around a text      `BeginOfText`          `BeginOfText`                  those of the file
     other added tokens        as the file has them   as the file has them           as the file has them
+    chat template beside it   not used               not used, exported             not used
 
 A special token is one that the file marks as special, and each that ends or begins a text. Special tokens may be
 pieces of the model's vocabulary, as in Unigram files. There a text could spell the token, so documents are
@@ -28,11 +29,16 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from bigtrain.base import STRICT, BigtrainError, as_record, parse_json, read_regular
+from bigtrain.base import STRICT, BigtrainError, as_record, parse_json, read_json, read_regular
 from bigtrain.data.format.hashing import canonical_json
 
 TOKENIZER_BYTES = 512 << 20
 """Limit on a tokenizer.json; those of the largest vocabularies have about 35 MB."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""A chat template beside a tokenizer.json, as transformers writes it."""
+
+CHAT_TEMPLATE_BYTES = 4 << 20
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -97,6 +103,23 @@ def decode_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     with one_error("the tokenizer cannot decode token ids", found=str(list(ids[:20]))):
         text: str = tokenizer.decode(ids, skip_special_tokens=True)
     return text
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template in the folder of a tokenizer; None without one. Raises BigtrainError if it cannot be read.
+
+    It is how conversations become text. A build keeps it for exports, and nothing that is trained depends on it.
+    """
+    try:
+        return read_regular(folder / CHAT_TEMPLATE, CHAT_TEMPLATE_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        pass
+    try:
+        configuration = read_json(folder / "tokenizer_config.json")
+    except FileNotFoundError:
+        return None
+    template = configuration.get("chat_template") if isinstance(configuration, dict) else None
+    return template if isinstance(template, str) else None
 
 
 @dataclass(frozen=True)
