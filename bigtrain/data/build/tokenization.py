@@ -40,7 +40,7 @@ class TokenizePiece:
     directory: Path
     """The data folder, which has the tokenizer."""
     identity: str
-    """What tells its tokenizer from one that lay there before."""
+    """What distinguishes its tokenizer from one that was there before."""
     validation_fraction: float
 
     def __call__(self, piece: Piece) -> TokenizedPiece:

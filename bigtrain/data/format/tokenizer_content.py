@@ -246,7 +246,7 @@ _RANDOM = ("dropout", "alpha", "nbest_size")
 """What makes two encodings of one text differ."""
 
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-"""Those that transformers gives to a special token that it is told of."""
+"""Those that transformers gives to a special token that only a configuration names."""
 
 
 def _library(content: Content, where: object) -> Tokenizer:
