@@ -143,6 +143,26 @@ def test_a_chat_template_is_kept_from_import_to_export(beside: str, model: Decod
     assert read_vocabulary(tokenizer, END, 320).chat_template == template
 
 
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_an_imported_model_goes_on_with_its_own_begin(
+    choice: str, model: Decoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Documents begin with it unless the settings say otherwise, and then a warning names it when the run starts."""
+    from bigtrain.train.build import starting_weights
+
+    content = changed("unigram", begin=[BEGIN], end_is="piece")
+    folder = exported(model, content, tmp_path / "hf", begin_of_text=BeginOfText((3,), before_prompts=True))
+    import_hf(folder, tmp_path / "imported")
+    (tmp_path / "data").mkdir()
+    imported = TokenizerContent.read(tmp_path / "imported" / "tokenizer.json")
+    run = run_settings(tmp_path / "data", model, imported, choice)
+    run = run.model_copy(update={"model": run.model.model_copy(update={"init_from": tmp_path / "imported"})})
+    starting_weights(run)
+    assert ("do not begin with <s>" in caplog.text) is (choice == "none")
+    assert (TextModel.in_training(model, run).encode("the")[0] == 3) is (choice == "auto")
+    assert TextModel.in_training(model, run).encode("") == ([3] if choice == "auto" else [1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("begin", ["own", "end of text"])
 def test_lm_eval_begins_texts_as_the_run_does(begin: str, model: Decoder, tmp_path: Path, require: Any) -> None:
