@@ -152,6 +152,9 @@ class DatasetManifest:
     shards: list[ShardRecord]
     block_bytes: int = BLOCK_BYTES
     format: int = FORMAT
+    begin_of_text: dict[str, Any] | None = None
+    """What each document begins with, as `BeginOfText.to_json` gives it. None, which no manifest spells out, where it
+    is the first token of its text."""
 
     @cached_property
     def dataset_id(self) -> str:
@@ -182,6 +185,8 @@ class DatasetManifest:
     def _content(self) -> dict[str, Any]:
         """The content that the dataset id is a hash of."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.begin_of_text is None:  # so that the ids of datasets from before stay as they were
+            del content["begin_of_text"]
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod

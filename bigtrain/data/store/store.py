@@ -17,7 +17,14 @@ from bigtrain.data.format.layout import Split, read_record, require_same, source
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
+from bigtrain.data.format.tokenizer import (
+    TOKENIZER_FILE,
+    begin_in_record,
+    check_vocabulary,
+    require_begin_of_text,
+    require_same_begin,
+    tokenizer_hash,
+)
 from bigtrain.data.store.mirror import Mirror, open_mirror
 
 Tokens = npt.NDArray[np.unsignedinteger]
@@ -196,6 +203,8 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     if record is None or not tokenizer_file.is_file():
         raise _not_built(settings.dir)
     require_same(settings.dir, record["tokenizer"], tokenizer_request(settings))
+    begin = begin_in_record(record, settings.dir)
+    require_begin_of_text(settings.tokenizer, settings.dir, begin)
     tokenizer = tokenizer_hash(tokenizer_file.read_bytes())
     datasets = []
     for source in settings.sources:
@@ -206,6 +215,7 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
         require_same(folder, record, source_request(source, settings, tokenizer))
         dataset = Dataset(folder / split, mirror)
         require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
+        require_same_begin(dataset.directory, dataset.manifest, begin)
         check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
         for shard in dataset.shards:
             shard.check_sizes()
