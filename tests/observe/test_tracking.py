@@ -13,7 +13,8 @@ import pytest
 
 from bigtrain.config import Settings
 from bigtrain.observe import wandb_thread
-from bigtrain.observe.tracking import FINAL_ALERT_SECONDS, Tracker, remembered_run_id, wandb_mode
+from bigtrain.observe.tracking import FINAL_ALERT_SECONDS, Tracker, wandb_mode
+from bigtrain.rundir import remembered_run_id
 from tests.observe.wandb_server import WandbServer, history, read_wandb
 from tests.train.test_continuation import TREE, settings
 
