@@ -190,7 +190,7 @@ def test_a_foreign_run_id_that_is_a_path_makes_no_folder(tmp_path: Path, caplog:
             tracker.log({"step": 1}, 1)
             tracker.finish({}, exit_code=0)
         assert "has a path in place of the name" in caplog.text and repr(run_id) in caplog.text
-        assert [path.name for path in tmp_path.rglob("*")] == ["run"]
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["run", "wandb"]  # W&B's folder is tried first
 
 
 def test_the_last_start_s_run_is_remembered_even_without_a_checkpoint() -> None:
