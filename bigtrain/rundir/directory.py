@@ -19,6 +19,7 @@ The layout is a promise to scripts::
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

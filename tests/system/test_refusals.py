@@ -68,10 +68,10 @@ def test_a_batch_that_does_not_divide_is_refused(sandbox):
 
 def test_a_start_after_a_refused_one_is_not_refused_for_its_traces(sandbox):
     """Checkpoint folders are tried before the batch is checked, and what that leaves is not a stranger's."""
-    local = f"checkpoint.local_dir={sandbox.run}/near"
     for _ in range(2):
-        result = sandbox.bigtrain("train", str(sandbox.config), "train.global_batch_size=7", local)
-        assert_refused(result, "global_batch_size")
+        status, output = sandbox.train(2, "train.micro_batch_size=8", f"checkpoint.local_dir={sandbox.run}/near")
+        assert_refused((status, output), "global_batch_size")
+    assert (sandbox.run / "checkpoints").is_dir()
     assert not (sandbox.run / "config.yaml").exists()
 
 
