@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json, say
+from bigtrain.cli.printing import JsonOption, OverridesArgument, echo, print_json, say
 from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 
 if TYPE_CHECKING:
@@ -156,10 +156,10 @@ def slurm(
         print_json(SlurmSubmission(numbers, made))
     elif asked.dry_run:
         for command in made:
-            typer.echo(shlex.join(command))
+            echo(shlex.join(command))
     else:
         for number in numbers:
-            typer.echo(number)
+            echo(number)
         say(f"follow it with: tail -F {job.settings.run_dir}/logs/slurm-{numbers[0]}.out")
 
 
@@ -207,7 +207,7 @@ def kubernetes(
     if asked.as_json:
         print_json(KubernetesSubmission(made, printed))
     else:
-        typer.echo(as_yaml(made) if asked.dry_run else printed, nl=False)
+        echo(as_yaml(made) if asked.dry_run else printed, nl=False)
 
 
 app.command("slurm")(for_a_cluster(slurm))

@@ -8,17 +8,18 @@ tokenizer does.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, parse_json, read_regular
 from bigtrain.config import TokenizerSettings
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 
 TOKENIZER_FILE = "tokenizer.json"
+LARGEST = 1 << 28
+"""Bytes of a tokenizer file. One of a million tokens has some 50 million."""
 
 
 def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
@@ -41,20 +42,25 @@ def read_tokenizer(path: Path) -> bytes:
     """The canonical form of a `tokenizer.json`, or of the one in a folder. Raises BigtrainError."""
     file = path / TOKENIZER_FILE if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
-        Tokenizer.from_str(text)
+        text = read_regular(file, LARGEST).decode()
+        vocabulary_size(Tokenizer.from_str(text))
+        return canonical_form(text)
     except Exception as error:  # the library raises plain Exception
         raise BigtrainError(
-            f"data.tokenizer.path: no tokenizer can be read from {path}: {error}",
+            f"data.tokenizer.path: no tokenizer can be read from {path}: {cause(error)}",
             wanted="a tokenizer.json of the tokenizers library, or a folder that holds one",
             fix="correct the path, or leave it out to train a tokenizer",
         ) from None
-    return canonical_form(text)
+
+
+def cause(error: Exception) -> str:
+    """What went wrong with a file, without the path that a message names already."""
+    return str(error.found if isinstance(error, BigtrainError) and error.found else error)[:300]
 
 
 def canonical_form(text: str) -> bytes:
     """The canonical form of a tokenizer file."""
-    return canonical_json(json.loads(text))
+    return canonical_json(parse_json(text, TOKENIZER_FILE))
 
 
 def tokenizer_hash(file: bytes) -> str:
@@ -80,7 +86,17 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     file = directory / TOKENIZER_FILE if directory.is_dir() else directory
     if not file.is_file():
         raise BigtrainError(f"there is no tokenizer at {file}", fix="build the data first: bigtrain data build CONFIG")
-    return parse_tokenizer(file.read_bytes())
+    try:
+        tokenizer = parse_tokenizer(read_regular(file, LARGEST))
+        vocabulary_size(tokenizer)
+    except Exception as error:  # the library raises plain Exception
+        raise BigtrainError(
+            f"no tokenizer can be read from {file}",
+            found=cause(error),
+            wanted="a tokenizer.json of the tokenizers library",
+            fix="restore the file, or remove the data folder and build it again",
+        ) from error
+    return tokenizer
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

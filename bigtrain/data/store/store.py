@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import DataSettings
-from bigtrain.data.format.layout import Split, read_record, require_same, source_request, tokenizer_request
+from bigtrain.data.format.layout import Split, part_of, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns
@@ -39,9 +39,11 @@ class TokenShard:
 
     @cached_property
     def documents(self) -> DocumentColumns:
-        """Views of the `.doc` file."""
-        file = self.record.files[1]
-        return DocumentColumns.parse(self._map(file), self._directory / file.name)
+        """Views of the `.doc` file. Raises BigtrainError where they are not those of the manifest."""
+        path = self._directory / self.record.files[1].name
+        columns = DocumentColumns.parse(self._map(self.record.files[1]), path)
+        columns.require(documents=self.record.documents, tokens=self.record.tokens, path=path)
+        return columns
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
         """Tokens [start, end), or fewer at the end of the shard. They must not be written to.
@@ -195,8 +197,8 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     record = read_record(settings.dir)
     if record is None or not tokenizer_file.is_file():
         raise _not_built(settings.dir)
-    require_same(settings.dir, record["tokenizer"], tokenizer_request(settings))
-    tokenizer = tokenizer_hash(tokenizer_file.read_bytes())
+    require_same(settings.dir, part_of(record, "tokenizer", dict, settings.dir), tokenizer_request(settings))
+    tokenizer = tokenizer_hash(read_regular(tokenizer_file))
     datasets = []
     for source in settings.sources:
         folder = settings.dir / source.name
