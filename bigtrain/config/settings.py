@@ -271,16 +271,16 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _no_passwords(self) -> Settings:
+        for key in passwords_in(self.model_dump(mode="json")):
+            raise ValueError(
+                f"{key} holds a password, and settings are written to RUN/config.yaml and shown at W&B; give it to "
+                "fsspec in the environment or in ~/.config/fsspec, or to the server in ~/.netrc"
+            )
         place = self.checkpoint.dir
         if place is not None and not is_masked(place) and with_bare_urls(place) != place:
             raise ValueError(
                 "checkpoint.dir holds a secret, which RUN/config.yaml does not keep, so its checkpoints could not be "
                 "found again; give it to fsspec in the environment or in ~/.config/fsspec"
-            )
-        for key in passwords_in(self.model_dump(mode="json")):
-            raise ValueError(
-                f"{key} holds a password, and settings are written to RUN/config.yaml and shown at W&B; give it to "
-                "fsspec in the environment or in ~/.config/fsspec, or to the server in ~/.netrc"
             )
         return self
 

@@ -93,7 +93,7 @@ def read_everything(data: DataSettings) -> None:
     """Everything that training and questions about the data read of a dataset."""
     (dataset,) = open_datasets(data, model_vocab_size=VOCABULARY)
     for document in documents_between(dataset, 0, dataset.tokens):
-        assert document.file and document.read(0, document.tokens)[-1] == dataset.end_of_text
+        assert document.file and len(document.read(0, document.tokens)) == document.tokens
     find_document([dataset], document.id)
     find_document([dataset], f"lines:{document.file}:{document.position}")
     (packing,) = open_packings(data, [dataset])

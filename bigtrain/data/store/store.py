@@ -209,6 +209,8 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
         dataset = Dataset(folder / split, mirror)
         require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
         check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
+        if split == "train" and not dataset.tokens:
+            raise _not_built(dataset.directory)
         for shard in dataset.shards:
             shard.check_sizes()
         datasets.append(dataset)
