@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {
+_SYMBOLS: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {
     0x7F: 0x2421
 }
 _CODES: dict[int, int | str] = {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
@@ -10,7 +10,7 @@ _BIDIRECTIONAL: dict[int, int | str] = {
     code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
 _HALVES: dict[int, int | str] = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
-_TABLE = _PICTURES | _CODES | _BIDIRECTIONAL | _HALVES
+_TABLE = _SYMBOLS | _CODES | _BIDIRECTIONAL | _HALVES
 
 
 def show_controls(text: str) -> str:

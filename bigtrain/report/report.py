@@ -75,7 +75,7 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
     )
     try:
         write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "\n", follow_link=False)
-        write_atomically(report, report_page(records))
+        write_atomically(report, report_page(records), follow_link=False)
     except OSError as error:  # a run that may only be read has a summary all the same
         logger.warning(f"{report} is not written: {error.strerror}")
         summary = replace(summary, report=None)
