@@ -21,6 +21,27 @@ The packages, top layer first. Imports go down only; import-linter checks it, ex
 Start reading at `train/loop.py`.
 """
 
-from bigtrain.base.version import __version__
+import os
+import sys
+
+
+def _without_working_directory() -> None:
+    """Keep a user's secrets.py, statistics.py or wandb.py in the working directory from replacing the real module.
+
+    `python -m` looks there first. It is looked at last, and only where bigtrain itself is found nowhere else. Processes
+    that this one starts do the same, by PYTHONSAFEPATH.
+    """
+    if sys.argv[:1] != ["-m"] or sys.flags.safe_path or not sys.path:
+        return
+    directory = sys.path.pop(0)
+    if any(finder.find_spec("bigtrain", None) for finder in sys.meta_path):
+        os.environ["PYTHONSAFEPATH"] = "1"
+    else:
+        sys.path.append(directory)
+
+
+_without_working_directory()
+
+from bigtrain.base.version import __version__  # noqa: E402
 
 __all__ = ["__version__"]

@@ -1,12 +1,17 @@
 # shellcheck shell=bash disable=SC2034 # the scripts that source this read its variables
 # What the launch scripts have in common. Sourced, not run.
 
+# Streams that were closed (`>&-`) go nowhere: the next file that is opened would get their number, and an echo would fail.
+{ : <&0; } 2>/dev/null || exec 0</dev/null
+{ : >&1; } 2>/dev/null || exec 1>/dev/null
+{ : >&2; } 2>/dev/null || exec 2>/dev/null
+
 # Print the comment at the head of the script.
 help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" | grep -v '^SBATCH'; }
 
 # Say what is wrong with how a script was called.
 refuse() {
-  printf 'error: %s\n' "$1" >&2
+  printf 'error: %s\n' "$1" >&2 || true
   exit 2
 }
 
@@ -18,6 +23,12 @@ require_number() { # WHAT VALUE LEAST MOST
   fi
 }
 
+# Quote a word for the shell of another machine, whichever that is: bash's own %q would write $'...', which is bash's alone.
+quote() { # WORD
+  local apostrophe="'\\''"
+  if [[ $1 =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then printf '%s' "$1"; else printf "'%s'" "${1//\'/$apostrophe}"; fi
+}
+
 # The Python of this machine, in $python: $PYTHON, else that of the environment that these scripts belong to, else python3.
 # In a checkout that is .venv beside launch/; a wheel lays them into ENVIRONMENT/lib/python3.X/site-packages/bigtrain/launch.
 find_python() {
@@ -26,7 +37,7 @@ find_python() {
   environment=$above/.venv
   [[ $above != */site-packages/bigtrain ]] || environment=${above%/lib*/site-packages/bigtrain}
   python=${PYTHON:-$environment/bin/python}
-  [[ -n ${PYTHON:-} || -x $python ]] || python=python3
+  [[ -n ${PYTHON:-} || -x $python ]] || { python=python3 && export PYTHONPATH="$above${PYTHONPATH:+:$PYTHONPATH}"; }
 }
 
 # Print a command as one could type it.

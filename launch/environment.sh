@@ -3,7 +3,7 @@
 # environment, which wins. `launch/local.sh --dry-run CONFIG` shows the result.
 
 default() { # NAME VALUE
-  [[ -n ${!1+set} ]] || export "$1=$2"
+  [[ -n ${!1:-} || (-z $2 && -n ${!1+set}) ]] || export "$1=$2" # what is empty counts as not set
 }
 
 # The network interface of the job. Empty: the one by which a machine reaches the first one, loopback where there is only
@@ -31,5 +31,10 @@ default TORCH_FR_BUFFER_SIZE 2000
 default TORCH_NCCL_DUMP_ON_TIMEOUT 1
 # NCCL logs only why it failed.
 default NCCL_DEBUG WARN
+
+# Modules of the working directory (a user's secrets.py, wandb.py) do not replace Python's own.
+default PYTHONSAFEPATH 1
+# Files are UTF-8, whatever the locale.
+default PYTHONUTF8 1
 
 # OMP_NUM_THREADS is not set here: without it the ranks of a machine share its cores evenly.

@@ -26,7 +26,7 @@ source "$here/common.sh"
 find_python
 
 # The operators of Kubeflow set a machine's rank in variables that torchrun would read itself.
-nodes=${PET_NNODES:-1} node_rank=${PET_NODE_RANK:-${SLURM_NODEID:-}} rendezvous=${PET_MASTER_ADDR:+$PET_MASTER_ADDR:${PET_MASTER_PORT:-}}
+nodes=${PET_NNODES:-} node_rank=${PET_NODE_RANK:-${SLURM_NODEID:-}} rendezvous=${PET_MASTER_ADDR:+$PET_MASTER_ADDR:${PET_MASTER_PORT:-}}
 processes=${NPROC:-${PET_NPROC_PER_NODE:-}}
 unset "${!PET_@}"
 job=bigtrain restarts=$BIGTRAIN_MAX_RESTARTS doctor='' orders='' dry=''
@@ -55,7 +55,21 @@ while [[ ${1:-} == -* ]]; do
   shift
 done
 [[ $# -gt 0 ]] || { help >&2 && exit 2; }
-[[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || refuse "--nodes $nodes: wanted N or MIN:MAX"
+if [[ -z $nodes ]]; then # another launcher may have started one of these on each machine
+  nodes=1
+  for variable in WORLD_SIZE SLURM_STEP_NUM_TASKS OMPI_COMM_WORLD_SIZE PMI_SIZE; do
+    [[ ${!variable:-1} == 1 ]] || refuse "$variable is ${!variable}, so this is one of several launchers, and each would train alone; \
+wanted --nodes, --node-rank and --rendezvous for several machines, or unset $variable for this machine alone"
+  done
+fi
+[[ $nodes =~ ^[1-9][0-9]{0,5}(:[1-9][0-9]{0,5})?$ ]] || refuse "--nodes $nodes: wanted N or MIN:MAX"
+((${nodes%:*} <= ${nodes#*:})) || refuse "--nodes $nodes: wanted MIN:MAX, the smaller number first"
+require_number --max-restarts "$restarts" 0 999999
+case $processes in '' | auto | gpu | cpu) ;; *) require_number --processes "$processes" 1 99999 ;; esac
+[[ $BIGTRAIN_RENDEZVOUS =~ ^((join_timeout|last_call_timeout|close_timeout|heartbeat_timeout|read_timeout|keep_alive_interval|keep_alive_max_attempt)=[0-9]{1,9}(,|$))+$ ]] ||
+  refuse "BIGTRAIN_RENDEZVOUS $BIGTRAIN_RENDEZVOUS: wanted NAME=SECONDS,... as in launch/environment.sh"
+[[ -z $rendezvous || $rendezvous =~ ^[][A-Za-z0-9_.:%-]+$ && $rendezvous != -* ]] ||
+  refuse "--rendezvous $rendezvous: wanted HOST or HOST:PORT"
 [[ -z $node_rank ]] || require_number --node-rank "$node_rank" 0 999999
 [[ $nodes =~ ^1(:1)?$ || -n $rendezvous ]] || refuse "$nodes machines need --rendezvous, a name of the first one"
 if [[ -z $processes || $processes == auto || $processes == gpu ]]; then
@@ -86,7 +100,8 @@ preflight=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=
 
 if [[ -n $dry ]]; then
   show cd "$PWD"
-  comm -13 <(sort <<<"$before") <(export -p | sort) | sed 's/^declare -x /export /'
+  before=$(sort <<<"$before") after=$(export -p | sort)
+  comm -13 /dev/fd/3 /dev/fd/4 3<<<"$before" 4<<<"$after" | sed 's/^declare -x /export /'
   [[ -z $doctor ]] || show "${preflight[@]}"
   show "${command[@]}"
   exit

@@ -25,7 +25,7 @@ if [[ $extras == dev ]]; then
   off+=(GGML_LLAMAFILE GGML_CPU_REPACK GGML_OPENMP)
   lean="$(printf -- '-D%s=OFF ' "${off[@]}") -DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O0"
   lean+=" -DCMAKE_PROJECT_llama.cpp_INCLUDE_BEFORE=$PWD/.venv/without-common.cmake"
-  CMAKE_ARGS=$lean "${install[@]}" --cache-dir "${XDG_CACHE_HOME:-$HOME/.cache}/bigtrain/llama.cpp" llama-cpp-python
+  CMAKE_ARGS=$lean "${install[@]}" --cache-dir "${XDG_CACHE_HOME:-${HOME:-$PWD/.venv}/.cache}/bigtrain/llama.cpp" llama-cpp-python
 fi
 DS_BUILD_OPS=0 "${install[@]}" --no-build-isolation --editable ".[$extras]"
 if [[ $extras == dev && $(uname) == Linux ]] && ! .venv/bin/python -c "import triton" 2>/dev/null; then

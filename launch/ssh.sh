@@ -42,15 +42,19 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $# -ge 2 ]] || { help >&2 && exit 2; }
 if [[ -f $1 ]]; then
-  names=$(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$1") # not `< <(...)`, whose failure would be lost
+  names=$(sed 's/#.*//; s/^[[:space:]]*//; s/[[:space:]]*$//; /^$/d' "$1") # not `< <(...)`, whose failure would be lost
   [[ -n $names ]] || refuse "no hosts in $1"
-  mapfile -t hosts <<<"$names"
 else
-  IFS=, read -ra hosts <<<"$1"
+  names=${1//,/$'\n'}
 fi
+mapfile -t hosts <<<"$names"
 shift
-[[ ${#hosts[@]} -gt 0 ]] || refuse "no hosts"
+for host in "${hosts[@]}"; do
+  [[ $host =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[][A-Za-z0-9_:.%][][A-Za-z0-9_:.%-]*$ ]] ||
+    refuse "host '$host': wanted a name or an address, such as node1, user@node1 or 10.0.0.1"
+done
 [[ -z $minimum ]] || require_number --min-hosts "$minimum" 1 "${#hosts[@]}"
+[[ $1 != -* ]] || set -- "./$1" "${@:2}" # a file's name, not an option
 [[ -z ${NPROC:-} ]] || options=(--processes "$NPROC" "${options[@]}")
 read -ra ssh <<<"${BIGTRAIN_SSH:-ssh -o BatchMode=yes}"
 
@@ -65,8 +69,9 @@ job=ssh-$(date +%s)-$$
 remote() { # INDEX: the command for that machine
   local command=("$here/node.sh" --nodes "${minimum:+$minimum:}${#hosts[@]}" --node-rank "$1" --rendezvous "${hosts[0]#*@}"
     --job "$job" "${options[@]}" "$doctor" --orders-on-stdin train)
-  printf 'cd %q && exec env' "$PWD"
-  printf ' %q' "${settings[@]}" "${command[@]}" "${arguments[@]}"
+  printf 'cd -- %s && exec env' "$(quote "$PWD")"
+  local word
+  for word in "${settings[@]}" "${command[@]}" "${arguments[@]}"; do printf ' ' && quote "$word"; done
 }
 arguments=("$@") commands=()
 for i in "${!hosts[@]}"; do commands+=("$(remote "$i")"); done
@@ -79,8 +84,8 @@ fi
 # Does every machine have the same files at the same paths? All are asked at once, and all that do not are named.
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-printf -v question 'cd %q && cksum %q %q' "$PWD" "$here/node.sh" "$1"
-wanted=$(cksum "$here/node.sh" "$1")
+question="cd -- $(quote "$PWD") && cksum -- $(quote "$here/node.sh") $(quote "$1")"
+wanted=$(cksum -- "$here/node.sh" "$1")
 for host in "${hosts[@]}"; do
   {
     found=$("${ssh[@]}" "$host" "$question" 2>&1 </dev/null) && status=0 || status=$?
@@ -95,6 +100,12 @@ if [[ -s $folder/wrong ]]; then
   exit 1
 fi
 
+# Put the name of a machine before each of its lines. It reads on when nobody reads what it writes.
+label() { # HOST
+  local line
+  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line" || true; done 2>/dev/null
+}
+
 # One ssh for each machine. Names of signals are written to it, for launch/node.sh --orders-on-stdin. ssh forwards no
 # signals, and a remote command survives the loss of its connection, but it ends at the end of its stdin.
 trap '' PIPE # a machine that has ended reads no more
@@ -103,7 +114,7 @@ for i in "${!hosts[@]}"; do
   {
     "${ssh[@]}" "${hosts[i]}" "${commands[i]}" <"$folder/orders-$i" && status=0 || status=$?
     echo "$status" >"$folder/ended-$i"
-  } > >(exec sed -u "s|^|[${hosts[i]}] |") 2>&1 &
+  } 2>&1 | label "${hosts[i]}" &
 done
 orders=()
 for i in "${!hosts[@]}"; do exec {order}>"$folder/orders-$i" && orders+=("$order"); done

@@ -2,6 +2,9 @@
 
 errors              BigtrainError, the error that a user is meant to read
 exit_status         what each exit status means to a launcher
+environment         environment variables, each value checked
+launched_rank       which rank this process is, whatever started it
+streams             standard streams that are closed, full, or of another encoding
 launcher_protocol   the environment variables, files and signals between a launcher and its ranks
 files               writes a file or a folder whole and durably
 disk_errors         an error about a file as a message; whether a folder can be written
@@ -29,9 +32,10 @@ from bigtrain.base.disk_errors import (
     explained,
     shows_tracebacks,
 )
+from bigtrain.base.environment import check_interfaces, number_of, text_of, usable_seconds, warn_once
 from bigtrain.base.errors import BigtrainError
-from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, WRONG, describe, of_shell
-from bigtrain.base.faults import FAULT, Fault, altered, damage, reached
+from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, USAGE, WRONG, describe, of_shell
+from bigtrain.base.faults import FAULT, Fault, altered, check_faults, damage, reached
 from bigtrain.base.file_names import bare_name
 from bigtrain.base.files import (
     TEMPORARY_SUFFIX,
@@ -46,6 +50,7 @@ from bigtrain.base.files import (
 from bigtrain.base.format import duration, gibibytes, quantity
 from bigtrain.base.home import has_home, known_user
 from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base.launched_rank import LaunchedRank, adopt_rank, launched_rank, store_address
 from bigtrain.base.launcher_protocol import (
     DIED,
     LAUNCHER,
@@ -54,8 +59,10 @@ from bigtrain.base.launcher_protocol import (
     STORE,
     WARNINGS,
     End,
+    handle_stop_signals,
     has_trained,
     ignore_stop_signals,
+    launcher_pid,
     mark_of,
     record_death,
     report_end,
@@ -65,6 +72,7 @@ from bigtrain.base.launcher_protocol import (
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
 from bigtrain.base.records import RECORD_BYTES, STRICT, as_entry, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
+from bigtrain.base.streams import in_utf8, keep_streams
 from bigtrain.base.to_json import to_json
 from bigtrain.base.version import __version__
 from bigtrain.base.visible import show_controls
@@ -87,6 +95,7 @@ __all__ = [
     "STRICT",
     "TEMPORARY_SUFFIX",
     "TRACEBACK",
+    "USAGE",
     "WARNINGS",
     "WRONG",
     "BigtrainError",
@@ -94,8 +103,10 @@ __all__ = [
     "Fault",
     "FileLock",
     "HeaderEntry",
+    "LaunchedRank",
     "LockHeldError",
     "__version__",
+    "adopt_rank",
     "altered",
     "as_entry",
     "as_record",
@@ -103,6 +114,8 @@ __all__ = [
     "boot_id",
     "boot_seconds",
     "broken_part",
+    "check_faults",
+    "check_interfaces",
     "check_temporary_folder",
     "check_writable",
     "commit_directory",
@@ -115,12 +128,18 @@ __all__ = [
     "flock_if_supported",
     "fsync_directory",
     "gibibytes",
+    "handle_stop_signals",
     "has_home",
     "has_trained",
     "ignore_stop_signals",
+    "in_utf8",
+    "keep_streams",
     "known_user",
+    "launched_rank",
+    "launcher_pid",
     "mark_of",
     "naming",
+    "number_of",
     "of_shell",
     "open_temporary",
     "parse_json",
@@ -137,7 +156,11 @@ __all__ = [
     "seconds_before_this_process",
     "show_controls",
     "shows_tracebacks",
+    "store_address",
     "temporary_of",
+    "text_of",
     "to_json",
+    "usable_seconds",
+    "warn_once",
     "write_atomically",
 ]

@@ -57,6 +57,7 @@ Without the variable a point costs one comparison.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -66,6 +67,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from bigtrain.base.environment import number_of, text_of
+from bigtrain.base.errors import BigtrainError
 
 FAULT = "BIGTRAIN_FAULT"
 MARKS = "BIGTRAIN_FAULT_MARKS"
@@ -126,6 +130,11 @@ class Fault:
             raise ValueError(f"{self.action} is for the point {ALTERS[self.action]}, not {self.at}")
         if self.delay and self.action not in _DELAYED:
             raise ValueError(f"delay is for {', '.join(_DELAYED)}, not {self.action}")
+        if not math.isfinite(self.delay) or self.delay < 0 or not math.isfinite(self.factor):
+            raise ValueError("delay is a number of seconds from 0, and factor a finite number")
+        numbers = (self.count - 1, self.times, self.bit, self.step or 0, self.start or 0)
+        if min(numbers) < 0 or self.bit > 7 * 8 + 7 or not 0 <= self.status <= 255:
+            raise ValueError("count is at least 1, status at most 255, and no number is negative")
         if self.rank != "*" and not self.rank.isdecimal():
             raise ValueError(f"rank is a number or *, not {self.rank!r}")
 
@@ -146,7 +155,10 @@ class Fault:
             name, found, value = item.partition("=")
             if not found or name not in _READ or name in given:
                 raise ValueError(f"{FAULT}={text}: {item!r} is not understood; a fault is ACTION,rank=R,at=POINT,...")
-            given[name] = _READ[name](value)
+            try:
+                given[name] = _READ[name](value)
+            except ValueError:
+                raise ValueError(f"{FAULT}={text}: {item!r} has a value that is not a number") from None
         given.setdefault("at", ALTERS.get(action, ""))
         given.setdefault("rank", "")
         if action == "slow":
@@ -169,7 +181,12 @@ def parse_faults(text: str) -> list[Fault]:
     return [Fault.parse(fault) for fault in text.split(";") if fault.strip()]
 
 
-_faults = parse_faults(os.environ.get(FAULT, ""))
+_faults: list[Fault] = []
+_not_understood: str | None = None
+try:
+    _faults = parse_faults(os.environ.get(FAULT, ""))
+except ValueError as error:  # an import is no place for a user's error; `check_faults` raises it
+    _not_understood = str(error)
 _passed: Counter[Fault] = Counter()
 _injected: set[Fault] = set()
 _step: int | None = None
@@ -181,6 +198,28 @@ def set_faults(*faults: Fault) -> None:
     _faults, _step = list(faults), None
     _passed.clear()
     _injected.clear()
+
+
+def check_faults() -> None:
+    """Make sure that the variables for fault injection are understood.
+
+    Raises:
+        BigtrainError: they are not. A fault that is not understood must not pass for one that was injected.
+    """
+    if _not_understood is not None:
+        raise BigtrainError(
+            f"the environment variable {FAULT} is not a fault that can be injected",
+            found=_not_understood,
+            wanted="ACTION,rank=R,at=POINT,... as bigtrain/base/faults.py describes it",
+            fix=f"correct it, or remove it: unset {FAULT}",
+        )
+    if (marks := text_of(MARKS)) and not Path(marks).is_dir():
+        raise BigtrainError(
+            f"the environment variable {MARKS} does not name a folder",
+            found=f"{MARKS}={marks}",
+            wanted="a folder that every rank can write to",
+            fix=f"mkdir -p {marks}; or unset {MARKS}",
+        )
 
 
 def reached(point: str, step: int | None = None) -> None:
@@ -232,7 +271,7 @@ def _is_due(fault: Fault) -> bool:
     """Count that this process has reached a fault's point, and return whether to inject it this time."""
     if fault.rank not in ("*", os.environ.get("RANK", "0")) or fault.step not in (None, _step):
         return False
-    if fault.start not in (None, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))):
+    if fault.start not in (None, (number_of("TORCHELASTIC_RESTART_COUNT", 0, 10**9) or 0)):
         return False
     _passed[fault] += 1
     if _passed[fault] < fault.count or (fault.times and _passed[fault] >= fault.count + fault.times):
@@ -242,11 +281,12 @@ def _is_due(fault: Fault) -> bool:
 
 def _leave_mark(fault: Fault) -> bool:
     """Leave a mark for a fault of this rank; False where one is there, because it was injected before."""
-    if MARKS not in os.environ or fault in _injected:
+    marks = text_of(MARKS)
+    if marks is None or fault in _injected:
         return True
     name = hashlib.sha256(f"{fault} by {os.environ.get('RANK', '0')}".encode()).hexdigest()[:16]
     try:
-        with Path(os.environ[MARKS], f"{fault.action}-{name}").open("x") as mark:
+        with Path(marks, f"{fault.action}-{name}").open("x") as mark:
             mark.write(f"{fault}\n")
     except FileExistsError:
         return False

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
+from bigtrain.base.environment import text_of, warn_once
 from bigtrain.base.files import write_atomically
 
 WARNINGS = (signal.SIGUSR1, signal.SIGHUP)
@@ -26,6 +29,28 @@ the launcher counts restarts from 0 again. It lies in a folder that only this us
 DIED = "BIGTRAIN_DIED"
 """Environment variable: when the launcher noticed that a rank of the last start had died, in seconds since this machine
 was started."""
+
+
+_IGNORED = frozenset(number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN)
+"""Stop signals that were ignored when this process began: by nohup, `trap '' HUP`, or a shell's `&`."""
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handle the stop signals, except those that were ignored when this process began: they stay ignored."""
+    for number in STOP_SIGNALS:
+        if number not in _IGNORED:
+            signal.signal(number, handler)
+
+
+def launcher_pid() -> int | None:
+    """Return the process id of the launcher that started this rank; None where there is none."""
+    text = text_of(LAUNCHER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:10]) < 2**22:
+        warn_once(f"{LAUNCHER}={text} is ignored: it is not the number of a process")
+        return None
+    return int(text)
 
 
 def ignore_stop_signals() -> None:
@@ -68,8 +93,10 @@ def report_end(end: End) -> None:
 def report_progress(step: int) -> None:
     """Report to the launcher, if there is one, that the checkpoint of a step is committed."""
     if (progress := _progress_file()) and os.environ.get("LOCAL_RANK", "0") == "0":
-        with suppress(OSError):  # the launcher then counts restarts as if there had been no commit
+        try:
             write_atomically(Path(progress), str(step), durable=False)
+        except OSError as error:  # left over from another launcher, or a full disk: the checkpoint itself is committed
+            warn_once(f"{PROGRESS}={progress} cannot be written, so restarts are counted from the start: {error}")
 
 
 def report_step() -> None:
@@ -88,7 +115,7 @@ _has_trained = False
 
 def _progress_file() -> str | None:
     """The path in `PROGRESS`; None without a launcher, or where its folder belongs to another user."""
-    progress = os.environ.get(PROGRESS)
+    progress = text_of(PROGRESS)
     try:
         return progress if progress and Path(progress).parent.stat().st_uid == os.getuid() else None
     except OSError:

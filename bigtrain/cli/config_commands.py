@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, echo, print_json, print_table
+from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, echo, print_json, print_table
 from bigtrain.cli.results import KeyDifference
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Show, explain and compare settings.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=TakesOverrides)
 def show(
     config: Annotated[Path, typer.Argument(help="A YAML configuration, or a run directory.")],
     overrides: OverridesArgument = None,

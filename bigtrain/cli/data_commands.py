@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, echo, print_json, print_table, say
+from bigtrain.cli.printing import (
+    JsonOption,
+    OverridesArgument,
+    RunArgument,
+    TakesOverrides,
+    echo,
+    print_json,
+    print_table,
+    say,
+)
 from bigtrain.cli.results import BuiltData, BuiltSource, RunDataCard, VerifiedData
 
 if TYPE_CHECKING:
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Build, check and explore the tokenizer and the token shards.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=TakesOverrides)
 def build(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
@@ -180,7 +189,7 @@ def when(
     )
 
 
-@app.command()
+@app.command(cls=TakesOverrides)
 def diff(
     one: Annotated[Path, typer.Argument(metavar="A", help="A run directory or a configuration.")],
     other: Annotated[Path, typer.Argument(metavar="B", help="Another, or the same with key=value after it.")],

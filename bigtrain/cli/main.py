@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,10 +15,15 @@ from bigtrain.base import (
     DONE,
     BigtrainError,
     __version__,
+    check_faults,
     disk_error,
+    in_utf8,
+    keep_streams,
     known_user,
+    launcher_pid,
     report_end,
     shows_tracebacks,
+    text_of,
 )
 from bigtrain.cli import (
     checkpoint_commands,
@@ -27,7 +33,7 @@ from bigtrain.cli import (
     run_commands,
     submit_commands,
 )
-from bigtrain.cli.printing import say
+from bigtrain.cli.printing import TakesOverrides, say
 from bigtrain.config import without_secrets
 
 app = typer.Typer(
@@ -37,10 +43,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(run_commands.train)
-app.command("doctor")(doctor_command.doctor)
-app.command("profile")(run_commands.profile)
-app.command("verify-resume")(run_commands.verify_resume)
+app.command("train", cls=TakesOverrides)(run_commands.train)
+app.command("doctor", cls=TakesOverrides)(doctor_command.doctor)
+app.command("profile", cls=TakesOverrides)(run_commands.profile)
+app.command("verify-resume", cls=TakesOverrides)(run_commands.verify_resume)
 app.command("replay")(run_commands.replay)
 app.command("resave-and-train", hidden=True)(run_commands.resave_and_train)
 app.command("eval")(run_commands.evaluate)
@@ -78,7 +84,11 @@ def main() -> None:
     another status, by which a launcher knows that another start may succeed.
     """
     status: str | int | None
+    keep_streams(outlive_stdout=False)
+    in_utf8()
+    _protect_children()
     try:
+        check_faults()
         with known_user():
             app(prog_name="bigtrain")
         status = DONE
@@ -114,8 +124,25 @@ def speaks(error: BigtrainError) -> bool:
     same files, so the first of each host prints. After that a rank prints an error that it alone has.
     """
     distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return not error.shared or distributed.get_rank() == 0
     if error.shared:
-        return os.environ.get("RANK", "0") == "0"
-    if distributed is None or not distributed.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-    return True
+        return not _has_launcher() or os.environ.get("RANK", "0") == "0"
+    return not _has_launcher() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _has_launcher() -> bool:
+    """Whether torchrun has started this process, and so a rank 0 beside it. Variables alone may be left over."""
+    if (launcher := launcher_pid()) is not None:
+        return launcher == os.getppid()
+    return bool(text_of("TORCHELASTIC_RUN_ID")) and bool(text_of("RANK")) and bool(text_of("WORLD_SIZE"))
+
+
+def _protect_children() -> None:
+    """Processes that this one starts look for no modules in the working directory, unless this one has to as well."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the directory is gone
+        here = ""
+    if not os.environ.get("PYTHONSAFEPATH") and not {"", here} & set(sys.path):
+        os.environ["PYTHONSAFEPATH"] = "1"

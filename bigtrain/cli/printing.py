@@ -6,19 +6,48 @@ Every command prints through this module, since what it prints may be a stranger
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from bigtrain.base import show_controls, to_json
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+class TakesOverrides(TyperCommand):
+    """A command to which `--train.steps=20`, as the agents of sweeps write it, means the same as `train.steps=20`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put overrides that look like options after all other arguments, without their dashes."""
+        options = {name: each for each in self.params for name in (*each.opts, *each.secondary_opts)}
+        others: list[str] = []
+        overrides: list[str] = []
+        value_follows = False
+        for position, arg in enumerate(args):
+            if arg == "--" and not value_follows:
+                others += args[position:]
+                break
+            override = not value_follows and re.fullmatch(r"--((?:run_dir|\w+(?:\.\w+)+)=.*)", arg, re.DOTALL)
+            value_follows = not value_follows and arg in options and not getattr(options[arg], "is_flag", True)
+            if override:
+                overrides.append(override.group(1))
+            else:
+                others.append(arg)
+        if overrides and "--" not in others:
+            others.append("--")
+        return super().parse_args(ctx, [*others, *overrides])
+
+
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.steps=20.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.steps=20."),
 ]
 
 

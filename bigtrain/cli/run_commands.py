@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bigtrain.base import keep_streams
 from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, echo, print_json, print_table, say
 
 
@@ -36,6 +37,7 @@ def train(
     """Train, under torchrun or alone. A run that is started again resumes from its newest verified checkpoint."""
     from bigtrain.config import load_settings
 
+    keep_streams()
     settings = load_settings(config, overrides or [])
     from bigtrain.train import train
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, echo, print_json, say
+from bigtrain.base import BigtrainError
+from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, echo, print_json, say
 from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 
 if TYPE_CHECKING:
@@ -70,6 +71,19 @@ class JobOptions:
         if self.check:
             job.require_data()
         return job
+
+
+def _words(option: str, text: str) -> list[str]:
+    """The words of an option that holds several, as a shell would cut it."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BigtrainError(
+            f"{option} cannot be cut into words: {error}",
+            found=text,
+            wanted="options as one would write them in a shell, with each quotation mark closed",
+            fix=f"{option} \"--constraint=h100 --comment='a b'\"",
+        ) from None
 
 
 def for_a_cluster(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
@@ -148,7 +162,7 @@ def slurm(
         container=container,
         mounts=mounts,
         doctor=asked.doctor,
-        extra=shlex.split(sbatch),
+        extra=_words("--sbatch", sbatch),
     )
     made = commands(job, options)
     numbers = [] if asked.dry_run else submit(job, made)
@@ -171,7 +185,7 @@ def kubernetes(
         str, typer.Option(help="The PersistentVolumeClaim that run directory and data lie on; many may write.")
     ],
     kind: Annotated[Kind, typer.Option(help="Plain Kubernetes, or Kubeflow Trainer.")] = Kind.job,
-    name: Annotated[str | None, typer.Option(help="Default: after the run directory.")] = None,
+    name: Annotated[str | None, typer.Option(help="Default: after the run directory and the claim.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
     mount: Annotated[str, typer.Option(help="Where the claim is mounted; relative paths start there.")] = "/workspace",
     cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node.")] = None,
@@ -210,5 +224,5 @@ def kubernetes(
         echo(as_yaml(made) if asked.dry_run else printed, nl=False)
 
 
-app.command("slurm")(for_a_cluster(slurm))
-app.command("kubernetes")(for_a_cluster(kubernetes, check=False))
+app.command("slurm", cls=TakesOverrides)(for_a_cluster(slurm))
+app.command("kubernetes", cls=TakesOverrides)(for_a_cluster(kubernetes, check=False))

@@ -24,6 +24,12 @@ class TokenizerSettings(Section):
     """A pair seen less often than this is never merged."""
     end_of_text: str = "<|endoftext|>"
     """The special token that closes each document."""
+    begin_of_text: str = "auto"
+    """What each document begins with, so that something predicts its first token. `auto`: the token that the
+    tokenizer puts before a text, as Llama 3's and Gemma's do, or else end_of_text, as GPT-2 was trained. A token such
+    as `<s>`: that one. `none`: nothing, as in data that the first versions built. Only a token that the tokenizer puts
+    there, or that is named here, also begins prompts and the texts of exported models. Data that are built already
+    keep their begin."""
     train_bytes: PositiveInt = 50_000_000
     """Bytes of text that a tokenizer is trained on, taken evenly from the sources."""
 

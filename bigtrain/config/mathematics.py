@@ -52,6 +52,7 @@ PLAN = frozenset(
         "data.tokenizer.vocab_size",
         "data.tokenizer.min_frequency",
         "data.tokenizer.end_of_text",
+        "data.tokenizer.begin_of_text",
         "data.tokenizer.train_bytes",
         "data.sources.N.kind",
         "data.sources.N.text_field",

@@ -189,13 +189,14 @@ class TrackingSettings(Section):
     """Weights & Biases."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto`: online where WANDB_API_KEY or a login is found, else offline."""
-    project: str = "bigtrain"
-    """The W&B project."""
+    """`auto`: as WANDB_MODE, `wandb offline` or `wandb disabled` say. Without them it is online where WANDB_API_KEY or
+    a login is found, else offline."""
+    project: str | None = None
+    """The W&B project. Default: WANDB_PROJECT, the one of `wandb init`, or bigtrain."""
     entity: str | None = None
-    """The W&B team or user. Default: the one of the key."""
+    """The W&B team or user. Default: WANDB_ENTITY, or the one of the key."""
     name: str | None = None
-    """The name of the run at W&B. Default: the name of the run directory."""
+    """The name of the run at W&B. Default: WANDB_NAME, or the name of the run directory."""
     log_every_steps: PositiveInt = 10
     """How often a progress line is printed. metrics.jsonl and W&B get every step."""
     patience_seconds: PositiveFloat = 30.0

@@ -2,7 +2,8 @@
 
     weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
     settings            --config_of-->  config.json; generation_config.json
-    tokenizer.json      -->  the same bytes, with tokenizer_config.json and special_tokens_map.json beside it
+    tokenizer.json      -->  as the model was trained with it, with tokenizer_config.json and special_tokens_map.json,
+                        and the chat template that lies beside it
     documents           -->  such as README.md, as they are
 
 `transformers` is not needed to write it.
@@ -19,7 +20,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from bigtrain.base import BigtrainError, __version__, parse_json, read_regular
@@ -28,12 +28,13 @@ from bigtrain.convert.config_json import config_of
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.shards import SHARD_BYTES, StoredTensor, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
+from bigtrain.data import CHAT_TEMPLATE, BeginOfText, TokenizerContent, read_chat_template
 
 _MARK = "bigtrain_version"
 """The key in config.json by which a folder is known as one of ours, and may be replaced."""
 _NAMES = re.compile(
     r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(config|generation_config|tokenizer)\.json"
-    r"|(special_tokens_map|tokenizer_config)\.json|README\.md|data-card\.(md|json))"
+    r"|(special_tokens_map|tokenizer_config)\.json|README\.md|chat_template\.jinja|data-card\.(md|json))"
 )
 """The files of an export. A folder with others is not replaced."""
 
@@ -45,6 +46,7 @@ def export_hf(
     out: Path,
     *,
     end_of_text: str,
+    begin_of_text: BeginOfText | None = None,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     documents: Mapping[str, str] = MappingProxyType({}),
@@ -59,6 +61,7 @@ def export_hf(
         tokenizer_file: a `tokenizer.json`.
         out: the folder to make. An earlier export there is replaced.
         end_of_text: the token that ends a document.
+        begin_of_text: what documents begin with. Default: what the tokenizer puts before a text.
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
         documents: texts to lay beside the model, by the names of their files.
@@ -73,20 +76,33 @@ def export_hf(
     shapes = our_shapes(settings)
     _check_names(weights, shapes)
     maps = weight_maps(settings, shapes)
-    end_of_text_id = _token_id(tokenizer_file, end_of_text)
+    tokenizer = TokenizerContent.read(tokenizer_file)
+    end_of_text_id = _token_id(tokenizer, end_of_text)
+    begin = begin_of_text or BeginOfText(tokenizer.around.begin, before_prompts=True)
+    bos_token_id = begin.ids[0] if begin.ids else None
+    as_trained = tokenizer.as_trained(end_of_text, begin)
+    named = {"eos_token": end_of_text} | ({"bos_token": tokenizer.texts(begin.ids)[0]} if begin.ids else {})
     entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
     with out_folder(out) as partial:
         write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
-        _write_json(partial / "config.json", config | _about_tokens(end_of_text_id) | _about_files(dtype))
+        _write_json(partial / "config.json", config | _about_tokens(bos_token_id, end_of_text_id) | _about_files(dtype))
+        about_begin = {} if bos_token_id is None else {"bos_token_id": bos_token_id}
         _write_json(
-            partial / "generation_config.json", {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id}
+            partial / "generation_config.json",
+            {**about_begin, "eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id},
         )
-        shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
-        _write_json(partial / "special_tokens_map.json", {"eos_token": end_of_text})
+        if as_trained.content == tokenizer.content:
+            shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
+        else:
+            (partial / "tokenizer.json").write_bytes(as_trained.to_bytes())
+        _write_json(partial / "special_tokens_map.json", named)
+        template = read_chat_template(tokenizer_file.parent)
+        if template is not None:
+            (partial / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
         _write_json(
             partial / "tokenizer_config.json",
             {
-                "eos_token": end_of_text,
+                **named,
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "model_max_length": settings.max_position_embeddings,
                 "clean_up_tokenization_spaces": False,
@@ -130,9 +146,9 @@ def _check_shape(name: str, weight: Tensor, wanted: torch.Size | None) -> None:
         )
 
 
-def _about_tokens(end_of_text_id: int) -> dict[str, Any]:
+def _about_tokens(bos_token_id: int | None, end_of_text_id: int) -> dict[str, Any]:
     return {
-        "bos_token_id": None,  # a document begins with its first token
+        "bos_token_id": bos_token_id,
         "eos_token_id": end_of_text_id,
         "pad_token_id": None,  # were it end_of_text, transformers would cut that embedding off from training
     }
@@ -144,12 +160,12 @@ def _about_files(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype": dtype_name, "torch_dtype": dtype_name, _MARK: __version__}
 
 
-def _token_id(tokenizer_file: Path, token: str) -> int:
-    found = Tokenizer.from_file(str(tokenizer_file)).token_to_id(token)
+def _token_id(tokenizer: TokenizerContent, token: str) -> int:
+    found = tokenizer.library.token_to_id(token)
     if found is None:
         raise BigtrainError(
             f"the tokenizer has no token {token!r}",
-            found=tokenizer_file,
+            found=tokenizer.where,
             fix="set data.tokenizer.end_of_text to the token that ends a document in it",
         )
     return int(found)

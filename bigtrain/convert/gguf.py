@@ -25,6 +25,7 @@ from bigtrain.base import BigtrainError, __version__, commit_file
 from bigtrain.config import ModelSettings
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, our_shapes
+from bigtrain.data import BeginOfText
 from bigtrain.model import attention_factor, effective_theta, original_context, rotary_frequencies
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -159,6 +160,7 @@ def export_gguf(
     out: Path,
     *,
     end_of_text: str,
+    begin_of_text: BeginOfText | None = None,
     dtype: torch.dtype = torch.bfloat16,
     name: str = "bigtrain",
 ) -> None:
@@ -171,6 +173,7 @@ def export_gguf(
         tokenizer_file: a `tokenizer.json`.
         out: the file to make. An earlier export there is replaced.
         end_of_text: the token that ends a document; it is the file's end-of-sequence token.
+        begin_of_text: what documents begin with. Default: what the tokenizer puts before a text.
         dtype: of the matrices written. Vectors are rounded to it, too, and stored in float32, as llama.cpp has them.
         name: of the model, for people.
 
@@ -181,7 +184,7 @@ def export_gguf(
     gguf = require_gguf()
     refuse_foreign_file(out)
     architecture = architecture_of(settings)
-    vocabulary = read_vocabulary(tokenizer_file, end_of_text, settings.vocab_size)
+    vocabulary = read_vocabulary(tokenizer_file, end_of_text, settings.vocab_size, begin_of_text)
     shapes = our_shapes(settings)
     _check_weights(weights, shapes, settings)
     layout = list(_layout(shapes, architecture, settings))

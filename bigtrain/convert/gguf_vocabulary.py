@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError
+from bigtrain.data import BeginOfText, TokenizerContent, read_chat_template
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 """llama.cpp's kinds of tokens."""
@@ -30,22 +31,48 @@ class Vocabulary:
     kinds: tuple[int, ...]
     merges: tuple[str, ...]
     end_of_text: int
+    begin_of_text: int
+    """What a text from nothing begins with: the end-of-text token where there is no other."""
+    adds_begin: bool
+    """Every text begins with it."""
+    chat_template: str | None
+    """How conversations become text, where the tokenizer came with it."""
     normalizes: bool
     """The tokenizer makes text canonical (NFC) first; llama.cpp does not."""
 
 
-def read_vocabulary(tokenizer_file: Path, end_of_text: str, size: int) -> Vocabulary:
+def read_vocabulary(
+    tokenizer_file: Path, end_of_text: str, size: int, begin_of_text: BeginOfText | None = None
+) -> Vocabulary:
     """The vocabulary of a `tokenizer.json`, filled up to the model's `size` with tokens that never come.
+
+    Args:
+        tokenizer_file: the file.
+        end_of_text: the token that ends a document.
+        size: rows of the model's embedding.
+        begin_of_text: what documents begin with. Default: what the tokenizer puts before a text.
 
     Raises:
         BigtrainError: it is not byte-level BPE, splits text in a way that llama.cpp has no name for, lacks
             `end_of_text`, or is larger than `size`.
     """
-    tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    given = TokenizerContent.read(tokenizer_file)
+    begin = begin_of_text or BeginOfText(given.around.begin, before_prompts=True)
+    tokenizer = given.as_trained(end_of_text, begin).content
     model = tokenizer["model"]
     _check_model(tokenizer)
     pre = _split_name(tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges")))
-    added = {token["id"]: token for token in tokenizer.get("added_tokens", [])}
+    library = given.library
+    added = {
+        number: token
+        for token in tokenizer.get("added_tokens") or []
+        if (number := library.token_to_id(token["content"])) is not None
+    }
+    for token in added.values():
+        if flags := [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag) and not token["special"]]:
+            raise _cannot(
+                f"llama.cpp finds the token {token['content']!r} in other places", ", ".join(flags), "no such flag"
+            )
     by_id = {number: text for text, number in model["vocab"].items()} | {key: t["content"] for key, t in added.items()}
     if max(by_id) >= size:
         raise _cannot("the tokenizer has more tokens than the model's vocabulary", max(by_id) + 1, f"at most {size}")
@@ -56,27 +83,34 @@ def read_vocabulary(tokenizer_file: Path, end_of_text: str, size: int) -> Vocabu
             found=tokenizer_file,
             fix="set data.tokenizer.end_of_text to the token that ends a document in it",
         )
+    if len(begin.ids) > 1:
+        raise _cannot("llama.cpp puts at most one token before a text", ", ".join(given.texts(begin.ids)), "one token")
     return Vocabulary(
         pre,
         tuple(by_id.get(number, f"[PAD{number}]") for number in range(size)),
         tuple(_kind(number, by_id, added) for number in range(size)),
         tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]),
         ends[0],
+        begin.ids[0] if begin.ids else ends[0],  # without one llama.cpp takes token 11
+        bool(begin.ids) and begin.before_prompts,
+        read_chat_template(tokenizer_file.parent),
         tokenizer.get("normalizer") is not None,
     )
 
 
 def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
-    """Write the vocabulary to a `gguf.GGUFWriter`. No token is added before or after a text."""
+    """Write the vocabulary to a `gguf.GGUFWriter`. No token is added after a text."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.kinds)
     writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(vocabulary.end_of_text)  # without one llama.cpp takes token 11
+    writer.add_bos_token_id(vocabulary.begin_of_text)
     writer.add_eos_token_id(vocabulary.end_of_text)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(vocabulary.adds_begin)
     writer.add_add_eos_token(False)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
 
 
 def _kind(number: int, by_id: dict[int, str], added: dict[int, dict[str, Any]]) -> int:
@@ -89,10 +123,10 @@ def _kind(number: int, by_id: dict[int, str], added: dict[int, dict[str, Any]]) 
 
 def _check_model(tokenizer: dict[str, Any]) -> None:
     model = tokenizer["model"]
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        kind = f"{model['type']} with byte fallback" if model.get("byte_fallback") else model["type"]
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        kind = f"{model.get('type')} with byte fallback" if model.get("byte_fallback") else model.get("type")
         raise _cannot("only byte-level BPE tokenizers are exported to GGUF", kind, "BPE over bytes")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _cannot(f"llama.cpp has no {key} in byte-level BPE", model[key], "none")
     normalizer = tokenizer.get("normalizer")
@@ -130,7 +164,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _regex(steps: list[dict[str, Any]]) -> str | None:
     """The pattern that the first step splits by, if the second one turns into bytes alone."""
-    if len(steps) != 2 or steps[0]["type"] != "Split":
+    if len(steps) != 2 or steps[0].get("type") != "Split":
         return None
     isolated = steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
     pattern: str | None = steps[0]["pattern"].get("Regex")

@@ -27,14 +27,14 @@ from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tens
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
-from bigtrain.data import TOKENIZER_FILE, vocabulary_size
+from bigtrain.data import CHAT_TEMPLATE, TOKENIZER_FILE, TokenizerContent, vocabulary_size
 
 _NAMES = re.compile(
     r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.yaml|manifest\.json"
-    r"|(tokenizer|special_tokens_map|tokenizer_config)\.json)"
+    r"|(tokenizer|special_tokens_map|tokenizer_config)\.json|chat_template\.jinja)"
 )
 """The files of an import. A folder with others is not replaced."""
-_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
+_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True)
@@ -201,26 +201,17 @@ def _is_head(name: str, family: Family) -> bool:
     return family.renamed.get(name, name) == family.modules[-1].theirs + ".weight"
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, or of one written by `import`, as it is there.
+def read_tokenizer(folder: Path) -> TokenizerContent:
+    """The tokenizer of a Hugging Face folder, or of one written by `import`.
 
     Raises:
         BigtrainError: there is none.
     """
-    file = folder / TOKENIZER_FILE
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise BigtrainError(
-            f"no tokenizer can be read from {file}",
-            found=str(error),
-            wanted="a tokenizer.json of the tokenizers library",
-            fix="load the tokenizer with transformers' AutoTokenizer and save it into the folder again",
-        ) from None
+    return TokenizerContent.read(folder / TOKENIZER_FILE)
 
 
 def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSettings, chosen: str | None) -> str:
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder).library
     if vocabulary_size(tokenizer) > settings.vocab_size:
         raise BigtrainError(
             f"{folder}: the tokenizer has more tokens than the model has embeddings",
@@ -235,7 +226,7 @@ def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSetting
             )
         return chosen
     ids = config.get("eos_token_id")
-    named = [tokenizer.id_to_token(each) for each in (ids if isinstance(ids, list) else [ids]) if each is not None]
+    named = [_token(tokenizer, each) for each in (ids if isinstance(ids, list) else [ids]) if each is not None]
     if len(named) != 1 or named[0] is None:
         raise BigtrainError(
             f"{folder}: config.json does not say which one token ends a document",
@@ -243,6 +234,12 @@ def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSetting
             fix="say it: --end-of-text TOKEN",
         )
     return str(named[0])
+
+
+def _token(tokenizer: Tokenizer, number: Any) -> str | None:
+    """The token of an id; None for what is no id of the vocabulary."""
+    is_id = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < vocabulary_size(tokenizer)
+    return tokenizer.id_to_token(number) if is_id else None
 
 
 def _is_ours(folder: Path) -> bool:

@@ -77,7 +77,7 @@ def compare_with_llama_cpp(
         file: written by `export_gguf`.
         weights: what was exported, by our names.
         settings: of the model.
-        tokenizer: ours.
+        tokenizer: ours, of prompts.
         dtype: that the file was written in.
         tokens: length of the sequence compared, cut to the model's context; half of it is chosen by llama.cpp.
         seed: of the random tokens that begin it.
@@ -105,12 +105,12 @@ def compare_with_llama_cpp(
 
 
 def compare_tokenizers(theirs: Any, tokenizer: Tokenizer, texts: tuple[str, ...] = TEXTS) -> None:
-    """Raise BigtrainError where llama.cpp (a `Llama`) cuts a text into other tokens than our tokenizer."""
+    """Raise BigtrainError where llama.cpp (a `Llama`) cuts a text into other tokens than our tokenizer of prompts."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.encode_special_tokens = True  # text that spells a special token is text
     for text in texts:
-        found = theirs.tokenize(text.encode(), add_bos=False, special=False)
-        wanted = tokenizer.encode(text, add_special_tokens=False).ids
+        found = theirs.tokenize(text.encode(), add_bos=True, special=False)
+        wanted = tokenizer.encode(text, add_special_tokens=True).ids
         if found != wanted:
             raise BigtrainError(
                 f"llama.cpp cuts the text {text!r} into other tokens than bigtrain",

@@ -53,11 +53,20 @@ from bigtrain.data.build.corpus import describe_skipped
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
+    DataTokenizer,
     check_vocabulary,
     end_of_text_id,
     load_tokenizer,
     tokenizer_hash,
     vocabulary_size,
+)
+from bigtrain.data.format.tokenizer_content import (
+    CHAT_TEMPLATE,
+    BeginOfText,
+    TokenizerContent,
+    decode_ids,
+    encode_text,
+    read_chat_template,
 )
 from bigtrain.data.order.plan import Plan, SampleAddress
 from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
@@ -71,9 +80,12 @@ from bigtrain.data.store.stored_document import find_document
 from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
+    "CHAT_TEMPLATE",
     "TOKENIZER_FILE",
+    "BeginOfText",
     "Card",
     "Count",
+    "DataTokenizer",
     "Dataset",
     "DocumentPart",
     "Funnel",
@@ -85,6 +97,7 @@ __all__ = [
     "RunData",
     "SampleAddress",
     "SampleContents",
+    "TokenizerContent",
     "VerifyReport",
     "appearances_of",
     "build_datasets",
@@ -92,8 +105,10 @@ __all__ = [
     "check_vocabulary",
     "contents_of",
     "data_card",
+    "decode_ids",
     "describe_skipped",
     "digest_of",
+    "encode_text",
     "end_of_text_id",
     "find_document",
     "find_unlabelled",
@@ -105,6 +120,7 @@ __all__ = [
     "open_datasets",
     "open_mirror",
     "open_packings",
+    "read_chat_template",
     "read_funnels",
     "require_samples",
     "spot_check",

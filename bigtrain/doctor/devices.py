@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from bigtrain.base import gibibytes
+from bigtrain.base import gibibytes, number_of
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.model import lacking_for_cpu_kernels
@@ -32,7 +32,7 @@ FREE_MEMORY = 0.9
 def measure_device(context: CheckContext) -> dict[str, Any]:
     """Return name, identity and memory of this rank's device."""
     device = context.device
-    launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    launched = number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
     if device.type != "cuda":
         return {
             "type": "cpu",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, number_of
 from bigtrain.config import Settings, load_settings
 from bigtrain.doctor import agreement, clocks, devices, disks, host, network, services, shape
 from bigtrain.doctor.check import Check, CheckContext, bounded
@@ -202,7 +201,7 @@ def doctor(
 
 def _device() -> torch.device:
     """This rank's device. Where it cannot be used, the checks will find that out."""
-    local_rank, local_size = (int(os.environ.get(name, n)) for name, n in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    local_rank, local_size = number_of("LOCAL_RANK", 0, 10**6) or 0, number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
     try:
         return bounded(lambda: choose_device(local_rank, local_size), DEVICE_SECONDS)
     except (RuntimeError, TimeoutError):

@@ -19,9 +19,8 @@ import torch.distributed as dist
 from pydantic import ConfigDict
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bigtrain.base import STORE, STRICT, BigtrainError, as_record, parse_json
+from bigtrain.base import STRICT, BigtrainError, adopt_rank, as_record, number_of, parse_json, store_address
 
-_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STORE = "what a rank put into the store of the launcher"
 _LATER = 5.0
 """Seconds for which the others still wait for rank 0 after its patience has ended."""
@@ -72,10 +71,9 @@ class Meeting:
         Raises:
             BigtrainError: the store cannot be reached, or the others went on without this rank.
         """
-        launched = all(name in os.environ for name in _LAUNCHED)
-        rank = int(os.environ["RANK"]) if launched else 0
-        world_size = int(os.environ["WORLD_SIZE"]) if launched else 1
-        local_rank, node = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("GROUP_RANK", "0"))
+        found = adopt_rank()
+        rank, world_size, launched = found.rank, found.world_size, not found.alone or store_address() is not None
+        local_rank, node = found.local_rank or 0, number_of("GROUP_RANK", 0, 10**6) or 0
         me = Attendee(rank, socket.gethostname(), local_rank, node)
         end = time.monotonic() + patience
         store = _store(rank, world_size, patience) if launched else HashStore()
@@ -142,7 +140,7 @@ class Meeting:
         """Return the name of a rank's host. For a missing rank it is that of a rank with the same launcher."""
         if rank in self.attendees:
             return self.attendees[rank].host
-        a_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        a_node = number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
         near = [each.host for each in self.attendees.values() if each.node == rank // a_node]
         return near[0] if near else "a host from which no rank came"
 
@@ -165,8 +163,8 @@ class Meeting:
 
 def _store(rank: int, world_size: int, patience: float) -> Any:
     """Connect to the launcher's store; where the launcher holds none, to one that rank 0 opens."""
-    address, _, port = os.environ.get(STORE, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}").rpartition(":")
-    held = STORE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = store_address() or (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    held = store_address() is not None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     within, opens = timedelta(seconds=patience), rank == 0 and not held
     try:
         return TCPStore(address, int(port), world_size, opens, within, wait_for_workers=False, multi_tenant=opens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from bigtrain.base import quantity
 from bigtrain.data import RunData, spot_check
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
-from bigtrain.observe import wandb_mode
+from bigtrain.observe import wandb_mode, wandb_server
 
 DATA_SECONDS = 5.0
 """Seconds for which blocks of the data are read."""
@@ -71,9 +70,9 @@ def measure_tracker(context: CheckContext) -> dict[str, Any]:
     """Find out whether W&B's server answers, with any status."""
     assert context.settings is not None
     mode = wandb_mode(context.settings.tracking.wandb)
-    if mode != "online":
+    if mode not in ("online", "shared"):
         return {"mode": mode}
-    url = os.environ.get("WANDB_BASE_URL", WANDB).rstrip("/")
+    url = wandb_server()
     answer: dict[str, Any] = {"mode": mode, "url": url}
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=TRACKER_SECONDS) as response:

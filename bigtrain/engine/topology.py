@@ -14,6 +14,7 @@ initialisation waits half an hour for a lost peer and imports mpi4py when a laun
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +23,23 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bigtrain.base import STORE, BigtrainError
+from bigtrain.base import (
+    CRASHED,
+    BigtrainError,
+    LaunchedRank,
+    adopt_rank,
+    check_interfaces,
+    store_address,
+    text_of,
+    warn_once,
+)
 from bigtrain.checkpoint import Ranks
 from bigtrain.config import divide_ranks
 
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+JOINING = timedelta(minutes=10)
+"""How long ranks wait for each other at the start, where no launcher of bigtrain has brought them together."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +146,10 @@ class _Background:
 
 
 def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parallel_size: int = 1) -> Topology:
-    """Join the process group that torchrun describes, or form one of a single process where there is no launcher.
+    """Join the process group that a launcher describes, or form one of a single process where there is none.
 
-    Takes NCCL and one CUDA device a local rank where there are any, else gloo and a fair share of the cores.
+    `bigtrain.base.launched_rank` says which launchers are understood. Takes NCCL and one CUDA device a local rank where
+    there are any, else gloo and a fair share of the cores.
 
     Args:
         timeout_minutes: a collective that takes longer than this ends the job.
@@ -145,34 +157,91 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
         sequence_parallel_size: or each sequence; one of the two is 1.
 
     Raises:
-        BigtrainError: the ranks do not divide into such groups.
+        BigtrainError: the variables of the launcher cannot be used, the ranks do not meet, or they do not divide into
+            such groups.
     """
-    launched = all(name in os.environ for name in _ALONE)
-    for name, value in _ALONE.items():
-        os.environ.setdefault(name, value)
+    launched = adopt_rank()
     # DeepSpeed looks for these two as well and turns to mpi4py without them.
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
-
-    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = choose_device(local_rank, local_world_size)
+    check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
 
     timeout = timedelta(minutes=timeout_minutes)
-    rendezvous: dict[str, Any] = {}
-    if launched and STORE in os.environ:
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        rendezvous = {"store": connect(timeout), "rank": rank, "world_size": world_size}
-    if not launched:
-        # A store in memory needs no port, so that two runs on one machine never collide.
-        rendezvous = {"store": HashStore(), "rank": 0, "world_size": 1}
+    store = _meet(launched, timeout)
+    launched = _place_on_machine(launched, store)
+    local_rank, local_world_size = launched.local_rank or 0, launched.local_world_size or 1
+    device = choose_device(local_rank, local_world_size)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
-        **rendezvous,
+        store=store,
+        rank=launched.rank,
+        world_size=launched.world_size,
     )
     topology = Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device, timeout)
     return share_samples(topology, tensor_parallel_size, sequence_parallel_size)
+
+
+def _meet(launched: LaunchedRank, timeout: timedelta) -> Any:
+    """The store of all ranks: in memory for one, the launcher's, or one that rank 0 opens."""
+    if launched.alone and store_address() is None:
+        # A store in memory needs no port, so that two runs on one machine never collide.
+        return HashStore()
+    try:
+        if store_address() is not None:
+            return connect(timeout)
+        if text_of("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself, whose store has the last start's keys
+            return PrefixStore(f"bigtrain/start-{text_of('TORCHELASTIC_RESTART_COUNT')}", connect(timeout))
+        opens, within = launched.rank == 0, min(timeout, JOINING)
+        store = TCPStore(
+            str(launched.address), launched.port or 0, launched.world_size, opens, within, False, multi_tenant=opens
+        )
+        _come_together(store, launched)
+        store.set_timeout(timeout)
+        return store
+    except (RuntimeError, ValueError) as error:
+        raise BigtrainError(
+            f"rank {launched.rank} of {launched.world_size} on {socket.gethostname()} has not met the others",
+            found=f"{_meeting_place(launched)}: {str(error).splitlines()[0]}",
+            wanted=f"all {launched.world_size} ranks, and a port that rank 0 can open and all others can reach",
+            fix="see whether all ranks were started; set MASTER_ADDR, or MASTER_PORT where that port is taken",
+        ).leaving_with(CRASHED) from None
+
+
+def _come_together(store: Any, launched: LaunchedRank) -> None:
+    """Wait for all ranks, and make sure that they are of one job. Raises RuntimeError."""
+    job = f"{launched.source}, {launched.world_size} ranks"
+    first = store.compare_set("bigtrain/job", "", job).decode()
+    if first != job:
+        raise RuntimeError(f"another job has this port: {first}; this one: {job}")
+    if store.add(f"bigtrain/came/{launched.rank}", 1) > 1:
+        raise RuntimeError(f"rank {launched.rank} is there twice")
+    came = [f"bigtrain/came/{rank}" for rank in range(launched.world_size)]
+    try:
+        store.wait(came)
+    except RuntimeError:
+        missing = [str(rank) for rank, key in enumerate(came) if not store.check([key])]
+        within = f"{store.timeout.total_seconds():.0f} s"
+        raise RuntimeError(f"rank(s) {', '.join(missing[:8])} did not come within {within}") from None
+
+
+def _place_on_machine(launched: LaunchedRank, store: Any) -> LaunchedRank:
+    """The same with local rank and local world size, which the ranks find out where the launcher does not say it."""
+    if launched.local_rank is not None and launched.local_world_size is not None:
+        return launched
+    key = "bigtrain/host/{}".format
+    store.set(key(launched.rank), socket.gethostname())
+    hosts = [host.decode() for host in store.multi_get([key(rank) for rank in range(launched.world_size)])]
+    here = [rank for rank, host in enumerate(hosts) if host == hosts[launched.rank]]
+    local_rank = here.index(launched.rank) if launched.local_rank is None else launched.local_rank
+    os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(len(here))}
+    return replace(launched, local_rank=local_rank, local_world_size=len(here))
+
+
+def _meeting_place(launched: LaunchedRank) -> str:
+    host, port = store_address() or (launched.address, launched.port)
+    return f"{host} port {port}"
 
 
 def connect(timeout: timedelta) -> Any:
@@ -185,9 +254,7 @@ def connect(timeout: timedelta) -> Any:
         KeyError: there is none, as this process was started alone.
         torch.distributed.DistError: nobody answers.
     """
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if STORE in os.environ:
-        host, _, port = os.environ[STORE].rpartition(":")
+    host, port = store_address() or (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
 
 
@@ -235,7 +302,10 @@ def _threads(local_world_size: int) -> int:
     torchrun sets OMP_NUM_THREADS=1 itself where it is unset, which would leave cores idle; that value is
     taken for torchrun's.
     """
-    asked = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    text = (text_of("OMP_NUM_THREADS") or "0").partition(",")[0].strip()  # OpenMP takes a list, one for each level
+    asked = int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0
+    if not asked and text != "0":
+        warn_once(f"OMP_NUM_THREADS={text} is ignored: it is not a number of threads")
     by_torchrun = asked == 1 and "TORCHELASTIC_RUN_ID" in os.environ
     if asked and not by_torchrun:
         return asked

@@ -21,8 +21,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.elastic.utils import distributed
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, text_of
 
 CHOICE = "BIGTRAIN_INTERFACE"
 """Environment variable: the name of an interface, `any` for all of them, or empty for the choice above."""
@@ -59,7 +60,8 @@ def stay_on_one_interface(arguments: Namespace) -> None:
     if interface is None:
         return
     for name in LIBRARY_VARIABLES:
-        os.environ.setdefault(name, interface.name)
+        if text_of(name) is None:
+            os.environ[name] = interface.name
     if arguments.local_addr is None:
         arguments.local_addr = interface.address
     listen_on(interface.address)
@@ -71,7 +73,7 @@ def chosen(arguments: Namespace) -> Interface | None:
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
     """
-    choice = os.environ.get(CHOICE, "")
+    choice = text_of(CHOICE) or ""
     if choice == ANY:
         return None
     if choice:
@@ -144,6 +146,8 @@ def listen_on(address: str) -> None:
     def shared_store(_handler: DynamicRendezvousHandler, host: str, port: int) -> TCPStore:
         return store(host, port, is_master=True, multi_tenant=True)
 
+    # torchrun asks for a port of `localhost` here, which not every container has in /etc/hosts.
+    distributed.get_socket_with_port = lambda: socket.create_server((address, 0), family=_family(address))
     c10d_rendezvous_backend.TCPStore = store  # type: ignore[attr-defined, assignment]
     DynamicRendezvousHandler._create_tcp_store_server = shared_store  # type: ignore[assignment, method-assign]
 
@@ -154,13 +158,16 @@ def bound_store(address: str, port: int, **others: Any) -> TCPStore:
     Raises:
         RuntimeError: the port is taken. TCPStore raises the same, and torchrun then connects to the store there.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        listener = socket.create_server((address, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((address, port), family=_family(address), backlog=BACKLOG)
     except OSError as error:
         raise RuntimeError(f"cannot listen on {address}, port {port}: {error.strerror}") from error
     port = listener.getsockname()[1]
     return TCPStore(address, port, is_master=True, master_listen_fd=listener.detach(), **others)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _names_loopback(host: str) -> bool:

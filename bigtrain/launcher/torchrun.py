@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
+import uuid
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -27,18 +28,22 @@ import torch.distributed.launcher.api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
-from torch.distributed.run import parse_args, run
+from torch.distributed.run import config_from_args, parse_args, run
 
 from bigtrain.base import (
     CRASHED,
     DONE,
     LAUNCHER,
-    STOP_SIGNALS,
     STOPPED,
-    WRONG,
+    USAGE,
     BigtrainError,
+    check_faults,
+    check_interfaces,
     disk_error,
+    handle_stop_signals,
     ignore_stop_signals,
+    in_utf8,
+    keep_streams,
     known_user,
     of_shell,
     show_controls,
@@ -61,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0, or the exit status of the worker that caused the end; 128 + n where signal n killed it.
     """
+    keep_streams()
+    if arguments is None:
+        in_utf8()
     for verbose in ("torch.distributed.elastic", "torch.distributed.run"):  # one line below replaces their messages
         logging.getLogger(verbose).setLevel(logging.CRITICAL)
     os.environ[LAUNCHER] = str(os.getpid())  # by which workers notice that the launcher died: bigtrain/train/stop.py
@@ -71,8 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     launcher: Any = torch.distributed.launcher.api
     launcher.LocalElasticAgent = Agent
     try:
-        for number in STOP_SIGNALS:
-            signal.signal(number, _forward)
+        check_faults()
+        handle_stop_signals(_forward)
         with known_user():
             _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except Leave as leaving:
@@ -85,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + error.sigval
     except BigtrainError as error:
         print(show_controls(f"error: {error}"), file=sys.stderr)
-        return WRONG
+        return error.status
     except RendezvousClosedError:
         print("error: this node cannot join the job: it is over, or one of its nodes has ended it", file=sys.stderr)
         return CRASHED
@@ -105,8 +113,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _torchrun(arguments: list[str]) -> None:
     parsed = parse_args(arguments)  # type: ignore[no-untyped-call]
+    if parsed.standalone:  # torchrun would meet at the name localhost, which not every container has in /etc/hosts
+        parsed.standalone, parsed.rdzv_backend, parsed.rdzv_endpoint = False, "c10d", "127.0.0.1:0"
+        parsed.rdzv_id, parsed.nnodes = str(uuid.uuid4()), "1:1"
+    if parsed.module and parsed.training_script.partition(".")[0] == "bigtrain":
+        os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or "1" * _installed()
+    check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
     stay_on_one_interface(parsed)
+    try:
+        config_from_args(parsed)
+    except ValueError as error:
+        raise BigtrainError(
+            "torchrun does not understand how it is to start the ranks",
+            found=str(error).splitlines()[0],
+            wanted="the options of torchrun; bigtrain's scripts pass BIGTRAIN_RENDEZVOUS and NPROC to it",
+            fix="launch/local.sh --dry-run CONFIG shows the command",
+        ).leaving_with(USAGE) from None
     run(parsed)  # type: ignore[no-untyped-call]
+
+
+def _installed() -> bool:
+    """Whether the ranks find bigtrain without looking into the working directory."""
+    return not {"", str(Path.cwd())} & set(sys.path)
 
 
 def _forward(number: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 meter           seconds, tokens and model FLOP utilisation (MFU) of each step
   peak_flops      the FLOP/s that count as 100%
 tracking        the tracker: Weights & Biases
+  wandb_choice    what W&B's own variables and settings files ask for
   wandb_thread    its thread, so that no outage stops a run
 terminal        the log, in a file for each rank and on the terminal of rank 0
 """
@@ -17,7 +18,8 @@ from bigtrain.observe.peak_flops import (
     peak_of_all,
 )
 from bigtrain.observe.terminal import log_to
-from bigtrain.observe.tracking import ALERTS, Tracker, describe_details, remembered_run_id, wandb_mode
+from bigtrain.observe.tracking import ALERTS, Tracker, describe_details
+from bigtrain.observe.wandb_choice import wandb_mode, wandb_server
 
 __all__ = [
     "ALERTS",
@@ -36,6 +38,6 @@ __all__ = [
     "measure_matmul_peak",
     "peak_of",
     "peak_of_all",
-    "remembered_run_id",
     "wandb_mode",
+    "wandb_server",
 ]

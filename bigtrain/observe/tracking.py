@@ -12,21 +12,18 @@ Without a key, or where the server does not answer at the start, the run is trac
 from __future__ import annotations
 
 import logging
-import netrc
-import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from bigtrain.base import BigtrainError, check_writable
 from bigtrain.config import Settings
+from bigtrain.observe.wandb_choice import run_id_of_environment, wandb_folder, wandb_mode
 from bigtrain.observe.wandb_thread import WandbAction, WandbThread
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["online", "offline", "disabled"]
 Level = Literal["INFO", "WARN", "ERROR"]
 
 FINAL_ALERT_SECONDS = 2.0
@@ -57,19 +54,20 @@ class Tracker:
 
         Args:
             settings: of the run; they become the W&B config.
-            run_id: the id of the W&B run to continue, or None for a new one.
+            run_id: the id of the W&B run to continue, or None for a new one: that of WANDB_RUN_ID, or a random one.
         """
         tracker = cls()
         tracker.run_id = run_id
         mode = wandb_mode(settings.tracking.wandb)
         try:
             if mode != "disabled":
-                check_writable(settings.run_dir / "wandb", "W&B's folder")
+                check_writable(wandb_folder(settings.run_dir) / "wandb", "W&B's folder")
         except BigtrainError as error:  # W&B itself would write to a temporary folder, without a word
             logger.warning(f"{error.what}: {error.found}. This start is not tracked; metrics.jsonl has everything.")
             mode = "disabled"
         if mode != "disabled":
-            tracker.run_id = run_id or secrets.token_hex(4)
+            from_environment = run_id_of_environment(run_id)
+            tracker.run_id = run_id or from_environment or secrets.token_hex(4)
             tracker._thread = WandbThread(settings, mode, tracker.run_id)
             tracker._thread.start()
         return tracker
@@ -121,25 +119,3 @@ class Tracker:
 def describe_details(details: Mapping[str, Any]) -> str:
     """Format the details of an event as one line for people."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items())
-
-
-def remembered_run_id(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the id of the last start's W&B run, even if that start was killed before its first save; None if none."""
-    known = [event["wandb_run_id"] for event in events if event.get("wandb_run_id")]
-    return known[-1] if known else None
-
-
-def wandb_mode(setting: str) -> Mode:
-    """Return the W&B mode for a setting: `auto` is online with a key or a login, else offline."""
-    chosen = os.environ.get("WANDB_MODE", "auto") if setting == "auto" else setting
-    if chosen in get_args(Mode):
-        return cast(Mode, chosen)
-    return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
-
-
-def _logged_in() -> bool:
-    try:
-        path = os.environ.get("NETRC") or Path.home() / ".netrc"
-        return bool(netrc.netrc(str(path)).authenticators("api.wandb.ai"))
-    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: this user has no home
-        return False

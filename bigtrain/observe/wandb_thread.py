@@ -19,6 +19,7 @@ import psutil
 
 from bigtrain.base import DONE, STOPPED, bare_name
 from bigtrain.config import Settings, hide_secrets, without_secrets
+from bigtrain.observe.wandb_choice import wandb_folder, wandb_names, wandb_server
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ GRACE_SECONDS = 10.0
 class WandbThread(threading.Thread):
     """Starts a W&B run, carries out actions on it in order, and ends it."""
 
-    def __init__(self, settings: Settings, mode: Literal["online", "offline"], run_id: str) -> None:
+    def __init__(self, settings: Settings, mode: Literal["online", "shared", "offline"], run_id: str) -> None:
         super().__init__(name="wandb", daemon=True)
         self._settings, self._mode, self._run_id = settings, mode, run_id
         self._queue: queue.Queue[WandbAction] = queue.Queue(QUEUE_LENGTH)
@@ -90,7 +91,7 @@ class WandbThread(threading.Thread):
             self._last(run)
             started = time.monotonic()
             run.finish(exit_code=self._exit_code)
-            if self._mode == "online" and time.monotonic() - started >= self._settings.tracking.patience_seconds:
+            if self._mode != "offline" and time.monotonic() - started >= self._settings.tracking.patience_seconds:
                 self._warn("did not take everything in time")
         except Exception as error:  # no error of W&B may reach the training
             self._warn(f"failed: {error}")
@@ -99,24 +100,27 @@ class WandbThread(threading.Thread):
 
     def _open(self) -> Any:
         bare_name(self._run_id, "the record of this run's W&B id")  # W&B names a folder after it
-        if self._mode == "online":
+        if self._mode != "offline":
             problem = server_problem(self._settings.tracking.patience_seconds / 3)
             try:
                 if problem is None:
-                    return self._init("online")
+                    return self._init(self._mode)
             except Exception as error:
                 problem = str(error)
+            folder = wandb_folder(self._settings.run_dir)
             logger.warning(
                 f"W&B does not answer ({without_secrets(problem)}): this start is tracked offline. "
-                f"To send it later: wandb sync {self._settings.run_dir}/wandb/offline-run-*-{self._run_id}"
+                f"To send it later: wandb sync {folder}/wandb/offline-run-*-{self._run_id}"
             )
             self._mode = "offline"
         return self._init("offline")
 
-    def _init(self, mode: Literal["online", "offline"]) -> Any:
+    def _init(self, mode: Literal["online", "shared", "offline"]) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ["WANDB_MODE"] = mode  # W&B would refuse a value that it does not know
         import wandb
 
+        names: dict[str, Any] = wandb_names(self._settings.tracking, self._settings.run_dir)
         known = wandb.Settings.model_fields
         wanted = {
             "console": "off",
@@ -127,13 +131,11 @@ class WandbThread(threading.Thread):
             "x_disable_meta": any(without_secrets(argument) != argument for argument in sys.argv),
         }
         run = wandb.init(
-            project=self._settings.tracking.project,
-            entity=self._settings.tracking.entity,
-            name=self._settings.tracking.name or self._settings.run_dir.name,
+            **names,
             id=self._run_id,
             resume="allow",
             mode=mode,
-            dir=self._settings.run_dir,
+            dir=wandb_folder(self._settings.run_dir),
             config=hide_secrets(self._settings.model_dump(mode="json")),
             settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
         )
@@ -142,7 +144,7 @@ class WandbThread(threading.Thread):
         return run
 
     def _warn(self, what: str) -> None:
-        where = self._folder or f"{self._settings.run_dir}/wandb"
+        where = self._folder or f"{wandb_folder(self._settings.run_dir)}/wandb"
         logger.warning(
             f"W&B {without_secrets(what)}. Training has not waited for it. metrics.jsonl has everything; `wandb sync` "
             f"sends what W&B has received, from {where}"
@@ -154,7 +156,7 @@ def server_problem(seconds: float) -> str | None:
 
     W&B itself tries for a minute and a half before it reports that. Problems with certificates are left to W&B.
     """
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+    url = wandb_server()
     try:
         with urllib.request.urlopen(f"{url}/graphql", timeout=max(1.0, seconds)):
             return None

@@ -16,6 +16,7 @@ from bigtrain.data import (
     SampleContents,
     appearances_of,
     contents_of,
+    decode_ids,
     digest_of,
     find_document,
     load_tokenizer,
@@ -212,7 +213,7 @@ def documents_of_step(run: Path, step: int, *, text: bool = False) -> DocumentsO
 def part_of_document(part: DocumentPart, tokenizer: Tokenizer | None = None) -> PartOfDocument:
     """Where a part of a document is from; with a tokenizer, its text too."""
     document = part.document
-    text = tokenizer and tokenizer.decode(part.token_ids.tolist(), skip_special_tokens=True)
+    text = tokenizer and decode_ids(tokenizer, part.token_ids.tolist())
     return PartOfDocument(
         id=document.id,
         file=document.file,

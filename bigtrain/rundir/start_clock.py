@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
-from bigtrain.base import DIED, LAUNCHER, boot_id, boot_seconds, process_seconds, seconds_before_this_process
+from bigtrain.base import (
+    DIED,
+    boot_id,
+    boot_seconds,
+    launcher_pid,
+    process_seconds,
+    seconds_before_this_process,
+    usable_seconds,
+)
 
 QUEUED_SINCE = "BIGTRAIN_QUEUED_SINCE"
 """Environment variable, set by a launcher: since when the job has been ready to run, in seconds since 1970."""
@@ -53,17 +60,19 @@ def clock() -> dict[str, Any]:
 
 def _before() -> tuple[float, float]:
     """Seconds from the start of the job to that of this process, and in the queue before, as far as is known."""
-    launcher = int(os.environ.get(LAUNCHER, "0"))
+    launcher = launcher_pid()
     before = seconds_before_this_process(launcher) if launcher else 0.0
     process_began = time.time() - process_seconds()
-    job_began = next((at for at in map(_number, JOB_BEGAN) if at is not None), process_began - before)
+    ended = usable_seconds(
+        "SLURM_JOB_END_TIME"
+    )  # of a job that is over: what else Slurm has left over is of that job too
+    left_over = ended is not None and ended < process_began
+    known = (at for name in JOB_BEGAN if not (left_over and name.startswith("SLURM_")) for at in (_number(name),))
+    job_began = next((at for at in known if at is not None and at <= process_began + 60), process_began - before)
     queued_since = _number(QUEUED_SINCE)
     queued = 0.0 if queued_since is None else max(0.0, job_began - queued_since)
     return max(before, process_began - job_began), queued
 
 
 def _number(variable: str) -> float | None:
-    try:
-        return float(os.environ[variable])
-    except (KeyError, ValueError):
-        return None
+    return usable_seconds(variable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,46 @@ class Job:
         """A name for people, after the run directory."""
         return self.settings.run_dir.name or "bigtrain"
 
+    @property
+    def config_argument(self) -> str:
+        """The configuration as an argument that no script takes for an option."""
+        return argument_of(self.config)
+
     def require_data(self) -> None:
         """Raises BigtrainError: the data are not there, or not those of the configuration, or too few."""
         RunData.open(self.settings)
+
+
+def argument_of(path: Path) -> str:
+    """A path as an argument of a command: one that starts with a dash would be taken for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def run_program(command: Sequence[str], *, stdin: str | None = None, missing: BigtrainError) -> tuple[int, str, str]:
+    """Run a program of the cluster. Returns its status, what it printed, and its complaints.
+
+    Args:
+        command: the program and its arguments.
+        stdin: what it reads.
+        missing: raised where the program is not there.
+
+    Raises:
+        BigtrainError: `missing`, or the program cannot be started.
+    """
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, encoding="utf-8", errors="backslashreplace", check=False
+        )
+    except FileNotFoundError:
+        raise missing from None
+    except (OSError, ValueError) as error:
+        raise BigtrainError(
+            f"{command[0]} cannot be started",
+            found=str(error),
+            wanted="a program that this user may run, and arguments without a NUL, of less than 2 MB",
+            fix="look at --dry-run",
+        ) from None
+    return done.returncode, done.stdout, done.stderr
 
 
 def scripts() -> Path:

@@ -5,15 +5,15 @@ What users copy and what is submitted is so the same text. The configuration tra
 
 from __future__ import annotations
 
+import hashlib
 import re
-import subprocess
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
 
 from bigtrain.base import BigtrainError
-from bigtrain.submit.job import Job, scripts
+from bigtrain.submit.job import Job, run_program, scripts
 
 Kind = Literal["job", "trainjob"]
 Manifest = dict[str, Any]
@@ -60,7 +60,7 @@ def manifests(job: Job, options: KubernetesOptions) -> list[Manifest]:
     Raises:
         BigtrainError: it cannot work, or the launch scripts are not there.
     """
-    name = options.name or as_name(job.name)
+    name = options.name or _name_of(job, options)
     _require_sense(job, name)
     template = scripts() / "kubernetes" / f"{options.kind}.yaml"
     made: list[Manifest] = [_config_map(job, name)]
@@ -85,22 +85,39 @@ def apply(manifests: list[Manifest]) -> str:
     Raises:
         BigtrainError: there is no kubectl here, or the cluster refuses.
     """
-    try:
-        done = subprocess.run(["kubectl", "apply", "-f", "-"], input=as_yaml(manifests), capture_output=True, text=True)
-    except FileNotFoundError:
-        raise BigtrainError(
-            "there is no kubectl on this machine",
-            wanted="a machine that the cluster knows",
-            fix="submit from there; --dry-run prints the manifests anywhere",
-        ) from None
-    if done.returncode:
-        raise BigtrainError("the cluster has refused the job", found=done.stderr.strip(), fix="look at --dry-run")
-    return done.stdout
+    missing = BigtrainError(
+        "there is no kubectl on this machine",
+        wanted="a machine that the cluster knows",
+        fix="submit from there; --dry-run prints the manifests anywhere",
+    )
+    command = ["kubectl", "apply", "-f", "-"]
+    status, said, complaint = run_program(command, stdin=as_yaml(manifests), missing=missing)
+    if status:
+        raise BigtrainError("the cluster has refused the job", found=complaint.strip(), fix="look at --dry-run")
+    return said
 
 
 def as_name(text: str) -> str:
-    """A name that Kubernetes accepts, made from any text."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:LONGEST_NAME].strip("-") or "bigtrain"
+    """A name that Kubernetes accepts for each of the objects, made from any text. A Service's starts with a letter."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "bigtrain"
+    if not name[0].isalpha():
+        name = f"run-{name}"
+    return name[:LONGEST_NAME].strip("-")
+
+
+def _name_of(job: Job, options: KubernetesOptions) -> str:
+    """The job's name: that of its run directory, and a mark that other directories of this name do not have.
+
+    A run that is submitted again has the same name, and the cluster refuses to run it twice at a time.
+    """
+    where = "\n".join((options.claim, options.mount, str(job.settings.run_dir)))
+    mark = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:6]
+    return f"{as_name(job.name)[: LONGEST_NAME - len(mark) - 1].strip('-')}-{mark}"
+
+
+def _config_name(job: Job, name: str) -> str:
+    """The name of the ConfigMap: another configuration has another, so no submission replaces that of a running job."""
+    return f"{name}-{hashlib.sha256(job.config.read_bytes()).hexdigest()[:10]}"
 
 
 def _config_map(job: Job, name: str) -> Manifest:
@@ -111,8 +128,9 @@ def _config_map(job: Job, name: str) -> Manifest:
             found=f"{len(text.encode()):,} bytes",
             wanted=f"at most {LONGEST_CONFIG:,}",
         )
-    metadata = {"name": f"{name}-config", "labels": {"app.kubernetes.io/name": "bigtrain"}}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": text}}
+    metadata = {"name": _config_name(job, name), "labels": {"app.kubernetes.io/name": "bigtrain"}}
+    data = {"config.yaml": text}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}
 
 
 def _renamed(value: Any, old: str, new: str) -> Any:
@@ -134,7 +152,7 @@ def _arguments(job: Job, options: KubernetesOptions, name: str, meeting: list[st
         *(["--doctor"] if options.doctor else []),
         "train",
         f"{CONFIG_FOLDER}/config.yaml",
-        *job.overrides,
+        *(override.replace("$", "$$") for override in job.overrides),  # Kubernetes would replace $(VARIABLE)
     ]
 
 
@@ -152,7 +170,7 @@ def _nodes(job: Job) -> str:
     return f"{job.min_nodes}:{job.nodes}" if job.min_nodes is not None else str(job.nodes)
 
 
-def _fill_pod(pod: Manifest, options: KubernetesOptions, name: str) -> Manifest:
+def _fill_pod(pod: Manifest, job: Job, options: KubernetesOptions, name: str) -> Manifest:
     """Put in what both kinds of job have in common. Returns the container."""
     container: Manifest = pod["containers"][0]
     container["image"] = options.image
@@ -171,13 +189,13 @@ def _fill_pod(pod: Manifest, options: KubernetesOptions, name: str) -> Manifest:
         if volume["name"] == "shm":
             volume["emptyDir"]["sizeLimit"] = options.shared_memory
     container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
-    pod["volumes"].append({"name": "config", "configMap": {"name": f"{name}-config"}})
+    pod["volumes"].append({"name": "config", "configMap": {"name": _config_name(job, name)}})
     return container
 
 
 def _fill_job(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
     spec |= {"completions": job.nodes, "parallelism": job.nodes}
-    container = _fill_pod(spec["template"]["spec"], options, name)
+    container = _fill_pod(spec["template"]["spec"], job, options, name)
     meeting = [f"--nodes={_nodes(job)}", "--node-rank=$(JOB_COMPLETION_INDEX)", f"--rendezvous={name}-0.{name}"]
     container["args"] = _arguments(job, options, name, meeting)
     container["resources"] = _resources(options)
@@ -186,7 +204,7 @@ def _fill_job(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -
 def _fill_runtime(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
     spec["mlPolicy"]["numNodes"] = job.nodes
     for replicated in spec["template"]["spec"]["replicatedJobs"]:
-        _fill_pod(replicated["template"]["spec"]["template"]["spec"], options, name)
+        _fill_pod(replicated["template"]["spec"]["template"]["spec"], job, options, name)
 
 
 def _fill_train_job(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
@@ -207,7 +225,7 @@ def _require_sense(job: Job, name: str) -> None:
         raise BigtrainError(
             "--name is no name for Kubernetes",
             found=name,
-            wanted=f"small letters, digits and dashes, at most {LONGEST_NAME}",
+            wanted=f"small letters, digits and dashes, a letter first, at most {LONGEST_NAME}",
             fix=f"--name {as_name(name)}",
         )
     if job.settings.train.stop_after is not None:

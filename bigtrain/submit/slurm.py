@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bigtrain.base import BigtrainError
-from bigtrain.submit.job import Job, scripts
+from bigtrain.submit.job import Job, argument_of, run_program, scripts
 
 EARLIER_SECONDS = 60
 """By so much Slurm may send its signal earlier than asked (sbatch --signal)."""
@@ -65,8 +66,9 @@ def submit(job: Job, commands: Sequence[Sequence[str]]) -> list[str]:
     (job.settings.run_dir / "logs").mkdir(parents=True, exist_ok=True)  # Slurm makes no folders
     numbers: list[str] = []
     for command in commands:
-        said = _run([part.replace(BEFORE, numbers[-1]) if numbers else part for part in command])
-        numbers.append(said.strip().partition(";")[0])
+        follows = f"--dependency=afterany:{BEFORE}"
+        said = _run([follows.replace(BEFORE, numbers[-1]) if part == follows and numbers else part for part in command])
+        numbers.append(_number_in(said))
     return numbers
 
 
@@ -106,13 +108,13 @@ def _sbatch(job: Job, options: SlurmOptions) -> list[str]:
     return [
         "sbatch",
         "--parsable",
-        f"--job-name={job.name}",
+        f"--job-name={''.join(each if each.isprintable() else '_' for each in job.name)}",
         f"--nodes={job.nodes}",
         "--ntasks-per-node=1",
         *whole_nodes,
         *[f"--{name}={value}" for name, value in given.items() if value is not None],
         f"--signal=B:USR1@{options.signal_lead}",
-        f"--output={job.settings.run_dir}/logs/slurm-%j.out",
+        f"--output={_literal(job.settings.run_dir)}/logs/slurm-%j.out",
         "--open-mode=append",
         "--requeue",
         *([] if job.min_nodes is None else ["--no-kill"]),  # else Slurm ends the job with the first node that fails
@@ -132,10 +134,10 @@ def _script(job: Job, options: SlurmOptions) -> list[str]:
     folder = scripts()
     return [
         str(folder / "slurm.sbatch"),
-        *("--launch", str(folder), "--run", str(job.settings.run_dir)),
+        *("--launch", str(folder), "--run", argument_of(job.settings.run_dir)),
         *[part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))],
         *([] if options.doctor else ["--no-doctor"]),
-        str(job.config),
+        job.config_argument,
         *job.overrides,
     ]
 
@@ -178,15 +180,31 @@ def _require_sense(job: Job, options: SlurmOptions) -> None:
 
 
 def _run(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise BigtrainError(
-            "there is no Slurm on this machine",
-            found="no program sbatch",
-            wanted="a login node of the cluster",
-            fix="submit from there; --dry-run prints the command anywhere",
-        ) from None
-    if done.returncode:
-        raise BigtrainError("Slurm has refused the job", found=done.stderr.strip(), fix="see sinfo and sacctmgr")
-    return done.stdout
+    missing = BigtrainError(
+        "there is no Slurm on this machine",
+        found="no program sbatch",
+        wanted="a login node of the cluster",
+        fix="submit from there; --dry-run prints the command anywhere",
+    )
+    status, said, complaint = run_program(command, missing=missing)
+    if status:
+        raise BigtrainError("Slurm has refused the job", found=complaint.strip(), fix="see sinfo and sacctmgr")
+    return said
+
+
+def _number_in(said: str) -> str:
+    """The number of the job in what `sbatch --parsable` prints: NUMBER or NUMBER;CLUSTER, after what a site adds."""
+    for line in reversed(said.splitlines()):
+        if found := re.fullmatch(r"\s*([0-9]+)(;\S*)?\s*", line, re.ASCII):
+            return found.group(1)
+    raise BigtrainError(
+        "sbatch does not say which number the job has",
+        found=said.strip() or "nothing",
+        wanted="NUMBER, or NUMBER;CLUSTER",
+        fix="see squeue --me: the job may be there",
+    )
+
+
+def _literal(path: Path) -> str:
+    """A path in which sbatch replaces nothing: it takes %j and the like for patterns."""
+    return str(path).replace("%", "%%")

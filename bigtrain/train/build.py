@@ -14,8 +14,8 @@ import xxhash
 from bigtrain.base import BigtrainError, disk_error, reached
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
-from bigtrain.convert import Imported
-from bigtrain.data import TOKENIZER_FILE, Loader, RunData
+from bigtrain.convert import Imported, read_tokenizer
+from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData
 from bigtrain.engine import (
     COMPUTE_DTYPES,
     Engine,
@@ -121,6 +121,13 @@ def starting_weights(settings: Settings) -> Imported:
     assert settings.model.init_from is not None
     imported = Imported(settings.model.init_from)
     imported.check_tokenizer(settings.data.dir / TOKENIZER_FILE)
+    own = read_tokenizer(settings.model.init_from)
+    begin = DataTokenizer.open(settings.data.dir).begin_of_text
+    if own.around.begin and begin.ids != own.around.begin:
+        logger.warning(
+            f"documents in {settings.data.dir} do not begin with {', '.join(own.texts(own.around.begin))}, which the "
+            "tokenizer of model.init_from puts before a text; data that are built in another data.dir do"
+        )
     for note in imported.check_model(settings.model):
         logger.warning(note)
     return imported

@@ -11,7 +11,15 @@ from types import FrameType
 
 import psutil
 
-from bigtrain.base import LAUNCHER, STOP_SIGNALS, WARNINGS, ignore_stop_signals
+from bigtrain.base import (
+    LAUNCHER,
+    WARNINGS,
+    handle_stop_signals,
+    ignore_stop_signals,
+    launcher_pid,
+    text_of,
+    warn_once,
+)
 
 ONE_ORDER_SECONDS = 5.0
 """Signals within this time of the first count as one."""
@@ -33,14 +41,18 @@ class StopRequest:
         self._ordered_at: float | None = None
 
     def listen(self) -> None:
-        """Install the handlers. Until `training_starts` this process ends when its launcher dies: there is nothing to
-        commit, and without the launcher the ranks would never meet.
+        """Install the handlers. A signal that was ignored when this process began stays ignored.
+
+        Until `training_starts` this process ends when its launcher dies: there is nothing to commit, and without the
+        launcher the ranks would never meet.
         """
-        for signal_number in STOP_SIGNALS:
-            signal.signal(signal_number, self._handle)
+        handle_stop_signals(self._handle)
         _when_launcher_dies(signal.SIGKILL)
-        if LAUNCHER in os.environ and not _runs(int(os.environ[LAUNCHER])):
-            sys.exit("error: the launcher of this process died before it had started")
+        launcher = launcher_pid()
+        if launcher is not None and not _runs(launcher):
+            if text_of("TORCHELASTIC_RUN_ID"):
+                sys.exit("error: the launcher of this process died before it had started")
+            warn_once(f"{LAUNCHER}={launcher} is ignored: it is left over from a launcher that has ended")
 
     def ask(self, reason: str) -> None:
         """Stop between two steps; the first reason stays."""

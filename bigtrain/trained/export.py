@@ -16,7 +16,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import ModelSettings, Settings
 from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, export_hf
-from bigtrain.data import TOKENIZER_FILE, card_as_markdown, open_mirror
+from bigtrain.data import TOKENIZER_FILE, DataTokenizer, card_as_markdown, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
@@ -93,6 +93,7 @@ def export_run(
         tokenizer_file_of(settings),
         out,
         end_of_text=settings.data.tokenizer.end_of_text,
+        begin_of_text=DataTokenizer.open(settings.data.dir).begin_of_text,
         dtype=dtype,
         documents=_documents(run, settings, checkpoint, report),
         check=compare,

@@ -17,7 +17,7 @@ from bigtrain.convert import (
     export_gguf,
     read_vocabulary,
 )
-from bigtrain.data import load_tokenizer, open_mirror
+from bigtrain.data import BeginOfText, DataTokenizer, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import RunDirectory
@@ -65,16 +65,18 @@ def export_run_to_gguf(
     settings, checkpoint = directory.settings_for_data(), open_checkpoint(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, tokenizer_file = load_weights(checkpoint), tokenizer_file_of(settings)
+    tokenizer = DataTokenizer.open(tokenizer_file.parent)
     torch_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[settings.engine.precision]
     file = out if out.suffix == ".gguf" else out / FILE
     architecture = architecture_of(settings.model)
-    _say_what_differs(settings, tokenizer_file, report)
+    _say_what_differs(settings, tokenizer_file, tokenizer.begin_of_text, report)
     export_gguf(
         weights,
         settings.model,
         tokenizer_file,
         file,
         end_of_text=settings.data.tokenizer.end_of_text,
+        begin_of_text=tokenizer.begin_of_text,
         dtype=torch_dtype,
         name=f"{run.resolve().name} step {checkpoint.step}",
     )
@@ -90,21 +92,23 @@ def export_run_to_gguf(
     if check and importlib.util.find_spec("llama_cpp") is None:
         report("not checked: llama-cpp-python is not installed (pip install llama-cpp-python)")
     elif check:
-        tokenizer = load_tokenizer(settings.data.dir)
-        comparison = compare_with_llama_cpp(file, weights, settings.model, tokenizer, torch_dtype)
+        comparison = compare_with_llama_cpp(file, weights, settings.model, tokenizer.for_prompts(), torch_dtype)
         comparison.check(file, torch_dtype)
         return replace(result, logit_difference=comparison.difference, greedy_tokens=len(comparison.tokens))
     return result
 
 
-def _say_what_differs(settings: Settings, tokenizer_file: Path, report: Callable[[str], None]) -> None:
+def _say_what_differs(
+    settings: Settings, tokenizer_file: Path, begin_of_text: BeginOfText, report: Callable[[str], None]
+) -> None:
     model = settings.model
     if context_length(model) < model.max_position_embeddings:
         report(
             f"the file's context ends at {context_length(model)} tokens, with the sliding window that llama.cpp "
             f"does not have, and not at {model.max_position_embeddings}"
         )
-    if read_vocabulary(tokenizer_file, settings.data.tokenizer.end_of_text, model.vocab_size).normalizes:
+    end_of_text = settings.data.tokenizer.end_of_text
+    if read_vocabulary(tokenizer_file, end_of_text, model.vocab_size, begin_of_text).normalizes:
         report(
             "the tokenizer makes text canonical (NFC) first, which llama.cpp does not: other text gives other tokens"
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from bigtrain.config import Settings
-from bigtrain.data import Dataset
+from bigtrain.data import Dataset, decode_ids
 
 if TYPE_CHECKING:
     from bigtrain.trained.text_model import TextModel
@@ -84,5 +84,4 @@ def _beginning(dataset: Dataset, tokenizer: Tokenizer, number: int, tokens: int)
     if shard is None or number + 1 >= len(shard.documents.offset):
         return None
     begin, end = (int(offset) for offset in shard.documents.offset[number : number + 2])
-    text: str = tokenizer.decode(shard.slice(begin, min(begin + tokens, end)).tolist(), skip_special_tokens=True)
-    return text
+    return decode_ids(tokenizer, shard.slice(begin, min(begin + tokens, end)).tolist())

@@ -1,26 +1,28 @@
 """A model that continues text: of a run, of a Hugging Face folder, or of a folder that `bigtrain import` wrote.
 
 A folder at Hugging Face is read as transformers reads it, without transformers: its own type of weights, the tokens
-that its tokenizer puts around a text, and those that end one by its generation_config.json.
+that its tokenizer puts around a text, and those that end one by its generation_config.json. A prompt of a run begins as
+its documents do where the tokenizer puts a token before a text: see `bigtrain/data/format/tokenizer_content.py`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, as_record, read_json
 from bigtrain.config import ModelSettings, Settings
 from bigtrain.convert import MODEL, Imported, read_config, read_hf, read_tokenizer
-from bigtrain.data import check_vocabulary, end_of_text_id, load_tokenizer, vocabulary_size
+from bigtrain.data import DataTokenizer, check_vocabulary, encode_text, end_of_text_id, vocabulary_size
 from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
 from bigtrain.trained.text_stream import Characters, StopStrings
 from bigtrain.trained.trained import TrainedModel
@@ -28,6 +30,9 @@ from bigtrain.trained.trained import TrainedModel
 Show = Callable[[int, str, Ended | None], None]
 """Called with the number of a prompt and each piece of its completion as soon as it is final. The last piece, which may
 be empty, comes with the reason why the text ends."""
+
+
+TokenId = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,11 @@ class TextModel:
     end_of_text: tuple[int, ...]
     """The tokens that end a text."""
     beginning: int | None
-    """The token that stands for an empty prompt."""
+    """The token that stands for an empty prompt; None where the model has learned of none what follows it."""
     step: int | None = None
     """Of the checkpoint, where it is one."""
     adds_special_tokens: bool = False
-    """Whether a prompt gets the special tokens of the tokenizer's file; documents of a run have none."""
+    """Whether a prompt gets the tokens that the tokenizer puts around a text."""
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> TextModel:
@@ -111,8 +116,7 @@ class TextModel:
             read = _of_import
         else:
             trained = TrainedModel.open(path, step)
-            end_of_text = end_of_text_id(trained.tokenizer, trained.settings.data.tokenizer.end_of_text)
-            return cls(trained.model, trained.tokenizer, (end_of_text,), end_of_text, trained.step)
+            return _of_run(trained.model, trained.settings, trained.step)
         if step is not None:
             raise BigtrainError(
                 f"{path} holds one model, without steps", found=f"--step {step}", fix="leave --step out"
@@ -122,9 +126,7 @@ class TextModel:
     @classmethod
     def in_training(cls, decoder: Decoder, settings: Settings) -> TextModel:
         """The model that a run is training, with its present weights."""
-        tokenizer = load_tokenizer(settings.data.dir)
-        end_of_text = end_of_text_id(tokenizer, settings.data.tokenizer.end_of_text)
-        return cls(decoder, tokenizer, (end_of_text,), end_of_text)
+        return _of_run(decoder, settings, None)
 
     @property
     def context(self) -> int:
@@ -189,28 +191,59 @@ class TextModel:
         return Continuations(made, perf_counter() - begun)
 
     def encode(self, prompt: str) -> list[int]:
-        """The tokens of a prompt: one that starts a text where it is empty."""
-        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=self.adds_special_tokens).ids
+        """The tokens of a prompt: one that starts a text where it is empty.
+
+        Raises:
+            BigtrainError: the tokenizer cannot encode it, the model has no embedding of one of its tokens, or it is
+                empty and the model has learned of no token what follows it.
+        """
+        ids = encode_text(self.tokenizer, prompt, add_special_tokens=self.adds_special_tokens)
         if not ids and self.beginning is None:
             raise BigtrainError(
-                "a prompt is empty, and this model has no token that begins a text", fix="give a prompt"
+                "a prompt is empty, and this model has no token that begins a text",
+                found="a model whose documents begin with their first token",
+                fix="give a prompt; or build data in another data.dir, where documents get a begin, and train on them",
             )
-        return ids or [self.beginning or 0]
+        ids = ids or [self.beginning or 0]
+        if max(ids) >= self.decoder.settings.vocab_size:
+            raise BigtrainError(
+                "the tokenizer gives a prompt a token that the model has no embedding of",
+                found=f"id {max(ids)}",
+                wanted=f"ids below {self.decoder.settings.vocab_size}, model.vocab_size",
+                fix="fetch model and tokenizer together",
+            )
+        return ids
+
+
+def _of_run(decoder: Decoder, settings: Settings, step: int | None) -> TextModel:
+    tokenizer = DataTokenizer.open(settings.data.dir)
+    end, begin = tokenizer.end_id, tokenizer.begin_of_text
+    learned_before = settings.model.init_from is not None
+    beginning = begin.ids[0] if begin.ids else end if learned_before else None
+    return TextModel(decoder, tokenizer.for_prompts(), (end,), beginning, step, adds_special_tokens=True)
 
 
 def _of_hugging_face(folder: Path) -> TextModel:
     settings, weights = read_hf(folder)
-    config = read_config(folder)
-    generation = folder / "generation_config.json"
-    ends = (json.loads(generation.read_text()) if generation.is_file() else config).get("eos_token_id")
-    end_of_text = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-    beginning = config.get("bos_token_id")
-    return _of_folder(folder, settings, weights, end_of_text, end_of_text[0] if beginning is None else beginning)
+    config, file = read_config(folder), folder / "generation_config.json"
+    generation = read_json(file) if file.is_file() else {}
+    if not isinstance(generation, dict):
+        raise BigtrainError(f"{file} cannot be read", found=f"{generation!r}"[:100], wanted="a JSON object")
+    ends = _ids(generation if file.is_file() else config, "eos_token_id", folder)
+    begins = _ids(config, "bos_token_id", folder) or _ids(generation, "bos_token_id", folder) or ends
+    return _of_folder(folder, settings, weights, ends, begins[0] if begins else None)
+
+
+def _ids(config: Mapping[str, Any], key: str, folder: Path) -> tuple[int, ...]:
+    """One id, a list of them or none. Raises BigtrainError."""
+    found = config.get(key)
+    return as_record(tuple[TokenId, ...], [] if found is None else found if isinstance(found, list) else [found],
+                     f"{key} in {folder}")  # fmt: skip
 
 
 def _of_import(folder: Path) -> TextModel:
     imported = Imported(folder)
-    end_of_text = end_of_text_id(read_tokenizer(folder), imported.end_of_text)
+    end_of_text = end_of_text_id(read_tokenizer(folder).library, imported.end_of_text)
     return _of_folder(folder, imported.settings, iter(imported.items()), (end_of_text,), end_of_text)
 
 
@@ -221,7 +254,7 @@ def _of_folder(
     end_of_text: tuple[int, ...],
     beginning: int | None,
 ) -> TextModel:
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder).for_prompts()
     check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
     with torch.device("meta"):
         decoder = build_model(settings)

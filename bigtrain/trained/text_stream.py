@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from bigtrain.base import BigtrainError
+from bigtrain.data import decode_ids
 
 _HALF = "\ufffd"
 """What the bytes of a character decode to as long as some of them are missing."""
@@ -39,8 +40,7 @@ class Characters:
 
     def _unshown(self) -> str:
         before, all_of_it = (
-            self._tokenizer.decode(self._ids[self._before : end], skip_special_tokens=True)
-            for end in (self._shown, len(self._ids))
+            decode_ids(self._tokenizer, self._ids[self._before : end]) for end in (self._shown, len(self._ids))
         )
         return all_of_it[len(before) :]
 

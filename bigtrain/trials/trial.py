@@ -47,7 +47,7 @@ class Launcher:
 
     def command(self, processes: int | None, arguments: Sequence[str | Path]) -> list[str]:
         """The command line that starts this many ranks, each with `python -m bigtrain` and these arguments."""
-        launcher = shlex.split(self.template.replace("{n}", str(processes)))
+        launcher = _words(self.template.replace("{n}", str(processes)))
         return [*launcher, "-m", "bigtrain", *map(str, arguments)]
 
 
@@ -106,6 +106,18 @@ class Trial:
     def beginnings(self) -> list[int]:
         """The step at which each of its starts went on."""
         return [e.get("step", 0) for e in read_events(self.directory.events) if e["event"] in STARTS]
+
+
+def _words(template: str) -> list[str]:
+    try:
+        return shlex.split(template)
+    except ValueError as error:
+        raise BigtrainError(
+            f"--launcher cannot be cut into words: {error}",
+            found=template,
+            wanted="a command line as one would write it in a shell, with each quotation mark closed",
+            fix="--launcher 'srun -n {n} python' -n 16",
+        ) from None
 
 
 def tried_settings(settings: Settings, run_dir: Path, steps: int, every: int) -> Settings:

@@ -12,14 +12,15 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf import ARCHITECTURES, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
-from bigtrain.convert.llama_cpp import LARGEST_DIFFERENCE, TEXTS, compare_with_llama_cpp
+from bigtrain.convert.llama_cpp import LARGEST_DIFFERENCE, TEXTS, compare_tokenizers, compare_with_llama_cpp
+from bigtrain.data import BeginOfText, TokenizerContent
 from bigtrain.model import build_model
 
 END = "<|endoftext|>"
@@ -361,12 +362,54 @@ def other(**changes: Any) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
+def with_tool(**flags: bool) -> Tokenizer:
+    tokenizer = trained_tokenizer("gpt-2")
+    tokenizer.add_tokens([AddedToken("<tool>", **flags)])
+    return tokenizer
+
+
+def beginning_with(*tokens: str, name: str = "gpt-2") -> Tokenizer:
+    """A tokenizer that puts tokens before a text, with what llama.cpp is not to be told: padding and dropout."""
+    tokenizer = trained_tokenizer(name)
+    tokenizer.model.dropout = 0.5
+    tokenizer.enable_padding(length=40)
+    tokenizer.enable_truncation(3)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        " ".join([*tokens, "$A"]), special_tokens=[(token, tokenizer.token_to_id(token)) for token in set(tokens)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("begin", ["own", "end of text", "none"])
+def test_llama_cpp_puts_before_a_text_what_a_run_does(begin: str, tmp_path: Path) -> None:
+    """The token that begins a text where the tokenizer has one. Else a text from nothing begins with end-of-text."""
+    import llama_cpp
+
+    settings = shape("llama")
+    tokenizer = saved(beginning_with("!", name="llama-bpe"), tmp_path)
+    mark, end = (Tokenizer.from_file(str(tokenizer)).token_to_id(token) for token in ("!", END))
+    rule = {
+        "own": BeginOfText((mark,), before_prompts=True),
+        "end of text": BeginOfText((end,), before_prompts=False),
+        "none": BeginOfText(),
+    }[begin]
+    file = exported(weights_of(settings), settings, tokenizer, tmp_path / "model.gguf", begin_of_text=rule)
+    theirs = llama_cpp.Llama(str(file), n_ctx=48, verbose=False)
+    assert theirs.token_bos() == (mark if begin == "own" else end)
+    ours = TokenizerContent.read(tokenizer).as_trained(END, rule).for_prompts()
+    for text in ("a", *TEXTS[:2], f"x{END}y"):
+        assert theirs.tokenize(text.encode(), add_bos=True, special=True) == ours.encode(text).ids
+    assert (ours.encode("a").ids[0] == mark) is (begin == "own")
+    compare_tokenizers(theirs, ours)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (lambda: Tokenizer(models.WordPiece({"a": 0, END: 1}, unk_token="a")), "only byte-level BPE"),
         (lambda: other(byte_fallback=True), "only byte-level BPE"),
-        (lambda: other(dropout=0.1), "no dropout"),
+        (lambda: with_tool(lstrip=True), "in other places"),
+        (lambda: beginning_with(END, "a"), "at most one token before a text"),
         (lambda: other(normalizer=json.loads(normalizers.Lowercase().__getstate__())), "does not change text"),
         (lambda: other(ignore_merges=True), "no name for how"),
         (lambda: other(pre_tokenizer={"type": "Whitespace"}), "no name for how"),

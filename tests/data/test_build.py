@@ -66,8 +66,8 @@ def test_every_document_is_written_once_whole_and_on_its_side(built: DataSetting
                 for index in range(shard.record.documents):
                     document = next(remaining)
                     ids = shard.tokens[columns.offset[index] : columns.offset[index + 1]].tolist()
-                    assert ids[-1] == dataset.end_of_text
-                    assert tokenizer.decode(ids[:-1], skip_special_tokens=False) == document.text
+                    assert ids[0] == ids[-1] == dataset.end_of_text  # the first one predicts the first token
+                    assert tokenizer.decode(ids[1:-1], skip_special_tokens=False) == document.text
                     assert columns.id[index].tobytes() == document_id(source.name, document)
                     assert columns.file_name(index) == document.file
                     assert columns.position[index] == document.position

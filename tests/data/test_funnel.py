@@ -64,7 +64,7 @@ def written(settings: DataSettings, source: SourceSettings, split: str) -> list[
     for shard in dataset.shards:
         offset = shard.documents.offset
         for start, end in pairwise(offset):
-            texts.append(tokenizer.decode(shard.tokens[start : end - 1].tolist(), skip_special_tokens=False))
+            texts.append(tokenizer.decode(shard.tokens[start + 1 : end - 1].tolist(), skip_special_tokens=False))
     return texts
 
 

@@ -254,7 +254,7 @@ def test_the_shards_hold_the_ids_closed_once_on_the_side_of_their_origin(built: 
         ids = [i for part in parts for i in part]
         if ids and number != 201:
             split = "validation" if is_held_out("web_text_document.bin", number, 0.1) else "train"
-            wanted[split].append((number, ids if ids[-1] == end else [*ids, end]))
+            wanted[split].append((number, [end, *ids] if ids[-1] == end else [end, *ids, end]))
     for split, documents in wanted.items():
         dataset = Dataset(built.dir / "ids" / split)
         found = [
@@ -278,7 +278,7 @@ def test_the_funnel_verify_and_the_search_for_a_document_know_them(built: DataSe
     datasets = [Dataset(built.dir / "ids" / split) for split in ("train", "validation")]
     by_origin = find_document(datasets, "ids:web_text_document.bin:200")
     assert find_document(datasets, by_origin.id) == by_origin
-    assert by_origin.read(0, 5).tolist() == documents[200][:5]
+    assert by_origin.read(1, 6).tolist() == documents[200][:5]  # after the token that predicts the first
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(built: DataSettings, tmp_path: Path) -> None:

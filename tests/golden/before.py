@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from tests.golden.record import (
+    BEGIN_OF_TEXT,
     CORPUS,
     HERE,
     Case,
@@ -52,7 +53,7 @@ def configuration() -> Record:
     own["run_dir"] = "run"
     own["model"] |= {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     own["model"] |= {"intermediate_size": 16, "vocab_size": 272, "tie_word_embeddings": True}
-    own["data"] |= {"packing": "best_fit", "tokenizer": {"vocab_size": 272}}
+    own["data"] |= {"packing": "best_fit", "tokenizer": {"vocab_size": 272, "begin_of_text": BEGIN_OF_TEXT}}
     own["train"]["steps"] = 10
     own["checkpoint"] = {"every_steps": 2, "keep": 2}
     own["guard"] = {"skip_before": 0, "skip_after": 0}

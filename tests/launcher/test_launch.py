@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.matrix import one_of_each, thinned
 
@@ -269,3 +271,122 @@ def test_machines_that_cannot_be_reached_or_lack_files_are_all_named(tmp_path):
     assert failed.returncode == 1 and "far: no route" in failed.stderr and "here:" not in failed.stderr
     failed = call("ssh.sh", "odd,far", "c.yaml", cwd=tmp_path, BIGTRAIN_SSH=str(ssh))
     assert "odd:" in failed.stderr and "far: no route" in failed.stderr
+
+
+HOSTILE = st.one_of(
+    st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12),
+    st.sampled_from(
+        [
+            "a b",
+            "'",
+            '"',
+            "$(touch executed)",
+            "; touch executed",
+            "a\nb",
+            "|",
+            "-x",
+            "--dry-run",
+            "`id`",
+            "\\",
+            "*",
+            "~",
+            "%n",
+            "&",
+        ]
+    ),
+)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(override=HOSTILE, value=HOSTILE)
+def test_whatever_a_value_holds_reaches_each_machine_as_it_was(override, value, tmp_path):
+    """Through ssh's remote shell an override and a variable arrive unchanged, and nothing is executed."""
+    (tmp_path / "c.yaml").write_text("a: 1\n")
+    arrived = tmp_path / "arrived"
+    arrived.unlink(missing_ok=True)
+    python = command_in(tmp_path / "tools", "python", f'printf "%s\\0" "$BIGTRAIN_SOME" "$@" >>"{arrived}"')
+    ssh = command_in(tmp_path / "tools", "ssh", 'exec sh -c "$2"')
+    done = call(
+        "ssh.sh", "--no-doctor", "n1", "c.yaml", f"a={override}", cwd=tmp_path,
+        PYTHON=str(python), BIGTRAIN_SSH=str(ssh), BIGTRAIN_SOME=value,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    variable, *arguments, _ = arrived.read_bytes().decode().split("\0")
+    assert (variable, arguments[-1], arguments[-2]) == (value, f"a={override}", "c.yaml")
+    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", "arrived", "tools"}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "n1,-oProxyCommand=touch executed",
+        "a b",
+        "a|b",
+        "$(touch executed)",
+        "a;b",
+        "",
+        "a,,b",
+        "a\n-x",
+        "a'",
+        "a slots=8",
+    ],
+)
+def test_a_host_that_is_no_name_is_refused(host, tmp_path):
+    ssh = command_in(tmp_path / "tools", "ssh", "touch started")
+    refused = call("ssh.sh", host, "CONFIG", cwd=tmp_path, BIGTRAIN_SSH=str(ssh))
+    assert refused.returncode == 2 and "wanted a name or an address" in refused.stderr
+    (tmp_path / "hosts").write_text("n1\nn2 slots=8\n")
+    refused = call("ssh.sh", "hosts", "CONFIG", cwd=tmp_path, BIGTRAIN_SSH=str(ssh))
+    assert refused.returncode == 2 and "n2 slots=8" in refused.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"hosts", "tools"}
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (["--processes=abc"], {}),
+        (["--processes=0"], {}),
+        ([], {"NPROC": "two"}),
+        ([], {"BIGTRAIN_MAX_RESTARTS": "-1"}),
+        (["--max-restarts=1e3"], {}),
+        (["--nodes=3:2", "--rendezvous=n1"], {}),
+        (["--nodes=2", "--rendezvous=$(touch executed)"], {}),
+        (["--nodes=2", "--rendezvous=-x"], {}),
+        ([], {"BIGTRAIN_RENDEZVOUS": "join_timeout=abc"}),
+        ([], {"WORLD_SIZE": "2", "RANK": "1"}),
+        ([], {"SLURM_STEP_NUM_TASKS": "2"}),
+        ([], {"OMPI_COMM_WORLD_SIZE": "2"}),
+    ],
+)
+def test_what_torchrun_would_not_take_or_would_start_alone_is_refused(options, environment, tmp_path):
+    """Another launcher that starts this one once for each rank would have each of them train alone."""
+    python = command_in(tmp_path / "tools", "python", "touch started")
+    refused = call("node.sh", *options, "train", "CONFIG", cwd=tmp_path, PYTHON=str(python), **environment)
+    assert refused.returncode == 2 and "wanted" in refused.stderr, refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tools"]
+    if not options and "WORLD_SIZE" in next(iter(environment)):
+        given = ("--nodes=2", "--rendezvous=n1", "--node-rank=1", "train", "CONFIG")
+        assert call("node.sh", *given, cwd=tmp_path, PYTHON=str(python), **environment).returncode == 0
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_script_without_usable_streams_starts_its_job(streams, tmp_path):
+    python = command_in(tmp_path / "tools", "python", "touch started")
+    command = [
+        "env",
+        "-i",
+        f"PYTHON={python}",
+        "bash",
+        "-c",
+        f'"$0" "$@" {streams}',
+        str(LAUNCH / "local.sh"),
+        "CONFIG",
+    ]
+    assert subprocess.run(command, cwd=tmp_path, timeout=60).returncode == 0
+    assert (tmp_path / "started").exists()
+
+
+def test_the_options_of_an_override_s_value_are_not_the_script_s(tmp_path):
+    """`--launch` after the configuration is no option of slurm.sbatch."""
+    shown = call("slurm.sbatch", *options_of("slurm.sbatch"), "--dry-run", "CONFIG", "--launch", "x", cwd=tmp_path)
+    assert shown.returncode == 0 and shown.stdout.strip().endswith("train CONFIG --launch x"), shown.stderr

@@ -1,5 +1,6 @@
 """What is handed to Slurm and Kubernetes says what was asked for; what could not work is refused before it waits."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,3 +228,54 @@ def test_an_invalid_kubernetes_name_is_refused_with_a_valid_one():
     with pytest.raises(BigtrainError) as caught:
         kubernetes.manifests(job(), replace(PLAIN, name="My_Run"))
     assert "--name my-run" in str(caught.value)
+
+
+JOB = job()
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_names_are_valid_for_a_service_and_differ_with_the_run_directory(one, other):
+    """RFC 1035: a letter first. Two run directories of one name are two jobs, and so are two claims."""
+    asked = [
+        replace(JOB, settings=JOB.settings.model_copy(update={"run_dir": Path(f"{text}/7b")})) for text in (one, other)
+    ]
+    names = [kubernetes._name_of(each, PLAIN) for each in asked]
+    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", name) for name in names)
+    assert (names[0] == names[1]) == (asked[0].settings.run_dir == asked[1].settings.run_dir)
+    assert names[0] != kubernetes._name_of(asked[0], replace(PLAIN, claim="another"))
+    assert kubernetes.as_name("7b") == "run-7b"
+
+
+def test_a_config_map_of_another_configuration_has_another_name(tmp_path):
+    """So that a submission with a name that is taken never changes what a running job restarts with."""
+    (tmp_path / "c.yaml").write_text(QUICKSTART.read_text() + "\n# changed\n")
+    changed = Job.of(tmp_path / "c.yaml", (), nodes=2, processes_per_node=1)
+    maps = [kubernetes.manifests(each, replace(PLAIN, name="same"))[0] for each in (job(), changed)]
+    assert maps[0]["metadata"]["name"] != maps[1]["metadata"]["name"] and maps[0]["immutable"]
+
+
+@given(st.text(st.characters(exclude_characters="\0", codec="utf-8")))
+def test_what_is_submitted_holds_each_value_as_it_was_given(text):
+    """Overrides, images and names with quotation marks, `$()` or newlines reach Slurm and Kubernetes unchanged."""
+    asked = replace(JOB, overrides=[f"tracking.name={text}"])
+    (command,) = slurm.commands(asked, SlurmOptions(partition=text, account=text, container=f"/{text}"))
+    assert command[-1] == f"tracking.name={text}"
+    assert {f"--partition={text}", f"--account={text}", f"/{text}"} <= set(command)
+    made = kubernetes.manifests(asked, replace(PLAIN, image=text, claim=text, mount=f"/{text}"))
+    assert list(yaml.safe_load_all(kubernetes.as_yaml(made))) == made
+    container = made[-1]["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"][-1] == f"tracking.name={text}".replace("$", "$$") and container["image"] == text
+
+
+def test_a_path_is_neither_an_option_nor_a_pattern_nor_a_placeholder(monkeypatch, tmp_path):
+    """A run directory with `%j`, the placeholder of a chain, or a dash first is the one that Slurm gets."""
+    run = tmp_path / "100%j JOB_BEFORE"
+    asked = replace(JOB, config=Path("-x.yaml"), settings=JOB.settings.model_copy(update={"run_dir": run}))
+    given = slurm.commands(asked, SlurmOptions(chain=2))
+    assert f"--output={tmp_path}/100%%j JOB_BEFORE/logs/slurm-%j.out" in given[0] and given[0][-1] == "./-x.yaml"
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >>"$0.log"\necho site banner\necho "41;cluster"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert slurm.submit(asked, given) == ["41", "41"]
+    said = (tmp_path / "sbatch.log").read_text()
+    assert "--dependency=afterany:41\n" in said and "100%j 41" not in said

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -126,3 +127,19 @@ def test_jobs_of_a_chain_take_turns(slurm, sandbox, quiet_curve):
     job = slurm.wait_for(second, "COMPLETED", "FAILED", "CANCELLED")
     assert job["JobState"] == "COMPLETED", story(slurm, sandbox, second)
     assert curve(sandbox.metrics()) == quiet_curve
+
+
+def test_ranks_that_srun_starts_alone_find_each_other(slurm, sandbox, quiet_curve):
+    """They meet by Slurm's variables; in the job's script, outside srun, a process refuses to train alone."""
+    train = [sys.executable, "-m", "bigtrain", "train", str(sandbox.config)]
+    ask = {"env": slurm.environment, "cwd": sandbox.directory, "capture_output": True, "text": True, "timeout": 400}
+    done = subprocess.run(["srun", "--nodes=2", "--ntasks=2", "--cpu-bind=none", *train], **ask)
+    assert done.returncode == 0, done.stderr
+    assert sandbox.metrics()[-1]["world_size"] == 2 and curve(sandbox.metrics()) == quiet_curve
+    script = f"#!/bin/sh\nexec {' '.join(train)} run_dir={sandbox.directory}/alone\n"
+    log = sandbox.directory / "alone.out"
+    options = ["--wait", "--nodes=2", "--ntasks=2", f"--output={log}"]
+    done = subprocess.run(["sbatch", *options], input=script, **ask)
+    assert done.returncode == 1, done.stderr
+    assert "it would train alone" in log.read_text() and "srun" in log.read_text()
+    assert not (sandbox.directory / "alone").exists()

@@ -1,5 +1,6 @@
 """Killed or asked to stop at any moment, a run goes on as if nothing had happened."""
 
+import contextlib
 import os
 import random
 import signal
@@ -71,6 +72,33 @@ def test_a_stop_signal_commits_leaves_with_75_and_the_next_start_goes_on(undistu
     status, output = sandbox.train(2)
     assert status == 0, output
     assert curve(sandbox.metrics()) == curve(undisturbed.metrics())
+
+
+@pytest.mark.long
+def test_a_run_that_ignores_hang_up_outlives_its_terminal(undisturbed, sandbox):
+    """As with nohup: HUP and INT to launcher and ranks change nothing, and TERM still commits."""
+    with signals_ignored(signal.SIGHUP, signal.SIGINT):
+        training = sandbox.start_training(2)
+    sandbox.wait_for_step(2)
+    for pid in (training.pid, *workers_of(training)):
+        os.kill(pid, signal.SIGHUP)
+        os.kill(pid, signal.SIGINT)
+    sandbox.wait_for_step(5)
+    os.kill(training.pid, signal.SIGTERM)
+    status, output = finish(training)
+    assert status == STATUS_STOPPED, output
+    assert sandbox.metrics()[-1]["step"] >= 5 and "SIGTERM" in str(sandbox.events()[-1])
+
+
+@contextlib.contextmanager
+def signals_ignored(*numbers):
+    """What is started meanwhile inherits that these signals are ignored."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_stop_after_commits_leaves_with_75_and_does_not_bend_the_schedule(undisturbed, sandbox):

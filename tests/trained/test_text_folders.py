@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,95 @@ def test_a_folder_has_no_steps_and_needs_its_tokenizer(folder: Path) -> None:
             TextModel.open(folder)
     finally:
         (folder / "aside").rename(tokenizer)
+
+
+def changed_folder(folder: Path, out: Path, **files: dict[str, Any]) -> Path:
+    """A copy in which keys of JSON files are changed; None removes a key."""
+    shutil.copytree(folder, out)
+    for name, changes in files.items():
+        path = out / f"{name}.json"
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return out
+
+
+def greedily(folder: Path, prompts: list[str], tokens: int = 24) -> list[list[int]]:
+    """What transformers generates, from one prompt at a time."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)["input_ids"]
+        inputs = {"input_ids": ids} if ids.numel() else {}
+        made = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)[0].tolist()
+        found.append(made[max(ids.numel(), 1) :])
+    return found
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_what_else_a_tokenizer_file_holds_changes_no_prompt(folder: Path, tmp_path: Path) -> None:
+    """Padding and truncation, as fine-tuning leaves them; an `add_bos_token` that tokenizer.json outranks; as
+    transformers reads them, also after an import. Dropout, which would make each text another, is off."""
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_padding(direction="left", length=30)
+    saved.enable_truncation(3)
+    content = json.loads(saved.to_str())
+    noisy = changed_folder(folder, tmp_path / "noisy", tokenizer=content)
+    assert [TextModel.open(noisy).encode(prompt) for prompt in PROMPTS] == [
+        TextModel.open(folder).encode(prompt) for prompt in PROMPTS
+    ]
+    prompts = PROMPTS[:-1]
+    made = TextModel.open(noisy).continue_texts(prompts, max_new_tokens=24, sampling=Sampling(temperature=0)).texts
+    assert [text.tokens for text in made] == greedily(noisy, prompts)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "bos_token": "<|endoftext|>"}
+    (noisy / "tokenizer_config.json").write_text(json.dumps(about))
+    plain = TextModel.open(noisy)
+    made = plain.continue_texts(prompts, max_new_tokens=24, sampling=Sampling(temperature=0)).texts
+    assert [text.tokens for text in made] == greedily(noisy, prompts)
+    import_hf(noisy, tmp_path / "imported", end_of_text="<|endoftext|>")
+    assert TextModel.open(tmp_path / "imported").encode("the") == plain.encode("the")
+    content["model"]["dropout"] = 0.9
+    (noisy / "tokenizer.json").write_text(json.dumps(content))
+    assert TextModel.open(noisy).encode(PROMPTS[1]) == plain.encode(PROMPTS[1])
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_without_an_end_of_text_a_text_goes_on_to_its_length(folder: Path, tmp_path: Path) -> None:
+    """Neither config.json nor generation_config.json names a token that ends or begins a text, as transformers."""
+    nothing = {"eos_token_id": None, "bos_token_id": None}
+    endless = changed_folder(folder, tmp_path / "endless", config=nothing, generation_config=nothing)
+    model = TextModel.open(endless)
+    assert (model.end_of_text, model.beginning) == ((), None)
+    made = model.continue_texts(PROMPTS, max_new_tokens=24, sampling=Sampling(temperature=0)).texts
+    assert [(len(text.tokens), text.ended) for text in made] == [(24, "length")] * len(PROMPTS)
+    assert [text.tokens for text in made] == greedily(endless, PROMPTS)
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"generation_config": {"eos_token_id": "</s>"}}, "eos_token_id in"),
+        ({"generation_config": {"eos_token_id": [[1]]}}, "eos_token_id in"),
+        ({"generation_config": {"eos_token_id": True}}, "eos_token_id in"),
+        ({"config": {"bos_token_id": -1}}, "bos_token_id in"),
+    ],
+)
+def test_odd_ids_in_a_folder_are_one_error(
+    folder: Path, files: dict[str, dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BigtrainError, match=message):
+        TextModel.open(changed_folder(folder, tmp_path / "odd", **files))
+    (tmp_path / "odd" / "generation_config.json").write_text("[]")
+    with pytest.raises(BigtrainError, match=r"generation_config\.json cannot be read"):
+        TextModel.open(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_a_token_that_the_model_has_no_embedding_of_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The post-processor puts an id before a text that is beyond the vocabulary."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"] = [4096]
+    odd = changed_folder(folder, tmp_path / "odd", tokenizer=content)
+    with pytest.raises(BigtrainError, match=r"(?s)no embedding.*id 4096.*below 290"):
+        TextModel.open(odd).encode("the")

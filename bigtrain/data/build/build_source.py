@@ -34,13 +34,7 @@ from bigtrain.data.format.layout import (
 )
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.shards import ShardWriter
-from bigtrain.data.format.tokenizer import (
-    TOKENIZER_FILE,
-    end_of_text_id,
-    load_tokenizer,
-    tokenizer_hash,
-    vocabulary_size,
-)
+from bigtrain.data.format.tokenizer import TOKENIZER_FILE, DataTokenizer, require_same_begin, tokenizer_hash
 
 
 def build_source(
@@ -56,17 +50,22 @@ def build_source(
     tokenizer_file = settings.dir / TOKENIZER_FILE
     tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
     evaluation = {"evaluation_texts": filters.evaluation.identity} if filters.evaluation else {}
-    request = {**source_request(source, settings, tokenizer_id), **evaluation}
+    tokenizer = DataTokenizer.open(settings.dir)
+    begin = tokenizer.begin_of_text
+    about_begin = {"begin_of_text": begin.to_json()} if begin.ids else {}
+    request = {**source_request(source, settings, tokenizer_id), **evaluation, **about_begin}
     if (folder / "train" / MANIFEST).exists():
         _check_finished(folder, request, corpus, report)
+        require_same_begin(folder / "train", DatasetManifest.read(folder / "train"), begin)
         discard_unfinished(folder, keep=None)
         report(f"{source.name}: already there")
         _report_skipped(source, corpus, report)
         return
 
     pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
-    end_of_text = settings.tokenizer.end_of_text
-    tokenize = TokenizePiece(source.name, filters, tokenizer_file, end_of_text, settings.validation.fraction)
+    tokenize = TokenizePiece(
+        source.name, filters, settings.dir, f"{tokenizer_id} {tokenizer.end_id} {begin}", settings.validation.fraction
+    )
     pieces = corpus.pieces()
     done = _skip_groups(pieces, pairs[-1].next_piece if pairs else 0)
     meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
@@ -87,18 +86,18 @@ def build_source(
 
     funnel.skipped_files = dict(sorted(corpus.skipped.items()))
     funnel.write(folder, [step.rule for step in source.clean])
-    tokenizer = load_tokenizer(tokenizer_file)
-    vocabulary = vocabulary_size(tokenizer)
+    vocabulary = tokenizer.vocabulary_size
     for split in reversed(SPLITS):  # train last: its manifest marks the source as finished
         manifest = DatasetManifest(
             source=source.name,
             split=split,
             dtype=token_dtype(vocabulary).str,
             vocab_size=vocabulary,
-            special_ids={"end_of_text": end_of_text_id(tokenizer, end_of_text)},
+            special_ids={"end_of_text": tokenizer.end_id},
             tokenizer=tokenizer_id,
             parents={"corpus": pairs[-1].corpus, "tokenizer": tokenizer_id},
             shards=[shard for pair in pairs if (shard := pair.of(split)) is not None],
+            begin_of_text=begin.to_json(),
         )
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")

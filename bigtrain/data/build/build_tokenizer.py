@@ -15,15 +15,18 @@ from bigtrain.data.format.layout import Record, part_of, read_record, require_sa
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
+    DataTokenizer,
+    begin_in_record,
+    begin_of_text,
     check_vocabulary,
-    end_of_text_id,
-    load_tokenizer,
-    parse_tokenizer,
+    read_content,
     read_tokenizer,
+    require_begin_of_text,
     tokenizer_hash,
     train_tokenizer,
     vocabulary_size,
 )
+from bigtrain.data.format.tokenizer_content import CHAT_TEMPLATE, TokenizerContent, read_chat_template
 
 
 def build_tokenizer(
@@ -39,23 +42,31 @@ def build_tokenizer(
     record = read_record(settings.dir)
     if record is not None:
         _check(settings, record, request)
-        check_vocabulary(vocabulary_size(load_tokenizer(settings.dir)), vocab_size)
+        check_vocabulary(DataTokenizer.open(settings.dir).vocabulary_size, vocab_size)
         report("tokenizer: already there")
         return
     started = time.perf_counter()
     if settings.tokenizer.path is not None:
-        content = read_tokenizer(settings.tokenizer.path)
+        content = read_content(settings.tokenizer.path)
     else:
         check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
         report("tokenizer: training")
-        content = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, filters, workers))
-    tokenizer = parse_tokenizer(content)
-    end_of_text_id(tokenizer, settings.tokenizer.end_of_text)
-    tokens = vocabulary_size(tokenizer)
+        trained = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, filters, workers))
+        content = TokenizerContent.parse(trained, TOKENIZER_FILE)
+    begin = begin_of_text(settings.tokenizer, content)
+    tokens = vocabulary_size(content.library)
     check_vocabulary(tokens, vocab_size)
-    write_atomically(settings.dir / TOKENIZER_FILE, content)
-    write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(content)})
-    report(f"tokenizer: {tokens:,} tokens, {time.perf_counter() - started:.1f} s")
+    file = content.to_bytes()
+    write_atomically(settings.dir / TOKENIZER_FILE, file)
+    if settings.tokenizer.path is not None:
+        path = settings.tokenizer.path
+        template = read_chat_template(path if path.is_dir() else path.parent)
+        if template is not None:
+            write_atomically(settings.dir / CHAT_TEMPLATE, template.encode())
+    about_begin = {"begin_of_text": begin.to_json()} if begin.ids else {}
+    write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(file), **about_begin})
+    first = ", ".join(content.texts(begin.ids)) or "their first token"
+    report(f"tokenizer: {tokens:,} tokens, {time.perf_counter() - started:.1f} s; documents begin with {first}")
 
 
 def _check(settings: DataSettings, record: Record, request: Record) -> None:
@@ -64,6 +75,7 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
     found = tokenizer_hash(file.read_bytes()) if file.is_file() else "no file"
     if found != wanted:
         raise changed_error(file, found, wanted)
+    require_begin_of_text(settings.tokenizer, settings.dir, begin_in_record(record, settings.dir))
     if settings.tokenizer.path is not None:
         given = tokenizer_hash(read_tokenizer(settings.tokenizer.path))
         require_same(settings.dir, {"tokenizer hash": wanted}, {"tokenizer hash": given})

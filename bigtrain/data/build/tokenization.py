@@ -18,7 +18,8 @@ from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.build.workers import note
 from bigtrain.data.format.documents import Document, Piece, document_id
 from bigtrain.data.format.shards import TokenizedDocuments
-from bigtrain.data.format.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from bigtrain.data.format.tokenizer import DataTokenizer
+from bigtrain.data.format.tokenizer_content import one_error
 
 CHARACTERS_AT_ONCE = 1 << 20
 """Characters of text that are encoded at once, or one document."""
@@ -43,8 +44,10 @@ class TokenizePiece:
 
     source: str
     filters: Filters
-    tokenizer_file: Path
-    end_of_text: str
+    directory: Path
+    """The data folder, which has the tokenizer."""
+    identity: str
+    """What distinguishes its tokenizer from one that was there before."""
     validation_fraction: float
 
     def __call__(self, piece: Piece) -> TokenizedPiece:
@@ -55,15 +58,14 @@ class TokenizePiece:
         return TokenizedPiece(train, validation, selection.funnel, piece.extent, piece.continued)
 
     def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
-        tokenizer, end, vocabulary = _load(self.tokenizer_file, self.end_of_text)
-        dtype = token_dtype(vocabulary)
-        encoded = _encoded(tokenizer, [document for document in documents if document.ids is None])
+        closing = _load(self.directory, self.identity)
+        encodings = _encoded(closing.tokenizer, [each for each in documents if each.ids is None])
         arrays = [
-            np.array([*next(encoded), end], dtype) if document.ids is None else _closed(document, end, vocabulary)
+            closing.around(document, next(encodings) if document.ids is None else np.frombuffer(document.ids, "<u4"))
             for document in documents
         ]
         return TokenizedDocuments(
-            tokens=np.concatenate(arrays) if arrays else np.empty(0, dtype),
+            tokens=np.concatenate(arrays) if arrays else np.empty(0, token_dtype(closing.vocabulary)),
             lengths=[len(array) for array in arrays],
             ids=[document_id(self.source, document) for document in documents],
             files=[document.file for document in documents],
@@ -71,7 +73,45 @@ class TokenizePiece:
         )
 
 
-def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[int]]:
+@dataclass(frozen=True)
+class _Enclosed:
+    """Puts ids between the tokens that a document begins and ends with."""
+
+    tokenizer: Tokenizer
+    begin: npt.NDArray[np.unsignedinteger]
+    end: npt.NDArray[np.unsignedinteger]
+    """[1]"""
+    vocabulary: int
+
+    def around(self, document: Document, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.unsignedinteger]:
+        """The token ids of a document. Tokens that begin or end it are added where it does not have them.
+
+        Raises:
+            BigtrainError: an id is not in the vocabulary, or the end-of-text token is inside the document.
+        """
+        if (beyond := np.flatnonzero(ids >= self.vocabulary)).size:
+            raise BigtrainError(
+                f"document {document.position} of {document.file} has a token id that the tokenizer does not know",
+                found=f"id {ids[beyond[0]]} as token {beyond[0]} of {len(ids)}",
+                wanted=f"ids below {self.vocabulary}, the size of the vocabulary",
+                fix="set data.tokenizer.path to the tokenizer that these ids were made with",
+            )
+        first, last = 0, len(ids)
+        if document.ids is not None:
+            first = len(self.begin) if np.array_equal(ids[: len(self.begin)], self.begin) else 0
+            last -= int(last > first and ids[-1] == self.end[0])
+        text = ids[first:last]
+        if (inside := np.flatnonzero(text == self.end[0])).size:
+            raise BigtrainError(
+                f"document {document.position} of {document.file} has the end-of-text token inside",
+                found=f"id {self.end[0]} as token {first + inside[0]} of {len(ids)}",
+                wanted="the end-of-text token at the end of a document alone",
+                fix="split the document there, or set data.tokenizer.end_of_text to the token that ends documents",
+            )
+        return np.concatenate((self.begin, text.astype(self.begin.dtype), self.end))
+
+
+def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[npt.NDArray[np.uint32]]:
     """The token ids of each text. An encoding takes some 100 bytes for each byte of text, so few are held at once."""
     start = 0
     while start < len(documents):
@@ -82,9 +122,29 @@ def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[i
             end += 1
         group = documents[start:end]
         note(max(group, key=lambda document: len(document.text)))
-        for encoding in tokenizer.encode_batch_fast([document.text for document in group], add_special_tokens=False):
-            yield encoding.ids
+        yield from _encode(tokenizer, group)
         start = end
+
+
+def _encode(tokenizer: Tokenizer, documents: list[Document]) -> list[npt.NDArray[np.uint32]]:
+    """The ids of texts. Raises BigtrainError, which names the document, where the tokenizer cannot encode one."""
+    try:
+        encodings = tokenizer.encode_batch_fast([each.text for each in documents], add_special_tokens=False)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException:  # the library does not say which; a panic of it is no Exception
+        return [_encode_one(tokenizer, document) for document in documents]
+    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+
+def _encode_one(tokenizer: Tokenizer, document: Document) -> npt.NDArray[np.uint32]:
+    with one_error(
+        f"document {document.position} of {document.file} cannot be encoded",
+        found=ascii(document.text[:80]),
+        wanted="a text that the tokenizer has tokens for",
+        fix="use a tokenizer that has a token for unknown characters, or remove the document",
+    ):
+        return np.array(tokenizer.encode(document.text, add_special_tokens=False).ids, np.uint32)
 
 
 def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
@@ -92,23 +152,9 @@ def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
 
 
-def _closed(document: Document, end: int, vocabulary: int) -> npt.NDArray[np.unsignedinteger]:
-    """The token ids of a document, followed by the end-of-text token if they do not end with it."""
-    assert document.ids is not None
-    ids = np.frombuffer(document.ids, "<u4")
-    if (beyond := np.flatnonzero(ids >= vocabulary)).size:
-        raise BigtrainError(
-            f"document {document.position} of {document.file} has a token id that the tokenizer does not know",
-            found=f"id {ids[beyond[0]]} as token {beyond[0]} of {len(ids)}",
-            wanted=f"ids below {vocabulary}, the size of the vocabulary",
-            fix="set data.tokenizer.path to the tokenizer that these ids were made with",
-        )
-    closing = [] if ids[-1] == end else [end]
-    return np.concatenate((ids, closing)).astype(token_dtype(vocabulary))
-
-
 @lru_cache(maxsize=1)
-def _load(file: Path, end_of_text: str) -> tuple[Tokenizer, int, int]:
-    """A tokenizer, the id of its end-of-text token and the size of its vocabulary."""
-    tokenizer = load_tokenizer(file)
-    return tokenizer, end_of_text_id(tokenizer, end_of_text), vocabulary_size(tokenizer)
+def _load(directory: Path, identity: str) -> _Enclosed:
+    data = DataTokenizer.open(directory)
+    dtype = token_dtype(data.vocabulary_size)
+    begin, end = np.array(data.begin_of_text.ids, dtype), np.array([data.end_id], dtype)
+    return _Enclosed(data.for_documents(), begin, end, data.vocabulary_size)

@@ -1,7 +1,8 @@
 """The files of a data folder, and the settings that each part was built with.
 
     DIR/tokenizer.json            the tokenizer, in canonical form
-    DIR/build.json                the settings of the tokenizer, and its hash
+    DIR/build.json                the settings of the tokenizer, its hash, and what documents begin with
+    DIR/chat_template.jinja       the chat template that came with the tokenizer, for exports
     DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
     DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack_file.py)
     DIR/<source>/validation/      the same for the held-out documents
@@ -42,11 +43,11 @@ ABOUT_TRAINING = {"weight", "max_epochs", "streaming", "max_document_bytes"}
 
 
 def tokenizer_request(settings: DataSettings) -> Record:
-    """The settings that determine the tokenizer."""
+    """The settings that determine the tokenizer. What documents begin with is recorded beside them."""
     tokenizer = settings.tokenizer
     if tokenizer.path is not None:
         return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text}
-    return tokenizer.model_dump(mode="json")
+    return tokenizer.model_dump(mode="json", exclude={"begin_of_text"})
 
 
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, wraps
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, overload
+from typing import Annotated, Any, Literal, NotRequired, ParamSpec, TypeVar, overload
 
 import xxhash
 from pydantic import Field
@@ -201,6 +201,9 @@ class DatasetManifest:
     shards: list[ShardRecord]
     block_bytes: int = BLOCK_BYTES
     format: int = FORMAT
+    begin_of_text: dict[str, Any] | None = None
+    """What each document begins with, as `BeginOfText.to_json` gives it. None, which no manifest spells out, where it
+    is the first token of its text."""
 
     @cached_property
     def dataset_id(self) -> str:
@@ -231,6 +234,8 @@ class DatasetManifest:
     def _content(self) -> dict[str, Any]:
         """The content that the dataset id is a hash of."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.begin_of_text is None:  # so that the ids of datasets from before stay as they were
+            del content["begin_of_text"]
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
@@ -281,6 +286,7 @@ class _ManifestEntry(TypedDict):
     parents: dict[str, str]
     shards: Annotated[list[Any], Field(max_length=2**31)]
     block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
+    begin_of_text: NotRequired[dict[str, Any]]  # `BeginOfText.from_json` checks it
     format: int
 
 

@@ -8,18 +8,21 @@ tokenizer does.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bigtrain.base import BigtrainError, parse_json, read_regular
+from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import TokenizerSettings
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
+from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
+from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent
 
 TOKENIZER_FILE = "tokenizer.json"
-LARGEST = 1 << 28
-"""Bytes of a tokenizer file. One of a million tokens has some 50 million."""
 
 
 def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
@@ -30,7 +33,7 @@ def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
         min_frequency=settings.min_frequency,
-        special_tokens=[settings.end_of_text],
+        special_tokens=_special_tokens_to_train(settings),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -38,29 +41,25 @@ def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
     return canonical_form(tokenizer.to_str())
 
 
+def _special_tokens_to_train(settings: TokenizerSettings) -> list[str]:
+    begin = [] if settings.begin_of_text in ("auto", "none", settings.end_of_text) else [settings.begin_of_text]
+    return [settings.end_of_text, *begin]
+
+
 def read_tokenizer(path: Path) -> bytes:
     """The canonical form of a `tokenizer.json`, or of the one in a folder. Raises BigtrainError."""
+    return read_content(path).to_bytes()
+
+
+def read_content(path: Path) -> TokenizerContent:
+    """The content of a `tokenizer.json`, or of the one in a folder. Raises BigtrainError."""
     file = path / TOKENIZER_FILE if path.is_dir() else path
-    try:
-        text = read_regular(file, LARGEST).decode()
-        vocabulary_size(Tokenizer.from_str(text))
-        return canonical_form(text)
-    except Exception as error:  # the library raises plain Exception
-        raise BigtrainError(
-            f"data.tokenizer.path: no tokenizer can be read from {path}: {cause(error)}",
-            wanted="a tokenizer.json of the tokenizers library, or a folder that holds one",
-            fix="correct the path, or leave it out to train a tokenizer",
-        ) from None
-
-
-def cause(error: Exception) -> str:
-    """What went wrong with a file, without the path that a message names already."""
-    return str(error.found if isinstance(error, BigtrainError) and error.found else error)[:300]
+    return TokenizerContent.read(file, fix="correct data.tokenizer.path, or leave it out to train a tokenizer")
 
 
 def canonical_form(text: str) -> bytes:
     """The canonical form of a tokenizer file."""
-    return canonical_json(parse_json(text, TOKENIZER_FILE))
+    return canonical_json(json.loads(text))
 
 
 def tokenizer_hash(file: bytes) -> str:
@@ -69,34 +68,121 @@ def tokenizer_hash(file: bytes) -> str:
 
 
 def parse_tokenizer(file: bytes) -> Tokenizer:
-    """A tokenizer ready to encode documents.
+    """A tokenizer that decodes documents, and encodes texts other than those of special tokens as they were encoded.
 
     Text that spells a special token is encoded as ordinary text. Nothing is truncated or padded, whatever the file
     says.
     """
-    tokenizer = Tokenizer.from_str(file.decode())
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return TokenizerContent.parse(file, TOKENIZER_FILE).for_reading()
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a data folder (or the file itself). Raises BigtrainError if there is none."""
-    file = directory / TOKENIZER_FILE if directory.is_dir() else directory
+    """The tokenizer of a data folder (or the file itself), to decode documents. Raises BigtrainError without one."""
+    if directory.is_dir():
+        return DataTokenizer.open(directory).for_reading()
+    return _content_of(directory).for_reading()
+
+
+@dataclass(frozen=True)
+class DataTokenizer:
+    """The tokenizer of a data folder, and what documents there begin and end with."""
+
+    content: TokenizerContent
+    end_of_text: str
+    """The token that closes each document."""
+    begin_of_text: BeginOfText
+    """What each document begins with."""
+
+    @classmethod
+    def open(cls, directory: Path) -> DataTokenizer:
+        """The tokenizer of a data folder. Raises BigtrainError if there is none."""
+        content = _content_of(directory / TOKENIZER_FILE)
+        record = read_record(directory) or {}
+        settings = part_of(record, "tokenizer", dict, directory) if "tokenizer" in record else {}
+        end_of_text = settings.get("end_of_text", TokenizerSettings().end_of_text)
+        if not isinstance(end_of_text, str):
+            raise changed_error(directory / BUILD_RECORD, f"end_of_text {end_of_text!r:.100}", "a token")
+        return cls(content, end_of_text, begin_in_record(record, directory))
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that closes a document. Raises BigtrainError if the vocabulary lacks it."""
+        return end_of_text_id(self.content.library, self.end_of_text)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Largest token id plus one."""
+        return vocabulary_size(self.content.library)
+
+    @property
+    def special(self) -> set[str]:
+        """The tokens that end or begin a text."""
+        return {self.end_of_text, *self.content.texts(self.begin_of_text.ids)}
+
+    def for_reading(self) -> Tokenizer:
+        """The tokenizer that decodes documents."""
+        return self.content.for_reading(self.special)
+
+    def for_documents(self) -> Tokenizer:
+        """The tokenizer of documents, without what they begin and end with."""
+        return self.content.for_documents(self.special)
+
+    def for_prompts(self) -> Tokenizer:
+        """The tokenizer of prompts, which gives the ids that every exported form gives."""
+        return self.content.as_trained(self.end_of_text, self.begin_of_text).for_prompts()
+
+
+def begin_of_text(settings: TokenizerSettings, content: TokenizerContent) -> BeginOfText:
+    """What documents are to begin with, by `data.tokenizer.begin_of_text`.
+
+    Raises:
+        BigtrainError: the vocabulary lacks a token that documents are to begin or end with.
+    """
+    end = end_of_text_id(content.library, settings.end_of_text)
+    if settings.begin_of_text == "none":
+        return BeginOfText()
+    if settings.begin_of_text == "auto":
+        own = content.around.begin
+        content.texts(own)
+        return BeginOfText(own, before_prompts=True) if own else BeginOfText((end,), before_prompts=False)
+    begin: int | None = content.library.token_to_id(settings.begin_of_text)
+    if begin is None:
+        raise BigtrainError(
+            f"data.tokenizer.begin_of_text: the tokenizer has no token {settings.begin_of_text!r}",
+            found=_special_tokens(content.library),
+            wanted="auto, none, or a token of the tokenizer",
+            fix="set data.tokenizer.begin_of_text to the token that begins a text, or remove it",
+        )
+    return BeginOfText((begin,), before_prompts=True)
+
+
+def begin_in_record(record: Record, folder: Path) -> BeginOfText:
+    """What documents begin with by the `build.json` of a data folder. Raises BigtrainError."""
+    return BeginOfText.from_json(record.get("begin_of_text"), folder / BUILD_RECORD)
+
+
+def require_begin_of_text(settings: TokenizerSettings, folder: Path, built: BeginOfText) -> None:
+    """Refuse data whose documents begin otherwise than the settings say; `auto` takes them as they are."""
+    content = _content_of(folder / TOKENIZER_FILE)
+    if settings.begin_of_text != "auto" and begin_of_text(settings, content) != built:
+        raise BigtrainError(
+            f"{folder} was built with another data.tokenizer.begin_of_text",
+            found=f"documents that begin with {', '.join(content.texts(built.ids)) or 'their first token'}",
+            wanted=f"data.tokenizer.begin_of_text {settings.begin_of_text}",
+            fix=f"remove data.tokenizer.begin_of_text, or set another data.dir, or remove {folder} to build it again",
+        )
+
+
+def require_same_begin(folder: Path, manifest: DatasetManifest, begin: BeginOfText) -> None:
+    """Refuse a dataset whose documents begin with something else than its data folder says. Raises BigtrainError."""
+    found = BeginOfText.from_json(manifest.begin_of_text, folder / MANIFEST)
+    require_same(folder, {"begin_of_text": found}, {"begin_of_text": begin})
+
+
+def _content_of(file: Path) -> TokenizerContent:
     if not file.is_file():
         raise BigtrainError(f"there is no tokenizer at {file}", fix="build the data first: bigtrain data build CONFIG")
-    try:
-        tokenizer = parse_tokenizer(read_regular(file, LARGEST))
-        vocabulary_size(tokenizer)
-    except Exception as error:  # the library raises plain Exception
-        raise BigtrainError(
-            f"no tokenizer can be read from {file}",
-            found=cause(error),
-            wanted="a tokenizer.json of the tokenizers library",
-            fix="restore the file, or remove the data folder and build it again",
-        ) from error
-    return tokenizer
+    return TokenizerContent.parse(read_regular(file, TOKENIZER_BYTES), file)
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -108,14 +194,18 @@ def end_of_text_id(tokenizer: Tokenizer, end_of_text: str) -> int:
     """Id of the token that closes a document. Raises BigtrainError if the vocabulary lacks it."""
     token_id: int | None = tokenizer.token_to_id(end_of_text)
     if token_id is None:
-        special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         raise BigtrainError(
             f"data.tokenizer.end_of_text: the tokenizer has no token {end_of_text!r}",
-            found=", ".join(special[:8]) or "no special tokens",
+            found=_special_tokens(tokenizer),
             wanted=end_of_text,
             fix="set data.tokenizer.end_of_text to the special token that ends a text",
         )
     return token_id
+
+
+def _special_tokens(tokenizer: Tokenizer) -> str:
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    return ", ".join(special[:8]) or "no special tokens"
 
 
 def check_vocabulary(tokens: int, embedding_rows: int) -> None:

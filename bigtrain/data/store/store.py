@@ -17,7 +17,14 @@ from bigtrain.data.format.layout import Split, part_of, read_record, require_sam
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns
-from bigtrain.data.format.tokenizer import TOKENIZER_FILE, check_vocabulary, tokenizer_hash
+from bigtrain.data.format.tokenizer import (
+    TOKENIZER_FILE,
+    begin_in_record,
+    check_vocabulary,
+    require_begin_of_text,
+    require_same_begin,
+    tokenizer_hash,
+)
 from bigtrain.data.store.mirror import Mirror, open_mirror
 
 Tokens = npt.NDArray[np.unsignedinteger]
@@ -198,6 +205,8 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     if record is None or not tokenizer_file.is_file():
         raise _not_built(settings.dir)
     require_same(settings.dir, part_of(record, "tokenizer", dict, settings.dir), tokenizer_request(settings))
+    begin = begin_in_record(record, settings.dir)
+    require_begin_of_text(settings.tokenizer, settings.dir, begin)
     tokenizer = tokenizer_hash(read_regular(tokenizer_file))
     datasets = []
     for source in settings.sources:
@@ -208,6 +217,7 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
         require_same(folder, record, source_request(source, settings, tokenizer))
         dataset = Dataset(folder / split, mirror)
         require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
+        require_same_begin(dataset.directory, dataset.manifest, begin)
         check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
         if split == "train" and not dataset.tokens:
             raise _not_built(dataset.directory)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from bigtrain.base import BigtrainError, read_regular
@@ -18,7 +19,8 @@ from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord,
 from bigtrain.data.format.pack_file import MANIFEST_PATTERNS, PackManifest, ShardPack, find_packs
 from bigtrain.data.format.remote_files import Remote, TooLongError
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, tokenizer_hash
-from bigtrain.data.store.store import TokenShard
+from bigtrain.data.format.tokenizer_content import BeginOfText
+from bigtrain.data.store.store import Tokens, TokenShard
 
 Fetched = Callable[[list[FileRecord], Path], AbstractContextManager[None]]
 """Makes files of a folder available for as long as its context lasts, if they exist."""
@@ -190,6 +192,12 @@ def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: Verif
     return len(report.problems) > before
 
 
+def _begins_with(tokens: Tokens, starts: npt.NDArray[np.int64], ids: tuple[int, ...]) -> bool:
+    """Whether these ids stand at every start."""
+    last = len(tokens) - 1
+    return all(bool(np.all(tokens[np.minimum(starts + place, last)] == id)) for place, id in enumerate(ids))
+
+
 def _verify_content(
     shard: TokenShard, directory: Path, record: ShardRecord, manifest: DatasetManifest, report: VerifyReport
 ) -> None:
@@ -205,6 +213,8 @@ def _verify_content(
         report.problems.append(f"{doc}: the offsets do not rise from 0 to the number of tokens")
     elif np.any(tokens[offset[1:] - 1] != manifest.end_of_text):
         report.problems.append(f"{tok}: a document does not end with the end-of-text token {manifest.end_of_text}")
+    elif not _begins_with(tokens, offset[:-1], BeginOfText.from_json(manifest.begin_of_text, directory).ids):
+        report.problems.append(f"{tok}: a document does not begin with {manifest.begin_of_text}")
     if len(tokens) and tokens.max() >= manifest.vocab_size:
         where = int(np.argmax(tokens >= manifest.vocab_size))
         report.problems.append(f"{tok}: id {tokens[where]} at token {where:,}, vocabulary {manifest.vocab_size:,}")
