@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-_SYMBOLS: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {
-    0x7F: 0x2421
-}
-_CODES: dict[int, int | str] = {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
-_BIDIRECTIONAL: dict[int, int | str] = {
-    code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
-_HALVES: dict[int, int | str] = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
-_TABLE = _SYMBOLS | _CODES | _BIDIRECTIONAL | _HALVES
+_TABLE: dict[int, int | str] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_TABLE[0x7F] = 0x2421
+_TABLE |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+_TABLE |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # bidirectional
+_TABLE |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 
 
 def show_controls(text: str) -> str:
