@@ -19,6 +19,7 @@ safetensors_header  the header of a safetensors file
 to_json             results of commands as JSON
 format              numbers as a person writes them
 version             the version of bigtrain
+visible             shows control characters of text that may hold anything
 """
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
@@ -42,6 +43,7 @@ from bigtrain.base.files import (
     commit_file,
     fsync_directory,
     naming,
+    open_temporary,
     temporary_of,
     write_atomically,
 )
@@ -68,11 +70,12 @@ from bigtrain.base.launcher_protocol import (
     report_step,
 )
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
-from bigtrain.base.records import RECORD_BYTES, STRICT, as_record, parse_json, read_json, read_regular
+from bigtrain.base.records import RECORD_BYTES, STRICT, as_entry, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.streams import in_utf8, keep_streams
 from bigtrain.base.to_json import to_json
 from bigtrain.base.version import __version__
+from bigtrain.base.visible import show_controls
 
 __all__ = [
     "CORRUPTED",
@@ -105,6 +108,7 @@ __all__ = [
     "__version__",
     "adopt_rank",
     "altered",
+    "as_entry",
     "as_record",
     "bare_name",
     "boot_id",
@@ -137,6 +141,7 @@ __all__ = [
     "naming",
     "number_of",
     "of_shell",
+    "open_temporary",
     "parse_json",
     "process_seconds",
     "quantity",
@@ -149,6 +154,7 @@ __all__ = [
     "report_step",
     "safetensors_header",
     "seconds_before_this_process",
+    "show_controls",
     "shows_tracebacks",
     "store_address",
     "temporary_of",

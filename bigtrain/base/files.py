@@ -32,7 +32,11 @@ def temporary_of(path: Path) -> Path:
 
 
 def write_atomically(
-    path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], *, durable: bool = True
+    path: Path,
+    content: str | bytes | memoryview | Callable[[BinaryIO], object],
+    *,
+    durable: bool = True,
+    follow_link: bool = True,
 ) -> None:
     """Write a file whole or not at all. Until it is whole, an existing file keeps its content.
 
@@ -43,23 +47,36 @@ def write_atomically(
         content: the text (written as UTF-8), the bytes, or a function that writes them to an open binary file.
         durable: flush the file and its folder to the disk, which takes milliseconds. Without it, a file that was
             written before the machine lost power may be missing or old, but a killed process never leaves a part.
+        follow_link: without it, the file replaces a symbolic link: another person may have made it, in a folder of
+            theirs, and it may point to anything.
 
     Raises:
         OSError: the disk is full or fails, or the folder may not be written. It names the file.
     """
     with naming(path):
+        if follow_link or not path.is_symlink():
+            if path.exists() and not path.is_file():
+                with path.open("wb") as file:
+                    _fill(file, content)
+                return
+            path = path.resolve()
         _write(path, content, durable)
 
 
+def open_temporary(path: Path) -> BinaryIO:
+    """Open a new, empty file under the temporary name of `path`; what was under that name before is removed.
+
+    So a symbolic link there is never written through. Raises OSError.
+    """
+    temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)
+    return temporary.open("xb")
+
+
 def _write(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object], durable: bool) -> None:
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            _fill(file, content)
-        return
-    path = path.resolve()
     temporary = temporary_of(path)
     try:
-        with temporary.open("wb") as file:
+        with open_temporary(path) as file:
             _fill(file, content)
             commit_file(file, path, durable=durable)
     except BaseException:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from bigtrain.base.errors import BigtrainError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import ConfigDict, TypeAdapter
 
 RECORD_BYTES = 64 << 20
@@ -43,7 +45,9 @@ def read_regular(path: Path, limit: int = RECORD_BYTES) -> bytes:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
                 raise _unreadable(path, "a folder, a pipe or a device", "a regular file")
-            content = file.read(limit + 1)
+            content = file.read(min(limit, about.st_size) + 1)  # a buffer of this size is made first
+            while len(content) <= limit and (more := file.read(1 << 20)):  # it grew, or is in /proc
+                content += more
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
@@ -89,11 +93,29 @@ def as_record(kind: type[Record], value: Any, where: object) -> Record:
     Raises:
         BigtrainError: the value is not of this type; it names the first field that is wrong.
     """
+    # By JSON's rules, in which an object makes a strict dataclass.
+    return _validated(kind, lambda adapter: adapter.validate_json(json.dumps(value)), where)
+
+
+def as_entry(kind: type[Record], value: Any, where: object) -> Record:
+    """Check one of very many parsed JSON values against a TypedDict, which it is then.
+
+    Args:
+        kind: a TypedDict that has `__pydantic_config__ = STRICT`. Dataclasses in it are not made: see `as_record`.
+        value: what was parsed.
+        where: the file that it came from, for the message.
+
+    Raises:
+        BigtrainError: the value is not of this type; it names the first field that is wrong.
+    """
+    return _validated(kind, lambda adapter: adapter.validate_python(value), where)
+
+
+def _validated(kind: type[Record], validate: Callable[[TypeAdapter[Any]], Any], where: object) -> Record:
     from pydantic import ValidationError  # takes a tenth of a second, which the launcher does not need
 
     try:
-        # By JSON's rules, in which an object makes a strict dataclass.
-        record: Record = _adapter(cast("Any", kind)).validate_json(json.dumps(value))
+        record: Record = validate(_adapter(cast("Any", kind)))
         return record
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]

@@ -30,7 +30,7 @@ from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
-from bigtrain.config import CheckpointSettings
+from bigtrain.config import CheckpointSettings, refuse_masked
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class StorageTiers:
             BigtrainError: the protocol of `checkpoint.dir` is unknown, or its package is not installed.
         """
         settings = settings or CheckpointSettings()
+        if settings.dir is not None:
+            refuse_masked("checkpoint.dir", settings.dir)
         local = None
         if settings.local_dir is not None:
             root = run_dir.resolve()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bigtrain.base import to_json
-from bigtrain.cli.printing import JsonOption, RunArgument, print_json, print_table
+from bigtrain.cli.printing import JsonOption, RunArgument, echo, print_json, print_table
 
 app = typer.Typer(help="List, verify, compare and remove committed checkpoints.", no_args_is_help=True)
 
@@ -24,7 +24,7 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
         records = [to_json(row) for row in rows]
         print_table(f"Checkpoints of {run}", list(records[0]), [list(record.values()) for record in records])
     else:
-        typer.echo(f"{run} has no committed checkpoint")
+        echo(f"{run} has no committed checkpoint")
 
 
 @app.command()
@@ -42,7 +42,7 @@ def verify(
     else:
         for result in results:
             problems = "; ".join(result.problems) or "every byte is right"
-            typer.echo(f"{result.checkpoint}: {problems}")
+            echo(f"{result.checkpoint}: {problems}")
     if any(result.problems for result in results):
         raise typer.Exit(1)
 
@@ -62,7 +62,7 @@ def diff(
     if as_json:
         print_json(difference)
     else:
-        typer.echo("\n".join(say_diff(difference)))
+        echo("\n".join(say_diff(difference)))
 
 
 @app.command()
@@ -81,13 +81,16 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove old checkpoints; the newest verified one always stays."""
+    from bigtrain.rundir import RunDirectory
+    from bigtrain.train import refuse_checkpoints_of_others
     from bigtrain.trained import prune_checkpoints
 
+    refuse_checkpoints_of_others(RunDirectory.of_existing_run(run))
     pruned = prune_checkpoints(run, keep, keep_every, dry_run=dry_run)
     if as_json:
         print_json(pruned)
         return
     for path in pruned.removed:
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+        echo(f"{'would remove' if dry_run else 'removed'} {path}")
     if not pruned.removed:
-        typer.echo("nothing to remove")
+        echo("nothing to remove")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, print_json, print_table
+from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, echo, print_json, print_table
 from bigtrain.cli.results import KeyDifference
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def show(
     if as_json:
         print_json(settings.model_dump(mode="json"))
     else:
-        typer.echo(dump_settings(settings), nl=False)
+        echo(dump_settings(settings), nl=False)
 
 
 @app.command()
@@ -45,7 +45,7 @@ def explain(
     if as_json:
         print_json(explanation.as_dict())
     else:
-        typer.echo(str(explanation))
+        echo(str(explanation))
 
 
 @app.command()
@@ -64,7 +64,7 @@ def diff(
         rows = [(d.key, to_yaml_line(d.left), to_yaml_line(d.right)) for d in differences]
         print_table("Settings that differ", ("key", str(left), str(right)), rows)
     else:
-        typer.echo("the same settings")
+        echo("the same settings")
 
 
 def _settings_at(path: Path, overrides: Sequence[str] = ()) -> Settings:

@@ -12,6 +12,7 @@ from bigtrain.cli.printing import (
     OverridesArgument,
     RunArgument,
     TakesOverrides,
+    echo,
     print_json,
     print_table,
     say,
@@ -78,15 +79,15 @@ def funnel(
             for what, count, share in funnel.rows()
         ]
         print_table(source, ("", "documents", "share", "MB as read"), rows)
-        typer.echo(f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens")
+        echo(f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens")
         if funnel.skipped_files:
-            typer.echo(describe_skipped(funnel.skipped_files))
+            echo(describe_skipped(funnel.skipped_files))
         for removal in funnel.removed if examples else ():
             for example in removal.examples:
-                typer.echo(f"\n{removal.rule}: {removal.reason}: {example['file']}:{example['position']}")
+                echo(f"\n{removal.rule}: {removal.reason}: {example['file']}:{example['position']}")
                 if "evidence" in example:
-                    typer.echo(f"because of: {example['evidence']}")
-                typer.echo(example["text"])
+                    echo(f"because of: {example['evidence']}")
+                echo(example["text"])
 
 
 @app.command()
@@ -102,8 +103,8 @@ def verify(
         print_json(VerifiedData(**report.to_json()))
     else:
         for problem in report.problems:
-            typer.echo(problem)
-        typer.echo(
+            echo(problem)
+        echo(
             f"{place}: {report.tokens:,} tokens of {report.documents:,} documents in {report.shards} shards; "
             + (f"{len(report.problems)} problems" if report.problems else f"all {report.blocks:,} blocks are right")
         )
@@ -132,8 +133,8 @@ def where(
     ]
     if text:
         for sample, part, origin in parts:
-            typer.echo(f"--- {sample.position}: {origin}, tokens {part.start}-{part.end} of {part.tokens}, {part.id}")
-            typer.echo(part.text)
+            echo(f"--- {sample.position}: {origin}, tokens {part.start}-{part.end} of {part.tokens}, {part.id}")
+            echo(part.text)
     else:
         columns = ("", "sample", "epoch", "sequence", "document", "tokens", "of", "id")
         rows = [
@@ -151,7 +152,7 @@ def where(
         ]
         print_table(f"Step {step} of {run}", columns, rows)
     recorded = "the same as in metrics.jsonl" if found.recorded_digest else "not in metrics.jsonl yet"
-    typer.echo(
+    echo(
         f"{len(parts)} parts of documents in {len(found.samples)} samples; "
         f"batch digest {found.batch_digest}, {recorded}"
     )
@@ -173,7 +174,7 @@ def when(
     which = found.document
     name = f"{which.source}:{which.file}:{which.position} ({which.tokens} tokens, {which.id})"
     if which.held_out:
-        typer.echo(f"{name} is held out for validation: it is never trained on")
+        echo(f"{name} is held out for validation: it is never trained on")
         return
     columns = ("step", "epoch", "sample", "sequence", "tokens", "")
     rows = [
@@ -182,7 +183,7 @@ def when(
     ]
     print_table(name, columns, rows)
     steps = {row.step: row.done for row in found.appearances if row.labelled}
-    typer.echo(
+    echo(
         f"in {len(steps)} of {found.total_steps} steps, {sum(steps.values())} of them done "
         f"(the run is at step {found.newest_step})"
     )
@@ -207,16 +208,16 @@ def diff(
     parting = found.same_before
     if parting is None:
         differs = f"they differ in {', '.join(found.differs)}, and every batch is the same"
-        typer.echo(differs if found.differs else f"the same plan, {found.plans[0]}")
+        echo(differs if found.differs else f"the same plan, {found.plans[0]}")
         return
-    typer.echo(
+    echo(
         f"they differ in {', '.join(found.differs)}; all batches before step {parting.step:,} are the same "
         f"(sample {parting.sample:,}, {parting.tokens:,} tokens)"
     )
     for path, consumed in zip((one, other), found.consumed, strict=True):
         if consumed is not None:
             may = "may change over to the other" if consumed <= parting.sample else "has gone too far to change"
-            typer.echo(f"{path} has done {consumed:,} samples: it {may}")
+            echo(f"{path} has done {consumed:,} samples: it {may}")
 
 
 @app.command()
@@ -228,7 +229,7 @@ def card(run: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(RunDataCard(**document))
     else:
-        typer.echo(markdown, nl=False)
+        echo(markdown, nl=False)
 
 
 @app.command()
@@ -243,7 +244,7 @@ def index(
     if as_json:
         print_json(paths)
     else:
-        typer.echo("\n".join(paths))
+        echo("\n".join(paths))
 
 
 def _state(appearance: AppearanceInStep) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain.cli.printing import JsonOption, OverridesArgument, print_json
+from bigtrain.cli.printing import JsonOption, OverridesArgument, echo, print_json
 
 if TYPE_CHECKING:
     from bigtrain.doctor import DoctorReport
@@ -34,7 +34,7 @@ def doctor(
         if as_json:
             print_json(report.as_dict())
         else:
-            typer.echo("\n".join(lines(report)))
+            echo("\n".join(lines(report)))
     raise typer.Exit(0 if report.ok else 1)
 
 

@@ -33,7 +33,7 @@ from bigtrain.cli import (
     run_commands,
     submit_commands,
 )
-from bigtrain.cli.printing import TakesOverrides
+from bigtrain.cli.printing import TakesOverrides, say
 from bigtrain.config import without_secrets
 
 app = typer.Typer(
@@ -98,7 +98,7 @@ def main() -> None:
         message = error if isinstance(error, BigtrainError) else disk_error(error)
         if message is None:
             report_end("crashed")
-            traceback.print_exc()
+            say(without_secrets("".join(traceback.format_exception(error))))
             status = CRASHED
         else:
             if speaks(message):
@@ -113,8 +113,8 @@ def main() -> None:
 
 def _print(message: BigtrainError, error: Exception) -> None:
     if shows_tracebacks():
-        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
-    print(without_secrets(f"error: {message}"), file=sys.stderr)
+        say(without_secrets("".join(traceback.format_exception(error))))
+    say(without_secrets(f"error: {message}"))
 
 
 def speaks(error: BigtrainError) -> bool:

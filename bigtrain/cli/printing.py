@@ -1,4 +1,7 @@
-"""Printing results: a table for people, one JSON document for programs."""
+"""Printing results: a table for people, one JSON document for programs.
+
+Every command prints through this module, since what it prints may be a stranger's: see `bigtrain.base.show_controls`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from bigtrain.base import to_json
+from bigtrain.base import show_controls, to_json
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -59,14 +62,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.table import Table
     from rich.text import Text  # rich would take [brackets] in a plain str for markup
 
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    table = Table(title=Text(show_controls(title)), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(show_controls(column)), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*[Text(str(cell)) for cell in row])
+        table.add_row(*[Text(show_controls(str(cell))) for cell in row])
     Console().print(table)
 
 
 def say(line: str) -> None:
     """A line of progress on stderr, so that stdout holds results only."""
-    print(line, file=sys.stderr, flush=True)
+    print(show_controls(line), file=sys.stderr, flush=True)
+
+
+def echo(text: object = "", *, nl: bool = True) -> None:
+    """Text on stdout, with its control characters shown. `nl`: with a line break at its end."""
+    typer.echo(show_controls(str(text)), nl=nl)

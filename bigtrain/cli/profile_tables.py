@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from bigtrain.base import gibibytes, quantity
-from bigtrain.cli.printing import print_table
+from bigtrain.cli.printing import echo, print_table
 from bigtrain.trials import Profile
 
 OPERATORS_SHOWN = 15
@@ -15,7 +13,7 @@ def print_profile(found: Profile) -> None:
     """Print the three tables and the paths of the files."""
     ms = 1000
     kind = "the datasheet's" if found.peak["source"] == "datasheet" else "the measured matmul peak"
-    typer.echo(
+    echo(
         f"{found.run}, {found.world_size} process(es): {found.step_seconds * ms:.1f} ms a step, "
         f"{quantity(found.tokens_per_second)} tokens/s, MFU {found.mfu:.1%} ({found.mfu_causal:.1%} causal) of {kind} "
         f"{found.peak['flops'] / 1e12:.4g} TFLOP/s"
@@ -24,8 +22,8 @@ def print_profile(found: Profile) -> None:
         seconds = sum(row.seconds for row in products)
         rate = sum(row.seconds * (row.flops_per_second or 0) for row in products) / seconds
         share = sum(row.share for row in products)
-        typer.echo(f"matrix products: {share:.0%} of a step on a rank, at {rate / 1e12:.4g} TFLOP/s")
-    typer.echo(f"under the profiler, where the second table is from: {found.traced_step_seconds * ms:.1f} ms a step\n")
+        echo(f"matrix products: {share:.0%} of a step on a rank, at {rate / 1e12:.4g} TFLOP/s")
+    echo(f"under the profiler, where the second table is from: {found.traced_step_seconds * ms:.1f} ms a step\n")
     print_table(
         "Where the time of a step goes",
         ["part", "ms", "share"],
@@ -60,4 +58,4 @@ def print_profile(found: Profile) -> None:
         ["what", "size", "share"],
         [[what, gibibytes(size), f"{size / found.peak_bytes:.1%}"] for what, size in found.memory.items()],
     )
-    typer.echo("\n".join(found.files))
+    echo("\n".join(found.files))

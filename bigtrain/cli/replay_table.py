@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from bigtrain.cli.printing import print_table
+from bigtrain.cli.printing import echo, print_table
 
 if TYPE_CHECKING:
     from bigtrain.trials import Replay
@@ -21,8 +19,8 @@ def print_replay(found: Replay, *, documents: int, text: bool) -> None:
     if text:
         for document in shown:
             origin = f"{document.source}:{document.file}:{document.position}"
-            typer.echo(f"--- loss {document.loss:.4f} over {document.loss_tokens} tokens, {origin}")
-            typer.echo((document.text or "")[:EXCERPT])
+            echo(f"--- loss {document.loss:.4f} over {document.loss_tokens} tokens, {origin}")
+            echo((document.text or "")[:EXCERPT])
     else:
         rows = [
             (
@@ -36,11 +34,11 @@ def print_replay(found: Replay, *, documents: int, text: bool) -> None:
         ]
         print_table(f"Step {found.step} of {found.run}", ("document", "loss", "labels", "tokens", "id"), rows)
     if len(shown) < len(found.documents):
-        typer.echo(f"{len(shown)} of {len(found.documents)} documents, those with the highest loss")
+        echo(f"{len(shown)} of {len(found.documents)} documents, those with the highest loss")
     for change in found.changed:
-        typer.echo(f"{change.key} was {change.then} at the checkpoint and is {change.now} now")
-    typer.echo(f"loss {found.loss!r}, gradient norm {found.grad_norm!r}, batch digest {found.batch_digest}")
-    typer.echo(_compared(found))
+        echo(f"{change.key} was {change.then} at the checkpoint and is {change.now} now")
+    echo(f"loss {found.loss!r}, gradient norm {found.grad_norm!r}, batch digest {found.batch_digest}")
+    echo(_compared(found))
 
 
 def _compared(found: Replay) -> str:

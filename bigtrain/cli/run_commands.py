@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bigtrain.base import keep_streams
-from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, print_json, print_table, say
+from bigtrain.cli.printing import JsonOption, OverridesArgument, RunArgument, echo, print_json, print_table, say
 
 
 class Format(StrEnum):
@@ -251,9 +251,9 @@ def export(
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{out}: {result.parameters:,} parameters of step {result.step} for Hugging Face transformers")
+        echo(f"{out}: {result.parameters:,} parameters of step {result.step} for Hugging Face transformers")
         if sentence := result.sentence:
-            typer.echo(sentence)
+            echo(sentence)
 
 
 def import_(
@@ -272,10 +272,10 @@ def import_(
     if as_json:
         print_json(result)
         return
-    typer.echo(f"{out}: {result.parameters:,} parameters, {result.family}")
+    echo(f"{out}: {result.parameters:,} parameters, {result.family}")
     if sentence := result.sentence:
-        typer.echo(sentence)
-    typer.echo(f"to go on training it, see {result.model}")
+        echo(sentence)
+    echo(f"to go on training it, see {result.model}")
 
 
 def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
@@ -285,12 +285,12 @@ def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | Non
     if as_json:
         print_json(result)
         return
-    typer.echo(
+    echo(
         f"{result.out}: {result.parameters:,} parameters of step {result.step} in {result.dtype}, "
         f"llama.cpp's network {result.architecture}"
     )
     if result.logit_difference is not None:
-        typer.echo(
+        echo(
             f"loaded with llama.cpp: it cuts text as we do, its logits differ by {result.logit_difference:.2g} of "
             f"their standard deviation, its {result.greedy_tokens} greedy tokens are ours or nearly tied with them"
         )
@@ -310,7 +310,7 @@ def report(
     if as_json:
         print_json(summary.numbers)
     else:
-        typer.echo(str(summary))
+        echo(str(summary))
 
 
 def runs(

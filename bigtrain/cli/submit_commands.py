@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigtrain.base import BigtrainError
-from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, print_json, say
+from bigtrain.cli.printing import JsonOption, OverridesArgument, TakesOverrides, echo, print_json, say
 from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 
 if TYPE_CHECKING:
@@ -170,10 +170,10 @@ def slurm(
         print_json(SlurmSubmission(numbers, made))
     elif asked.dry_run:
         for command in made:
-            typer.echo(shlex.join(command))
+            echo(shlex.join(command))
     else:
         for number in numbers:
-            typer.echo(number)
+            echo(number)
         say(f"follow it with: tail -F {job.settings.run_dir}/logs/slurm-{numbers[0]}.out")
 
 
@@ -221,7 +221,7 @@ def kubernetes(
     if asked.as_json:
         print_json(KubernetesSubmission(made, printed))
     else:
-        typer.echo(as_yaml(made) if asked.dry_run else printed, nl=False)
+        echo(as_yaml(made) if asked.dry_run else printed, nl=False)
 
 
 app.command("slurm", cls=TakesOverrides)(for_a_cluster(slurm))

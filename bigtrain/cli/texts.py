@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, show_controls
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:
@@ -60,5 +60,5 @@ class InTurn:
             self._print(self._waiting[self._now])
 
     def _print(self, text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(show_controls(text))
         sys.stdout.flush()

@@ -2,16 +2,16 @@
 
 import sys
 
-from bigtrain.base import BigtrainError, check_temporary_folder
+from bigtrain.base import BigtrainError, check_temporary_folder, show_controls
 
 
 def main() -> int:
     """Start the launcher, whose libraries need a folder for temporary files when they are imported."""
     try:
         if warning := check_temporary_folder():
-            print(f"warning: {warning}", file=sys.stderr)
+            print(show_controls(f"warning: {warning}"), file=sys.stderr)
     except BigtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(show_controls(f"error: {error}"), file=sys.stderr)
         return error.status
     from bigtrain.launcher.torchrun import main as launch
 

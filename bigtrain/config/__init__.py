@@ -53,7 +53,7 @@ from bigtrain.config.mathematics import mathematics
 from bigtrain.config.model_settings import ModelSettings, RopeScaling
 from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
 from bigtrain.config.reference import reference
-from bigtrain.config.secrets import hide_secrets, with_bare_urls, without_secrets
+from bigtrain.config.secrets import HIDDEN, hide_secrets, is_masked, refuse_masked, with_bare_urls, without_secrets
 from bigtrain.config.settings import (
     CheckpointSettings,
     EvaluateSettings,
@@ -69,6 +69,7 @@ from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
     "FAMILIES",
+    "HIDDEN",
     "BatchSchedule",
     "C4Settings",
     "CheckpointSettings",
@@ -109,10 +110,12 @@ __all__ = [
     "flat",
     "general",
     "hide_secrets",
+    "is_masked",
     "load_settings",
     "mathematics",
     "read_document",
     "reference",
+    "refuse_masked",
     "require_whole_partitions",
     "schema",
     "to_yaml",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_serializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
-from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
+from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, UnitInterval
 
 # After CleanStep's validator pydantic no longer knows that the input was JSON, where a list may stand for a tuple.
 _FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from bigtrain.config.cleaning import CleanStep
-from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, Section, UserPath
+from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, PositiveInt, Section, UserPath
 
 
 class TokenizerSettings(Section):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from bigtrain.config.section import NonNegativeFloat, Section, UnitInterval
+from bigtrain.config.section import NonNegativeFloat, PositiveInt, Section, UnitInterval
 
 
 class EngineSettings(Section):

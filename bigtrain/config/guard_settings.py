@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from bigtrain.config.section import Section
+from bigtrain.config.section import NonNegativeInt, PositiveInt, Section
 
 
 class GuardSettings(Section):

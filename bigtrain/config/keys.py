@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from bigtrain.config.section import LARGEST
 from bigtrain.config.settings import Settings
 
 
@@ -118,7 +119,7 @@ def _as_text(schema: dict[str, Any]) -> str:
     match schema["type"]:
         case "integer":
             least = schema["exclusiveMinimum"] + 1 if "exclusiveMinimum" in schema else schema["minimum"]
-            at_most = f" and at most {schema['maximum']}" if "maximum" in schema else ""
+            at_most = f" and at most {schema['maximum']}" if schema.get("maximum", LARGEST) != LARGEST else ""
             return f"a whole number, at least {least}{at_most}"
         case "number":
             return "a number" + _range_as_text(schema)

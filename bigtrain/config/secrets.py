@@ -10,26 +10,43 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+from bigtrain.base import BigtrainError
 
 HIDDEN = "***"
 SHORTEST = 16
 """Shorter values of environment variables are not searched for: they occur in other text by chance."""
+SHORTEST_PASSWORD = 8
+"""The same for passwords, which people choose, if they are more than a word or a number."""
 
-_NAME = r"(?:password|passwd|secret|token|signature|credential|api_?key|access_?key|\bsig\b)"
-_VARIABLE = re.compile(r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|KEY)(?:_ID)?$", re.IGNORECASE)
-_PASSWORD = re.compile(r"""\b([a-z][a-z0-9+.-]*://[^/\s:@"']*):[^/\s@"']+@""", re.IGNORECASE)
+_NAME = (
+    r"(?:password|passwd|passphrase|secret|token|signature|credential|api_?key|access_?key"
+    r"|\b(?:sig|key|pwd|pass|pat|auth)\b)"
+)
+_PASSWORD_VARIABLE = re.compile(r"PASSWORD$|PASSWD$|(?:^|_)PASS$|^SSHPASS$|_PWD$|PASSPHRASE$", re.IGNORECASE)
+_VARIABLE = re.compile(
+    r"(?:SECRET|TOKEN|(?:^|_)(?:CREDENTIALS?|KEY|PAT|AUTH|AUTHORIZATION))(?:_ID)?$|" + _PASSWORD_VARIABLE.pattern,
+    re.IGNORECASE,
+)
+_KNOWN_TOKEN = re.compile(
+    r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[A-Za-z0-9_-]{16,}|\bsk-[A-Za-z0-9_-]*[A-Za-z0-9]{20,}"
+)
+_BEARER = re.compile(r"\b((?:Authorization[\"']?: *[\"']?[a-z]+|Bearer) +)[A-Za-z0-9._~+/=-]{16,}", re.IGNORECASE)
+_PASSWORD = re.compile(r"""\b([a-z][a-z0-9+.-]*://[^/\s:@"']*):[^/\s"']+@""", re.IGNORECASE)
 _BARE_TOKEN = re.compile(r"""\b([a-z][a-z0-9+.-]*://)[A-Za-z0-9_.~+-]{20,}@""", re.IGNORECASE)
-_PARAMETER = re.compile(rf"""([?&][^=&\s"']*{_NAME}[^=&\s"']*=)[^&\s"']+""", re.IGNORECASE)
+_PARAMETER = re.compile(rf"""([?&#;][^=&\s"']*{_NAME}[^=&\s"']*=)[^&\s"']+""", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
-    """Hide the secrets in a text: passwords and tokens in URLs, and secrets of the environment.
+    """Hide the secrets in a text: passwords and tokens in URLs, bearer tokens, and secrets of the environment.
 
     A JSON line stays valid, since no secret that is removed has a quotation mark.
     """
     text = with_bare_urls(text)
-    for secret in _secrets(tuple(value for name, value in os.environ.items() if _is_secret(name))):
+    text = _KNOWN_TOKEN.sub(HIDDEN, _BEARER.sub(rf"\1{HIDDEN}", text))
+    for secret in _secrets(tuple((name, value) for name, value in os.environ.items() if _is_secret(name))):
         text = text.replace(secret, HIDDEN)
     return text
 
@@ -71,8 +88,44 @@ def _is_secret(variable: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _secrets(values: tuple[str, ...]) -> list[str]:
+def _secrets(variables: tuple[tuple[str, str], ...]) -> list[str]:
     """The secrets, longest first, so that no part of one is left. A path, such as that of a key file, is not a
     secret."""
-    found = {value for value in values if len(value) >= SHORTEST and not re.search(r"""^[./~]|["\\\s]""", value)}
+    found = {value for name, value in variables if _is_long_enough(name, value) and not _is_no_secret(value)}
     return sorted(found, key=len, reverse=True)
+
+
+def _is_long_enough(name: str, value: str) -> bool:
+    if len(value) >= SHORTEST:
+        return True
+    return (
+        len(value) >= SHORTEST_PASSWORD
+        and not value.isalpha()
+        and not re.fullmatch(r"[-+0-9.eE]+", value)
+        and bool(_PASSWORD_VARIABLE.search(name))
+    )
+
+
+def _is_no_secret(value: str) -> bool:
+    """Whether it is a path, or has a character that would make a JSON line invalid. AWS keys may begin with `/`."""
+    if re.search(r"""^(?:\.{0,2}/|~)|["\\\s]""", value) is None:
+        return False
+    if not value.startswith("/") or re.search(r"""["\\\s]""", value):
+        return True
+    return Path("/", Path(value).parts[1]).exists() if len(Path(value).parts) > 1 else True
+
+
+def is_masked(text: str) -> bool:
+    """Whether a setting was written without its secrets, so that it names no place any more."""
+    return HIDDEN in text
+
+
+def refuse_masked(key: str, text: str) -> None:
+    """Raise BigtrainError where a setting of RUN/config.yaml was written without its secrets."""
+    if is_masked(text):
+        raise BigtrainError(
+            f"{key} was written without its secret, so this command cannot open it",
+            found=text,
+            wanted="the whole URL",
+            fix=f"write the URL with its secret into {key} of RUN/config.yaml for this command",
+        )

@@ -11,6 +11,10 @@ from bigtrain.base import has_home
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenUnitInterval = Annotated[float, Field(ge=0.0, lt=1.0)]
+LARGEST = 2**53
+"""Integers up to this are exact in JSON and as floats, and all sums of a run fit 64 bits."""
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 

@@ -7,9 +7,9 @@ section is in the class of that section; rules that span sections are in `Settin
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
@@ -17,8 +17,20 @@ from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
-from bigtrain.config.secrets import passwords_in
-from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, Section, UnitInterval, UserPath
+from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
+from bigtrain.config.section import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PathOrUrl,
+    PositiveInt,
+    Section,
+    UnitInterval,
+    UserPath,
+)
+
+MOST_TOKENS = 2**62
+"""Of a schedule, so that numbers of samples and tokens fit 64 bits."""
 
 
 class BatchSizeStage(Section):
@@ -43,7 +55,7 @@ class TrainSettings(Section):
     """Stages at the start with other, mostly smaller, batches. After them, global_batch_size holds."""
     micro_batch_size: PositiveInt = 1
     """Samples in one forward pass on one rank. The number of gradient accumulation steps follows from this."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     """Seed of the initial weights and of the order of the data."""
     stop_after: PositiveInt | None = None
     """Commit a checkpoint and exit with status 75 after this step. The schedule still ends at `steps`."""
@@ -264,6 +276,22 @@ class Settings(Section):
             raise ValueError(
                 f"{key} holds a password, and settings are written to RUN/config.yaml and shown at W&B; give it to "
                 "fsspec in the environment or in ~/.config/fsspec, or to the server in ~/.netrc"
+            )
+        place = self.checkpoint.dir
+        if place is not None and not is_masked(place) and with_bare_urls(place) != place:
+            raise ValueError(
+                "checkpoint.dir holds a secret, which RUN/config.yaml does not keep, so its checkpoints could not be "
+                "found again; give it to fsspec in the environment or in ~/.config/fsspec"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_can_be_counted(self) -> Settings:
+        tokens = self.train.batches.consumed_after(self.total_steps) * self.data.sequence_length
+        if tokens >= MOST_TOKENS:
+            raise ValueError(
+                f"train.{'steps' if self.train.tokens is None else 'tokens'} makes a schedule of {tokens:.3g} tokens, "
+                f"and there may be at most {MOST_TOKENS:.3g}; lower it, train.global_batch_size or data.sequence_length"
             )
         return self
 

@@ -73,7 +73,7 @@ from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
 from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
 from bigtrain.data.run_data import RunData
 from bigtrain.data.store.document_index import index_datasets
-from bigtrain.data.store.mirror import open_mirror
+from bigtrain.data.store.mirror import is_mirror, open_mirror
 from bigtrain.data.store.spot_check import spot_check
 from bigtrain.data.store.store import Dataset, open_datasets
 from bigtrain.data.store.stored_document import find_document
@@ -114,6 +114,7 @@ __all__ = [
     "find_unlabelled",
     "format_digest",
     "index_datasets",
+    "is_mirror",
     "load_tokenizer",
     "make_plan",
     "open_datasets",

@@ -9,13 +9,25 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bigtrain.base import write_atomically
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from bigtrain.base import STRICT, BigtrainError, as_record, read_json, write_atomically
 
 FILE = "doctor.json"
 KEPT = 10
 """Values kept of each quantity. The expected value is their median, so that one bad day does not move it."""
+
+
+class _Report(TypedDict):
+    """RUN/doctor.json."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    last: dict[str, Any]
+    past: dict[str, list[Annotated[float, Field(gt=-1e300, lt=1e300)]]]
 
 
 class MeasurementHistory:
@@ -28,10 +40,10 @@ class MeasurementHistory:
     def read(cls, run_dir: Path) -> MeasurementHistory:
         """Read a run's history; it is empty where there is none, or it cannot be read."""
         try:
-            past = json.loads((run_dir / FILE).read_bytes())["past"]
-            return cls({str(name): [float(value) for value in values] for name, values in past.items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            record = as_record(_Report, read_json(run_dir / FILE), run_dir / FILE)
+        except (OSError, BigtrainError):
             return cls()
+        return cls({name: values[-KEPT:] for name, values in record["past"].items()})
 
     def expected(self, quantity: str) -> float | None:
         """Return the median of the last values of a quantity; None where there are none."""
@@ -45,4 +57,4 @@ class MeasurementHistory:
     def write(self, run_dir: Path, report: dict[str, Any]) -> None:
         """Write RUN/doctor.json atomically. Raises OSError."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / FILE, json.dumps({"last": report, "past": self.past}, indent=1))
+        write_atomically(run_dir / FILE, json.dumps({"last": report, "past": self.past}, indent=1), follow_link=False)

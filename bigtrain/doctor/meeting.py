@@ -13,13 +13,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
+from pydantic import ConfigDict
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bigtrain.base import BigtrainError, adopt_rank, number_of, store_address
+from bigtrain.base import STRICT, BigtrainError, adopt_rank, as_record, number_of, parse_json, store_address
 
+_STORE = "what a rank put into the store of the launcher"
 _LATER = 5.0
 """Seconds for which the others still wait for rank 0 after its patience has ended."""
 
@@ -27,6 +29,8 @@ _LATER = 5.0
 @dataclass(frozen=True)
 class Attendee:
     """A rank and where it runs."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     rank: int
     host: str
@@ -52,7 +56,10 @@ class Meeting:
         """All that came, on the leader."""
         if self.leads:
             values = self._store.multi_get([f"here/{rank}" for rank in self.present])
-            self.attendees = {r: Attendee(**json.loads(value)) for r, value in zip(self.present, values, strict=True)}
+            self.attendees = {
+                rank: as_record(Attendee, parse_json(value, _STORE), f"{_STORE}, rank {rank},")
+                for rank, value in zip(self.present, values, strict=True)
+            }
 
     @classmethod
     def join(cls, patience: float) -> Meeting:
@@ -78,7 +85,7 @@ class Meeting:
         if not store.check(["missing"]):
             missing = [each for each in range(world_size) if not store.check([f"here/{each}"])]
             store.compare_set("missing", "", json.dumps(missing))  # the first to write decides for all
-        missing = json.loads(store.get("missing"))
+        missing = as_record(list[int], parse_json(store.get("missing"), _STORE), _STORE)
         if rank in missing:
             raise BigtrainError(
                 f"rank {rank} on {me.host} came too late: the others started without it",
@@ -98,7 +105,7 @@ class Meeting:
         key = f"published/{name}"
         if not _wait(self._store, [key], seconds):
             raise TimeoutError(f"{self.label([self.present[0]])} did not answer within {seconds:.0f} s")
-        return json.loads(self._store.get(key))
+        return parse_json(self._store.get(key), _STORE)
 
     # From all to the leader
 
@@ -112,7 +119,7 @@ class Meeting:
         if not _wait(self._store, list(keys.values()), seconds):
             keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
         values = self._store.multi_get(list(keys.values())) if keys else []
-        return {rank: json.loads(value) for rank, value in zip(keys, values, strict=True)}
+        return {rank: parse_json(value, _STORE) for rank, value in zip(keys, values, strict=True)}
 
     def mark_lost(self, ranks: Iterable[int]) -> None:
         """Record that these ranks are no longer present."""

@@ -37,6 +37,18 @@ from bigtrain.engine.topology import Topology
 _SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 
 
+def _checked_scaler(state: Mapping[str, float]) -> Mapping[str, float]:
+    scale = state.get("cur_scale", 1.0)
+    if state.keys() <= _SCALER_STATE and 0 < scale < math.inf and all(map(math.isfinite, state.values())):
+        return state
+    raise BigtrainError(
+        "the checkpoint has a state of the loss scaling that this version does not know",
+        found=repr(dict(state))[:200],
+        wanted=f"numbers for {', '.join(sorted(_SCALER_STATE))}",
+        fix="use the version of bigtrain that wrote the checkpoint, or an older checkpoint",
+    )
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did."""
@@ -208,7 +220,7 @@ class Engine:
         Every rank has to call it.
         """
         if loss_scaler and self.scales_loss:
-            vars(self._wrapper.loss_scaler).update(loss_scaler)
+            vars(self._wrapper.loss_scaler).update(_checked_scaler(loss_scaler))
         for state in self._optimizer.state.values():
             state["step"].fill_(optimizer_steps)
         if self._stage in (1, 2):

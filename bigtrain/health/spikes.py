@@ -23,6 +23,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from bigtrain.base import STRICT, as_record
 from bigtrain.config import GuardSettings, Settings
 from bigtrain.data import Plan
 from bigtrain.rundir import Kind, Outlier
@@ -73,6 +76,16 @@ class Assessment:
         above = " and ".join(f"{name} {z:.1f}" for name, z in zs.items() if z is not None)
         where = f"step {self.first_step}" if len(self.outliers) == 1 else f"steps {self.first_step} to {self.last_step}"
         return f"a spike at {where}: {numbers} at step {outlier.step}, standard deviations above the median: {above}"
+
+
+class _Memory(TypedDict, total=False):
+    """A guard's memory as JSON values."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    losses: list[float]
+    log_grad_norms: list[float]
+    signs: list[Outlier]
 
 
 class Guard:
@@ -133,11 +146,12 @@ class Guard:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Replace the guard's memory by what `state` returned; an empty mapping clears it."""
+        """Replace the guard's memory by what `state` returned; an empty mapping clears it. Raises BigtrainError."""
+        memory = as_record(_Memory, dict(state), "the guard's memory in a checkpoint's manifest.json")
         self.forget()
-        self._losses.extend(state.get("losses", ()))
-        self._log_norms.extend(state.get("log_grad_norms", ()))
-        self._outliers.extend(Outlier(**outlier) for outlier in state.get("signs", ()))
+        self._losses.extend(memory.get("losses", ()))
+        self._log_norms.extend(memory.get("log_grad_norms", ()))
+        self._outliers.extend(memory.get("signs", ()))
 
     def _compared(self, step: int, loss: float, grad_norm: float, log_norm: float) -> Outlier | None:
         """A finite step as an outlier; None where it is none, or there are too few steps to compare with."""

@@ -47,7 +47,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base import HUNG, report_end
+from bigtrain.base import HUNG, report_end, show_controls
 from bigtrain.config import GuardSettings
 from bigtrain.engine import Topology, connect
 from bigtrain.health.hang import HangDiagnosis, RankReport, diagnose
@@ -314,7 +314,7 @@ class Watchdog:
                 self._announce(self._diagnosis_without_store(dump, saving))
         except Exception:
             error = traceback.format_exc()
-            _write_in_thread(lambda: print(error, file=sys.stderr, flush=True))
+            _write_in_thread(lambda: print(show_controls(str(error)), file=sys.stderr, flush=True))
         finally:
             _write_in_thread(lambda: report_end("hung"))
             os._exit(HUNG)
@@ -383,7 +383,7 @@ class Watchdog:
         )
         where = f"stacks of all threads, of each rank that could write them: {self._directory.logs}/hang-*.txt"
         writers = [
-            _start_writer(lambda: print(f"error: {message}\n  {where}", file=sys.stderr, flush=True)),
+            _start_writer(lambda: print(show_controls(f"error: {message}\n  {where}"), file=sys.stderr, flush=True)),
             _start_writer(lambda: JsonLines(self._directory.events).append(event.as_record())),
             _start_writer(lambda: self.alert("the run hangs", message)),
             _start_writer(lambda: logger.error(message)),

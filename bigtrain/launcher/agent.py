@@ -40,6 +40,7 @@ from bigtrain.base import (
     mark_of,
     of_shell,
     record_death,
+    show_controls,
 )
 from bigtrain.launcher.interface import bound_store
 from bigtrain.launcher.restarts import Death, Restarts, cause
@@ -211,7 +212,7 @@ class Agent(LocalElasticAgent):
                 f"{what}; given up after {self._restarts.limit} restart(s) without a commit in between",
             )
         self._send(group, _RESTART)
-        print(f"{what}: {self._restarts}", file=sys.stderr, flush=True)
+        print(show_controls(f"{what}: {self._restarts}"), file=sys.stderr, flush=True)
 
     def _goes_on_otherwise(self, group: Any) -> bool:
         """Whether the workers stopped because a node joins or leaves, and are to be started again."""

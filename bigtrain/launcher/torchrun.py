@@ -46,6 +46,7 @@ from bigtrain.base import (
     keep_streams,
     known_user,
     of_shell,
+    show_controls,
     shows_tracebacks,
 )
 from bigtrain.launcher.agent import Agent, Leave
@@ -84,26 +85,26 @@ def main(arguments: list[str] | None = None) -> int:
             _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
     except Leave as leaving:
         if message := str(leaving):
-            print(f"error: {message}", file=sys.stderr)
+            print(show_controls(f"error: {message}"), file=sys.stderr)
         return leaving.status
     except ChildFailedError as error:
         return of_shell(error.get_first_failure()[1].exitcode)
     except SignalException as error:
         return 128 + error.sigval
     except BigtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(show_controls(f"error: {error}"), file=sys.stderr)
         return error.status
     except RendezvousClosedError:
         print("error: this node cannot join the job: it is over, or one of its nodes has ended it", file=sys.stderr)
         return CRASHED
     except RendezvousError as error:
-        print(f"error: the nodes did not find each other (rendezvous): {error}", file=sys.stderr)
+        print(show_controls(f"error: the nodes did not find each other (rendezvous): {error}"), file=sys.stderr)
         return CRASHED
     except OSError as error:  # a folder for temporary files, of torchrun or its agent
         explanation = disk_error(error)
         if explanation is None or shows_tracebacks():
             raise
-        print(f"error: {explanation}", file=sys.stderr)
+        print(show_controls(f"error: {explanation}"), file=sys.stderr)
         return explanation.status
     finally:
         ignore_stop_signals()

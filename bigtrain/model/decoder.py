@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigtrain.base import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
@@ -151,9 +151,20 @@ class Decoder(nn.Module):
         return {name: router.moves.tolist() for name, router in self.routers().items() if router.moves is not None}
 
     def set_router_moves(self, moves: dict[str, list[int]]) -> None:
-        """Put the routers' biases where `router_moves` found them; those not named begin at 0."""
+        """Put the routers' biases where `router_moves` found them; those not named begin at 0.
+
+        Raises:
+            BigtrainError: there is not one for each expert.
+        """
         for name, router in self.routers().items():
             if router.moves is not None:
+                if name in moves and len(moves[name]) != len(router.moves):
+                    raise BigtrainError(
+                        f"the checkpoint has other biases of {name} than the model",
+                        found=f"{len(moves[name])} of them",
+                        wanted=f"{len(router.moves)}, one for each expert",
+                        fix="use the settings that the checkpoint was written with, or another checkpoint",
+                    )
                 router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
 
     def _through_layers(

@@ -6,16 +6,17 @@ import logging
 import sys
 from pathlib import Path
 
+from bigtrain.base import show_controls
 from bigtrain.config import without_secrets
 
 LOGGER = logging.getLogger("bigtrain")
 
 
 class _Formatter(logging.Formatter):
-    """Hides secrets in every message."""
+    """Hides secrets and shows control characters in every message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return show_controls(without_secrets(super().format(record)))
 
 
 def log_to(rank: int, log_file: Path) -> None:

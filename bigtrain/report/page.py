@@ -16,15 +16,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bigtrain.base import show_controls
+
 STATIC = Path(__file__).parent / "static"
 
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421, 0xFFFE: 0xFFFD}
-_VISIBLE |= dict.fromkeys((*range(0xD800, 0xE000), 0xFFFF), 0xFFFD)
+_NO_CHARACTERS = dict.fromkeys((0xFFFE, 0xFFFF), 0xFFFD)
 
 
 def visible(value: object) -> object:
     """A value as a page can hold it: NUL is shown as ␀, for example. Markup and numbers stay as they are."""
-    return value if isinstance(value, Markup | int | float) else str(value).translate(_VISIBLE)
+    return value if isinstance(value, Markup | int | float) else show_controls(str(value)).translate(_NO_CHARACTERS)
 
 
 def render(template: str, **data: Any) -> Markup:

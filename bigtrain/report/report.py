@@ -74,8 +74,8 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         config=directory.config.read_text(),
     )
     try:
-        write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "\n")
-        write_atomically(report, report_page(records))
+        write_atomically(directory.root / "loss.svg", svg_chart(loss_chart(records)) + "\n", follow_link=False)
+        write_atomically(report, report_page(records), follow_link=False)
     except OSError as error:  # a run that may only be read has a summary all the same
         logger.warning(f"{report} is not written: {error.strerror}")
         summary = replace(summary, report=None)
@@ -87,13 +87,13 @@ def draw_samples(directory: RunDirectory, number: int) -> None:
     from bigtrain.data import open_datasets
     from bigtrain.trained import TextModel, draw, prompts
 
-    settings = directory.settings()
+    settings = directory.settings_for_data()
     model = TextModel.open(directory.root)
     held_out = open_datasets(settings.data, model_vocab_size=settings.model.vocab_size, split="validation")
     beginnings = prompts(held_out, model.tokenizer, number, model.context)
     drawn = draw(model, beginnings, settings.evaluate.sample_tokens)
     content = {"step": model.step, "samples": [sample.as_record() for sample in drawn]}
-    write_atomically(directory.samples, json.dumps(content, indent=1) + "\n")
+    write_atomically(directory.samples, json.dumps(content, indent=1) + "\n", follow_link=False)
 
 
 def _samples(directory: RunDirectory, validations: list[dict[str, Any]]) -> list[tuple[int, list[dict[str, str]]]]:

@@ -12,6 +12,7 @@ LARGEST_COUNT = 2**53
 """The largest integer up to which JSON's numbers are exact in every language."""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Move = Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)]
 Seconds = Annotated[float, Field(ge=0, lt=LONGEST_SECONDS)]
 Quantity = Annotated[float, Field(ge=0, lt=1e300)]
 """A rate or a share: not negative, and finite, so that sums and products of it are."""

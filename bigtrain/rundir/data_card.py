@@ -46,8 +46,8 @@ def write_card(run: Path) -> tuple[Card, str]:
     card = card_of_run(run)
     markdown = card_as_markdown(card)
     try:
-        write_atomically(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-        write_atomically(run / f"{CARD}.md", markdown)
+        write_atomically(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n", follow_link=False)
+        write_atomically(run / f"{CARD}.md", markdown, follow_link=False)
     except OSError as error:
         logger.warning(f"{run}/{CARD}.md and .json are not written: {error.strerror}")
     return card, markdown

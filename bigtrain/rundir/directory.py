@@ -33,7 +33,8 @@ from bigtrain.base import (
     temporary_of,
     write_atomically,
 )
-from bigtrain.config import Settings, dump_settings, load_settings, with_bare_urls
+from bigtrain.config import DataSettings, Settings, dump_settings, load_settings, with_bare_urls
+from bigtrain.data import is_mirror
 from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
 from bigtrain.rundir.json_lines import written_to
 from bigtrain.rundir.records import metrics_of_step, newest_metrics
@@ -87,6 +88,30 @@ class RunDirectory:
         Relative paths in them are those of the directory in which the run was started, as far as `run_dir` shows it.
         """
         return with_decisions(self._from_its_start(load_settings(self.config)), read_decisions(self.decisions))
+
+    def settings_for_data(self) -> Settings:
+        """The settings, for a command that reads the data of the run, which may be at a URL.
+
+        Raises:
+            BigtrainError: the data would be fetched into a new folder that is neither below the run directory nor below
+                the current directory. Only config.yaml names it, and that may be a stranger's.
+        """
+        settings = self.settings()
+        self.refuse_to_fetch_elsewhere(settings.data)
+        return settings
+
+    def refuse_to_fetch_elsewhere(self, data: DataSettings) -> None:
+        """See `settings_for_data`."""
+        folder = data.dir.resolve()
+        trusted = (Path.cwd(), self.root.resolve())
+        if data.remote is None or is_mirror(data.dir) or any(folder.is_relative_to(each) for each in trusted):
+            return
+        raise BigtrainError(
+            f"{self.config} would have data fetched into {folder}; nothing was written",
+            found=f"data.remote {with_bare_urls(data.remote)}, and a data.dir in which nothing of it is yet",
+            wanted="a data.dir below the run directory or the current directory, or one that was filled before",
+            fix=f"if you trust this run, start the command in {folder.parent}; or change data.dir in {self.config}",
+        )
 
     def _from_its_start(self, settings: Settings) -> Settings:
         """The settings, with relative folders seen from here."""

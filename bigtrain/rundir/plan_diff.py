@@ -80,6 +80,8 @@ def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> Plan
 def _settings(place: Path, overrides: Sequence[str] = ()) -> Settings:
     """Settings with the decisions of the run: a start under a configuration without them gets them too."""
     settings = load_settings(RunDirectory.of_existing_run(place).config if place.is_dir() else place, overrides)
+    if place.is_dir():
+        RunDirectory(place).refuse_to_fetch_elsewhere(settings.data)
     return with_decisions(
         settings, read_decisions(RunDirectory(place if place.is_dir() else settings.run_dir).decisions)
     )

@@ -144,7 +144,7 @@ class OpenedRun:
             BigtrainError: no run, or its data are not there or were built with other settings.
         """
         directory = RunDirectory.of_existing_run(run)
-        settings = directory.settings()
+        settings = directory.settings_for_data()
         return cls(directory, settings, RunData.open(settings))
 
     def contents_of_step(self, step: int) -> list[SampleContents]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from bigtrain.base import as_record
+from bigtrain.rundir.bounds import Count, Move
 
 
 @dataclass(frozen=True)
@@ -15,26 +20,31 @@ class RunState:
     ignored.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "extra": "ignore"}
+
     wandb_run_id: str | None = None
     """The W&B run that the run was tracked in."""
     run_dir: str | None = None
     """The run directory, absolute: by it a branch knows whose checkpoint it goes on from."""
     plan: dict[str, Any] = field(default_factory=dict)
     """The plan of samples, as `Plan.describe` gives it."""
-    loss_scaler: dict[str, float] = field(default_factory=dict)
+    loss_scaler: dict[str, int | float] = field(default_factory=dict)
     """The state of float16's dynamic loss scaling; empty in other precisions."""
-    router_moves: dict[str, list[int]] = field(default_factory=dict)
+    router_moves: dict[str, list[Move]] = field(default_factory=dict)
     """How far the biases of each router of experts have moved; empty without experts."""
     guard: dict[str, Any] = field(default_factory=dict)
     """What the guard remembers of the last steps."""
-    decisions: int = 0
+    decisions: Count = 0
     """How many decisions the run had taken."""
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RunState:
-        """The state in a manifest."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in state.items() if name in known})
+        """The state in a manifest.
+
+        Raises:
+            BigtrainError: a field is not of its type, so another program or a later version wrote it.
+        """
+        return as_record(cls, dict(state), "the state of the run in a checkpoint's manifest.json")
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""

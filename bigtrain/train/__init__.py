@@ -24,6 +24,7 @@ from bigtrain.train.build import engine_at, layout_of, open_loader, ranks
 from bigtrain.train.continuation import check_plan
 from bigtrain.train.document_losses import by_document, losses_of_rows
 from bigtrain.train.loop import to_the_end, train
+from bigtrain.train.ownership import refuse_checkpoints_of_others
 from bigtrain.train.setup import open_run
 from bigtrain.train.step import LearningRate, StepOutcome, TrainingStep
 from bigtrain.train.stop import StopRequest
@@ -46,6 +47,7 @@ __all__ = [
     "open_loader",
     "open_run",
     "ranks",
+    "refuse_checkpoints_of_others",
     "require_labels",
     "to_the_end",
     "train",

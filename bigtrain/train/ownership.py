@@ -11,8 +11,11 @@ import socket
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from bigtrain.base import BigtrainError, as_record, parse_json, read_regular, write_atomically
+from pydantic import ConfigDict
+
+from bigtrain.base import STRICT, BigtrainError, as_record, parse_json, read_regular, write_atomically
 from bigtrain.checkpoint import Folder, Storage, StorageTiers
 from bigtrain.config import CheckpointSettings
 from bigtrain.rundir import RunDirectory
@@ -24,6 +27,8 @@ RECORD = "run.json"
 @dataclass(frozen=True)
 class CheckpointOwner:
     """The run that saves into a folder or URL."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     run: str
     """Its id."""
@@ -41,6 +46,26 @@ def claim_checkpoints(directory: RunDirectory, settings: CheckpointSettings) -> 
     """
     if settings.dir is None:
         return
+    storage, owner, mine = _owners(directory, settings)
+    if owner != mine:
+        storage.write_record(RECORD, (json.dumps(asdict(mine), indent=1) + "\n").encode())
+
+
+def refuse_checkpoints_of_others(directory: RunDirectory) -> None:
+    """Refuse to change what `checkpoint.dir` in RUN/config.yaml holds, where that is another run's.
+
+    Raises:
+        BigtrainError: it is, or the record cannot be read.
+    """
+    settings = directory.settings().checkpoint
+    if settings.dir is not None:
+        _owners(directory, settings)
+
+
+def _owners(
+    directory: RunDirectory, settings: CheckpointSettings
+) -> tuple[Storage, CheckpointOwner | None, CheckpointOwner]:
+    """The storage, the run that saves there, and this run. Raises BigtrainError where it is another run."""
     storage = StorageTiers.of(directory.root, settings).durable
     root = directory.root.resolve()
     _refuse_checkpoints_of_run(storage, root)
@@ -53,8 +78,7 @@ def claim_checkpoints(directory: RunDirectory, settings: CheckpointSettings) -> 
             wanted=f"those of run_dir {mine.run_dir}, or none",
             fix=f"set another checkpoint.dir; if that run is gone and this one takes its place, remove {RECORD} there",
         )
-    if owner != mine:
-        storage.write_record(RECORD, (json.dumps(asdict(mine), indent=1) + "\n").encode())
+    return storage, owner, mine
 
 
 def _refuse_checkpoints_of_run(storage: Storage, root: Path) -> None:
@@ -75,7 +99,7 @@ def _refuse_checkpoints_of_run(storage: Storage, root: Path) -> None:
 def _id_of(directory: RunDirectory) -> str:
     """The id of a run, which is made at its first start with a `checkpoint.dir`."""
     try:
-        return read_regular(directory.identity, 1 << 10).decode().strip()
+        return read_regular(directory.identity, 1 << 10).decode(errors="replace").strip()
     except FileNotFoundError:
         made = uuid.uuid4().hex
         write_atomically(directory.identity, made + "\n")

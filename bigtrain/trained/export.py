@@ -77,7 +77,7 @@ def export_run(
         BigtrainError: nothing to export, `out` holds something else, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
+    settings, checkpoint = directory.settings_for_data(), open_checkpoint(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
     compared: dict[str, Any] = {}

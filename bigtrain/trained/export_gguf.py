@@ -62,7 +62,7 @@ def export_run_to_gguf(
         BigtrainError: nothing to export, `out` is something else, llama.cpp has no such model, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
+    settings, checkpoint = directory.settings_for_data(), open_checkpoint(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, tokenizer_file = load_weights(checkpoint), tokenizer_file_of(settings)
     tokenizer = DataTokenizer.open(tokenizer_file.parent)

@@ -49,7 +49,7 @@ class TrainedModel:
             BigtrainError: no run, no such checkpoint, or a damaged one.
         """
         directory = RunDirectory.of_existing_run(run)
-        settings = directory.settings()
+        settings = directory.settings_for_data()
         checkpoint = open_checkpoint(directory, step)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):
@@ -112,5 +112,7 @@ def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> Evalua
     losses = trained.validation_losses(with_baselines=with_baselines)
     evaluation = Evaluation(str(run), trained.step, losses)
     with suppress(OSError):  # a run directory that is read-only can be evaluated too
-        write_atomically(RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n")
+        write_atomically(
+            RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n", follow_link=False
+        )
     return evaluation

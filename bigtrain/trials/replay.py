@@ -177,7 +177,7 @@ def course_of(directory: RunDirectory, step: int, *, skipped: bool) -> tuple[Set
     Raises:
         BigtrainError: no decision left the step's batch out.
     """
-    settings = directory.settings()
+    settings = directory.settings_for_data()
     if not skipped:
         return settings, step
     decisions = read_decisions(directory.decisions)

@@ -138,3 +138,18 @@ def test_a_folder_is_on_the_disk_with_all_its_files_before_it_has_its_name(tmp_p
     assert set(calls[:4]) == {str(partial / name) for name in ("a", "below/b", "below")} | {str(partial)}
     assert calls[4:] == ["rename", str(tmp_path)]
     assert (out / "below" / "b").read_text() == "below/b" and not partial.exists()
+
+
+def test_a_link_under_the_temporary_name_is_never_written_through(tmp_path: Path) -> None:
+    (tmp_path / "treasure").write_text("mine")
+    (tmp_path / "x.tmp").symlink_to(tmp_path / "treasure")
+    write_atomically(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "new" and (tmp_path / "treasure").read_text() == "mine"
+
+
+def test_a_link_that_is_not_followed_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "treasure").write_text("mine")
+    (tmp_path / "x").symlink_to(tmp_path / "treasure")
+    write_atomically(tmp_path / "x", "new", follow_link=False)
+    assert not (tmp_path / "x").is_symlink() and (tmp_path / "x").read_text() == "new"
+    assert (tmp_path / "treasure").read_text() == "mine"

@@ -47,6 +47,61 @@ def test_a_path_in_a_variable_that_sounds_secret_is_none(monkeypatch: pytest.Mon
     assert without_secrets("run_dir: /home/ann/runs/quickstart") == "run_dir: /home/ann/runs/quickstart"
 
 
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "/dGhpcyBpcyBhIHNlY3JldCBrZXkgb2YgNDAgY2g"),
+        ("GITHUB_PAT", "11ABCDEFG0abcdefghijkl"),
+        ("DB_PASS", "hunter2!"),
+        ("MYSQL_PWD", "s3cret-pw"),
+        ("PGPASSWORD", "s3cret-pw"),
+        ("SSHPASS", "s3cret-pw"),
+        ("REGISTRY_AUTH", "dXNlcjpwYXNzd29yZA=="),
+        ("KEY_PASSPHRASE", "correct4horse"),
+    ],
+)
+def test_secrets_of_every_usual_name_are_hidden(name: str, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, secret)
+    assert without_secrets(f"refused {secret} at host") == "refused *** at host"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DB_PASS", "postgres"), ("DB_PASS", "12345678"), ("PWD", "/home/ann/runs"), ("SECRET", "short")],
+)
+def test_ordinary_words_numbers_and_folders_are_not_hidden(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert without_secrets(f'"loss": {value}') == f'"loss": {value}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {PASSWORD}",
+        f'{{"authorization": "Basic {PASSWORD}"}}',
+        f"bearer {PASSWORD}",
+        f"hf_{PASSWORD}",
+        f"ghp_{PASSWORD}",
+        f"https://ann:{PASSWORD}@x@host/data",
+        f"https://host/a#access_token={PASSWORD}",
+        f"https://host/a?key={PASSWORD}&part=1",
+        f"postgresql://:{PASSWORD}@host/db",
+    ],
+)
+def test_tokens_in_messages_of_servers_are_hidden(text: str) -> None:
+    assert PASSWORD not in without_secrets(f"403: {text} is refused")
+
+
+def test_a_schedule_that_no_counter_holds_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    for steps in (2**53, 10**30, 10**90):
+        config.write_text(CONFIG.format(source="https://host/a", place="runs").replace("steps: 10", f"steps: {steps}"))
+        with pytest.raises(BigtrainError, match=r"train\.steps"):
+            load_settings(config)
+
+
 @given(
     st.recursive(st.one_of(st.integers(), st.sampled_from([*URLS, "a", "x://y"])), lambda t: st.lists(t, max_size=3))
 )

@@ -16,6 +16,7 @@ from bigtrain.data.build.build import build_datasets
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.tokenization import token_dtype
 from bigtrain.data.build.workers import Workers
+from bigtrain.data.format import shards as shards_format
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.shards import ShardWriter, TokenizedDocuments
 from bigtrain.data.order.mixture import MixturePhase
@@ -67,6 +68,7 @@ def write_dataset(
         tokenizer="0" * 32,
         parents={},
         shards=records,
+        block_bytes=shards_format.BLOCK_BYTES,  # a test may have made it smaller
     ).write(directory)
     return Dataset(directory)
 

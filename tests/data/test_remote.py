@@ -58,8 +58,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bigtrain.data.format.shards, "BLOCK_BYTES", BLOCK)
-        dataset = random_dataset(folder / PLACE, 150_000)
-    replace(dataset.manifest, block_bytes=BLOCK).write(folder / PLACE)
+        random_dataset(folder / PLACE, 150_000)
     return folder
 
 

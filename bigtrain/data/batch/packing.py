@@ -99,6 +99,10 @@ class IndexedPacking:
     def __init__(self, dataset: Dataset, packing: str, sequence_length: int) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length
         self._manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id)
+        shards = [shard.tokens for shard in self._manifest.shards]
+        if shards != [shard.record.tokens for shard in dataset.shards]:
+            path = self._manifest.path(dataset.directory)
+            raise changed_error(path, f"{len(shards):,} packs of {sum(shards):,} tokens", "a pack for each shard")
         if dataset.mirror is None:
             for pack in self._manifest.shards:
                 check_size(dataset.directory, pack.file, "restore the file, or remove it and build the data again")
@@ -138,7 +142,11 @@ class IndexedPacking:
             bad = file.bad_block(map_file(path), self._manifest.block_bytes)
             if bad is not None:  # without this check, other rows would be used without an error
                 raise changed_error(path, f"another block {bad}", "the blocks that its manifest names")
-            self._packs[shard] = ShardPack.open(path)
+            pack, record = ShardPack.open(path), self._manifest.shards[shard]
+            if (pack.rows, len(pack.row), pack.tokens) != (record.rows, record.spans, record.tokens):
+                found = f"{pack.rows:,} rows of {len(pack.row):,} spans of {pack.tokens:,} tokens"
+                raise changed_error(path, found, f"{record.rows:,} of {record.spans:,} of {record.tokens:,}")
+            self._packs[shard] = pack
         return self._packs[shard]
 
 

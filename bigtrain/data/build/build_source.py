@@ -25,6 +25,7 @@ from bigtrain.data.format.layout import (
     BUILD_RECORD,
     SPLITS,
     Record,
+    part_of,
     read_record,
     require_same,
     source_request,
@@ -130,17 +131,18 @@ def _check_finished(folder: Path, request: Record, corpus: Corpus, report: Calla
     if record is None:
         raise changed_error(folder / BUILD_RECORD, "no file", "the settings that the shards were built with")
     require_same(folder, record, request)
-    if corpus.earlier_stamp is not None and record["corpus"]["stamp"] == corpus.earlier_stamp:
+    built = part_of(record, "corpus", dict, folder)
+    if corpus.earlier_stamp is not None and built.get("stamp") == corpus.earlier_stamp:
         report(
             f"{folder.name}: an earlier version skipped some files of this corpus, which are not in the data; "
             f"remove {folder} to build with them"
         )
         return
-    if record["corpus"] != _describe(corpus):
+    if built != _describe(corpus):
         raise BigtrainError(
             f"the corpus has changed since {folder} was built from it (names, sizes or times of its files)",
             found=f"{corpus.summary}, stamp {corpus.stamp[:8]}",
-            wanted=f"{record['corpus']['summary']}, stamp {record['corpus']['stamp'][:8]}",
+            wanted=f"{str(built.get('summary'))[:200]}, stamp {str(built.get('stamp'))[:8]}",
             fix=f"remove {folder} to build it again, set another data.dir, or train on the data that were built",
         )
 

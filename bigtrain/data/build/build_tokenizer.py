@@ -11,7 +11,7 @@ from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.build.workers import Workers
-from bigtrain.data.format.layout import Record, read_record, require_same, tokenizer_request, write_record
+from bigtrain.data.format.layout import Record, part_of, read_record, require_same, tokenizer_request, write_record
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
@@ -70,15 +70,15 @@ def build_tokenizer(
 
 
 def _check(settings: DataSettings, record: Record, request: Record) -> None:
-    require_same(settings.dir, record["tokenizer"], request)
-    file = settings.dir / TOKENIZER_FILE
+    require_same(settings.dir, part_of(record, "tokenizer", dict, settings.dir), request)
+    file, wanted = settings.dir / TOKENIZER_FILE, part_of(record, "hash", str, settings.dir)
     found = tokenizer_hash(file.read_bytes()) if file.is_file() else "no file"
-    if found != record["hash"]:
-        raise changed_error(file, found, record["hash"])
+    if found != wanted:
+        raise changed_error(file, found, wanted)
     require_begin_of_text(settings.tokenizer, settings.dir, begin_in_record(record, settings.dir))
     if settings.tokenizer.path is not None:
         given = tokenizer_hash(read_tokenizer(settings.tokenizer.path))
-        require_same(settings.dir, {"tokenizer hash": record["hash"]}, {"tokenizer hash": given})
+        require_same(settings.dir, {"tokenizer hash": wanted}, {"tokenizer hash": given})
 
 
 def _training_texts(

@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import STRICT, BigtrainError, as_record, read_json, write_atomically
 from bigtrain.config import DecontaminateSettings
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts
@@ -140,14 +143,33 @@ class _Loaded:
 
 @lru_cache(maxsize=1)
 def _load(folder: Path, identity: str) -> _Loaded:
-    about = json.loads((folder / ABOUT).read_bytes())
+    about = as_record(_About, read_json(folder / ABOUT), folder / ABOUT)
     if about["identity"] != identity:
-        raise BigtrainError(
-            f"{folder} was changed while data were built",
-            found=f"evaluation texts {about['identity']}",
-            wanted=identity,
-            fix="start the build again when no other build runs in this folder",
-        )
-    ngrams, file_of = np.asarray(np.load(folder / NGRAMS, mmap_mode="r"))
-    hits = np.asarray(np.load(folder / HITS, mmap_mode="r"))
-    return _Loaded(frozenset(about["lengths"]), about["files"], ngrams, file_of, hits)
+        raise _changed(folder, f"evaluation texts {about['identity']}", identity)
+    columns, hits = (_mapped(folder / name) for name in (NGRAMS, HITS))
+    files, slots = len(about["files"]), hits.size
+    if columns.dtype != "<u8" or columns.ndim != 2 or len(columns) != 2 or not columns.size:
+        raise _changed(folder, f"{NGRAMS} of {columns.dtype}{list(columns.shape)}", "two columns of u64")
+    if hits.dtype != bool or hits.ndim != 1 or not slots or slots & (slots - 1) or columns[1].max() >= files:
+        raise _changed(folder, f"{HITS} of {hits.dtype}{list(hits.shape)}", "a power of two of bool")
+    return _Loaded(frozenset(about["lengths"]), about["files"], columns[0], columns[1], hits)
+
+
+class _About(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    lengths: list[Annotated[int, Field(ge=1, lt=2**31)]]
+    files: list[str]
+    identity: str
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))  # which refuses pickled objects
+    except (ValueError, EOFError) as error:
+        raise _changed(path.parent, f"{path.name}: {str(error)[:200]}", "an array") from error
+
+
+def _changed(folder: Path, found: str, wanted: str) -> BigtrainError:
+    fix = "start the build again when no other build runs in this folder"
+    return BigtrainError(f"{folder} was changed while data were built", found=found, wanted=wanted, fix=fix)

@@ -11,9 +11,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, NotRequired, cast
 
-from bigtrain.base import BigtrainError, read_json, write_atomically
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from bigtrain.base import STRICT, BigtrainError, as_record, read_json, write_atomically
 from bigtrain.data.build.clean import NO_TEXT, NULL, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
@@ -26,12 +29,28 @@ DUPLICATE = Rejection("dedup", "the same text as an earlier document")
 NEAR_DUPLICATE = Rejection("dedup", "nearly the same text as an earlier document")
 
 
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Example(TypedDict):
+    """A document that was removed."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    file: str
+    position: int
+    text: str
+    evidence: NotRequired[str]
+
+
 @dataclass
 class Count:
     """A number of documents and their bytes: UTF-8, or 4 for a token id in a corpus of these."""
 
-    documents: int = 0
-    bytes: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    documents: Natural = 0
+    bytes: Natural = 0
 
     def add(self, documents: int, size: int) -> None:
         """Count more of them."""
@@ -43,9 +62,11 @@ class Count:
 class Removal(Count):
     """The documents that were removed for one reason."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     rule: str = ""
     reason: str = ""
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     """The first EXAMPLES in the order of the corpus: file, position, start of the text or of the ids, and the evidence
     of the rejection if it has some."""
 
@@ -54,16 +75,18 @@ class Removal(Count):
 class Funnel:
     """The numbers of documents of a source that were read, removed and kept."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     read: Count = field(default_factory=Count)
     removed: list[Removal] = field(default_factory=list)
     train: Count = field(default_factory=Count)
     validation: Count = field(default_factory=Count)
     """Its bytes, as those of all counts, are the sizes of the documents as read."""
-    written_bytes: int = 0
+    written_bytes: Natural = 0
     """Bytes of all kept documents, after rules that rewrite."""
-    tokens: int = 0
+    tokens: Natural = 0
     """Tokens of all kept documents, in both splits."""
-    skipped_files: dict[str, int] = field(default_factory=dict)
+    skipped_files: dict[str, Natural] = field(default_factory=dict)
     """How many files of the source's folder were skipped, by their suffix."""
 
     def keep(self, document: Document, size: int, *, held_out: bool) -> None:
@@ -80,7 +103,8 @@ class Funnel:
         if len(removal.examples) < EXAMPLES:
             excerpt = document.excerpt(EXAMPLE_CHARACTERS)
             example = {"file": document.file, "position": document.position, "text": excerpt}
-            removal.examples.append(example | ({"evidence": rejection.evidence} if rejection.evidence else {}))
+            example |= {"evidence": rejection.evidence} if rejection.evidence else {}
+            removal.examples.append(cast("Example", example))
 
     def add(self, later: Funnel) -> None:
         """Add the funnel of the documents that come after these."""
@@ -112,11 +136,9 @@ class Funnel:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Funnel:
-        """The inverse of `to_json`."""
-        counts = {name: Count(**value[name]) for name in ("read", "train", "validation")}
-        removed = [Removal(**removal) for removal in value["removed"]]
-        return cls(**{**value, **counts, "removed": removed})
+    def from_json(cls, value: object, where: object = FUNNEL) -> Funnel:
+        """The inverse of `to_json`. Raises BigtrainError, which names `where`, for anything else."""
+        return as_record(cls, value, where)
 
     def write(self, folder: Path, rules: Sequence[str]) -> None:
         """Write funnel.json of a source, removals in the order in which its rules apply."""
@@ -144,11 +166,11 @@ def read_funnels(directory: Path) -> dict[str, Funnel]:
 
 def _read(file: Path) -> Funnel:
     try:
-        return Funnel.from_json(read_json(file))
-    except (KeyError, TypeError, AttributeError) as error:
+        return Funnel.from_json(read_json(file), file)
+    except BigtrainError as error:
         raise BigtrainError(
             f"{file} cannot be read",
-            found=f"{type(error).__name__}: {error}",
+            found=error.found,
             wanted="the funnel that `bigtrain data build` wrote",
             fix="put the file back, or remove the folder of its source and build it again",
         ) from error

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from bigtrain.base import TEMPORARY_SUFFIX, duration, write_atomically
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from bigtrain.base import STRICT, TEMPORARY_SUFFIX, as_record, duration, read_json, write_atomically
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.format.layout import SPLITS, Split
-from bigtrain.data.format.manifest import ShardRecord
+from bigtrain.data.format.manifest import ShardRecord, unlike
 
 REPORT_SECONDS = 2.0
 
@@ -45,10 +49,25 @@ class ShardPair:
     def read(cls, folder: Path, index: int) -> ShardPair:
         """The inverse of `write`. Raises BigtrainError as `FileRecord.from_json` does."""
         path = _progress_file(folder, index)
-        value = json.loads(path.read_bytes())
-        for split in SPLITS:
-            value[split] = value[split] and ShardRecord.from_json(value[split], path)
-        return cls(**{**value, "funnel": Funnel.from_json(value["funnel"])})
+        value = as_record(_Progress, read_json(path), path)
+        if value["index"] != index:
+            raise unlike(path, f"shard {value['index']}", f"shard {index}")
+        train, validation = (
+            None if shard is None else ShardRecord.from_json(shard, path)
+            for shard in (value["train"], value["validation"])
+        )
+        return cls(index, value["next_piece"], value["corpus"], value["funnel"], train, validation)
+
+
+class _Progress(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    index: int
+    next_piece: Annotated[int, Field(ge=0, lt=2**63)]
+    corpus: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+    funnel: Funnel
+    train: dict[str, Any] | None
+    validation: dict[str, Any] | None
 
 
 def _progress_file(folder: Path, index: int) -> Path:

@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import BigtrainError, read_json, write_atomically
 from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.format.hashing import identity
-from bigtrain.data.format.urls import without_query
+from bigtrain.data.format.urls import recorded_path
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 BUILD_RECORD = "build.json"
 
 Record = dict[str, Any]
+Part = TypeVar("Part", dict[str, Any], str)
 
 ADDED_TO_SOURCES: Record = {"on_null": "refuse"}
 """Keys of a source that the first versions did not have, with the values that they built with."""
@@ -87,24 +88,40 @@ def what_documents(source: SourceSettings) -> Record:
 
 def _recorded(source: SourceSettings, exclude: set[str]) -> Record:
     values = source.model_dump(mode="json", exclude=exclude)
-    return {**values, "path": values["path"] and without_query(values["path"])}
+    return {**values, "path": values["path"] and recorded_path(values["path"])}
 
 
 def with_defaults(record: Record) -> Record:
     """The `build.json` of a source with the keys that were added after it was written."""
-    return {**record, "source": {**ADDED_TO_SOURCES, **record.get("source", {})}}
+    source = record.get("source")
+    return {**record, "source": {**ADDED_TO_SOURCES, **(source if isinstance(source, dict) else {})}}
 
 
 def read_record(folder: Path) -> Record | None:
     """The `build.json` of a folder; None without one."""
     path = folder / BUILD_RECORD
     try:
-        record: Record = json.loads(path.read_bytes())
+        record = read_json(path)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise BigtrainError(f"{path} is damaged: {error}", fix=f"remove {folder} and build the data again") from None
+    except BigtrainError as error:
+        raise _damaged(folder, str(error.found), "JSON as bigtrain wrote it") from error
+    if not isinstance(record, dict):
+        raise _damaged(folder, f"a JSON {type(record).__name__}", "an object")
     return record
+
+
+def part_of(record: Record, key: str, kind: type[Part], folder: Path) -> Part:
+    """A part of the `build.json` of a folder. Raises BigtrainError where it lacks it, or it is of another type."""
+    value = record.get(key)
+    if not isinstance(value, kind):
+        raise _damaged(folder, f"{key}: {value!r}"[:200], f"{key}: {kind.__name__}")
+    return value
+
+
+def _damaged(folder: Path, found: str, wanted: str) -> BigtrainError:
+    fix = f"restore it, or remove {folder} and build the data again"
+    return BigtrainError(f"{folder / BUILD_RECORD} is damaged", found=found, wanted=wanted, fix=fix)
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -118,10 +135,10 @@ def require_same(folder: Path, built: Record, wanted: Record) -> None:
         was = built.get(key, ADDED_LATER.get(key))
         if isinstance(value, dict) and isinstance(was, dict):
             require_same(folder, was, value)
-        elif was != value and not (key == "path" and isinstance(was, str) and without_query(was) == value):
+        elif was != value and not (key == "path" and isinstance(was, str) and recorded_path(was) == value):
             raise BigtrainError(
                 f"{folder} was built with another {key}",
-                found=f"{key} {was} in {folder}",
+                found=f"{key} {str(was)[:500]} in {folder}",
                 wanted=f"{key} {value}",
                 fix=f"set {key} back, or set another data.dir, or remove {folder} to build it again",
             )

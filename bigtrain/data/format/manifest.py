@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, wraps
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Annotated, Any, Literal, NotRequired, ParamSpec, TypeVar, overload
 
 import xxhash
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from bigtrain.base import BigtrainError, bare_name, write_atomically
+from bigtrain.base import (
+    STRICT,
+    BigtrainError,
+    as_entry,
+    bare_name,
+    parse_json,
+    read_regular,
+    write_atomically,
+)
 from bigtrain.data.format.hashing import canonical_json, identity
 
 FORMAT = 1
 HASH_BYTES = 16
 BLOCK_BYTES = 4 << 20
 MANIFEST = "manifest.json"
+LARGEST = 1 << 30
+"""Bytes of a manifest. One of 10^13 tokens, which is ten million blocks, has some 400 million."""
+LARGEST_BLOCK = 1 << 28
+"""Bytes of a block, which is read into memory whole."""
 
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -54,7 +69,12 @@ class BlockHashes(Sequence[str]):
     """The xxh3-128 of each block of a file, in hexadecimal. They are kept as bytes, since there may be millions."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
-        self._bytes = bytes.fromhex("".join(hashes))
+        """Raise ValueError or TypeError where one is no such hash."""
+        hashes = list(hashes)
+        joined = "".join(hashes)
+        self._bytes = bytes.fromhex(joined)
+        if self._bytes.hex() != joined or not {len(hash) for hash in hashes} <= {2 * HASH_BYTES}:
+            raise ValueError(f"a hash of a block that has not {2 * HASH_BYTES} digits of 0 to 9 and a to f")
 
     def __len__(self) -> int:
         return len(self._bytes) // HASH_BYTES
@@ -106,11 +126,27 @@ class FileRecord:
         """The entry as JSON types."""
         return {"name": self.name, "size": self.size, "blocks": list(self.blocks)}
 
+    def has_blocks_of(self, block_bytes: int) -> bool:
+        """Whether it has one hash for each block of its size."""
+        return len(self.blocks) == -(-self.size // block_bytes)
+
     @classmethod
-    def from_json(cls, value: dict[str, Any], where: Path) -> FileRecord:
+    def from_json(cls, value: object, where: Path) -> FileRecord:
         """The inverse of `to_json`. Raises BigtrainError, which names the file `where`, for a path in place of a
-        name."""
-        return cls(copied(bare_name(value["name"], where)), copied(value["size"]), value["blocks"])
+        name, or for anything else that is not such an entry."""
+        entry = as_entry(_FileEntry, value, where)
+        try:
+            return cls(copied(bare_name(entry["name"], where)), copied(entry["size"]), entry["blocks"])
+        except (ValueError, TypeError) as error:
+            raise unlike(where, f"{entry['name']}: {str(error)[:200]}", "the hash of each block") from error
+
+
+class _FileEntry(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    name: str
+    size: Size
+    blocks: list[Any]  # `BlockHashes` checks them: there may be millions
 
 
 @dataclass(frozen=True)
@@ -127,10 +163,23 @@ class ShardRecord:
         return {**vars(self), "files": [file.to_json() for file in self.files]}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], where: Path) -> ShardRecord:
+    def from_json(cls, value: object, where: Path) -> ShardRecord:
         """The inverse of `to_json`. Raises BigtrainError as `FileRecord.from_json` does."""
-        files = [FileRecord.from_json(file, where) for file in value["files"]]
-        return cls(copied(value["tokens"]), copied(value["documents"]), files)
+        entry = as_entry(_ShardEntry, value, where)
+        files = [FileRecord.from_json(file, where) for file in entry["files"]]
+        if entry["documents"] > entry["tokens"]:
+            raise unlike(
+                where, f"{entry['documents']:,} documents of {entry['tokens']:,} tokens", "a token for each document"
+            )
+        return cls(copied(entry["tokens"]), copied(entry["documents"]), files)
+
+
+class _ShardEntry(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    tokens: Positive
+    documents: Annotated[int, Field(ge=1, lt=2**32)]  # `document_index.py` has 32 bits for one
+    files: Annotated[list[Any], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
@@ -201,14 +250,62 @@ class DatasetManifest:
         )
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], where: Path) -> DatasetManifest:
-        return cls(**{**value, "shards": [ShardRecord.from_json(shard, where) for shard in value["shards"]]})
+    def _from_json(cls, value: object, where: Path) -> DatasetManifest:
+        entry = as_entry(_ManifestEntry, value, where)
+        shards = [ShardRecord.from_json(shard, where) for shard in entry["shards"]]
+        manifest = cls(**{**entry, "shards": shards})  # type: ignore[arg-type]
+        width = int(manifest.dtype[-1])
+        check_files(where, [file for shard in shards for file in shard.files], manifest.block_bytes)
+        if manifest.vocab_size > 256**width or manifest.end_of_text >= manifest.vocab_size:
+            found = f"{manifest.vocab_size:,} ids of {width} bytes, end of text {manifest.end_of_text:,}"
+            raise unlike(where, found, "ids that fit, and an end of text among them")
+        for shard in shards:
+            if shard.files[0].size != shard.tokens * width:
+                found = f"{shard.files[0].name}: {shard.files[0].size:,} bytes, {shard.tokens:,} tokens"
+                raise unlike(where, found, f"{width} bytes a token")
+        if manifest.tokens >= 2**63 or manifest.block_bytes % width:
+            raise unlike(where, f"{manifest.tokens:,} tokens, {manifest.block_bytes:,} bytes a block", "whole tokens")
+        return manifest
+
+
+class _SpecialIds(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    end_of_text: Size
+
+
+class _ManifestEntry(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    source: str
+    split: Literal["train", "validation"]
+    dtype: Literal["<u2", "<u4"]
+    vocab_size: Positive
+    special_ids: _SpecialIds
+    tokenizer: str
+    parents: dict[str, str]
+    shards: Annotated[list[Any], Field(max_length=2**31)]
+    block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
+    begin_of_text: NotRequired[dict[str, Any]]  # `BeginOfText.from_json` checks it
+    format: int
+
+
+def check_files(where: Path, files: Sequence[FileRecord], block_bytes: int) -> None:
+    """Raise BigtrainError where files of a manifest have one name, or not a hash for each block."""
+    names = {where.name}
+    for file in files:
+        if file.name in names:
+            raise unlike(where, f"{file.name} twice", "files of different names, and none of this one")
+        names.add(file.name)
+        if not file.has_blocks_of(block_bytes):
+            found = f"{file.name}: {len(file.blocks):,} blocks of {block_bytes:,} bytes for {file.size:,} bytes"
+            raise unlike(where, found, "a hash for each block")
 
 
 @without_gc
 def read_verified(
     path: Path,
-    from_json: Callable[[dict[str, Any], Path], Verified],
+    from_json: Callable[[object, Path], Verified],
     id_name: str,
     totals: Sequence[str],
     format: int,
@@ -230,25 +327,41 @@ def read_verified(
         BigtrainError: the file is missing, changed, of another format, or has a path in place of the name of a file.
     """
     try:
-        value = json.loads(path.read_bytes())
-        if value["format"] != format:
-            raise BigtrainError(
-                f"{path} is of a format that this version of bigtrain does not read",
-                found=f"format {value['format']}",
-                wanted=f"format {format}",
-                fix=fix,
-            )
-        recorded = [value.pop(name) for name in (id_name, *totals)]
-        actual_id = identity(value)
-        verified = from_json(value, path)
+        value = parse_json(read_regular(path, LARGEST), path)
     except FileNotFoundError:
         raise missing from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise changed_error(path, f"{type(error).__name__}: {error}", "a manifest as bigtrain wrote it") from error
-    if [actual_id, *(getattr(verified, name) for name in totals)] != recorded:
-        raise changed_error(path, f"{id_name.replace('_', ' ')} {recorded[0]}", f"{actual_id}, the hash of its content")
+    if not isinstance(value, dict):
+        raise changed_error(path, f"a JSON {type(value).__name__}", "a manifest as bigtrain wrote it")
+    found = value.get("format")
+    if found != format or isinstance(found, bool | float):
+        raise BigtrainError(
+            f"{path} is of a format that this version of bigtrain does not read",
+            found=f"format {found!r}"[:100],
+            wanted=f"format {format}",
+            fix=fix,
+        )
+    recorded = {name: value.pop(name, None) for name in (id_name, *totals)}
+    try:
+        actual_id = identity(value)
+    except (ValueError, RecursionError) as error:  # nan, or half of a surrogate pair
+        raise changed_error(
+            path, f"{type(error).__name__}: {str(error)[:200]}", "a manifest as bigtrain wrote it"
+        ) from error
+    if recorded[id_name] != actual_id:
+        wanted = f"{actual_id}, the hash of its content"
+        raise changed_error(path, f"{id_name.replace('_', ' ')} {recorded[id_name]!r:.100}", wanted)
+    verified = from_json(value, path)
+    for name in totals:
+        if recorded[name] != (counted := getattr(verified, name)):
+            raise changed_error(path, f"{name} {recorded[name]!r:.100}", f"{counted}, which its shards add up to")
     vars(verified)[id_name] = actual_id  # as cached_property keeps it
     return verified
+
+
+def unlike(where: Path, found: str, wanted: str) -> BigtrainError:
+    """The error for a file of a dataset that says what bigtrain does not write, though its hash may be right."""
+    fix = "get it again from a source that you trust, or use the version of bigtrain that wrote it"
+    return BigtrainError(f"{where} is not as this version of bigtrain writes it", found=found, wanted=wanted, fix=fix)
 
 
 def changed_error(path: Path, found: str, wanted: str) -> BigtrainError:

@@ -26,21 +26,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import STRICT, BigtrainError, as_entry, write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.hashing import canonical_json, identity
 from bigtrain.data.format.manifest import (
     BLOCK_BYTES,
+    LARGEST_BLOCK,
     DatasetManifest,
     FileRecord,
+    Positive,
     ShardRecord,
     changed_error,
+    check_files,
     read_verified,
+    unlike,
 )
 from bigtrain.data.format.mapping import map_file
 
@@ -120,16 +126,29 @@ class ShardPack:
         if bytes(data[:8]) != PACK_MAGIC or len(data) < HEADER_BYTES:
             raise changed_error(path, repr(bytes(data[:8])), repr(PACK_MAGIC))
         rows, spans = (int(n) for n in np.frombuffer(data, "<u8", 2, len(PACK_MAGIC)))
-        size = HEADER_BYTES + 8 * (spans + 1) + 4 * (spans + spans % 2) + 8 * (rows + 1) + 4 * spans
+        size = size_of(rows, spans)
         if len(data) != size:
             raise changed_error(path, f"{len(data):,} bytes", f"{size:,} bytes for {rows:,} rows of {spans:,} spans")
         column = ColumnReader(data, HEADER_BYTES)
-        return cls(
+        pack = cls(
             start=column("<i8", spans + 1),
             row=column("<u4", spans + spans % 2)[:spans],
             first=column("<i8", rows + 1),
             span=column("<u4", spans),
         )
+        if (disorder := pack._disorder()) is not None:
+            raise changed_error(path, disorder, "columns as bigtrain wrote them")
+        return pack
+
+    def _disorder(self) -> str | None:
+        """What makes an index of a column lead out of another one; None where none does."""
+        if self.start[0] != 0 or (np.diff(self.start) <= 0).any():
+            return "spans that do not follow each other"
+        if self.first[0] != 0 or self.first[-1] != len(self.span) or (np.diff(self.first) <= 0).any():
+            return "rows that do not follow each other"
+        if len(self.row) and (self.row.max() >= self.rows or self.span.max() >= len(self.row)):
+            return "a span or a row that there is not"
+        return None
 
     @classmethod
     def open(cls, path: Path) -> ShardPack:
@@ -170,9 +189,24 @@ class PackRecord:
         return {**vars(self), "file": self.file.to_json()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], where: Path) -> PackRecord:
+    def from_json(cls, value: object, where: Path) -> PackRecord:
         """The inverse of `to_json`. Raises BigtrainError as `FileRecord.from_json` does."""
-        return cls(**{**value, "file": FileRecord.from_json(value["file"], where)})
+        entry = as_entry(_PackEntry, value, where)
+        file = FileRecord.from_json(entry["file"], where)
+        rows, spans, tokens = entry["rows"], entry["spans"], entry["tokens"]
+        if not file.name.endswith(".pack") or not rows <= spans <= tokens or file.size != size_of(rows, spans):
+            found = f"{file.name}: {file.size:,} bytes for {rows:,} rows of {spans:,} spans of {tokens:,} tokens"
+            raise unlike(where, found, f"a .pack file of {size_of(rows, spans):,} bytes")
+        return cls(rows, spans, tokens, file)
+
+
+class _PackEntry(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    rows: Positive
+    spans: Annotated[int, Field(ge=1, lt=MOST_SPANS)]
+    tokens: Positive
+    file: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -262,8 +296,36 @@ class PackManifest:
         return manifest
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], where: Path) -> PackManifest:
-        return cls(**{**value, "shards": [PackRecord.from_json(shard, where) for shard in value["shards"]]})
+    def _from_json(cls, value: object, where: Path) -> PackManifest:
+        entry = as_entry(_PackManifestEntry, value, where)
+        shards = [PackRecord.from_json(shard, where) for shard in entry["shards"]]
+        manifest = cls(**{**entry, "shards": shards})  # type: ignore[arg-type]
+        check_files(where, [shard.file for shard in shards], manifest.block_bytes)
+        if manifest.rows >= 2**63:
+            raise unlike(where, f"{manifest.rows:,} rows", "a number that fits 63 bits")
+        return manifest
+
+
+class _Parents(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    dataset_id: str
+
+
+class _PackManifestEntry(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    packing: Literal["best_fit", "buckets"]
+    sequence_length: Positive
+    parents: _Parents
+    shards: list[Any]
+    block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
+    format: int
+
+
+def size_of(rows: int, spans: int) -> int:
+    """Bytes of a `.pack` file."""
+    return HEADER_BYTES + 8 * (spans + 1) + 4 * (spans + spans % 2) + 8 * (rows + 1) + 4 * spans
 
 
 def find_packs(directory: Path) -> list[tuple[str, int]]:

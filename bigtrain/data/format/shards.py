@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.base import commit_file, temporary_of, write_atomically
+from bigtrain.base import commit_file, open_temporary, temporary_of, write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.documents import ID_BYTES
 from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
@@ -85,7 +85,7 @@ class ShardWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._tok = directory / f"{index:05d}.tok"
         self._doc = directory / f"{index:05d}.doc"
-        self._stream: BinaryIO = temporary_of(self._tok).open("wb")
+        self._stream: BinaryIO = open_temporary(self._tok)
         self._hasher = BlockHasher()
         self.tokens = 0
         self._lengths: list[int] = []
@@ -178,6 +178,12 @@ class DocumentColumns:
         if (fault := columns._fault()) is not None:
             raise changed_error(path, fault, "columns as bigtrain wrote them")
         return columns
+
+    def require(self, *, documents: int, tokens: int, path: Path) -> None:
+        """Raise BigtrainError where there are not so many documents and tokens as a manifest says."""
+        if (len(self.id), self.offset[-1]) != (documents, tokens):
+            found = f"{len(self.id):,} documents of {self.offset[-1]:,} tokens"
+            raise changed_error(path, found, f"{documents:,} documents of {tokens:,} tokens")
 
     def _fault(self) -> str | None:
         """The first fault of the columns; None without a fault."""

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import TokenizerSettings
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
-from bigtrain.data.format.layout import BUILD_RECORD, Record, read_record, require_same
-from bigtrain.data.format.manifest import MANIFEST, DatasetManifest
+from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -98,7 +98,10 @@ class DataTokenizer:
         """The tokenizer of a data folder. Raises BigtrainError if there is none."""
         content = _content_of(directory / TOKENIZER_FILE)
         record = read_record(directory) or {}
-        end_of_text = record.get("tokenizer", {}).get("end_of_text", TokenizerSettings().end_of_text)
+        settings = part_of(record, "tokenizer", dict, directory) if "tokenizer" in record else {}
+        end_of_text = settings.get("end_of_text", TokenizerSettings().end_of_text)
+        if not isinstance(end_of_text, str):
+            raise changed_error(directory / BUILD_RECORD, f"end_of_text {end_of_text!r:.100}", "a token")
         return cls(content, end_of_text, begin_in_record(record, directory))
 
     @property

@@ -14,10 +14,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field
 
+from bigtrain.base import STRICT
 from bigtrain.data.order.quotas import Quotas
 
 I64 = npt.NDArray[np.int64]
@@ -27,8 +30,10 @@ I64 = npt.NDArray[np.int64]
 class MixturePhase:
     """From draw `start` on, sources are mixed in proportion to these integer weights. A weight of 0 gives nothing."""
 
-    start: int
-    weights: tuple[int, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    start: Annotated[int, Field(ge=0, lt=2**62)]
+    weights: tuple[Annotated[int, Field(ge=0, lt=2**62)], ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Mixture:
         self.intervals: list[MixtureInterval] = []
         self.end: int | None = None
         """The number of draws, after which all sources of a phase have reached their limits. None: there is no end."""
+        self._most = len(phases) + len(bounds)  # intervals: each ends with a phase or with a source
         ends: list[int | None] = [phase.start for phase in phases[1:]]
         for phase, end in zip(phases, [*ends, None], strict=True):
             if self.end is None:
@@ -100,6 +106,8 @@ class Mixture:
                 return
             interval = MixtureInterval(start, weights, drawn)
             self.intervals.append(interval)
+            if len(self.intervals) > self._most:
+                raise OverflowError("limits and weights of sources that are too large to be mixed")
             runs_out = interval.runs_out(bounds)
             if runs_out is None:
                 return

@@ -13,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
+from bigtrain.base import STRICT, BigtrainError, as_record
 from bigtrain.config import BatchSchedule
 from bigtrain.data.format.hashing import identity
 from bigtrain.data.order.mixture import Mixture, MixturePhase
@@ -27,6 +30,8 @@ from bigtrain.data.order.skips import Skips
 
 PLAN_FORMAT = 2
 
+Number = Annotated[int, Field(ge=0, lt=2**62)]
+Positive = Annotated[int, Field(ge=1, lt=2**62)]
 I64 = npt.NDArray[np.int64]
 
 
@@ -58,18 +63,20 @@ class SampleAddresses(NamedTuple):
 class PlannedSource:
     """The properties of a source that decide the order of its samples."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     name: str
     dataset_id: str
-    tokens: int
-    sequences: int
+    tokens: Number
+    sequences: Number
     """Training samples in one epoch."""
     pack_id: str | None = None
     """Identity of the pack index, which says what tokens a sequence has. None for concat, which has no index."""
-    at_most: int | None = None
+    at_most: Number | None = None
     """Limit on its samples."""
-    block: int | None = None
+    block: Positive | None = None
     """Sequences in a block, if blocks are shuffled."""
-    window: int | None = None
+    window: Positive | None = None
     """Blocks that are mixed with each other at a time."""
 
 
@@ -77,8 +84,10 @@ class PlannedSource:
 class DocumentSkip:
     """Documents of a source that have no labels from a sample on."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     source: str
-    from_sample: int
+    from_sample: Number
     files: str | None = None
     """A pattern for the names of their files."""
     ids: tuple[str, ...] = ()
@@ -192,21 +201,37 @@ class Plan:
         return {"plan_id": self.plan_id, **self._content()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Plan:
-        """The plan with this description."""
-        (*warmup, last), starts = value["batches"], [first_step for first_step, _ in value["batches"]]
-        return cls(
-            [PlannedSource(**source) for source in value["sources"]],
-            [MixturePhase(phase["start"], tuple(phase["weights"])) for phase in value["phases"]],
-            seed=value["seed"],
-            sequence_length=value["sequence_length"],
-            packing=value["packing"],
-            batches=BatchSchedule(
-                [(end - step, size) for (step, size), end in zip(warmup, starts[1:], strict=True)], last[1]
-            ),
-            skipped=[(start, end) for start, end in value["skipped"]],
-            unlabelled=[DocumentSkip(**{**skip, "ids": tuple(skip["ids"])}) for skip in value["unlabelled"]],
-        )
+    def from_json(cls, value: object, where: object = "the plan in a checkpoint's manifest.json") -> Plan:
+        """The plan with this description.
+
+        Raises:
+            BigtrainError: it is no description of a plan, or has another plan id than it says.
+        """
+        plan = as_record(_Description, value, where)
+        (*warmup, last), starts = plan["batches"], [first_step for first_step, _ in plan["batches"]]
+        stages = [(end - step, size) for (step, size), end in zip(warmup, starts[1:], strict=True)]
+        try:
+            described = cls(
+                plan["sources"],
+                plan["phases"],
+                seed=plan["seed"],
+                sequence_length=plan["sequence_length"],
+                packing=plan["packing"],
+                batches=BatchSchedule(stages, last[1]),
+                skipped=plan["skipped"],
+                unlabelled=plan["unlabelled"],
+            )
+            found = described.plan_id
+        except (ValueError, ArithmeticError, LookupError) as error:  # numbers that no mixture has
+            found = f"{type(error).__name__}: {str(error)[:200]}"
+        if found != plan["plan_id"]:
+            raise BigtrainError(
+                f"{where} is not one that this version of bigtrain wrote",
+                found=found,
+                wanted=f"plan {plan['plan_id']}",
+                fix="use the version of bigtrain that wrote it, or another checkpoint",
+            )
+        return described
 
     def _drawn(self, samples: int) -> tuple[int, ...]:
         """The draws that each source has given before sample number `samples`, skipped draws included."""
@@ -231,6 +256,23 @@ class Plan:
             "skipped": [list(draws) for draws in self.skips.ranges],
             "unlabelled": [{**asdict(skip), "ids": list(skip.ids)} for skip in self.unlabelled],
         }
+
+
+class _Description(TypedDict):
+    """What `Plan.describe` returns."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    plan_id: str
+    format: Literal[2]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)]
+    sequence_length: Positive
+    packing: str
+    sources: Annotated[list[PlannedSource], Field(min_length=1)]
+    phases: list[MixturePhase]
+    batches: Annotated[list[tuple[Number, Positive]], Field(min_length=1)]
+    skipped: list[tuple[Number, Number]]
+    unlabelled: list[DocumentSkip]
 
 
 def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:

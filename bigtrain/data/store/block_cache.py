@@ -14,9 +14,11 @@ keeps its mapping.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import re
 import tempfile
 import threading
 import time
@@ -37,6 +39,7 @@ STALE_SECONDS = 600.0
 LOCK_SECONDS = 150.0
 """Longer than all attempts of the process that fetches (`RetryPolicy`). After this, every process tries by itself."""
 POLL_SECONDS = 0.02
+_BLOCK = re.compile("[0-9a-f]{32}")
 
 
 class BlockCache:
@@ -58,6 +61,8 @@ class BlockCache:
         self._thread_lock = threading.Lock()
         with self._disk_errors():
             for folder in (self._new, directory / "blocks", directory / "locks"):
+                if folder.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, "a symbolic link, which may lead anywhere", str(folder))
                 folder.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
             with self._locked_ledger() as ledger:
@@ -115,6 +120,9 @@ class BlockCache:
         time."""
         with self._disk_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
+            inside = self._directory.parent.resolve()
+            if not path.parent.resolve().is_relative_to(inside):
+                raise NotADirectoryError(errno.ENOTDIR, f"a symbolic link that leads out of {inside}", str(path.parent))
             with self._new_file(parts) as temporary:
                 temporary.rename(path)
 
@@ -125,8 +133,9 @@ class BlockCache:
         """The block on disk, which becomes the most recently used one; None if it is missing or corrupted."""
         path = self._path(name)
         try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size == size:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+            with os.fdopen(descriptor, "rb") as file:
+                if os.fstat(file.fileno()).st_size == size > 0:
                     block = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
                     if name in self._verified or xxhash.xxh3_128_hexdigest(block) == name:
                         self._verified.add(name)
@@ -177,8 +186,10 @@ class BlockCache:
         """
         blocks = []
         for folder in os.scandir(self._directory / "blocks"):
-            for entry in os.scandir(folder):
-                status = entry.stat()
+            for entry in os.scandir(folder) if folder.is_dir(follow_symlinks=False) else ():
+                if not _BLOCK.fullmatch(entry.name):
+                    continue  # no file of a cache
+                status = entry.stat(follow_symlinks=False)
                 blocks.append((status.st_mtime_ns, entry.path, status.st_size))
         total = sum(size for _, _, size in blocks)
         if total > target:
@@ -193,6 +204,8 @@ class BlockCache:
     def _remove_stale(self) -> None:
         for entry in os.scandir(self._new):
             try:
+                if not entry.name.startswith(tempfile.gettempprefix()):
+                    continue  # no file of a cache
                 if time.time() - entry.stat().st_mtime > STALE_SECONDS:
                     Path(entry.path).unlink()
             except FileNotFoundError:  # renamed or removed by another process
@@ -221,7 +234,7 @@ class BlockCache:
 def _read(ledger: IO[bytes]) -> int | None:
     """The number in the ledger; None if it cannot be read."""
     ledger.seek(0)
-    text = ledger.read()
+    text = ledger.read(21)
     return int(text) if len(text) == 20 and text.isdigit() else None
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import BigtrainError, read_regular, write_atomically
 from bigtrain.data.format.manifest import MANIFEST
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns
@@ -108,7 +108,9 @@ def _entries(dataset: Dataset) -> Iterator[tuple[U64, U64]]:
     places: list[U64] = []
     for shard, stored in enumerate(dataset.shards):
         path = dataset.fetched(stored.record.files[1])
-        columns = DocumentColumns.parse(memoryview(path.read_bytes()), path)  # not mapped, since a mapping would stay
+        # Not mapped, since a mapping would stay.
+        columns = DocumentColumns.parse(memoryview(read_regular(path, stored.record.files[1].size)), path)
+        columns.require(documents=stored.record.documents, tokens=stored.record.tokens, path=path)
         own = id_halves(columns.id)[:, 0]
         for start in range(0, len(own), ROWS_AT_ONCE):
             keys.append(own[start : start + ROWS_AT_ONCE].copy())
@@ -138,7 +140,9 @@ def look_up(dataset: Dataset, document_id: bytes) -> list[tuple[int, int]] | Non
     wanted = np.frombuffer(document_id, "<u8")
     first, last = columns[0].searchsorted(wanted[0], "left"), columns[0].searchsorted(wanted[0], "right")
     found = [(int(place) >> 32, int(place) & 0xFFFFFFFF) for place in columns[1, first:last]]
-    return [(s, n) for s, n in found if dataset.shards[s].documents.id[n].tobytes() == document_id]
+    documents = [shard.record.documents for shard in dataset.shards]
+    there = [(s, n) for s, n in found if s < len(documents) and n < documents[s]]  # the index may be another's
+    return [(s, n) for s, n in there if dataset.shards[s].documents.id[n].tobytes() == document_id]
 
 
 def id_halves(ids: npt.NDArray[np.void]) -> U64:

@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bigtrain.base import BigtrainError
-from bigtrain.config import DataSettings
+from typing_extensions import TypedDict
+
+from bigtrain.base import STRICT, BigtrainError, as_record, read_json, read_regular
+from bigtrain.config import HIDDEN, DataSettings, is_masked, refuse_masked
 from bigtrain.data.format.layout import BUILD_RECORD, SPLITS
 from bigtrain.data.format.manifest import MANIFEST, FileRecord
 from bigtrain.data.format.pack_file import manifest_path
 from bigtrain.data.format.remote_files import Remote, RetryPolicy
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE
+from bigtrain.data.format.urls import recorded_path
 from bigtrain.data.store.block_cache import BlockCache
 
 MARKER = "remote.json"
@@ -40,6 +43,10 @@ class Mirror:
         self.directory = directory
         self.remote = Remote(url, policy)
         is_ours = _is_mirror(directory, self.remote.url)
+        self.is_offline = is_masked(url)
+        """Whether the key of the URL is not known, so that only what was fetched before can be read."""
+        if self.is_offline and not is_ours:
+            refuse_masked("data.remote", url)
         self.cache = BlockCache(directory / "cache", cache_bytes)
         if not is_ours:
             self.cache.place(directory / MARKER, [json.dumps({"url": self.remote.url}).encode()])
@@ -56,13 +63,16 @@ class Mirror:
         for name in names:
             self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
 
+    def _read_block(self, name: str, record: FileRecord, index: int, block_bytes: int) -> bytes:
+        if self.is_offline:
+            refuse_masked("data.remote", f"{self.remote.url}?{HIDDEN}")
+        return self.remote.read_block(name, record, index, block_bytes)
+
     def block(self, directory: Path, record: FileRecord, index: int, block_bytes: int) -> memoryview:
         """A verified block of a file in `directory`, a folder of this mirror, through the cache."""
         size = min(block_bytes, record.size - index * block_bytes)
         name = self._name(directory, record)
-        return self.cache.get(
-            record.blocks[index], size, lambda: self.remote.read_block(name, record, index, block_bytes)
-        )
+        return self.cache.get(record.blocks[index], size, lambda: self._read_block(name, record, index, block_bytes))
 
     def fetch(self, directory: Path, record: FileRecord, block_bytes: int) -> Path:
         """The path of a file in `directory`, a folder of this mirror. It is fetched, and verified once per process."""
@@ -72,7 +82,7 @@ class Mirror:
                 if not _is_whole(path, record, block_bytes):
                     name = self._name(directory, record)
                     indices = range(len(record.blocks))
-                    self.cache.place(path, (self.remote.read_block(name, record, i, block_bytes) for i in indices))
+                    self.cache.place(path, (self._read_block(name, record, i, block_bytes) for i in indices))
             self._verified.add(path)
         return path
 
@@ -94,16 +104,30 @@ def open_mirror(settings: DataSettings) -> Mirror | None:
     if settings.remote is None:
         return None
     mirror = Mirror(settings.dir, settings.remote, settings.cache_bytes)
-    mirror.fetch_records(settings)
+    if not mirror.is_offline:
+        mirror.fetch_records(settings)
     return mirror
+
+
+class _Marker(TypedDict):
+    """DIR/remote.json."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    url: str
+
+
+def is_mirror(directory: Path) -> bool:
+    """Whether data were fetched into this folder before."""
+    return (directory / MARKER).is_file()
 
 
 def _is_mirror(directory: Path, url: str) -> bool:
     """Whether the folder is already a mirror of the URL. Raises BigtrainError if it is something else."""
     marker = directory / MARKER
     try:
-        found = json.loads(marker.read_bytes())["url"]
-    except (FileNotFoundError, NotADirectoryError):
+        record = as_record(_Marker, read_json(marker, 1 << 16), marker)
+    except FileNotFoundError:
         if (directory / BUILD_RECORD).exists():
             raise BigtrainError(
                 f"{directory} holds data that were built there, but data.remote is set",
@@ -111,11 +135,19 @@ def _is_mirror(directory: Path, url: str) -> bool:
                 wanted="another folder for what is fetched",
                 fix="set data.dir to another folder, or remove data.remote to train on the data that are there",
             ) from None
+        there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+        if foreign := sorted(there - {"cache"}):  # which a start that was killed here leaves
+            raise BigtrainError(
+                f"{directory} holds other files, and what is fetched from data.remote would be mixed with them",
+                found=", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else ""),
+                wanted="a new or empty folder, or one that was filled from this URL",
+                fix="set data.dir to another folder",
+            ) from None
         return False
-    if found != url:
+    if recorded_path(record["url"]).rstrip("/") != url:
         raise BigtrainError(
             f"{directory} holds what was fetched from another URL",
-            found=found,
+            found=recorded_path(record["url"]),
             wanted=url,
             fix=f"set data.dir to another folder, or remove {directory}",
         )
@@ -123,12 +155,15 @@ def _is_mirror(directory: Path, url: str) -> bool:
 
 
 def _whole_json(data: bytes) -> bytes:
-    json.loads(data)
+    try:
+        json.loads(data)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
     return data
 
 
 def _is_whole(path: Path, record: FileRecord, block_bytes: int) -> bool:
     try:
-        return record.bad_block(memoryview(path.read_bytes()), block_bytes) is None
-    except FileNotFoundError:
+        return record.bad_block(memoryview(read_regular(path, record.size)), block_bytes) is None
+    except (FileNotFoundError, BigtrainError):
         return False

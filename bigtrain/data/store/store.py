@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import DataSettings
-from bigtrain.data.format.layout import Split, read_record, require_same, source_request, tokenizer_request
+from bigtrain.data.format.layout import Split, part_of, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.shards import DocumentColumns
@@ -46,9 +46,11 @@ class TokenShard:
 
     @cached_property
     def documents(self) -> DocumentColumns:
-        """Views of the `.doc` file."""
-        file = self.record.files[1]
-        return DocumentColumns.parse(self._map(file), self._directory / file.name)
+        """Views of the `.doc` file. Raises BigtrainError where they are not those of the manifest."""
+        path = self._directory / self.record.files[1].name
+        columns = DocumentColumns.parse(self._map(self.record.files[1]), path)
+        columns.require(documents=self.record.documents, tokens=self.record.tokens, path=path)
+        return columns
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
         """Tokens [start, end), or fewer at the end of the shard. They must not be written to.
@@ -202,10 +204,10 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     record = read_record(settings.dir)
     if record is None or not tokenizer_file.is_file():
         raise _not_built(settings.dir)
-    require_same(settings.dir, record["tokenizer"], tokenizer_request(settings))
+    require_same(settings.dir, part_of(record, "tokenizer", dict, settings.dir), tokenizer_request(settings))
     begin = begin_in_record(record, settings.dir)
     require_begin_of_text(settings.tokenizer, settings.dir, begin)
-    tokenizer = tokenizer_hash(tokenizer_file.read_bytes())
+    tokenizer = tokenizer_hash(read_regular(tokenizer_file))
     datasets = []
     for source in settings.sources:
         folder = settings.dir / source.name
@@ -217,6 +219,8 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
         require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
         require_same_begin(dataset.directory, dataset.manifest, begin)
         check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
+        if split == "train" and not dataset.tokens:
+            raise _not_built(dataset.directory)
         for shard in dataset.shards:
             shard.check_sizes()
         datasets.append(dataset)

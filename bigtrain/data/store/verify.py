@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -14,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.base import BigtrainError
-from bigtrain.data.format.layout import BUILD_RECORD
+from bigtrain.base import BigtrainError, read_regular
+from bigtrain.data.format.layout import BUILD_RECORD, part_of, read_record
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
 from bigtrain.data.format.pack_file import MANIFEST_PATTERNS, PackManifest, ShardPack, find_packs
-from bigtrain.data.format.remote_files import Remote
+from bigtrain.data.format.remote_files import Remote, TooLongError
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, tokenizer_hash
 from bigtrain.data.format.tokenizer_content import BeginOfText
 from bigtrain.data.store.store import Tokens, TokenShard
 
-Fetched = Callable[[list[Path]], AbstractContextManager[None]]
-"""Makes files available for as long as its context lasts, if they exist."""
+Fetched = Callable[[list[FileRecord], Path], AbstractContextManager[None]]
+"""Makes files of a folder available for as long as its context lasts, if they exist."""
 
 
 @dataclass
@@ -59,26 +58,28 @@ def verify(place: Path | str) -> VerifyReport:
     there is no dataset, or a URL cannot be read.
     """
     if not isinstance(place, str) or "://" not in place:
-        return _verify(Path(place), str(place), lambda paths: nullcontext())
+        return _verify(Path(place), str(place), lambda files, folder: nullcontext())
     remote = Remote(place)
     with TemporaryDirectory(prefix="bigtrain-verify-") as name:
         folder = Path(name)
 
-        def fetch(path: Path) -> None:
-            remote.copy(path.relative_to(folder).as_posix(), path)
+        too_long: list[str] = []
 
         @contextmanager
-        def fetched(paths: list[Path]) -> Iterator[None]:
-            for path in paths:
-                fetch(path)
+        def fetched(files: list[FileRecord], place: Path) -> Iterator[None]:
+            for file in files:
+                try:
+                    remote.copy((place / file.name).relative_to(folder).as_posix(), place / file.name, file.size)
+                except TooLongError as error:
+                    too_long.append(f"{error.what}: {error.found}, expected {file.size:,}")
             yield
-            for path in paths:
-                path.unlink(missing_ok=True)
+            for file in files:
+                (place / file.name).unlink(missing_ok=True)
 
         for name in remote.find({MANIFEST, BUILD_RECORD, TOKENIZER_FILE, *MANIFEST_PATTERNS}):
-            fetch(folder / name)
+            remote.copy(name, folder / name)
         report = _verify(folder, remote.url, fetched)
-    report.problems = [problem.replace(str(folder), remote.url) for problem in report.problems]
+    report.problems = [*too_long, *(problem.replace(str(folder), remote.url) for problem in report.problems)]
     return report
 
 
@@ -102,19 +103,18 @@ def _verify(directory: Path, place: str, fetched: Fetched) -> VerifyReport:
 
 def _verify_tokenizer(directory: Path, report: VerifyReport) -> str | None:
     """Check the tokenizer of a data folder against its record. Returns its hash, or None without a tokenizer."""
-    record = directory / BUILD_RECORD
     file = directory / TOKENIZER_FILE
     if not file.is_file():
         return None
-    found = tokenizer_hash(file.read_bytes())
+    found = tokenizer_hash(read_regular(file))
     try:
-        wanted = json.loads(record.read_bytes())["hash"]
-    except (OSError, ValueError, KeyError) as error:
-        report.problems.append(f"{record} cannot be read: {error}")
+        wanted = part_of(read_record(directory) or {}, "hash", str, directory)
+    except BigtrainError as error:
+        report.problems.append(str(error))
         return found
     if found != wanted:
         report.problems.append(f"{file}: hash {found}, expected {wanted}")
-    return str(wanted)
+    return wanted
 
 
 def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, report: VerifyReport) -> None:
@@ -130,7 +130,7 @@ def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, re
     for index, record in enumerate(manifest.shards):
         report.shards += 1
         files = [*record.files, *(pack.shards[index].file for pack in packs)]
-        with fetched([directory / file.name for file in files]):
+        with fetched(files, directory):
             broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in files]
             if any(broken[: len(record.files)]):
                 continue

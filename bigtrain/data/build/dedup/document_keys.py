@@ -13,10 +13,22 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from bigtrain.base import commit_file, temporary_of, write_atomically
+from bigtrain.base import (
+    STRICT,
+    BigtrainError,
+    as_record,
+    commit_file,
+    open_temporary,
+    parse_json,
+    read_json,
+    write_atomically,
+)
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
@@ -25,8 +37,10 @@ from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.workers import Workers, note
 from bigtrain.data.format.documents import ID_BYTES, Document, Piece
-from bigtrain.data.format.layout import Record, what_documents
+from bigtrain.data.format.layout import what_documents
 
+LARGEST = 1 << 30
+"""Bytes of a source's record. One of 100 million pieces has some 500 million."""
 REMOVED = bytes(ID_BYTES)
 
 
@@ -90,8 +104,7 @@ class DocumentKeys:
     @property
     def pieces(self) -> list[int]:
         """The number of documents of each piece."""
-        pieces: list[int] = self._read_record()["pieces"]
-        return pieces
+        return self._read_record()["pieces"]
 
     def origins(self, documents: Iterable[int]) -> dict[int, str]:
         """`SOURCE:FILE:POSITION` of some documents, given by their numbers in the source."""
@@ -100,7 +113,7 @@ class DocumentKeys:
             for line in lines:
                 if not wanted:
                     break
-                for file, position, count in json.loads(line):
+                for file, position, count in as_record(_Runs, parse_json(line, self._origins), self._origins):
                     while wanted and wanted[-1] < start + count:
                         document = wanted.pop()
                         names[document] = f"{self.source}:{file}:{position + document - start}"
@@ -125,27 +138,33 @@ class DocumentKeys:
             "pieces": 2,  # since long groups of rows are several pieces
         }
         try:
-            if self._read_record()["made_from"] == made_from:
+            record = self._read_record()
+            if record["made_from"] == made_from and self._are_whole(sum(record["pieces"])):
                 return
-        except FileNotFoundError:
-            pass
+        except (FileNotFoundError, BigtrainError):
+            pass  # missing or damaged: they are made again
         report(f"{self.source}: looking for duplicates")
         self._record.unlink(missing_ok=True)
         pieces: list[int] = []
         with ExitStack() as stack:
-            files = [stack.enter_context(temporary_of(path).open("wb")) for path in self._files]
+            files = [stack.enter_context(open_temporary(path)) for path in self._files]
             for count, parts in workers.map_in_order(work, corpus.pieces()):
                 pieces.append(count)
                 for file, part in zip(files, parts, strict=True):
                     file.write(part)
             for file, path in zip(files, self._files, strict=True):
                 commit_file(file, path)
-        record = json.dumps({"made_from": made_from, "pieces": pieces}).encode()
-        write_atomically(self._record, record)
+        write_atomically(self._record, json.dumps({"made_from": made_from, "pieces": pieces}).encode())
 
-    def _read_record(self) -> Record:
-        record: Record = json.loads(self._record.read_bytes())
-        return record
+    def _read_record(self) -> _KeysRecord:
+        return as_record(_KeysRecord, read_json(self._record, LARGEST), self._record)
+
+    def _are_whole(self, documents: int) -> bool:
+        """Whether the columns have an entry for each document."""
+        columns = [(self._hashes, ID_BYTES), *((band, 8) for band in self._bands)]
+        return self._origins.is_file() and all(
+            file.is_file() and file.stat().st_size == width * documents for file, width in columns
+        )
 
     @property
     def _record(self) -> Path:
@@ -167,6 +186,17 @@ class DocumentKeys:
     def _files(self) -> list[Path]:
         """In the order of what KeysOfPiece gives."""
         return [self._hashes, *self._bands, self._origins]
+
+
+class _KeysRecord(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    made_from: dict[str, Any]
+    pieces: list[Annotated[int, Field(ge=0, lt=2**63)]]
+
+
+_Runs = list[tuple[str, int, Annotated[int, Field(ge=1, lt=2**63)]]]
+"""The documents of a piece: file, position of the first, and how many follow each other."""
 
 
 def _map(file: Path, parts: int) -> Keys:

@@ -7,7 +7,6 @@ written last, then the notes are removed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, write_atomically
+from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, read_json, read_regular, write_atomically
 from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
 from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.hashing import canonical_json
-from bigtrain.data.format.manifest import DatasetManifest, FileRecord, ShardRecord, changed_error
+from bigtrain.data.format.manifest import LARGEST, DatasetManifest, FileRecord, ShardRecord, changed_error
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.pack_file import FORMAT, I64, PackManifest, PackRecord, ShardPack, pack_path
 from bigtrain.data.format.shards import BlockHasher, DocumentColumns
@@ -135,10 +134,10 @@ class PackJob:
     def _finished(self, note: Path) -> PackRecord | None:
         """The record of a pack that an earlier build finished, if the file still has its content."""
         try:
-            value = json.loads(note.read_bytes())
+            value = read_json(note, LARGEST)
             record = PackRecord.from_json(value["pack"], note)
-            data = (self.directory / record.file.name).read_bytes()
-        except (FileNotFoundError, ValueError, KeyError, TypeError, BigtrainError):
+            data = read_regular(self.directory / record.file.name, record.file.size)
+        except (FileNotFoundError, KeyError, TypeError, BigtrainError):
             return None
         same = value == self._note(record) and record.file == _file_record(record.file.name, data)
         return record if same else None
