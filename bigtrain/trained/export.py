@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,17 @@ def checked(
     model: ModelSettings,
     dtype: torch.dtype,
     report: Callable[[str], None] | None,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare a Hugging Face folder with our weights; without `report` nothing is compared.
+
+    Args:
+        folder: at Hugging Face's format.
+        weights: ours, by our names.
+        model: our settings.
+        dtype: of the weights in the folder; where they have several, one that holds each exactly.
+        report: called with the reason why nothing is compared.
+        ignored: keys of config.json that the user had ignored.
 
     Raises:
         BigtrainError: transformers computes something else.
@@ -139,7 +148,7 @@ def checked(
         report("not checked: transformers is not installed (pip install 'bigtrain[hf]')")
         return nothing
     comparison = compare_with_transformers(folder, weights, model, dtype)
-    comparison.check(folder)
+    comparison.check(folder, ignored)
     return {key: getattr(comparison, key) for key in nothing}
 
 

@@ -172,7 +172,7 @@ def test_without_an_end_of_text_a_text_goes_on_to_its_length(folder: Path, tmp_p
         ({"generation_config": {"eos_token_id": "</s>"}}, "eos_token_id in"),
         ({"generation_config": {"eos_token_id": [[1]]}}, "eos_token_id in"),
         ({"generation_config": {"eos_token_id": True}}, "eos_token_id in"),
-        ({"config": {"bos_token_id": -1}}, "bos_token_id in"),
+        ({"config": {"bos_token_id": 1.5}}, "bos_token_id in"),
     ],
 )
 def test_odd_ids_in_a_folder_are_one_error(
