@@ -33,7 +33,8 @@ _ABOUT_FILES = frozenset({
     "attention_softmax_in_fp32", "upcast_attention", "fp32", "fp16", "bf16",
     # how it was trained: where it started, noise, losses
     "init_method", "init_std", "initializer_factor", "use_liger", "gradient_checkpointing_kwargs",
-    "neftune_noise_alpha", "dropout", "attn_dropout", "attention_dropout", "attention_dropout_prob", "attention_probs_dropout_prob",
+    "neftune_noise_alpha", "dropout", "attn_dropout", "attention_dropout", "attention_dropout_prob",
+    "attention_probs_dropout_prob",
     "attn_pdrop", "resid_pdrop", "residual_dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout",
     "hidden_dropout_prob", "activation_dropout", "classifier_dropout", "ffn_dropout", "mlp_dropout", "layerdrop",
     "drop_path_rate", "router_aux_loss_coef", "router_z_loss_coef", "output_router_logits", "router_jitter_noise",

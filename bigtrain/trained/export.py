@@ -20,7 +20,7 @@ from bigtrain.data import TOKENIZER_FILE, DataTokenizer, card_as_markdown, open_
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
-from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.model_card import model_card
 
 
@@ -77,7 +77,7 @@ def export_run(
         BigtrainError: nothing to export, `out` holds something else, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = directory.settings(), open_checkpoint(directory, step)
+    settings, checkpoint = open_with_settings(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
     compared: dict[str, Any] = {}
