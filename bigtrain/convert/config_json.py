@@ -42,6 +42,8 @@ _IDLE = frozenset({
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
     # in which precision the weights are stored, and how it is computed
     "dtype", "torch_dtype", "use_cache", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
+    "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
+    "_experts_implementation_internal",
     "use_bfloat16", "torchscript", "tf_legacy_loss", "gradient_checkpointing", "chunk_size_feed_forward",
     # what comes out beside the logits
     "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "is_decoder",

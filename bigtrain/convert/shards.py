@@ -112,10 +112,9 @@ class TensorFolder:
                 fix="fetch the folder again",
             )
 
-    @property
-    def paths(self) -> list[Path]:
-        """Of all files."""
-        return sorted(set(self._file_of.values()))
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor."""
+        return dict(self._file_of)
 
     def names(self) -> list[str]:
         """Of all tensors."""

@@ -154,7 +154,7 @@ def _their_logits(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> tuple[
                 f"transformers cannot compute with {folder}",
                 found=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}",
                 wanted="a folder that it loads, so that the two can be compared",
-                fix="correct config.json, or take it unseen with --no-check",
+                fix="correct the folder, or take it without a comparison: --no-check",
             ) from error
     return exact, rounded
 
@@ -162,10 +162,13 @@ def _their_logits(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> tuple[
 @contextmanager
 def _config_and_weights(folder: Path) -> Iterator[Path]:
     """A temporary folder with links to the weights of another, and what its config.json says about the model."""
+    config = {key: value for key, value in read_config(folder).items() if key not in _ABOUT_LOADING}
+    file_of = TensorFolder(folder).files()
     with TemporaryDirectory(prefix="bigtrain-check-") as name:
-        seen, files = Path(name), TensorFolder(folder).paths
-        for file in (*files, *(path for path in [folder / INDEX] if path.is_file())):
+        seen = Path(name)
+        for file in set(file_of.values()):
             (seen / file.name).symlink_to(file.resolve())
-        config = {key: value for key, value in read_config(folder).items() if key not in _ABOUT_LOADING}
+        index = {"metadata": {}, "weight_map": {tensor: file.name for tensor, file in file_of.items()}}
+        (seen / INDEX).write_text(json.dumps(index), encoding="utf-8")
         (seen / "config.json").write_text(json.dumps(config), encoding="utf-8")
         yield seen
