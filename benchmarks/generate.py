@@ -114,7 +114,7 @@ def contestants_of(settings: ModelSettings, dtype: torch.dtype) -> dict[str, Con
         _, weights = read_hf(Path(folder))
         ours = build_model(settings).to(dtype).eval()
         parameters = dict(ours.named_parameters())
-        for name, tensor in weights:
+        for name, tensor in weights.items():
             parameters[name].data.copy_(tensor)
 
     def cached(prompts: list[list[int]], tokens: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ Nothing is pickled. `load_weights` reads the float32 weights without an engine o
 
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from bigtrain.checkpoint.compare import compare
-from bigtrain.checkpoint.compatibility import Change, changes_since, check_compatible
+from bigtrain.checkpoint.compatibility import Change, changes_since, check_compatible, is_allowed
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
 from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, reinitialize, tensor_digests
@@ -66,6 +66,7 @@ __all__ = [
     "check_compatible",
     "collectively",
     "compare",
+    "is_allowed",
     "list_checkpoints",
     "load",
     "load_weights",

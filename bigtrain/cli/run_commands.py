@@ -262,13 +262,17 @@ def import_(
     end_of_text: Annotated[
         str | None, typer.Option(help="The token that ends a document. Default: the one that config.json names.")
     ] = None,
+    ignore_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Ignore an unknown key of config.json. May be given several times."),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Load HF_DIR with transformers and compare its logits with ours.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a Hugging Face model, to train it further."""
     from bigtrain.trained import import_model
 
-    result = import_model(folder, out, end_of_text=end_of_text, check=check, report=say)
+    result = import_model(folder, out, end_of_text=end_of_text, ignored=ignore_key or [], check=check, report=say)
     if as_json:
         print_json(result)
         return

@@ -4,6 +4,7 @@ families          what each family is at Hugging Face: one table for both direct
   config_keys, rope_keys    rows between config.json and the section model
   layouts                   how tensors become others, and back
 config_json       config.json <-> settings; what cannot be expressed
+  skipped_keys              what else published files say, which transformers does not read
 weights           every tensor there and what it is made of here
 shards            .safetensors files, written and read one tensor at a time
 export_hf         weights, settings and tokenizer -> a Hugging Face folder
@@ -18,9 +19,10 @@ from bigtrain.convert.config_json import obstacles, read_config
 from bigtrain.convert.export_hf import export_hf
 from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
-from bigtrain.convert.import_hf import Found, import_hf, read_hf, read_tokenizer
+from bigtrain.convert.import_hf import Found, HuggingFaceWeights, import_hf, read_hf, read_special_ids, read_tokenizer
 from bigtrain.convert.imported import MODEL, Imported
 from bigtrain.convert.llama_cpp import compare_with_llama_cpp
+from bigtrain.convert.shards import common_dtype
 from bigtrain.convert.verify import compare_with_transformers
 from bigtrain.convert.weights import FOR_TRAINING_ONLY
 
@@ -29,8 +31,10 @@ __all__ = [
     "FOR_TRAINING_ONLY",
     "MODEL",
     "Found",
+    "HuggingFaceWeights",
     "Imported",
     "architecture_of",
+    "common_dtype",
     "compare_with_llama_cpp",
     "compare_with_transformers",
     "context_length",
@@ -40,6 +44,7 @@ __all__ = [
     "obstacles",
     "read_config",
     "read_hf",
+    "read_special_ids",
     "read_tokenizer",
     "read_vocabulary",
 ]

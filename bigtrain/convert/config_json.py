@@ -3,24 +3,29 @@
     settings --config_of--> config.json --settings_of--> settings
 
 What a family cannot express is what does not survive that round: `obstacles` names it. On the way in every key is
-mapped, or may have certain values only, or is known to change nothing; a key that is none of these is refused.
+mapped, or may have certain values only, or is known to change nothing. What transformers skips has to be true of the
+model, or the user has to say that it is ignored. Other keys are refused.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, read_json
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_keys import value_of, windows
 from bigtrain.convert.families import FAMILIES, Family
+from bigtrain.convert.skipped_keys import claim_of, is_about_files
 from bigtrain.model import attention_factor, effective_theta, original_context
+
+CONFIG_BYTES = 16 << 20
+"""A config.json is not longer: with labels of every token it has about a megabyte."""
 
 NOT_COMPUTED = frozenset({
     "family", "init_from", "expect_parameters", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef",
@@ -37,6 +42,8 @@ _IDLE = frozenset({
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
     # in which precision the weights are stored, and how it is computed
     "dtype", "torch_dtype", "use_cache", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
+    "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
+    "_experts_implementation_internal",
     "use_bfloat16", "torchscript", "tf_legacy_loss", "gradient_checkpointing", "chunk_size_feed_forward",
     # what comes out beside the logits
     "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "is_decoder",
@@ -50,9 +57,24 @@ _IDLE = frozenset({
 
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,), "add_cross_attention": (False,), "tie_encoder_decoder": (False,),
-    "cross_attention_hidden_size": (None,), "pruned_heads": ({}, None), "quantization_config": (None,),
-    "auto_map": (None,), "per_layer_config": (None,),
+    "cross_attention_hidden_size": (None,), "pruned_heads": ({}, None), "auto_map": (None,),
+    # weights that are not what they seem
+    "quantization_config": (None,), "quantization": (None,), "compression_config": (None,), "sparsity_config": (None,),
+    # transformers reads these too, though no family declares them
+    "is_causal": (True,), "attention_chunk_size": (None,), "per_layer_config": (None,), "fusion_config": (None,),
+    "distributed_config": (None,), "transformers_weights": (None,),
 }  # fmt: skip
+
+_MAY_BE_IGNORED = frozenset({"auto_map"})
+"""Keys with certain values that transformers skips all the same, as long as it may not run code of the folder."""
+
+_LARGEST: Mapping[str, int] = {
+    "vocab_size": 1 << 24, "hidden_size": 1 << 22, "intermediate_size": 1 << 22, "moe_intermediate_size": 1 << 22,
+    "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14, "head_dim": 1 << 20,
+    "max_position_embeddings": 1 << 32, "num_experts": 10_000,
+}  # fmt: skip
+"""No model is larger. Beyond it, sizes of tensors are no integers of 64 bits."""
+_MOST_LAYERS = 10_000
 
 
 def config_of(settings: ModelSettings) -> dict[str, Any]:
@@ -92,19 +114,40 @@ def obstacles(settings: ModelSettings) -> list[str]:
     return found + [f"{key} is {ours}, {name} has {theirs}" for key, (ours, theirs) in differing.items()]
 
 
-def settings_of(config: Mapping[str, Any]) -> tuple[ModelSettings, list[str]]:
-    """The section model of a config.json, and notes on what training had that ours has not.
+def settings_of(config: Mapping[str, Any], ignored: Collection[str] = ()) -> tuple[ModelSettings, list[str]]:
+    """The section model of a config.json.
+
+    Args:
+        config: what stands in the file.
+        ignored: keys that the user wants ignored, though they may say that the model is another one.
+
+    Returns:
+        The section, and notes on keys that were skipped and on what training had that ours has not.
 
     Raises:
         BigtrainError: it is of no family that we know, or says something that we cannot compute.
     """
     family = _family_of(config)
-    if problems := list(_problems(config, family)):
-        raise BigtrainError(
-            f"this {config['model_type']} model is not one that bigtrain computes",
-            found="; ".join(problems),
-            fix="report the key if it ought to be known",
-        )
+    _check_ignored(config, family, ignored)
+    if problems := list(_problems(config, family, ignored)):
+        raise _not_ours(config, problems)
+    settings = _mapped(config, family)
+    skipped, problems = _skipped(config, family, ignored, settings)
+    if problems:
+        raise _not_ours(config, problems)
+    notes = [
+        f"{key} was {_shown(config[key])} when it was trained, and is 0 here"
+        for key in sorted(family.training_only & config.keys())
+        if config[key]
+    ]
+    if skipped:
+        notes.append(f"config.json: skipped, as transformers does: {', '.join(skipped)}")
+    notes += [f"config.json: ignored, as --ignore-key says: {key} {_shown(config[key])}" for key in sorted(ignored)]
+    return settings, notes
+
+
+def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
+    """The section model that the keys of the family's table make."""
     values: dict[str, Any] = {}
     for keys in family.keys:
         try:
@@ -113,7 +156,7 @@ def settings_of(config: Mapping[str, Any]) -> tuple[ModelSettings, list[str]]:
             given = {name: config[name] for name in sorted(keys.names & config.keys())}
             raise BigtrainError(
                 f"config.json: {', '.join(sorted(keys.names))} cannot be understood",
-                found=f"{json.dumps(given)} ({type(error).__name__}: {error})",
+                found=f"{_shown(given)} ({type(error).__name__}: {error})",
             ) from None
     try:
         settings = ModelSettings.model_validate_json(
@@ -122,27 +165,42 @@ def settings_of(config: Mapping[str, Any]) -> tuple[ModelSettings, list[str]]:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise BigtrainError("config.json says what the section model cannot", found=wrong) from None
-    notes = [
-        f"{key} was {config[key]} when it was trained, and is 0 here"
-        for key in sorted(family.training_only & config.keys())
-        if config[key]
-    ]
-    return settings, notes
+    except (ArithmeticError, RecursionError) as error:
+        raise BigtrainError("config.json says what the section model cannot", found=str(error)) from None
+    if large := [
+        f"{name} {value_of(settings, name)}"
+        for name, most in _LARGEST.items()
+        if (value_of(settings, name) or 0) > most
+    ]:
+        raise BigtrainError(
+            "config.json is of a model that is too large", found=", ".join(large), wanted=f"at most {_LARGEST}"
+        )
+    return settings
+
+
+def _not_ours(config: Mapping[str, Any], problems: list[str]) -> BigtrainError:
+    return BigtrainError(
+        f"this {config['model_type']} model is not one that bigtrain computes",
+        found="; ".join(problems),
+        fix="report a key that ought to be known; one that changes nothing in transformers is skipped with "
+        "bigtrain import HF_DIR OUT --ignore-key KEY",
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder. Raises BigtrainError."""
     file = folder / "config.json"
+    wanted = "a folder with config.json, *.safetensors and tokenizer.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_json(file, CONFIG_BYTES)
+    except (FileNotFoundError, BigtrainError) as error:
+        found = error.found if isinstance(error, BigtrainError) else "no such file"
         raise BigtrainError(
-            f"{folder} is no Hugging Face model",
-            found=f"{file.name}: {error}",
-            wanted="a folder with config.json, *.safetensors and tokenizer.json",
+            f"{folder} is no Hugging Face model", found=f"{file.name}: {found}", wanted=wanted
         ) from None
     if not isinstance(config, dict):
-        raise BigtrainError(f"{folder} is no Hugging Face model", found=f"{file.name}: a {type(config).__name__}")
+        found = f"{file.name}: a {type(config).__name__}"
+        raise BigtrainError(f"{folder} is no Hugging Face model", found=found, wanted=wanted)
     return config
 
 
@@ -239,15 +297,71 @@ def _family_of(config: Mapping[str, Any]) -> Family:
     return family
 
 
-def _problems(config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    mapped = {name for keys in family.keys for name in keys.names}
-    only = {**_ONLY, **family.only}
+def _check_ignored(config: Mapping[str, Any], family: Family, ignored: Collection[str]) -> None:
+    """Refuse to ignore what is not there, and what decides what is computed."""
+    if absent := sorted(set(ignored) - config.keys()):
+        raise BigtrainError(
+            f"config.json has no key {', '.join(absent)}", found="--ignore-key " + " ".join(absent), fix="leave it out"
+        )
+    decisive = _mapped_names(family) | (_ONLY.keys() - _MAY_BE_IGNORED) | family.only.keys() | family.same_as.keys()
+    if refused := sorted(set(ignored) & (decisive | {"model_type", "architectures"})):
+        raise BigtrainError(
+            f"{', '.join(refused)} of config.json cannot be ignored",
+            found=", ".join(f"{key} {_shown(config[key])}" for key in refused),
+            wanted="keys that transformers does not read for this family",
+            fix="leave --ignore-key out for these",
+        )
+
+
+def _mapped_names(family: Family) -> set[str]:
+    return {name for keys in family.keys for name in keys.names}
+
+
+def _is_idle(key: str, family: Family) -> bool:
+    return key in _IDLE | family.idle | family.training_only | {"architectures", "model_type"}
+
+
+def _problems(config: Mapping[str, Any], family: Family, ignored: Collection[str]) -> Iterator[str]:
+    """What is wrong with single keys, as far as it can be seen before the settings are made."""
+    mapped, only = _mapped_names(family), {**_ONLY, **family.only}
     for key, value in config.items():
+        if key in ignored:
+            continue
         if key in family.same_as:
             if value != config.get(family.same_as[key], value):
-                yield f"{key} {value} is not {family.same_as[key]} {config[family.same_as[key]]}"
+                yield f"{key} {_shown(value)} is not {family.same_as[key]} {_shown(config[family.same_as[key]])}"
         elif key in only:
             if value not in only[key]:
-                yield f"{key} {value} (known: {', '.join(str(good) for good in only[key])})"
-        elif key not in mapped | _IDLE | family.idle | family.training_only | {"architectures", "model_type"}:
-            yield f"unknown key {key}: {json.dumps(value)}"
+                yield f"{key} {_shown(value)} (known: {', '.join(_shown(good) for good in only[key])})"
+        elif key in ("num_hidden_layers", "n_layer") and isinstance(value, int) and value > _MOST_LAYERS:
+            yield f"{key} {_shown(value)} (at most {_MOST_LAYERS})"
+        elif key in mapped or _is_idle(key, family) or value is None:
+            continue
+        elif claim_of(key) is None and not is_about_files(key):
+            yield f"unknown key {_named(key)}: {_shown(value)}"
+
+
+def _skipped(
+    config: Mapping[str, Any], family: Family, ignored: Collection[str], settings: ModelSettings
+) -> tuple[list[str], list[str]]:
+    """The keys that transformers skips for this family and that are true of the model, and those that are not."""
+    skipped, problems = [], []
+    known = _mapped_names(family) | _ONLY.keys() | family.only.keys() | family.same_as.keys() | set(ignored)
+    for key, value in config.items():
+        if key in known or _is_idle(key, family):
+            continue
+        claim = None if value is None or is_about_files(key) else claim_of(key)
+        if claim is None or claim(value, settings, config):
+            skipped.append(f"{_named(key)} {_shown(value)}")
+        else:
+            problems.append(f"{key} {_shown(value)}, which transformers skips, is not true of a {settings.family} here")
+    return skipped, problems
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _named(key: str) -> str:
+    return key if key.isprintable() and len(key) <= 100 else _shown(key)

@@ -142,6 +142,10 @@ def _rms(eps: float = 1e-6) -> tuple[Keys, ...]:
     )
 
 
+def _four_widths(config: Mapping[str, Any]) -> Any:
+    return 4 * config[next(name for name in ("n_embd", "hidden_size") if name in config)]
+
+
 _TANH = "gelu_pytorch_tanh"
 _QWEN_ONLY = {"use_mrope": (False,)}
 _CAUSAL = {"use_bidirectional_attention": (None, False)}
@@ -159,11 +163,12 @@ FAMILIES: dict[str, Family] = {
         "GPT2LMHeadModel",
         (
             *_ALL,
-            key("n_embd", "hidden_size"),
-            key("n_layer", "num_hidden_layers"),
-            key("n_head", "num_attention_heads"),
-            key("n_positions", "max_position_embeddings"),
-            key("n_inner", "intermediate_size", default=None, null_means=lambda config: 4 * config["n_embd"]),
+            # transformers takes the names of the other families too
+            key("n_embd", "hidden_size", also=("hidden_size",)),
+            key("n_layer", "num_hidden_layers", also=("num_hidden_layers",)),
+            key("n_head", "num_attention_heads", also=("num_attention_heads",)),
+            key("n_positions", "max_position_embeddings", also=("max_position_embeddings",)),
+            key("n_inner", "intermediate_size", default=None, null_means=_four_widths),
             key("layer_norm_epsilon", "norm_eps", default=1e-5),
             key("tie_word_embeddings", default=True),
             activation("activation_function", default="gelu_new", write_as={_TANH: "gelu_new"}),

@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, __version__
+from bigtrain.base import BigtrainError, __version__, as_record, read_json
 from bigtrain.config import ModelSettings
-from bigtrain.convert.config_json import read_config, settings_of
+from bigtrain.convert.config_json import CONFIG_BYTES, read_config, settings_of
 from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
@@ -34,6 +35,7 @@ _NAMES = re.compile(
     r"|(tokenizer|special_tokens_map|tokenizer_config)\.json|chat_template\.jinja)"
 )
 """The files of an import. A folder with others is not replaced."""
+GENERATION = "generation_config.json"
 _BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", CHAT_TEMPLATE)
 
 
@@ -46,6 +48,8 @@ class Found:
     """What the user ought to know."""
     end_of_text: str
     """The token that ends a document."""
+    ignored: dict[str, Any] = field(default_factory=dict)
+    """Keys of config.json that the user had ignored, with their values."""
 
 
 def import_hf(
@@ -53,6 +57,7 @@ def import_hf(
     out: Path,
     *,
     end_of_text: str | None = None,
+    ignored: Collection[str] = (),
     shard_bytes: int = SHARD_BYTES,
     check: Callable[[Found, Path], None] = lambda found, folder: None,
 ) -> Found:
@@ -62,6 +67,7 @@ def import_hf(
         folder: config.json, *.safetensors, tokenizer.json.
         out: the folder to make. An earlier import there is replaced.
         end_of_text: the token that ends a document. Default: the one that config.json names.
+        ignored: keys of config.json to ignore; they are recorded in the manifest.
         shard_bytes: limit on one weights file.
         check: called with the whole folder before it becomes `out`; where it raises, nothing is left of it.
 
@@ -71,13 +77,11 @@ def import_hf(
     """
     refuse_foreign_folder(out, _is_ours, _NAMES, "import")
     config = read_config(folder)
-    settings, notes = settings_of(config)
-    files, shapes = TensorFolder(folder), our_shapes(settings)
-    maps = weight_maps(settings, shapes)
-    stored_as = _stored_as(files, settings, their_shapes(maps, shapes))
+    settings, notes = settings_of(config, ignored)
+    files, maps, shapes, stored_as = _weights(folder, settings)
     token = _end_of_text(folder, config, settings, end_of_text)
 
-    found = Found(settings, notes, token)
+    found = Found(settings, notes, token, {key: config[key] for key in sorted(set(ignored))})
     with out_folder(out) as partial:
         digests: dict[str, str] = {}
         entries = _entries(files, stored_as, maps, shapes)
@@ -96,6 +100,7 @@ def import_hf(
             "bigtrain_version": __version__,
             "source": str(folder.resolve()),
             "end_of_text": token,
+            "ignored_keys": found.ignored,
             "files": {name: file_digest(partial / name) for name in (MODEL, TOKENIZER_FILE)},
             "tensors": digests,
         }
@@ -104,17 +109,103 @@ def import_hf(
     return found
 
 
-def read_hf(folder: Path) -> tuple[ModelSettings, Iterator[tuple[str, Tensor]]]:
-    """The section model of a Hugging Face folder, and its weights by our names, one at a time.
+class HuggingFaceWeights:
+    """The weights of a Hugging Face folder by our names, read one map at a time."""
+
+    def __init__(self, folder: Path, settings: ModelSettings) -> None:
+        self._files, self._maps, self._shapes, self._stored_as = _weights(folder, settings)
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The types that they have in the files."""
+        return {DTYPES[self._files.dtype_name(name)] for name in self._stored_as.values()}
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors."""
+        return _ours(self._files, self._stored_as, self._maps, self._shapes, {})
+
+
+def read_hf(folder: Path) -> tuple[ModelSettings, HuggingFaceWeights]:
+    """The section model of a Hugging Face folder, and its weights by our names.
 
     Raises:
         BigtrainError: the model is none that we compute, or tensors are missing, surplus or misshapen.
     """
     settings, _ = settings_of(read_config(folder))
-    files, shapes = TensorFolder(folder), our_shapes(settings)
+    return settings, HuggingFaceWeights(folder, settings)
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The tokens around a text that transformers generates with the model of a folder."""
+
+    begins: tuple[int, ...]
+    """The first stands for an empty prompt. Where a folder has none, those that end a text begin one."""
+    ends: tuple[int, ...]
+    """None where text goes on to the length that is asked for."""
+    notes: list[str]
+    """What was skipped, with the reason."""
+
+
+def read_special_ids(folder: Path) -> SpecialIds:
+    """The tokens around a text, by generation_config.json.
+
+    Where that is not there or cannot be read, they stand in config.json, as for transformers. Negative ids, which some
+    published files have in place of none, are skipped.
+
+    Raises:
+        BigtrainError: there is no config.json, or an id is no integer.
+    """
+    config = read_config(folder)
+    generation, notes = _generation(folder, config)
+
+    def ids(source: Mapping[str, Any], key: str) -> tuple[int, ...]:
+        found = source.get(key)
+        listed = found if isinstance(found, list) else [] if found is None else [found]
+        given = as_record(tuple[Annotated[int, Field(strict=True)], ...], listed, f"{key} in {folder}")
+        if any(each < 0 for each in given):
+            notes.append(f"{folder}: {key} {json.dumps(found)[:100]} is skipped: no token has a negative id")
+        return tuple(each for each in given if each >= 0)
+
+    ends = ids(generation, "eos_token_id")
+    begins = ids(config, "bos_token_id") or ids(generation, "bos_token_id") or ends
+    return SpecialIds(begins, ends, notes)
+
+
+def _generation(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What generation_config.json says, or config.json in its place, with the reason."""
+    file = folder / GENERATION
+    try:
+        content = read_json(file, CONFIG_BYTES)
+    except FileNotFoundError:
+        return config, []
+    except BigtrainError as error:
+        return config, [f"{file} is skipped, and config.json is read: {error.found}"]
+    if not isinstance(content, dict):
+        return config, [f"{file} is skipped, and config.json is read: it is no JSON object"]
+    return content, []
+
+
+def _weights(
+    folder: Path, settings: ModelSettings
+) -> tuple[TensorFolder, list[WeightMap], dict[str, torch.Size], dict[str, str]]:
+    """The tensors of a folder, how they become ours, the shapes of ours, and the names of theirs in the files.
+
+    Raises:
+        BigtrainError: they are not those of the model.
+    """
+    files = TensorFolder(folder)
+    if (layers := settings.num_hidden_layers) > (there := len(files.names())):
+        # Before the model is laid out, which takes a millisecond a layer.
+        raise BigtrainError(
+            f"the tensors in {folder} are not those of its config.json",
+            found=f"{there:,} tensors for {layers:,} layers",
+            wanted="several tensors for each layer",
+            fix="fetch the folder again, or correct config.json",
+        )
+    shapes = our_shapes(settings)
     maps = weight_maps(settings, shapes)
-    stored_as = _stored_as(files, settings, their_shapes(maps, shapes))
-    return settings, _ours(files, stored_as, maps, shapes, {})
+    return files, maps, shapes, _stored_as(files, settings, their_shapes(maps, shapes))
 
 
 def _entries(
@@ -230,7 +321,8 @@ def _end_of_text(folder: Path, config: Mapping[str, Any], settings: ModelSetting
     if len(named) != 1 or named[0] is None:
         raise BigtrainError(
             f"{folder}: config.json does not say which one token ends a document",
-            found=f"eos_token_id {ids}" + (f", in the tokenizer {', '.join(map(str, named))}" if named else ""),
+            found=f"eos_token_id {json.dumps(ids)[:200]}"
+            + (f", in the tokenizer {', '.join(map(str, named))}" if named else ""),
             fix="say it: --end-of-text TOKEN",
         )
     return str(named[0])
@@ -244,8 +336,8 @@ def _token(tokenizer: Tokenizer, number: Any) -> str | None:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / MANIFEST).read_text())["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_json(folder / MANIFEST)["format"] == FORMAT)
+    except (OSError, BigtrainError, KeyError, TypeError):
         return False
 
 

@@ -3,7 +3,8 @@
     model.yaml         the section model
     model.safetensors  the weights by our names, or model-0000N-of-0000N.safetensors and their index
     tokenizer.json     with special_tokens_map.json and tokenizer_config.json where the model came with them
-    manifest.json      written last: where it came from, the end-of-text token, a hash of every tensor and file
+    manifest.json      written last: where it came from, the end-of-text token, keys of config.json that were ignored,
+                       a hash of every tensor and file
 
 A hash is compared when what it is of is read, so a weight is read once and never used unless every byte of it is right.
 """
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from pydantic import ConfigDict
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, bare_name
+from bigtrain.base import BigtrainError, as_record, bare_name, read_json, read_regular
 from bigtrain.config import FAMILIES, ModelSettings, read_document, to_yaml
 from bigtrain.convert.config_json import differences
 from bigtrain.convert.shards import DTYPES, TensorFolder, bytes_of
@@ -28,8 +31,22 @@ from bigtrain.data import TOKENIZER_FILE
 MODEL, MANIFEST = "model.yaml", "manifest.json"
 FORMAT = "bigtrain import 1"
 
+_TOKENIZER_BYTES = 1 << 28
+"""A tokenizer.json is not longer: those with 260,000 tokens have 35 MB."""
+
 _ADJUSTABLE = ("max_position_embeddings", "rope_scaling")
 """Settings that a continued training may change on purpose: a longer context, and how positions stretch over it."""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What manifest.json says; keys of later versions are not read."""
+
+    __pydantic_config__ = ConfigDict(strict=True)
+    end_of_text: str
+    files: dict[str, str]
+    tensors: dict[str, str]
+    ignored_keys: dict[str, Any] = field(default_factory=dict)
 
 
 class Imported(Mapping[str, Tensor]):
@@ -43,40 +60,50 @@ class Imported(Mapping[str, Tensor]):
         """
         self.folder = folder
         try:
-            self._manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-            if self._manifest["format"] != FORMAT:
-                raise ValueError(f"format {self._manifest['format']}")
-            self.end_of_text: str = self._manifest["end_of_text"]
-            files: dict[str, str] = self._manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = read_json(folder / MANIFEST)
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise BigtrainError("", found="another format")
+            self._manifest = as_record(_Manifest, content, folder / MANIFEST)
+        except (FileNotFoundError, BigtrainError) as error:
+            found = error.found if isinstance(error, BigtrainError) else "no such file"
             raise BigtrainError(
                 f"{folder} was not written by `bigtrain import`",
-                found=f"{MANIFEST}: {error}",
+                found=f"{MANIFEST}: {found}",
+                wanted=FORMAT,
                 fix=f"bigtrain import HF_DIR {folder}",
             ) from None
-        for name, wanted in files.items():
+        self.end_of_text = self._manifest.end_of_text
+        for name, wanted in self._manifest.files.items():
             path = folder / bare_name(name, folder / MANIFEST)
             _compare(path, file_digest(path), wanted)
         self.settings = read_model(folder / MODEL)
         self._files = TensorFolder(folder)
-        if wrong := sorted(set(self._files.names()) ^ self._manifest["tensors"].keys()):
+        if wrong := sorted(set(self._files.names()) ^ self._manifest.tensors.keys()):
             raise BigtrainError(
                 f"{folder} is not whole", found=", ".join(wrong[:10]), wanted=f"the tensors that {MANIFEST} names"
             )
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._files.read(name)
-        _compare(f"{name} in {self.folder}", tensor_digest(tensor), self._manifest["tensors"][name])
+        _compare(f"{name} in {self.folder}", tensor_digest(tensor), self._manifest.tensors[name])
         return tensor
 
     def __contains__(self, name: object) -> bool:  # else it would be read to answer
-        return name in self._manifest["tensors"]
+        return name in self._manifest.tensors
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._manifest["tensors"])
+        return iter(self._manifest.tensors)
 
     def __len__(self) -> int:
-        return len(self._manifest["tensors"])
+        return len(self._manifest.tensors)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user chose when the folder was imported."""
+        return [
+            f"{self.folder} was imported with --ignore-key {key}: its config.json said {json.dumps(value)[:200]}"
+            for key, value in self._manifest.ignored_keys.items()
+        ]
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -137,7 +164,7 @@ def read_model(path: Path) -> ModelSettings:
     """The section model in a file. Raises BigtrainError."""
     try:
         return ModelSettings.model_validate_json(json.dumps(read_document(path).tree["model"]), strict=True)
-    except (ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
         raise BigtrainError(f"{path} is not a section model", found=str(error)) from None
 
 
@@ -151,8 +178,8 @@ def tensor_digest(tensor: Tensor) -> str:
 def file_digest(path: Path) -> str:
     """xxh3-128 of a small file. Raises BigtrainError."""
     try:
-        return xxhash.xxh3_128(path.read_bytes()).hexdigest()
-    except OSError as error:
+        return xxhash.xxh3_128(read_regular(path, _TOKENIZER_BYTES)).hexdigest()
+    except FileNotFoundError as error:
         raise BigtrainError(f"{path} cannot be read", found=str(error)) from None
 
 
@@ -166,8 +193,9 @@ def _compare(what: object, found: str, wanted: str) -> None:
 def _encoding(file: Path) -> dict[str, Any]:
     """What decides which ids a text gets."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, _TOKENIZER_BYTES)
         added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BigtrainError(f"no tokenizer can be read from {file}", found=str(error)) from None
+    except (OSError, BigtrainError, KeyError, TypeError, AttributeError) as error:
+        found = error.found if isinstance(error, BigtrainError) else error
+        raise BigtrainError(f"no tokenizer can be read from {file}", found=str(found)) from None
     return {part: content.get(part) for part in ("model", "normalizer", "pre_tokenizer")} | {"added_tokens": added}

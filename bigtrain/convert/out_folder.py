@@ -6,7 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bigtrain.base import BigtrainError, commit_directory
@@ -23,6 +23,7 @@ def out_folder(out: Path) -> Iterator[Path]:
         OSError: the folder cannot be made.
     """
     partial = out.with_name(f".{out.name}.partial")
+    new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         partial.mkdir(parents=True)
@@ -43,6 +44,9 @@ def out_folder(out: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # one that holds something, as after a success, and those around it stay
+            for parent in new_parents:
+                parent.rmdir()
 
 
 def refuse_foreign_folder(out: Path, is_ours: Callable[[Path], bool], names: re.Pattern[str], verb: str) -> None:

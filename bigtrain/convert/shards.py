@@ -7,7 +7,8 @@ tensors go to disk as they come, and memory never holds more than one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigtrain.base import BigtrainError, HeaderEntry, bare_name, naming, safetensors_header
+from bigtrain.base import BigtrainError, HeaderEntry, bare_name, naming, read_json, safetensors_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -24,6 +25,11 @@ SHARD_BYTES = 5_000_000_000
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 """The types that weights may have, by their names in the files."""
+
+
+def common_dtype(dtypes: Collection[torch.dtype]) -> torch.dtype:
+    """A type that holds every number of these types exactly."""
+    return reduce(torch.promote_types, dtypes)
 
 
 class StoredTensor(NamedTuple):
@@ -106,6 +112,10 @@ class TensorFolder:
                 fix="fetch the folder again",
             )
 
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor."""
+        return dict(self._file_of)
+
     def names(self) -> list[str]:
         """Of all tensors."""
         return list(self._about)
@@ -128,21 +138,43 @@ class TensorFolder:
 
     def _index(self) -> dict[str, str]:
         path = self.folder / INDEX
-        if not path.is_file():
+        if not path.exists():
             return {}
-        try:
-            listed = json.loads(path.read_text())["weight_map"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BigtrainError(f"{path} cannot be read", found=f"{type(error).__name__}: {error}") from None
-        return {name: bare_name(file, path) for name, file in listed}
+        content = read_json(path)
+        listed = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(listed, dict) or not listed:
+            raise BigtrainError(
+                f"{path} cannot be read",
+                found="no weight_map" if listed is None else f"weight_map: {json.dumps(listed)[:100]}",
+                wanted="an object: the name of a file for the name of each tensor",
+                fix="fetch it again",
+            )
+        files = {name: bare_name(file, path) for name, file in listed.items()}
+        if (self.folder / SINGLE).exists() and SINGLE not in files.values():
+            raise BigtrainError(
+                f"{self.folder} holds weights twice",
+                found=f"{SINGLE}, and {INDEX} that names other files",
+                wanted="one of the two; transformers takes the first",
+                fix="remove the one that is not this model's",
+            )
+        return files
 
     def _add(self, path: Path) -> None:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise BigtrainError(f"{path} cannot be read", found="a folder, a pipe or a device", wanted="a regular file")
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.offset_keys():
                     part: Any = file.get_slice(name)
-                    self._file_of[name] = path
-                    self._about[name] = (part.get_dtype(), torch.Size(part.get_shape()))
+                    dtype, shape = part.get_dtype(), torch.Size(part.get_shape())
+                    if name in self._file_of:
+                        raise BigtrainError(
+                            f"{name} is in two files of {self.folder}",
+                            found=f"{self._file_of[name].name} and {path.name}",
+                            wanted="every tensor once",
+                            fix="fetch the folder again",
+                        )
+                    self._file_of[name], self._about[name] = path, (dtype, shape)
         except FileNotFoundError:
             pickled = sorted(file.name for file in self.folder.glob("*.bin"))
             raise BigtrainError(
@@ -151,8 +183,8 @@ class TensorFolder:
                 wanted="weights as *.safetensors, which hold numbers and no code",
                 fix="load the folder with transformers and save it again" if pickled else "fetch it again",
             ) from None
-        except (SafetensorError, OSError) as error:
-            raise BigtrainError(f"{path} is damaged", found=str(error), fix="fetch it again") from None
+        except (SafetensorError, OSError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+            raise BigtrainError(f"{path} is damaged", found=str(error)[:300], fix="fetch it again") from None
 
 
 def _some(names: Sequence[str]) -> str:

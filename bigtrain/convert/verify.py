@@ -1,13 +1,18 @@
 """Does `transformers` compute what we compute?
 
 Both sides get the same random tokens, one after the other, so that memory holds one model in float32 at a time.
+transformers sees config.json and the weights alone. Of config.json it does not see what would make it load code, ask
+the hub, or round the weights: whatever a stranger wrote there, it loads the numbers that stand in the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,10 +20,20 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
+from bigtrain.convert.config_json import read_config
+from bigtrain.convert.shards import INDEX, TensorFolder
 from bigtrain.model import Decoder, build_model
 
 LARGEST_DIFFERENCE = 1e-3
 """As a share of the largest logit. The order of summation in float32 explains some 1e-5."""
+
+_ABOUT_LOADING = frozenset({
+    "dtype", "torch_dtype", "use_bfloat16", "auto_map", "_name_or_path", "name_or_path", "_commit_hash",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal", "torchscript",
+    "return_dict", "output_attentions", "output_hidden_states", "gradient_checkpointing",
+})  # fmt: skip
+"""Keys of config.json that say how weights are loaded or run, and not what is computed."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +50,13 @@ class LogitsComparison:
     greedy_tokens_apart: int
     """Positions at which the logit of their token is lower than the rounding to that precision explains."""
 
-    def check(self, folder: Path) -> None:
-        """Raise a BigtrainError unless they compute the same."""
+    def check(self, folder: Path, ignored: Collection[str] = ()) -> None:
+        """Raise a BigtrainError unless they compute the same.
+
+        Args:
+            folder: at Hugging Face's format.
+            ignored: keys of config.json that the user had ignored, which may be the reason.
+        """
         limit = LARGEST_DIFFERENCE * max(1.0, self.largest_logit)
         if self.largest_logit_difference <= limit and not self.greedy_tokens_apart:  # false for NaN
             return
@@ -45,7 +65,9 @@ class LogitsComparison:
             found=f"logits that differ by {self.largest_logit_difference:.3g}, and {self.greedy_tokens_apart} of "
             f"{self.greedy_tokens} greedy tokens that rounding does not explain",
             wanted=f"at most {limit:.3g}, and none",
-            fix="report this with the settings: it is a defect of bigtrain",
+            fix=f"leave out --ignore-key {' '.join(ignored)}: transformers may read it"
+            if ignored
+            else "report this with the settings: it is a defect of bigtrain",
         )
 
 
@@ -65,9 +87,12 @@ def compare_with_transformers(
         folder: at Hugging Face's format.
         weights: of our model, by our names.
         settings: of our model.
-        dtype: of the weights in the folder; ours are rounded to it.
+        dtype: of the weights in the folder; where they have several, one that holds each exactly.
         tokens: length of the two sequences compared, cut to the model's context.
         seed: of the random tokens.
+
+    Raises:
+        BigtrainError: transformers cannot load the folder, or the weights are not finite numbers.
     """
     length = min(tokens, settings.max_position_embeddings)
     input_ids = torch.randint(settings.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
@@ -75,10 +100,13 @@ def compare_with_transformers(
     exact = ours.float().logits(input_ids)
     rounded = ours.to(dtype).logits(input_ids).float()
     del ours
-    theirs = _theirs(folder)
-    their_exact = theirs.float()(input_ids).logits
-    their_rounded = theirs.to(dtype)(input_ids).logits.float()
-    del theirs
+    if not exact.isfinite().all():
+        raise BigtrainError(
+            f"the weights in {folder} give logits that are not finite",
+            found="NaN or infinity, computed in float32",
+            fix="use an earlier checkpoint of this model, or fetch the folder again",
+        )
+    their_exact, their_rounded = _their_logits(folder, input_ids, dtype)
     # Where two tokens lie closer than rounding moves them, either may win.
     noise = 2 * max((rounded - exact).abs().max().item(), (their_rounded - their_exact).abs().max().item())
     their_tokens = their_rounded.argmax(-1, keepdim=True)
@@ -103,9 +131,44 @@ def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.d
     return model
 
 
-def _theirs(folder: Path) -> Any:
+def _their_logits(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits of transformers' model in float32, and in the type of the files."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    with _config_and_weights(folder) as seen:
+        try:
+            theirs: Any = AutoModelForCausalLM.from_pretrained(
+                seen,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            ).eval()
+            exact = theirs.float()(input_ids, use_cache=False, return_dict=True).logits
+            rounded = theirs.to(dtype)(input_ids, use_cache=False, return_dict=True).logits.float()
+        except Exception as error:  # whatever a config.json that is not ours makes it raise
+            raise BigtrainError(
+                f"transformers cannot compute with {folder}",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}",
+                wanted="a folder that it loads, so that the two can be compared",
+                fix="correct the folder, or take it without a comparison: --no-check",
+            ) from error
+    return exact, rounded
+
+
+@contextmanager
+def _config_and_weights(folder: Path) -> Iterator[Path]:
+    """A temporary folder with links to the weights of another, and what its config.json says about the model."""
+    config = {key: value for key, value in read_config(folder).items() if key not in _ABOUT_LOADING}
+    file_of = TensorFolder(folder).files()
+    with TemporaryDirectory(prefix="bigtrain-check-") as name:
+        seen = Path(name)
+        for file in set(file_of.values()):
+            (seen / file.name).symlink_to(file.resolve())
+        index = {"metadata": {}, "weight_map": {tensor: file.name for tensor, file in file_of.items()}}
+        (seen / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        (seen / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield seen

@@ -128,7 +128,7 @@ def starting_weights(settings: Settings) -> Imported:
             f"documents in {settings.data.dir} do not begin with {', '.join(own.texts(own.around.begin))}, which the "
             "tokenizer of model.init_from puts before a text; data that are built in another data.dir do"
         )
-    for note in imported.check_model(settings.model):
+    for note in (*imported.notes, *imported.check_model(settings.model)):
         logger.warning(note)
     return imported
 

@@ -1,6 +1,7 @@
 """Everything that is done with a trained model.
 
 checkpoints.py      the checkpoints of a run: list, verify, compare, prune
+  checkpoint_settings.py      one of them with the settings that its weights were trained with
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
   ngram.py            baselines: unigram and n-gram models

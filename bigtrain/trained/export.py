@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bigtrain.data import TOKENIZER_FILE, DataTokenizer, card_as_markdown, open_
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
-from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.model_card import model_card
 
 
@@ -77,7 +77,7 @@ def export_run(
         BigtrainError: nothing to export, `out` holds something else, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = directory.settings_for_data(), open_checkpoint(directory, step)
+    settings, checkpoint = open_with_settings(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
     compared: dict[str, Any] = {}
@@ -126,8 +126,17 @@ def checked(
     model: ModelSettings,
     dtype: torch.dtype,
     report: Callable[[str], None] | None,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare a Hugging Face folder with our weights; without `report` nothing is compared.
+
+    Args:
+        folder: at Hugging Face's format.
+        weights: ours, by our names.
+        model: our settings.
+        dtype: of the weights in the folder; where they have several, one that holds each exactly.
+        report: called with the reason why nothing is compared.
+        ignored: keys of config.json that the user had ignored.
 
     Raises:
         BigtrainError: transformers computes something else.
@@ -139,7 +148,7 @@ def checked(
         report("not checked: transformers is not installed (pip install 'bigtrain[hf]')")
         return nothing
     comparison = compare_with_transformers(folder, weights, model, dtype)
-    comparison.check(folder)
+    comparison.check(folder, ignored)
     return {key: getattr(comparison, key) for key in nothing}
 
 

@@ -21,7 +21,7 @@ from bigtrain.data import BeginOfText, DataTokenizer, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import RunDirectory
-from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.export import tokenizer_file_of
 
 FILE = "model.gguf"
@@ -62,7 +62,7 @@ def export_run_to_gguf(
         BigtrainError: nothing to export, `out` is something else, llama.cpp has no such model, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = directory.settings_for_data(), open_checkpoint(directory, step)
+    settings, checkpoint = open_with_settings(directory, step)
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, tokenizer_file = load_weights(checkpoint), tokenizer_file_of(settings)
     tokenizer = DataTokenizer.open(tokenizer_file.parent)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from bigtrain.convert import MODEL, Found, Imported, import_hf
+from bigtrain.convert import MODEL, Found, Imported, common_dtype, import_hf
 from bigtrain.data import TOKENIZER_FILE
 from bigtrain.model import count_parameters
 from bigtrain.trained.export import ComparedWithTransformers, checked
@@ -32,10 +32,18 @@ class ImportedModel(ComparedWithTransformers):
     """How many were drawn with each of the two."""
     greedy_tokens_alike: int | None
     """How many of these are the same."""
+    ignored_keys: dict[str, Any]
+    """Keys of config.json that were ignored, with their values."""
 
 
 def import_model(
-    folder: Path, out: Path, *, end_of_text: str | None, check: bool, report: Callable[[str], None]
+    folder: Path,
+    out: Path,
+    *,
+    end_of_text: str | None,
+    ignored: Sequence[str],
+    check: bool,
+    report: Callable[[str], None],
 ) -> ImportedModel:
     """Write a folder for `model.init_from` from a Hugging Face folder.
 
@@ -46,6 +54,7 @@ def import_model(
         folder: config.json, *.safetensors, tokenizer.json.
         out: the folder to make.
         end_of_text: the token that ends a document. Default: the one that config.json names.
+        ignored: keys of config.json to ignore.
         check: load `folder` with transformers and compare; without transformers it is skipped with a message.
         report: called with each line of progress.
 
@@ -58,13 +67,12 @@ def import_model(
         for note in found.notes:
             report(note)
         imported = Imported(made)
-        dtypes = imported.dtypes
-        if len(dtypes) > 1 and check:
-            report(f"not checked: the weights have several types, {', '.join(sorted(map(str, dtypes)))}")
-        lines = report if check and len(dtypes) == 1 else None
-        compared.update(checked(folder, imported, found.settings, min(dtypes, key=str), lines))
+        lines = report if check else None
+        compared.update(
+            checked(folder, imported, found.settings, common_dtype(imported.dtypes), lines, list(found.ignored))
+        )
 
-    found = import_hf(folder, out, end_of_text=end_of_text, check=compare)
+    found = import_hf(folder, out, end_of_text=end_of_text, ignored=ignored, check=compare)
     return ImportedModel(
         out=str(out),
         family=found.settings.family,
@@ -72,5 +80,6 @@ def import_model(
         model=str(out / MODEL),
         tokenizer_path=str(out / TOKENIZER_FILE),
         end_of_text=found.end_of_text,
+        ignored_keys=found.ignored,
         **compared,
     )

@@ -1,38 +1,43 @@
 """A model that continues text: of a run, of a Hugging Face folder, or of a folder that `bigtrain import` wrote.
 
-A folder at Hugging Face is read as transformers reads it, without transformers: its own type of weights, the tokens
-that its tokenizer puts around a text, and those that end one by its generation_config.json. A prompt of a run begins as
-its documents do where the tokenizer puts a token before a text: see `bigtrain/data/format/tokenizer_content.py`.
+A folder at Hugging Face is read as transformers reads it, without transformers: the tokens that its tokenizer puts
+around a text, and those that end one by its generation_config.json. Weights have the type that they have in the files,
+whatever config.json says. A prompt of a run begins as its documents do where the tokenizer puts a token before a text:
+see `bigtrain/data/format/tokenizer_content.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from bigtrain.base import BigtrainError, as_record, read_json
+from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings, Settings
-from bigtrain.convert import MODEL, Imported, read_config, read_hf, read_tokenizer
+from bigtrain.convert import (
+    MODEL,
+    HuggingFaceWeights,
+    Imported,
+    common_dtype,
+    read_hf,
+    read_special_ids,
+    read_tokenizer,
+)
 from bigtrain.data import DataTokenizer, check_vocabulary, encode_text, end_of_text_id, vocabulary_size
 from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
 from bigtrain.trained.text_stream import Characters, StopStrings
 from bigtrain.trained.trained import TrainedModel
 
+logger = logging.getLogger(__name__)
+
 Show = Callable[[int, str, Ended | None], None]
 """Called with the number of a prompt and each piece of its completion as soon as it is final. The last piece, which may
 be empty, comes with the reason why the text ends."""
-
-
-TokenId = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -225,32 +230,25 @@ def _of_run(decoder: Decoder, settings: Settings, step: int | None) -> TextModel
 
 def _of_hugging_face(folder: Path) -> TextModel:
     settings, weights = read_hf(folder)
-    config, file = read_config(folder), folder / "generation_config.json"
-    generation = read_json(file) if file.is_file() else {}
-    if not isinstance(generation, dict):
-        raise BigtrainError(f"{file} cannot be read", found=f"{generation!r}"[:100], wanted="a JSON object")
-    ends = _ids(generation if file.is_file() else config, "eos_token_id", folder)
-    begins = _ids(config, "bos_token_id", folder) or _ids(generation, "bos_token_id", folder) or ends
-    return _of_folder(folder, settings, weights, ends, begins[0] if begins else None)
-
-
-def _ids(config: Mapping[str, Any], key: str, folder: Path) -> tuple[int, ...]:
-    """One id, a list of them or none. Raises BigtrainError."""
-    found = config.get(key)
-    return as_record(tuple[TokenId, ...], [] if found is None else found if isinstance(found, list) else [found],
-                     f"{key} in {folder}")  # fmt: skip
+    ids = read_special_ids(folder)
+    for note in ids.notes:
+        logger.warning(note)
+    begins = [each for each in ids.begins if each < settings.vocab_size]
+    return _of_folder(folder, settings, weights, ids.ends, begins[0] if begins else None)
 
 
 def _of_import(folder: Path) -> TextModel:
     imported = Imported(folder)
+    for note in imported.notes:
+        logger.warning(note)
     end_of_text = end_of_text_id(read_tokenizer(folder).library, imported.end_of_text)
-    return _of_folder(folder, imported.settings, iter(imported.items()), (end_of_text,), end_of_text)
+    return _of_folder(folder, imported.settings, imported, (end_of_text,), end_of_text)
 
 
 def _of_folder(
     folder: Path,
     settings: ModelSettings,
-    weights: Iterator[tuple[str, Tensor]],
+    weights: HuggingFaceWeights | Imported,
     end_of_text: tuple[int, ...],
     beginning: int | None,
 ) -> TextModel:
@@ -258,13 +256,12 @@ def _of_folder(
     check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
     with torch.device("meta"):
         decoder = build_model(settings)
-    first = next(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoder = decoder.to(first[1].dtype).to_empty(device=device)
+    decoder = decoder.to(common_dtype(weights.dtypes)).to_empty(device=device)
     parameters = dict(decoder.named_parameters())
     decoder.set_router_moves({})
     with torch.no_grad():
-        for name, tensor in chain([first], weights):
+        for name, tensor in weights.items():
             parameters[name].copy_(tensor)
     return TextModel(decoder.eval(), tokenizer, end_of_text, beginning, adds_special_tokens=True)
 

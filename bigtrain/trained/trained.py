@@ -17,7 +17,7 @@ from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import Decoder, build_model
 from bigtrain.rundir import RunDirectory, RunState
-from bigtrain.trained.checkpoints import open_checkpoint
+from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines
 
@@ -46,11 +46,10 @@ class TrainedModel:
             step: of the checkpoint. Default: the newest verified one.
 
         Raises:
-            BigtrainError: no run, no such checkpoint, or a damaged one.
+            BigtrainError: no run, no such checkpoint, a damaged one, or one of another model than RUN/config.yaml has.
         """
         directory = RunDirectory.of_existing_run(run)
-        settings = directory.settings_for_data()
-        checkpoint = open_checkpoint(directory, step)
+        settings, checkpoint = open_with_settings(directory, step)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):
             model = build_model(settings.model, attn_implementation=settings.engine.attn_implementation)

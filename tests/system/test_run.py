@@ -2,9 +2,17 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
+from typing import ClassVar
 
+import pytest
 import yaml
 
+from bigtrain.base.errors import BigtrainError
+from bigtrain.trained import TextModel, export_run, export_run_to_gguf
+from bigtrain.trained.trained import TrainedModel
+from tests.refusals import assert_refused
 from tests.system.run_sandbox import STATUS_STOPPED, as_json, curve
 
 
@@ -131,3 +139,59 @@ def test_batches_are_equal_at_one_two_and_four_processes(undisturbed, sandbox):
         assert {m["world_size"] for m in metrics} == {processes}
         for ours, theirs in zip(metrics, expected, strict=True):
             assert math.isclose(ours["loss"], theirs["loss"], rel_tol=5e-3)
+
+
+class TestAnEditedConfig:
+    """RUN/config.yaml says what a run was last started with; its checkpoints say which model they are."""
+
+    @pytest.fixture
+    def edited(self, undisturbed, tmp_path):
+        def edit(**sections: dict[str, object]) -> Path:
+            run = tmp_path / "run"
+            if not run.exists():
+                shutil.copytree(undisturbed.run, run)
+            settings = yaml.safe_load((undisturbed.run / "config.yaml").read_text())
+            for name, values in sections.items():
+                settings[name] |= values
+            settings["data"]["dir"] = str(undisturbed.directory / settings["data"]["dir"])
+            (run / "config.yaml").write_text(yaml.safe_dump(settings))
+            return run
+
+        return edit
+
+    OPENERS: ClassVar = {
+        "eval": lambda run, out: TrainedModel.open(run),
+        "generate": lambda run, out: TextModel.open(run, 8),
+        "hf": lambda run, out: export_run(run, out, step=None, check=False, report=str),
+        "gguf": lambda run, out: export_run_to_gguf(run, out, step=None, dtype=None, check=False, report=str),
+    }
+
+    @pytest.mark.parametrize("use", OPENERS)
+    def test_another_model_than_the_checkpoints_is_refused(self, use, edited, tmp_path):
+        """With both values, by every command that opens a checkpoint, and nothing is written."""
+        for values, found, wanted in (
+            ({"rope_theta": 5000.0}, "model.rope_theta: 5000.0", "model.rope_theta: 10000.0"),
+            ({"num_hidden_layers": 1}, "model.num_hidden_layers: 1", "model.num_hidden_layers: 2"),
+        ):
+            run = edited(model=values)
+            with pytest.raises(BigtrainError) as caught:
+                self.OPENERS[use](run, tmp_path / "out")
+            assert_refused(caught, "does not have the model of the checkpoint", found=found, wanted=wanted)
+            assert not (tmp_path / "out").exists()
+
+    def test_an_allowed_change_leaves_older_checkpoints_their_own_model(self, edited, caplog):
+        """The run may go on with the new value, and the checkpoint is opened with the one it was trained with."""
+        run = edited(model={"rope_theta": 5000.0}, checkpoint={"allow_change": ["model.rope_theta"]})
+        assert TrainedModel.open(run).settings.model.rope_theta == 10000.0
+        assert "model.rope_theta 10000.0, which is used" in caplog.text
+        run = edited(model={"rope_theta": 5000.0})
+        with (run / "events.jsonl").open("a") as events:
+            line = {"time": 1.0, "step": 12, "event": "change", "key": "model.rope_theta", "from": 1e4, "to": 5e3}
+            events.write(json.dumps(line) + "\n")
+        assert TrainedModel.open(run).settings.model.rope_theta == 10000.0
+        with pytest.raises(BigtrainError, match="does not have the model"):
+            TrainedModel.open(edited(model={"rope_theta": 77.0}))
+
+    def test_what_only_training_knows_is_no_other_model(self, edited):
+        run = edited(model={"z_loss_coef": 0.5, "initializer_range": 0.5}, optimizer={"learning_rate": 0.5})
+        assert TrainedModel.open(run).step == 12
