@@ -370,7 +370,7 @@ def clock_jumps(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
 
 def surroundings(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     """What the user's shell, folders and disks may be like: one start is refused, the next one trains to its end."""
-    refused, closed_terminal, no_flock, walltime, modules = faults
+    refused, _closed_terminal, no_flock, walltime, modules = faults
     sandbox = runs.sandbox
     (sandbox.directory / "file").write_text("not a folder")
     run = runs.launch(f"checkpoint.dir={sandbox.directory / 'file' / 'checkpoints'}", restarts=3)
