@@ -11,6 +11,7 @@ ledger          where the time of the run went, over all starts
 runs            all runs below a folder
 provenance      which documents were in a step
 plan_diff       from which step on two runs train on other data
+failing_hosts   machines that were found failing, for the scheduler
 data_card       what the run was trained on, as a document
 """
 
@@ -56,6 +57,7 @@ from bigtrain.rundir.events import (
     StopEvent,
     StragglerEvent,
 )
+from bigtrain.rundir.failing_hosts import FAILING_HOSTS, record_failing_hosts
 from bigtrain.rundir.json_lines import JsonLines
 from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, account, account_of, label
 from bigtrain.rundir.metrics import StepMetrics
@@ -79,6 +81,7 @@ __all__ = [
     "CARD",
     "CLASSES",
     "EVENTS",
+    "FAILING_HOSTS",
     "MARK",
     "MICRO",
     "STARTS",
@@ -139,6 +142,7 @@ __all__ = [
     "read_events",
     "read_metrics",
     "read_metrics_lines",
+    "record_failing_hosts",
     "record_of",
     "seconds_of",
     "steps_of_document",
