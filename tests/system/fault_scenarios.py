@@ -407,7 +407,7 @@ def tracker_outage(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]
     """The server of W&B is there at the start, and refuses every connection from the middle on."""
     server, sandbox = WandbServer(), runs.sandbox
     settings = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567"}
-    run = runs.launch("tracking.wandb=online", "tracking.patience_seconds=2", orders=UNHURRIED, environment=settings)
+    run = runs.launch("tracking.wandb=online", "tracking.patience_seconds=5", orders=UNHURRIED, environment=settings)
     run.wait_until(lambda: "UpsertBucket" in server.queries, "W&B did not open its run")
     run.wait_for_steps(3)
     strike = time.time()
