@@ -18,7 +18,7 @@ from bigtrain.observe.peak_flops import (
     peak_of_all,
 )
 from bigtrain.observe.terminal import log_to
-from bigtrain.observe.tracking import ALERTS, Tracker, describe_details, remembered_run_id
+from bigtrain.observe.tracking import ALERTS, Tracker, describe_details
 from bigtrain.observe.wandb_choice import wandb_mode, wandb_server
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "measure_matmul_peak",
     "peak_of",
     "peak_of_all",
-    "remembered_run_id",
     "wandb_mode",
     "wandb_server",
 ]

@@ -119,9 +119,3 @@ class Tracker:
 def describe_details(details: Mapping[str, Any]) -> str:
     """Format the details of an event as one line for people."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items())
-
-
-def remembered_run_id(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the id of the last start's W&B run, even if that start was killed before its first save; None if none."""
-    known = [event["wandb_run_id"] for event in events if event.get("wandb_run_id")]
-    return known[-1] if known else None

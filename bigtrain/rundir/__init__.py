@@ -8,6 +8,7 @@ starts          each start of the run: which, when, how it ended
 ledger          where the time of the run went, over all starts
   counted_seconds  the training that counts
   start_clock      when this process was started
+lineage         whether a run is a branch of another
 runs            all runs below a folder
 provenance      which documents were in a step
 plan_diff       from which step on two runs train on other data
@@ -60,6 +61,7 @@ from bigtrain.rundir.events import (
 from bigtrain.rundir.failing_hosts import FAILING_HOSTS, record_failing_hosts
 from bigtrain.rundir.json_lines import JsonLines
 from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, account, account_of, label
+from bigtrain.rundir.lineage import Parent, parent_of, remembered_run_id
 from bigtrain.rundir.metrics import StepMetrics
 from bigtrain.rundir.plan_diff import PlanDifference, compare_plans
 from bigtrain.rundir.provenance import (
@@ -107,6 +109,7 @@ __all__ = [
     "NotFiniteEvent",
     "Outlier",
     "OverflowEvent",
+    "Parent",
     "Phases",
     "PlanDifference",
     "PlanEvent",
@@ -138,12 +141,14 @@ __all__ = [
     "last_of_each_step",
     "list_runs",
     "number_of_next_start",
+    "parent_of",
     "read_decisions",
     "read_events",
     "read_metrics",
     "read_metrics_lines",
     "record_failing_hosts",
     "record_of",
+    "remembered_run_id",
     "seconds_of",
     "steps_of_document",
     "with_decisions",

@@ -20,6 +20,7 @@ The layout is a promise to scripts::
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,8 +138,9 @@ class RunDirectory:
         doctor = self.root / "doctor.json"
         ours = {self.logs.name, ".lock", ".lock.owner", self.identity.name, doctor.name, FAILING_HOSTS, "verify-resume"}
         ours |= {temporary_of(path).name for path in (doctor, self.config, self.identity)}
-        there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        strangers = sorted(name for name in there - ours if not name.startswith(MARK))
+        there = [path for path in self.root.iterdir() if path.name not in ours] if self.root.is_dir() else []
+        # Empty folders are what a start leaves that was refused after its checkpoint folder had been tried.
+        strangers = sorted(path.name for path in there if not path.name.startswith(MARK) and not _is_empty(path))
         if strangers and not self.config.is_file():
             raise BigtrainError(
                 f"run_dir {self.root} holds files that bigtrain did not make; nothing was written",
@@ -204,3 +206,8 @@ def directory_of_start(root: Path, run_dir: Path) -> Path | None:
     full = root.resolve()
     length = len(run_dir.parts)
     return Path(*full.parts[:-length]) if length and full.parts[-length:] == run_dir.parts else None
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a path is a folder without any file in it."""
+    return path.is_dir() and not path.is_symlink() and not any(files for _, _, files in os.walk(path))

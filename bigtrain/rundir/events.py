@@ -81,6 +81,8 @@ class StartEvent(EventFields):
     preceded it (`before_seconds`, `queued_seconds`, `died_seconds`)."""
     phases: Mapping[str, Seconds]
     """Seconds of each phase of the set-up, from the imports to the meter."""
+    run_dir: str
+    """The run directory, absolute: a copy of a run is known by it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class ResumeEvent(StartEvent):
     event = Event.RESUME
     from_checkpoint: str
     """Name of the checkpoint."""
+    parent: Mapping[str, Any] | None = None
+    """Only of the first start of a branch: the run that it began as a copy of (`run_dir`, null where it is not known;
+    `step`; `wandb_run_id`)."""
 
 
 @dataclass(frozen=True)

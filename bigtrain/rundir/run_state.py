@@ -17,6 +17,8 @@ class RunState:
 
     wandb_run_id: str | None = None
     """The W&B run that the run was tracked in."""
+    run_dir: str | None = None
+    """The run directory, absolute: by it a branch knows whose checkpoint it goes on from."""
     plan: dict[str, Any] = field(default_factory=dict)
     """The plan of samples, as `Plan.describe` gives it."""
     loss_scaler: dict[str, float] = field(default_factory=dict)

@@ -56,10 +56,14 @@ def introduce(run: TrainingRun, search: Search, changes: Sequence[Change], phase
         "peak": run.recorder.meter.peak.as_record(),
         "clock": clock(),
         "phases": phases.seconds,
+        "run_dir": str(run.directory.root.resolve()),
     }
     if run.step:
-        run.recorder.note(ResumeEvent(**start, from_checkpoint=f"step-{run.step:08d}"), run.step)
+        parent = run.parent.as_record() if run.parent else None
+        run.recorder.note(ResumeEvent(**start, from_checkpoint=f"step-{run.step:08d}", parent=parent), run.step)
         logger.info(f"step {run.step}  going on from the checkpoint of this step")
+        if run.parent:
+            logger.info(f"step {run.step}  this is a branch of the run in {run.parent.run_dir or 'another run_dir'}")
         _record_another_plan(run, search)
     else:
         run.recorder.note(StartEvent(**start), run.step)

@@ -23,16 +23,19 @@ from bigtrain.config import Settings
 from bigtrain.data import Loader, RunData
 from bigtrain.engine import Topology, check_machine, on_every_rank, on_first_rank
 from bigtrain.health import Guard, Heartbeat, OwnWork, Watchdog
-from bigtrain.observe import ALERTS, Tracker, log_to, remembered_run_id
+from bigtrain.observe import ALERTS, Tracker, log_to
 from bigtrain.rundir import (
     Decision,
     Event,
+    Parent,
     Phases,
     RunDirectory,
     RunState,
     number_of_next_start,
+    parent_of,
     read_decisions,
     read_events,
+    remembered_run_id,
     with_decisions,
 )
 from bigtrain.train.anomaly_policy import AnomalyPolicy
@@ -199,7 +202,8 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
     if topology.rank == 0:
         history = list(read_events(directory.events))
     meter = meter_for(settings, topology)
-    tracker = _tracker_for(settings, history, state) if topology.rank == 0 else Tracker()
+    parent = parent_of(directory, history, start.step, state) if topology.rank == 0 else None
+    tracker = _tracker_for(settings, history, state, parent) if topology.rank == 0 else Tracker()
     held.callback(tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then
     joined.watchdog.alert = tracker.alert_and_wait
     own_work = OwnWork(settings, topology)
@@ -230,6 +234,7 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
         stop=joined.stop,
         heartbeat=joined.heartbeat,
         decisions=opened.decisions,
+        parent=parent,
     )
     held.callback(lambda: run.loader.close())  # after a rewind it has another one
     joined.phases.end("meter and tracker")
@@ -249,9 +254,15 @@ def _check_storage(tiers: StorageTiers, topology: Topology) -> None:
             check_writable(tiers.local.directory, "checkpoint.local_dir")
 
 
-def _tracker_for(settings: Settings, history: Sequence[Mapping[str, Any]], state: RunState) -> Tracker:
-    """The W&B run of all starts: the one that the run's records know, else the one that its checkpoint came from."""
-    tracker = Tracker.start(settings, remembered_run_id(history) or state.wandb_run_id)
+def _tracker_for(
+    settings: Settings, history: Sequence[Mapping[str, Any]], state: RunState, parent: Parent | None
+) -> Tracker:
+    """The W&B run of all starts: the one that the run's records know, else the one that its checkpoint came from. A
+    branch starts one of its own."""
+    known = None if parent else remembered_run_id(history) or state.wandb_run_id
+    tracker = Tracker.start(settings, known)
+    if parent:
+        tracker.describe({"parent": parent.as_record()})
     if history and history[-1]["event"] == Event.HANG:  # rank 0, which has the tracker, may have been the one that hung
         tracker.alert("hang", str(history[-1].get("verdict", "")), ALERTS["hang"])
     return tracker

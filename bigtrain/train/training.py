@@ -21,7 +21,15 @@ from bigtrain.data import Loader, RankBatch, RunData
 from bigtrain.engine import Topology, on_every_rank, raise_first
 from bigtrain.health import Assessment, Heartbeat, LoopPhase, compare, corruption, enough_memory
 from bigtrain.observe import Reading
-from bigtrain.rundir import CorruptionEvent, Decision, RunDirectory, RunState, SaveEvent, record_failing_hosts
+from bigtrain.rundir import (
+    CorruptionEvent,
+    Decision,
+    Parent,
+    RunDirectory,
+    RunState,
+    SaveEvent,
+    record_failing_hosts,
+)
 from bigtrain.train.anomaly_policy import AnomalyPolicy
 from bigtrain.train.recorder import Recorder
 from bigtrain.train.save_policy import SavePolicy
@@ -51,6 +59,8 @@ class TrainingRun:
     stop: StopRequest
     heartbeat: Heartbeat
     decisions: tuple[Decision, ...]
+    parent: Parent | None
+    """The run that this start branches from."""
     """What was decided about anomalies so far; `settings` and `data` follow them."""
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
@@ -247,6 +257,7 @@ class TrainingRun:
         engine, plan = self.training.engine, self.data.plan
         state = RunState(
             wandb_run_id=self.recorder.tracker.run_id,
+            run_dir=str(self.directory.root.resolve()),
             plan=plan.describe(),
             loss_scaler=engine.loss_scaler(),
             router_moves=self.training.model.router_moves(),

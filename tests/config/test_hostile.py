@@ -132,6 +132,6 @@ def test_text_on_the_command_line_arrives_as_typed_or_is_refused(
     if typed in ("", "~", "null", "Null", "NULL"):
         assert found in (None, text)
     elif key == "run_dir":
-        assert Path(str(found)) in (Path(text), Path(typed), Path(typed[1:-1]), Path(typed).expanduser())
+        assert Path(str(found)) in (Path(text), Path(typed), Path(typed[1:-1]), Path(os.path.expanduser(typed)))  # noqa: PTH111 - raises nothing
     else:
         assert found in (text, typed, typed[1:-1])

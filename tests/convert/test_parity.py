@@ -71,12 +71,13 @@ def compare(chosen: ModelSettings, tokenizer_file: Path) -> None:
 
 
 def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Alike up to transformers' rotary angles, which are float32: sharp attention scales their rounding up."""
     expected = as_loaded({k: grad for each in weight_maps(chosen) for k, grad in each.to_theirs(ours).items()})
     largest = max(grad.abs().max().item() for grad in expected.values())
     assert expected.keys() == theirs.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(
-            grad, theirs[name], rtol=1e-4, atol=2e-5 * largest, msg=lambda text, name=name: f"{name}: {text}"
+            grad, theirs[name], rtol=1e-4, atol=2e-4 * largest, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 

@@ -30,7 +30,7 @@ def test_every_field_says_what_it_means(cls):
 
 
 def test_optional_fields_are_left_out_and_required_ones_may_be_null():
-    start = StartEvent(2, None, "0.2.0", "plan", {}, {}, {})
+    start = StartEvent(2, None, "0.2.0", "plan", {}, {}, {}, "/runs/x")
     assert start.as_record() | {"event": "start", "wandb_run_id": None} == start.as_record()
     commit = CommitEvent(step=4, seconds=0.5, checkpoint="step-00000004", local=False)
     assert "waited_seconds" not in commit.as_record()

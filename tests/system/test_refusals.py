@@ -66,6 +66,15 @@ def test_a_batch_that_does_not_divide_is_refused(sandbox):
     assert_refused(sandbox.bigtrain("train", sandbox.config, "train.micro_batch_size=3"), "8", "3", "micro_batch_size")
 
 
+def test_a_start_after_a_refused_one_is_not_refused_for_its_traces(sandbox):
+    """Checkpoint folders are tried before the batch is checked, and what that leaves is not a stranger's."""
+    for _ in range(2):
+        status, output = sandbox.train(2, "train.micro_batch_size=8", f"checkpoint.local_dir={sandbox.run}/near")
+        assert_refused((status, output), "global_batch_size")
+    assert (sandbox.run / "checkpoints").is_dir()
+    assert not (sandbox.run / "config.yaml").exists()
+
+
 def test_a_batch_that_does_not_divide_is_refused_once_for_all_ranks(sandbox):
     """A batch that does not divide over the ranks is refused on all of them once."""
     result = sandbox.train(2, "train.global_batch_size=9", "train.micro_batch_size=3")

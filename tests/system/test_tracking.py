@@ -1,13 +1,14 @@
 """A run whose tracker is a black hole, and which is killed before its first checkpoint, loses nothing and tells all."""
 
 import json
+import shutil
 import time
 
 import pytest
 
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.ledger import CLASSES, account_of
-from tests.observe.wandb_server import WandbServer, history
+from tests.observe.wandb_server import WandbServer, history, read_wandb
 from tests.system.run_sandbox import as_json, curve
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -65,3 +66,41 @@ def test_a_tracker_that_never_answers_changes_no_bit(sandbox, monkeypatch, tmp_p
     for path in sandbox.run.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
     json.dumps(document)
+
+
+@pytest.mark.slow
+def test_a_branch_is_a_run_of_its_own_that_names_its_parent(sandbox):
+    """In W&B and in its own records: by a checkpoint in a new folder, and by a copy of the whole folder. A run that was
+    moved is the same run."""
+    offline = ("tracking.wandb=offline", "evaluate.every_steps=null", "train.stop_after=4")
+    assert sandbox.train(1, *offline)[0] == 75
+    (origin,) = wandb_ids(sandbox.run)
+    by_checkpoint, by_copy = sandbox.directory / "by_checkpoint", sandbox.directory / "by_copy"
+    shutil.copytree(sandbox.run / "checkpoints", by_checkpoint / "checkpoints")
+    shutil.copy(sandbox.run / "config.yaml", by_checkpoint)
+    shutil.copytree(sandbox.run, by_copy, ignore=shutil.ignore_patterns("wandb"))
+    further = (*offline[:-1], "train.stop_after=8")
+    for branch in (by_checkpoint, by_copy):
+        status, output = sandbox.train(1, *further, f"run_dir={branch}")
+        assert status == 75 and f"a branch of the run in {sandbox.run}" in output, output
+        assert wandb_ids(branch)[-1] != origin
+        (resumed,) = [event for event in sandbox.events(branch) if event["event"] == "resume"]
+        assert resumed["parent"] == {"run_dir": str(sandbox.run), "step": 4, "wandb_run_id": origin}
+        assert config_sent_to_wandb(branch)["parent"] == resumed["parent"]
+    moved = sandbox.directory / "moved"
+    shutil.move(by_copy, moved)
+    status, output = sandbox.train(1, *offline[:-1], f"run_dir={moved}")
+    assert status == 0 and "a branch" not in output, output
+    assert wandb_ids(moved)[-1] == wandb_ids(moved)[-2] != origin
+
+
+def wandb_ids(run):
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event["wandb_run_id"] for event in events if event["event"] in ("start", "resume")]
+
+
+def config_sent_to_wandb(run):
+    """What was set by the run in the config of its W&B run."""
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    updates = [record.config.update for record in read_wandb(folder) if record.WhichOneof("record_type") == "config"]
+    return {item.key: json.loads(item.value_json) for update in updates for item in update}
