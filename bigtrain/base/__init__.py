@@ -32,7 +32,7 @@ from bigtrain.base.disk_errors import (
     explained,
     shows_tracebacks,
 )
-from bigtrain.base.environment import check_interfaces, number_of, text_of, usable_seconds, warn_once
+from bigtrain.base.environment import check_interfaces, machine_name, number_of, text_of, usable_seconds, warn_once
 from bigtrain.base.errors import BigtrainError
 from bigtrain.base.exit_status import CORRUPTED, CRASHED, DONE, FINAL, HUNG, STOPPED, USAGE, WRONG, describe, of_shell
 from bigtrain.base.faults import FAULT, Fault, altered, check_faults, damage, reached
@@ -137,6 +137,7 @@ __all__ = [
     "known_user",
     "launched_rank",
     "launcher_pid",
+    "machine_name",
     "mark_of",
     "naming",
     "number_of",

@@ -20,6 +20,11 @@ def text_of(name: str, environment: Mapping[str, str] | None = None) -> str | No
     return value or None
 
 
+def machine_name() -> str:
+    """Return the name by which its scheduler knows this machine: that of the Slurm node, else the host name."""
+    return text_of("SLURMD_NODENAME") or socket.gethostname()
+
+
 def number_of(name: str, least: int, most: int, environment: Mapping[str, str] | None = None) -> int | None:
     """Return a variable's whole number; None where it is not set, or empty.
 

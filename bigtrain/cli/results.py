@@ -124,6 +124,8 @@ class DoctorCheck:
     wanted: str | None
     """Null where nothing is wrong, as the next."""
     fix: str | None
+    hosts: list[str]
+    """Machines that are at fault themselves, by the names that the scheduler knows."""
 
 
 @dataclass(frozen=True)

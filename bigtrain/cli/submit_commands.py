@@ -120,6 +120,10 @@ def slurm(
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     exclude: Annotated[str | None, typer.Option(help="Bad nodes, as Slurm lists them: n[1-3],n7.")] = None,
+    exclude_failing: Annotated[
+        bool,
+        typer.Option("--exclude-failing", help="Keep nodes that were found failing out of the requeued job."),
+    ] = False,
     chain: Annotated[
         int, typer.Option(min=1, help="How many jobs to submit, each of which goes on where the one before ended.")
     ] = 1,
@@ -154,6 +158,7 @@ def slurm(
         account=account,
         qos=qos,
         exclude=exclude,
+        exclude_failing=exclude_failing,
         chain=chain,
         array=array,
         signal_lead=signal_lead,

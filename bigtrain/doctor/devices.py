@@ -78,6 +78,7 @@ def assess_devices(measured: Measured, context: CheckContext) -> Iterator[CheckF
             f"{label(without)} sees no GPU, the others do",
             "GPUs on all hosts, or on none",
             "run nvidia-smi there: is the driver loaded, is CUDA_VISIBLE_DEVICES empty?",
+            context.meeting.machines(without, some=True),
         )
     yield from _shared(measured, context)
     for ranks in context.meeting.hosts.values():
@@ -166,6 +167,7 @@ def assess_matmul(measured: Measured, context: CheckContext) -> Iterator[CheckFi
                     "look at temperature, clocks and power (nvidia-smi -q -d PERFORMANCE,CLOCK)"
                     if kind == "cuda"
                     else "look which other processes run on this host (top), or leave it out",
+                    context.meeting.machines([rank]),
                 )
         sheet = datasheet_flops(name, measured[ranks[0]]["kind"])
         if sheet and usual < OF_DATASHEET * sheet:

@@ -280,6 +280,7 @@ def assess_sharing(measured: Measured, context: CheckContext) -> Iterator[CheckF
                 f"one folder for all hosts; otherwise {why}",
                 f"put {target.key} on a file system that all hosts mount (check that it is mounted there), or set "
                 "checkpoint.dir to an object store",
+                context.meeting.machines(lost, some=True),
             )
         for mark in marks:
             _remove_mark(target, mark)

@@ -19,7 +19,7 @@ from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Meeting
 from bigtrain.engine import choose_device
-from bigtrain.rundir import RunDirectory
+from bigtrain.rundir import RunDirectory, record_failing_hosts
 
 CHECKS: dict[str, Check] = {
     "versions": Check(
@@ -246,6 +246,7 @@ class Preflight:
                     "all ranks",
                     "look at these hosts: is the process there (ps), and what does it wait for (py-spy dump)? Does the "
                     "disk with the Python environment answer?",
+                    meeting.machines(meeting.missing, some=True),
                 )
             )
         else:
@@ -310,6 +311,7 @@ class Preflight:
                     f"{meeting.label(silent)} did not answer within {seconds + _SLACK:.0f} s",
                     "an answer from every rank",
                     "check whether the process is still there, and what it waits for (py-spy dump)",
+                    meeting.machines(silent, some=True),
                 )
             )
         errors: dict[str, tuple[dict[str, Any], list[int]]] = {}
@@ -319,7 +321,9 @@ class Preflight:
         for error, whose in errors.values():
             where = "" if meeting.world_size == 1 else f"{meeting.label(whose)}: "
             label = "configuration" if name == "reading" else name
-            self.findings.append(CheckFinding(label, "failed", where + error["found"], error["wanted"], error["fix"]))
+            hosts = meeting.machines(whose, some=True)
+            found = where + error["found"]
+            self.findings.append(CheckFinding(label, "failed", found, error["wanted"], error["fix"], hosts))
         return {rank: each["value"] for rank, each in answers.items() if each is not None and "value" in each}
 
     def _assess(self, name: str, check: Check, answers: dict[int, Any]) -> None:
@@ -355,6 +359,9 @@ class Preflight:
         def write() -> None:
             RunDirectory(settings.run_dir).refuse_foreign()
             self.context.history.write(settings.run_dir, record)
+            for finding in self.findings:
+                if finding.status == "failed":
+                    record_failing_hosts(settings.run_dir, finding.hosts, "doctor", f"{finding.check}: {finding.found}")
 
         try:
             bounded(write, AT_LEAST)

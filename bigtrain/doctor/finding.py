@@ -20,10 +20,13 @@ class CheckFinding:
     """One sentence. It names ranks and hosts where it concerns some and not all."""
     wanted: str | None = None
     fix: str | None = None
+    hosts: tuple[str, ...] = ()
+    """Machines that are at fault themselves, as the scheduler names them. Empty where it may be anything else: a
+    setting, a version, something that all machines have in common."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "hosts": list(self.hosts)}
 
     @classmethod
     def of_error(cls, check: str, error: BigtrainError, where: str = "") -> CheckFinding:

@@ -122,7 +122,8 @@ def assess_gpus(measured: Measured, context: CheckContext) -> Iterator[CheckFind
             )
             continue
         for problem, status, fix in _gpu_problems(each):
-            yield CheckFinding("gpus", status, f"{host}: {problem}", "healthy GPUs", fix)
+            machines = context.meeting.machines([rank])
+            yield CheckFinding("gpus", status, f"{host}: {problem}", "healthy GPUs", fix, machines)
         count += len(each["gpus"])
     healthy = f"{count} GPU(s) without memory errors, slowdown or XID messages"
     yield CheckFinding("gpus", "ok", healthy if count else "no nvidia-smi on these hosts: nothing to check")

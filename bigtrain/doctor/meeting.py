@@ -19,7 +19,16 @@ import torch.distributed as dist
 from pydantic import ConfigDict
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bigtrain.base import STRICT, BigtrainError, adopt_rank, as_record, number_of, parse_json, store_address
+from bigtrain.base import (
+    STRICT,
+    BigtrainError,
+    adopt_rank,
+    as_record,
+    machine_name,
+    number_of,
+    parse_json,
+    store_address,
+)
 
 _STORE = "what a rank put into the store of the launcher"
 _LATER = 5.0
@@ -37,6 +46,8 @@ class Attendee:
     local_rank: int
     node: int
     """The number of the launcher that started it, because two containers may have the same host name."""
+    machine: str = ""
+    """The name by which the scheduler knows its host, where that is another one."""
 
 
 class Meeting:
@@ -74,7 +85,7 @@ class Meeting:
         found = adopt_rank()
         rank, world_size, launched = found.rank, found.world_size, not found.alone or store_address() is not None
         local_rank, node = found.local_rank or 0, number_of("GROUP_RANK", 0, 10**6) or 0
-        me = Attendee(rank, socket.gethostname(), local_rank, node)
+        me = Attendee(rank, socket.gethostname(), local_rank, node, machine_name())
         end = time.monotonic() + patience
         store = _store(rank, world_size, patience) if launched else HashStore()
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -143,6 +154,19 @@ class Meeting:
         a_node = number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
         near = [each.host for each in self.attendees.values() if each.node == rank // a_node]
         return near[0] if near else "a host from which no rank came"
+
+    def machines(self, ranks: Iterable[int], *, some: bool = False) -> tuple[str, ...]:
+        """Return the machines of ranks, by the names that the scheduler knows; without those that are not known.
+
+        Args:
+            ranks: the ranks.
+            some: return none where these are the machines of all ranks: it is then no fault of a machine.
+        """
+        by_node = {each.node: each.machine or each.host for each in self.attendees.values()}
+        a_node = number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
+        nodes = (self.attendees[rank].node if rank in self.attendees else rank // a_node for rank in ranks)
+        found = tuple(dict.fromkeys(by_node[node] for node in nodes if node in by_node))
+        return () if some and len(found) == len(set(by_node.values())) else found
 
     def label(self, ranks: Iterable[int]) -> str:
         """Return ranks with their hosts as text: `rank 3 (node-b)`, `ranks 0-7 (node-a), 9 (node-b)`."""

@@ -22,6 +22,8 @@ class RankReport:
     """Its innermost frame in bigtrain's code; empty where the rank could not report it."""
     waits_for_ranks: bool = False
     waits_for_disk: bool = False
+    machine: str = ""
+    """The name by which its scheduler knows the host; empty where nothing has come from the rank."""
 
     @property
     def name(self) -> str:

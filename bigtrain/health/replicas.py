@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bigtrain.base import CORRUPTED, BigtrainError
+from bigtrain.base import CORRUPTED, BigtrainError, machine_name
 from bigtrain.engine import Engine, Part, Topology
 from bigtrain.health.fingerprint import fingerprint, fingerprints
 
@@ -47,6 +47,8 @@ class ReplicaMismatch:
     """Their names."""
     certain: bool = True
     """Whether it is this rank that is wrong, and not the one that it differs from."""
+    machine: str = ""
+    """The name by which the scheduler knows its host."""
 
     def __str__(self) -> str:
         names = ", ".join(self.tensors[:4]) + (f" and {len(self.tensors) - 4} more" if len(self.tensors) > 4 else "")
@@ -147,7 +149,9 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def _mismatches(topology: Topology, wrong: Mapping[int, set[str]], certain: bool) -> list[ReplicaMismatch]:
     if not any(wrong.values()):
         return []
-    hosts = topology.all_gather(socket.gethostname())
+    hosts = topology.all_gather((socket.gethostname(), machine_name()))
     return [
-        ReplicaMismatch(rank, hosts[rank], sorted(names), certain) for rank, names in sorted(wrong.items()) if names
+        ReplicaMismatch(rank, hosts[rank][0], sorted(names), certain, hosts[rank][1])
+        for rank, names in sorted(wrong.items())
+        if names
     ]

@@ -47,13 +47,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base import HUNG, report_end, show_controls
+from bigtrain.base import HUNG, machine_name, report_end, show_controls
 from bigtrain.config import GuardSettings
 from bigtrain.engine import Topology, connect
 from bigtrain.health.hang import HangDiagnosis, RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, Position
 from bigtrain.health.thread_dump import ThreadDump, take_dump
-from bigtrain.rundir import HangEvent, JsonLines, RunDirectory
+from bigtrain.rundir import HangEvent, JsonLines, RunDirectory, record_failing_hosts
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +279,7 @@ class Watchdog:
             "late": self._save_is_late,
             "host": self._host,
             "pid": os.getpid(),
+            "machine": machine_name(),
         }
         self._thread.listening = self._stalled >= self._bound / 2 or self.saving_since() is not None
 
@@ -344,6 +345,7 @@ class Watchdog:
                     where=summary.get("where", ""),
                     waits_for_ranks=summary.get("ranks", False),
                     waits_for_disk=summary.get("disk", False),
+                    machine=message.get("machine", ""),
                 )
             )
         return sorted(reports, key=lambda report: report.rank)
@@ -357,6 +359,7 @@ class Watchdog:
             where=own.where,
             waits_for_ranks=own.waits_for_ranks,
             waits_for_disk=own.waits_for_disk,
+            machine=machine_name(),
         )
 
     def _diagnosis_without_store(self, own: ThreadDump, saving: bool) -> HangDiagnosis:
@@ -381,10 +384,19 @@ class Watchdog:
             verdict=diagnosis.reason,
             exit_status=HUNG,
         )
+        # Of a rank that still answers, the program may be what stalls. Where half of the ranks or more do not, this side
+        # may be the one that is cut off.
+        silent = [report for report in diagnosis.suspects if report.silent]
+        failing = (
+            [report.machine for report in silent if report.machine]
+            if 2 * len(silent) < self._topology.world_size
+            else []
+        )
         where = f"stacks of all threads, of each rank that could write them: {self._directory.logs}/hang-*.txt"
         writers = [
             _start_writer(lambda: print(show_controls(f"error: {message}\n  {where}"), file=sys.stderr, flush=True)),
             _start_writer(lambda: JsonLines(self._directory.events).append(event.as_record())),
+            _start_writer(lambda: record_failing_hosts(self._directory.root, failing, "hang", diagnosis.reason)),
             _start_writer(lambda: self.alert("the run hangs", message)),
             _start_writer(lambda: logger.error(message)),
         ]

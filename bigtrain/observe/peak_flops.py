@@ -20,6 +20,8 @@ MATMUL_SIZES = {"cpu": (1024, 2048), "cuda": (8192,)}
 """Rows and columns of the square matrices that are multiplied."""
 ROUNDS_AT_LEAST = 5
 """Products of each size, at least."""
+LONGEST_SECONDS = 3.0
+"""Seconds after which no other product is started, whatever is missing: a busy CPU may take seconds for one."""
 
 
 class Rates(NamedTuple):
@@ -175,14 +177,20 @@ def measure_matmul_peak(
         The best rate in FLOP/s, because other processes on the machine may disturb some rounds.
     """
     sizes = sizes or MATMUL_SIZES[device.type]
-    return max(_matmul_rate(size, device, dtype, seconds / len(sizes)) for size in sizes)
+    rates: list[float] = []
+    started = time.perf_counter()
+    for size in sizes:
+        if rates and time.perf_counter() - started > LONGEST_SECONDS:
+            break
+        rates.append(_matmul_rate(size, device, dtype, seconds / len(sizes)))
+    return max(rates)
 
 
 def _matmul_rate(size: int, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = left @ right  # the first call, which may prepare something, is not counted
-    best, rounds, end = 0.0, 0, time.perf_counter() + seconds
-    while rounds < ROUNDS_AT_LEAST or time.perf_counter() < end:
+    best, rounds, begun = 0.0, 0, time.perf_counter()
+    while (passed := time.perf_counter() - begun) < seconds or (rounds < ROUNDS_AT_LEAST and passed < LONGEST_SECONDS):
         _synchronize(device)
         start = time.perf_counter()
         torch.mm(left, right, out=product)

@@ -12,6 +12,7 @@ lineage         whether a run is a branch of another
 runs            all runs below a folder
 provenance      which documents were in a step
 plan_diff       from which step on two runs train on other data
+failing_hosts   machines that were found failing, for the scheduler
 data_card       what the run was trained on, as a document
 """
 
@@ -57,6 +58,7 @@ from bigtrain.rundir.events import (
     StopEvent,
     StragglerEvent,
 )
+from bigtrain.rundir.failing_hosts import FAILING_HOSTS, record_failing_hosts
 from bigtrain.rundir.json_lines import JsonLines
 from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, account, account_of, label
 from bigtrain.rundir.lineage import Parent, parent_of, remembered_run_id
@@ -81,6 +83,7 @@ __all__ = [
     "CARD",
     "CLASSES",
     "EVENTS",
+    "FAILING_HOSTS",
     "MARK",
     "MICRO",
     "STARTS",
@@ -143,6 +146,7 @@ __all__ = [
     "read_events",
     "read_metrics",
     "read_metrics_lines",
+    "record_failing_hosts",
     "record_of",
     "remembered_run_id",
     "seconds_of",

@@ -9,6 +9,7 @@ The layout is a promise to scripts::
     RUN/checkpoints/         see bigtrain.checkpoint
     RUN/data-card.md, .json  written by `bigtrain data card`
     RUN/logs/rank-00000.log  a file a rank
+    RUN/failing-hosts.jsonl  machines that were found failing; see bigtrain/rundir/failing_hosts.py
     RUN/doctor.json          what `bigtrain doctor` found and measured in its last runs
     RUN/wandb/               W&B's own files
     RUN/.run                 the id of the run, where checkpoint.dir is set; see bigtrain/train/ownership.py
@@ -36,6 +37,7 @@ from bigtrain.base import (
 from bigtrain.config import DataSettings, Settings, dump_settings, load_settings, with_bare_urls
 from bigtrain.data import is_mirror
 from bigtrain.rundir.decisions import is_current, read_decisions, with_decisions
+from bigtrain.rundir.failing_hosts import FAILING_HOSTS
 from bigtrain.rundir.json_lines import written_to
 from bigtrain.rundir.records import metrics_of_step, newest_metrics
 
@@ -159,7 +161,7 @@ class RunDirectory:
             raise BigtrainError(f"run_dir {self.root} is not a directory", found="a file", fix="choose another run_dir")
         # Left by a start that was killed before config.yaml was written, by `doctor`, or by `verify-resume --keep`.
         doctor = self.root / "doctor.json"
-        ours = {self.logs.name, ".lock", ".lock.owner", self.identity.name, doctor.name, "verify-resume"}
+        ours = {self.logs.name, ".lock", ".lock.owner", self.identity.name, doctor.name, FAILING_HOSTS, "verify-resume"}
         ours |= {temporary_of(path).name for path in (doctor, self.config, self.identity)}
         there = [path for path in self.root.iterdir() if path.name not in ours] if self.root.is_dir() else []
         # Empty folders are what a start leaves that was refused after its checkpoint folder had been tried.

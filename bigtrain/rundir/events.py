@@ -328,7 +328,7 @@ class CorruptionEvent(EventFields):
 
     event = Event.CORRUPTION
     odd: Sequence[Mapping[str, Any]]
-    """Each suspect: `rank`, `host`, `tensors`, and whether it is `certain`."""
+    """Each suspect: `rank`, `host`, `tensors`, whether it is `certain`, and `machine`, its name for the scheduler."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class SlurmOptions:
     qos: str | None = None
     exclude: str | None = None
     """Nodes to stay away from, as Slurm lists them: n[1-3],n7."""
+    exclude_failing: bool = False
+    """Keep nodes out of the requeued job that the preflight or the run has found failing."""
     signal_lead: int = 180
     """Seconds before the end of the walltime at which the run is asked to stop: a step and a save have to fit."""
     chain: int = 1
@@ -136,6 +138,7 @@ def _script(job: Job, options: SlurmOptions) -> list[str]:
         str(folder / "slurm.sbatch"),
         *("--launch", str(folder), "--run", argument_of(job.settings.run_dir)),
         *[part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))],
+        *(["--exclude-failing"] if options.exclude_failing else []),
         *([] if options.doctor else ["--no-doctor"]),
         job.config_argument,
         *job.overrides,
@@ -153,6 +156,12 @@ def _require_sense(job: Job, options: SlurmOptions) -> None:
             "--chain and --array say the same in two ways",
             found=f"--chain {options.chain} and --array {options.array}",
             fix="give one of them",
+        )
+    if options.exclude_failing and _requeues(options) == 0:
+        raise BigtrainError(
+            "failing nodes are kept out of a job that goes back into the queue, and this one never does",
+            found="--exclude-failing, and no requeue: --max-requeues 0, or a chain or array without --max-requeues",
+            fix="give --max-requeues, or leave out --exclude-failing and name the nodes with --exclude",
         )
     if job.settings.train.stop_after is not None and _requeues(options) != 0:
         raise BigtrainError(

@@ -21,7 +21,15 @@ from bigtrain.data import Loader, RankBatch, RunData
 from bigtrain.engine import Topology, on_every_rank, raise_first
 from bigtrain.health import Assessment, Heartbeat, LoopPhase, compare, corruption, enough_memory
 from bigtrain.observe import Reading
-from bigtrain.rundir import CorruptionEvent, Decision, Parent, RunDirectory, RunState, SaveEvent
+from bigtrain.rundir import (
+    CorruptionEvent,
+    Decision,
+    Parent,
+    RunDirectory,
+    RunState,
+    SaveEvent,
+    record_failing_hosts,
+)
 from bigtrain.train.anomaly_policy import AnomalyPolicy
 from bigtrain.train.recorder import Recorder
 from bigtrain.train.save_policy import SavePolicy
@@ -237,6 +245,10 @@ class TrainingRun:
         """Raises BigtrainError on every rank, when weights that must be the same are not."""
         if findings := compare(self.training.engine, self.topology):
             self.recorder.note(CorruptionEvent([vars(finding) for finding in findings]), self.step)
+            if self.topology.rank == 0:
+                certain = [finding.machine for finding in findings if finding.certain]
+                reason = f"corrupted weights at step {self.step}"
+                record_failing_hosts(self.settings.run_dir, certain, "corruption", reason)
             raise corruption(findings)
 
     def _start_save(self, last: bool) -> None:

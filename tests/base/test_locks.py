@@ -98,7 +98,7 @@ def test_a_lock_with_flock_ends_with_its_process(tmp_path: Path, hold) -> None:
         FileLock(path).acquire()
     first.kill()
     first.communicate(timeout=60)
-    FileLock(path).acquire(patience=10)
+    FileLock(path).acquire(patience=60)
 
 
 def test_an_owner_file_that_cannot_be_read_keeps_others_out(tmp_path: Path) -> None:

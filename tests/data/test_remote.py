@@ -249,7 +249,7 @@ def test_readers_killed_at_any_instant_leave_a_cache_that_the_next_can_use(
         process.stdout.readline()  # it is under way
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
     left = mirror / "cache" / "new" / "left"
     left.write_bytes(b"half a bl")
     os.utime(left, (0, time.time() - STALE_SECONDS - 1))

@@ -153,7 +153,7 @@ def test_a_rank_that_does_not_come_and_one_that_falls_silent_are_named(
         "rank 1 (" in finding_of(report, "versions")["found"]
         and "did not answer" in finding_of(report, "versions")["found"]
     )
-    assert time.monotonic() - started < 150
+    assert time.monotonic() - started < 300
 
 
 # This machine alone
@@ -234,7 +234,7 @@ def test_a_disk_that_does_not_answer_is_a_failed_check_and_no_hang(
         subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
         started = time.monotonic()
         report = check_this_machine(built, f"checkpoint.dir={disk}", skip=MEASURES | {"data"})
-        assert time.monotonic() - started < 45
+        assert time.monotonic() - started < 100  # the probes have 58 s in sum
         assert_only_wrong(report, disks="failed", sharing="failed")
         assert "does not answer" in finding_of(report, "disks")["found"]
     finally:
@@ -285,6 +285,16 @@ def gpu(flops: float, name: str = "NVIDIA H200") -> dict:
     return {"flops": flops, "type": "cuda", "name": name, "kind": "bf16", "load": 0.1}
 
 
+def test_a_finding_names_machines_only_where_they_are_at_fault() -> None:
+    """By the scheduler's names; what concerns all machines, or a version, is no fault of a machine."""
+    meeting = context_on(["a", "a", "b", "b"]).meeting
+    assert meeting.machines([3, 2]) == ("b",) and meeting.machines([1], some=True) == ("a",)
+    assert meeting.machines([0, 2], some=True) == () and meeting.machines([0, 2]) == ("a", "b")
+    meeting.attendees[2] = replace(meeting.attendees[2], machine="node-7")
+    meeting.attendees[3] = replace(meeting.attendees[3], machine="node-7")
+    assert meeting.machines([2]) == ("node-7",)
+
+
 def test_a_slow_gpu_is_named_and_a_very_slow_one_is_a_failure() -> None:
     context = context_on(["a"] * 4 + ["b"] * 4)
     measured = {rank: gpu(600e12 + rank * 1e12) for rank in range(8)}
@@ -293,7 +303,8 @@ def test_a_slow_gpu_is_named_and_a_very_slow_one_is_a_failure() -> None:
     slow, _ = devices.assess_matmul(measured, context)
     assert slow.status == "warning" and slow.found.startswith("rank 6 (b) is slow: 500 TFLOP/s")
     measured[6] = gpu(300e12)
-    assert next(iter(devices.assess_matmul(measured, context))).status == "failed"
+    failed = next(iter(devices.assess_matmul(measured, context)))
+    assert failed.status == "failed" and failed.hosts == ("b",)
     all_slow = {rank: gpu(300e12) for rank in range(8)}
     of_sheet, *_ = devices.assess_matmul(all_slow, context_on(["a"] * 8))
     assert of_sheet.status == "warning" and "30% of the datasheet's 990 TFLOP/s" in of_sheet.found

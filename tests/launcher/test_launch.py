@@ -185,6 +185,57 @@ def test_the_end_of_a_job_is_slurm_s_or_unknown(squeue, ends, tmp_path):
     assert done.stdout == f"ends: {ends}, waits since: {ends}\n"
 
 
+SCONTROL = r"""
+case "$*" in
+  "show hostnames none") echo none ;;
+  "show hostnames"*) printf "%s\n" n1 n2 ;;
+  *"show job"*) echo "JobId=5 Partition=p ReqNodeList=$ASKED ExcNodeList=$ALREADY NumNodes=2" ;;
+  "show node"*) echo "NodeAddr=127.0.0.1" ;;
+  requeue*) echo "$*" >>called ;;
+  update*) echo "$*" >>called; exit "${REFUSES:-0}" ;;
+  hold*) echo "$*" >>called ;;
+esac
+"""
+FOUND = '{{"host": "{}", "found_by": "doctor", "reason": "gpus: has 3 errors", "time": 1.0}}\\n'
+
+
+@pytest.mark.parametrize(
+    ("found", "nodes", "of_job", "called", "said"),
+    [
+        (["n1"], "n1 n2 n3", {}, ["requeue 5", "update JobId=5 ExcNodeList=n1"], "without n1"),
+        (["n1", "n1", "n2"], "n1 n2 n3", {}, ["requeue 5", "update JobId=5 ExcNodeList=n1"], "n2 failed, and is not"),
+        (["n1"], "n2 n3", {}, ["requeue 5", "update JobId=5 ExcNodeList=n1"], "without n1"),  # drained by Slurm
+        (["n1"], "n1 n2", {}, [], "n1 failed, and is not kept out: without it p has fewer than 2 usable nodes"),
+        (["n1"], "n1 n2 n3", {"ALREADY": "none"}, ["requeue 5", "update JobId=5 ExcNodeList=none,n1"], "without n1"),
+        (["n1"], "n1 n2 n3", {"ASKED": "n[1-2]"}, [], "the job asks for the nodes n[1-2]"),
+        (["n7", "x;touch executed", "-x", "$(id)"], "n1 n2 n3", {}, [], "the preflight failed"),
+        ([], "n1 n2 n3", {}, [], "the preflight failed"),
+        (
+            ["n1"], "n1 n2 n3", {"REFUSES": "1"},
+            ["requeue 5", "update JobId=5 ExcNodeList=n1", "hold 5"], "scontrol release 5",
+        ),
+    ],
+)  # fmt: skip
+def test_failing_nodes_are_kept_out_while_enough_are_left(found, nodes, of_job, called, said, tmp_path):
+    """Those that were found since the job started, of its own nodes, and none that the job cannot do without."""
+    tools, run = tmp_path / "tools", tmp_path / "run"
+    run.mkdir()
+    (run / "failing-hosts.jsonl").write_text(FOUND.format("n2").replace("\\n", "\n"))  # of an earlier job
+    lines = "".join(FOUND.format(host) for host in found)
+    command_in(tools, "squeue", "exit 1")
+    command_in(tools, "srun", f"printf '{lines}' >>run/failing-hosts.jsonl; exit 1")
+    command_in(tools, "sinfo", f"printf '%s idle\\n' {nodes}; echo n8 drained; echo n9 'idle*'")
+    command_in(tools, "scontrol", SCONTROL)
+    slurm = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "PATH": f"{tools}:/bin"}
+    slurm |= {"ASKED": "(null)", "ALREADY": "(null)", **of_job}
+    arguments = (*options_of("slurm.sbatch"), "--exclude-failing", "--run", "run", "CONFIG")
+    done = call("slurm.sbatch", *arguments, cwd=tmp_path, **slurm)
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    file = tmp_path / "called"
+    assert (file.read_text().splitlines() if file.exists() else []) == called, done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
 WAITING = """#!{python} -S
 # in place of the launcher: prints which signal came, and ends with status 75
 import signal, sys, time
@@ -219,7 +270,7 @@ def start(waiting: Path, *options: str) -> subprocess.Popen:
 @pytest.mark.parametrize("order", ["TERM", "USR1", "QUIT"])
 def test_orders_on_stdin_reach_the_launcher_and_its_status_comes_back(waiting, order):
     process = start(waiting, "--orders-on-stdin")
-    output, _ = process.communicate(f"{order}\n", timeout=30)
+    output, _ = process.communicate(f"{order}\n", timeout=60)
     assert (output, process.returncode) == (f"SIG{order}\n", 75)
 
 
@@ -233,19 +284,19 @@ def test_a_signal_is_passed_on_whenever_it_comes():
         time.sleep(number * 2e-5)
         process.terminate()
         asked.append(process)
-    assert {process.wait(10) for process in asked} == {128 + signal.SIGTERM}
+    assert {process.wait(60) for process in asked} == {128 + signal.SIGTERM}
 
 
 def test_the_end_of_the_orders_is_a_request_to_stop(waiting):
     process = start(waiting, "--orders-on-stdin")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert (output, process.returncode) == ("SIGTERM\n", 75)
 
 
 def test_a_signal_during_the_preflight_ends_it_before_anything_starts(waiting):
     process = start(waiting, "--doctor")
     process.terminate()
-    assert process.wait(30) == 75
+    assert process.wait(60) == 75
     assert process.stdout.read() == "SIGTERM\n", "the preflight was asked to stop, and no training was started"
 
 

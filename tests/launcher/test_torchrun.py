@@ -91,7 +91,13 @@ def test_of_two_workers_that_crash_the_first_is_named_though_it_ends_last(tmp_pa
         "import os, time\n"
         "from bigtrain.base.launcher_protocol import report_end\n"
         "first = os.environ['RANK'] == '1'\n"
-        "time.sleep(0 if first else 0.5); report_end('crashed'); time.sleep(1 if first else 0); raise SystemExit(3)\n"
+        "def wait_for(name):\n"
+        "    while not os.path.exists(name): time.sleep(0.02)\n"
+        "if not first: wait_for('first')\n"
+        "report_end('crashed')\n"
+        "open('first' if first else 'second', 'w').close()\n"
+        "if first: wait_for('second'); time.sleep(0.5)\n"  # the launcher sees the other's end before this one's
+        "raise SystemExit(3)\n"
     )
     process = launch(script, tmp_path)
     output, _ = process.communicate(timeout=60)
@@ -103,8 +109,10 @@ def test_the_node_of_a_killed_worker_decides_for_that_of_a_crashed_one(tmp_path)
     """A node whose worker was killed decides for all, not one whose worker crashed because of it."""
     script = (
         "import os, signal, time\n"
-        "if os.environ['RANK'] == '0': raise SystemExit(3)\n"
-        "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    open('ready', 'w').close(); time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "while not os.path.exists('ready'): time.sleep(0.02)\n"
+        "raise SystemExit(3)\n"
     )
     statuses, outputs = two_nodes(script, tmp_path)
     assert statuses == [128 + signal.SIGKILL] * 2, outputs

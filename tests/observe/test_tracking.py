@@ -20,8 +20,10 @@ from tests.train.test_continuation import TREE, settings
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 PATIENCE = 3.0
-AT_ONCE = 2.0
-"""Seconds that a call which does not wait may take on a very busy machine."""
+NEVER = 600.0
+"""Patience of tests that look at what happens meanwhile: a call that waited for it would take minutes."""
+AT_ONCE = 60.0
+"""Seconds that a call which does not wait may take on a very busy machine; a third of NEVER is what a wait takes."""
 
 Serve = Callable[[str], WandbServer]
 
@@ -36,6 +38,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         return servers[-1]
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    # W&B's process may need a minute to end on a busy machine. Each test says itself what it must not wait for.
+    monkeypatch.setattr(wandb_thread, "GRACE_SECONDS", 120.0)
     yield start
     for server in servers:
         server.close()
@@ -44,34 +48,27 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     wandb.teardown(exit_code=0)
 
 
-def tracked(run_dir: Path, mode: str, **sections: Any) -> Settings:
+def tracked(run_dir: Path, mode: str, patience: float = PATIENCE, **sections: Any) -> Settings:
     run_dir.mkdir(exist_ok=True)
-    made = settings(tracking={"wandb": mode, "patience_seconds": PATIENCE}, **sections)
+    made = settings(tracking={"wandb": mode, "patience_seconds": patience}, **sections)
     return made.model_copy(update={"run_dir": run_dir})
 
 
-def a_run(made: Settings, run_id: str | None = None, steps: int = 200) -> tuple[Tracker, float, float]:
-    """Track some steps. Returns the tracker, the seconds of the slowest call, and those of the end."""
-    slowest = 0.0
-
-    def timed(call: Callable[[], object]) -> Any:
-        nonlocal slowest
-        started = time.monotonic()
-        result = call()
-        slowest = max(slowest, time.monotonic() - started)
-        return result
-
-    tracker = timed(lambda: Tracker.start(made, run_id))
+def log_all(tracker: Tracker, steps: int = 200) -> None:
+    """What a run sends until its end."""
     for step in range(1, steps + 1):
-        timed(lambda step=step: tracker.log({"step": step, "loss": 1 / step}, step))
-    timed(lambda: tracker.table("samples", ("step", "text"), [(steps, "Once upon a time")], steps))
-    timed(lambda: tracker.alert("hang at step 3", "rank 1 on node7 is silent", "ERROR"))
-    started = time.monotonic()
+        tracker.log({"step": step, "loss": 1 / step}, step)
+    tracker.table("samples", ("step", "text"), [(steps, "Once upon a time")], steps)
+    tracker.alert("hang at step 3", "rank 1 on node7 is silent", "ERROR")
     tracker.alert_and_wait("hang", "no step in 301 s: rank 1 on node7")
-    assert time.monotonic() - started < FINAL_ALERT_SECONDS + AT_ONCE
-    started = time.monotonic()
+
+
+def a_run(made: Settings, run_id: str | None = None, steps: int = 200) -> Tracker:
+    """Track some steps to the end."""
+    tracker = Tracker.start(made, run_id)
+    log_all(tracker, steps)
     tracker.finish({"goodput": 0.97}, exit_code=0)
-    return tracker, slowest, time.monotonic() - started
+    return tracker
 
 
 def folders(run_dir: Path) -> list[Path]:
@@ -91,9 +88,9 @@ def ended(folder: Path) -> Path:
 
 def test_an_offline_run_is_whole_and_one_over_all_restarts(tmp_path: Path, serve: Serve) -> None:
     made = tracked(tmp_path / "run", "offline")
-    first, _, _ = a_run(made)
+    first = a_run(made)
     time.sleep(1.1)  # W&B names folders by the second
-    again, _, _ = a_run(made, first.run_id)
+    again = a_run(made, first.run_id)
     assert first.run_id == again.run_id
     both = folders(made.run_dir)
     assert len(both) == 2 and all(folder.name.endswith(str(first.run_id)) for folder in both)
@@ -109,6 +106,24 @@ def test_an_offline_run_is_whole_and_one_over_all_restarts(tmp_path: Path, serve
         assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [0]
 
 
+def test_no_call_waits_for_a_server_that_never_answers(tmp_path: Path, serve: Serve) -> None:
+    """All calls return while W&B still waits for its server, and so does the end of a run that has failed."""
+    server = serve("hole")
+    started = time.monotonic()
+    tracker = Tracker.start(tracked(tmp_path / "run", "online", NEVER), None)
+    thread = tracker._thread
+    assert thread is not None
+    log_all(tracker)
+    assert thread._queue.unfinished_tasks == 203, "W&B's thread has not waited"
+    wandb_thread.GRACE_SECONDS = 0.1
+    tracker.finish({"goodput": 0.97}, exit_code=1)
+    assert thread.is_alive() and time.monotonic() - started < FINAL_ALERT_SECONDS + AT_ONCE
+    wandb_thread.GRACE_SECONDS = 120.0
+    server.how = "reset"
+    thread.join(AT_ONCE)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("how", ["hole", "error", "reset"])
 def test_a_server_that_is_down_at_the_start_costs_the_training_nothing(
     how: str, tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
@@ -116,9 +131,7 @@ def test_a_server_that_is_down_at_the_start_costs_the_training_nothing(
     serve(how)
     made = tracked(tmp_path / "run", "online")
     with caplog.at_level(logging.WARNING):
-        _, slowest, end = a_run(made)
-    assert slowest < AT_ONCE
-    assert end < PATIENCE + wandb_thread.GRACE_SECONDS + AT_ONCE
+        a_run(made)
     (warning,) = [record.message for record in caplog.records if "W&B" in record.message]
     assert "tracked offline" in warning and "wandb sync" in warning
     (folder,) = folders(made.run_dir)
@@ -131,22 +144,15 @@ def test_a_server_that_goes_down_later_costs_the_training_nothing(
     how: str, tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve("answers")
-    made = tracked(tmp_path / "run", "online")
+    made = tracked(tmp_path / "run", "online", 20)
     tracker = Tracker.start(made, None)
     tracker.log({"step": 1, "loss": 1.0}, 1)
     tracker.flush(60)
     server.how = how
     with caplog.at_level(logging.WARNING):
-        slowest = 0.0
         for step in range(2, 201):
-            started = time.monotonic()
             tracker.log({"step": step, "loss": 1 / step}, step)
-            slowest = max(slowest, time.monotonic() - started)
-        started = time.monotonic()
         tracker.finish({"goodput": 0.97}, exit_code=0)
-        end = time.monotonic() - started
-    assert slowest < AT_ONCE
-    assert end < PATIENCE + wandb_thread.GRACE_SECONDS + AT_ONCE
     assert len([record for record in caplog.records if "wandb sync" in record.message]) == 1
     (folder,) = folders(made.run_dir)
     assert [row["step"] for row in history(ended(folder)) if "loss" in row] == list(range(1, 201))
@@ -155,11 +161,13 @@ def test_a_server_that_goes_down_later_costs_the_training_nothing(
 def test_a_queue_that_is_not_emptied_is_bounded(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serve("hole")
+    server = serve("hole")
     monkeypatch.setattr(wandb_thread, "QUEUE_LENGTH", 50)
     with caplog.at_level(logging.WARNING):
-        _, slowest, _ = a_run(tracked(tmp_path / "run", "online"), steps=200)
-    assert slowest < AT_ONCE
+        tracker = Tracker.start(tracked(tmp_path / "run", "online", NEVER), None)
+        log_all(tracker)
+        server.how = "reset"
+        tracker.finish({}, exit_code=0)
     assert len([record for record in caplog.records if "misses some steps" in record.message]) == 1
 
 

@@ -74,7 +74,7 @@ def test_hundreds_of_long_runs_are_listed_at_once(tmp_path: Path) -> None:
             os.link(one / name, other / name)
     began = time.monotonic()
     assert len(list_runs(tmp_path)) == 200
-    assert time.monotonic() - began < 20  # to parse them would take minutes
+    assert time.monotonic() - began < 60  # to parse them would take minutes
 
 
 def test_a_folder_that_is_not_there_is_said() -> None:

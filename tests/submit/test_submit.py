@@ -73,6 +73,14 @@ def test_what_is_no_walltime_is_none(nonsense):
     assert slurm.seconds(nonsense) is None
 
 
+def test_failing_nodes_are_kept_out_only_of_a_job_that_is_requeued():
+    assert "--exclude-failing" in slurm_command(SlurmOptions(exclude_failing=True))
+    for never in ({"max_requeues": 0}, {"chain": 2}, {"array": 2}):
+        with pytest.raises(BigtrainError, match="never does"):
+            slurm_command(SlurmOptions(exclude_failing=True, **never))
+    assert "--exclude-failing" in slurm_command(SlurmOptions(exclude_failing=True, chain=2, max_requeues=1))
+
+
 def test_every_option_reaches_sbatch_or_the_script():
     options = SlurmOptions(
         gpus_per_node=8, cpus_per_node=96, time="4:00:00", partition="p", account="a", qos="q", exclude="n[1-2]",

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-NODES = ("n1", "n2")
 REQUEUE_SECONDS = 10
 """Slurm starts a job again no sooner than its credentials expire: 2 minutes, unless it is told otherwise. A node that
 takes longer to begin refuses the job."""
@@ -51,8 +50,7 @@ SlurmctldDebug=verbose
 SlurmdDebug=verbose
 BatchStartTimeout=300
 MailProg=/bin/true
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=500
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=500
+{nodes}
 PartitionName=everyday Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
@@ -61,7 +59,7 @@ DAEMONS = """
   --pid-file={folder}/munge.pid --log-file={folder}/munge.log --seed-file={folder}/munge.seed &
 until [ -S {folder}/munge.socket ]; do sleep 0.05; done
 {slurmctld} -D -f {folder}/slurm.conf &
-for node in n1 n2; do {slurmd} -D -N $node -f {folder}/slurm.conf & done
+for node in {names}; do {slurmd} -D -N $node -f {folder}/slurm.conf & done
 wait
 """
 PR_SET_PDEATHSIG = 1
@@ -70,20 +68,27 @@ PR_SET_PDEATHSIG = 1
 class Slurm:
     """The cluster, from `start` to `stop`."""
 
-    def __init__(self, programs: dict[str, str]) -> None:
+    def __init__(self, programs: dict[str, str], nodes: int = 2) -> None:
+        """Start it, with nodes n1, n2, ... of one CPU each."""
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the name of a socket may have 107 characters
-        for name in ("state", *(f"spool-{node}" for node in NODES)):
+        names = [f"n{number}" for number in range(1, nodes + 1)]
+        for name in ("state", *(f"spool-{node}" for node in names)):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(64))
         key.chmod(0o600)
         host = socket.gethostname().partition(".")[0]
+        ports = free_ports(1 + nodes)
+        lines = (
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=500"
+            for name, port in zip(names, ports[1:], strict=True)
+        )
         configuration = CONFIGURATION.format(
-            host=host, folder=self.folder, ports=free_ports(3), requeue=REQUEUE_SECONDS
+            host=host, folder=self.folder, ports=ports, requeue=REQUEUE_SECONDS, nodes="\n".join(lines)
         )
         (self.folder / "slurm.conf").write_text(configuration)
         self.environment = {**os.environ, "SLURM_CONF": f"{self.folder}/slurm.conf", "PYTHON": sys.executable}
-        script = DAEMONS.format(folder=self.folder, **programs)
+        script = DAEMONS.format(folder=self.folder, names=" ".join(names), **programs)
         self._output = (self.folder / "daemons.log").open("w")
         self._daemons = subprocess.Popen(
             ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child", "bash", "-c", script],
@@ -91,7 +96,7 @@ class Slurm:
             preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # unshare ignores SIGTERM
         )  # fmt: skip
         try:
-            self.wait_until(lambda: self("sinfo", "--noheader", "--states=idle", "--format=%D") == "2", 60)
+            self.wait_until(lambda: self("sinfo", "--noheader", "--states=idle", "--format=%D") == str(nodes), 60)
         except BaseException:
             self.stop()
             raise

@@ -17,6 +17,7 @@ import yaml
 from bigtrain.checkpoint import StorageTiers
 from bigtrain.rundir.json_lines import read_json_lines
 from bigtrain.train.stop import ONE_ORDER_SECONDS
+from tests.observe.wandb_server import WandbServer, history
 from tests.system.fault_runs import (
     Launched,
     Outcome,
@@ -365,3 +366,58 @@ def clock_jumps(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
     assert all(0 <= event["seconds"] < 100 for event in events if "seconds" in event)
     assert_nothing_lost(runs.sandbox, runs.undisturbed)
     return [Outcome()]
+
+
+def surroundings(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
+    """What the user's shell, folders and disks may be like: one start is refused, the next one trains to its end."""
+    refused, _closed_terminal, no_flock, walltime, modules = faults
+    sandbox = runs.sandbox
+    (sandbox.directory / "file").write_text("not a folder")
+    run = runs.launch(f"checkpoint.dir={sandbox.directory / 'file' / 'checkpoints'}", restarts=3)
+    run.finish(1)
+    assert steps_done(sandbox) == [] and run.output.count("error: ") == 1, run.output
+    outcomes = [Outcome(noticed(run, refused, run.began))]
+
+    own = ("secrets", "statistics", "tokenizers", "wandb")
+    for name in own:
+        (sandbox.directory / f"{name}.py").write_text("raise ImportError('this is a module of the user')\n")
+    traced = ("strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=flock")
+    run = runs.launch(
+        orders=UNHURRIED,
+        under=("nohup", *traced, "-e", "inject=flock:error=ENOSYS"),
+        environment={"SLURM_JOB_END_TIME": f"{time.time() - 7200:.0f}"},
+    )
+    run.wait_for_steps(3)
+    strike = time.time()
+    os.killpg(run.process.pid, signal.SIGHUP)
+    for rank in run.ranks().values():
+        rank.send_signal(signal.SIGHUP)
+    run.finish()
+    assert len(starts(sandbox)) == 1, "a process was started again"
+    assert_nothing_lost(sandbox, runs.undisturbed)
+    assert not list(sandbox.run.rglob("*.owner")), "a lock was left"
+    followed = sum(line["time"] > strike for line in steps_done(sandbox))
+    outcomes.append(Outcome(remark=f"{followed} steps followed"))
+    outcomes += [Outcome(noticed(run, fault, run.began)) for fault in (no_flock, walltime)]
+    assert "this is a module of the user" not in run.output, modules.what
+    return [*outcomes, Outcome(remark=" and ".join((", ".join(own[:-1]), own[-1])) + " lay there")]
+
+
+def tracker_outage(runs: ScenarioRuns, faults: Sequence[Fault]) -> list[Outcome]:
+    """The server of W&B is there at the start, and refuses every connection from the middle on."""
+    server, sandbox = WandbServer(), runs.sandbox
+    settings = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567"}
+    run = runs.launch("tracking.wandb=online", "tracking.patience_seconds=5", orders=UNHURRIED, environment=settings)
+    run.wait_until(lambda: "UpsertBucket" in server.queries, "W&B did not open its run")
+    run.wait_for_steps(3)
+    strike = time.time()
+    server.close()
+    run.finish()
+    assert len(starts(sandbox)) == 1, "a process was started again"
+    assert_nothing_lost(sandbox, runs.undisturbed)
+    (folder,) = (sandbox.run / "wandb").glob("run-*")
+    assert [row["step"] for row in history(folder) if "loss" in row] == list(range(1, 13))
+    lines = steps_done(sandbox)
+    followed = sum(line["time"] > strike for line in lines)
+    assert followed, "no step was done without the server"
+    return [Outcome(noticed(run, faults[0], lines[-1]["time"]), remark=f"{followed} steps followed")]

@@ -257,6 +257,54 @@ SCENARIOS = (
         scenarios.clock_jumps,
         ("cc",),
     ),
+    Scenario(
+        "the surroundings are not in order",
+        (
+            Fault(
+                "the place of the checkpoints cannot be written",
+                "checkpoint.dir below a file",
+                ("the checkpoint folder", "cannot be written"),
+                "is refused with status 1 before the first step, and not started again",
+                BUSY,
+            ),
+            Fault(
+                "the terminal is closed under `nohup`",
+                "kill -HUP of the launcher's process group and of each rank",
+                (),
+                "trains on",
+            ),
+            Fault(
+                "the file system has no flock",
+                "ENOSYS for flock (strace)",
+                ("has no flock",),
+                "trains, with a lock that needs none",
+                BUSY,
+            ),
+            Fault(
+                "the end of a job is over that the shell remembers",
+                "SLURM_JOB_END_TIME, two hours ago",
+                ("SLURM_JOB_END_TIME=", "is ignored"),
+                "trains to the end",
+                BUSY,
+            ),
+            Fault("the user's modules have names of others", "in the working directory", (), "they replace nothing"),
+        ),
+        scenarios.surroundings,
+        ("strace", "nohup"),
+    ),
+    Scenario(
+        "the tracker goes away",
+        (
+            Fault(
+                "W&B's server goes away in the middle",
+                "its connections are refused",
+                ("W&B", "Training has not waited for it"),
+                "trains on and ends; every step is in W&B's file, for `wandb sync`",
+                within=BUSY,
+            ),
+        ),
+        scenarios.tracker_outage,
+    ),
 )
 
 RANK_0_ALONE = ("save.manifest", "save.staged", "save.renamed", "save.pruning")

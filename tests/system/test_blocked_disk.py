@@ -55,6 +55,6 @@ def test_a_disk_that_does_not_answer_is_a_named_hang(
     status, output = finish(training, timeout=300)
     (verdict,) = [line for line in told if "no step in" in line]
     assert "rank 0 on" in verdict and "waiting for a disk" in verdict, verdict
-    assert seconds < 60  # five of the bound, then the launcher's patience; on a loaded machine
+    assert seconds < 180  # five of the bound, then the launcher's patience; on a loaded machine
     assert status == 0, output
     assert curve(sandbox.metrics(run)) == curve(undisturbed.metrics())

@@ -3,6 +3,7 @@
 Two nodes with a process each; every test compares with one run that nothing disturbed.
 """
 
+import json
 import os
 import re
 import signal
@@ -143,3 +144,55 @@ def test_ranks_that_srun_starts_alone_find_each_other(slurm, sandbox, quiet_curv
     assert done.returncode == 1, done.stderr
     assert "it would train alone" in log.read_text() and "srun" in log.read_text()
     assert not (sandbox.directory / "alone").exists()
+
+
+@pytest.fixture(scope="module")
+def spare_node(require_command):
+    """A cluster with a node more than the jobs need."""
+    if os.geteuid():
+        pytest.skip("Slurm's daemons need root to start jobs")
+    cluster = Slurm({name: require_command(name) for name in ("munged", "slurmctld", "slurmd")}, nodes=3)
+    yield cluster
+    cluster.stop()
+
+
+NVIDIA_SMI = """#!/bin/sh
+errors=0
+[ "$SLURMD_NODENAME" != n2 ] || errors=3
+echo "0, NVIDIA H200, Enabled, $errors, No, No, No, Not Active, 40"
+"""
+
+
+def found_failing(sandbox: RunSandbox) -> list[tuple[str, str]]:
+    lines = (sandbox.run / "failing-hosts.jsonl").read_text().splitlines()
+    return [(line["host"], line["found_by"]) for line in map(json.loads, lines)]
+
+
+def test_nodes_that_were_found_failing_are_kept_out_of_the_requeued_job(spare_node, sandbox, monkeypatch):
+    """The preflight finds memory errors on a node; the job goes back into the queue and trains on the others."""
+    tools = sandbox.directory / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    monkeypatch.setitem(spare_node.environment, "PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setitem(spare_node.environment, "OMP_NUM_THREADS", "1")  # two nodes share this machine's cores
+    number = submit(spare_node, sandbox, "--doctor", "--exclude-failing")
+    job = spare_node.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert (job["JobState"], job["Restarts"], job["ExcNodeList"]) == ("COMPLETED", "1", "n2"), output(sandbox, number)
+    assert words_of_script(sandbox, number)[0] == (
+        "the preflight found failing nodes (status 1); back into the queue, without n2"
+    )
+    assert found_failing(sandbox) == [("n2", "doctor")]
+    assert (sandbox.metrics()[-1]["step"], sandbox.metrics()[-1]["world_size"]) == (STEPS, 2)
+
+
+def test_a_node_whose_weights_were_corrupted_is_kept_out(spare_node, sandbox, quiet_curve, monkeypatch):
+    """Also where the run got no further, which would otherwise end the job."""
+    monkeypatch.setitem(spare_node.environment, "BIGTRAIN_FAULT_MARKS", str(sandbox.directory))
+    settings = ("--max-restarts", "0", "guard.replica_check_every_steps=1")
+    number = submit(spare_node, sandbox, "--exclude-failing", *settings, fault="flip,rank=1,step=1")
+    job = spare_node.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), story(spare_node, sandbox, number)
+    ((failing, found_by),) = found_failing(sandbox)
+    assert found_by == "corruption" and job["ExcNodeList"] == failing and failing not in job["NodeList"]
+    assert curve(sandbox.metrics()) == quiet_curve

@@ -52,7 +52,7 @@ def test_no_rank_outlives_a_launcher_that_is_killed_while_they_start(undisturbed
     time.sleep(delay)
     os.kill(training.pid, signal.SIGKILL)
     finish(training, timeout=60)  # until no process holds the other end of its output
-    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
     status, output = sandbox.train(2)
     assert status == 0, output
     assert curve(sandbox.metrics()) == curve(undisturbed.metrics())

@@ -12,7 +12,7 @@ from tests.observe.wandb_server import WandbServer, history, read_wandb
 from tests.system.run_sandbox import as_json, curve
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-PATIENCE = 2
+PATIENCE = 15
 
 
 @pytest.mark.long
