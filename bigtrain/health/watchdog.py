@@ -384,8 +384,8 @@ class Watchdog:
             verdict=diagnosis.reason,
             exit_status=HUNG,
         )
-        # Of a rank that still answers, the program may be what stalls. Where half of the ranks or more do not, this side
-        # may be the one that is cut off.
+        # Of a rank that still answers, the program may be what stalls. Where half of the ranks or more do not answer,
+        # this side may be the one that is cut off.
         silent = [report for report in diagnosis.suspects if report.silent]
         failing = (
             [report.machine for report in silent if report.machine]
