@@ -53,7 +53,15 @@ from bigtrain.engine import Topology, connect
 from bigtrain.health.hang import HangDiagnosis, RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, Position
 from bigtrain.health.thread_dump import ThreadDump, take_dump
-from bigtrain.rundir import HangEvent, JsonLines, RunDirectory, record_failing_hosts
+from bigtrain.rundir import (
+    Event,
+    HangEvent,
+    JsonLines,
+    RunDirectory,
+    newest_events,
+    record_failing_hosts,
+    seconds_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +73,8 @@ WRITING_SECONDS = 2.0
 """Seconds for which a writer thread is waited for."""
 STORE_SECONDS = 2.0
 """Seconds that the store may take to answer a request."""
+KNOWN_SECONDS = 60.0
+"""A hang that was recorded so long before the one that this rank has found may be the same."""
 SUMMARY_SECONDS = 3.0
 """Seconds for which the leader waits for the summaries of the ranks that answer."""
 
@@ -312,7 +322,7 @@ class Watchdog:
             elif store_answers:
                 self._announce(diagnose(self._reports(dump), saving))
             else:
-                self._announce(self._diagnosis_without_store(dump, saving))
+                self._announce(self._diagnosis_without_store(dump, saving), store_answers=False)
         except Exception:
             error = traceback.format_exc()
             _write_in_thread(lambda: print(show_controls(str(error)), file=sys.stderr, flush=True))
@@ -374,7 +384,7 @@ class Watchdog:
         head = f"rank {self._rank} on {self._host}, process {os.getpid()}, {self._heartbeat.position}\n\n"
         _write_in_thread(lambda: _write(path, head + dump.text))
 
-    def _announce(self, diagnosis: HangDiagnosis) -> None:
+    def _announce(self, diagnosis: HangDiagnosis, *, store_answers: bool = True) -> None:
         seconds = round(max(self._stalled, 0.0))
         message = f"no step in {seconds}s: {diagnosis}"
         event = HangEvent(
@@ -395,7 +405,7 @@ class Watchdog:
         where = f"stacks of all threads, of each rank that could write them: {self._directory.logs}/hang-*.txt"
         writers = [
             _start_writer(lambda: print(show_controls(f"error: {message}\n  {where}"), file=sys.stderr, flush=True)),
-            _start_writer(lambda: JsonLines(self._directory.events).append(event.as_record())),
+            _start_writer(lambda: record_hang(self._directory.events, event, store_answers)),
             _start_writer(lambda: record_failing_hosts(self._directory.root, failing, "hang", diagnosis.reason)),
             _start_writer(lambda: self.alert("the run hangs", message)),
             _start_writer(lambda: logger.error(message)),
@@ -403,6 +413,25 @@ class Watchdog:
         end = time.monotonic() + WRITING_SECONDS
         for writer in writers:
             writer.join(max(0.0, end - time.monotonic()))
+
+
+def record_hang(events: Path, event: HangEvent, store_answers: bool) -> None:
+    """Append a hang to events.jsonl, unless it is known there and this rank knows less.
+
+    Where a network is cut, the ranks that the store still answers find out first, and name those that are silent. Each
+    rank on the other side finds only that the store is silent. Two events would contradict each other.
+
+    Args:
+        events: the file.
+        event: of this rank.
+        store_answers: whether the ranks' store answers this rank.
+    """
+    if not store_answers:
+        recent = time.time() - event.seconds - KNOWN_SECONDS
+        last = [each for each in newest_events(events) if each["event"] == Event.HANG]
+        if last and seconds_of(last[-1], "time") > recent:
+            return
+    JsonLines(events).append(event.as_record())
 
 
 def _write(path: Path, text: str) -> None:

@@ -73,7 +73,7 @@ from bigtrain.rundir.provenance import (
     record_of,
     steps_of_document,
 )
-from bigtrain.rundir.records import last_of_each_step, read_events, read_metrics, read_metrics_lines
+from bigtrain.rundir.records import last_of_each_step, newest_events, read_events, read_metrics, read_metrics_lines
 from bigtrain.rundir.run_state import RunState
 from bigtrain.rundir.runs import RunStatus, list_runs
 from bigtrain.rundir.start_clock import Phases, clock
@@ -140,6 +140,7 @@ __all__ = [
     "label",
     "last_of_each_step",
     "list_runs",
+    "newest_events",
     "number_of_next_start",
     "parent_of",
     "read_decisions",

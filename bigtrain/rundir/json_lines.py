@@ -101,6 +101,17 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def last_json_lines(path: Path, size: int) -> Iterator[dict[str, Any]]:
+    """The whole lines in the last `size` bytes of a file, in order; a missing file has none."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+        for line in file.read(size).split(b"\n"):
+            if (record := parsed_line(line)) is not None:
+                yield record
+
+
 def newest_metrics_line(path: Path, parse: Parse) -> dict[str, Any] | None:
     """The last line of metrics.jsonl from which `parse` makes a record; None where there is none yet."""
     return _last_record(path, b'\n{"step": ', parse)

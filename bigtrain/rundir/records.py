@@ -22,10 +22,11 @@ from typing_extensions import TypedDict
 
 from bigtrain.rundir.bounds import Count, Seconds
 from bigtrain.rundir.events import EVENTS, Event
-from bigtrain.rundir.json_lines import metrics_line, newest_metrics_line, read_json_lines
+from bigtrain.rundir.json_lines import last_json_lines, metrics_line, newest_metrics_line, read_json_lines
 from bigtrain.rundir.metrics import StepMetrics
 
 Record = dict[str, Any]
+END_BYTES = 1 << 16
 
 _OF_EVERY_LINE = {"step": Count, "start": Count, "time": Seconds, "uptime": Seconds}
 _NEEDED = {Event.EVALUATE: ("step", "validation"), Event.COMMIT: ("step",), Event.REWIND: ("decision",)}
@@ -34,7 +35,16 @@ _NEEDED = {Event.EVALUATE: ("step", "validation"), Event.COMMIT: ("step",), Even
 
 def read_events(path: Path) -> Iterator[Record]:
     """The events of a run, in order. Lines that are no event are skipped, a missing file has none."""
-    for record in read_json_lines(path):
+    return _events(read_json_lines(path))
+
+
+def newest_events(path: Path) -> list[Record]:
+    """The events in the last `END_BYTES` of the file, in order: a long file is not read through."""
+    return list(_events(last_json_lines(path, END_BYTES)))
+
+
+def _events(records: Iterable[Record]) -> Iterator[Record]:
+    for record in records:
         name = record.get("event")
         if not isinstance(name, str):
             continue

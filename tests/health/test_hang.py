@@ -1,12 +1,16 @@
 """Promises of the diagnosis of a hang: it names the rank that the others wait for, from the reports of all ranks."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.health.hang import RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, LoopPhase, Position
+from bigtrain.health.watchdog import record_hang
+from bigtrain.rundir import HangEvent, read_events
 
 phases = st.sampled_from([phase for phase in LoopPhase if phase != LoopPhase.START])
 world_and_suspect = st.integers(2, 12).flatmap(lambda world: st.tuples(st.just(world), st.integers(0, world - 1)))
@@ -121,3 +125,34 @@ def test_all_ranks_may_wait_for_one_disk():
     reports = [replace(r, waits_for_ranks=False, waits_for_disk=True) for r in waiting(2, 4, LoopPhase.RECORD)]
     diagnosis = diagnose(reports)
     assert len(diagnosis.suspects) == 2 and "waiting for a disk" in str(diagnosis)
+
+
+def hang(step: int, verdict: str) -> HangEvent:
+    return HangEvent(step=step, seconds=30, odd=[], verdict=verdict, exit_status=70)
+
+
+def verdicts(events: Path) -> list[str]:
+    return [event["verdict"] for event in read_events(events)]
+
+
+def test_a_side_without_the_store_does_not_contradict_the_other(tmp_path: Path) -> None:
+    """A cut network is one event: that of the ranks which the store answers. The ranks of a host that is down with the
+    store write one event among them."""
+    events = tmp_path / "events.jsonl"
+    record_hang(events, hang(4, "rank 3 does not answer"), True)
+    for _ in range(2):
+        record_hang(events, hang(4, "the ranks' store does not answer"), False)
+    assert verdicts(events) == ["rank 3 does not answer"]
+    alone = tmp_path / "alone.jsonl"
+    for _ in range(2):
+        record_hang(alone, hang(4, "the ranks' store does not answer"), False)
+    assert verdicts(alone) == ["the ranks' store does not answer"]
+
+
+def test_a_hang_of_long_ago_is_another_one(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    record_hang(events, hang(4, "rank 3 does not answer"), True)
+    (line,) = read_events(events)
+    events.write_text(json.dumps({**line, "time": line["time"] - 600}) + "\n")
+    record_hang(events, hang(9, "the ranks' store does not answer"), False)
+    assert len(verdicts(events)) == 2
