@@ -131,12 +131,19 @@ class FileLock:
         if self._held_by_owner(clear=False) is not None:
             return True
         try:
-            with self.path.open() as file:
+            with open(self.path, opener=_without_blocking) as file:
                 return not _flock_at_once(file, fcntl.LOCK_SH)  # released at once: a process that takes it retries
         except OSError:
             return False
 
     def _try(self) -> None:
+        if self.path.exists() and not self.path.is_file():
+            raise BigtrainError(
+                f"{self.path} cannot be used as a lock",
+                found="a folder, a pipe or a device",
+                wanted="a regular file, or none",
+                fix=f"remove it: rm -r {self.path}",
+            )
         file = self.path.open("a+")
         try:
             try:
@@ -228,6 +235,11 @@ def _flock_at_once(file: IO[Any], operation: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _without_blocking(path: str, flags: int) -> int:
+    """Open a file; a pipe without a writer would block whoever opens it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_owner(path: Path) -> LockOwner | None:

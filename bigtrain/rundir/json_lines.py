@@ -53,7 +53,17 @@ class JsonLines:
         Args:
             path: the file.
             start: the number of this start of the run, which every line gets.
+
+        Raises:
+            BigtrainError: it is a pipe.
         """
+        if path.is_fifo():  # opening it would wait for a reader
+            raise BigtrainError(
+                f"{path} cannot be written",
+                found="a pipe",
+                wanted="a regular file, or none",
+                fix=f"remove it: rm {path}",
+            )
         self._start = {} if start is None else {"start": start}
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size and not _ends_with_newline(path):

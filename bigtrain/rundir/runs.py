@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, read_regular
 from bigtrain.rundir.counted_seconds import CountedSeconds
 from bigtrain.rundir.directory import RunDirectory, directory_of_start
 from bigtrain.rundir.events import STARTS
@@ -90,8 +90,8 @@ def state_of(directory: RunDirectory) -> RunStatus:
 def _text_of(config: Path) -> str:
     """The configuration as text; empty where it cannot be read, so that the other runs are still listed."""
     try:
-        return config.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_regular(config).decode("utf-8", "replace")
+    except (OSError, BigtrainError):
         return ""
 
 

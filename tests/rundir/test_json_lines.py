@@ -1,6 +1,7 @@
 """metrics.jsonl and events.jsonl survive a kill at any byte."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from bigtrain.base.errors import BigtrainError
 from bigtrain.rundir.json_lines import JsonLines, read_json_lines
 from bigtrain.rundir.records import metrics_of_step, newest_metrics, read_metrics
+from tests.refusals import assert_refused
 
 
 def test_records_come_back_in_order(tmp_path):
@@ -81,3 +83,10 @@ def test_a_torn_line_is_passed_over_when_one_step_is_looked_for(tmp_path):
         assert metrics_of_step(path, 2) is None and metrics_of_step(path, 1)["loss"] == 1.0
     JsonLines(path).append({"step": 2, "loss": 3.0})
     assert newest_metrics(path)["loss"] == metrics_of_step(path, 2)["loss"] == 3.0
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    with pytest.raises(BigtrainError) as refusal:
+        JsonLines(tmp_path / "events.jsonl")
+    assert_refused(refusal, "events.jsonl", found="a pipe")

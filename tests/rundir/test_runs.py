@@ -80,3 +80,12 @@ def test_hundreds_of_long_runs_are_listed_at_once(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_said() -> None:
     with pytest.raises(BigtrainError, match="is no folder"):
         list_runs(Path("/nowhere/at/all"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "events.jsonl", "metrics.jsonl", ".lock"])
+def test_a_pipe_among_the_files_of_a_run_holds_no_listing_up(tmp_path: Path, name: str) -> None:
+    """Nobody may write into it, and a reader would wait for ever."""
+    run = eventful_run(tmp_path / "run")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    assert run is not None and [Path(status.run).name for status in list_runs(tmp_path)] == ["run"]
