@@ -44,6 +44,8 @@ from tests.system.fault_table import at_random
 from tests.system.run_sandbox import RunSandbox, curve
 
 HANG_SECONDS = 20
+SLOW_SECONDS = 90
+"""For start-up, first steps and saves. By default it is half an hour, and a hang at the first batch would take that."""
 FAULTS_OF_A_CHAPTER = 4
 STEPS_BETWEEN_FAULTS = 12
 """At most; a fault comes so many steps after its start has begun."""
@@ -230,6 +232,7 @@ def _config(work: Path, given: Path, overrides: list[str]) -> Path:
         ("data.dir", str(work / "data")),
         ("tracking.wandb", "disabled"),
         ("guard.hang_seconds", HANG_SECONDS),
+        ("guard.hang_slow_seconds", SLOW_SECONDS),
         ("checkpoint.every_steps", 5),
         ("checkpoint.keep", 3),
         ("evaluate.every_steps", 20),
