@@ -44,7 +44,7 @@ from bigtrain.data.format.remote_files import Remote, RetryPolicy
 from bigtrain.data.store.block_cache import STALE_SECONDS
 from bigtrain.data.store.mirror import Mirror
 from tests.data.helpers import contents, data_settings, jsonl_source, random_dataset, sentences, write_jsonl
-from tests.data.remote_worker import PLACE, QUICK, VOCABULARY
+from tests.data.remote_worker import PLACE, QUICK, VOCABULARY, mirror_of
 from tests.data.servers import BUCKET, Proxy, S3Server, s3_environment
 from tests.matrix import one_of_each, thinned
 
@@ -105,7 +105,7 @@ def fresh_mirror(original: Path, folder: Path) -> Path:
 
 
 def opened(mirror: Path, *, url: str = S3_URL, budget: int = 100 * BLOCK, policy: RetryPolicy = QUICK) -> Dataset:
-    return Dataset(mirror / PLACE, Mirror(mirror, url, budget, policy))
+    return Dataset(mirror / PLACE, mirror_of(mirror, url, budget, policy))
 
 
 def cached_bytes(mirror: Path) -> int:
@@ -250,7 +250,7 @@ def test_readers_killed_at_any_instant_leave_a_cache_that_the_next_can_use(
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-    left = mirror / "cache" / "new" / "left"
+    left = mirror / "cache" / "new" / "tmpleft"  # as the library names temporary files
     left.write_bytes(b"half a bl")
     os.utime(left, (0, time.time() - STALE_SECONDS - 1))
     dataset = opened(mirror, budget=budget)
