@@ -102,7 +102,7 @@ def parse_manifest(path: str, text: bytes) -> CheckpointManifest:
     """
     fields = parse_json(text, path)
     if not isinstance(fields, dict):
-        raise BigtrainError(f"{path} is damaged", found=type(fields).__name__, wanted="a JSON object")
+        raise BigtrainError(f"{path} cannot be read", found=f"a JSON {type(fields).__name__}", wanted="a JSON object")
     digest, fields = fields.get("digest"), {name: value for name, value in fields.items() if name != "digest"}
     found = fields.get("format")
     if found != FORMAT or isinstance(found, bool):
