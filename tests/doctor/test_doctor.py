@@ -101,7 +101,8 @@ def test_an_outlier_is_named_with_its_host_in_every_check_it_fails(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("BIGTRAIN_FAULT", "slow,rank=1,at=matmul,delay=0.5")
-    overrides = [f"run_dir={run}", "tracking.wandb=auto", "--json"]
+    # Some CPUs take seconds for a product in bfloat16, beside which the delay would be nothing.
+    overrides = [f"run_dir={run}", "tracking.wandb=auto", "engine.precision=fp32", "--json"]
     done = forkserver.torchrun(2, WORKER, built.config, *overrides, "--outlier", *changes, cwd=built.directory)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stdout
