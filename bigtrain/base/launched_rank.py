@@ -99,6 +99,8 @@ def launched_rank(environment: Mapping[str, str] | None = None) -> LaunchedRank:
 def adopt_rank() -> LaunchedRank:
     """Find out which rank this process is, and set the variables that libraries read: RANK, WORLD_SIZE and others.
 
+    For a process alone nothing is set: libraries that are used later in it would take it for a rank of a job.
+
     Raises:
         BigtrainError: as `launched_rank`.
     """
@@ -111,7 +113,8 @@ def adopt_rank() -> LaunchedRank:
         "MASTER_ADDR": found.address,
         "MASTER_PORT": found.port,
     }
-    os.environ.update({name: str(value) for name, value in values.items() if value is not None})
+    if not found.alone:
+        os.environ.update({name: str(value) for name, value in values.items() if value is not None})
     return found
 
 

@@ -161,9 +161,10 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
             such groups.
     """
     launched = adopt_rank()
-    # DeepSpeed looks for these two as well and turns to mpi4py without them.
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0")
+    # DeepSpeed looks for all of these and turns to mpi4py without them.
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} if launched.alone else {}
+    for name, value in {**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
     check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
 
     timeout = timedelta(minutes=timeout_minutes)
