@@ -18,6 +18,7 @@ from bigtrain.data.build.clean import RULES, Rejection
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.format.documents import Document
 from bigtrain.report.funnel_page import funnel_page
+from bigtrain.report.page import visible as visible_value
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = ["gopher_quality", "c4", "pii"]
@@ -47,9 +48,8 @@ def parse(page: str) -> ElementTree.Element:
 
 
 def visible(text: str) -> str:
-    """What a page shows of a text: characters that it may not hold are replaced."""
-    shown = {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {"\x7f": "\u2421"}
-    return "".join(shown.get(character, "\ufffd" if character in "\ufffe\uffff" else character) for character in text)
+    """How the page shows characters that command a terminal, reverse a line, or that HTML cannot have."""
+    return str(visible_value(text))
 
 
 def rows_of(value: dict[str, Any]) -> list[tuple[str, ...]]:
