@@ -212,6 +212,7 @@ def test_an_evaluation_of_a_strangers_run_writes_through_no_link(place: Path) ->
 
 STATE = {
     "wandb_run_id": "abc",
+    "run_dir": "/runs/a",
     "plan": {"plan_id": "x"},
     "loss_scaler": {"cur_scale": 65536.0, "cur_iter": 3},
     "router_moves": {"layers.0": [1, -2]},
