@@ -24,7 +24,6 @@ visible             shows control characters of text that may hold anything
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
 from bigtrain.base.disk_errors import (
-    TRACEBACK,
     broken_part,
     check_temporary_folder,
     check_writable,
@@ -70,7 +69,7 @@ from bigtrain.base.launcher_protocol import (
     report_step,
 )
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
-from bigtrain.base.records import RECORD_BYTES, STRICT, as_entry, as_record, parse_json, read_json, read_regular
+from bigtrain.base.records import STRICT, as_entry, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.streams import in_utf8, keep_streams
 from bigtrain.base.to_json import to_json
@@ -88,13 +87,11 @@ __all__ = [
     "IGNORE_INDEX",
     "LAUNCHER",
     "PROGRESS",
-    "RECORD_BYTES",
     "STOPPED",
     "STOP_SIGNALS",
     "STORE",
     "STRICT",
     "TEMPORARY_SUFFIX",
-    "TRACEBACK",
     "USAGE",
     "WARNINGS",
     "WRONG",

@@ -58,7 +58,7 @@ from bigtrain.rundir.events import (
     StopEvent,
     StragglerEvent,
 )
-from bigtrain.rundir.failing_hosts import FAILING_HOSTS, record_failing_hosts
+from bigtrain.rundir.failing_hosts import record_failing_hosts
 from bigtrain.rundir.json_lines import JsonLines
 from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, account, account_of, label
 from bigtrain.rundir.lineage import Parent, parent_of, remembered_run_id
@@ -83,7 +83,6 @@ __all__ = [
     "CARD",
     "CLASSES",
     "EVENTS",
-    "FAILING_HOSTS",
     "MARK",
     "MICRO",
     "STARTS",

@@ -30,6 +30,9 @@ def record_failing_hosts(
     """
     with suppress(OSError, BigtrainError):
         run_dir.mkdir(parents=True, exist_ok=True)
-        for machine in dict.fromkeys(machines):  # `host` comes first: the launch script looks for it there
-            record = {"host": machine, "found_by": found_by, "reason": reason}
-            JsonLines(run_dir / FAILING_HOSTS).append(record)
+        if not (each_once := dict.fromkeys(machines)):
+            return
+        lines = JsonLines(run_dir / FAILING_HOSTS)
+        for machine in each_once:  # `host` comes first: the launch script looks for it there
+            lines.append({"host": machine, "found_by": found_by, "reason": reason})
+        lines.close()

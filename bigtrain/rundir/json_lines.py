@@ -23,6 +23,9 @@ from bigtrain.config import without_secrets
 LONGEST_LINE = 16 << 20
 """Bytes. A decision's evidence and an evaluation's samples, the longest, take some kilobytes."""
 
+END_BYTES = 1 << 16
+"""How much of the start or of the end of a file is read where a long one is not read through."""
+
 Parse = Callable[[dict[str, Any]], dict[str, Any] | None]
 """Makes the record of a parsed line; None where it is no such record."""
 
@@ -111,13 +114,22 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def last_json_lines(path: Path, size: int) -> Iterator[dict[str, Any]]:
-    """The whole lines in the last `size` bytes of a file, in order; a missing file has none."""
+def first_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines in the first `END_BYTES` of a file, in order; a missing file has none."""
+    return _lines_of_end(path, first=True)
+
+
+def last_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines in the last `END_BYTES` of a file, in order; a missing file has none."""
+    return _lines_of_end(path, first=False)
+
+
+def _lines_of_end(path: Path, *, first: bool) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        for line in file.read(size).split(b"\n"):
+        file.seek(0 if first else max(0, os.fstat(file.fileno()).st_size - END_BYTES))
+        for line in file.read(END_BYTES).split(b"\n"):
             if (record := parsed_line(line)) is not None:
                 yield record
 

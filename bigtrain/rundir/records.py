@@ -26,7 +26,6 @@ from bigtrain.rundir.json_lines import last_json_lines, metrics_line, newest_met
 from bigtrain.rundir.metrics import StepMetrics
 
 Record = dict[str, Any]
-END_BYTES = 1 << 16
 
 _OF_EVERY_LINE = {"step": Count, "start": Count, "time": Seconds, "uptime": Seconds}
 _NEEDED = {Event.EVALUATE: ("step", "validation"), Event.COMMIT: ("step",), Event.REWIND: ("decision",)}
@@ -39,8 +38,8 @@ def read_events(path: Path) -> Iterator[Record]:
 
 
 def newest_events(path: Path) -> list[Record]:
-    """The events in the last `END_BYTES` of the file, in order: a long file is not read through."""
-    return list(_events(last_json_lines(path, END_BYTES)))
+    """The events at the end of the file, in order: a long file is not read through."""
+    return list(_events(last_json_lines(path)))
 
 
 def _events(records: Iterable[Record]) -> Iterator[Record]:

@@ -17,13 +17,11 @@ from bigtrain.base import BigtrainError, read_regular
 from bigtrain.rundir.counted_seconds import CountedSeconds
 from bigtrain.rundir.directory import RunDirectory, directory_of_start
 from bigtrain.rundir.events import STARTS
-from bigtrain.rundir.json_lines import parsed_line
+from bigtrain.rundir.json_lines import first_json_lines, last_json_lines
 from bigtrain.rundir.records import newest_metrics
 from bigtrain.rundir.starts import seconds_of
 
 State = Literal["running", "finished", "stopped", "crashed"]
-END_BYTES = 1 << 16
-"""How much of the start and of the end of events.jsonl is read."""
 NOT_RUNS = {"checkpoints", "wandb", "logs"}
 
 
@@ -167,20 +165,8 @@ def _leaf_of_top(config: str, key: str) -> str | None:
 
 def _first_start(events: Path) -> dict[str, Any]:
     """The first event of the first start."""
-    return next((record for record in _records(events, 0) if record.get("event") in STARTS), {})
+    return next((record for record in first_json_lines(events) if record.get("event") in STARTS), {})
 
 
 def _last_line(events: Path) -> dict[str, Any]:
-    size = events.stat().st_size if events.is_file() else 0
-    return next(reversed(list(_records(events, max(0, size - END_BYTES)))), {})
-
-
-def _records(file: Path, offset: int) -> Iterator[dict[str, Any]]:
-    """The whole lines in a part of a file."""
-    if not file.is_file():
-        return
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        for line in opened.read(END_BYTES).split(b"\n"):
-            if (record := parsed_line(line)) is not None:
-                yield record
+    return next(reversed(list(last_json_lines(events))), {})

@@ -20,12 +20,9 @@ from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, StorageTiers, load_weights, newest_verified, verify
 from bigtrain.checkpoint.load import Tensors
 from tests.checkpoint.helpers import save_step, tensors
+from tests.hostile import mutate
 from tests.refusals import assert_refused
 
-STRANGE: list[Any] = [
-    None, True, -1, 0, 1, 1.5, 2**62, 10**30, 1e302, float("nan"), "", "9", "../x", "/etc/passwd", [], [[]], {}, [-1],
-    {"a": {"b": []}}, [2**40, 2**40], "\x1b[31m",
-]  # fmt: skip
 Header = dict[str, Any]
 
 
@@ -78,25 +75,6 @@ def read_all(folder: Path) -> None:
     stored = Tensors(Checkpoint.at(folder))
     for name, kind in stored.stored:
         stored.read(name, kind)
-
-
-def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [path, *(leaf for key, value in items for leaf in leaves(value, (*path, key)))]
-
-
-def mutate(tree: Any, choose: random.Random) -> None:
-    """Change, remove or rename a value anywhere."""
-    *around, last = choose.choice(leaves(tree)[1:])
-    for part in around:
-        tree = tree[part]
-    match choose.randrange(4):
-        case 0 if isinstance(tree, dict):
-            del tree[last]
-        case 1 if isinstance(tree, dict):
-            tree[f"{last}x"] = tree.pop(last)
-        case _:
-            tree[last] = choose.choice(STRANGE)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import load_settings
+from tests.hostile import leaves
 from tests.refusals import assert_refused
 
 ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
@@ -77,11 +78,6 @@ def test_a_configuration_from_a_command_is_read(good: str) -> None:
         file.write(good)
     assert load_settings(Path(f"/dev/fd/{reader}")).train.steps == 10
     os.close(reader)
-
-
-def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [path, *(leaf for key, value in items for leaf in leaves(value, (*path, key)))]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
