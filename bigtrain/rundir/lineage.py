@@ -78,5 +78,7 @@ def _is_copy(directory: RunDirectory, original: RunDirectory) -> bool:
 
 
 def _first_line(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be waited for; the records name the folder
+        return b""
     with path.open("rb") as file:
         return file.readline(FIRST_LINE_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,11 @@ def test_a_run_of_an_earlier_version_goes_on_as_itself(tmp_path: Path) -> None:
     original = run_with(tmp_path / "a", run_dir=None)
     copy = copied(original, tmp_path / "b")
     assert parent_of(copy, history(copy), 4, RunState(wandb_run_id="aa")) is None
+
+
+def test_a_pipe_where_the_original_was_is_no_run_and_not_waited_for(tmp_path: Path) -> None:
+    original = run_with(tmp_path / "a")
+    copy = copied(original, tmp_path / "b")
+    original.events.unlink()
+    os.mkfifo(original.events)
+    assert parent_of(copy, history(copy), 4, RunState()) is None
