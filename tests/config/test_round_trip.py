@@ -128,7 +128,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             **({"tokens": steps * accumulation * micro * length} if in_tokens else {"steps": steps}),
             "global_batch_size": accumulation * micro,
             "micro_batch_size": micro,
-            "seed": draw(st.integers(0, 2**70)),
+            "seed": draw(st.integers(0, 2**64 - 1)),
             "stop_after": draw(st.none() | st.integers(1, steps)),
         },
         "optimizer": {"learning_rate": draw(positive), "betas": [draw(open_unit), draw(open_unit)]},
