@@ -240,7 +240,7 @@ leave(0)
 
 
 @pytest.mark.slow
-def test_values_go_along_the_tree_between_processes_in_two_threads_of_messages(tmp_path: Path) -> None:
+def test_values_go_along_the_tree_between_ten_processes(tmp_path: Path) -> None:
     """Ten ranks are two levels of the tree."""
     script = tmp_path / "many.py"
     script.write_text(MANY)
