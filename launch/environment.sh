@@ -17,7 +17,7 @@ default BIGTRAIN_PORT 29400
 
 # How long machines wait for each other, in seconds. join: until all are there, slow image pulls included. last_call: for
 # more machines once MIN of --nodes MIN:MAX are there. read: for an answer of the store. A machine that has missed 3
-# heartbeats, 5 s apart, counts as gone.
+# heartbeats, 5 s apart, counts as gone. The times suit any number of machines.
 default BIGTRAIN_RENDEZVOUS join_timeout=900,last_call_timeout=30,read_timeout=60,keep_alive_interval=5,keep_alive_max_attempt=3
 
 # How often ranks that died or hung are started again, without a checkpoint in between, before the job ends.

@@ -75,9 +75,9 @@ def test_machines_meet_at_the_first_and_the_preflight_one_port_higher(tmp_path):
     preflight, training = shown.splitlines()[-2:]
     assert "--rdzv-endpoint=n1:1235" in preflight and "doctor CONFIG" in preflight
     assert "--rdzv-endpoint=n1:1234" in training and "train CONFIG" in training
-    assert "--nnodes=2:4" in training and "--rdzv-conf=is_host=0," in training
+    assert "--nnodes=2:4" in training and "--rdzv-conf=rank=1," in training
     named = call("node.sh", "--nodes=2", "--rendezvous=n1:7", "--dry-run", "train", "CONFIG", cwd=tmp_path).stdout
-    assert "--rdzv-endpoint=n1:7 " in named and "is_host" not in named
+    assert "--rdzv-endpoint=n1:7 " in named and "rank=" not in named
     alone = call("node.sh", "--nodes=2", "--dry-run", "train", "CONFIG", cwd=tmp_path)
     assert alone.returncode == 2 and "--rendezvous" in alone.stderr
 
@@ -85,7 +85,7 @@ def test_machines_meet_at_the_first_and_the_preflight_one_port_higher(tmp_path):
 def test_a_pod_s_rank_is_read_from_kubeflow_s_variables(tmp_path):
     kubeflow = {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "77"}
     shown = call("node.sh", "--dry-run", "train", "CONFIG", cwd=tmp_path, PET_NPROC_PER_NODE="4", **kubeflow).stdout
-    for wanted in ("--nnodes=3", "--rdzv-endpoint=m:77", "is_host=1", "--nproc-per-node=4"):
+    for wanted in ("--nnodes=3", "--rdzv-endpoint=m:77", "rdzv-conf=rank=0", "--nproc-per-node=4"):
         assert wanted in shown
     assert "PET_" not in shown
 
@@ -152,7 +152,7 @@ def test_a_rank_and_a_port_of_any_plain_number_are_taken(tmp_path):
         assert shown.returncode == 0, shown.stderr
         preflight, training = shown.stdout.replace("\\", "").splitlines()[-2:]
         for line, number in ((training, int(port)), (preflight, int(port) + 1)):
-            assert f"--rdzv-endpoint=n1:{number} " in line and f"is_host={int(rank == '0')}," in line
+            assert f"--rdzv-endpoint=n1:{number} " in line and f"=rank={rank}," in line
     shown = call("node.sh", "--nodes=2", "--rendezvous=fe80::1", "--dry-run", "train", "CONFIG", cwd=tmp_path)
     assert "--rdzv-endpoint=fe80::1:29400 " in shown.stdout
 
