@@ -29,6 +29,8 @@ default TORCH_NCCL_ASYNC_ERROR_HANDLING 3
 # The last 2,000 collectives of each rank are then written to TORCH_NCCL_DEBUG_INFO_TEMP_FILE, for `torchfrtrace`.
 default TORCH_FR_BUFFER_SIZE 2000
 default TORCH_NCCL_DUMP_ON_TIMEOUT 1
+# gloo connects two ranks when they first speak to each other. It would connect all of them to each other at the start.
+default TORCH_GLOO_LAZY_INIT 1
 # NCCL logs only why it failed.
 default NCCL_DEBUG WARN
 

@@ -7,6 +7,7 @@ launched_rank       which rank this process is, whatever started it
 streams             standard streams that are closed, full, or of another encoding
 launcher_protocol   the environment variables, files and signals between a launcher and its ranks
 files               writes a file or a folder whole and durably
+open_files          the limit of open files, of which each connection is one
 disk_errors         an error about a file as a message; whether a folder can be written
 locks               one writer at a time in a folder, also without flock
 records             reads JSON that another person or a later version may have written
@@ -69,6 +70,7 @@ from bigtrain.base.launcher_protocol import (
     report_step,
 )
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
+from bigtrain.base.open_files import raise_open_files, require_open_files
 from bigtrain.base.records import STRICT, as_entry, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.streams import in_utf8, keep_streams
@@ -143,6 +145,7 @@ __all__ = [
     "parse_json",
     "process_seconds",
     "quantity",
+    "raise_open_files",
     "reached",
     "read_json",
     "read_regular",
@@ -150,6 +153,7 @@ __all__ = [
     "report_end",
     "report_progress",
     "report_step",
+    "require_open_files",
     "safetensors_header",
     "seconds_before_this_process",
     "show_controls",

@@ -39,6 +39,7 @@ from bigtrain.base import (
     mark_of,
     of_shell,
     record_death,
+    require_open_files,
     show_controls,
 )
 from bigtrain.launcher.interface import bound_store
@@ -81,8 +82,10 @@ class Agent(LocalElasticAgent):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._spec = self._worker_group.spec
-        limits: Any = getattr(self._spec.rdzv_handler, "limits", None)
-        self._elastic = limits is not None and limits.least < limits.most
+        handler = self._spec.rdzv_handler
+        self._elastic = isinstance(handler, Rendezvous) and handler.limits.least < handler.limits.most
+        if isinstance(handler, Rendezvous) and handler.is_first:
+            require_open_files(handler.limits.most * self._spec.local_world_size, handler.limits.most)
         self._restarts = Restarts(self._spec.max_restarts)
         self._starts = 0
         """Starts of the workers, with the present one. All nodes use the number of the agent that has seen most."""

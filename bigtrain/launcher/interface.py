@@ -1,9 +1,9 @@
 """The network interface of a job: its ports are open there, and on no other interface.
 
-By default the stores of torch's rendezvous listen on every address of a machine, without a password, and hold pickles
-that the launchers load. Here they listen on one address: loopback for a job of one machine, else the address by which
-this machine reaches the first one. gloo and NCCL get the same interface by their environment variables. Where that
-choice is wrong, set BIGTRAIN_INTERFACE, which the launch scripts pass on.
+By default torch's stores listen on every address of a machine, without a password. Here they listen on one address:
+loopback for a job of one machine, else the address by which this machine reaches the first one. gloo and NCCL get the
+same interface by their environment variables. Where that choice is wrong, set BIGTRAIN_INTERFACE, which the launch
+scripts pass on.
 """
 
 from __future__ import annotations

@@ -81,6 +81,11 @@ class Rendezvous(RendezvousHandler):
         self._beating: threading.Thread | None = None
         self._leader = _Leader(store.clone(), job, Membership(limits, self._name), interval) if first else None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this node holds the store and decides for all."""
+        return self._leader is not None
+
     def get_backend(self) -> str:
         """The name of this kind of rendezvous."""
         return BACKEND

@@ -47,6 +47,7 @@ from bigtrain.base import (
     keep_streams,
     known_user,
     of_shell,
+    raise_open_files,
     show_controls,
     shows_tracebacks,
 )
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     launcher.LocalElasticAgent = Agent
     try:
         check_faults()
+        raise_open_files()
         handle_stop_signals(_forward)
         with known_user():
             _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
