@@ -34,6 +34,10 @@ default TORCH_GLOO_LAZY_INIT 1
 # NCCL logs only why it failed.
 default NCCL_DEBUG WARN
 
+# torch asks the name server for the name of each connection's other end, to show it in messages; the store asks for that
+# of each rank, and answers nobody meanwhile. A question whose answer is lost is asked again after 1 s, not after 5.
+default RES_OPTIONS 'timeout:1 attempts:3'
+
 # Modules of the working directory (a user's secrets.py, wandb.py) do not replace Python's own.
 default PYTHONSAFEPATH 1
 # Files are UTF-8, whatever the locale.
