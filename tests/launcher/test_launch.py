@@ -324,6 +324,23 @@ def test_machines_that_cannot_be_reached_or_lack_files_are_all_named(tmp_path):
     assert "odd:" in failed.stderr and "far: no route" in failed.stderr
 
 
+@pytest.mark.parametrize(("hard", "status"), [(70, 2), (256, 1)])
+def test_more_machines_than_open_files_are_refused_or_the_limit_is_raised(hard, status, tmp_path):
+    """The soft limit is raised for as many machines as the hard one allows; more are refused before anything starts."""
+    (tmp_path / "c.yaml").write_text("a: 1\n")
+    ssh = command_in(tmp_path / "tools", "ssh", "ulimit -Sn >>limits; exit 255")
+    hosts = ",".join(f"n{number}" for number in range(20))
+    script = f'ulimit -Sn 40; ulimit -Hn {hard}; exec bash "{LAUNCH}/ssh.sh" {hosts} c.yaml'
+    environment = {**os.environ, "BIGTRAIN_SSH": str(ssh)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    if status == 2:
+        assert "20 machines need 84 open files here, and the hard limit is 70" in done.stderr
+        assert not (tmp_path / "limits").exists()
+    else:
+        assert set((tmp_path / "limits").read_text().split()) == {"84"}
+
+
 HOSTILE = st.one_of(
     st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12),
     st.sampled_from(
