@@ -458,3 +458,29 @@ def test_the_options_of_an_override_s_value_are_not_the_script_s(tmp_path):
     """`--launch` after the configuration is no option of slurm.sbatch."""
     shown = call("slurm.sbatch", *options_of("slurm.sbatch"), "--dry-run", "CONFIG", "--launch", "x", cwd=tmp_path)
     assert shown.returncode == 0 and shown.stdout.strip().endswith("train CONFIG --launch x"), shown.stderr
+
+
+def test_an_environment_is_packed_and_unpacked_with_the_package(tmp_path):
+    """A Python that is unpacked elsewhere runs from there; what cannot be unpacked is an error."""
+    environment, copy = tmp_path / "environment", tmp_path / "node" / "copy"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = {"PYTHON": str(environment / "bin" / "python"), "PYTHONPATH": str(LAUNCH.parent)}
+    assert call("stage-env.sh", "pack", "packed.tar", cwd=tmp_path, **python).returncode == 0
+    for _ in range(2):  # a second one finds it done
+        done = call("stage-env.sh", "unpack", "packed.tar", str(copy), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    asked = "import sys, bigtrain; print(sys.prefix, bigtrain.__file__)"
+    command = [copy / "bin" / "python", "-c", asked]
+    environment_of_rank = {**os.environ, "PYTHONPATH": str(copy / "checkout")}
+    said = subprocess.run(command, env=environment_of_rank, capture_output=True, text=True, cwd="/").stdout.split()
+    assert said == [str(copy), str(copy / "checkout" / "bigtrain" / "__init__.py")]
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["copy"]
+    (tmp_path / "broken.tar").write_text("no archive")
+    failed = call("stage-env.sh", "unpack", "broken.tar", str(tmp_path / "new"), cwd=tmp_path)
+    assert failed.returncode != 0 and not (tmp_path / "new").exists()
+
+
+def test_the_environment_is_not_staged_into_an_image_or_a_relative_folder(tmp_path):
+    for options in (["--stage-env", "here"], ["--stage-env", "/dev/shm", "--container", "image"]):
+        refused = call("slurm.sbatch", *options_of("slurm.sbatch"), *options, "--dry-run", "CONFIG", cwd=tmp_path)
+        assert refused.returncode == 2 and "--stage-env" in refused.stderr
