@@ -17,7 +17,7 @@ default BIGTRAIN_PORT 29400
 
 # How long machines wait for each other, in seconds. join: until all are there, slow image pulls included. last_call: for
 # more machines once MIN of --nodes MIN:MAX are there. read: for an answer of the store. A machine that has missed 3
-# heartbeats, 5 s apart, counts as gone.
+# heartbeats, 5 s apart, counts as gone. The times suit any number of machines.
 default BIGTRAIN_RENDEZVOUS join_timeout=900,last_call_timeout=30,read_timeout=60,keep_alive_interval=5,keep_alive_max_attempt=3
 
 # How often ranks that died or hung are started again, without a checkpoint in between, before the job ends.
@@ -29,8 +29,14 @@ default TORCH_NCCL_ASYNC_ERROR_HANDLING 3
 # The last 2,000 collectives of each rank are then written to TORCH_NCCL_DEBUG_INFO_TEMP_FILE, for `torchfrtrace`.
 default TORCH_FR_BUFFER_SIZE 2000
 default TORCH_NCCL_DUMP_ON_TIMEOUT 1
+# gloo connects two ranks when they first speak to each other. It would connect all of them to each other at the start.
+default TORCH_GLOO_LAZY_INIT 1
 # NCCL logs only why it failed.
 default NCCL_DEBUG WARN
+
+# torch asks the name server for the name of each connection's other end, to show it in messages; the store asks for that
+# of each rank, and answers nobody meanwhile. A question whose answer is lost is asked again after 1 s, not after 5.
+default RES_OPTIONS 'timeout:1 attempts:3'
 
 # Modules of the working directory (a user's secrets.py, wandb.py) do not replace Python's own.
 default PYTHONSAFEPATH 1

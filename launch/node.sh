@@ -85,11 +85,11 @@ if [[ -n $rendezvous ]]; then # the preflight meets at the port after this one
   [[ $host != *:* || $host == *:*:* ]] || refuse "--rendezvous $rendezvous: wanted HOST or HOST:PORT"
   require_number "--rendezvous $rendezvous: port" "$port" 1 65534
 fi
-[[ -z $node_rank ]] || conf=is_host=$((node_rank == 0)),$conf
+[[ -z $node_rank ]] || conf=rank=$node_rank,$conf
 
 meet_at() { # PORT: torchrun's options for meeting there, in $meeting
   meeting=(--standalone)
-  [[ -z $rendezvous ]] || meeting=("--nnodes=$nodes" --rdzv-backend=c10d "--rdzv-endpoint=$host:$1" "--rdzv-id=$job"
+  [[ -z $rendezvous ]] || meeting=("--nnodes=$nodes" --rdzv-backend=bigtrain "--rdzv-endpoint=$host:$1" "--rdzv-id=$job"
     "--rdzv-conf=$conf")
 }
 meet_at "$port"

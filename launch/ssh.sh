@@ -81,6 +81,13 @@ if [[ -n $dry ]]; then
   exit
 fi
 
+# This shell holds an open file for each machine, and the usual soft limit is 1,024.
+files=$((${#hosts[@]} + 64)) hard=$(ulimit -Hn) soft=$(ulimit -Sn)
+[[ $hard == unlimited ]] || ((hard >= files)) ||
+  refuse "${#hosts[@]} machines need $files open files here, and the hard limit is $hard; wanted more by ulimit -Hn $files as \
+root or nofile in /etc/security/limits.conf, or Slurm for so many machines"
+[[ $soft == unlimited ]] || ((soft >= files)) || ulimit -Sn "$files"
+
 # Does every machine have the same files at the same paths? All are asked at once, and all that do not are named.
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,6 +7,7 @@ launched_rank       which rank this process is, whatever started it
 streams             standard streams that are closed, full, or of another encoding
 launcher_protocol   the environment variables, files and signals between a launcher and its ranks
 files               writes a file or a folder whole and durably
+open_files          the limit of open files, of which each connection is one
 disk_errors         an error about a file as a message; whether a folder can be written
 locks               one writer at a time in a folder, also without flock
 ranks               what the ranks of a job do together: one message for all, values to rank 0 and from it
@@ -71,6 +72,7 @@ from bigtrain.base.launcher_protocol import (
     report_step,
 )
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
+from bigtrain.base.open_files import raise_open_files, require_open_files
 from bigtrain.base.rank_tree import Channel, RankTree
 from bigtrain.base.ranks import (
     ALONE,
@@ -170,6 +172,7 @@ __all__ = [
     "process_seconds",
     "quantity",
     "raise_first",
+    "raise_open_files",
     "reached",
     "read_json",
     "read_regular",
@@ -177,6 +180,7 @@ __all__ = [
     "report_end",
     "report_progress",
     "report_step",
+    "require_open_files",
     "safetensors_header",
     "seconds_before_this_process",
     "show_controls",

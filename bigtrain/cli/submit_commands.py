@@ -144,6 +144,10 @@ def slurm(
     mounts: Annotated[
         str | None, typer.Option(help="What to mount into the container beside the working directory: A:B,C.")
     ] = None,
+    stage_env: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Unpack the environment into this folder of each node (/dev/shm)."),
+    ] = None,
     sbatch: Annotated[str, typer.Option(help="More options of sbatch, as one string.")] = "",
 ) -> None:
     """Submit to Slurm. The job resumes by itself after preemption, the end of its walltime, or the loss of a node."""
@@ -166,6 +170,7 @@ def slurm(
         max_requeues=max_requeues,
         container=container,
         mounts=mounts,
+        stage_env=stage_env,
         doctor=asked.doctor,
         extra=_words("--sbatch", sbatch),
     )

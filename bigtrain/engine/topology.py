@@ -36,6 +36,8 @@ from bigtrain.base import (
     RankTree,
     adopt_rank,
     check_interfaces,
+    raise_open_files,
+    require_open_files,
     store_address,
     text_of,
     warn_once,
@@ -187,8 +189,11 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
     launched = adopt_rank()
     # DeepSpeed looks for all of these and turns to mpi4py without them.
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} if launched.alone else {}
-    for name, value in {**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+    # gloo would connect every rank to every other one at the start: N^2 connections, of which most are never used.
+    defaults = {**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCH_GLOO_LAZY_INIT": "1"}
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    raise_open_files()
     check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
 
     timeout = timedelta(minutes=timeout_minutes)
@@ -227,6 +232,8 @@ def _meet(launched: LaunchedRank, timeout: timedelta) -> Any:
         if text_of("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself, whose store has the last start's keys
             return PrefixStore(f"bigtrain/start-{text_of('TORCHELASTIC_RESTART_COUNT')}", connect(timeout))
         opens, within = launched.rank == 0, min(timeout, JOINING)
+        if opens:
+            require_open_files(launched.world_size)
         store = TCPStore(
             str(launched.address), launched.port or 0, launched.world_size, opens, within, False, multi_tenant=opens
         )
@@ -331,8 +338,20 @@ def share_samples(topology: Topology, tensor_parallel_size: int, sequence_parall
         raise error.on_all_ranks() from None
     if size == 1:
         return topology
-    group, _ = dist.new_subgroups(size, timeout=topology.timeout)  # type: ignore[no-untyped-call]
-    return replace(topology, sharing=SampleSharing(size, tensor_parallel_size > 1, group))
+    return replace(topology, sharing=SampleSharing(size, tensor_parallel_size > 1, _neighbours(topology, size)))
+
+
+def _neighbours(topology: Topology, size: int) -> Any:
+    """The process group of this rank and its neighbours, by one call on each rank.
+
+    `dist.new_subgroups` would make every group on every rank; with NCCL each of them is a collective of all ranks.
+    """
+    if topology.device.type == "cuda":  # one split of the communicator, in which each rank has the colour of its group
+        groups = [list(range(first, first + size)) for first in range(0, topology.world_size, size)]
+        return dist.split_group(split_ranks=groups, timeout=topology.timeout)
+    first = topology.rank - topology.rank % size
+    ranks = list(range(first, first + size))
+    return dist.new_group(ranks, timeout=topology.timeout, use_local_synchronization=True)
 
 
 def leave(status: int) -> NoReturn:

@@ -380,7 +380,7 @@ class Watchdog:
     def _write_dump(self, dump: ThreadDump) -> None:
         """Write the stacks of all threads to RUN/logs."""
         moment = time.strftime("%Y%m%dT%H%M%S")
-        path = self._directory.logs / f"hang-{moment}-rank-{self._rank:05d}.txt"
+        path = self._directory.logs_of(self._rank) / f"hang-{moment}-rank-{self._rank:05d}.txt"
         head = f"rank {self._rank} on {self._host}, process {os.getpid()}, {self._heartbeat.position}\n\n"
         _write_in_thread(lambda: _write(path, head + dump.text))
 
@@ -403,6 +403,8 @@ class Watchdog:
             else []
         )
         where = f"stacks of all threads, of each rank that could write them: {self._directory.logs}/hang-*.txt"
+        if self._directory.logs_of(self._topology.world_size - 1) != self._directory.logs:
+            where += " and ranks-*/hang-*.txt there"
         writers = [
             _start_writer(lambda: print(show_controls(f"error: {message}\n  {where}"), file=sys.stderr, flush=True)),
             _start_writer(lambda: record_hang(self._directory.events, event, store_answers)),

@@ -4,8 +4,7 @@
 2. `restarts` decides whether all workers are started again, and all nodes do the same. The agent that decides writes
    its decision into the agents' store, and the others follow it.
 3. The agent holds the workers' store, a new one for each start. torchrun has it in rank 0, which may be the rank that
-   hangs, or shares the first agent's. torch 2.13 keeps the last start's keys in that one, and a node that joins later
-   never learns of them.
+   hangs, or shares the first agent's, with the last start's keys in it.
 
 This is written against torch 2.11 to 2.13. All uses of torchrun's private names are in this file.
 """
@@ -40,9 +39,11 @@ from bigtrain.base import (
     mark_of,
     of_shell,
     record_death,
+    require_open_files,
     show_controls,
 )
 from bigtrain.launcher.interface import bound_store
+from bigtrain.launcher.rendezvous import Rendezvous
 from bigtrain.launcher.restarts import Death, Restarts, cause
 
 GRACE_SECONDS = 3
@@ -56,7 +57,7 @@ PATIENCE_SECONDS = 2.0
 ASK_EVERY_SECONDS = 1.0
 """Seconds between two looks for another node's message."""
 _DECISION = "bigtrain/decision"
-"""A key in the agents' store, new for each start: `_RESTART`, `_ONE_NODE_LESS`, or the exit status for all."""
+"""A key in the agents' store, new for each start: empty, `_RESTART`, `_ONE_NODE_LESS`, or the exit status for all."""
 _RESTART, _ONE_NODE_LESS = "restart", "one node less"
 _STARTS, _ADDRESS = "bigtrain/starts", "bigtrain/address"
 """Keys in the agents' store: the number of starts that each agent has seen; the address of the workers' store."""
@@ -81,8 +82,10 @@ class Agent(LocalElasticAgent):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._spec = self._worker_group.spec
-        nodes: Any = getattr(self._spec.rdzv_handler, "settings", None)
-        self._elastic = nodes is not None and nodes.min_nodes < nodes.max_nodes
+        handler = self._spec.rdzv_handler
+        self._elastic = isinstance(handler, Rendezvous) and handler.limits.least < handler.limits.most
+        if isinstance(handler, Rendezvous) and handler.is_first:
+            require_open_files(handler.limits.most * self._spec.local_world_size, handler.limits.most)
         self._restarts = Restarts(self._spec.max_restarts)
         self._starts = 0
         """Starts of the workers, with the present one. All nodes use the number of the agent that has seen most."""
@@ -112,24 +115,17 @@ class Agent(LocalElasticAgent):
 
     def _open_store(self, group: Any) -> tuple[str, int]:
         """The host:port of the workers' store for this start, which the first agent holds, and the start's number."""
-        count, key = self._key(_STARTS), self._key(_ADDRESS)
-        group.store.set(f"{count}/{group.group_rank}", str(self._starts))
+        group.store.set(f"{_STARTS}/{group.group_rank}", str(self._starts))
         self._master = None
         if group.group_rank == 0:
             address = self._spec.local_addr  # bigtrain/launcher/interface.py has chosen it, if it could
             self._master = bound_store(address, 0) if address else TCPStore(group.master_addr, 0, is_master=True)
-            counts = group.store.multi_get([f"{count}/{node}" for node in range(group.group_world_size)])
+            counts = group.store.multi_get([f"{_STARTS}/{node}" for node in range(group.group_world_size)])
             endpoint = f"{address or group.master_addr}:{self._master.port}"
-            group.store.set(key, json.dumps([endpoint, max(map(int, counts))]))
-        endpoint, starts = json.loads(group.store.get(key))
+            group.store.set(_DECISION, "")
+            group.store.set(_ADDRESS, json.dumps([endpoint, max(map(int, counts))]))
+        endpoint, starts = json.loads(group.store.get(_ADDRESS))
         return str(endpoint), int(starts)
-
-    def _key(self, name: str) -> str:
-        """The name of a key in the agents' store.
-
-        A dynamic rendezvous has a new store for each round. With a static one, all nodes count the same starts.
-        """
-        return f"{name}/{self._starts}" if self._spec.rdzv_handler.get_backend() == "static" else name
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
         # The base class hands them max_restarts - _remaining_restarts as the number of their restart.
@@ -242,8 +238,8 @@ class Agent(LocalElasticAgent):
         end = time.monotonic() + patience
         with contextlib.suppress(Exception):  # the node that holds the store is gone; the rendezvous will notice
             while True:
-                if group.store.check([self._key(_DECISION)]):
-                    return str(group.store.get(self._key(_DECISION)).decode())
+                if decision := group.store.get(_DECISION):  # not check(), which waits for a lost node without end
+                    return str(decision.decode())
                 if time.monotonic() >= end:
                     break
                 time.sleep(0.1)
@@ -253,7 +249,7 @@ class Agent(LocalElasticAgent):
     def _send(self, group: Any, message: str) -> None:
         if group.group_world_size > 1:
             with contextlib.suppress(Exception):
-                group.store.set(self._key(_DECISION), message)
+                group.store.set(_DECISION, message)
 
     def _leave(self, status: int, message: str = "") -> NoReturn:
         ignore_stop_signals()
@@ -279,6 +275,8 @@ class Agent(LocalElasticAgent):
     def _keep_open(self) -> None:
         """Keep the job open when this node leaves: torchrun would close it for all, also for nodes that come back."""
         handler: Any = self._spec.rdzv_handler
+        if isinstance(handler, Rendezvous):
+            handler.leave()
         handler.shutdown = lambda: True
 
     def _newest_commit(self) -> int:

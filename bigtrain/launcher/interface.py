@@ -1,9 +1,9 @@
 """The network interface of a job: its ports are open there, and on no other interface.
 
-By default the stores of torch's rendezvous listen on every address of a machine, without a password, and hold pickles
-that the launchers load. Here they listen on one address: loopback for a job of one machine, else the address by which
-this machine reaches the first one. gloo and NCCL get the same interface by their environment variables. Where that
-choice is wrong, set BIGTRAIN_INTERFACE, which the launch scripts pass on.
+By default torch's stores listen on every address of a machine, without a password. Here they listen on one address:
+loopback for a job of one machine, else the address by which this machine reaches the first one. gloo and NCCL get the
+same interface by their environment variables. Where that choice is wrong, set BIGTRAIN_INTERFACE, which the launch
+scripts pass on.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from typing import Any
 
 import psutil
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
-from torch.distributed.elastic.utils import distributed
 
 from bigtrain.base import BigtrainError, text_of
 
@@ -51,7 +48,8 @@ def stay_on_one_interface(arguments: Namespace) -> None:
     """Have torchrun and its workers listen on one interface. What the user has set stays.
 
     Args:
-        arguments: torchrun's, parsed; `local_addr` is set where it is None.
+        arguments: torchrun's, parsed; `local_addr` is set where it is None, and `rdzv_conf` names the address for
+            bigtrain's rendezvous.
 
     Raises:
         BigtrainError: the interface that BIGTRAIN_INTERFACE names is not there.
@@ -64,7 +62,7 @@ def stay_on_one_interface(arguments: Namespace) -> None:
             os.environ[name] = interface.name
     if arguments.local_addr is None:
         arguments.local_addr = interface.address
-    listen_on(interface.address)
+    arguments.rdzv_conf = ",".join(part for part in (arguments.rdzv_conf, f"listen={interface.address}") if part)
 
 
 def chosen(arguments: Namespace) -> Interface | None:
@@ -135,28 +133,11 @@ def of_address(address: str) -> Interface | None:
     return None
 
 
-def listen_on(address: str) -> None:
-    """Have the stores that torchrun opens from here on listen on this address only."""
-
-    def store(host: str, port: int, *, is_master: bool, **others: Any) -> TCPStore:
-        if not is_master:
-            return TCPStore(host, port, is_master=False, **others)
-        return bound_store(address, port, **others)
-
-    def shared_store(_handler: DynamicRendezvousHandler, host: str, port: int) -> TCPStore:
-        return store(host, port, is_master=True, multi_tenant=True)
-
-    # torchrun asks for a port of `localhost` here, which not every container has in /etc/hosts.
-    distributed.get_socket_with_port = lambda: socket.create_server((address, 0), family=_family(address))
-    c10d_rendezvous_backend.TCPStore = store  # type: ignore[attr-defined, assignment]
-    DynamicRendezvousHandler._create_tcp_store_server = shared_store  # type: ignore[assignment, method-assign]
-
-
 def bound_store(address: str, port: int, **others: Any) -> TCPStore:
     """Open a TCPStore with its server on one address.
 
     Raises:
-        RuntimeError: the port is taken. TCPStore raises the same, and torchrun then connects to the store there.
+        RuntimeError: the port is taken; TCPStore raises the same.
     """
     try:
         listener = socket.create_server((address, port), family=_family(address), backlog=BACKLOG)

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import uuid
+from argparse import Namespace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,11 +47,13 @@ from bigtrain.base import (
     keep_streams,
     known_user,
     of_shell,
+    raise_open_files,
     show_controls,
     shows_tracebacks,
 )
 from bigtrain.launcher.agent import Agent, Leave
 from bigtrain.launcher.interface import stay_on_one_interface
+from bigtrain.launcher.rendezvous import BACKEND, register
 
 LEFT_TO_TORCHRUN = "SIGQUIT"
 MALLOC_FOR_TENSORS = (
@@ -72,14 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
     for verbose in ("torch.distributed.elastic", "torch.distributed.run"):  # one line below replaces their messages
         logging.getLogger(verbose).setLevel(logging.CRITICAL)
     os.environ[LAUNCHER] = str(os.getpid())  # by which workers notice that the launcher died: bigtrain/train/stop.py
-    # The store that torchrun would share does not work with restarts; agent.py opens another one.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if not torch.cuda.is_available():
         os.environ.setdefault("GLIBC_TUNABLES", MALLOC_FOR_TENSORS)
     launcher: Any = torch.distributed.launcher.api
     launcher.LocalElasticAgent = Agent
     try:
         check_faults()
+        raise_open_files()
         handle_stop_signals(_forward)
         with known_user():
             _torchrun([f"--signals-to-handle={LEFT_TO_TORCHRUN}", *(arguments or sys.argv[1:])])
@@ -113,9 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _torchrun(arguments: list[str]) -> None:
     parsed = parse_args(arguments)  # type: ignore[no-untyped-call]
-    if parsed.standalone:  # torchrun would meet at the name localhost, which not every container has in /etc/hosts
-        parsed.standalone, parsed.rdzv_backend, parsed.rdzv_endpoint = False, "c10d", "127.0.0.1:0"
-        parsed.rdzv_id, parsed.nnodes = str(uuid.uuid4()), "1:1"
+    _meet_our_way(parsed)
     if parsed.module and parsed.training_script.partition(".")[0] == "bigtrain":
         os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or "1" * _installed()
     check_interfaces("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if torch.cuda.is_available() else []))
@@ -130,6 +130,21 @@ def _torchrun(arguments: list[str]) -> None:
             fix="launch/local.sh --dry-run CONFIG shows the command",
         ).leaving_with(USAGE) from None
     run(parsed)  # type: ignore[no-untyped-call]
+
+
+def _meet_our_way(parsed: Namespace) -> None:
+    """Have the launchers meet by bigtrain/launcher/rendezvous.py, also where torchrun's own ways are asked for."""
+    static = parsed.rdzv_backend == "static" and not parsed.rdzv_endpoint
+    if parsed.standalone or (static and parsed.master_port is None and parsed.nnodes in ("1", "1:1")):
+        # torchrun would meet at the name localhost, which not every container has in /etc/hosts
+        parsed.standalone, parsed.rdzv_backend, parsed.rdzv_endpoint = False, "c10d", "127.0.0.1:0"
+        parsed.rdzv_id, parsed.nnodes, parsed.rdzv_conf = str(uuid.uuid4()), "1:1", "rank=0"
+    elif parsed.rdzv_backend == "static":
+        parsed.rdzv_endpoint = parsed.rdzv_endpoint or f"{parsed.master_addr}:{parsed.master_port or 29500}"
+        parsed.rdzv_conf = ",".join(part for part in (parsed.rdzv_conf, f"rank={parsed.node_rank}") if part)
+    if parsed.rdzv_backend in ("c10d", "static"):
+        parsed.rdzv_backend = BACKEND
+    register()
 
 
 def _installed() -> bool:

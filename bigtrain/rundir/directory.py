@@ -8,7 +8,7 @@ The layout is a promise to scripts::
     RUN/decisions.jsonl      what was decided about anomalies; see bigtrain/rundir/decisions.py
     RUN/checkpoints/         see bigtrain.checkpoint
     RUN/data-card.md, .json  written by `bigtrain data card`
-    RUN/logs/rank-00000.log  a file a rank
+    RUN/logs/rank-00000.log  a file a rank that reports; those of rank 256 and later in RUN/logs/ranks-00256/, ...
     RUN/failing-hosts.jsonl  machines that were found failing; see bigtrain/rundir/failing_hosts.py
     RUN/doctor.json          what `bigtrain doctor` found and measured in its last runs
     RUN/wandb/               W&B's own files
@@ -49,6 +49,10 @@ logger = logging.getLogger(__name__)
 LOCK_PATIENCE_SECONDS = 20.0
 MARK = ".bigtrain-doctor-"
 """The start of the names of temporary files that the doctor makes."""
+
+
+RANKS_A_FOLDER = 256
+"""So many ranks have their files in one folder: in one of 16,384, each new file takes the file system longer."""
 
 
 class RunDirectory:
@@ -213,10 +217,14 @@ class RunDirectory:
         with written_to(self.config):
             write_atomically(self.config, with_bare_urls(dump_settings(settings)))
 
+    def logs_of(self, rank: int) -> Path:
+        """The folder for what a rank reports: 256 ranks in each, the first ones in `logs` itself."""
+        first = rank - rank % RANKS_A_FOLDER
+        return self.logs / f"ranks-{first:05d}" if first else self.logs
+
     def rank_log(self, rank: int) -> Path:
         """The log file of one rank."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        return self.logs / f"rank-{rank:05d}.log"
+        return self.logs_of(rank) / f"rank-{rank:05d}.log"
 
 
 def directory_of_start(root: Path, run_dir: Path) -> Path | None:

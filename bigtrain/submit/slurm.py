@@ -42,6 +42,8 @@ class SlurmOptions:
     """How often a job goes back into the queue. Default: 100, and 0 in a chain, where the next job goes on."""
     container: str | None = None
     mounts: str | None = None
+    stage_env: str | None = None
+    """A folder of each node's own, into which the environment is unpacked before the ranks start."""
     doctor: bool = True
     extra: Sequence[str] = ()
     """More options of sbatch."""
@@ -132,6 +134,7 @@ def _script(job: Job, options: SlurmOptions) -> list[str]:
         "max-requeues": _requeues(options),
         "container": options.container,
         "mounts": options.mounts,
+        "stage-env": options.stage_env,
     }
     folder = scripts()
     return [
@@ -168,6 +171,13 @@ def _require_sense(job: Job, options: SlurmOptions) -> None:
             "a job that has stopped after train.stop_after would go back into the queue again and again",
             found=f"train.stop_after {job.settings.train.stop_after}",
             fix="add --max-requeues 0, or remove train.stop_after",
+        )
+    if options.stage_env is not None and (options.container is not None or not options.stage_env.startswith("/")):
+        raise BigtrainError(
+            "--stage-env cannot be used like this",
+            found=f"--stage-env {options.stage_env}" + (" and --container" if options.container is not None else ""),
+            wanted="the full path of a folder that each node has, and no image: its environment is on the node already",
+            fix="--stage-env /dev/shm, or a folder on a disk of the node",
         )
     if options.time is None:
         return

@@ -182,7 +182,8 @@ def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
 def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: ExitStack) -> TrainingRun:
     """Build what trains, at the start point, and try whether a step fits into memory. Raises BigtrainError."""
     settings, data, topology, directory = opened.settings, opened.data, joined.topology, joined.directory
-    on_every_rank(topology, lambda: log_to(topology.rank, directory.rank_log(topology.rank)))
+    log_file = directory.rank_log(topology.rank)
+    on_every_rank(topology, lambda: log_to(topology.rank, log_file, local_rank=topology.local_rank))
     engine, state = engine_at(start.search.newest, settings, topology)
     joined.heartbeat.beat()
     joined.phases.end("model and checkpoint")

@@ -75,9 +75,9 @@ def test_machines_meet_at_the_first_and_the_preflight_one_port_higher(tmp_path):
     preflight, training = shown.splitlines()[-2:]
     assert "--rdzv-endpoint=n1:1235" in preflight and "doctor CONFIG" in preflight
     assert "--rdzv-endpoint=n1:1234" in training and "train CONFIG" in training
-    assert "--nnodes=2:4" in training and "--rdzv-conf=is_host=0," in training
+    assert "--nnodes=2:4" in training and "--rdzv-conf=rank=1," in training
     named = call("node.sh", "--nodes=2", "--rendezvous=n1:7", "--dry-run", "train", "CONFIG", cwd=tmp_path).stdout
-    assert "--rdzv-endpoint=n1:7 " in named and "is_host" not in named
+    assert "--rdzv-endpoint=n1:7 " in named and "rank=" not in named
     alone = call("node.sh", "--nodes=2", "--dry-run", "train", "CONFIG", cwd=tmp_path)
     assert alone.returncode == 2 and "--rendezvous" in alone.stderr
 
@@ -85,7 +85,7 @@ def test_machines_meet_at_the_first_and_the_preflight_one_port_higher(tmp_path):
 def test_a_pod_s_rank_is_read_from_kubeflow_s_variables(tmp_path):
     kubeflow = {"PET_NNODES": "3", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "77"}
     shown = call("node.sh", "--dry-run", "train", "CONFIG", cwd=tmp_path, PET_NPROC_PER_NODE="4", **kubeflow).stdout
-    for wanted in ("--nnodes=3", "--rdzv-endpoint=m:77", "is_host=1", "--nproc-per-node=4"):
+    for wanted in ("--nnodes=3", "--rdzv-endpoint=m:77", "rdzv-conf=rank=0", "--nproc-per-node=4"):
         assert wanted in shown
     assert "PET_" not in shown
 
@@ -152,7 +152,7 @@ def test_a_rank_and_a_port_of_any_plain_number_are_taken(tmp_path):
         assert shown.returncode == 0, shown.stderr
         preflight, training = shown.stdout.replace("\\", "").splitlines()[-2:]
         for line, number in ((training, int(port)), (preflight, int(port) + 1)):
-            assert f"--rdzv-endpoint=n1:{number} " in line and f"is_host={int(rank == '0')}," in line
+            assert f"--rdzv-endpoint=n1:{number} " in line and f"=rank={rank}," in line
     shown = call("node.sh", "--nodes=2", "--rendezvous=fe80::1", "--dry-run", "train", "CONFIG", cwd=tmp_path)
     assert "--rdzv-endpoint=fe80::1:29400 " in shown.stdout
 
@@ -324,6 +324,23 @@ def test_machines_that_cannot_be_reached_or_lack_files_are_all_named(tmp_path):
     assert "odd:" in failed.stderr and "far: no route" in failed.stderr
 
 
+@pytest.mark.parametrize(("hard", "status"), [(70, 2), (256, 1)])
+def test_more_machines_than_open_files_are_refused_or_the_limit_is_raised(hard, status, tmp_path):
+    """The soft limit is raised for as many machines as the hard one allows; more are refused before anything starts."""
+    (tmp_path / "c.yaml").write_text("a: 1\n")
+    ssh = command_in(tmp_path / "tools", "ssh", "ulimit -Sn >>limits; exit 255")
+    hosts = ",".join(f"n{number}" for number in range(20))
+    script = f'ulimit -Sn 40; ulimit -Hn {hard}; exec bash "{LAUNCH}/ssh.sh" {hosts} c.yaml'
+    environment = {**os.environ, "BIGTRAIN_SSH": str(ssh)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    if status == 2:
+        assert "20 machines need 84 open files here, and the hard limit is 70" in done.stderr
+        assert not (tmp_path / "limits").exists()
+    else:
+        assert set((tmp_path / "limits").read_text().split()) == {"84"}
+
+
 HOSTILE = st.one_of(
     st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12),
     st.sampled_from(
@@ -441,3 +458,29 @@ def test_the_options_of_an_override_s_value_are_not_the_script_s(tmp_path):
     """`--launch` after the configuration is no option of slurm.sbatch."""
     shown = call("slurm.sbatch", *options_of("slurm.sbatch"), "--dry-run", "CONFIG", "--launch", "x", cwd=tmp_path)
     assert shown.returncode == 0 and shown.stdout.strip().endswith("train CONFIG --launch x"), shown.stderr
+
+
+def test_an_environment_is_packed_and_unpacked_with_the_package(tmp_path):
+    """A Python that is unpacked elsewhere runs from there; what cannot be unpacked is an error."""
+    environment, copy = tmp_path / "environment", tmp_path / "node" / "copy"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = {"PYTHON": str(environment / "bin" / "python"), "PYTHONPATH": str(LAUNCH.parent)}
+    assert call("stage-env.sh", "pack", "packed.tar", cwd=tmp_path, **python).returncode == 0
+    for _ in range(2):  # a second one finds it done
+        done = call("stage-env.sh", "unpack", "packed.tar", str(copy), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    asked = "import sys, bigtrain; print(sys.prefix, bigtrain.__file__)"
+    command = [copy / "bin" / "python", "-c", asked]
+    environment_of_rank = {**os.environ, "PYTHONPATH": str(copy / "checkout")}
+    said = subprocess.run(command, env=environment_of_rank, capture_output=True, text=True, cwd="/").stdout.split()
+    assert said == [str(copy), str(copy / "checkout" / "bigtrain" / "__init__.py")]
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["copy"]
+    (tmp_path / "broken.tar").write_text("no archive")
+    failed = call("stage-env.sh", "unpack", "broken.tar", str(tmp_path / "new"), cwd=tmp_path)
+    assert failed.returncode != 0 and not (tmp_path / "new").exists()
+
+
+def test_the_environment_is_not_staged_into_an_image_or_a_relative_folder(tmp_path):
+    for options in (["--stage-env", "here"], ["--stage-env", "/dev/shm", "--container", "image"]):
+        refused = call("slurm.sbatch", *options_of("slurm.sbatch"), *options, "--dry-run", "CONFIG", cwd=tmp_path)
+        assert refused.returncode == 2 and "--stage-env" in refused.stderr

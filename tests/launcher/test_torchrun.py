@@ -124,6 +124,47 @@ def test_two_nodes_stop_without_output_though_the_store_ends_first(tmp_path):
     assert two_nodes(script, tmp_path) == ([75, 75], ["", ""])
 
 
+def numbered_nodes(script: str, tmp_path, numbers: list[int], *options: str) -> tuple[list[int], list[str]]:
+    """The statuses and outputs of launchers with a number each, by torchrun's options for a static rendezvous."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = [
+            "--nnodes=2",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+            f"--master-port={free.getsockname()[1]}",
+        ]
+    nodes = [launch(script, tmp_path, *meeting, f"--node-rank={number}", *options) for number in numbers]
+    outputs = [node.communicate(timeout=100)[0] for node in nodes]
+    return [node.returncode for node in nodes], outputs
+
+
+def test_numbered_nodes_start_again_together_after_a_death(tmp_path):
+    """A rank that is killed on one node has all nodes meet again, with the same ranks; twice, and then it is done."""
+    script = (
+        "import os, signal, time\n"
+        "rank, start = os.environ['RANK'], int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+        "assert rank == os.environ['GROUP_RANK']\n"
+        "open(f'start-{start}-{rank}', 'w').close()\n"
+        "while not all(os.path.exists(f'start-{start}-{each}') for each in (0, 1)): time.sleep(0.02)\n"
+        "if start < 2:\n"
+        "    if rank == str(1 - start): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(60)\n"
+    )
+    statuses, outputs = numbered_nodes(script, tmp_path, [1, 0], "--max-restarts=3")
+    assert statuses == [0, 0], outputs
+    started = sorted(path.name for path in tmp_path.glob("start-*"))
+    assert started == [f"start-{start}-{rank}" for start in (0, 1, 2) for rank in (0, 1)]
+
+
+def test_a_node_that_never_comes_is_named_by_its_number(tmp_path):
+    statuses, outputs = numbered_nodes("", tmp_path, [0], "--rdzv-conf=join_timeout=2")
+    assert statuses == [3]
+    assert outputs == [
+        "error: the nodes did not find each other (rendezvous): 1 of 2 nodes came within 2 s; missing: node 1\n"
+    ]
+
+
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_signal_before_workers_handle_it_is_a_stop_on_request(tmp_path, stop_signal):
     process = launch("import os, time\nopen('ready-' + os.environ['RANK'], 'w').close()\ntime.sleep(60)\n", tmp_path)

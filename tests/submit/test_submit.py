@@ -103,6 +103,14 @@ def test_every_option_reaches_sbatch_or_the_script():
         assert option in handed_on, option
 
 
+def test_the_folder_for_the_environment_reaches_the_script():
+    (command,) = slurm.commands(job(), SlurmOptions(stage_env="/dev/shm"))
+    assert "--stage-env /dev/shm" in " ".join(command)
+    for wrong in (SlurmOptions(stage_env="here"), SlurmOptions(stage_env="/dev/shm", container="image")):
+        with pytest.raises(BigtrainError, match="--stage-env cannot be used"):
+            slurm.commands(job(), wrong)
+
+
 def test_whole_nodes_are_taken_where_no_part_of_them_is_asked_for():
     assert {"--exclusive", "--mem=0"} <= set(slurm_command(SlurmOptions()))
     assert not {"--exclusive", "--mem=0"} & set(slurm_command(SlurmOptions(cpus_per_node=4)))

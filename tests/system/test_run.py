@@ -32,7 +32,9 @@ def test_a_run_leaves_the_files_and_the_fields_that_scripts_rely_on(undisturbed)
     assert metrics[-1]["consumed_samples"] == 12 * 8
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert abs(metrics[0]["loss"] - math.log(1024)) < 0.5
-    assert (run / "logs/rank-00000.log").is_file() and (run / "logs/rank-00001.log").is_file()
+    assert "step 12" in (run / "logs/rank-00000.log").read_text()
+    other = run / "logs/rank-00001.log"  # warnings only: for the rest it would say the same
+    assert not other.exists() or all(" WARNING " in line for line in other.read_text().splitlines())
     events = [e["event"] for e in undisturbed.events()]
     assert events[0] == "start" and events[-1] == "stop" and "commit" in events and "evaluate" in events
     committed = sorted(path.name for path in (run / "checkpoints").iterdir())

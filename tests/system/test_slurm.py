@@ -9,10 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import yaml
 
+import bigtrain
 from tests.system.cluster import Slurm
 from tests.system.run_sandbox import CLI, RunSandbox, curve
 
@@ -144,6 +147,33 @@ def test_ranks_that_srun_starts_alone_find_each_other(slurm, sandbox, quiet_curv
     assert done.returncode == 1, done.stderr
     assert "it would train alone" in log.read_text() and "srun" in log.read_text()
     assert not (sandbox.directory / "alone").exists()
+
+
+REPORTS = """
+import os, sys
+if "RANK" in os.environ:
+    with open(os.environ["SEEN"], "a") as file:
+        file.write(sys.prefix + "\\n")
+"""
+
+
+def test_ranks_start_from_an_environment_that_was_unpacked_on_their_node(slurm, sandbox, quiet_curve, monkeypatch):
+    """Packed once, handed on by sbcast, unpacked, used by all ranks, and removed at the end of the job."""
+    environment, node_local = sandbox.directory / "environment", sandbox.directory / "node local"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "all.pth").write_text(sysconfig.get_path("purelib"))
+    (packages / "sitecustomize.py").write_text(REPORTS)
+    monkeypatch.setitem(slurm.environment, "PYTHON", str(environment / "bin" / "python"))
+    monkeypatch.setitem(slurm.environment, "PYTHONPATH", str(Path(bigtrain.__file__).parents[1]))
+    monkeypatch.setitem(slurm.environment, "SEEN", str(sandbox.directory / "seen"))
+    number = submit(slurm, sandbox, "--stage-env", str(node_local))
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert job["JobState"] == "COMPLETED", story(slurm, sandbox, number)
+    seen = set((sandbox.directory / "seen").read_text().split("\n")) - {""}
+    assert seen == {f"{node_local}/bigtrain-env-{number}-0"}
+    assert list(node_local.iterdir()) == []
+    assert curve(sandbox.metrics()) == quiet_curve
 
 
 @pytest.fixture(scope="module")

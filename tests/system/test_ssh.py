@@ -118,7 +118,7 @@ def test_stopped_or_cut_off_machines_commit_and_go_on(ssh, sandbox, undisturbed)
 def test_a_machine_that_fails_is_named_and_the_others_do_not_wait_for_it(ssh, sandbox):
     training = start(ssh, sandbox)
     sandbox.wait_for_step(3)
-    (launcher,) = [process for process in at_work(sandbox) if "--rdzv-conf=is_host=0" in " ".join(process.cmdline())]
+    (launcher,) = [process for process in at_work(sandbox) if "--rdzv-conf=rank=1" in " ".join(process.cmdline())]
     os.kill(launcher.pid, signal.SIGKILL)
     began = time.monotonic()
     status, said = finish(training, timeout=200)

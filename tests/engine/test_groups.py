@@ -1,0 +1,44 @@
+"""Ranks connect to those that they speak to, and make one group each."""
+
+import json
+
+from tests import forkserver
+
+WORKER = """
+import json, psutil, sys, torch, torch.distributed as dist
+from bigtrain.engine import topology
+
+made = []
+new_group = dist.new_group
+dist.new_group = lambda *a, **k: made.append(1) or new_group(*a, **k)
+
+def connections(store):
+    found = psutil.Process().net_connections(kind="tcp")
+    others = [each for each in found if each.status == psutil.CONN_ESTABLISHED]
+    return sum(store.port not in (each.laddr.port, each.raddr.port) for each in others)
+
+top = topology.start(timeout_minutes=1, tensor_parallel_size=2)
+store = topology.connect(top.timeout)
+store.set(f"counted-{top.rank}", str(connections(store)))
+before = [int(each) for each in store.multi_get([f"counted-{rank}" for rank in range(top.world_size)])]
+sum_of_group = torch.tensor([float(top.rank)])
+dist.all_reduce(sum_of_group, group=top.sharing.group)
+background = top.background()
+everyone = background.all_gather((top.rank, sum_of_group.item(), len(made)))
+result = {"before": before, "everyone": everyone, "ranks": dist.get_process_group_ranks(top.sharing.group)}
+with open(f"{sys.argv[1]}/rank-{top.rank}.json", "w") as file:
+    json.dump(result, file)
+dist.barrier()
+"""
+
+
+def test_four_ranks_connect_when_they_speak_and_sum_within_their_groups(tmp_path):
+    """gloo has no connection between ranks before the first collective; each rank makes only its own subgroup."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    done = forkserver.torchrun(4, str(tmp_path / "worker.py"), tmp_path)
+    assert done.returncode == 0, done.stdout
+    found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(4)]
+    assert [each["before"] for each in found] == [[0, 0, 0, 0]] * 4
+    assert [each["ranks"] for each in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    # the rank, the sum over its group, and how many groups it has made: its own and that of the background
+    assert [each["everyone"] for each in found] == [[[0, 1.0, 2], [1, 1.0, 2], [2, 5.0, 2], [3, 5.0, 2]]] * 4
