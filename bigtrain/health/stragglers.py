@@ -73,8 +73,7 @@ class RankComparison:
             hosts: the host of each rank.
         """
         news = []
-        for rank, own in enumerate(seconds):
-            others = statistics.median([*seconds[:rank], *seconds[rank + 1 :]])
+        for rank, (own, others) in enumerate(zip(seconds, medians_of_others(seconds), strict=True)):
             slow = own > others * (1 + self._share) and own - others > LEAST_SECONDS
             self._in_a_row[rank] = self._in_a_row.get(rank, 0) + 1 if slow else 0
             if self._in_a_row[rank] >= WINDOWS and rank not in self._named:
@@ -84,6 +83,20 @@ class RankComparison:
                 self._named.discard(rank)
                 news.append(Straggler(rank, hosts[rank], own, others, slow=False))
         return news
+
+
+def medians_of_others(values: Sequence[float]) -> list[float]:
+    """Return for each of two or more values the median of all others, from one sort.
+
+    Without a value, those after it in the order move up by one place.
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    medians = [0.0] * len(values)
+    low, high = (len(values) - 2) // 2, (len(values) - 1) // 2  # the middle places among the others
+    for place, index in enumerate(order):
+        middle = [values[order[each + (each >= place)]] for each in (low, high)]
+        medians[index] = middle[0] if low == high else sum(middle) / 2
+    return medians
 
 
 class OwnWork:
