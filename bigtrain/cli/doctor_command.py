@@ -23,7 +23,12 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="A YAML configuration. Without: the machine alone.")] = None,
     overrides: OverridesArgument = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave a check out; may be repeated.")] = None,
-    patience: Annotated[float, typer.Option(min=1, help="Seconds until a rank that has not come is missing.")] = 60.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Seconds until a rank that has not come is missing. Default: 60, and more with many hosts."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything a run needs before it starts, alone or on all ranks under torchrun; 0 when nothing failed."""

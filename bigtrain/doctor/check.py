@@ -59,6 +59,9 @@ class Check:
     """All ranks, the first of each host, or the leader alone."""
     seconds: float = 10.0
     """The time limit. A rank that has not answered by then has failed."""
+    shared: bool = False
+    """Whether all hosts use the same thing at once, so that the limit grows with their number: a file system, a
+    network, or the leader."""
     needs_settings: bool = False
     collective: bool = False
     """Whether ranks wait for each other inside, so that the check is skipped when one is missing."""

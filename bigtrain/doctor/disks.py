@@ -22,6 +22,7 @@ from bigtrain.rundir import MARK, RunDirectory
 STATE_BYTES = {"adamw": 12, "muon": 12, "lion": 8}
 """Bytes of a checkpoint for each parameter: float32 weights and moments. It is an upper bound for muon, which keeps
 only one moment of the matrices."""
+LOCAL = "checkpoint.local_dir"
 LOCAL_COPIES = 3
 """Checkpoints in checkpoint.local_dir while the third is written."""
 PROBE_SECONDS = 3.0
@@ -87,7 +88,7 @@ def shared_targets(settings: Settings) -> list[WriteTarget]:
 def local_target(settings: Settings) -> WriteTarget | None:
     """Return `checkpoint.local_dir`, the storage tier on each node's own disk; None where it is not set."""
     local = settings.checkpoint.local_dir
-    return None if local is None else WriteTarget("checkpoint.local_dir", str(local.absolute()))
+    return None if local is None else WriteTarget(LOCAL, str(local.absolute()))
 
 
 def checkpoint_bytes(settings: Settings) -> int:
@@ -126,18 +127,16 @@ def assess_disks(measured: Measured, context: CheckContext) -> Iterator[CheckFin
     assert settings is not None
     size = checkpoint_bytes(settings)
     kept: dict[str, Any] = {"checkpoint_bytes": size}
+    yield from _local_space({r: each[LOCAL] for r, each in measured.items() if LOCAL in each}, size, context)
     for rank, found in measured.items():
         for key, each in found.items():
             if not isinstance(each, dict):
                 continue
             holds = key == ("run_dir" if settings.checkpoint.dir is None else "checkpoint.dir")
-            on = f" on {context.meeting.host_of(rank)}" if key == "checkpoint.local_dir" else ""
-            if on:
-                share = len(next(ranks for ranks in context.meeting.hosts.values() if rank in ranks))
-                needs = [LOCAL_COPIES * size * share // context.meeting.world_size] * 2
-            else:
+            on = f" on {context.meeting.host_of(rank)}" if key == LOCAL else ""
+            if not on:
                 needs = _needs(settings, size, found.get("steps", 0)) if holds else [1 << 24, 1 << 26]
-            yield _free_space(f"{key} {each['where']}{on}", each, *needs)
+                yield _free_space(f"{key} {each['where']}", each, *needs)
             if not each.get("flock", True):
                 yield _without_flock(key, each["where"])
             rate = each.get("bytes_per_second")
@@ -158,6 +157,20 @@ def assess_disks(measured: Measured, context: CheckContext) -> Iterator[CheckFin
             kept[f"{key}{on}"] = {"free": each["free"], "bytes_per_second": round(rate)}
             yield from _save_time(settings, key, rate, size) if holds else ()
     context.measured["disks"] = kept
+
+
+def _local_space(measured: Measured, size: int, context: CheckContext) -> Iterator[CheckFinding]:
+    """Whether the share of each host fits on its own disk: a finding for all hosts with one outcome, of the worst."""
+    alike: dict[tuple[Status, str], list[int]] = {}
+    meeting = context.meeting
+    share = {rank: LOCAL_COPIES * size * len(meeting.beside(rank)) // meeting.world_size for rank in measured}
+    for rank in sorted(measured, key=lambda rank: measured[rank]["free"]):
+        status = _free_space("", measured[rank], share[rank], share[rank]).status
+        alike.setdefault((status, measured[rank]["where"]), []).append(rank)
+    for (_, where), ranks in alike.items():
+        least = "" if len(ranks) == 1 else ", the least of which has"
+        what = f"{LOCAL} {where} on {meeting.label_hosts(ranks)}{least}"
+        yield _free_space(what, measured[ranks[0]], share[ranks[0]], share[ranks[0]])
 
 
 def _needs(settings: Settings, size: int, there: int) -> list[int]:
@@ -234,7 +247,7 @@ def measure_sharing(context: CheckContext) -> dict[str, Any]:
         finally:
             meeting.publish("mark", name)  # the others wait for it
         return {"mark": name}
-    name = meeting.receive("mark", LOOK_SECONDS)
+    name = meeting.receive("mark", meeting.longer(LOOK_SECONDS))
     return {target.key: _sees_mark(target, name) for target in targets}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from bigtrain.doctor import agreement, clocks, devices, disks, host, network, se
 from bigtrain.doctor.check import Check, CheckContext, bounded
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.history import MeasurementHistory
-from bigtrain.doctor.meeting import Meeting
+from bigtrain.doctor.meeting import NAMED, Meeting
 from bigtrain.engine import choose_device
 from bigtrain.rundir import RunDirectory, record_failing_hosts
 
@@ -26,6 +26,7 @@ CHECKS: dict[str, Check] = {
         "all ranks have the same Python, PyTorch, DeepSpeed, source of bigtrain, CUDA, NCCL and driver",
         agreement.measure_versions,
         agreement.assess_versions,
+        shared=True,
     ),
     "environment": Check(
         "variables that configure libraries (NCCL_*, GLOO_*, OMP_*, ...) are the same on all ranks",
@@ -36,6 +37,7 @@ CHECKS: dict[str, Check] = {
         "all ranks have the same effective settings",
         agreement.measure_configuration,
         agreement.assess_configuration,
+        shared=True,
         needs_settings=True,
     ),
     "batch": Check(
@@ -87,6 +89,7 @@ CHECKS: dict[str, Check] = {
         disks.assess_sharing,
         takes_part="hosts",
         seconds=20,
+        shared=True,
         needs_settings=True,
     ),
     "data": Check(
@@ -95,6 +98,7 @@ CHECKS: dict[str, Check] = {
         services.assess_data,
         takes_part="hosts",
         seconds=20,
+        shared=True,
         needs_settings=True,
     ),
     "tracker": Check(
@@ -110,6 +114,7 @@ CHECKS: dict[str, Check] = {
         clocks.assess_clocks,
         takes_part="hosts",
         seconds=clocks.TOTAL_SECONDS + 2,
+        shared=True,
         collective=True,
     ),
     "matmul": Check(
@@ -119,17 +124,17 @@ CHECKS: dict[str, Check] = {
         seconds=30,
     ),
     "network": Check(
-        "bandwidth and latency of all-reduce and all-to-all, their results, and the links between neighbours",
+        "bandwidth and latency of all-reduce, and of all-to-all where the run needs it; links between neighbours",
         network.measure_network,
         network.assess_network,
         seconds=30,
+        shared=True,
         collective=True,
     ),
 }
-PATIENCE = 60.0
-"""Seconds until ranks that have not come count as missing."""
 BUDGET = 58.0
-"""Seconds for all checks, once the ranks have met."""
+"""Seconds for all checks of one host, once the ranks have met. Like those of the checks that all hosts make at once, it
+grows with the hosts: see `bigtrain.doctor.meeting.longer`."""
 AT_LEAST = 3.0
 """Seconds for a check when the budget is used up."""
 DEVICE_SECONDS = 20.0
@@ -165,7 +170,7 @@ def doctor(
     overrides: Sequence[str] = (),
     *,
     skip: Collection[str] = (),
-    patience: float = PATIENCE,
+    patience: float | None = None,
 ) -> DoctorReport:
     """Check this machine, or all ranks of a launcher, for a run of this configuration.
 
@@ -173,7 +178,7 @@ def doctor(
         config: a YAML configuration; without one only the machine is checked.
         overrides: `key=value` for any leaf of it.
         skip: names of CHECKS to leave out.
-        patience: seconds until a rank counts as missing.
+        patience: seconds until a rank counts as missing. Default: 60, and longer the more hosts there are.
 
     Raises:
         BigtrainError: this rank could not meet the others, the leader is gone, or `skip` names no check.
@@ -189,7 +194,7 @@ def doctor(
     meeting = Meeting.join(patience)
     preflight = Preflight(CheckContext(meeting, settings, device))
     try:
-        preflight.check_attendance(patience)
+        preflight.check_attendance()
         preflight.check_reading(unreadable)
         for name, check in CHECKS.items():
             if name not in skip and not (check.needs_settings and config is None):
@@ -228,7 +233,7 @@ class Preflight:
             with suppress(TimeoutError):  # the checks report a disk that does not answer
                 context.history = bounded(lambda: MeasurementHistory.read(settings.run_dir), AT_LEAST)
 
-    def check_attendance(self, patience: float) -> None:
+    def check_attendance(self) -> None:
         """Name the ranks that did not come."""
         meeting = self.meeting
         if not meeting.leads:
@@ -236,12 +241,13 @@ class Preflight:
         hosts = ", ".join(f"{name} ({len(ranks)})" for (name, _), ranks in list(meeting.hosts.items())[:8])
         if len(meeting.hosts) > 8:
             hosts = f"{len(meeting.hosts)} hosts"
+        came = len(meeting.present)
         if meeting.missing:
             self.findings.append(
                 CheckFinding(
                     "ranks",
                     "failed",
-                    f"{meeting.label(meeting.missing)} did not come within {patience:g} s; {len(meeting.present)} of "
+                    f"{meeting.label(meeting.missing)} did not come within {meeting.patience:.0f} s; {came} of "
                     f"{meeting.world_size} did: {hosts}",
                     "all ranks",
                     "look at these hosts: is the process there (ps), and what does it wait for (py-spy dump)? Does the "
@@ -260,7 +266,8 @@ class Preflight:
         """Measure on the ranks that take part; gather and assess on the leader."""
         meeting = self.meeting
         if meeting.leads:
-            seconds = min(check.seconds, max(AT_LEAST, self.started + BUDGET - time.monotonic()))
+            left = self.started + meeting.longer(BUDGET) - time.monotonic()
+            seconds = min(meeting.longer(check.seconds) if check.shared else check.seconds, max(AT_LEAST, left))
             if check.collective and len(meeting.present) < meeting.world_size:
                 seconds = 0.0
                 text = "not measured: it needs all ranks, and some are missing"
@@ -269,7 +276,7 @@ class Preflight:
                 seconds = 0.0
             meeting.publish(f"seconds/{name}", seconds)
         else:
-            seconds = meeting.receive(f"seconds/{name}", BUDGET)
+            seconds = meeting.receive(f"seconds/{name}", meeting.longer(BUDGET))
         if seconds:
             answers = self._ask(name, self._participants(check), lambda: self._measured(check), seconds)
             if answers:
@@ -301,14 +308,15 @@ class Preflight:
             meeting.post(name, _outcome(measure, seconds))
         if not meeting.leads:
             return {}
-        answers = meeting.gather(name, ranks, seconds + _SLACK)
+        seconds += meeting.longer(_SLACK)
+        answers = meeting.gather(name, ranks, seconds)
         if silent := [rank for rank in ranks if rank not in answers]:
             meeting.mark_lost(silent)
             self.findings.append(
                 CheckFinding(
                     name,
                     "failed",
-                    f"{meeting.label(silent)} did not answer within {seconds + _SLACK:.0f} s",
+                    f"{meeting.label(silent)} did not answer within {seconds:.0f} s",
                     "an answer from every rank",
                     "check whether the process is still there, and what it waits for (py-spy dump)",
                     meeting.machines(silent, some=True),
@@ -331,13 +339,13 @@ class Preflight:
             found = list(check.assess(answers, self.context))
         except Exception as error:
             found = [CheckFinding(name, "failed", _unexpected(error), fix=_BUG)]
-        self.findings += [finding for finding in found if finding.status != "ok"] or found
+        self.findings += condensed([finding for finding in found if finding.status != "ok"] or found)
 
     def conclude(self) -> DoctorReport:
         """Write RUN/doctor.json, publish the result, and return the report when all ranks have received it."""
         meeting, settings = self.meeting, self.context.settings
         if not meeting.leads:
-            ok = bool(meeting.receive("ok", BUDGET))
+            ok = bool(meeting.receive("ok", meeting.longer(BUDGET)))
             meeting.leave()
             return DoctorReport(ok, leads=False)
         if settings is not None:
@@ -370,6 +378,21 @@ class Preflight:
             self.findings.append(CheckFinding("record", "warning", text, "a record for the next preflight to compare"))
         except BigtrainError:
             pass  # a folder with other files; the check of the disks has reported it
+
+
+def condensed(findings: Sequence[CheckFinding]) -> list[CheckFinding]:
+    """Findings of one check, with one line in place of those with the same remedy after the first `NAMED`."""
+    kinds: dict[tuple[str, str | None], list[CheckFinding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.status, finding.fix), []).append(finding)
+    shown: list[CheckFinding] = []
+    for alike in kinds.values():
+        shown += alike[:NAMED]
+        if more := alike[NAMED:]:
+            machines = tuple(dict.fromkeys(machine for finding in more for machine in finding.hosts))
+            text = f"and {len(more):,} more like these"
+            shown.append(replace(more[0], found=text, hosts=machines))
+    return shown
 
 
 _SLACK = 3.0

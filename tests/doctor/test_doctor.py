@@ -291,9 +291,9 @@ def test_a_finding_names_machines_only_where_they_are_at_fault() -> None:
     meeting = context_on(["a", "a", "b", "b"]).meeting
     assert meeting.machines([3, 2]) == ("b",) and meeting.machines([1], some=True) == ("a",)
     assert meeting.machines([0, 2], some=True) == () and meeting.machines([0, 2]) == ("a", "b")
-    meeting.attendees[2] = replace(meeting.attendees[2], machine="node-7")
-    meeting.attendees[3] = replace(meeting.attendees[3], machine="node-7")
-    assert meeting.machines([2]) == ("node-7",)
+    named = context_on(["a", "a", "b", "b"]).meeting
+    named.attendees |= {rank: replace(named.attendees[rank], machine="node-7") for rank in (2, 3)}
+    assert named.machines([2]) == ("node-7",)
 
 
 def test_a_slow_gpu_is_named_and_a_very_slow_one_is_a_failure() -> None:
