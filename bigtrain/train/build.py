@@ -11,21 +11,12 @@ from typing import cast
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError, disk_error, reached
+from bigtrain.base import BigtrainError, disk_error, gather, on_every_rank, raise_first, reached
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported, read_tokenizer
 from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData
-from bigtrain.engine import (
-    COMPUTE_DTYPES,
-    Engine,
-    Topology,
-    construction,
-    on_every_rank,
-    raise_first,
-    start,
-    whole_parameters,
-)
+from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
     Decoder,
@@ -173,12 +164,13 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
 def meter_for(settings: Settings, topology: Topology) -> Meter:
     """The meter, with the peak FLOP/s of all ranks. Where the peak is measured, all ranks measure at the same time."""
     topology.barrier()
-    peak = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
+    own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
+    peaks = gather(topology, own)
     tokens = settings.data.sequence_length
     return Meter(
         flops_per_token=flops_per_token(settings.model, tokens),
         causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True),
-        peak=peak_of_all(topology.all_gather(peak)),
+        peak=topology.broadcast(peaks and peak_of_all(peaks)),
         total_steps=settings.total_steps,
         device=topology.device,
     )

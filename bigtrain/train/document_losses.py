@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bigtrain.base import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX, gather, on_every_rank
 from bigtrain.config import Settings
 from bigtrain.data import DocumentPart, RankBatch, RunData, SampleContents, contents_of
-from bigtrain.engine import Engine, Topology, on_every_rank
+from bigtrain.engine import Engine, Topology
 from bigtrain.rundir import record_of
 
 F32 = npt.NDArray[np.float32]
@@ -74,7 +74,7 @@ def losses_of_rows(engine: Engine, topology: Topology, batch: RankBatch) -> tupl
     """The loss of every token of the global batch, [samples, T], and whether it has a label, on every rank."""
     losses = [engine.token_losses(m.to(topology.device).model_inputs()).cpu().numpy() for m in batch.micro_batches]
     labelled = [m.labels.numpy() != IGNORE_INDEX for m in batch.micro_batches]
-    of_ranks = topology.all_gather((np.concatenate(losses), np.concatenate(labelled)))
+    of_ranks = topology.broadcast(gather(topology, (np.concatenate(losses), np.concatenate(labelled))))
     groups = [
         of_ranks[first : first + topology.sharing.size] for first in range(0, len(of_ranks), topology.sharing.size)
     ]

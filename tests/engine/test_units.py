@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from bigtrain.engine.optimizer import build_optimizer
 from bigtrain.engine.requirements import check_machine
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology, _threads
+from tests import forkserver
 from tests.engine.helpers import TinyDecoder, settings
 
 PEAK = 3e-4
@@ -195,10 +197,11 @@ def test_threads_are_what_the_user_asked_for_or_a_fair_share(
 
 ALONE = """
 import json, sys
+from bigtrain.base import gather
 from bigtrain.engine.topology import start
 t = start(timeout_minutes=1)
 t.barrier()
-collectives = [t.sum_across_ranks([2**53 + 1, 2]), t.all_gather("x"), t.broadcast({"a": 1})]
+collectives = [t.sum_across_ranks([2**53 + 1, 2]), gather(t, "x"), t.broadcast({"a": 1})]
 out = [t.rank, t.world_size, t.device.type, *collectives]
 t.shutdown()
 print(json.dumps([out, "mpi4py" in sys.modules, "deepspeed" in sys.modules]))
@@ -212,3 +215,39 @@ def test_a_plain_python_process_is_a_world_of_one() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = [[0, 1, device, [2**53 + 1, 2], ["x"], {"a": 1}], False, False]
     assert json.loads(finished.stdout) == expected
+
+
+MANY = """
+import json, sys
+from pathlib import Path
+from bigtrain.base import BigtrainError, collectively, gather
+from bigtrain.engine.topology import leave, start
+t = start(timeout_minutes=1)
+def fail():
+    if t.rank in (3, 9):
+        raise BigtrainError("no disk")
+try:
+    collectively(t, "not done", fail)
+except BigtrainError as error:
+    message = str(error)
+beside = t.background()
+out = [gather(t, t.rank), gather(beside, -t.rank), beside.broadcast(t.rank), t.broadcast("x" * 2**20) == "x" * 2**20]
+out += [t.scatter(list(range(10)) if t.rank == 0 else None), message]
+Path(sys.argv[1], f"{t.rank}.json").write_text(json.dumps(out))
+t.barrier()
+leave(0)
+"""
+
+
+@pytest.mark.slow
+def test_values_go_along_the_tree_between_processes_in_two_threads_of_messages(tmp_path: Path) -> None:
+    """Ten ranks are two levels of the tree."""
+    script = tmp_path / "many.py"
+    script.write_text(MANY)
+    finished = forkserver.torchrun(10, script, tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(10)]
+    assert found[0][:2] == [list(range(10)), [-rank for rank in range(10)]]
+    assert all(of_rank[:2] == [None, None] for of_rank in found[1:])
+    assert [of_rank[2:5] for of_rank in found] == [[0, True, rank] for rank in range(10)]
+    assert {of_rank[5] for of_rank in found} == {found[0][5]} and "and 1 more: no disk" in found[0][5]
