@@ -110,7 +110,10 @@ class OwnWork:
         self._probes = settings.engine.zero_stage == 3
         self._shape = settings.model.hidden_size, settings.model.intermediate_size
         self._seconds: list[float] = []
-        self._hosts: list[str] = []
+        self._hosts: list[str] | None = None
+        """Of all ranks, on rank 0."""
+        self._compiled = False
+        """Whether a window has passed. The first one includes compilation, so it is dropped."""
 
     def add(self, forward_seconds: float) -> list[Straggler]:
         """Add a step; at the end of a window return the ranks that have become slow or caught up.
@@ -127,10 +130,14 @@ class OwnWork:
             return []
         own = self._probe() if self._probes else statistics.median(self._seconds)
         self._seconds.clear()
-        if not self._hosts:  # the first window includes compilation, so it is dropped
-            self._hosts = self._topology.broadcast(gather(self._topology, socket.gethostname()))
+        if not self._compiled:
+            self._hosts, self._compiled = gather(self._topology, socket.gethostname()), True
             return []
-        return self._comparison.add(self._topology.broadcast(gather(self._topology, own)), self._hosts)
+        of_ranks, news = gather(self._topology, own), None
+        if of_ranks is not None and self._hosts is not None:
+            news = self._comparison.add(of_ranks, self._hosts)
+        found: list[Straggler] = self._topology.broadcast(news)
+        return found
 
     def _probe(self) -> float:
         hidden, intermediate = self._shape
