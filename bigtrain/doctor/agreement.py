@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 
 from bigtrain.base import LAUNCHER, PROGRESS, STORE, __version__
@@ -45,6 +44,8 @@ def measure_versions(context: CheckContext) -> dict[str, str | None]:
     if context.meeting.me.local_rank == 0:  # the other ranks of the host have the same files
         versions["code"] = _code()
     if context.device.type == "cuda":
+        import torch
+
         nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
         versions |= {
             "CUDA": torch.version.cuda,

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError, duration, gibibytes
-from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings
 from bigtrain.doctor import disk_probe
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding, Status
-from bigtrain.model import count_parameters
 from bigtrain.rundir import MARK, RunDirectory
 
 STATE_BYTES = {"adamw": 12, "muon": 12, "lion": 8}
@@ -93,6 +91,8 @@ def local_target(settings: Settings) -> WriteTarget | None:
 
 def checkpoint_bytes(settings: Settings) -> int:
     """Return the size of a checkpoint in bytes, at most."""
+    from bigtrain.model import count_parameters
+
     return STATE_BYTES[settings.optimizer.name] * count_parameters(settings.model)
 
 
@@ -105,15 +105,16 @@ def measure_disks(context: CheckContext) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for target in [*targets, *([local] if local else [])]:
         room = target.probe("room", seconds=3)
-        size = min(max(checkpoint_bytes(settings), PROBE_BYTES[0]), PROBE_BYTES[1], room["free"] // 20)
-        if target.key == "run_dir" and settings.checkpoint.dir is not None:
-            size = min(size, PROBE_BYTES[0])  # only one line for each step is written there
+        size = 0 if context.fast else _probe_size(settings, target, room["free"])
         speed = target.probe("speed", size, PROBE_SECONDS, seconds=PROBE_SECONDS + 4) if size > 1 << 16 else {}
         found[target.key] = {"where": target.where, **room, **speed}
         if target.key == "run_dir":
             found[target.key] |= target.probe("lock", f"{MARK}{uuid.uuid4().hex}", seconds=LOOK_SECONDS)
     if context.meeting.leads:
         RunDirectory(settings.run_dir).refuse_foreign()
+    if context.meeting.leads and not context.fast:
+        from bigtrain.checkpoint import StorageTiers, storage_at
+
         for target in shared_targets(settings):
             if target.is_url:
                 storage_at(target.where).check_writable()
@@ -121,18 +122,26 @@ def measure_disks(context: CheckContext) -> dict[str, Any]:
     return found
 
 
+def _probe_size(settings: Settings, target: WriteTarget, free: int) -> int:
+    """The bytes to write to a target."""
+    size = min(max(checkpoint_bytes(settings), PROBE_BYTES[0]), PROBE_BYTES[1], free // 20)
+    if target.key == "run_dir" and settings.checkpoint.dir is not None:
+        return min(size, PROBE_BYTES[0])  # only one line for each step is written there
+    return size
+
+
 def assess_disks(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check that the checkpoints of this run will fit, and that the disks are as fast as before."""
     settings = context.settings
     assert settings is not None
-    size = checkpoint_bytes(settings)
+    size = 0 if context.fast else checkpoint_bytes(settings)  # these checks do not count the model's parameters
     kept: dict[str, Any] = {"checkpoint_bytes": size}
     yield from _local_space({r: each[LOCAL] for r, each in measured.items() if LOCAL in each}, size, context)
     for rank, found in measured.items():
         for key, each in found.items():
             if not isinstance(each, dict):
                 continue
-            holds = key == ("run_dir" if settings.checkpoint.dir is None else "checkpoint.dir")
+            holds = key == ("run_dir" if settings.checkpoint.dir is None else "checkpoint.dir") and not context.fast
             on = f" on {context.meeting.host_of(rank)}" if key == LOCAL else ""
             if not on:
                 needs = _needs(settings, size, found.get("steps", 0)) if holds else [1 << 24, 1 << 26]

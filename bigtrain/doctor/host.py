@@ -46,7 +46,7 @@ def measure_limits(context: CheckContext) -> dict[str, int | bool]:
 
 def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check the limits against the number of ranks: files for their connections, pinned memory, /dev/shm."""
-    label, world = context.meeting.label, context.meeting.world_size
+    label, world = context.meeting.label, context.ranks
     wanted = max(FILES_AT_LEAST, CONNECTIONS_A_PEER * world + 512)
     infinite = resource.RLIM_INFINITY
     few = [rank for rank, each in measured.items() if each["files"] != infinite and each["files"] < wanted]
@@ -67,7 +67,7 @@ def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFi
             "unlimited: NCCL registers its buffers with the network card",
             "ulimit -l unlimited in the script that starts the ranks (--ulimit memlock=-1 in Docker)",
         )
-    least = SHARED_MEMORY[context.device.type]
+    least = SHARED_MEMORY[context.device_type]
     tight = [rank for rank, each in measured.items() if each.get("shared_free", 0) < least]
     if tight:
         free = min(measured[rank].get("shared_free", 0) for rank in tight)

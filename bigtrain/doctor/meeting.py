@@ -16,9 +16,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch.distributed as dist
 from pydantic import ConfigDict
-from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from bigtrain.base import (
     STRICT,
@@ -77,6 +75,38 @@ class Attendee:
     """The name by which the scheduler knows its host, where that is another one."""
 
 
+class OwnStore:
+    """The store of one process: what it has not set will not come."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def set(self, key: str, value: str) -> None:
+        """Set a value."""
+        self._values[key] = value
+
+    def compare_set(self, key: str, _expected: str, value: str) -> None:
+        """Set a value, unless there is one."""
+        self._values.setdefault(key, value)
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are there."""
+        return self._values.keys() >= set(keys)
+
+    def wait(self, keys: list[str], _timeout: timedelta) -> None:
+        """Raise RuntimeError where a key is not there."""
+        if not self.check(keys):
+            raise RuntimeError("no other process could set this key")
+
+    def get(self, key: str) -> str:
+        """Return a value. Raises KeyError."""
+        return self._values[key]
+
+    def multi_get(self, keys: list[str]) -> list[str]:
+        """Return several values. Raises KeyError."""
+        return [self._values[key] for key in keys]
+
+
 class Meeting:
     """The ranks that came. The lowest of them is the leader: it asks, gathers and publishes."""
 
@@ -104,6 +134,13 @@ class Meeting:
             }
 
     @classmethod
+    def alone(cls) -> Meeting:
+        """Return the meeting of this process with no other."""
+        store, me = OwnStore(), Attendee(0, socket.gethostname(), 0, 0, machine_name())
+        store.set("here/0", json.dumps(asdict(me)))
+        return cls(store, me, 1, [])
+
+    @classmethod
     def join(cls, patience: float | None = None) -> Meeting:
         """Meet the other ranks of the launcher. Without a launcher this process is the only rank.
 
@@ -120,9 +157,7 @@ class Meeting:
         me = Attendee(rank, socket.gethostname(), local_rank, node, machine_name())
         patience = patience or longer(PATIENCE, _expected_hosts(world_size))
         end = time.monotonic() + patience
-        store = _store(rank, world_size, patience) if launched else HashStore()
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = PrefixStore(f"bigtrain/doctor/{start}", store)
+        store = _store(rank, world_size, patience) if launched else OwnStore()
         store.set(f"here/{rank}", json.dumps(asdict(me)))
         everybody = [f"here/{each}" for each in range(world_size)]
         # Where rank 0 does not come, the lowest of the others decides, before the next ones look for the missing too.
@@ -247,11 +282,14 @@ class Meeting:
 
 def _store(rank: int, world_size: int, patience: float) -> Any:
     """Connect to the launcher's store; where the launcher holds none, to one that rank 0 opens."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
     address, port = store_address() or (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     held = store_address() is not None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     within, opens = timedelta(seconds=patience), rank == 0 and not held
     try:
-        return TCPStore(address, int(port), world_size, opens, within, wait_for_workers=False, multi_tenant=opens)
+        store = TCPStore(address, int(port), world_size, opens, within, wait_for_workers=False, multi_tenant=opens)
+        return PrefixStore(f"bigtrain/doctor/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     except (RuntimeError, ValueError) as error:
         raise BigtrainError(
             f"rank {rank} on {socket.gethostname()} cannot reach the store where all ranks meet",
@@ -265,7 +303,7 @@ def _wait(store: Any, keys: list[str], seconds: float) -> bool:
     """Whether all keys have come within `seconds`."""
     try:
         store.wait(keys, timedelta(seconds=max(seconds, 0.001)))
-    except (RuntimeError, dist.DistError):
+    except RuntimeError:  # torch's DistError too
         return False
     return True
 

@@ -15,8 +15,10 @@ from torch.distributed import HashStore
 
 from bigtrain.cli.doctor_command import lines
 from bigtrain.config import load_settings
-from bigtrain.doctor import CHECKS, agreement, devices, host, network, shape
+from bigtrain.doctor import agreement, devices, host, network, shape
+from bigtrain.doctor import names as names_check
 from bigtrain.doctor.check import CheckContext
+from bigtrain.doctor.checks import CHECKS
 from bigtrain.doctor.examine import Preflight, condensed
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.meeting import Attendee, Meeting, longer
@@ -69,7 +71,7 @@ def measurements(context: CheckContext) -> dict[str, dict[int, Any]]:
         host.measure_limits(context),
         shape.measure_memory(context),
     )
-    names, gpu = network.measure_names(context), dict(zip(host.GPU_FIELDS, GPU, strict=True))
+    names, gpu = names_check.measure_names(context), dict(zip(host.GPU_FIELDS, GPU, strict=True))
     everywhere = range(meeting.world_size)
     of_plan = {"plan_id": "p", "problems": ["a block"], "blocks": 1, "of_blocks": 2, "tokens": 9, "sources": 1}
     product = {"type": "cuda", "name": "G", "kind": "bf16", "load": 0.1}
@@ -120,7 +122,7 @@ def test_what_the_preflight_says_is_as_long_for_512_hosts_as_for_128(tmp_path):
         preflight = assess_all(context, measurements(context))
         bugs = [finding for finding in preflight.findings if "bug in bigtrain" in str(finding.fix)]
         assert not bugs
-        report = preflight._report()
+        report = preflight.report()
         printed[ranks] = list(lines(report))
         record = json.dumps({**report.as_dict(), "measured": context.measured, "past": context.history.past})
         assert len(record) < 400 * ranks
