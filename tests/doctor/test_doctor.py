@@ -286,9 +286,7 @@ def test_the_fast_checks_find_what_one_process_can_without_pytorch(built: RunSan
     assert not list(run.iterdir())
 
 
-def test_a_fast_check_that_fails_is_the_same_finding_as_in_the_whole_preflight(
-    built: RunSandbox, tmp_path: Path
-) -> None:
+def test_a_fast_check_that_fails_is_the_finding_of_the_whole_preflight(built: RunSandbox, tmp_path: Path) -> None:
     assert_only_wrong(fast_doctor(built.config, [f"run_dir={tmp_path}/new"], ranks=2))
     assert_only_wrong(fast_doctor(built.config, ["train.steps=many"], ranks=2), configuration="failed")
     assert_only_wrong(fast_doctor(built.config, [f"run_dir={tmp_path}/new"], ranks=1000), batch="failed")

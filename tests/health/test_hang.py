@@ -145,7 +145,7 @@ def test_a_rank_whose_summary_has_not_come_is_counted_and_accused_by_none(ranks,
     assert (count in named.reason) == bool(unknown)
 
 
-def test_on_gpus_ranks_that_answered_alike_are_not_accused_where_one_is_unknown():
+def test_ranks_that_answered_alike_are_not_accused_where_one_is_unknown():
     """All have queued their work, so none is inside a collective; that one summary is late tells nothing of them."""
     reports = [replace(report, waits_for_ranks=False) for report in waiting(4, 3, LoopPhase.OPTIMIZER)]
     reports[2] = replace(reports[2], answered=False)

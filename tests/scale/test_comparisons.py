@@ -30,7 +30,7 @@ def traffic(ranks: int, work) -> Mailboxes:
     return boxes
 
 
-def test_a_window_of_the_straggler_check_costs_a_rank_its_own_value_and_the_news():
+def test_a_window_costs_a_rank_its_own_value_and_the_news():
     """Rank 0 hears of all; another rank sends what the subtree below it says, and hears what has changed."""
 
     def compared(tree):

@@ -144,7 +144,7 @@ def test_findings_alike_are_condensed_and_none_of_their_machines_is_lost():
     assert {h for each in shown for h in each.hosts} == {f"h{n}" for n in range(20)}
 
 
-def test_time_limits_grow_with_the_hosts_and_only_those_of_what_hosts_share():
+def test_time_limits_of_what_hosts_share_grow_with_the_hosts():
     assert longer(60, 1) == 60 and 62 < longer(60, 8) < 64
     assert longer(60, 2048) > 900  # imports from a shared file system took 12 minutes
     assert longer(network.JOIN_SECONDS, 2048) > 150  # NCCL took 2.5 minutes on as many GPUs
@@ -156,9 +156,7 @@ def test_time_limits_grow_with_the_hosts_and_only_those_of_what_hosts_share():
     ("ranks", "overrides", "measured"),
     [(4096, (), False), (4096, ("optimizer.name=muon",), True), (2 * A_HOST, (), True)],
 )
-def test_an_all_to_all_of_many_hosts_is_measured_only_where_the_optimizer_does_one(
-    ranks, overrides, measured, tmp_path
-):
+def test_an_all_to_all_of_many_hosts_is_measured_only_for_muon(ranks, overrides, measured, tmp_path):
     assert network.needs_all_to_all(job(ranks, tmp_path, *overrides)) == measured
 
 
