@@ -83,7 +83,7 @@ def test_two_healthy_ranks_pass_and_are_compared_with_the_next_time(built: RunSa
     assert not [path for path in built.run.iterdir() if "bigtrain-doctor" in path.name]
 
     slower = {name: [1000 * values[-1]] for name, values in record["past"].items()}
-    (built.run / "doctor.json").write_text(json.dumps({"past": slower}))
+    (built.run / "doctor.json").write_text(json.dumps({"last": {}, "past": slower}))
     again = forkserver.torchrun(2, *arguments, cwd=built.directory)
     assert again.returncode == 0, again.stdout  # a warning is no failure
     report = json.loads(again.stdout[again.stdout.index("{") :])
