@@ -5,7 +5,8 @@
 #   NPROC=4 launch/local.sh configs/quickstart.yaml train.steps=100
 #
 #   --dry-run            print what would be started, and do nothing
-#   --doctor             run `bigtrain doctor` first
+#   --doctor             run all of `bigtrain doctor` first, on all ranks; otherwise only its fast checks are run
+#   --no-doctor          run none of them
 #   --max-restarts N     how often ranks that died are started again (default: launch/environment.sh)
 #
 # Started again, it goes on from the newest checkpoint. Ctrl-C or `kill -TERM` commits one and ends with status 75.
@@ -14,11 +15,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$here/common.sh"
 
-options=()
+options=() doctor=--fast-doctor
 while [[ ${1:-} == -* ]]; do
   case $1 in
     -h | --help) help && exit ;;
-    --dry-run | --doctor | --no-doctor) options+=("$1") ;;
+    --dry-run) options+=("$1") ;;
+    --doctor | --no-doctor) doctor=$1 ;;
     --max-restarts)
       [[ $# -ge 2 ]] || refuse "$1 needs a number"
       options+=("$1" "$2") && shift
@@ -29,4 +31,4 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $# -gt 0 ]] || { help >&2 && exit 2; }
 
-exec "$here/node.sh" "${options[@]}" train "$@"
+exec "$here/node.sh" "${options[@]}" "$doctor" train "$@"

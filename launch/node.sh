@@ -11,6 +11,7 @@
 #   --job ID                 a name that all machines of the job have in common
 #   --max-restarts N         how often ranks that died are started again (default: launch/environment.sh)
 #   --doctor                 run `bigtrain doctor` on all machines first; the job starts when nothing failed
+#   --fast-doctor            run `bigtrain doctor --fast` on this machine first: two seconds, silent where all is well
 #   --orders-on-stdin        read names of signals from stdin and forward them; its end means TERM (for launch/ssh.sh)
 #   --dry-run                print what would be started, and do nothing
 #
@@ -35,6 +36,7 @@ while [[ ${1:-} == -* ]]; do
   case $1 in
     -h | --help) help && exit ;;
     --doctor) doctor=yes ;;
+    --fast-doctor) doctor=fast ;;
     --no-doctor) doctor='' ;;
     --orders-on-stdin) orders=yes ;;
     --dry-run) dry=yes ;;
@@ -97,6 +99,11 @@ command=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=$p
   -m bigtrain "$@")
 [[ -z $rendezvous ]] || meet_at $((port + 1))
 preflight=("$python" -m bigtrain.cli.torchrun "${meeting[@]}" "--nproc-per-node=$processes" -m bigtrain doctor "${@:2}")
+if [[ $doctor == fast ]]; then
+  preflight=("$python" -m bigtrain doctor --fast --quiet)
+  [[ $nodes != 1 || $processes == cpu ]] || preflight+=(--ranks "$processes")
+  preflight+=("${@:2}")
+fi
 
 if [[ -n $dry ]]; then
   show cd "$PWD"

@@ -23,26 +23,46 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="A YAML configuration. Without: the machine alone.")] = None,
     overrides: OverridesArgument = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave a check out; may be repeated.")] = None,
-    patience: Annotated[float, typer.Option(min=1, help="Seconds until a rank that has not come is missing.")] = 60.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Seconds until a rank that has not come is missing. Default: 60, and more with many hosts."
+        ),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Only what one process finds in two seconds, without PyTorch.")
+    ] = False,
+    ranks: Annotated[int | None, typer.Option(min=1, help="With --fast: the number of ranks that will start.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only what is not ok.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything a run needs before it starts, alone or on all ranks under torchrun; 0 when nothing failed."""
-    from bigtrain.doctor import doctor
+    from bigtrain.doctor import doctor, fast_doctor
 
-    report = doctor(config, overrides or [], skip=skip or [], patience=patience)
+    if fast:
+        report = fast_doctor(config, overrides or [], skip=skip or [], ranks=ranks)
+    else:
+        report = doctor(config, overrides or [], skip=skip or [], patience=patience)
     if report.leads:
         if as_json:
             print_json(report.as_dict())
-        else:
-            echo("\n".join(lines(report)))
+        elif not quiet or any(finding.status != "ok" for finding in report.findings):
+            echo("\n".join(lines(report, quiet)))
     raise typer.Exit(0 if report.ok else 1)
 
 
-def lines(report: DoctorReport) -> Iterator[str]:
-    """The report for people: a line a finding, and below those that are not ok what was wanted and what to do."""
+def lines(report: DoctorReport, quiet: bool = False) -> Iterator[str]:
+    """The report for people: a line a finding, and below those that are not ok what was wanted and what to do.
+
+    Args:
+        report: the report.
+        quiet: whether to leave out what is ok.
+    """
     width = max(80, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     yield f"bigtrain doctor: {report.world_size} rank(s) on {len(report.hosts)} host(s), {report.seconds:.0f} s"
     for finding in report.findings:
+        if quiet and finding.status == "ok":
+            continue
         yield from _wrapped(f"  {finding.status:<8} {finding.check:<13} ", finding.found, width)
         if finding.status != "ok":
             for label, text in (("wanted", finding.wanted), ("fix", finding.fix)):

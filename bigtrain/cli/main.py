@@ -60,7 +60,7 @@ app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(submit_commands.app, name="submit")
 
-HAS_RANKS = ("bigtrain.train.setup", "bigtrain.doctor")
+HAS_RANKS = ("bigtrain.train.setup", "bigtrain.doctor.checks")
 """Modules that are imported in a process that may have a process group, or threads that never end."""
 
 

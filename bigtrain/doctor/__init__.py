@@ -8,10 +8,11 @@
       |
     RUN/doctor.json           history.py: what was measured, which the next preflight expects
 
-A check is an entry of `CHECKS` in examine.py. Whatever goes wrong in a check is a failed check of that name: an
-exception, a rank that does not answer, a disk that blocks the process which uses it.
+A check is an entry of `CHECKS` in checks.py; those of fast_checks.py need no PyTorch and no other process. Whatever
+goes wrong in a check is a failed check of that name: an exception, a rank that does not answer, a disk that blocks the
+process which uses it.
 """
 
-from bigtrain.doctor.examine import CHECKS, DoctorReport, doctor
+from bigtrain.doctor.examine import DoctorReport, doctor, fast_doctor
 
-__all__ = ["CHECKS", "DoctorReport", "doctor"]
+__all__ = ["DoctorReport", "doctor", "fast_doctor"]

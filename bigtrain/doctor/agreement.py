@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 
 from bigtrain.base import LAUNCHER, PROGRESS, STORE, __version__
@@ -42,8 +41,11 @@ def measure_versions(context: CheckContext) -> dict[str, str | None]:
     """Return the version of each program on this rank."""
     versions: dict[str, str | None] = {"bigtrain": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
-    versions["code"] = _code()
+    if context.meeting.me.local_rank == 0:  # the other ranks of the host have the same files
+        versions["code"] = _code()
     if context.device.type == "cuda":
+        import torch
+
         nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
         versions |= {
             "CUDA": torch.version.cuda,
@@ -87,7 +89,7 @@ def driver_version() -> str | None:
 def assess_versions(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Name the ranks whose version of a program is not that of the majority."""
     for name in {name: None for each in measured.values() for name in each}:
-        values = {rank: each.get(name) for rank, each in measured.items()}
+        values = {rank: each.get(name) for rank, each in measured.items() if name != "code" or name in each}
         usual, _ = Counter(values.values()).most_common(1)[0]
         outliers = {rank: value for rank, value in values.items() if value != usual}
         if outliers:
@@ -145,10 +147,14 @@ def measure_configuration(context: CheckContext) -> dict[str, Any]:
     mine = flat(context.settings)
     if context.meeting.leads:
         context.meeting.publish("settings", mine)
-        return {"hash": settings_hash(mine), "differs": {}}
-    theirs = context.meeting.receive("settings", 5.0)
+        context.meeting.publish("settings_hash", settings_hash(mine))
+        return {"differs": {}}
+    seconds = context.meeting.longer(5.0)
+    if context.meeting.receive("settings_hash", seconds) == settings_hash(mine):
+        return {"differs": {}}
+    theirs = context.meeting.receive("settings", seconds)
     differs = {key: [theirs.get(key), mine.get(key)] for key in theirs | mine if theirs.get(key) != mine.get(key)}
-    return {"hash": settings_hash(mine), "differs": differs}
+    return {"differs": differs}
 
 
 def settings_hash(leaves: Mapping[str, Any]) -> str:

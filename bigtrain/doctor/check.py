@@ -6,15 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bigtrain.config import Settings
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Meeting
-from bigtrain.engine import COMPUTE_DTYPES
+
+if TYPE_CHECKING:  # the fast checks are done before PyTorch could be imported
+    import torch
 
 Result = TypeVar("Result")
 
@@ -26,15 +27,44 @@ class CheckContext:
     meeting: Meeting
     settings: Settings | None
     """None where no configuration was given, or it cannot be read on this rank."""
-    device: torch.device
+    chosen: torch.device | None
+    """This rank's device; None in the fast checks."""
     history: MeasurementHistory = field(default_factory=MeasurementHistory)
     """What earlier preflights of this run have measured; on the leader."""
     measured: dict[str, Any] = field(default_factory=dict)
     """What to keep of this preflight in RUN/doctor.json; on the leader."""
 
+    planned_ranks: int | None = None
+    """The number of ranks of the run, where that of the preflight is another one."""
+
+    @property
+    def fast(self) -> bool:
+        """Whether these are the fast checks: they have no device, measure no speed and count no parameters."""
+        return self.chosen is None
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks of the run."""
+        return self.planned_ranks or self.meeting.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        assert self.chosen is not None, "a fast check uses a device"
+        return self.chosen
+
+    @property
+    def device_type(self) -> str:
+        """`cuda` or `cpu`."""
+        if self.chosen is not None:
+            return self.chosen.type
+        return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
     @property
     def dtype(self) -> torch.dtype:
         """The type of number that the model computes with."""
+        from bigtrain.engine import COMPUTE_DTYPES
+
         precision = self.settings.engine.precision if self.settings else "bf16"
         return COMPUTE_DTYPES[precision]
 
@@ -59,6 +89,9 @@ class Check:
     """All ranks, the first of each host, or the leader alone."""
     seconds: float = 10.0
     """The time limit. A rank that has not answered by then has failed."""
+    shared: bool = False
+    """Whether all hosts use the same thing at once, so that the limit grows with their number: a file system, a
+    network, or the leader."""
     needs_settings: bool = False
     collective: bool = False
     """Whether ranks wait for each other inside, so that the check is skipped when one is missing."""

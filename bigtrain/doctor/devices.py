@@ -81,16 +81,19 @@ def assess_devices(measured: Measured, context: CheckContext) -> Iterator[CheckF
             context.meeting.machines(without, some=True),
         )
     yield from _shared(measured, context)
+    idle: dict[tuple[int, int], list[int]] = {}
     for ranks in context.meeting.hosts.values():
         here = [measured[rank] for rank in ranks if rank in measured]
         if here and here[0].get("devices", 0) > here[0]["local_ranks"]:
-            yield CheckFinding(
-                "devices",
-                "warning",
-                f"{label(ranks)} uses {here[0]['local_ranks']} of the {here[0]['devices']} GPUs there",
-                "one rank for each GPU",
-                f"start {here[0]['devices']} processes a node (--nproc-per-node)",
-            )
+            idle.setdefault((here[0]["local_ranks"], here[0]["devices"]), []).extend(ranks)
+    for (used, there), ranks in idle.items():
+        yield CheckFinding(
+            "devices",
+            "warning",
+            f"{label(ranks)} uses {used} of the {there} GPUs there",
+            "one rank for each GPU",
+            f"start {there} processes a node (--nproc-per-node)",
+        )
     for want in {each.get("kernels_want") for each in measured.values()} - {None}:
         without = [rank for rank, each in measured.items() if each.get("kernels_want") == want]
         yield CheckFinding(

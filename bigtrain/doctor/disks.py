@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.base import BigtrainError, duration, gibibytes
-from bigtrain.checkpoint import StorageTiers, storage_at
 from bigtrain.config import Settings
 from bigtrain.doctor import disk_probe
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding, Status
-from bigtrain.model import count_parameters
 from bigtrain.rundir import MARK, RunDirectory
 
 STATE_BYTES = {"adamw": 12, "muon": 12, "lion": 8}
 """Bytes of a checkpoint for each parameter: float32 weights and moments. It is an upper bound for muon, which keeps
 only one moment of the matrices."""
+LOCAL = "checkpoint.local_dir"
 LOCAL_COPIES = 3
 """Checkpoints in checkpoint.local_dir while the third is written."""
 PROBE_SECONDS = 3.0
@@ -87,11 +86,13 @@ def shared_targets(settings: Settings) -> list[WriteTarget]:
 def local_target(settings: Settings) -> WriteTarget | None:
     """Return `checkpoint.local_dir`, the storage tier on each node's own disk; None where it is not set."""
     local = settings.checkpoint.local_dir
-    return None if local is None else WriteTarget("checkpoint.local_dir", str(local.absolute()))
+    return None if local is None else WriteTarget(LOCAL, str(local.absolute()))
 
 
 def checkpoint_bytes(settings: Settings) -> int:
     """Return the size of a checkpoint in bytes, at most."""
+    from bigtrain.model import count_parameters
+
     return STATE_BYTES[settings.optimizer.name] * count_parameters(settings.model)
 
 
@@ -104,15 +105,16 @@ def measure_disks(context: CheckContext) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for target in [*targets, *([local] if local else [])]:
         room = target.probe("room", seconds=3)
-        size = min(max(checkpoint_bytes(settings), PROBE_BYTES[0]), PROBE_BYTES[1], room["free"] // 20)
-        if target.key == "run_dir" and settings.checkpoint.dir is not None:
-            size = min(size, PROBE_BYTES[0])  # only one line for each step is written there
+        size = 0 if context.fast else _probe_size(settings, target, room["free"])
         speed = target.probe("speed", size, PROBE_SECONDS, seconds=PROBE_SECONDS + 4) if size > 1 << 16 else {}
         found[target.key] = {"where": target.where, **room, **speed}
         if target.key == "run_dir":
             found[target.key] |= target.probe("lock", f"{MARK}{uuid.uuid4().hex}", seconds=LOOK_SECONDS)
     if context.meeting.leads:
         RunDirectory(settings.run_dir).refuse_foreign()
+    if context.meeting.leads and not context.fast:
+        from bigtrain.checkpoint import StorageTiers, storage_at
+
         for target in shared_targets(settings):
             if target.is_url:
                 storage_at(target.where).check_writable()
@@ -120,24 +122,30 @@ def measure_disks(context: CheckContext) -> dict[str, Any]:
     return found
 
 
+def _probe_size(settings: Settings, target: WriteTarget, free: int) -> int:
+    """The bytes to write to a target."""
+    size = min(max(checkpoint_bytes(settings), PROBE_BYTES[0]), PROBE_BYTES[1], free // 20)
+    if target.key == "run_dir" and settings.checkpoint.dir is not None:
+        return min(size, PROBE_BYTES[0])  # only one line for each step is written there
+    return size
+
+
 def assess_disks(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check that the checkpoints of this run will fit, and that the disks are as fast as before."""
     settings = context.settings
     assert settings is not None
-    size = checkpoint_bytes(settings)
+    size = 0 if context.fast else checkpoint_bytes(settings)  # these checks do not count the model's parameters
     kept: dict[str, Any] = {"checkpoint_bytes": size}
+    yield from _local_space({r: each[LOCAL] for r, each in measured.items() if LOCAL in each}, size, context)
     for rank, found in measured.items():
         for key, each in found.items():
             if not isinstance(each, dict):
                 continue
-            holds = key == ("run_dir" if settings.checkpoint.dir is None else "checkpoint.dir")
-            on = f" on {context.meeting.host_of(rank)}" if key == "checkpoint.local_dir" else ""
-            if on:
-                share = len(next(ranks for ranks in context.meeting.hosts.values() if rank in ranks))
-                needs = [LOCAL_COPIES * size * share // context.meeting.world_size] * 2
-            else:
+            holds = key == ("run_dir" if settings.checkpoint.dir is None else "checkpoint.dir") and not context.fast
+            on = f" on {context.meeting.host_of(rank)}" if key == LOCAL else ""
+            if not on:
                 needs = _needs(settings, size, found.get("steps", 0)) if holds else [1 << 24, 1 << 26]
-            yield _free_space(f"{key} {each['where']}{on}", each, *needs)
+                yield _free_space(f"{key} {each['where']}", each, *needs)
             if not each.get("flock", True):
                 yield _without_flock(key, each["where"])
             rate = each.get("bytes_per_second")
@@ -158,6 +166,20 @@ def assess_disks(measured: Measured, context: CheckContext) -> Iterator[CheckFin
             kept[f"{key}{on}"] = {"free": each["free"], "bytes_per_second": round(rate)}
             yield from _save_time(settings, key, rate, size) if holds else ()
     context.measured["disks"] = kept
+
+
+def _local_space(measured: Measured, size: int, context: CheckContext) -> Iterator[CheckFinding]:
+    """Whether the share of each host fits on its own disk: a finding for all hosts with one outcome, of the worst."""
+    alike: dict[tuple[Status, str], list[int]] = {}
+    meeting = context.meeting
+    share = {rank: LOCAL_COPIES * size * len(meeting.beside(rank)) // meeting.world_size for rank in measured}
+    for rank in sorted(measured, key=lambda rank: measured[rank]["free"]):
+        status = _free_space("", measured[rank], share[rank], share[rank]).status
+        alike.setdefault((status, measured[rank]["where"]), []).append(rank)
+    for (_, where), ranks in alike.items():
+        least = "" if len(ranks) == 1 else ", the least of which has"
+        what = f"{LOCAL} {where} on {meeting.label_hosts(ranks)}{least}"
+        yield _free_space(what, measured[ranks[0]], share[ranks[0]], share[ranks[0]])
 
 
 def _needs(settings: Settings, size: int, there: int) -> list[int]:
@@ -234,7 +256,7 @@ def measure_sharing(context: CheckContext) -> dict[str, Any]:
         finally:
             meeting.publish("mark", name)  # the others wait for it
         return {"mark": name}
-    name = meeting.receive("mark", LOOK_SECONDS)
+    name = meeting.receive("mark", meeting.longer(LOOK_SECONDS))
     return {target.key: _sees_mark(target, name) for target in targets}
 
 

@@ -5,131 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bigtrain.base import BigtrainError, number_of
 from bigtrain.config import Settings, load_settings
-from bigtrain.doctor import agreement, clocks, devices, disks, host, network, services, shape
 from bigtrain.doctor.check import Check, CheckContext, bounded
+from bigtrain.doctor.fast_checks import FAST_CHECKS
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.doctor.history import MeasurementHistory
-from bigtrain.doctor.meeting import Meeting
-from bigtrain.engine import choose_device
+from bigtrain.doctor.meeting import NAMED, Meeting
 from bigtrain.rundir import RunDirectory, record_failing_hosts
 
-CHECKS: dict[str, Check] = {
-    "versions": Check(
-        "all ranks have the same Python, PyTorch, DeepSpeed, source of bigtrain, CUDA, NCCL and driver",
-        agreement.measure_versions,
-        agreement.assess_versions,
-    ),
-    "environment": Check(
-        "variables that configure libraries (NCCL_*, GLOO_*, OMP_*, ...) are the same on all ranks",
-        agreement.measure_environment,
-        agreement.assess_environment,
-    ),
-    "configuration": Check(
-        "all ranks have the same effective settings",
-        agreement.measure_configuration,
-        agreement.assess_configuration,
-        needs_settings=True,
-    ),
-    "batch": Check(
-        "the global batch divides over the ranks",
-        shape.measure_batch,
-        shape.assess_batch,
-        takes_part="leader",
-        needs_settings=True,
-    ),
-    "devices": Check(
-        "each rank has a device of the same kind, which no other process uses",
-        devices.measure_device,
-        devices.assess_devices,
-        seconds=20,
-    ),
-    "gpus": Check(
-        "the GPUs have no memory errors, slowdown or XID messages, and persistence mode is on",
-        host.measure_gpus,
-        host.assess_gpus,
-        takes_part="hosts",
-        seconds=15,
-    ),
-    "limits": Check(
-        "limits of open files, pinned memory and /dev/shm", host.measure_limits, host.assess_limits, takes_part="hosts"
-    ),
-    "memory": Check(
-        "weights, gradients, optimizer state and the image of a save fit into memory",
-        shape.measure_memory,
-        shape.assess_memory,
-        needs_settings=True,
-    ),
-    "names": Check(
-        "hosts reach each other by name",
-        network.measure_names,
-        network.assess_names,
-        takes_part="hosts",
-    ),
-    "disks": Check(
-        "the disks have room for the checkpoints that are kept; the speed of writing past the page cache",
-        disks.measure_disks,
-        disks.assess_disks,
-        takes_part="hosts",
-        seconds=25,
-        needs_settings=True,
-    ),
-    "sharing": Check(
-        "all hosts see the same run directory and checkpoint.dir",
-        disks.measure_sharing,
-        disks.assess_sharing,
-        takes_part="hosts",
-        seconds=20,
-        needs_settings=True,
-    ),
-    "data": Check(
-        "tokenizer and datasets are as they were built, and a sample of their blocks is intact",
-        services.measure_data,
-        services.assess_data,
-        takes_part="hosts",
-        seconds=20,
-        needs_settings=True,
-    ),
-    "tracker": Check(
-        "W&B's server answers",
-        services.measure_tracker,
-        services.assess_tracker,
-        takes_part="leader",
-        needs_settings=True,
-    ),
-    "clocks": Check(
-        "the hosts' clocks agree",
-        clocks.measure_clock,
-        clocks.assess_clocks,
-        takes_part="hosts",
-        seconds=clocks.TOTAL_SECONDS + 2,
-        collective=True,
-    ),
-    "matmul": Check(
-        "the speed of a matrix product: against the other ranks, the datasheet and earlier preflights",
-        devices.measure_matmul,
-        devices.assess_matmul,
-        seconds=30,
-    ),
-    "network": Check(
-        "bandwidth and latency of all-reduce and all-to-all, their results, and the links between neighbours",
-        network.measure_network,
-        network.assess_network,
-        seconds=30,
-        collective=True,
-    ),
-}
-PATIENCE = 60.0
-"""Seconds until ranks that have not come count as missing."""
+if TYPE_CHECKING:
+    import torch
+
 BUDGET = 58.0
-"""Seconds for all checks, once the ranks have met."""
+"""Seconds for all checks of one host, once the ranks have met. Like those of the checks that all hosts make at once, it
+grows with the hosts: see `bigtrain.doctor.meeting.longer`."""
 AT_LEAST = 3.0
 """Seconds for a check when the budget is used up."""
 DEVICE_SECONDS = 20.0
@@ -165,7 +59,7 @@ def doctor(
     overrides: Sequence[str] = (),
     *,
     skip: Collection[str] = (),
-    patience: float = PATIENCE,
+    patience: float | None = None,
 ) -> DoctorReport:
     """Check this machine, or all ranks of a launcher, for a run of this configuration.
 
@@ -173,23 +67,20 @@ def doctor(
         config: a YAML configuration; without one only the machine is checked.
         overrides: `key=value` for any leaf of it.
         skip: names of CHECKS to leave out.
-        patience: seconds until a rank counts as missing.
+        patience: seconds until a rank counts as missing. Default: 60, and longer the more hosts there are.
 
     Raises:
         BigtrainError: this rank could not meet the others, the leader is gone, or `skip` names no check.
     """
-    if unknown := set(skip) - set(CHECKS):
-        raise BigtrainError(
-            f"there is no check {', '.join(sorted(unknown))}",
-            found=", ".join(sorted(unknown)),
-            wanted=", ".join(CHECKS),
-        )
+    from bigtrain.doctor.checks import CHECKS
+
+    _check_names(skip, CHECKS)
     settings, unreadable = _read(config, overrides)
     device = _device()
     meeting = Meeting.join(patience)
     preflight = Preflight(CheckContext(meeting, settings, device))
     try:
-        preflight.check_attendance(patience)
+        preflight.check_attendance()
         preflight.check_reading(unreadable)
         for name, check in CHECKS.items():
             if name not in skip and not (check.needs_settings and config is None):
@@ -199,8 +90,46 @@ def doctor(
         raise BigtrainError(str(error), fix="look at its output: it leads the checks, and may have crashed") from None
 
 
+def fast_doctor(
+    config: Path | None = None, overrides: Sequence[str] = (), *, skip: Collection[str] = (), ranks: int | None = None
+) -> DoctorReport:
+    """Check this machine for a run in two seconds, without PyTorch and without other processes.
+
+    Args:
+        config: a YAML configuration; without one only the machine is checked.
+        overrides: `key=value` for any leaf of it.
+        skip: names of FAST_CHECKS to leave out.
+        ranks: how many ranks the run will have. Default: not known, and the batch is not checked.
+
+    Raises:
+        BigtrainError: `skip` names no fast check.
+    """
+    _check_names(skip, FAST_CHECKS)
+    settings, unreadable = _read(config, overrides)
+    preflight = Preflight(CheckContext(Meeting.alone(), settings, None, planned_ranks=ranks))
+    preflight.check_reading(unreadable)
+    for name, check in FAST_CHECKS.items():
+        known = (config is not None or not check.needs_settings) and (ranks is not None or name != "batch")
+        if name not in skip and known:
+            preflight.run(name, check)
+    return preflight.report()
+
+
+def _check_names(skip: Collection[str], checks: Collection[str]) -> None:
+    if unknown := set(skip) - set(checks):
+        raise BigtrainError(
+            f"there is no check {', '.join(sorted(unknown))}",
+            found=", ".join(sorted(unknown)),
+            wanted=", ".join(checks),
+        )
+
+
 def _device() -> torch.device:
     """This rank's device. Where it cannot be used, the checks will find that out."""
+    import torch
+
+    from bigtrain.engine import choose_device
+
     local_rank, local_size = number_of("LOCAL_RANK", 0, 10**6) or 0, number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
     try:
         return bounded(lambda: choose_device(local_rank, local_size), DEVICE_SECONDS)
@@ -224,11 +153,11 @@ class Preflight:
         self.context, self.meeting, self.started = context, context.meeting, time.monotonic()
         self.findings: list[CheckFinding] = []
         settings = context.settings
-        if self.meeting.leads and settings is not None:
+        if self.meeting.leads and settings is not None and not context.fast:
             with suppress(TimeoutError):  # the checks report a disk that does not answer
                 context.history = bounded(lambda: MeasurementHistory.read(settings.run_dir), AT_LEAST)
 
-    def check_attendance(self, patience: float) -> None:
+    def check_attendance(self) -> None:
         """Name the ranks that did not come."""
         meeting = self.meeting
         if not meeting.leads:
@@ -236,12 +165,13 @@ class Preflight:
         hosts = ", ".join(f"{name} ({len(ranks)})" for (name, _), ranks in list(meeting.hosts.items())[:8])
         if len(meeting.hosts) > 8:
             hosts = f"{len(meeting.hosts)} hosts"
+        came = len(meeting.present)
         if meeting.missing:
             self.findings.append(
                 CheckFinding(
                     "ranks",
                     "failed",
-                    f"{meeting.label(meeting.missing)} did not come within {patience:g} s; {len(meeting.present)} of "
+                    f"{meeting.label(meeting.missing)} did not come within {meeting.patience:.0f} s; {came} of "
                     f"{meeting.world_size} did: {hosts}",
                     "all ranks",
                     "look at these hosts: is the process there (ps), and what does it wait for (py-spy dump)? Does the "
@@ -260,7 +190,8 @@ class Preflight:
         """Measure on the ranks that take part; gather and assess on the leader."""
         meeting = self.meeting
         if meeting.leads:
-            seconds = min(check.seconds, max(AT_LEAST, self.started + BUDGET - time.monotonic()))
+            left = self.started + meeting.longer(BUDGET) - time.monotonic()
+            seconds = min(meeting.longer(check.seconds) if check.shared else check.seconds, max(AT_LEAST, left))
             if check.collective and len(meeting.present) < meeting.world_size:
                 seconds = 0.0
                 text = "not measured: it needs all ranks, and some are missing"
@@ -269,7 +200,7 @@ class Preflight:
                 seconds = 0.0
             meeting.publish(f"seconds/{name}", seconds)
         else:
-            seconds = meeting.receive(f"seconds/{name}", BUDGET)
+            seconds = meeting.receive(f"seconds/{name}", meeting.longer(BUDGET))
         if seconds:
             answers = self._ask(name, self._participants(check), lambda: self._measured(check), seconds)
             if answers:
@@ -301,14 +232,15 @@ class Preflight:
             meeting.post(name, _outcome(measure, seconds))
         if not meeting.leads:
             return {}
-        answers = meeting.gather(name, ranks, seconds + _SLACK)
+        seconds += meeting.longer(_SLACK)
+        answers = meeting.gather(name, ranks, seconds)
         if silent := [rank for rank in ranks if rank not in answers]:
             meeting.mark_lost(silent)
             self.findings.append(
                 CheckFinding(
                     name,
                     "failed",
-                    f"{meeting.label(silent)} did not answer within {seconds + _SLACK:.0f} s",
+                    f"{meeting.label(silent)} did not answer within {seconds:.0f} s",
                     "an answer from every rank",
                     "check whether the process is still there, and what it waits for (py-spy dump)",
                     meeting.machines(silent, some=True),
@@ -331,30 +263,31 @@ class Preflight:
             found = list(check.assess(answers, self.context))
         except Exception as error:
             found = [CheckFinding(name, "failed", _unexpected(error), fix=_BUG)]
-        self.findings += [finding for finding in found if finding.status != "ok"] or found
+        self.findings += condensed([finding for finding in found if finding.status != "ok"] or found)
 
     def conclude(self) -> DoctorReport:
         """Write RUN/doctor.json, publish the result, and return the report when all ranks have received it."""
         meeting, settings = self.meeting, self.context.settings
         if not meeting.leads:
-            ok = bool(meeting.receive("ok", BUDGET))
+            ok = bool(meeting.receive("ok", meeting.longer(BUDGET)))
             meeting.leave()
             return DoctorReport(ok, leads=False)
         if settings is not None:
             self._write(settings)
-        report = self._report()
+        report = self.report()
         meeting.publish("ok", report.ok)
         meeting.leave()
         return report
 
-    def _report(self) -> DoctorReport:
+    def report(self) -> DoctorReport:
+        """Return what has been found so far, on the leader."""
         meeting = self.meeting
         ok = all(finding.status != "failed" for finding in self.findings)
         hosts = [name for name, _ in meeting.hosts]
         return DoctorReport(ok, self.findings, meeting.world_size, hosts, time.monotonic() - self.started)
 
     def _write(self, settings: Settings) -> None:
-        record = {**self._report().as_dict(), "time": round(time.time(), 3), "measured": self.context.measured}
+        record = {**self.report().as_dict(), "time": round(time.time(), 3), "measured": self.context.measured}
 
         def write() -> None:
             RunDirectory(settings.run_dir).refuse_foreign()
@@ -370,6 +303,21 @@ class Preflight:
             self.findings.append(CheckFinding("record", "warning", text, "a record for the next preflight to compare"))
         except BigtrainError:
             pass  # a folder with other files; the check of the disks has reported it
+
+
+def condensed(findings: Sequence[CheckFinding]) -> list[CheckFinding]:
+    """Findings of one check, with one line in place of those with the same remedy after the first `NAMED`."""
+    kinds: dict[tuple[str, str | None], list[CheckFinding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.status, finding.fix), []).append(finding)
+    shown: list[CheckFinding] = []
+    for alike in kinds.values():
+        shown += alike[:NAMED]
+        if more := alike[NAMED:]:
+            machines = tuple(dict.fromkeys(machine for finding in more for machine in finding.hosts))
+            text = f"and {len(more):,} more like these"
+            shown.append(replace(more[0], found=text, hosts=machines))
+    return shown
 
 
 _SLACK = 3.0

@@ -46,7 +46,7 @@ def measure_limits(context: CheckContext) -> dict[str, int | bool]:
 
 def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check the limits against the number of ranks: files for their connections, pinned memory, /dev/shm."""
-    label, world = context.meeting.label, context.meeting.world_size
+    label, world = context.meeting.label, context.ranks
     wanted = max(FILES_AT_LEAST, CONNECTIONS_A_PEER * world + 512)
     infinite = resource.RLIM_INFINITY
     few = [rank for rank, each in measured.items() if each["files"] != infinite and each["files"] < wanted]
@@ -67,7 +67,7 @@ def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFi
             "unlimited: NCCL registers its buffers with the network card",
             "ulimit -l unlimited in the script that starts the ranks (--ulimit memlock=-1 in Docker)",
         )
-    least = SHARED_MEMORY[context.device.type]
+    least = SHARED_MEMORY[context.device_type]
     tight = [rank for rank, each in measured.items() if each.get("shared_free", 0) < least]
     if tight:
         free = min(measured[rank].get("shared_free", 0) for rank in tight)
@@ -111,20 +111,24 @@ def _xid_errors() -> list[str]:
 
 def assess_gpus(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check that the GPUs have no uncorrected memory errors and no slowdown, and that the driver stays loaded."""
-    count = 0
+    meeting, count = context.meeting, 0
+    unanswered: dict[str, list[int]] = {}
+    problems: dict[tuple[str, Any, str], list[int]] = {}
     for rank, each in measured.items():
         if each is None:
             continue
-        host = context.meeting.host_of(rank)
         if "error" in each:
-            yield CheckFinding(
-                "gpus", "warning", f"{host}: {each['error']}", "an answer from nvidia-smi", "look at dmesg on that host"
-            )
+            unanswered.setdefault(each["error"], []).append(rank)
             continue
-        for problem, status, fix in _gpu_problems(each):
-            machines = context.meeting.machines([rank])
-            yield CheckFinding("gpus", status, f"{host}: {problem}", "healthy GPUs", fix, machines)
+        for problem in _gpu_problems(each):
+            problems.setdefault(problem, []).append(rank)
         count += len(each["gpus"])
+    for error, ranks in unanswered.items():
+        text = f"{meeting.label_hosts(ranks)}: {error}"
+        yield CheckFinding("gpus", "warning", text, "an answer from nvidia-smi", "look at dmesg on that host")
+    for (found, status, fix), ranks in problems.items():
+        text = f"{meeting.label_hosts(ranks)}: {found}"
+        yield CheckFinding("gpus", status, text, "healthy GPUs", fix, meeting.machines(ranks))
     healthy = f"{count} GPU(s) without memory errors, slowdown or XID messages"
     yield CheckFinding("gpus", "ok", healthy if count else "no nvidia-smi on these hosts: nothing to check")
 

@@ -1,9 +1,7 @@
-"""Checks that the ranks reach each other, and how fast: collectives, links between neighbours, host names."""
+"""Checks that the ranks reach each other, and how fast: collectives, and links between neighbours."""
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,13 +27,15 @@ SLOW_LINK = 0.5
 """The share of the median bandwidth of its kind below which a link is slow."""
 SLOWER_THAN_BEFORE = 0.3
 """The share by which a collective may be slower than in earlier preflights."""
+HOSTS_TO_CONNECT = 4
+"""Hosts among which an all-to-all is measured although the run may not need it."""
 JOIN_SECONDS = 15.0
-"""Seconds until the process group must be there."""
+"""Seconds until the process group of one host must be there; of more hosts it takes longer."""
 
 
 def measure_network(context: CheckContext) -> dict[str, Any]:
     """Measure latency and bandwidth of the collectives of training, at the sizes that this model has."""
-    topology = start(JOIN_SECONDS / 60)
+    topology = start(context.meeting.longer(JOIN_SECONDS) / 60)
     elements = min(count_parameters(context.settings.model), BUCKET) if context.settings else WITHOUT_MODEL
     found: dict[str, Any] = {"backend": dist.get_backend(), "world_size": topology.world_size}
     latency = _seconds(topology, lambda: dist.all_reduce(torch.ones(1, device=topology.device)), rounds=20)
@@ -46,15 +46,32 @@ def measure_network(context: CheckContext) -> dict[str, Any]:
         found["wrong"] = f"{float(tensor.max())} or {float(tensor.min())} as the sum of {topology.world_size} ones"
     found["bytes"] = tensor.nbytes
     found["all_reduce_seconds"] = _seconds(topology, lambda: dist.all_reduce(tensor.fill_(1.0)))
-    part = max(1, min(tensor.numel(), WITHOUT_MODEL) // topology.world_size)
+    if needs_all_to_all(context):
+        found |= _all_to_all(topology, tensor.numel())
+    found["links"] = _links(topology)
+    return found
+
+
+def needs_all_to_all(context: CheckContext) -> bool:
+    """Whether to measure an all-to-all: where the optimizer exchanges matrices, and on few hosts.
+
+    The first one connects each rank with each. With NCCL it took 10 minutes at 240 GPUs (NVIDIA/nccl-tests#78), and
+    3 GB of memory of 8 GPUs (NVIDIA/nccl#1685).
+    """
+    if context.settings is not None and context.settings.optimizer.name == "muon":
+        return True
+    return context.meeting.expected_hosts <= HOSTS_TO_CONNECT
+
+
+def _all_to_all(topology: Topology, elements: int) -> dict[str, Any]:
+    part = max(1, min(elements, WITHOUT_MODEL) // topology.world_size)
     sent = torch.full((topology.world_size * part,), float(topology.rank), device=topology.device)
     received = torch.empty_like(sent)
-    found["exchange_bytes"] = sent.nbytes
-    found["all_to_all_seconds"] = _seconds(topology, lambda: dist.all_to_all_single(received, sent))
+    seconds = _seconds(topology, lambda: dist.all_to_all_single(received, sent))
+    found: dict[str, Any] = {"exchange_bytes": sent.nbytes, "all_to_all_seconds": seconds}
     expected = torch.arange(topology.world_size, device=topology.device).repeat_interleave(part)
     if not torch.equal(received, expected.to(received.dtype)):
         found["wrong"] = "wrong parts of an all-to-all"
-    found["links"] = _links(topology)
     return found
 
 
@@ -129,13 +146,13 @@ def assess_network(measured: Measured, context: CheckContext) -> Iterator[CheckF
         )
     yield from _slow_links(measured, context)
     reduced = max(each["all_reduce_seconds"] for each in measured.values())
-    exchanged = max(each["all_to_all_seconds"] for each in measured.values())
     latency = max(each["latency_seconds"] for each in measured.values())
     # The bus bandwidth, which each rank's link carries, as nccl-tests counts it.
-    reduce_rate = 2 * (size - 1) / size * first["bytes"] / reduced
-    exchange_rate = (size - 1) / size * first["exchange_bytes"] / exchanged
+    rates = {"all-reduce": 2 * (size - 1) / size * first["bytes"] / reduced}
+    if exchanged := max(each.get("all_to_all_seconds", 0.0) for each in measured.values()):
+        rates["all-to-all"] = (size - 1) / size * first["exchange_bytes"] / exchanged
     shape = f"{size} ranks on {len(context.meeting.hosts)} host(s)"
-    for what, rate in (("all-reduce", reduce_rate), ("all-to-all", exchange_rate)):
+    for what, rate in rates.items():
         quantity = f"{what} {first['backend']} {first['bytes']} bytes, {shape}"
         before = context.history.expected(quantity)
         if before and rate < (1 - SLOWER_THAN_BEFORE) * before:
@@ -153,15 +170,14 @@ def assess_network(measured: Measured, context: CheckContext) -> Iterator[CheckF
         "bytes": first["bytes"],
         "latency_seconds": latency,
         "all_reduce_seconds": reduced,
-        "all_reduce_bytes_per_second": round(reduce_rate),
-        "all_to_all_bytes_per_second": round(exchange_rate),
-    }
+    } | {f"{what.replace('-', '_')}_bytes_per_second": round(rate) for what, rate in rates.items()}
     of = " of the gradients" if context.settings else ""
+    exchange = f"all-to-all {_rate(rates['all-to-all'])}, " if "all-to-all" in rates else ""
     yield CheckFinding(
         "network",
         "ok",
         f"{first['backend']}: all-reduce of {first['bytes'] / 2**20:.1f} MiB{of} in {reduced * 1e3:.3g} ms "
-        f"({_rate(reduce_rate)}), all-to-all {_rate(exchange_rate)}, latency {latency * 1e6:.0f} us",
+        f"({_rate(rates['all-reduce'])}), {exchange}latency {latency * 1e6:.0f} us",
     )
 
 
@@ -189,60 +205,3 @@ def _slow_links(measured: Measured, context: CheckContext) -> Iterator[CheckFind
 
 def _rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second / 1e9:.3g} GB/s"
-
-
-def measure_names(context: CheckContext) -> dict[str, Any]:
-    """Return the addresses of this host's own name and of the first node's, and the interface that is set."""
-    return {
-        "own": _addresses(socket.gethostname()),
-        "master": os.environ.get("MASTER_ADDR"),
-        "first": _addresses(os.environ["MASTER_ADDR"]) if "MASTER_ADDR" in os.environ else [],
-        "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
-    }
-
-
-def _addresses(name: str) -> list[str]:
-    try:
-        return sorted({str(each[4][0]) for each in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)})
-    except OSError:
-        return []
-
-
-def assess_names(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
-    """Check that each of several hosts announces an address that the others reach.
-
-    gloo announces the address of GLOO_SOCKET_IFNAME where it is set, else that of the host's name.
-    """
-    several = len(context.meeting.hosts) > 1
-    lost = [rank for rank, each in measured.items() if each["master"] and not each["first"]]
-    if lost:
-        yield CheckFinding(
-            "names",
-            "warning",
-            f"{context.meeting.label(lost)} cannot resolve the name of the first node, {measured[lost[0]]['master']}",
-            "an address",
-            "add it to DNS or /etc/hosts, or give the launcher its address",
-        )
-    nowhere = [
-        rank
-        for rank, each in measured.items()
-        if several and not each["interface"] and all(_is_loopback(address) for address in each["own"])
-    ]
-    if nowhere:
-        own = measured[nowhere[0]]["own"]
-        resolves = f"resolves to {', '.join(own)}" if own else "cannot be resolved"
-        yield CheckFinding(
-            "names",
-            "failed",
-            f"{context.meeting.label(nowhere)}: the host's own name {resolves}, so gloo would announce an address "
-            "where the other hosts cannot reach it",
-            "a name that resolves to the host's address in the cluster, or GLOO_SOCKET_IFNAME",
-            "export GLOO_SOCKET_IFNAME with the name of the cluster's interface (ip -brief address)",
-        )
-    interfaces = sorted({each["interface"] for each in measured.values() if each["interface"]})
-    by = f", gloo by interface {', '.join(interfaces)}" if interfaces else ""
-    yield CheckFinding("names", "ok", f"{len(measured)} host(s) can be reached by name{by}")
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"

@@ -36,17 +36,20 @@ def measure_data(context: CheckContext) -> dict[str, Any]:
 def assess_data(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check that no block is corrupted, and that all hosts have the same plan."""
     plans: dict[str, list[int]] = {}
+    problems: dict[str, list[int]] = {}
     for rank, each in measured.items():
         plans.setdefault(each["plan_id"], []).append(rank)
         for problem in each["problems"][:3]:
-            yield CheckFinding(
-                "data",
-                "failed",
-                f"{problem} (read by {context.meeting.label([rank])})",
-                "the blocks that were written",
-                "check all blocks with bigtrain data verify DIR; restore the file, or remove its source's folder and "
-                "build it again",
-            )
+            problems.setdefault(problem, []).append(rank)
+    for problem, ranks in problems.items():
+        yield CheckFinding(
+            "data",
+            "failed",
+            f"{problem} (read by {context.meeting.label(ranks)})",
+            "the blocks that were written",
+            "check all blocks with bigtrain data verify DIR; restore the file, or remove its source's folder and "
+            "build it again",
+        )
     if len(plans) > 1:
         parts = "; ".join(f"{plan[:12]} on {context.meeting.label(ranks)}" for plan, ranks in plans.items())
         yield CheckFinding(

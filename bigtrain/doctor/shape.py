@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from bigtrain.base import gibibytes
 from bigtrain.config import Settings, divide_work
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.disks import STATE_BYTES, checkpoint_bytes
 from bigtrain.doctor.finding import CheckFinding
-from bigtrain.model import count_parameters
 
 NEARLY = 0.85
 """The share of the memory above which the activations, which the estimate leaves out, will hardly fit."""
@@ -26,7 +24,7 @@ def measure_batch(context: CheckContext) -> dict[str, int]:
     Raises:
         BigtrainError: the batch, or the ranks, do not divide.
     """
-    settings, world = context.settings, context.meeting.world_size
+    settings, world = context.settings, context.ranks
     assert settings is not None
     engine, train = settings.engine, settings.train
     division = divide_work(
@@ -62,6 +60,8 @@ def state_bytes(settings: Settings, world_size: int) -> tuple[int, int]:
     These are weights, float32 gradients, master weights and moments, divided as ZeRO does (Rajbhandari et al., 2020,
     section 3), and the image of a save. Activations and buffers are not in it; the dry run tries them.
     """
+    from bigtrain.model import count_parameters
+
     engine = settings.engine
     parameters = count_parameters(settings.model) // engine.tensor_parallel_size
     ranks = max(1, world_size // (engine.tensor_parallel_size * engine.sequence_parallel_size))
@@ -83,6 +83,8 @@ def measure_memory(context: CheckContext) -> dict[str, Any]:
     """Return the free memory of this rank's device and host, in bytes."""
     here: dict[str, Any] = {"host": min(psutil.virtual_memory().available, _cgroup_left())}
     if context.device.type == "cuda":
+        import torch
+
         here["device"], _ = torch.cuda.mem_get_info(context.device)
     return here
 

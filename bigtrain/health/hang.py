@@ -18,6 +18,8 @@ class RankReport:
     position: Position
     silent: bool = False
     """Whether nothing has come from its watchdog for some time. The watchdog shares no lock with the training."""
+    answered: bool = True
+    """Whether it has sent the summary of its thread dump. If not, nothing is known of the next three."""
     where: str = ""
     """Its innermost frame in bigtrain's code; empty where the rank could not report it."""
     waits_for_ranks: bool = False
@@ -52,6 +54,8 @@ def diagnose(reports: Sequence[RankReport], saving: bool = False) -> HangDiagnos
     3. Of ranks at the same position, those outside a collective are the suspects.
     4. Of these, those that wait for a disk; one disk may hold up several ranks.
 
+    A rank that has not sent the summary of its dump is a suspect by its position only. The reason counts such ranks.
+
     Args:
         reports: one of each rank.
         saving: whether it is a background save that does not end. The positions of the training do not matter then.
@@ -64,13 +68,18 @@ def diagnose(reports: Sequence[RankReport], saving: bool = False) -> HangDiagnos
     if not saving:
         least = min(report.position for report in reports)
         last = [report for report in reports if report.position == least]
-    busy = [report for report in last if not report.waits_for_ranks]
+    answered = [report for report in last if report.answered]
+    busy = [report for report in answered if not report.waits_for_ranks]
     suspects = [report for report in busy if report.waits_for_disk] or busy or last
-    if len(suspects) == len(reports) > 1 and not suspects[0].waits_for_disk:
+    activity = _activity(next(iter(answered), last[0]) if suspects is last else suspects[0], saving)
+    if unknown := sum(not report.answered for report in reports):
+        activity += f"; {unknown} {'rank has' if unknown == 1 else 'ranks have'} not answered yet"
+    alike = len(last) == len(reports) > 1 and (suspects is last or len(suspects) == len(answered))
+    if alike and not suspects[0].waits_for_disk:
         # On a GPU every rank may have queued its work and wait for the device. Then all look the same from here.
-        return HangDiagnosis([], f"all {len(reports)} ranks are at the same point: {_activity(suspects[0], saving)}")
+        return HangDiagnosis([], f"all {len(reports)} ranks are at the same point: {activity}")
     stalled = "has stalled" if len(suspects) == 1 else "have stalled"
-    return HangDiagnosis(suspects, f"{_names(suspects)} {stalled}: {_activity(suspects[0], saving)}")
+    return HangDiagnosis(suspects, f"{_names(suspects)} {stalled}: {activity}")
 
 
 def _activity(report: RankReport, saving: bool) -> str:

@@ -22,10 +22,12 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import add, or_
+from typing import Any
 
 import torch
 
-from bigtrain.base import CORRUPTED, BigtrainError, gather, machine_name
+from bigtrain.base import CORRUPTED, BigtrainError, machine_name
 from bigtrain.engine import Engine, Part, Topology
 from bigtrain.health.fingerprint import fingerprint, fingerprints
 
@@ -33,6 +35,8 @@ Fingerprints = Mapping[str, int]
 """The fingerprint of each tensor, by name."""
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 """The integer type of as many bytes."""
+SHOWN = 8
+"""Ranks that the error names, at most."""
 Piece = tuple[str, int, int]
 """A part of a tensor: name, offset and length, in elements."""
 
@@ -56,37 +60,46 @@ class ReplicaMismatch:
 
 
 def compare(engine: Engine, topology: Topology) -> list[ReplicaMismatch]:
-    """Compare this rank's weights with those of its peers. Every rank calls it, and gets the same result."""
+    """Compare this rank's weights with those of its peers. Every rank calls it, and gets the same result.
+
+    Rank 0 compares. Each rank sends it one fingerprint, and those that are equal become one on the way.
+    """
     copies, corrupted = engine.copies(), _unlike_their_masters(engine.parts())
     # With tensor parallelism ranks of different shards hold different parts of the matrices.
     shard = topology.shard_rank if topology.tensor_size > 1 else 0
-    gathered = topology.broadcast(gather(topology, (shard, fingerprint(copies.values()), corrupted)))
-    if len({(shard, number) for shard, number, _ in gathered}) == len({shard for shard, _, _ in gathered}):
-        wrong = {rank: set(tensors) for rank, (_, _, tensors) in enumerate(gathered)}
-        return _mismatches(topology, wrong, certain=True)
+    found = topology.reduce(
+        ({(shard, fingerprint(copies.values()))}, bool(corrupted)),
+        lambda lower, higher: (lower[0] | higher[0], lower[1] or higher[1]),
+    )
+    equal, any_corrupted = topology.broadcast(
+        None if found is None else (len(found[0]) == len({shard for shard, _ in found[0]}), found[1])
+    )
+    if equal:
+        return _mismatches(topology, corrupted) if any_corrupted else []
 
-    own = dict(zip(copies, fingerprints(copies.values()), strict=True))
-    of_ranks: list[tuple[int, Fingerprints]] = topology.broadcast(gather(topology, (shard, own)))
-    doubtful = _that_differ(of_ranks)
+    own = b"".join(number.to_bytes(8, "little") for number in fingerprints(copies.values()))
+    alike = topology.reduce({(shard, own): [topology.rank]}, _united)
+    groups = [Peers.of(key, ranks, list(copies)) for key, ranks in alike.items()] if alike is not None else None
+    doubtful = topology.broadcast(groups and that_differ(groups))
     masters = [part for part in engine.parts() if part.name in doubtful]
-    if not any(topology.broadcast(gather(topology, bool(masters)))):
-        return _mismatches(topology, *by_majority(of_ranks))
     pieces = [(part.name, part.offset, part.master.numel()) for part in masters]
-    expected_here = dict(zip(pieces, fingerprints(part.expected for part in masters), strict=True))
-    expected = _of_shard(topology.broadcast(gather(topology, (shard, expected_here))), shard)
-    found = _pieces_of(copies, list(expected))
-    unlike = sorted({piece[0] for piece, number in expected.items() if found[piece] != number})
-    wrong = {rank: set(tensors) for rank, tensors in enumerate(topology.broadcast(gather(topology, unlike)))}
-    for rank, (_, _, tensors) in enumerate(gathered):
-        wrong[rank] |= set(tensors)
-    return _mismatches(topology, wrong, certain=True)
+    of_masters = zip(pieces, fingerprints(part.expected for part in masters), strict=True)
+    expected = topology.broadcast(topology.reduce({(shard, piece): number for piece, number in of_masters}, or_))
+    if not expected:
+        wrong, certain = topology.broadcast(groups and by_majority(groups))
+        return _mismatches(topology, sorted(wrong.get(topology.rank, ())), certain)
+    mine = {piece: number for (of, piece), number in expected.items() if of == shard}
+    held = _pieces_of(copies, list(mine))
+    unlike = {piece[0] for piece, number in mine.items() if held[piece] != number}
+    return _mismatches(topology, sorted(unlike.union(corrupted)))
 
 
 def corruption(mismatches: Sequence[ReplicaMismatch]) -> BigtrainError:
     """Make the error with which every rank ends, with status 71. The next start goes on from the newest checkpoint."""
+    more = [f"and {len(mismatches) - SHOWN:,} more ranks"] if len(mismatches) > SHOWN else []
     error = BigtrainError(
         "the weights are not the same on all ranks; nothing of this step was kept",
-        found="\n          ".join(map(str, mismatches)),
+        found="\n          ".join([*map(str, mismatches[:SHOWN]), *more]),
         wanted="the same bits in every copy, and those of the master weights",
         fix="start again: the run goes on from its newest checkpoint. The weights were compared before it was saved. "
         "If the same host is named twice, its memory or its links are faulty: leave it out",
@@ -94,42 +107,63 @@ def corruption(mismatches: Sequence[ReplicaMismatch]) -> BigtrainError:
     return error.on_all_ranks().leaving_with(CORRUPTED)
 
 
-def by_majority(of_ranks: Sequence[tuple[int, Fingerprints]]) -> tuple[dict[int, set[str]], bool]:
-    """Find the tensors in which each rank differs from most of its peers, and whether every tensor has a majority.
+@dataclass(frozen=True)
+class Peers:
+    """Ranks of one shard whose weights have the same fingerprints."""
 
-    Args:
-        of_ranks: for each rank, its shard and the fingerprints of its tensors. Ranks of one shard are peers.
-    """
-    wrong: dict[int, set[str]] = {rank: set() for rank in range(len(of_ranks))}
+    shard: int
+    ranks: list[int]
+    fingerprints: Fingerprints
+
+    @classmethod
+    def of(cls, key: tuple[int, bytes], ranks: list[int], names: Sequence[str]) -> Peers:
+        """Make them of a shard with the fingerprints of its tensors, in 8 bytes each, in the order of `names`."""
+        shard, octets = key
+        numbers = [int.from_bytes(octets[place : place + 8], "little") for place in range(0, len(octets), 8)]
+        return cls(shard, ranks, dict(zip(names, numbers, strict=True)))
+
+
+def by_majority(groups: Sequence[Peers]) -> tuple[dict[int, set[str]], bool]:
+    """Find the tensors in which ranks differ from most of their peers, and whether every tensor has a majority."""
+    wrong: dict[int, set[str]] = {}
     certain = True
-    for shard in {shard for shard, _ in of_ranks}:
-        peers = [rank for rank, (of, _) in enumerate(of_ranks) if of == shard]
-        for name in of_ranks[peers[0]][1]:
-            numbers = {rank: of_ranks[rank][1][name] for rank in peers}
-            (most, votes), *_ = Counter(numbers.values()).most_common(1)
-            if 2 * votes <= len(peers):
-                certain = False
-                for rank in peers:
-                    wrong[rank].add(name)
-                continue
-            for rank, number in numbers.items():
-                if number != most:
-                    wrong[rank].add(name)
+    for peers in _by_shard(groups):
+        total = sum(len(each.ranks) for each in peers)
+        for name in peers[0].fingerprints:
+            votes: Counter[int] = Counter()
+            for each in peers:
+                votes[each.fingerprints[name]] += len(each.ranks)
+            most, least = votes.most_common(1)[0]
+            majority = 2 * least > total
+            certain = certain and majority
+            for each in peers:
+                if not majority or each.fingerprints[name] != most:
+                    for rank in each.ranks:
+                        wrong.setdefault(rank, set()).add(name)
     return wrong, certain
 
 
-def _that_differ(of_ranks: Sequence[tuple[int, Fingerprints]]) -> set[str]:
-    names = {name for _, own in of_ranks for name in own}
+def that_differ(groups: Sequence[Peers]) -> set[str]:
+    """Return the tensors that are not the same on all ranks of a shard."""
     return {
         name
-        for name in names
-        for shard in {shard for shard, _ in of_ranks}
-        if len({own[name] for of, own in of_ranks if of == shard and name in own}) > 1
+        for peers in _by_shard(groups)
+        for name in peers[0].fingerprints
+        if len({each.fingerprints[name] for each in peers}) > 1
     }
 
 
-def _of_shard(gathered: Sequence[tuple[int, Mapping[Piece, int]]], shard: int) -> dict[Piece, int]:
-    return {piece: number for of, some in gathered if of == shard for piece, number in some.items()}
+def _by_shard(groups: Sequence[Peers]) -> list[list[Peers]]:
+    shards: dict[int, list[Peers]] = {}
+    for each in groups:
+        shards.setdefault(each.shard, []).append(each)
+    return list(shards.values())
+
+
+def _united(lower: dict[Any, list[int]], higher: dict[Any, list[int]]) -> dict[Any, list[int]]:
+    for key, ranks in higher.items():
+        lower.setdefault(key, []).extend(ranks)
+    return lower
 
 
 def _pieces_of(copies: Mapping[str, torch.Tensor], pieces: Sequence[Piece]) -> dict[Piece, int]:
@@ -146,12 +180,9 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_INTEGERS[tensor.dtype.itemsize])
 
 
-def _mismatches(topology: Topology, wrong: Mapping[int, set[str]], certain: bool) -> list[ReplicaMismatch]:
-    if not any(wrong.values()):
-        return []
-    hosts = topology.broadcast(gather(topology, (socket.gethostname(), machine_name())))
-    return [
-        ReplicaMismatch(rank, hosts[rank][0], sorted(names), certain, hosts[rank][1])
-        for rank, names in sorted(wrong.items())
-        if names
-    ]
+def _mismatches(topology: Topology, wrong: Sequence[str], certain: bool = True) -> list[ReplicaMismatch]:
+    """Those of all ranks, in rank order, given the tensors of this rank that are wrong."""
+    host = socket.gethostname()
+    own = [ReplicaMismatch(topology.rank, host, list(wrong), certain, machine_name())] if wrong else []
+    found: list[ReplicaMismatch] = topology.broadcast(topology.reduce(own, add))
+    return found

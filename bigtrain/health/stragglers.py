@@ -74,8 +74,7 @@ class RankComparison:
             hosts: the host of each rank.
         """
         news = []
-        for rank, own in enumerate(seconds):
-            others = statistics.median([*seconds[:rank], *seconds[rank + 1 :]])
+        for rank, (own, others) in enumerate(zip(seconds, medians_of_others(seconds), strict=True)):
             slow = own > others * (1 + self._share) and own - others > LEAST_SECONDS
             self._in_a_row[rank] = self._in_a_row.get(rank, 0) + 1 if slow else 0
             if self._in_a_row[rank] >= WINDOWS and rank not in self._named:
@@ -85,6 +84,20 @@ class RankComparison:
                 self._named.discard(rank)
                 news.append(Straggler(rank, hosts[rank], own, others, slow=False))
         return news
+
+
+def medians_of_others(values: Sequence[float]) -> list[float]:
+    """Return for each of two or more values the median of all others, from one sort.
+
+    Without a value, those after it in the order move up by one place.
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    medians = [0.0] * len(values)
+    low, high = (len(values) - 2) // 2, (len(values) - 1) // 2  # the middle places among the others
+    for place, index in enumerate(order):
+        middle = [values[order[each + (each >= place)]] for each in (low, high)]
+        medians[index] = middle[0] if low == high else sum(middle) / 2
+    return medians
 
 
 class OwnWork:
@@ -97,7 +110,10 @@ class OwnWork:
         self._probes = settings.engine.zero_stage == 3
         self._shape = settings.model.hidden_size, settings.model.intermediate_size
         self._seconds: list[float] = []
-        self._hosts: list[str] = []
+        self._hosts: list[str] | None = None
+        """Of all ranks, on rank 0."""
+        self._compiled = False
+        """Whether a window has passed. The first one includes compilation, so it is dropped."""
 
     def add(self, forward_seconds: float) -> list[Straggler]:
         """Add a step; at the end of a window return the ranks that have become slow or caught up.
@@ -114,10 +130,14 @@ class OwnWork:
             return []
         own = self._probe() if self._probes else statistics.median(self._seconds)
         self._seconds.clear()
-        if not self._hosts:  # the first window includes compilation, so it is dropped
-            self._hosts = self._topology.broadcast(gather(self._topology, socket.gethostname()))
+        if not self._compiled:
+            self._hosts, self._compiled = gather(self._topology, socket.gethostname()), True
             return []
-        return self._comparison.add(self._topology.broadcast(gather(self._topology, own)), self._hosts)
+        of_ranks, news = gather(self._topology, own), None
+        if of_ranks is not None and self._hosts is not None:
+            news = self._comparison.add(of_ranks, self._hosts)
+        found: list[Straggler] = self._topology.broadcast(news)
+        return found
 
     def _probe(self) -> float:
         hidden, intermediate = self._shape

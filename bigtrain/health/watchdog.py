@@ -34,6 +34,7 @@ import json
 import logging
 import math
 import os
+import random
 import socket
 import sys
 import threading
@@ -41,7 +42,7 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,15 +54,7 @@ from bigtrain.engine import Topology, connect
 from bigtrain.health.hang import HangDiagnosis, RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, Position
 from bigtrain.health.thread_dump import ThreadDump, take_dump
-from bigtrain.rundir import (
-    Event,
-    HangEvent,
-    JsonLines,
-    RunDirectory,
-    newest_events,
-    record_failing_hosts,
-    seconds_of,
-)
+from bigtrain.rundir import HangEvent, JsonLines, RunDirectory, record_failing_hosts
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +62,23 @@ LONGEST_INTERVAL = 5.0
 """Seconds between two looks at the heartbeat, and between two messages; a tenth of the bound where that is less."""
 STALLED_INTERVAL = 1.0
 """Seconds between two looks of a rank whose heartbeat has not changed, at most."""
+COLLECTING_INTERVAL = 0.1
+"""Seconds between two looks of the leader for summaries."""
+LISTENERS_A_SECOND = 3000
+"""Ranks that ask the store for the leader's message in a second. A question takes 5 to 8 us of CPU of the store's host
+(benchmarks of the audit of 2026-11), so these take a tenth of a core."""
 WRITING_SECONDS = 2.0
 """Seconds for which a writer thread is waited for."""
 STORE_SECONDS = 2.0
 """Seconds that the store may take to answer a request."""
-KNOWN_SECONDS = 60.0
-"""A hang that was recorded so long before the one that this rank has found may be the same."""
 SUMMARY_SECONDS = 3.0
-"""Seconds for which the leader waits for the summaries of the ranks that answer."""
+"""Seconds for which the leader waits for the summaries of a few ranks that answer; see `Bounds.summaries`."""
+SUMMARIES_A_SECOND = 2000
+"""Summaries that come in a second, at least. The store takes far more, but all ranks of a host dump their threads."""
+KEYS_A_QUESTION = 512
+"""Keys that are read from the store at once, and ranks whose summaries are one value."""
+WIDER = 16
+"""By how much more of the lowest ranks are looked at when none of these has answered."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Bounds:
     """In a phase of a step."""
     slow: float
     """In a phase that may take longer."""
+    ranks: int = 1
+    """The number of ranks. More of them ask the store less often, so that it has as much to do."""
 
     @property
     def interval(self) -> float:
@@ -94,60 +98,86 @@ class Bounds:
         return min(LONGEST_INTERVAL, min(self.step, self.slow) / 10)
 
     @property
+    def listening(self) -> float:
+        """Seconds between two looks of a rank that listens for the leader; never more than `interval`."""
+        return min(self.interval, max(STALLED_INTERVAL, self.ranks / LISTENERS_A_SECOND))
+
+    @property
     def silence(self) -> float:
         """Seconds without a new message until a rank is silent; shorter than any bound, so it is known by then."""
         return 5 * self.interval
+
+    @property
+    def summaries(self) -> float:
+        """Seconds for which the leader waits for summaries: until all ranks have heard of the hang and answered."""
+        return SUMMARY_SECONDS + max(0.0, self.listening - STALLED_INTERVAL) + self.ranks / SUMMARIES_A_SECOND
 
 
 @dataclass
 class ReceivedMessage:
     """The last message of another rank."""
 
+    text: str
     content: dict[str, Any]
     at: float
     """When it was new, by time.monotonic."""
 
 
 class HeartbeatThread(threading.Thread):
-    """Sends this rank's messages to the store, and receives the other ranks'."""
+    """Sends this rank's messages to the store, and receives the other ranks'.
 
-    def __init__(self, rank: int, world_size: int, bounds: Bounds, prefix: str) -> None:
+    All ranks send. Only the leader receives from all: it reads the keys by hundreds. Another rank that listens asks for
+    the leader's declaration and message only. Where the lowest ranks do not answer, it asks for more of them.
+    """
+
+    def __init__(self, rank: int, bounds: Bounds, prefix: str) -> None:
         """Prepare the thread; `start` runs it.
 
         Args:
             rank: this rank.
-            world_size: the number of ranks.
-            bounds: they set how often messages are exchanged.
+            bounds: they set how often messages are exchanged, and by how many ranks.
             prefix: of the keys in the store. It is the same on all ranks, and another one for each start.
         """
         super().__init__(name="watchdog-heartbeat", daemon=True)
-        self._rank, self._world_size, self._bounds, self._prefix = rank, world_size, bounds, prefix
+        self._rank, self._bounds, self._prefix = rank, bounds, prefix
         self.message: dict[str, Any] = {}
         """This rank's message. It is replaced as a whole, never changed, because two threads use it."""
         self.listening = False
-        """Whether to receive the messages of other ranks: this rank makes no progress, or saves."""
+        """Whether to receive messages: this rank makes no progress, or its save is late."""
         self.received: dict[int, ReceivedMessage] = {}
         self.declared: dict[str, Any] | None = None
         """The leader's declaration that the run hangs."""
         self.answered = time.monotonic()
         """When the store last answered."""
-        self._outbox: deque[tuple[str, str]] = deque()
+        self._leads = rank == 0
+        self._watched_since: float | None = None
+        """When the leader had read the messages of all ranks for the first time."""
+        self._lowest = 1
+        """How many of the lowest ranks are looked at for the leader."""
+        self._collects = False
+        self._jitter = random.Random()  # not the generator whose state is part of a checkpoint
+        self._outbox: deque[Callable[[], object]] = deque()
         self._wake = threading.Event()
         self._summaries: dict[int, dict[str, Any]] = {}
         self._store: Any = None
 
     def declare_hang(self, saving: bool) -> None:
-        """Send to all ranks that the run hangs."""
-        self._send("hang", {"saving": saving})
+        """Send to all ranks that the run hangs, and receive their summaries from now on."""
+        value = json.dumps({"saving": saving})
+        self._collects = True
+        self._send(lambda: self._store.set(f"{self._prefix}/hang", value))
 
     def send_summary(self, dump: ThreadDump) -> None:
         """Send the summary of this rank's thread dump."""
-        summary = {"where": dump.where, "ranks": dump.waits_for_ranks, "disk": dump.waits_for_disk}
-        self._send(f"{self._rank}/summary", summary)
+        summary = [self._rank, {"where": dump.where, "ranks": dump.waits_for_ranks, "disk": dump.waits_for_disk}]
+        line = json.dumps(summary) + "\n"  # many ranks add to one value, which is read at once
+        self._send(lambda: self._store.append(self._summary_key(self._rank), line))
 
-    def _send(self, key: str, value: dict[str, Any]) -> None:
-        self._outbox.append((f"{self._prefix}/{key}", json.dumps(value)))
-        self.listening = True
+    def _summary_key(self, rank: int) -> str:
+        return f"{self._prefix}/summaries/{rank // KEYS_A_QUESTION}"
+
+    def _send(self, request: Callable[[], object]) -> None:
+        self._outbox.append(request)
         self._wake.set()
 
     def summaries(self) -> dict[int, dict[str, Any]]:
@@ -160,42 +190,85 @@ class HeartbeatThread(threading.Thread):
             with contextlib.suppress(Exception):
                 if self._store is None:
                     self._store = connect(timedelta(seconds=STORE_SECONDS))
-                self._exchange()
+                self.exchange()
                 self.answered = time.monotonic()
-            pause = 0.1 if self._wake.is_set() or self.declared else STALLED_INTERVAL
-            self._wake.wait(min(pause, self._bounds.interval) if self.listening else self._bounds.interval)
-            if self._wake.is_set():
-                time.sleep(0.1)
+            self._wake.wait(self._pause())
+            self._wake.clear()
 
-    def _exchange(self) -> None:
-        while self._outbox:
-            self._store.set(*self._outbox[0])
-            self._outbox.popleft()
-        self._store.set(f"{self._prefix}/{self._rank}", json.dumps(self.message))
+    def _pause(self) -> float:
+        if self._outbox or self._collects:
+            return COLLECTING_INTERVAL
         if not self.listening:
-            return
+            return self._bounds.interval
+        if self._leads:
+            return min(STALLED_INTERVAL, self._bounds.interval)
+        return self._bounds.listening * self._jitter.uniform(0.5, 1)
+
+    def exchange(self) -> None:
+        """Send what there is to send, and receive what this rank needs to know now."""
+        while self._outbox:
+            self._outbox[0]()
+            self._outbox.popleft()
+        self._store.set(self._message_key(self._rank), json.dumps(self.message))
+        if self._collects:
+            self._receive_summaries()
+        elif self.listening:
+            self._receive_declaration()
+            self._receive_messages()
+        else:  # what was received will be old when this rank listens again
+            self.received, self._leads, self._lowest, self._watched_since = {}, self._rank == 0, 1, None
+
+    def _message_key(self, rank: int) -> str:
+        return f"{self._prefix}/{rank}"
+
+    def _receive_declaration(self) -> None:
         hang = f"{self._prefix}/hang"
         if self.declared is None and self._store.check([hang]):
             self.declared = json.loads(self._store.get(hang))
-        for rank in self._ranks_to_read():
-            key = f"{self._prefix}/{rank}"
-            if self._store.check([key]):
-                content = json.loads(self._store.get(key))
-                last = self.received.get(rank)
-                if last is None or last.content != content:
-                    self.received[rank] = ReceivedMessage(content, time.monotonic())
-            if self.declared and rank not in self._summaries and self._store.check([f"{key}/summary"]):
-                self._summaries[rank] = json.loads(self._store.get(f"{key}/summary"))
 
-    def _ranks_to_read(self) -> Iterator[int]:
-        """The ranks up to the leader; all others where this rank is the leader."""
-        for rank in range(self._world_size):
-            if rank == self._rank:
-                break
-            yield rank
-            if not self.is_silent(rank):
-                return
-        yield from (rank for rank in range(self._world_size) if rank != self._rank)
+    def _receive_messages(self) -> None:
+        lower = range(min(self._lowest, self._rank))
+        ranks = [rank for rank in range(self._bounds.ranks) if rank != self._rank] if self._leads else list(lower)
+        texts = self._read([self._message_key(rank) for rank in ranks])
+        for rank in ranks:
+            text, last = texts.get(self._message_key(rank)), self.received.get(rank)
+            if text is not None and (last is None or last.text != text):
+                self.received[rank] = ReceivedMessage(text, json.loads(text), time.monotonic())
+        if not self._leads:
+            self._watched_since = None
+        elif self._watched_since is None:
+            self._watched_since = time.monotonic()
+        nobody_answers = all(self.is_silent(rank) for rank in lower)
+        if nobody_answers and len(lower) < self._rank:
+            self._lowest *= WIDER
+        self._leads = nobody_answers and len(lower) == self._rank
+
+    def _receive_summaries(self) -> None:
+        missing = (rank for rank in range(self._bounds.ranks) if rank not in self._summaries)
+        for text in self._read(list({self._summary_key(rank): None for rank in missing})).values():
+            self._summaries |= dict(map(json.loads, text.splitlines()))
+
+    def _read(self, keys: list[str]) -> dict[str, str]:
+        """The values of those keys that exist."""
+        found: dict[str, str] = {}
+        for first in range(0, len(keys), KEYS_A_QUESTION):
+            there = self._existing(keys[first : first + KEYS_A_QUESTION])
+            values = self._store.multi_get(there) if there else []
+            found |= {key: value.decode() for key, value in zip(there, values, strict=True)}
+        return found
+
+    def _existing(self, keys: list[str]) -> list[str]:
+        """Those of the keys that exist: `multi_get` waits for one that does not. Nearly always all do."""
+        if self._store.check(keys):
+            return keys
+        half = len(keys) // 2
+        return self._existing(keys[:half]) + self._existing(keys[half:]) if half else []
+
+    @property
+    def leads(self) -> bool:
+        """Whether no lower rank answers, and this one knows which are silent: it has watched all for that long."""
+        since = self._watched_since
+        return self._leads and since is not None and time.monotonic() - since > self._bounds.silence
 
     def is_silent(self, rank: int) -> bool:
         """Whether no new message of a rank has been received for `Bounds.silence`."""
@@ -224,6 +297,8 @@ class Watchdog:
         self.alert: Callable[[str, str], None] = lambda _title, _text: None
         """Called on the leader with a title and the diagnosis, in a writer thread."""
         self._rank, self._host = topology.rank, socket.gethostname()
+        self._start_id = uuid.uuid4().hex
+        """The same on all ranks, and another one for each start."""
         self._thread: HeartbeatThread | None = None
         self._stalled = 0.0
         """Seconds without progress."""
@@ -235,7 +310,7 @@ class Watchdog:
         cls, heartbeat: Heartbeat, settings: GuardSettings, topology: Topology, directory: RunDirectory
     ) -> Watchdog:
         """Start to watch a heartbeat, if the settings ask for it. Every rank calls it."""
-        bounds = Bounds(settings.hang_seconds or math.inf, settings.hang_slow_seconds)
+        bounds = Bounds(settings.hang_seconds or math.inf, settings.hang_slow_seconds, topology.world_size)
         watchdog = cls(heartbeat, bounds, topology, directory)
         if settings.hang_seconds is not None:
             watchdog._start_threads()
@@ -243,8 +318,8 @@ class Watchdog:
 
     def _start_threads(self) -> None:
         if self._topology.world_size > 1:
-            prefix = f"bigtrain/watch/{self._topology.broadcast(uuid.uuid4().hex)}"
-            self._thread = HeartbeatThread(self._rank, self._topology.world_size, self._bounds, prefix)
+            self._start_id = self._topology.broadcast(self._start_id)
+            self._thread = HeartbeatThread(self._rank, self._bounds, f"bigtrain/watch/{self._start_id}")
             self._update_message()
             self._thread.start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -257,18 +332,22 @@ class Watchdog:
     def _bound(self) -> float:
         return self._bounds.slow if self._heartbeat.slow else self._bounds.step
 
-    @property
-    def _save_is_late(self) -> bool:
+    def _save_takes(self, seconds: float) -> bool:
+        """Whether a background save is under way that started more than these seconds ago."""
         since = self.saving_since()
-        return since is not None and time.monotonic() - since > self._bounds.slow
+        return since is not None and time.monotonic() - since > seconds
 
     @property
     def _overdue(self) -> bool:
         return self._stalled >= self._bound
 
+    @property
+    def _attentive(self) -> bool:
+        return bool(self._stalled) or (self._thread is not None and self._thread.listening)
+
     def _watch(self) -> None:
         before, number, interval = time.monotonic(), 0, self._bounds.interval
-        while not self._ended.wait(min(STALLED_INTERVAL, interval) if self._stalled else interval):
+        while not self._ended.wait(min(STALLED_INTERVAL, interval) if self._attentive else interval):
             now, position = time.monotonic(), self._heartbeat.position
             # A process that was suspended has not waited all that time, and gives the others time to wake up too.
             self._stalled = 0.0 if position != self._last else self._stalled + min(now - before, 3 * interval)
@@ -276,7 +355,7 @@ class Watchdog:
             self._update_message(number)
             if self._thread is not None and self._thread.declared is not None:
                 self._end(leads=False, saving=bool(self._thread.declared["saving"]))
-            if (saving := self._save_is_late) or self._overdue:
+            if (saving := self._save_takes(self._bounds.slow)) or self._overdue:
                 self._end_if_hung(saving and not self._overdue)
 
     def _update_message(self, number: int = 0) -> None:
@@ -286,12 +365,17 @@ class Watchdog:
             "number": number,
             "position": self._heartbeat.position,
             "overdue": self._overdue,
-            "late": self._save_is_late,
+            "late": self._save_takes(self._bounds.slow),
             "host": self._host,
             "pid": os.getpid(),
             "machine": machine_name(),
         }
-        self._thread.listening = self._stalled >= self._bound / 2 or self.saving_since() is not None
+        # Early enough to find out before the bound which ranks are silent, the lowest ones too.
+        self._thread.listening = self._stalled >= self._bound / 3 or self._save_takes(self._bounds.slow / 2)
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self._topology.world_size) if rank != self._rank]
 
     def _end_if_hung(self, saving: bool) -> None:
         """This rank is overdue: end if the run hangs and this rank is the leader, or the store does not answer."""
@@ -301,10 +385,9 @@ class Watchdog:
             return
         if thread.cut_off:
             self._end(leads=True, saving=saving, store_answers=False)
-        others = [rank for rank in range(self._topology.world_size) if rank != self._rank]
-        answering = [rank for rank in others if not thread.is_silent(rank)]
-        if any(rank < self._rank for rank in answering):
-            return  # that rank leads
+        if not thread.leads:
+            return  # another rank does
+        answering = [rank for rank in self._others if not thread.is_silent(rank)]
         if not saving and not all(thread.received[rank].content["overdue"] for rank in answering):
             return  # a rank makes progress
         thread.declare_hang(saving)
@@ -314,15 +397,17 @@ class Watchdog:
         """Dump the threads; on the leader, diagnose and announce; then end the process."""
         try:
             dump = take_dump(saving)
-            self._write_dump(dump)
             if self._thread is not None and store_answers:
                 self._thread.send_summary(dump)
+            self._write_dump(dump)
             if not leads:
-                time.sleep(SUMMARY_SECONDS + WRITING_SECONDS)  # the leader has more to write, and is to end first
+                # The leader has more to write, and is to end first.
+                time.sleep(self._bounds.summaries + WRITING_SECONDS)
             elif store_answers:
                 self._announce(diagnose(self._reports(dump), saving))
             else:
-                self._announce(self._diagnosis_without_store(dump, saving), store_answers=False)
+                time.sleep(self._bounds.summaries + WRITING_SECONDS)  # ranks with the store know more, and write first
+                self._announce(self._diagnosis_without_store(dump, saving))
         except Exception:
             error = traceback.format_exc()
             _write_in_thread(lambda: print(show_controls(str(error)), file=sys.stderr, flush=True))
@@ -331,20 +416,20 @@ class Watchdog:
             os._exit(HUNG)
 
     def _reports(self, own: ThreadDump) -> list[RankReport]:
-        """The reports of all ranks, once those that answer have sent a summary or `SUMMARY_SECONDS` have passed."""
+        """The reports of all ranks, once those that answer have sent a summary or `Bounds.summaries` have passed."""
         reports = [self._own_report(own)]
         thread = self._thread
         if thread is None:
             return reports
-        others = [rank for rank in range(self._topology.world_size) if rank != self._rank]
-        silent = {rank for rank in others if thread.is_silent(rank)}
-        end = time.monotonic() + SUMMARY_SECONDS
-        while time.monotonic() < end and not set(others) - silent <= thread.summaries().keys():
-            time.sleep(0.05)
+        silent = {rank for rank in self._others if thread.is_silent(rank)}
+        answering = set(self._others) - silent
+        end = time.monotonic() + self._bounds.summaries
+        while time.monotonic() < end and not answering <= thread.summaries().keys():
+            time.sleep(COLLECTING_INTERVAL / 2)
         summaries = thread.summaries()
-        for rank in others:
+        for rank in self._others:
             message = thread.received[rank].content if rank in thread.received else {}
-            summary = summaries.get(rank, {})
+            summary = summaries.get(rank)
             reports.append(
                 RankReport(
                     rank,
@@ -352,9 +437,10 @@ class Watchdog:
                     message.get("pid", 0),
                     Position(*message.get("position", (0, 0, 0, 0))),
                     silent=rank in silent,
-                    where=summary.get("where", ""),
-                    waits_for_ranks=summary.get("ranks", False),
-                    waits_for_disk=summary.get("disk", False),
+                    answered=summary is not None,
+                    where=summary["where"] if summary else "",
+                    waits_for_ranks=bool(summary and summary["ranks"]),
+                    waits_for_disk=bool(summary and summary["disk"]),
                     machine=message.get("machine", ""),
                 )
             )
@@ -384,7 +470,7 @@ class Watchdog:
         head = f"rank {self._rank} on {self._host}, process {os.getpid()}, {self._heartbeat.position}\n\n"
         _write_in_thread(lambda: _write(path, head + dump.text))
 
-    def _announce(self, diagnosis: HangDiagnosis, *, store_answers: bool = True) -> None:
+    def _announce(self, diagnosis: HangDiagnosis) -> None:
         seconds = round(max(self._stalled, 0.0))
         message = f"no step in {seconds}s: {diagnosis}"
         event = HangEvent(
@@ -407,7 +493,7 @@ class Watchdog:
             where += " and ranks-*/hang-*.txt there"
         writers = [
             _start_writer(lambda: print(show_controls(f"error: {message}\n  {where}"), file=sys.stderr, flush=True)),
-            _start_writer(lambda: record_hang(self._directory.events, event, store_answers)),
+            _start_writer(lambda: record_hang(self._directory, event, self._start_id)),
             _start_writer(lambda: record_failing_hosts(self._directory.root, failing, "hang", diagnosis.reason)),
             _start_writer(lambda: self.alert("the run hangs", message)),
             _start_writer(lambda: logger.error(message)),
@@ -417,23 +503,23 @@ class Watchdog:
             writer.join(max(0.0, end - time.monotonic()))
 
 
-def record_hang(events: Path, event: HangEvent, store_answers: bool) -> None:
-    """Append a hang to events.jsonl, unless it is known there and this rank knows less.
+def record_hang(directory: RunDirectory, event: HangEvent, start_id: str) -> None:
+    """Append a hang to events.jsonl, unless another rank of this start has done so.
 
-    Where a network is cut, the ranks that the store still answers find out first, and name those that are silent. Each
-    rank on the other side finds only that the store is silent. Two events would contradict each other.
+    Where a network is cut, the ranks that the store still answers name those that are silent. Each rank on the other
+    side finds only that the store is silent, and waits before it calls this. Two events would contradict each other.
 
     Args:
-        events: the file.
+        directory: of the run.
         event: of this rank.
-        store_answers: whether the ranks' store answers this rank.
+        start_id: the same on all ranks, and another one for each start.
     """
-    if not store_answers:
-        recent = time.time() - event.seconds - KNOWN_SECONDS
-        last = [each for each in newest_events(events) if each["event"] == Event.HANG]
-        if last and seconds_of(last[-1], "time") > recent:
-            return
-    JsonLines(events).append(event.as_record())
+    directory.logs.mkdir(parents=True, exist_ok=True)
+    try:
+        (directory.logs / f".hang-{start_id}").touch(exist_ok=False)  # only one rank can create it
+    except FileExistsError:
+        return
+    JsonLines(directory.events).append(event.as_record())
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 import yaml
 from torch.distributed import HashStore
 
+from bigtrain.base import BigtrainError
 from bigtrain.cli.doctor_command import lines
 from bigtrain.config import Settings, load_settings
-from bigtrain.doctor import CHECKS, DoctorReport, clocks, devices, doctor, host, network, shape
+from bigtrain.doctor import DoctorReport, clocks, devices, doctor, fast_doctor, host, names, network, shape
 from bigtrain.doctor.check import Check, CheckContext
+from bigtrain.doctor.checks import CHECKS
 from bigtrain.doctor.history import MeasurementHistory
 from bigtrain.doctor.meeting import Attendee, Meeting
+from bigtrain.model import count_parameters
 from bigtrain.model.cpu import cpu_kernels
 from tests import forkserver
 from tests.system.run_sandbox import RunSandbox, small_settings
@@ -79,7 +83,7 @@ def test_two_healthy_ranks_pass_and_are_compared_with_the_next_time(built: RunSa
     assert not [path for path in built.run.iterdir() if "bigtrain-doctor" in path.name]
 
     slower = {name: [1000 * values[-1]] for name, values in record["past"].items()}
-    (built.run / "doctor.json").write_text(json.dumps({"past": slower}))
+    (built.run / "doctor.json").write_text(json.dumps({"last": {}, "past": slower}))
     again = forkserver.torchrun(2, *arguments, cwd=built.directory)
     assert again.returncode == 0, again.stdout  # a warning is no failure
     report = json.loads(again.stdout[again.stdout.index("{") :])
@@ -263,6 +267,43 @@ def test_a_check_that_breaks_is_a_failed_check_and_the_others_go_on(
     )
 
 
+# The fast checks
+
+
+def test_the_fast_checks_find_what_one_process_can_without_pytorch(built: RunSandbox, tmp_path: Path) -> None:
+    """They write no record, and import neither PyTorch nor anything of other ranks."""
+    run = tmp_path / "run"
+    program = (
+        "import sys; from pathlib import Path; from bigtrain.doctor import fast_doctor;"
+        "report = fast_doctor(Path(sys.argv[1]), sys.argv[2:], ranks=2);"
+        "assert report.ok and 'torch' not in sys.modules, report;"
+        "print(*(finding.check for finding in report.findings))"
+    )
+    command = [sys.executable, "-c", program, str(built.config), f"run_dir={run}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["configuration", "batch", "limits", "names", "disks"]
+    assert not list(run.iterdir())
+
+
+def test_a_fast_check_that_fails_is_the_finding_of_the_whole_preflight(built: RunSandbox, tmp_path: Path) -> None:
+    assert_only_wrong(fast_doctor(built.config, [f"run_dir={tmp_path}/new"], ranks=2))
+    assert_only_wrong(fast_doctor(built.config, ["train.steps=many"], ranks=2), configuration="failed")
+    assert_only_wrong(fast_doctor(built.config, [f"run_dir={tmp_path}/new"], ranks=1000), batch="failed")
+    foreign, blocked = tmp_path / "foreign", tmp_path / "file"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    blocked.touch()
+    for override in (f"run_dir={foreign}", f"checkpoint.dir={blocked}/below"):
+        fast = fast_doctor(built.config, [f"run_dir={tmp_path}/new", override], ranks=2)
+        assert_only_wrong(fast, disks="failed")
+        assert finding_of(fast, "disks") == finding_of(check_this_machine(built, override), "disks")
+        printed = "\n".join(lines(fast, quiet=True))
+        assert "failed   disks" in printed and "fix:" in printed and "  ok  " not in printed
+    with pytest.raises(BigtrainError, match="there is no check matmul"):
+        fast_doctor(built.config, skip=["matmul"])
+
+
 # Assessments of given measurements
 
 
@@ -291,9 +332,9 @@ def test_a_finding_names_machines_only_where_they_are_at_fault() -> None:
     meeting = context_on(["a", "a", "b", "b"]).meeting
     assert meeting.machines([3, 2]) == ("b",) and meeting.machines([1], some=True) == ("a",)
     assert meeting.machines([0, 2], some=True) == () and meeting.machines([0, 2]) == ("a", "b")
-    meeting.attendees[2] = replace(meeting.attendees[2], machine="node-7")
-    meeting.attendees[3] = replace(meeting.attendees[3], machine="node-7")
-    assert meeting.machines([2]) == ("node-7",)
+    named = context_on(["a", "a", "b", "b"]).meeting
+    named.attendees |= {rank: replace(named.attendees[rank], machine="node-7") for rank in (2, 3)}
+    assert named.machines([2]) == ("node-7",)
 
 
 def test_a_slow_gpu_is_named_and_a_very_slow_one_is_a_failure() -> None:
@@ -370,13 +411,13 @@ def test_a_clock_that_is_off_by_less_than_the_measuring_error_is_ok() -> None:
 def test_a_name_that_means_loopback_is_fatal_among_several_hosts_only() -> None:
     """A host name that resolves to loopback is ok on one host, and a failed check on several."""
     each = {"own": ["127.0.1.1"], "master": "a", "first": ["10.0.0.1"], "interface": None}
-    assert [f.status for f in network.assess_names({0: each}, context_on(["a"]))] == ["ok"]
+    assert [f.status for f in names.assess_names({0: each}, context_on(["a"]))] == ["ok"]
     among = context_on(["a", "b"])
-    failed, _ = network.assess_names({0: {**each, "own": ["10.0.0.1"]}, 1: each}, among)
+    failed, _ = names.assess_names({0: {**each, "own": ["10.0.0.1"]}, 1: each}, among)
     assert failed.status == "failed" and "rank 1 (b)" in failed.found and "GLOO_SOCKET_IFNAME" in str(failed.fix)
-    assert [
-        f.status for f in network.assess_names({0: each, 1: each} and {1: {**each, "interface": "eth1"}}, among)
-    ] == ["ok"]
+    assert [f.status for f in names.assess_names({0: each, 1: each} and {1: {**each, "interface": "eth1"}}, among)] == [
+        "ok"
+    ]
 
 
 def test_the_memory_estimate_follows_the_stage_and_names_short_hosts(built: RunSandbox) -> None:
@@ -386,7 +427,7 @@ def test_the_memory_estimate_follows_the_stage_and_names_short_hosts(built: RunS
         return load_settings(built.config, [f"engine.zero_stage={stage}"])
 
     needs = [shape.state_bytes(settings(stage), 8)[0] for stage in (1, 2, 3)]
-    parameters = shape.count_parameters(settings(1).model)
+    parameters = count_parameters(settings(1).model)
     assert [round(need / parameters, 2) for need in needs] == [2 + 4 + 1.5, 2 + 0.5 + 1.5, 0.25 + 0.5 + 1.5]
     context = context_on(["a", "b"], settings(2))
     short, _ = shape.assess_memory({0: {"host": 1 << 40}, 1: {"host": parameters}}, context)

@@ -1,6 +1,6 @@
 """Promises of the diagnosis of a hang: it names the rank that the others wait for, from the reports of all ranks."""
 
-import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bigtrain.health.hang import RankReport, diagnose
 from bigtrain.health.heartbeat import Heartbeat, LoopPhase, Position
 from bigtrain.health.watchdog import record_hang
-from bigtrain.rundir import HangEvent, read_events
+from bigtrain.rundir import HangEvent, RunDirectory, read_events
 
 phases = st.sampled_from([phase for phase in LoopPhase if phase != LoopPhase.START])
 world_and_suspect = st.integers(2, 12).flatmap(lambda world: st.tuples(st.just(world), st.integers(0, world - 1)))
@@ -127,32 +127,64 @@ def test_all_ranks_may_wait_for_one_disk():
     assert len(diagnosis.suspects) == 2 and "waiting for a disk" in str(diagnosis)
 
 
+@given(ranks=world_and_suspect, step=st.integers(1, 10**6), phase=phases, data=st.data())
+def test_a_rank_whose_summary_has_not_come_is_counted_and_accused_by_none(ranks, step, phase, data):
+    """Its thread dump is unknown. It may be inside a collective as the others, so only its position may accuse it."""
+    world, suspect = ranks
+    unknown = data.draw(st.sets(st.integers(0, world - 1).filter(lambda rank: rank != suspect), max_size=world - 2))
+    reports = waiting(world, step, phase)
+    for rank in unknown:
+        reports[rank] = replace(reports[rank], answered=False, where="", waits_for_ranks=False)
+    nobody = diagnose(reports)
+    assert nobody.suspects == [] and f"all {world} ranks are at the same point" in nobody.reason
+    count = f"{len(unknown)} {'rank has' if len(unknown) == 1 else 'ranks have'} not answered yet"
+    assert (count in nobody.reason) == bool(unknown)
+    reports[suspect] = replace(reports[suspect], waits_for_ranks=False)
+    named = diagnose(reports)
+    assert [report.rank for report in named.suspects] == ([suspect] if len(unknown) < world - 1 else [])
+    assert (count in named.reason) == bool(unknown)
+
+
+def test_ranks_that_answered_alike_are_not_accused_where_one_is_unknown():
+    """All have queued their work, so none is inside a collective; that one summary is late tells nothing of them."""
+    reports = [replace(report, waits_for_ranks=False) for report in waiting(4, 3, LoopPhase.OPTIMIZER)]
+    reports[2] = replace(reports[2], answered=False)
+    assert diagnose(reports).suspects == []
+
+
 def hang(step: int, verdict: str) -> HangEvent:
     return HangEvent(step=step, seconds=30, odd=[], verdict=verdict, exit_status=70)
 
 
-def verdicts(events: Path) -> list[str]:
-    return [event["verdict"] for event in read_events(events)]
+def verdicts(directory: RunDirectory) -> list[str]:
+    return [event["verdict"] for event in read_events(directory.events)]
 
 
-def test_a_side_without_the_store_does_not_contradict_the_other(tmp_path: Path) -> None:
-    """A cut network is one event: that of the ranks which the store answers. The ranks of a host that is down with the
-    store write one event among them."""
-    events = tmp_path / "events.jsonl"
-    record_hang(events, hang(4, "rank 3 does not answer"), True)
+def test_one_hang_is_one_event_whichever_ranks_are_cut_off(tmp_path: Path) -> None:
+    """A cut network is one event: that of the ranks which the store answers, as they write first. The ranks of a host
+    that is down with the store write one event among them, also where all of them write at the same time."""
+    directory = RunDirectory(tmp_path / "run")
+    record_hang(directory, hang(4, "rank 3 does not answer"), "start")
     for _ in range(2):
-        record_hang(events, hang(4, "the ranks' store does not answer"), False)
-    assert verdicts(events) == ["rank 3 does not answer"]
-    alone = tmp_path / "alone.jsonl"
-    for _ in range(2):
-        record_hang(alone, hang(4, "the ranks' store does not answer"), False)
+        record_hang(directory, hang(4, "the ranks' store does not answer"), "start")
+    assert verdicts(directory) == ["rank 3 does not answer"]
+    alone = RunDirectory(tmp_path / "alone")
+    at_once = threading.Barrier(8)
+
+    def record() -> None:
+        at_once.wait()
+        record_hang(alone, hang(4, "the ranks' store does not answer"), "start")
+
+    threads = [threading.Thread(target=record) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert verdicts(alone) == ["the ranks' store does not answer"]
 
 
-def test_a_hang_of_long_ago_is_another_one(tmp_path: Path) -> None:
-    events = tmp_path / "events.jsonl"
-    record_hang(events, hang(4, "rank 3 does not answer"), True)
-    (line,) = read_events(events)
-    events.write_text(json.dumps({**line, "time": line["time"] - 600}) + "\n")
-    record_hang(events, hang(9, "the ranks' store does not answer"), False)
-    assert len(verdicts(events)) == 2
+def test_a_hang_of_another_start_is_another_event(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    record_hang(directory, hang(4, "rank 3 does not answer"), "start")
+    record_hang(directory, hang(4, "the ranks' store does not answer"), "next start")
+    assert len(verdicts(directory)) == 2

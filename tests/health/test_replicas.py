@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bigtrain.base.exit_status import CORRUPTED
 from bigtrain.engine.copies import Part
 from bigtrain.health.fingerprint import _weighted_sum, fingerprint, fingerprints
-from bigtrain.health.replicas import by_majority, compare, corruption
+from bigtrain.health.replicas import Peers, ReplicaMismatch, by_majority, compare, corruption, that_differ
 from tests.ranks import on_ranks
 
 
@@ -38,19 +38,20 @@ def test_tensors_that_change_places_change_the_fingerprint():
 @given(st.integers(3, 9), st.data())
 def test_the_majority_names_the_one_that_differs(world, data):
     suspect = data.draw(st.integers(0, world - 1))
-    of_ranks = [(0, {"a": 1, "b": 2 + (rank == suspect)}) for rank in range(world)]
+    others = [rank for rank in range(world) if rank != suspect]
+    of_ranks = [Peers(0, others, {"a": 1, "b": 2}), Peers(0, [suspect], {"a": 1, "b": 3})]
     wrong, certain = by_majority(of_ranks)
-    assert certain and {rank: names for rank, names in wrong.items() if names} == {suspect: {"b"}}
+    assert certain and wrong == {suspect: {"b"}} and that_differ(of_ranks) == {"b"}
 
 
 def test_of_two_that_differ_both_are_named():
-    wrong, certain = by_majority([(0, {"a": 1}), (0, {"a": 2})])
+    wrong, certain = by_majority([Peers(0, [0], {"a": 1}), Peers(0, [1], {"a": 2})])
     assert not certain and wrong == {0: {"a"}, 1: {"a"}}
 
 
 def test_ranks_are_compared_with_those_of_the_same_shard():
-    wrong, certain = by_majority([(0, {"a": 1}), (1, {"a": 7}), (0, {"a": 1}), (1, {"a": 7})])
-    assert certain and not any(wrong.values())
+    shards = [Peers(0, [0, 2], {"a": 1}), Peers(1, [1, 3], {"a": 7})]
+    assert by_majority(shards) == ({}, True) and that_differ(shards) == set()
 
 
 class Ranks:
@@ -100,3 +101,22 @@ def test_the_master_decides_whose_copy_is_right_also_between_two(world, where, d
     assert (mismatch.rank, mismatch.tensors, mismatch.certain) == (rank, ["w"], True)
     error = corruption(mismatches[0])
     assert error.status == CORRUPTED and error.shared and f"rank {rank} on" in str(error)
+
+
+@given(world=st.integers(3, 9), data=st.data())
+def test_without_masters_the_majority_decides_on_every_rank(world, data):
+    """At stage 0 no rank has a master to compare with."""
+    suspect = data.draw(st.integers(0, world - 1))
+    copies = [{"v": torch.ones(4), "w": torch.ones(8)} for _ in range(world)]
+    ranks = Ranks(copies, torch.ones(8 * world))
+    ranks.parts_of = lambda rank: []
+    assert ranks.mismatches() == [[]] * world
+    copies[suspect]["w"][3] = 2
+    mismatches = ranks.mismatches()
+    assert all(found == mismatches[0] for found in mismatches)
+    assert [(each.rank, each.tensors, each.certain) for each in mismatches[0]] == [(suspect, ["w"], True)]
+
+
+def test_an_error_of_all_ranks_names_eight():
+    error = corruption([ReplicaMismatch(rank, "h", ["w"]) for rank in range(16384)])
+    assert len(str(error)) < 2000 and "rank 7 on h" in str(error) and "and 16,376 more ranks" in str(error)

@@ -1,12 +1,13 @@
 """Slow ranks are named when they stay slow, and only then; a job stops before its time limit."""
 
+import statistics
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.health.stragglers import WINDOWS, RankComparison
+from bigtrain.health.stragglers import WINDOWS, RankComparison, medians_of_others
 from bigtrain.train.end_of_job import END_TIME, LARGEST_SHARE, MARGIN_SECONDS, EndOfJob
 
 HOSTS = [f"host-{rank}" for rank in range(64)]
@@ -48,6 +49,13 @@ def test_hiccups_of_changing_ranks_name_none_until_one_has_three_in_a_row(slow):
 def test_a_tiny_models_microseconds_are_noise():
     comparison = RankComparison(share=0.2)
     assert not any(comparison.add([0.001, 0.002], HOSTS[:2]) for _ in range(9))
+
+
+@given(st.lists(st.floats(0, 1e6) | st.sampled_from([0.1, 0.2]), min_size=2, max_size=40))
+def test_the_medians_of_the_others_are_those_of_each_list_of_others(values):
+    """One sort gives the same numbers, to the bit, as a median of every list that lacks one value."""
+    each = [statistics.median([*values[:index], *values[index + 1 :]]) for index in range(len(values))]
+    assert medians_of_others(values) == each
 
 
 @pytest.mark.parametrize("name", END_TIME)

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.matrix import one_of_each, thinned
+from tests.system.run_sandbox import small_settings
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = {
@@ -67,6 +69,23 @@ def test_variables_that_are_set_win_over_the_defaults(tmp_path):
     assert "NCCL_DEBUG" not in shown.stdout and "--max-restarts=9" in shown.stdout
     assert "TORCH_NCCL_DUMP_ON_TIMEOUT" in shown.stdout
     assert "--max-restarts=4" in call("local.sh", "--dry-run", "--max-restarts", "4", "CONFIG", cwd=tmp_path).stdout
+
+
+def test_one_machine_has_its_fast_checks_before_any_rank_starts(tmp_path):
+    """What they find is said once, and nothing is started; `--doctor` makes all checks, `--no-doctor` none."""
+    shown = {
+        option: call("local.sh", *option.split(), "--dry-run", "CONFIG", "a=b", cwd=tmp_path, NPROC="3").stdout
+        for option in ("", "--doctor", "--no-doctor")
+    }
+    assert "-m bigtrain doctor --fast --quiet --ranks 3 CONFIG a=b\n" in shown[""]
+    assert "--fast" not in shown["--doctor"] and "-m bigtrain doctor CONFIG a=b" in shown["--doctor"]
+    assert "doctor" not in shown["--no-doctor"]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(small_settings(tmp_path)))
+    refused = call("local.sh", str(config), "train.steps=many", cwd=tmp_path)
+    assert refused.returncode == 1 and refused.stdout.count("failed   configuration") == 1
+    assert "torchrun" not in refused.stdout + refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_machines_meet_at_the_first_and_the_preflight_one_port_higher(tmp_path):
