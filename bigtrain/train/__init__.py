@@ -20,7 +20,7 @@ and `introduce` (what a start says of itself). `document_losses` names the docum
 hard, and `router_balance` moves the routers of experts.
 """
 
-from bigtrain.train.build import engine_at, layout_of, open_loader, ranks
+from bigtrain.train.build import engine_at, layout_of, open_loader, open_run_data, ranks
 from bigtrain.train.continuation import check_plan
 from bigtrain.train.document_losses import by_document, losses_of_rows
 from bigtrain.train.loop import to_the_end, train
@@ -46,6 +46,7 @@ __all__ = [
     "losses_of_rows",
     "open_loader",
     "open_run",
+    "open_run_data",
     "ranks",
     "refuse_checkpoints_of_others",
     "require_labels",

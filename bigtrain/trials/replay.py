@@ -32,6 +32,7 @@ from bigtrain.train import (
     layout_of,
     losses_of_rows,
     open_loader,
+    open_run_data,
     ranks,
     require_labels,
 )
@@ -117,7 +118,7 @@ def replay(
         raise BigtrainError(f"{run} has no step {step}", found=step, wanted=f"from 1 to {settings.total_steps}")
     with ranks(settings.engine) as topology, ExitStack() as held:
         check_machine(settings, topology)
-        data = on_every_rank(topology, lambda: RunData.open(settings))
+        data = open_run_data(settings, topology)
         tiers = on_every_rank(topology, lambda: StorageTiers.of(directory.root, settings.checkpoint))
         search = newest_verified(tiers, ranks=topology, layout=layout_of(settings, topology), before=before)
         changed = on_first_rank(topology, lambda: changes_before(search, settings, data))

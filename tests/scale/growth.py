@@ -18,7 +18,9 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
-def assert_grows(sizes: Sequence[int], cost_of: Callable[[int], float], *, at_most: float, slack: float = SLACK) -> None:
+def assert_grows(
+    sizes: Sequence[int], cost_of: Callable[[int], float], *, at_most: float, slack: float = SLACK
+) -> None:
     """Fail where the cost grows faster than size ** at_most.
 
     Args:
