@@ -80,8 +80,9 @@ class RunData:
         Raises:
             BigtrainError: a file is missing or has another size than in its manifest.
         """
-        for checked in (*self.datasets, *self.train, *self.held_out):
-            checked.check_sizes(part, of)
+        everything: list[Dataset | Packing] = [*self.datasets, *self.train, *self.held_out]
+        for each in everything:
+            each.check_sizes(part, of)
 
     def replanned(self, settings: Settings) -> RunData:
         """The same data in the order of other settings.

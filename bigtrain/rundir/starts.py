@@ -6,9 +6,11 @@ lines and the time of day are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from heapq import merge
+from typing import Any, NamedTuple
 
 from bigtrain.rundir.bounds import LONGEST_SECONDS
 from bigtrain.rundir.events import STARTS, Event
@@ -23,32 +25,100 @@ def number_of_next_start(events: Iterable[Record]) -> int:
     begun, highest = 0, 0
     for event in events:
         begun += event.get("event") in STARTS
-        highest = max(highest, begun, _number(event))
+        highest = max(highest, begun, number_of(event))
     return highest + 1
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
-    """A record, and the age of its process in microseconds when it was written."""
+    """An event, and the age of its process in microseconds when it was written."""
 
-    record: Record
     age: int
-    number: int = -1
-    """The position of an event among the events; -1 for a step."""
-
-    @property
-    def is_step(self) -> bool:
-        """Whether it is a line of metrics.jsonl."""
-        return self.number < 0
+    record: Record
+    number: int
+    """Its position among the events."""
 
 
-@dataclass
+class StepEntry(NamedTuple):
+    """A line of metrics.jsonl, in microseconds."""
+
+    age: int
+    index: int
+    """Its position among the lines."""
+    step: int
+    took: int
+    waited: int
+    """Of it, for data."""
+
+
+class StepTimes:
+    """The lines of metrics.jsonl, as far as the ledger needs them: 48 bytes each, for there may be millions."""
+
+    def __init__(self) -> None:
+        self.steps, self.starts, self.uptimes = array("q"), array("q"), array("q")
+        self.times, self.took, self.waited = array("q"), array("q"), array("q")
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> StepTimes:
+        """Those of records, in their order; one without a step is none."""
+        columns = cls()
+        for record in records:
+            if isinstance(record.get("step"), int):
+                columns.append(record)
+        return columns
+
+    def append(self, record: Record) -> None:
+        """Add a line."""
+        self.steps.append(record["step"])
+        self.starts.append(number_of(record))
+        self.uptimes.append(micros_of(record, "uptime") if "uptime" in record else -1)
+        self.times.append(micros_of(record, "time"))
+        self.took.append(micros_of(record, "step_seconds"))
+        self.waited.append(micros_of(record, "data_seconds"))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class StartEnd:
+    """How a start ended, as far as the time up to the next one depends on it."""
+
+    boot: tuple[str, int] | None
+    """The boot id of its machine, and when the process started there, in microseconds since that boot."""
+    span: int
+    """Microseconds from the start of its process to its last record."""
+    time: int
+    """Of its last record, by the time of day, in microseconds."""
+    stopped: bool
+    """Whether it ended by itself or on request."""
+    finished: bool
+    """Whether it reached the end of the schedule."""
+
+
+@dataclass(frozen=True)
 class Start:
-    """One start of the run, and its records in the order of time."""
+    """One start of the run, and its records."""
 
-    entries: list[Entry]
+    number: int
     begin: Record
     """Its `start` or `resume` event; empty where it ended before it."""
+    events: list[Entry]
+    """In the order of the file, and of their ages."""
+    indices: array[int]
+    """Its lines among the `columns`."""
+    ages: array[int]
+    """Of these lines, rising."""
+    columns: StepTimes
+
+    def entries(self) -> Iterator[Entry | StepEntry]:
+        """Its records in the order of time; an event is before a step of the same instant."""
+        return merge(self.events, self._steps(), key=lambda entry: entry.age)
+
+    def _steps(self) -> Iterator[StepEntry]:
+        columns = self.columns
+        for index, age in zip(self.indices, self.ages, strict=True):
+            yield StepEntry(age, index, columns.steps[index], columns.took[index], columns.waited[index])
 
     def recorded(self, key: str) -> int:
         """Microseconds before the start of its process, a field of its `clock`; 0 where it has none."""
@@ -56,29 +126,16 @@ class Start:
         return micros_of(clock, key) if isinstance(clock, dict) else 0
 
     @property
-    def stopped(self) -> bool:
-        """Whether it ended by itself or on request."""
-        return any(entry.record.get("event") == Event.STOP for entry in self.entries)
-
-    @property
-    def finished(self) -> bool:
-        """Whether it reached the end of the schedule."""
-        return any(e.record.get("event") == Event.STOP and e.record.get("exit_status") == 0 for e in self.entries)
-
-    @property
     def has_trained(self) -> bool:
         """Whether it has done a step."""
-        return any(entry.is_step for entry in self.entries)
-
-    @property
-    def span(self) -> int:
-        """Microseconds from the start of its process to its last record."""
-        return self.entries[-1].age
+        return bool(self.indices)
 
     @property
     def wall_begin(self) -> int:
         """When its process started, by the time of day."""
-        return micros_of(self.entries[0].record, "time") - self.entries[0].age
+        if self.events and not (self.ages and self.ages[0] < self.events[0].age):
+            return micros_of(self.events[0].record, "time") - self.events[0].age
+        return self.columns.times[self.indices[0]] - self.ages[0]
 
     @property
     def boot(self) -> tuple[str, int] | None:
@@ -88,75 +145,109 @@ class Start:
             return None
         return str(clock["boot_id"]), micros_of(clock, "boot_seconds") - micros_of(clock, "process_seconds")
 
+    @property
+    def end(self) -> StartEnd:
+        """How it ended."""
+        stops = [entry.record for entry in self.events if entry.record.get("event") == Event.STOP]
+        if self.ages and not (self.events and self.events[-1].age > self.ages[-1]):
+            span, time = self.ages[-1], self.columns.times[self.indices[-1]]
+        else:
+            span, time = self.events[-1].age, micros_of(self.events[-1].record, "time")
+        finished = any(stop.get("exit_status") == 0 for stop in stops)
+        return StartEnd(self.boot, span, time, bool(stops), finished)
 
-def starts_of(events: list[Record], steps: list[Record]) -> list[Start]:
-    """The records by start: by the number in the record, else by its position or its time of day."""
-    rows: dict[int, list[tuple[Record, int]]] = {}
-    begun, current, began_at = 0, 0, {}
-    for number, event in enumerate(events):
+
+class Numbering:
+    """Gives each event the number of its start: the number in the record, else by its position."""
+
+    def __init__(self, begun: int = 0, current: int = 0) -> None:
+        """Go on after so many starts, of which the last one has this number."""
+        self.begun, self.current = begun, current
+
+    def of(self, event: Record) -> int | None:
+        """The number for the next event; None for one that is left out."""
         if event["event"] in STARTS:
-            begun += 1
-            current = max(_number(event), begun)
-            began_at[current] = micros_of(event, "time")
-        elif event["event"] == Event.FALLBACK and not _number(event):
-            continue  # written before the start that it belongs to
-        rows.setdefault(_number(event) or current, []).append((event, number))
+            self.begun += 1
+            self.current = max(number_of(event), self.begun)
+        elif event["event"] == Event.FALLBACK and not number_of(event):
+            return None  # written before the start that it belongs to
+        return number_of(event) or self.current
+
+
+def starts_of(events: Sequence[Record], steps: StepTimes, numbering: Numbering | None = None) -> list[Start]:
+    """The records by start: by the number in the record, else by its position or its time of day."""
+    numbering = numbering or Numbering()
+    of_events: dict[int, list[tuple[int, Record]]] = {}
+    began_at: dict[int, int] = {}
+    for position, event in enumerate(events):
+        number = numbering.of(event)
+        if event["event"] in STARTS:
+            began_at[numbering.current] = micros_of(event, "time")
+        if number is not None:
+            of_events.setdefault(number, []).append((position, event))
+    of_steps: dict[int, array[int]] = {}
     order, current = sorted(began_at), 0
-    for step in steps:
-        if not (number := _number(step)):  # of a version that did not write it
-            while current + 1 < len(order) and began_at[order[current + 1]] <= micros_of(step, "time"):
+    for index, number in enumerate(steps.starts):
+        if not number:  # of a version that did not write it
+            while current + 1 < len(order) and began_at[order[current + 1]] <= steps.times[index]:
                 current += 1
             number = order[current] if order else 0
-        rows.setdefault(number, []).append((step, -1))
-    return [_start(rows[number]) for number in sorted(rows)]
+        of_steps.setdefault(number, array("q")).append(index)
+    numbers = sorted(of_events.keys() | of_steps.keys())
+    return [_start(n, of_events.get(n, []), of_steps.get(n, array("q")), steps) for n in numbers]
 
 
-def _start(rows: list[tuple[Record, int]]) -> Start:
-    begin = next((record for record, _ in rows if record.get("event") in STARTS), {})
-    zero = micros_of(begin or rows[0][0], "time") - micros_of(begin, "uptime")
-    entries, latest = [], {True: 0, False: 0}
-    for record, number in rows:
-        age = micros_of(record, "uptime") if "uptime" in record else micros_of(record, "time") - zero
-        latest[number < 0] = age = max(age, latest[number < 0])  # each file is in order, whatever its clocks say
-        entries.append(Entry(record, age, number))
-    entries.sort(key=lambda entry: entry.age)  # stable: an event before a step of the same instant
-    return Start(entries, begin)
+def _start(number: int, events: list[tuple[int, Record]], indices: array[int], columns: StepTimes) -> Start:
+    begin = next((event for _, event in events if event["event"] in STARTS), {})
+    first = micros_of(begin or events[0][1], "time") if events else columns.times[indices[0]]
+    zero = first - micros_of(begin, "uptime")
+    entries: list[Entry] = []
+    latest = 0  # each file is in order, whatever its clocks say
+    for position, event in events:
+        age = micros_of(event, "uptime") if "uptime" in event else micros_of(event, "time") - zero
+        latest = max(age, latest)
+        entries.append(Entry(latest, event, position))
+    ages, latest = array("q"), 0
+    for index in indices:
+        uptime = columns.uptimes[index]
+        latest = max(latest, uptime if uptime >= 0 else columns.times[index] - zero)
+        ages.append(latest)
+    return Start(number, begin, entries, indices, ages, columns)
 
 
-def undone_of(starts: list[Start]) -> set[int]:
-    """The ids of the entries of steps that do not count, because a later start or a rewind went back before them."""
+def undone_of(starts: Iterable[Start]) -> set[int]:
+    """The lines of metrics.jsonl that do not count, because a later start or a rewind went back before their step."""
     undone: set[int] = set()
-    counted: list[Entry] = []
-
-    def back_to(step: int) -> None:
-        while counted and counted[-1].record["step"] > step:
-            undone.add(id(counted.pop()))
-
+    counted: array[int] = array("q")
     for start in starts:
-        for entry in start.entries:
-            if entry.is_step:
-                back_to(entry.record["step"] - 1)
-                counted.append(entry)
-            elif (step := _goes_back_to(entry.record)) is not None:
-                back_to(step)
+        steps = start.columns.steps
+        for entry in start.entries():
+            step = goes_back_to(entry)
+            while step is not None and counted and steps[counted[-1]] > step:
+                undone.add(counted.pop())
+            if isinstance(entry, StepEntry):
+                counted.append(entry.index)
     return undone
 
 
-def _goes_back_to(event: Record) -> int | None:
-    """The step that a start, or a rewind, goes on from."""
+def goes_back_to(entry: Entry | StepEntry) -> int | None:
+    """The step after which no step that was done before counts any more; None where all still count."""
+    if isinstance(entry, StepEntry):
+        return entry.step - 1
+    event = entry.record
     step = event.get("to_step") if event["event"] == Event.REWIND else event.get("step")
     return step if event["event"] in (*STARTS, Event.REWIND) and isinstance(step, int) else None
 
 
-def between(before: Start, after: Start) -> int:
+def between(before: StartEnd, after: Start) -> int:
     """Microseconds from the last record of a start to the start of the next process."""
     if before.boot and after.boot and before.boot[0] == after.boot[0]:
         return max(0, after.boot[1] - before.boot[1] - before.span)
-    last = micros_of(before.entries[-1].record, "time")
-    return max(0, after.wall_begin - last)
+    return max(0, after.wall_begin - before.time)
 
 
-def _number(record: Record) -> int:
+def number_of(record: Record) -> int:
+    """The number of the start that a record has; 0 where it has none."""
     number = record.get("start")
     return number if isinstance(number, int) and number > 0 else 0
 

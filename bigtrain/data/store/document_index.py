@@ -106,11 +106,11 @@ def _entries(dataset: Dataset) -> Iterator[tuple[U64, U64]]:
     """Keys and places of all documents, in their order, about ROWS_AT_ONCE at a time."""
     keys: list[U64] = []
     places: list[U64] = []
-    for shard, stored in enumerate(dataset.shards):
-        path = dataset.fetched(stored.record.files[1])
+    for shard, record in enumerate(dataset.manifest.shards):
+        path = dataset.fetched(record.files[1])
         # Not mapped, since a mapping would stay.
-        columns = DocumentColumns.parse(memoryview(read_regular(path, stored.record.files[1].size)), path)
-        columns.require(documents=stored.record.documents, tokens=stored.record.tokens, path=path)
+        columns = DocumentColumns.parse(memoryview(read_regular(path, record.files[1].size)), path)
+        columns.require(documents=record.documents, tokens=record.tokens, path=path)
         own = id_halves(columns.id)[:, 0]
         for start in range(0, len(own), ROWS_AT_ONCE):
             keys.append(own[start : start + ROWS_AT_ONCE].copy())

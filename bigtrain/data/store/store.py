@@ -44,11 +44,14 @@ RESTORE = "restore the file, or remove its source's folder and build the data ag
 class TokenShard:
     """One shard. Its files are checked and mapped at the first read, and again if many others were read since."""
 
+    _tokens: Tokens | None = None
+    _documents: DocumentColumns | None = None
+    _windows: Tokens | None = None
+
     def __init__(self, directory: Path, record: ShardSize, dtype: str) -> None:
         self.record = record
         self._directory = directory
         self._dtype = dtype
-        self.unmap()
 
     @property
     def tokens(self) -> Tokens:
@@ -71,9 +74,7 @@ class TokenShard:
 
     def unmap(self) -> None:
         """Forget the files; they are mapped again when they are needed."""
-        self._tokens: Tokens | None = None
-        self._documents: DocumentColumns | None = None
-        self._windows: Tokens | None = None
+        self._tokens = self._documents = self._windows = None
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
         """Tokens [start, end), or fewer at the end of the shard. They must not be written to.
