@@ -80,7 +80,7 @@ from bigtrain.rundir.records import last_of_each_step, newest_events, read_event
 from bigtrain.rundir.run_state import RunState
 from bigtrain.rundir.runs import RunStatus, list_runs
 from bigtrain.rundir.start_clock import Phases, clock
-from bigtrain.rundir.starts import MICRO, number_of_next_start, seconds_of
+from bigtrain.rundir.starts import MICRO, StepTimes, number_of_next_start, seconds_of
 
 __all__ = [
     "CARD",
@@ -128,6 +128,7 @@ __all__ = [
     "SpikeEvent",
     "StartEvent",
     "StepMetrics",
+    "StepTimes",
     "StepsOfDocument",
     "StopEvent",
     "StragglerEvent",
