@@ -109,7 +109,7 @@ def test_a_failure_in_the_background_is_raised_at_every_call(
         with pytest.raises(BigtrainError, match=r"00001\.doc is not what its manifest says"):
             for _ in range(100):
                 next(loader)
-        with pytest.raises(BigtrainError, match=r"00001\.doc was changed"):
+        with pytest.raises(BigtrainError, match=r"00001\.doc is not what its manifest says"):
             next(loader)
     assert time.monotonic() - started < 60
 
