@@ -83,8 +83,8 @@ def resume(args: argparse.Namespace, settings: Settings, topology: Topology) -> 
         "load_seconds": seconds,
         "state": state,
         "loss": loss,
-        "peak_extra_per_owned_byte": max(topology.all_gather(memory["extra"] / owned)),
-        "of_it_mapped_files": max(topology.all_gather(memory["files"] / owned)),
+        "peak_extra_per_owned_byte": topology.broadcast(topology.reduce(memory["extra"] / owned, max)),
+        "of_it_mapped_files": topology.broadcast(topology.reduce(memory["files"] / owned, max)),
     }
 
 
@@ -103,7 +103,7 @@ def save_in_turns(args: argparse.Namespace, settings: Settings, topology: Topolo
 
     def note(name: str, what: str, value: float) -> None:
         """The worst of all ranks."""
-        measured[name].setdefault(what, []).append(max(topology.all_gather(value)))
+        measured[name].setdefault(what, []).append(topology.broadcast(topology.reduce(value, max)))
 
     for name in SAVING:  # once to warm up and to see the memory: all that a route keeps for later saves counts
         with peak_memory() as memory:
@@ -125,7 +125,7 @@ def save_in_turns(args: argparse.Namespace, settings: Settings, topology: Topolo
             started = time.perf_counter()
             routes[name].save()
             stall = time.perf_counter() - started
-            while any(topology.all_gather(not routes[name].done())):
+            while topology.broadcast(topology.reduce(not routes[name].done(), max)):
                 beside.append(timed(train_step, engine, settings, topology))
             routes[name].wait()
             routes[name].make_durable()
@@ -214,6 +214,8 @@ def state_digest(engine: Engine, topology: Topology) -> str:
     import torch
     import xxhash
 
+    from bigtrain.base import gather
+
     sums: dict[str, int] = {}
     for fragment in engine.fragments():
         key = f"{fragment.kind}/{fragment.name}"
@@ -221,7 +223,7 @@ def state_digest(engine: Engine, topology: Topology) -> str:
         places = torch.arange(fragment.offset, fragment.offset + bits.numel()) * 2 + 1
         sums[key] = sums.get(key, 0) + int((bits * places).sum())
     total: dict[str, int] = {}
-    for of_rank in topology.all_gather(sums):
+    for of_rank in topology.broadcast(gather(topology, sums)):
         for key, value in of_rank.items():
             total[key] = (total.get(key, 0) + value) % 2**64
     return xxhash.xxh3_64_hexdigest(json.dumps(sorted(total.items())).encode())

@@ -23,6 +23,7 @@ from forked import fork_ranks
 from kill_tally import Tally
 from save_phases import PHASES, Saves
 
+from bigtrain.base import gather
 from bigtrain.base.faults import POINTS, Fault, set_faults
 from bigtrain.checkpoint import Cursor, Fragment, Saver, StorageTiers, load, newest_verified, tensor_digests
 from bigtrain.checkpoint.folder import Folder
@@ -233,7 +234,7 @@ def _train(folder: Path, shape: Shape) -> None:
         assert loaded.rng is not None
         torch.set_rng_state(loaded.rng["cpu"])
         step = loaded.manifest.cursor.step
-        digests = topology.all_gather(_digest(fragments))
+        digests = gather(topology, _digest(fragments))
         if events is not None:
             events.append({"event": "resume", "step": step, "newest": seen, "digests": digests})
 
@@ -247,7 +248,7 @@ def _train(folder: Path, shape: Shape) -> None:
             fragment.data.mul_(0.99).add_(torch.rand(fragment.data.numel()))
         step += 1
         loss = topology.sum_across_ranks([float(sum(fragment.data.double().sum() for fragment in fragments))])[0]
-        digests = topology.all_gather(_digest(fragments))
+        digests = gather(topology, _digest(fragments))
         if metrics is not None:
             metrics.append({"step": step, "loss": loss, "digests": digests})
         note_commits()

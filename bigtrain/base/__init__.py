@@ -9,6 +9,8 @@ launcher_protocol   the environment variables, files and signals between a launc
 files               writes a file or a folder whole and durably
 disk_errors         an error about a file as a message; whether a folder can be written
 locks               one writer at a time in a folder, also without flock
+ranks               what the ranks of a job do together: one message for all, values to rank 0 and from it
+rank_tree           the tree of ranks along which they do
 records             reads JSON that another person or a later version may have written
 home                a user without a name and without a home directory
 labels              the label of a position that has none
@@ -69,6 +71,19 @@ from bigtrain.base.launcher_protocol import (
     report_step,
 )
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
+from bigtrain.base.rank_tree import Channel, RankTree
+from bigtrain.base.ranks import (
+    ALONE,
+    Ranks,
+    cause_of,
+    collected,
+    collectively,
+    first_of,
+    gather,
+    on_every_rank,
+    on_first_rank,
+    raise_first,
+)
 from bigtrain.base.records import STRICT, as_entry, as_record, parse_json, read_json, read_regular
 from bigtrain.base.safetensors_header import HeaderEntry, safetensors_header
 from bigtrain.base.streams import in_utf8, keep_streams
@@ -77,6 +92,7 @@ from bigtrain.base.version import __version__
 from bigtrain.base.visible import show_controls
 
 __all__ = [
+    "ALONE",
     "CORRUPTED",
     "CRASHED",
     "DIED",
@@ -96,12 +112,15 @@ __all__ = [
     "WARNINGS",
     "WRONG",
     "BigtrainError",
+    "Channel",
     "End",
     "Fault",
     "FileLock",
     "HeaderEntry",
     "LaunchedRank",
     "LockHeldError",
+    "RankTree",
+    "Ranks",
     "__version__",
     "adopt_rank",
     "altered",
@@ -111,10 +130,13 @@ __all__ = [
     "boot_id",
     "boot_seconds",
     "broken_part",
+    "cause_of",
     "check_faults",
     "check_interfaces",
     "check_temporary_folder",
     "check_writable",
+    "collected",
+    "collectively",
     "commit_directory",
     "commit_file",
     "damage",
@@ -122,8 +144,10 @@ __all__ = [
     "disk_error",
     "duration",
     "explained",
+    "first_of",
     "flock_if_supported",
     "fsync_directory",
+    "gather",
     "gibibytes",
     "handle_stop_signals",
     "has_home",
@@ -139,10 +163,13 @@ __all__ = [
     "naming",
     "number_of",
     "of_shell",
+    "on_every_rank",
+    "on_first_rank",
     "open_temporary",
     "parse_json",
     "process_seconds",
     "quantity",
+    "raise_first",
     "reached",
     "read_json",
     "read_regular",

@@ -24,7 +24,6 @@ commit.py        how the ranks commit a checkpoint     saver.py          the sam
 checkpoint.py    one checkpoint, and its verification  storage_tiers.py  local and durable tier; the newest good one
 load.py          files to fragments or whole tensors   retention.py      which checkpoints are removed
 compare.py       the differences of two checkpoints    compatibility.py  whether new settings may continue from it
-ranks.py         collective actions of the ranks
 
 Nothing is pickled. `load_weights` reads the float32 weights without an engine or a process group.
 """
@@ -37,14 +36,12 @@ from bigtrain.checkpoint.fragment import MASTER, Fragment, TensorShard
 from bigtrain.checkpoint.load import Loaded, Tensors, load, load_weights, reinitialize, tensor_digests
 from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor
 from bigtrain.checkpoint.open_storage import storage_at
-from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.saver import Commit, Saver, save
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.checkpoint.storage_tiers import Rejected, Search, StorageTiers, newest_verified
 
 __all__ = [
-    "ALONE",
     "MASTER",
     "Change",
     "Checkpoint",
@@ -54,7 +51,6 @@ __all__ = [
     "Folder",
     "Fragment",
     "Loaded",
-    "Ranks",
     "Rejected",
     "Saver",
     "Search",
@@ -64,7 +60,6 @@ __all__ = [
     "Tensors",
     "changes_since",
     "check_compatible",
-    "collectively",
     "compare",
     "is_allowed",
     "list_checkpoints",

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import ALONE, BigtrainError, Ranks, gather
 from bigtrain.checkpoint.manifest import (
     COMMITTED,
     LARGEST,
@@ -19,7 +19,6 @@ from bigtrain.checkpoint.manifest import (
     step_name,
 )
 from bigtrain.checkpoint.open_storage import storage_at
-from bigtrain.checkpoint.ranks import ALONE, Ranks
 from bigtrain.checkpoint.storage import Reader, Storage
 from bigtrain.checkpoint.tensor_file import checksum_of
 
@@ -110,7 +109,7 @@ def verify(
         found = problems_of(checkpoint, files, names, contents)
     except (BigtrainError, OSError) as error:
         found = [str(error)]
-    return merged(ranks.all_gather(found))
+    return merged(ranks.broadcast(gather(ranks, found)))
 
 
 def problems_of(

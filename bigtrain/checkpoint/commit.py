@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import xxhash
 
-from bigtrain.base import __version__, reached
+from bigtrain.base import Ranks, __version__, collectively, reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import Fragment
 from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor, FileChecksum
-from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contents:
-    """What a rank reports about its part of the state."""
+    """What some ranks, which follow each other, report about their parts of the state."""
 
     shapes: dict[str, list[int]]
-    """Shapes of the whole parameters of which the rank has a part."""
-    kinds: list[str]
+    """Shapes of the whole parameters of which they have a part."""
+    kinds: set[str]
     partner: str
-    """A hash that is equal on ranks which hold the same pieces and each save a part of them. Empty for a rank that
-    shares no piece."""
+    """Of one rank: a hash that is equal on ranks which hold the same pieces and each save a part of them. Empty for a
+    rank that shares no piece."""
+    files: list[tuple[str, FileChecksum, str]] = field(default_factory=list)
+    """What they have written, in rank order: the name of the file, its checksum and the rank's partner."""
 
     @classmethod
     def of(cls, fragments: Sequence[Fragment]) -> Contents:
@@ -35,9 +36,20 @@ class Contents:
         held = [(f.name, f.kind, f.offset, f.shard, f.data.numel()) for f in fragments if f.holders > 1]
         return cls(
             {fragment.name: list(fragment.shape) for fragment in fragments},
-            sorted({fragment.kind for fragment in fragments}),
+            {fragment.kind for fragment in fragments},
             xxhash.xxh3_64_hexdigest(repr(sorted(held, key=repr)).encode()) if held else "",
         )
+
+    def in_file(self, name: str, checksum: FileChecksum) -> Contents:
+        """The same, once this rank has written its file."""
+        return replace(self, files=[(name, checksum, self.partner)])
+
+    def merged(self, higher: Contents) -> Contents:
+        """Together with those of the ranks that follow."""
+        self.shapes |= higher.shapes
+        self.kinds |= higher.kinds
+        self.files += higher.files
+        return self
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ def commit(
     checksum: FileChecksum,
     *,
     leads: bool,
+    of_nodes: bool,
     ranks: Ranks,
 ) -> Checkpoint:
     """Write this rank's file and commit the checkpoint. Every rank calls it.
@@ -66,7 +79,8 @@ def commit(
     Args:
         data: the bytes of the file.
         checksum: their size and hash.
-        leads: whether this rank prepares and commits. One of the ranks that see the storage does.
+        leads: whether this rank prepares and commits. The lowest of the ranks that see the storage does.
+        of_nodes: whether each node has a storage of its own, so that other ranks than 0 lead too.
 
     Raises:
         BigtrainError: on every rank, when any rank could not write. Earlier checkpoints are untouched.
@@ -74,25 +88,28 @@ def commit(
     step = about.cursor.step
     failed = f"the checkpoint of step {step} could not be written to {storage.location(step)}"
 
-    def prepare() -> str:
+    def prepare() -> None:
         if leads:
             storage.prepare(step)
-        return uuid.uuid4().hex[:8]
 
-    def write() -> tuple[str, FileChecksum, Contents]:
+    def write() -> Contents:
         name = storage.file_name(f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}", attempt)
         storage.write(step, name, data)
         reached("save.written")
-        return name, checksum, contents
+        return contents.in_file(name, checksum)
 
     def publish() -> None:
         if leads:
             reached("save.manifest")
-            storage.commit(step, _manifest(about, written).to_json().encode())
+            storage.commit(step, manifest)
 
     try:
-        attempt, *_ = collectively(ranks, failed, prepare)
-        written = collectively(ranks, failed, write)
+        attempt = ranks.broadcast(uuid.uuid4().hex[:8])
+        collectively(ranks, failed, prepare)
+        written = ranks.reduce(collectively(ranks, failed, write), Contents.merged)
+        manifest = _manifest(about, written).to_json().encode() if written else b""
+        if of_nodes:
+            manifest = ranks.broadcast(manifest)
         collectively(ranks, failed, publish)
     except Exception:
         if leads:
@@ -101,19 +118,18 @@ def commit(
     return Checkpoint(step, storage)
 
 
-def _manifest(about: About, written: Sequence[tuple[str, FileChecksum, Contents]]) -> CheckpointManifest:
-    shapes = {name: shape for _, _, contents in written for name, shape in contents.shapes.items()}
+def _manifest(about: About, written: Contents) -> CheckpointManifest:
     return CheckpointManifest(
         cursor=about.cursor,
-        world_size=len(written),
+        world_size=len(written.files),
         zero_stage=about.zero_stage,
         mathematics=dict(about.mathematics),
         versions=_versions(),
-        kinds=sorted({kind for _, _, contents in written for kind in contents.kinds}),
-        tensors=dict(sorted(shapes.items())),
-        files={name: checksum for name, checksum, _ in written},
+        kinds=sorted(written.kinds),
+        tensors=dict(sorted(written.shapes.items())),
+        files={name: checksum for name, checksum, _ in written.files},
         layout=about.layout,
-        partners={name: contents.partner for name, _, contents in written if contents.partner},
+        partners={name: partner for name, _, partner in written.files if partner},
         state=dict(about.state),
     )
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, Ranks, collected, collectively
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.fragment import MASTER, Fragment
 from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.checkpoint.overlap import Region, Shared, region_of, shared
-from bigtrain.checkpoint.ranks import Ranks, collectively
 from bigtrain.checkpoint.storage import Reader
 from bigtrain.checkpoint.tensor_file import StoredPiece, bytes_of, read_header, read_rng, stored_pieces
 
@@ -67,7 +66,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
     """
     failed = f"the checkpoint {checkpoint.location} cannot be loaded"
     own_shapes = {fragment.name: list(fragment.shape) for fragment in fragments}
-    of_all_ranks = collectively(ranks, failed, lambda: own_shapes)
+    of_all_ranks = ranks.broadcast(collected(ranks, failed, lambda: own_shapes))
     model_shapes = {name: shape for shapes in of_all_ranks for name, shape in shapes.items()}
 
     def open_part() -> tuple[CheckpointManifest, list[tuple[str, bytes]]]:
@@ -76,7 +75,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
         names = list(manifest.files)[ranks.rank :: ranks.world_size]
         return manifest, [(name, zlib.compress(_header(checkpoint, name), 1)) for name in names]
 
-    parts = collectively(ranks, failed, open_part)
+    parts = ranks.broadcast(collected(ranks, failed, open_part))
     manifest = parts[ranks.rank][0]
     heads = ((name, zlib.decompress(head)) for _, part in parts for name, head in part)
     loaded: list[Loaded] = []

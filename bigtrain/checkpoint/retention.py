@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from bigtrain.base import ALONE, Ranks, collectively
 from bigtrain.checkpoint.checkpoint import Checkpoint, verify
-from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 
 
@@ -31,7 +31,7 @@ def prune(
         BigtrainError: a checkpoint cannot be removed.
     """
     what = f"old checkpoints in {storage} cannot be removed"
-    (steps, *_) = collectively(ranks, what, lambda: storage.steps() if ranks.rank == 0 else [])
+    steps = ranks.broadcast(collectively(ranks, what, lambda: storage.steps() if ranks.rank == 0 else []))
     if len(steps) <= keep:
         return []
     there = [Checkpoint(step, storage) for step in steps]

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
-from bigtrain.base import BigtrainError, reached
+from bigtrain.base import BigtrainError, Ranks, cause_of, collectively, reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.commit import About, Contents, commit
 from bigtrain.checkpoint.fragment import Fragment
 from bigtrain.checkpoint.manifest import Cursor
-from bigtrain.checkpoint.ranks import Ranks, cause_of, collectively
 from bigtrain.checkpoint.retention import prune
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.checkpoint.storage_tiers import StorageTiers, leads_here
@@ -168,8 +167,9 @@ class Saver:
             collectively(self._ranks, f"the checkpoint of step {cursor.step} could not be written", before)
             data, checksum = self._image.data, self._image.checksum()
             for storage, leads in storages:
-                done = commit(storage, about, contents, data, checksum, leads=leads, ranks=self._ranks)
-                seconds, local = time.perf_counter() - started, storage is self._tiers.local
+                local = storage is self._tiers.local
+                done = commit(storage, about, contents, data, checksum, leads=leads, of_nodes=local, ranks=self._ranks)
+                seconds = time.perf_counter() - started
                 removed, problem = self._cleared(storage, cursor.step)
                 self._commits.append(Commit(done, local, stall, seconds, removed, problem))
 

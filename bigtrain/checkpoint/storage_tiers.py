@@ -23,12 +23,11 @@ from pathlib import Path
 
 import xxhash
 
-from bigtrain.base import BigtrainError, check_writable
+from bigtrain.base import ALONE, BigtrainError, Ranks, check_writable, collected, collectively, gather
 from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.checkpoint.manifest import CheckpointManifest
 from bigtrain.checkpoint.open_storage import storage_at
-from bigtrain.checkpoint.ranks import ALONE, Ranks, collectively
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.config import CheckpointSettings, refuse_masked
 
@@ -103,8 +102,8 @@ def newest_verified(
         before: search only checkpoints of earlier steps than this.
     """
     local, failed = tiers.local, f"{tiers.durable} cannot be read"
-    (durable, *_) = collectively(ranks, failed, lambda: tiers.durable.steps() if ranks.rank == 0 else [])
-    here = collectively(ranks, f"{local} cannot be read", lambda: _local_manifests(local))
+    durable = ranks.broadcast(collectively(ranks, failed, lambda: tiers.durable.steps() if ranks.rank == 0 else []))
+    here = ranks.broadcast(collected(ranks, f"{local} cannot be read", lambda: _local_manifests(local)))
     rejected: list[Rejected] = []
     elsewhere: list[Rejected] = []
     for step in sorted({*durable, *(step for of_rank in here for step in of_rank)}, reverse=True):
@@ -146,7 +145,8 @@ def _why_not_here(copy: Checkpoint, digests: list[str | None], layout: str, rank
     if len(set(digests)) > 1:
         return ["the nodes hold copies of different attempts"]
     manifest = copy.manifest
-    return merged(ranks.all_gather(problems_of(copy, manifest.files, _needed(manifest, layout, ranks), contents=False)))
+    problems = problems_of(copy, manifest.files, _needed(manifest, layout, ranks), contents=False)
+    return merged(ranks.broadcast(gather(ranks, problems)))
 
 
 def _needed(manifest: CheckpointManifest, layout: str, ranks: Ranks) -> list[str]:
@@ -162,17 +162,22 @@ def _needed(manifest: CheckpointManifest, layout: str, ranks: Ranks) -> list[str
 def leads_here(folder: Folder, ranks: Ranks) -> bool:
     """Whether this rank is the lowest of those that see this folder, which is one per node. Every rank calls it.
 
-    Each rank creates a file and looks for the files of the others: host names and device numbers can mislead.
+    Each rank creates a file and looks for those of the others: host names and device numbers can mislead.
     """
     failed = f"checkpoint.local_dir: {folder} cannot be written"
 
-    def leave_mark() -> str:
+    token = ranks.broadcast(uuid.uuid4().hex)
+
+    def leave_mark() -> Path:
         check_writable(folder.directory, "checkpoint.local_dir")
-        mark = f".rank-{ranks.rank}-{uuid.uuid4().hex}"
-        (folder.directory / mark).touch()
+        mark = folder.directory / f".rank-{token}-{ranks.rank}"
+        mark.touch()
         return mark
 
-    marks = collectively(ranks, failed, leave_mark)
-    seen = collectively(ranks, failed, lambda: [(folder.directory / mark).exists() for mark in marks])[ranks.rank]
-    (folder.directory / marks[ranks.rank]).unlink()
-    return seen.index(True) == ranks.rank
+    def lowest() -> int:
+        return min(int(mark.name.rpartition("-")[2]) for mark in folder.directory.glob(f".rank-{token}-*"))
+
+    mark = collectively(ranks, failed, leave_mark)
+    leader = collectively(ranks, failed, lowest)
+    mark.unlink()
+    return leader == ranks.rank

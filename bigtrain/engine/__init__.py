@@ -4,7 +4,7 @@ engine               forward, backward, update, evaluation, state: all that a ru
   deepspeed_import     DeepSpeed imported without its side effects; deepspeed_config: its settings from ours
   requirements         what this machine can do
   construction         a model built in the shape that a ZeRO stage needs
-topology             the ranks, their groups, sums and gathers; agreement: errors and results that all ranks share
+topology             the ranks, their groups and sums, and how values go from rank to rank
 optimizer            AdamW, Muon (muon, muon_rounds) and Lion (lion) by parameter group
 schedule             the learning rate of a step
 fragments            which piece of which parameter a rank owns, for checkpoints
@@ -12,7 +12,6 @@ fragments            which piece of which parameter a rank owns, for checkpoints
 precision            the dtype of each setting of `engine.precision`
 """
 
-from bigtrain.engine.agreement import on_every_rank, on_first_rank, raise_first
 from bigtrain.engine.construction import construction, whole_parameters
 from bigtrain.engine.copies import Part
 from bigtrain.engine.engine import Engine
@@ -32,9 +31,6 @@ __all__ = [
     "construction",
     "learning_rate",
     "leave",
-    "on_every_rank",
-    "on_first_rank",
-    "raise_first",
     "start",
     "whole_parameters",
 ]

@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,15 +28,19 @@ from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[a
 from bigtrain.base import (
     CRASHED,
     BigtrainError,
+    Channel,
     LaunchedRank,
+    Ranks,
+    RankTree,
     adopt_rank,
     check_interfaces,
     store_address,
     text_of,
     warn_once,
 )
-from bigtrain.checkpoint import Ranks
 from bigtrain.config import divide_ranks
+
+T = TypeVar("T")
 
 JOINING = timedelta(minutes=10)
 """How long ranks wait for each other at the start, where no launcher of bigtrain has brought them together."""
@@ -66,6 +70,8 @@ class Topology:
     timeout: timedelta
     """What every collective may take."""
     sharing: SampleSharing = SampleSharing()
+    channel: Channel = field(default_factory=lambda: _GlooChannel())
+    """How objects go from rank to rank."""
 
     @property
     def data_rank(self) -> int:
@@ -103,25 +109,29 @@ class Topology:
         total: list[float] = tensor.tolist()
         return total
 
-    def all_gather(self, value: Any) -> list[Any]:
-        """The value of every rank, in rank order, on every rank."""
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
-        return gathered
+    def reduce(self, value: T, merge: Callable[[T, T], T]) -> T | None:
+        """All ranks' values as one, on rank 0; None elsewhere. See `RankTree.reduce`."""
+        return self._tree.reduce(value, merge)
 
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        """The value that rank `source` gave, on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=source)
-        return box[0]
+    def broadcast(self, value: Any) -> Any:
+        """The value that rank 0 gave, on every rank."""
+        return self._tree.broadcast(value)
+
+    def scatter(self, values: Sequence[T] | None) -> T:
+        """One of the values that rank 0 gave to each rank: the n-th on rank n."""
+        return self._tree.scatter(values)
+
+    @property
+    def _tree(self) -> RankTree:
+        return RankTree(self.rank, self.world_size, self.channel)
 
     def background(self) -> Ranks:
         """The same ranks over a gloo group of its own, for a thread that works beside the training.
 
-        Collectives of two threads over one group would meet in different orders on different ranks. Every rank calls
-        it, once.
+        Messages of two threads over one group would meet in different orders on different ranks. Every rank calls it,
+        once.
         """
-        return _Background(self.rank, self.world_size, dist.new_group(backend="gloo", timeout=self.timeout))
+        return RankTree(self.rank, self.world_size, _GlooChannel.open(self.timeout))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -134,15 +144,27 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class _Background:
-    rank: int
-    world_size: int
-    _group: Any
+class _GlooChannel:
+    """Messages between ranks through host memory: objects have no place on a device that is full of a model."""
 
-    def all_gather(self, value: Any) -> list[Any]:
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value, group=self._group)
-        return gathered
+    group: Any = None
+    """A gloo group of all ranks; None for the default one."""
+
+    @classmethod
+    def open(cls, timeout: timedelta) -> _GlooChannel:
+        """A channel over a group of its own. Every rank calls it."""
+        return cls(dist.new_group(backend="gloo", timeout=timeout))
+
+    def send(self, message: bytes, to: int) -> None:
+        dist.send(torch.tensor([len(message)]), dst=to, group=self.group)
+        dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), dst=to, group=self.group)
+
+    def receive(self, source: int) -> bytes:
+        length = torch.empty(1, dtype=torch.int64)
+        dist.recv(length, src=source, group=self.group)
+        message = torch.empty(int(length), dtype=torch.uint8)
+        dist.recv(message, src=source, group=self.group)
+        return message.numpy().tobytes()
 
 
 def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parallel_size: int = 1) -> Topology:
@@ -180,7 +202,15 @@ def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parall
         rank=launched.rank,
         world_size=launched.world_size,
     )
-    topology = Topology(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device, timeout)
+    topology = Topology(
+        dist.get_rank(),
+        dist.get_world_size(),
+        local_rank,
+        local_world_size,
+        device,
+        timeout,
+        channel=_GlooChannel() if dist.get_backend() == "gloo" else _GlooChannel.open(timeout),
+    )
     return share_samples(topology, tensor_parallel_size, sequence_parallel_size)
 
 

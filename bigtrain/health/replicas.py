@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bigtrain.base import CORRUPTED, BigtrainError, machine_name
+from bigtrain.base import CORRUPTED, BigtrainError, gather, machine_name
 from bigtrain.engine import Engine, Part, Topology
 from bigtrain.health.fingerprint import fingerprint, fingerprints
 
@@ -60,23 +60,23 @@ def compare(engine: Engine, topology: Topology) -> list[ReplicaMismatch]:
     copies, corrupted = engine.copies(), _unlike_their_masters(engine.parts())
     # With tensor parallelism ranks of different shards hold different parts of the matrices.
     shard = topology.shard_rank if topology.tensor_size > 1 else 0
-    gathered = topology.all_gather((shard, fingerprint(copies.values()), corrupted))
+    gathered = topology.broadcast(gather(topology, (shard, fingerprint(copies.values()), corrupted)))
     if len({(shard, number) for shard, number, _ in gathered}) == len({shard for shard, _, _ in gathered}):
         wrong = {rank: set(tensors) for rank, (_, _, tensors) in enumerate(gathered)}
         return _mismatches(topology, wrong, certain=True)
 
     own = dict(zip(copies, fingerprints(copies.values()), strict=True))
-    of_ranks: list[tuple[int, Fingerprints]] = topology.all_gather((shard, own))
+    of_ranks: list[tuple[int, Fingerprints]] = topology.broadcast(gather(topology, (shard, own)))
     doubtful = _that_differ(of_ranks)
     masters = [part for part in engine.parts() if part.name in doubtful]
-    if not any(topology.all_gather(bool(masters))):
+    if not any(topology.broadcast(gather(topology, bool(masters)))):
         return _mismatches(topology, *by_majority(of_ranks))
     pieces = [(part.name, part.offset, part.master.numel()) for part in masters]
     expected_here = dict(zip(pieces, fingerprints(part.expected for part in masters), strict=True))
-    expected = _of_shard(topology.all_gather((shard, expected_here)), shard)
+    expected = _of_shard(topology.broadcast(gather(topology, (shard, expected_here))), shard)
     found = _pieces_of(copies, list(expected))
     unlike = sorted({piece[0] for piece, number in expected.items() if found[piece] != number})
-    wrong = {rank: set(tensors) for rank, tensors in enumerate(topology.all_gather(unlike))}
+    wrong = {rank: set(tensors) for rank, tensors in enumerate(topology.broadcast(gather(topology, unlike)))}
     for rank, (_, _, tensors) in enumerate(gathered):
         wrong[rank] |= set(tensors)
     return _mismatches(topology, wrong, certain=True)
@@ -149,7 +149,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def _mismatches(topology: Topology, wrong: Mapping[int, set[str]], certain: bool) -> list[ReplicaMismatch]:
     if not any(wrong.values()):
         return []
-    hosts = topology.all_gather((socket.gethostname(), machine_name()))
+    hosts = topology.broadcast(gather(topology, (socket.gethostname(), machine_name())))
     return [
         ReplicaMismatch(rank, hosts[rank][0], sorted(names), certain, hosts[rank][1])
         for rank, names in sorted(wrong.items())

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bigtrain.base import gather
 from bigtrain.config import Settings
 from bigtrain.engine import Topology
 
@@ -114,9 +115,9 @@ class OwnWork:
         own = self._probe() if self._probes else statistics.median(self._seconds)
         self._seconds.clear()
         if not self._hosts:  # the first window includes compilation, so it is dropped
-            self._hosts = self._topology.all_gather(socket.gethostname())
+            self._hosts = self._topology.broadcast(gather(self._topology, socket.gethostname()))
             return []
-        return self._comparison.add(self._topology.all_gather(own), self._hosts)
+        return self._comparison.add(self._topology.broadcast(gather(self._topology, own)), self._hosts)
 
     def _probe(self) -> float:
         hidden, intermediate = self._shape

@@ -11,21 +11,12 @@ from typing import cast
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError, disk_error, reached
+from bigtrain.base import BigtrainError, disk_error, gather, on_every_rank, raise_first, reached
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported, read_tokenizer
 from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData, summaries_of
-from bigtrain.engine import (
-    COMPUTE_DTYPES,
-    Engine,
-    Topology,
-    construction,
-    on_every_rank,
-    raise_first,
-    start,
-    whole_parameters,
-)
+from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
     Decoder,
@@ -156,10 +147,11 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
         BigtrainError: on every rank, when the data are missing, were built with other settings, or are used up before
             the run ends, or when a file is missing or has another size than in its manifest.
     """
-    rank, world_size, sources = topology.rank, topology.world_size, settings.data.sources
-    own = range(rank, len(sources), world_size)
-    of_ranks = topology.all_gather(on_every_rank(topology, lambda: summaries_of(settings, own)))
-    summaries = [of_ranks[number % world_size][number // world_size] for number in range(len(sources))]
+    rank, world_size = topology.rank, topology.world_size
+    own = range(rank, len(settings.data.sources), world_size)
+    opened = on_every_rank(topology, lambda: dict(zip(own, summaries_of(settings, own), strict=True)))
+    every = topology.reduce(opened, lambda lower, higher: lower | higher)
+    summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
     data = on_every_rank(topology, lambda: RunData.of(settings, summaries))
     on_every_rank(topology, lambda: data.check_sizes(rank, world_size))
     return data
@@ -192,12 +184,13 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
 def meter_for(settings: Settings, topology: Topology) -> Meter:
     """The meter, with the peak FLOP/s of all ranks. Where the peak is measured, all ranks measure at the same time."""
     topology.barrier()
-    peak = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
+    own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
+    peaks = gather(topology, own)
     tokens = settings.data.sequence_length
     return Meter(
         flops_per_token=flops_per_token(settings.model, tokens),
         causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True),
-        peak=peak_of_all(topology.all_gather(peak)),
+        peak=topology.broadcast(peaks and peak_of_all(peaks)),
         total_steps=settings.total_steps,
         device=topology.device,
     )

@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from bigtrain.base import IGNORE_INDEX
+from bigtrain.base import IGNORE_INDEX, on_every_rank
 from bigtrain.config import Settings
 from bigtrain.data import DocumentPart, MicroBatch, RankBatch, RunData, SampleContents, contents_of
-from bigtrain.engine import Engine, Topology, on_every_rank
+from bigtrain.engine import Engine, Topology
 from bigtrain.rundir import record_of
 
 F32 = npt.NDArray[np.float32]

@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import torch
 
-from bigtrain.base import BigtrainError, reached
+from bigtrain.base import BigtrainError, on_every_rank, on_first_rank, reached
 from bigtrain.checkpoint import Checkpoint, newest_verified, reinitialize
 from bigtrain.config import Settings, SkipSettings
 from bigtrain.data import RunData, load_tokenizer
-from bigtrain.engine import COMPUTE_DTYPES, on_every_rank, on_first_rank
+from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.health import Assessment, Guard, LoopPhase
 from bigtrain.model import initialize
 from bigtrain.rundir import (

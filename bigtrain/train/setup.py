@@ -17,11 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bigtrain.base import LAUNCHER, check_temporary_folder, check_writable
+from bigtrain.base import LAUNCHER, check_temporary_folder, check_writable, on_every_rank, on_first_rank
 from bigtrain.checkpoint import Change, Saver, Search, StorageTiers, newest_verified
 from bigtrain.config import Settings
 from bigtrain.data import Loader, RunData
-from bigtrain.engine import Topology, check_machine, on_every_rank, on_first_rank
+from bigtrain.engine import Topology, check_machine
 from bigtrain.health import Guard, Heartbeat, OwnWork, Watchdog
 from bigtrain.observe import ALERTS, Tracker, log_to
 from bigtrain.rundir import (

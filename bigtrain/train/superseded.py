@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint, Ranks, StorageTiers, collectively, list_checkpoints
+from bigtrain.base import BigtrainError, Ranks, collected
+from bigtrain.checkpoint import Checkpoint, StorageTiers, list_checkpoints
 from bigtrain.rundir import Decision, is_superseded
 
 
@@ -17,7 +17,7 @@ def remove_superseded(tiers: StorageTiers, decisions: Sequence[Decision], ranks:
     that was away in the meantime may still hold one. Unreadable ones are left to the search for damaged checkpoints.
 
     Returns:
-        The checkpoints that were removed.
+        The checkpoints that were removed, on rank 0.
 
     Raises:
         BigtrainError: one cannot be removed.
@@ -37,7 +37,7 @@ def remove_superseded(tiers: StorageTiers, decisions: Sequence[Decision], ranks:
 
     return [
         checkpoint
-        for of_rank in collectively(ranks, "superseded checkpoints cannot be removed", remove)
+        for of_rank in collected(ranks, "superseded checkpoints cannot be removed", remove)
         for checkpoint in of_rank
     ]
 

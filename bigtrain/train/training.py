@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bigtrain.base import BigtrainError, reached, report_progress, report_step
+from bigtrain.base import BigtrainError, on_every_rank, raise_first, reached, report_progress, report_step
 from bigtrain.checkpoint import Cursor, Saver, StorageTiers
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Loader, RankBatch, RunData
-from bigtrain.engine import Topology, on_every_rank, raise_first
+from bigtrain.engine import Topology
 from bigtrain.health import Assessment, Heartbeat, LoopPhase, compare, corruption, enough_memory
 from bigtrain.observe import Reading
 from bigtrain.rundir import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, first_of
 from bigtrain.data import RankBatch, format_digest
 from bigtrain.engine import Topology
 
@@ -82,12 +82,11 @@ def agree(vote: Vote, stop_reason: str | None, topology: Topology) -> Agreement:
         stop_reason: why this rank was asked to stop, if it was; the lowest rank's reason counts.
         topology: the ranks.
     """
-    reasons = topology.all_gather(stop_reason) if vote.stops else []
     return Agreement(
         label_tokens=vote.label_tokens,
         input_tokens=vote.input_tokens,
         batch_digest=format_digest(vote.batch_digest),
-        stop_reason=next(filter(None, reasons), None),
+        stop_reason=first_of(topology, stop_reason) if vote.stops else None,
         save_is_due=bool(vote.saves),
     )
 

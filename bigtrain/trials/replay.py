@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, first_of, gather, on_every_rank, on_first_rank
 from bigtrain.checkpoint import Change, Search, StorageTiers, changes_since, newest_verified
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Loader, RankBatch, RunData, format_digest, load_tokenizer
-from bigtrain.engine import Topology, check_machine, on_every_rank, on_first_rank
+from bigtrain.engine import Topology, check_machine
 from bigtrain.health import enough_memory
 from bigtrain.rundir import RunDirectory, read_decisions, read_metrics_lines, without_decisions
 from bigtrain.train import (
@@ -213,8 +213,7 @@ def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int
     batch = on_every_rank(topology, lambda: next(loader))
     vote = Vote.on(batch, counts_batch=topology.shard_rank == 0, stops=stop.reason is not None).summed(topology)
     if vote.stops:
-        reason = next(filter(None, topology.all_gather(stop.reason)))
-        raise BigtrainError(f"stopped by {reason} before the step was done").on_all_ranks()
+        raise BigtrainError(f"stopped by {first_of(topology, stop.reason)} before the step was done").on_all_ranks()
     require_labels(vote, step)
     return batch, vote
 

@@ -1,53 +1,20 @@
-"""Ranks that are threads of one process, and training state without an engine."""
+"""Training state without an engine."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bigtrain.base import RankTree
 from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, StorageTiers, save
+from tests.ranks import on_ranks
 
 SHAPES: dict[str, tuple[int, ...]] = {"embed.weight": (7, 3), "layers.0/odd name.weight": (5,), "norm.weight": (1,)}
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 MATHEMATICS = {"optimizer.learning_rate": 0.1, "optimizer.betas": [0.9, 0.95], "model.hidden_size": 3}
-
-
-class ThreadRank:
-    """One of several threads, with a real collective between them."""
-
-    def __init__(self, rank: int, world_size: int, barrier: threading.Barrier, box: list[Any]) -> None:
-        self.rank, self.world_size = rank, world_size
-        self._barrier, self._box = barrier, box
-
-    def all_gather(self, value: Any) -> list[Any]:
-        self._box[self.rank] = value
-        self._barrier.wait(timeout=20)
-        gathered = list(self._box)
-        self._barrier.wait(timeout=20)
-        return gathered
-
-
-def on_ranks(world_size: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
-    """Run `work` on every rank; its results, or the exception it raised, in rank order."""
-    barrier, box = threading.Barrier(world_size), [None] * world_size
-    results: list[Any] = [None] * world_size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(ThreadRank(rank, world_size, barrier, box))
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    return results
 
 
 def tensors(seed: int = 0) -> dict[tuple[str, str], torch.Tensor]:
@@ -80,7 +47,7 @@ def even(world_size: int) -> dict[str, list[int]]:
 def save_step(run: Path | StorageTiers, step: int, world_size: int = 2, seed: int = 0) -> list[Checkpoint | Exception]:
     """A checkpoint of `tensors(seed)`, cut evenly."""
 
-    def work(ranks: ThreadRank) -> Checkpoint:
+    def work(ranks: RankTree) -> Checkpoint:
         own = cut(tensors(seed), even(world_size), ranks.rank)
         return save_fragments(run, step, own, ranks)
 

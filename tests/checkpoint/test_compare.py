@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bigtrain.checkpoint import ALONE, Checkpoint, Cursor, Fragment, StorageTiers, TensorShard, compare, save
+from bigtrain.base import ALONE
+from bigtrain.checkpoint import Checkpoint, Cursor, Fragment, StorageTiers, TensorShard, compare, save
 from bigtrain.trained.checkpoints import CheckpointDifference, say_diff
 from tests.checkpoint.helpers import MATHEMATICS, SHAPES, save_fragments, save_step
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from bigtrain.base import ALONE, RankTree
 from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint import (
-    ALONE,
     Checkpoint,
     Fragment,
     Loaded,
@@ -35,15 +35,14 @@ from tests.checkpoint.helpers import (
     KINDS,
     MATHEMATICS,
     SHAPES,
-    ThreadRank,
     cut,
     even,
-    on_ranks,
     same_bits,
     save_fragments,
     save_step,
     tensors,
 )
+from tests.ranks import on_ranks
 
 
 @st.composite
@@ -69,7 +68,7 @@ def test_any_cut_loads_into_any_other_bit_for_bit(
         saved = on_ranks(then[0], lambda ranks: save_fragments(run, 3, cut(state, then[1], ranks.rank), ranks))
         path = saved[0]
 
-        def read(ranks: ThreadRank) -> list[Fragment]:
+        def read(ranks: RankTree) -> list[Fragment]:
             own = cut({key: torch.zeros_like(value) for key, value in state.items()}, now[1], ranks.rank)
             assert isinstance(load(path, own, ranks=ranks), Loaded)
             return own
@@ -140,7 +139,7 @@ def test_any_tensor_parallel_division_loads_into_any_other_bit_for_bit(then: Div
         saved = on_ranks(ranks, lambda ranks: save_fragments(run, 3, then.of(ranks.rank, state), ranks))
         assert isinstance(saved[0], Checkpoint), saved[0]
 
-        def read(ranks: ThreadRank) -> list[Fragment]:
+        def read(ranks: RankTree) -> list[Fragment]:
             own = now.of(ranks.rank, {key: torch.zeros_like(value) for key, value in state.items()})
             load(saved[0], own, ranks=ranks)
             return own
@@ -211,7 +210,7 @@ def test_random_state_returns_to_its_rank_at_the_same_world_size_only(tmp_path: 
     save_step(tmp_path, 1, world_size=2)
     path = StorageTiers.of(tmp_path).all()[0]
 
-    def rng(ranks: ThreadRank) -> list[int] | None:
+    def rng(ranks: RankTree) -> list[int] | None:
         state = load(path, cut(tensors(), even(ranks.world_size), ranks.rank), ranks=ranks).rng
         return None if state is None else state["cpu"].tolist()
 

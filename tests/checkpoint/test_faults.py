@@ -26,8 +26,9 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.base.faults import FAULT, Fault
 from bigtrain.checkpoint import Checkpoint, StorageTiers, load_weights, newest_verified, prune, verify
 from tests import forkserver
-from tests.checkpoint.helpers import on_ranks, save_step, tensors
+from tests.checkpoint.helpers import save_step, tensors
 from tests.matrix import one_of_each, thinned
+from tests.ranks import on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +197,7 @@ ONE_SAVE = """
 import sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import ALONE
+from bigtrain.base import ALONE
 save_fragments(Path(sys.argv[1]), 40, cut(tensors(), even(1), 0), ALONE)
 """
 
@@ -320,6 +321,7 @@ import json, resource, sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, even, save_fragments, tensors
 from bigtrain.checkpoint import StorageTiers, newest_verified
+from bigtrain.base import gather
 from bigtrain.engine.topology import leave, start
 topology, run = start(timeout_minutes=1), Path(sys.argv[1])
 own = cut(tensors(), even(2), topology.rank)
@@ -332,7 +334,7 @@ try:
 except Exception as error:
     message = f"{type(error).__name__} {error}"
 resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
-messages = topology.all_gather(message)
+messages = gather(topology, message)
 if topology.rank == 0:
     found = newest_verified(StorageTiers.of(run))
     Path(sys.argv[2]).write_text(json.dumps([messages, found.newest.step, len(found.rejected)]))
@@ -358,7 +360,8 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, described, even, tensors
-from bigtrain.checkpoint import ALONE, StorageTiers, Saver, newest_verified
+from bigtrain.base import ALONE
+from bigtrain.checkpoint import StorageTiers, Saver, newest_verified
 from bigtrain.config.settings import CheckpointSettings
 settings = CheckpointSettings(asynchronous=sys.argv[2] == "background", keep=2)
 places = StorageTiers.of(Path(sys.argv[1]))

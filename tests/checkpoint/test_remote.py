@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from bigtrain.base import ALONE
 from bigtrain.base.errors import BigtrainError
 from bigtrain.checkpoint import (
-    ALONE,
     Checkpoint,
     Fragment,
     Saver,
@@ -31,19 +31,10 @@ from bigtrain.checkpoint import object_store as stores
 from bigtrain.checkpoint.object_store import ObjectStore
 from bigtrain.config.settings import CheckpointSettings
 from tests import forkserver
-from tests.checkpoint.helpers import (
-    SHAPES,
-    cut,
-    described,
-    even,
-    on_ranks,
-    same_bits,
-    save_fragments,
-    save_step,
-    tensors,
-)
+from tests.checkpoint.helpers import SHAPES, cut, described, even, same_bits, save_fragments, save_step, tensors
 from tests.data.servers import BUCKET, Exchange, Proxy, S3Server, s3_environment
 from tests.matrix import thinned
+from tests.ranks import on_ranks
 
 
 class WritingExchange(Exchange):
@@ -202,7 +193,8 @@ HALF = """
 import sys
 from pathlib import Path
 from tests.checkpoint.helpers import cut, even, save_fragments, tensors
-from bigtrain.checkpoint import ALONE, StorageTiers
+from bigtrain.base import ALONE
+from bigtrain.checkpoint import StorageTiers
 from bigtrain.config.settings import CheckpointSettings
 tiers = StorageTiers.of(Path("unused"), CheckpointSettings(dir=sys.argv[1]))
 save_fragments(tiers, int(sys.argv[2]), cut(tensors(9), even(1), 0), ALONE)

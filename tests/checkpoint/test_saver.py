@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from bigtrain.base import ALONE, RankTree
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import ALONE, Saver, StorageTiers, load_weights, newest_verified
+from bigtrain.checkpoint import Saver, StorageTiers, load_weights, newest_verified
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
-from tests.checkpoint.helpers import SHAPES, ThreadRank, cut, described, even, on_ranks, same_bits, tensors
+from tests.checkpoint.helpers import SHAPES, cut, described, even, same_bits, tensors
+from tests.ranks import on_ranks
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def test_a_writer_that_fails_on_one_rank_fails_on_all(tmp_path: Path) -> None:
                 raise OSError(5, "Input/output error")
             super().write(step, name, data)
 
-    def work(ranks: ThreadRank) -> tuple[bool, str, str]:
+    def work(ranks: RankTree) -> tuple[bool, str, str]:
         saver = Saver(StorageTiers(FailingFolder(tmp_path)), ranks)
         saver.save(**described(1, cut(tensors(), even(2), ranks.rank), ranks))
         saver.save(**described(2, cut(tensors(), even(2), ranks.rank), ranks))
@@ -121,7 +123,8 @@ import sys
 from pathlib import Path
 import torch
 from tests.checkpoint.helpers import described
-from bigtrain.checkpoint import ALONE, Fragment, StorageTiers, Saver
+from bigtrain.base import ALONE
+from bigtrain.checkpoint import Fragment, StorageTiers, Saver
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from bigtrain.checkpoint import ALONE, Checkpoint, Fragment, Saver, Search, StorageTiers, load, newest_verified, verify
+from bigtrain.base import ALONE, RankTree
+from bigtrain.checkpoint import Checkpoint, Fragment, Saver, Search, StorageTiers, load, newest_verified, verify
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config.settings import CheckpointSettings
-from tests.checkpoint.helpers import SHAPES, ThreadRank, cut, described, even, on_ranks, same_bits, tensors
+from tests.checkpoint.helpers import SHAPES, cut, described, even, same_bits, tensors
+from tests.ranks import on_ranks
 
 STATE = "state-00000-of-00002.safetensors"
 
@@ -29,7 +31,7 @@ def save_steps(
 ) -> list[list[tuple[int, bool]]]:
     """One start that saves at these steps; what each rank saw committed."""
 
-    def work(ranks: ThreadRank) -> list[tuple[int, bool]]:
+    def work(ranks: RankTree) -> list[tuple[int, bool]]:
         saver = Saver(places(root, ranks.rank), ranks, CheckpointSettings(**settings), layout=layout)
         for step in steps:
             own = cut(tensors(step), even(world_size), ranks.rank)
@@ -88,7 +90,7 @@ def test_the_local_copy_is_preferred_and_every_rank_gets_its_own_back(tmp_path: 
     for step in (1, 2):  # what is durable is not touched
         shutil.rmtree(tmp_path / f"durable/step-0000000{step}")
 
-    def read(ranks: ThreadRank) -> bool:
+    def read(ranks: RankTree) -> bool:
         found = newest_verified(places(tmp_path, ranks.rank), ranks=ranks, layout="a").newest
         own = cut({key: torch.zeros_like(value) for key, value in tensors().items()}, even(2), ranks.rank)
         loaded = load(found, own, ranks=ranks)
@@ -170,8 +172,8 @@ def test_another_world_size_reads_locally_only_if_all_files_are_visible(tmp_path
 
 
 def test_ranks_that_share_the_saving_of_a_piece_need_each_others_files(tmp_path: Path) -> None:
-    def save(shared_folder: bool) -> Callable[[ThreadRank], None]:
-        def work(ranks: ThreadRank) -> None:
+    def save(shared_folder: bool) -> Callable[[RankTree], None]:
+        def work(ranks: RankTree) -> None:
             own = [
                 Fragment(name, kind, SHAPES[name], 0, data, holder=ranks.rank, holders=2)
                 for (name, kind), data in tensors().items()

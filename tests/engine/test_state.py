@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bigtrain.checkpoint import ALONE, Fragment, Search, StorageTiers, load, newest_verified
+from bigtrain.base import ALONE
+from bigtrain.checkpoint import Fragment, Search, StorageTiers, load, newest_verified
 from tests.engine.helpers import HALF, QUICK_SHAPES, SHAPES, Shape, resaved, saved
 from tests.matrix import thinned
 

@@ -1,5 +1,7 @@
 """Silent corruption: any flipped bit is detected, and the rank that has it is named."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from bigtrain.base.exit_status import CORRUPTED
 from bigtrain.engine.copies import Part
 from bigtrain.health.fingerprint import _weighted_sum, fingerprint, fingerprints
 from bigtrain.health.replicas import by_majority, compare, corruption
+from tests.ranks import on_ranks
 
 
 @given(size=st.integers(1, 70), data=st.data())
@@ -51,12 +54,11 @@ def test_ranks_are_compared_with_those_of_the_same_shard():
 
 
 class Ranks:
-    """Ranks of ZeRO stage 1 in one process, one after the other: what a rank gathers, the others have given before."""
+    """Ranks of ZeRO stage 1 in one process."""
 
     def __init__(self, copies: list[dict[str, torch.Tensor]], masters: torch.Tensor) -> None:
-        self.world_size, self.tensor_size, self.shard_rank = len(copies), 1, 0
+        self.world_size = len(copies)
         self._copies, self._masters = copies, masters
-        self.gathered: list[list[object]] = []
 
     def parts_of(self, rank: int) -> list[Part]:
         length = len(self._masters) // self.world_size
@@ -64,38 +66,21 @@ class Ranks:
         return [Part("w", own.start, self._copies[rank]["w"][own], self._masters[own])]
 
     def mismatches(self) -> list[list[object]]:
-        """Of each rank. All run again from the start when a rank gathers what the others have not given yet."""
-        while True:
-            results = [self._of(rank) for rank in range(self.world_size)]
-            if all(result is not None for result in results):
-                return results
+        """Of each rank."""
 
-    def _of(self, rank):
-        ranks, calls = self, iter(range(100))
+        def work(tree):
+            topology = SimpleNamespace(
+                rank=tree.rank,
+                world_size=self.world_size,
+                tensor_size=1,
+                shard_rank=0,
+                reduce=tree.reduce,
+                broadcast=tree.broadcast,
+            )
+            engine = SimpleNamespace(copies=lambda: self._copies[tree.rank], parts=lambda: self.parts_of(tree.rank))
+            return compare(engine, topology)
 
-        class One:
-            world_size, tensor_size, shard_rank = ranks.world_size, 1, 0
-
-            def all_gather(self, value):
-                number = next(calls)
-                if number == len(ranks.gathered):
-                    ranks.gathered.append([None] * ranks.world_size)
-                ranks.gathered[number][rank] = [value]
-                if None in ranks.gathered[number]:
-                    raise LookupError
-                return [box[0] for box in ranks.gathered[number]]
-
-        class Engine:
-            def copies(self):
-                return ranks._copies[rank]
-
-            def parts(self):
-                return ranks.parts_of(rank)
-
-        try:
-            return compare(Engine(), One())
-        except LookupError:
-            return None
+        return on_ranks(self.world_size, work)
 
 
 @given(world=st.integers(2, 4), where=st.sampled_from(["copy", "master"]), data=st.data())

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigtrain.base import ALONE
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import ALONE, Cursor, Fragment, StorageTiers, list_checkpoints, newest_verified, save
+from bigtrain.checkpoint import Cursor, Fragment, StorageTiers, list_checkpoints, newest_verified, save
 from bigtrain.checkpoint.folder import Folder
 from bigtrain.config import Settings
 from bigtrain.config.data_settings import SkipSettings
