@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.report.chart import Points
-from bigtrain.rundir import StepTimes
+from bigtrain.rundir import StepTimes, batches
 
 F64 = npt.NDArray[np.float64]
 
@@ -83,22 +82,21 @@ class ReadSteps:
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> ReadSteps:
         """Those of the lines of metrics.jsonl, in order."""
-        times, tokens = StepTimes(), array("q")
-        columns = {name: array("d") for name in NUMBERS}
         last: Mapping[str, Any] = {}
+        times: list[StepTimes] = []
+        tokens = [np.empty(0, np.int64)]
+        columns = {name: [np.empty(0)] for name in NUMBERS}
         nan = float("nan")
-        for record in records:
-            times.append(record)
-            tokens.append(record.get("tokens", 0))
-            for name, column in columns.items():
-                column.append(record.get(name, nan))
-            if not last or record["step"] >= last["step"]:
-                last = record
-        steps = np.array(times.steps, np.int64)
-        every = StepColumns(
-            steps, np.array(tokens, np.int64), {name: np.array(column) for name, column in columns.items()}
-        )
+        for some in batches(records):
+            times.append(StepTimes.of(some))
+            tokens.append(np.array([record.get("tokens", 0) for record in some], np.int64))
+            for name, parts in columns.items():
+                parts.append(np.array([record.get(name, nan) for record in some], np.float64))
+            last = max(reversed([last, *some] if last else some), key=lambda record: record["step"])
+        joined = StepTimes.joined(times)
+        numbers = {name: np.concatenate(parts) for name, parts in columns.items()}
+        every, steps = StepColumns(joined.steps, np.concatenate(tokens), numbers), joined.steps
         _, from_end = np.unique(steps[::-1], return_index=True)
         counted = len(steps) - 1 - from_end
         undone = np.setdiff1d(np.arange(len(steps)), counted, assume_unique=True)
-        return cls(times, every.at(counted), every.at(undone), last)
+        return cls(joined, every.at(counted), every.at(undone), last)

@@ -80,7 +80,7 @@ from bigtrain.rundir.records import last_of_each_step, newest_events, read_event
 from bigtrain.rundir.run_state import RunState
 from bigtrain.rundir.runs import RunStatus, list_runs
 from bigtrain.rundir.start_clock import Phases, clock
-from bigtrain.rundir.starts import MICRO, StepTimes, number_of_next_start, seconds_of
+from bigtrain.rundir.starts import MICRO, StepTimes, batches, number_of_next_start, seconds_of
 
 __all__ = [
     "CARD",
@@ -134,6 +134,7 @@ __all__ = [
     "StragglerEvent",
     "account",
     "account_of",
+    "batches",
     "card_of_run",
     "clock",
     "compare_plans",

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import json
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import xxhash
 from typing_extensions import TypedDict
 
@@ -34,69 +34,71 @@ from bigtrain.rundir.json_lines import read_json_lines, whole_lines, written_to
 from bigtrain.rundir.ledger import CLASSES, LATEST, Book, LedgerTotals, Stragglers, account, starts_that_count
 from bigtrain.rundir.records import event_of, read_events, read_metrics_lines, step_of
 from bigtrain.rundir.starts import (
+    I64,
     Entry,
+    Mask,
     Numbering,
     Record,
     Start,
     StartEnd,
     StepTimes,
+    batches,
     goes_back_to,
     starts_of,
     undone_of,
 )
 
-FORMAT = 1
-"""Of a line. Another version's lines are not used: its classes may be others."""
 PIECE = 1 << 20
 """Bytes that are hashed at once."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CountedSteps:
     """The steps of a start that its own rewinds left, in order, with the sums up to each."""
 
-    steps: array[int] = field(default_factory=lambda: array("q"))
-    lines: array[int] = field(default_factory=lambda: array("q"))
-    """How many of them there are up to this one."""
-    waited: array[int] = field(default_factory=lambda: array("q"))
+    steps: I64
+    lines: I64
+    """How many of them there are up to each."""
+    waited: I64
     """Microseconds that they waited for data."""
-    trained: array[int] = field(default_factory=lambda: array("q"))
-    is_complete: bool = True
+    trained: I64
+    is_complete: bool
     """Whether each step is there; else only some."""
 
-    def add(self, step: int, waited: int, trained: int) -> None:
-        """The next step."""
-        lines, waited_before, trained_before = self.until(len(self.steps) - 1)
-        self.steps.append(step)
-        self.lines.append(lines + 1)
-        self.waited.append(waited_before + waited)
-        self.trained.append(trained_before + trained)
+    @classmethod
+    def of(cls, steps: I64, waited: I64, trained: I64) -> CountedSteps:
+        """Those of all steps, with what each took."""
+        return cls(steps, np.arange(1, len(steps) + 1), np.cumsum(waited), np.cumsum(trained), is_complete=True)
 
     def until(self, index: int) -> tuple[int, int, int]:
         """The sums up to a step that is there: lines, waited, trained. All are 0 for index -1."""
-        return (self.lines[index], self.waited[index], self.trained[index]) if index >= 0 else (0, 0, 0)
+        if index < 0:
+            return 0, 0, 0
+        return int(self.lines[index]), int(self.waited[index]), int(self.trained[index])
 
     def last_until(self, step: int) -> int | None:
         """The index of the last step up to this one; -1: none. None where a step is not there that may be that one."""
-        index = bisect_right(self.steps, step) - 1
+        index = int(self.steps.searchsorted(step, "right")) - 1
         exact = self.is_complete or index in (-1, len(self.steps) - 1) or self.steps[index] == step
         return index if exact else None
 
     def thinned(self, kept: set[int]) -> CountedSteps:
         """The same with some of the steps only, and the one before the first, and the last."""
-        thin = CountedSteps(is_complete=False)
-        if self.steps:
-            thin.steps.append(self.steps[0] - 1)
-            for sums in (thin.lines, thin.waited, thin.trained):
-                sums.append(0)
-        for index, step in enumerate(self.steps):
-            if step in kept or index == len(self.steps) - 1:
-                thin.steps.append(step)
-                lines, waited, trained = self.until(index)
-                thin.lines.append(lines)
-                thin.waited.append(waited)
-                thin.trained.append(trained)
-        return thin
+        if not len(self.steps):
+            return replace(self, is_complete=False)
+        chosen = np.isin(self.steps, list(kept))
+        chosen[-1] = True
+
+        def with_first(first: int, values: I64) -> I64:
+            return np.concatenate((np.array([first], np.int64), values[chosen]))
+
+        return CountedSteps(
+            with_first(int(self.steps[0]) - 1, self.steps),
+            with_first(0, self.lines),
+            with_first(0, self.waited),
+            with_first(0, self.trained),
+            is_complete=False,
+        )
 
 
 @dataclass
@@ -146,7 +148,8 @@ class ClosedStart:
 
     start: int
     """The number of the start."""
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
+    """Another version's lines are not used: its classes may be others."""
     events: int
     """Where its events end in events.jsonl, in bytes."""
     metrics: int
@@ -190,7 +193,7 @@ class ClosedStart:
 
     def account(self) -> StartAccount:
         """What it says of its start."""
-        sums = {name: array("q", values) for name, values in self.counted.items()}  # type: ignore[arg-type]
+        sums = {name: np.array(values, np.int64) for name, values in self.counted.items()}
         boot = self.end["boot"]
         end = StartEnd(**{**self.end, "boot": None if boot is None else (boot[0], boot[1])})  # type: ignore[arg-type]
         counted = CountedSteps(**sums, is_complete=False)
@@ -270,12 +273,12 @@ def _sum(accounts: Sequence[StartAccount], rest: _OpenStarts) -> tuple[LedgerTot
             if sums[0]:
                 standing.append((of, index))
                 break
-        if each.counted.steps:
+        if len(each.counted.steps):
             standing.append((position, len(each.counted.steps) - 1))
-            counted += each.counted.lines[-1]
+            counted += int(each.counted.lines[-1])
     if sum(micros.values()) >= LATEST:
         return None, None
-    last_step = accounts[standing[-1][0]].counted.steps[standing[-1][1]] if standing else 0
+    last_step = int(accounts[standing[-1][0]].counted.steps[standing[-1][1]]) if standing else 0
     totals = LedgerTotals(
         micros=micros,
         starts=rest.begun,
@@ -304,22 +307,26 @@ class _OpenStarts:
         last = closed[-1] if closed else None
         numbering = Numbering(last.begun, last.start) if last else Numbering()
         events, event_ends = _events_from(directory.events, last.events if last else 0)
-        columns, step_ends = StepTimes(), array("q")
-        for line, end in whole_lines(directory.metrics, last.metrics if last else 0):
-            if (record := step_of(line)) is not None:
-                columns.append(record)
-                step_ends.append(end)
+        parts, step_ends = [], array("q")
+        lines = whole_lines(directory.metrics, last.metrics if last else 0)
+        for some in batches((record, end) for line, end in lines if (record := step_of(line)) is not None):
+            parts.append(StepTimes.of(record for record, _ in some))
+            step_ends.extend(end for _, end in some)
+        columns = StepTimes.joined(parts)
         begun = Numbering(numbering.begun, numbering.current)
         numbers = [n for event in events if (n := begun.of(event)) is not None]
         before = last.start if last else 0
-        if not _rises(numbers, before) or not _rises(columns.starts, before):
+        if not _rises(numbers, before) or not _rises(columns.starts.tolist(), before):
             return None
         starts = starts_of(events, columns, numbering)
         found = cls([], [], begun.begun, _stragglers_after(last))
         previous, count = (last.account().end, last.begun) if last else (None, 0)
         ends, done = _Ends(last.events, last.metrics) if last else _Ends(), 0
+        undone = np.zeros(len(columns), np.bool_)
+        for start in starts:  # each alone
+            undone |= undone_of([start], len(columns))
         for position, start in enumerate(starts):
-            each = _account(previous, start)
+            each = _account(previous, start, undone)
             found.accounts.append(each)
             previous = each.end
             upto = start.events[-1].number + 1 if start.events else done
@@ -329,7 +336,7 @@ class _OpenStarts:
             done = upto
             ends = _Ends(
                 event_ends[upto - 1] if start.events else ends.events,
-                step_ends[start.indices[-1]] if start.indices else ends.metrics,
+                step_ends[int(start.lines[-1])] if start.has_trained else ends.metrics,
             )
             if position < len(starts) - 1:
                 found.closed.append(ClosedStart.of(each, _saved(start), count, found.stragglers, ends))
@@ -346,9 +353,9 @@ def _stragglers_after(last: ClosedStart | None) -> Stragglers:
     return Stragglers(known["lost"], known["since"], dict(known["slow"]))
 
 
-def _account(before: StartEnd | None, start: Start) -> StartAccount:
-    book, counted, lowest = Book(), CountedSteps(), None
-    undone = undone_of([start])
+def _account(before: StartEnd | None, start: Start, undone: Mask) -> StartAccount:
+    book, lowest = Book(), None
+    steps, waited, trained = ([np.empty(0, np.int64)] for _ in range(3))
     book.begin(before, start)
     for entry in start.entries():
         step = goes_back_to(entry)
@@ -356,12 +363,14 @@ def _account(before: StartEnd | None, start: Start) -> StartAccount:
             lowest = step
         if isinstance(entry, Entry):
             book.add_event(entry)
-        elif entry.index in undone:
-            book.add_step(entry, undone=True)
         else:
-            counted.add(entry.step, *book.add_step(entry, undone=False))
+            counts = ~undone[entry.lines]
+            times = book.add_steps(entry, ~counts)
+            for column, values in zip((steps, waited, trained), (entry.steps, *times), strict=True):
+                column.append(values[counts])
     book.end(start)
-    return StartAccount(start.number, book.micros, len(start.indices), counted, lowest, start.end)
+    counted = CountedSteps.of(np.concatenate(steps), np.concatenate(waited), np.concatenate(trained))
+    return StartAccount(start.number, book.micros, len(start.lines), counted, lowest, start.end)
 
 
 def _saved(start: Start) -> set[int]:

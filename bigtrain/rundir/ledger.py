@@ -25,15 +25,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bigtrain.base import duration
 from bigtrain.rundir.events import STARTS, Event
 from bigtrain.rundir.starts import (
+    I64,
     MICRO,
     Entry,
+    Mask,
     Record,
     Start,
     StartEnd,
-    StepEntry,
+    StepRun,
     StepTimes,
     between,
     micros_of,
@@ -97,6 +102,19 @@ class Stretches(Sequence[Stretch]):
             self.activities.append(number)
             self.ends.append(end)
 
+    def extend(self, activities: npt.NDArray[np.int8], ends: I64) -> None:
+        """Go on to many ends, rising, with the position of each class among `CLASSES`; some may be empty."""
+        before = self.ends[-1] if self.ends else 0
+        whole = ends > np.concatenate((np.array([before], np.int64), ends[:-1]))
+        activities, ends = activities[whole], ends[whole]
+        last = np.append(activities[1:] != activities[:-1], [True])[: len(activities)]  # of equal neighbours
+        activities, ends = activities[last], ends[last]
+        if len(activities) and self.activities and self.activities[-1] == activities[0]:
+            self.activities.pop()
+            self.ends.pop()
+        self.activities.frombytes(activities.tobytes())
+        self.ends.frombytes(ends.tobytes())
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -106,8 +124,6 @@ class Stretches(Sequence[Stretch]):
 
     def in_columns(self, number: int) -> list[dict[str, int]]:
         """The microseconds of each class in each of so many equal pieces of all time, where there are any."""
-        import numpy as np
-
         ends = np.array(self.ends, np.int64)
         wall = int(ends[-1]) if len(ends) else 1
         edges = np.array([index * wall // number for index in range(number + 1)], np.int64)
@@ -249,10 +265,12 @@ def account(events: Iterable[Record], metrics: StepTimes | Iterable[Record]) -> 
     starts = starts_of(events, steps)
     ends = [start.end for start in starts]
     number = starts_that_count(ends, [start.has_trained for start in starts])
-    undone = undone_of(starts[:number])
+    undone = undone_of(starts[:number], len(steps))
+    lines = np.concatenate([np.empty(0, np.int64), *(start.lines for start in starts[:number])])
+    last_step = int(steps.steps[lines[~undone[lines]]].max(initial=0))
     book = Book()
     event_times: dict[int, int] = {}
-    stragglers, last_step = Stragglers(), 0
+    stragglers = Stragglers()
     for event in events:
         stragglers.add(event)
     for position, start in enumerate(starts[:number]):
@@ -262,17 +280,15 @@ def account(events: Iterable[Record], metrics: StepTimes | Iterable[Record]) -> 
                 book.add_event(entry)
                 event_times[entry.number] = process_began + entry.age
             else:
-                book.add_step(entry, undone=entry.index in undone)
-                if entry.index not in undone:
-                    last_step = max(last_step, entry.step)
+                book.add_steps(entry, undone[entry.lines])
         book.end(start)
     return Ledger(
         stretches=book.stretches,
         micros=book.micros,
         starts=sum(event["event"] in STARTS for event in events),
         crashes=sum(not end.stopped for end in ends[: number - 1]) if number else 0,
-        steps_counted=sum(len(start.indices) for start in starts[:number]) - len(undone),
-        steps_recomputed=len(undone),
+        steps_counted=len(lines) - int(undone.sum()),
+        steps_recomputed=int(undone.sum()),
         straggler_seconds=stragglers.lost_until(last_step),
         event_times=[event_times.get(position, book.now) for position in range(len(events))],
     )
@@ -326,18 +342,24 @@ class Book:
                 self._until(min(end, self._process_began + age), activity)
         return self._process_began
 
-    def add_step(self, entry: StepEntry, *, undone: bool) -> tuple[int, int]:
-        """A step, and the time before it that no record is about. Returns how long it waited for data, and trained,
+    def add_steps(self, run: StepRun, undone: Mask) -> tuple[I64, I64]:
+        """Steps, and the time before each that no record is about. Returns how long each waited for data, and trained,
         should it count."""
-        end = max(self.now, self._process_began + entry.age)
-        begin = max(self.now, end - entry.took)
-        self._until(begin, self._between_records)
-        self._has_stepped, self._goes_back = True, False
-        waited = min(begin + entry.waited, end)
-        if not undone:
-            self._until(waited, "data_stall")
-        self._until(end, "recomputed" if undone else "training")
-        return waited - begin, end - waited
+        columns = run.start.columns
+        ends = np.minimum(np.maximum(self.now, self._process_began + run.ages), LATEST)
+        before = np.concatenate((np.array([self.now], np.int64), ends[:-1]))
+        begins = np.maximum(before, ends - columns.took[run.lines])
+        waited = np.minimum(begins + columns.waited[run.lines], ends)
+        activities = np.empty((len(ends), 3), np.int8)
+        activities[0, 0], activities[1:, 0] = _NUMBERS[self._between_records], _NUMBERS["other"]
+        activities[:, 1] = np.where(undone, _NUMBERS["recomputed"], _NUMBERS["data_stall"])
+        activities[:, 2] = np.where(undone, _NUMBERS["recomputed"], _NUMBERS["training"])
+        parts = np.stack((begins - before, waited - begins, ends - waited), axis=1)
+        for number in np.unique(activities).tolist():
+            self.micros[_NAMES[number]] += int(parts[activities == number].sum())
+        self.stretches.extend(activities.reshape(-1), np.stack((begins, waited, ends), axis=1).reshape(-1))
+        self._has_stepped, self._goes_back, self.now = True, False, int(ends[-1])
+        return parts[:, 1], parts[:, 2]
 
     def add_event(self, entry: Entry) -> None:
         """The activity of an event, and the time before it that no record is about."""

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from heapq import merge
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from itertools import islice, pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from bigtrain.rundir.bounds import LONGEST_SECONDS
 from bigtrain.rundir.events import STARTS, Event
 
 Record = Mapping[str, Any]
 
+Item = TypeVar("Item")
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
 MICRO = 1_000_000
+BATCH = 256
 
 
 def number_of_next_start(events: Iterable[Record]) -> int:
@@ -39,45 +47,76 @@ class Entry:
     """Its position among the events."""
 
 
-class StepEntry(NamedTuple):
-    """A line of metrics.jsonl, in microseconds."""
-
-    age: int
-    index: int
-    """Its position among the lines."""
-    step: int
-    took: int
-    waited: int
-    """Of it, for data."""
-
-
+@dataclass(frozen=True)
 class StepTimes:
     """The lines of metrics.jsonl, as far as the ledger needs them: 48 bytes each, for there may be millions."""
 
-    def __init__(self) -> None:
-        self.steps, self.starts, self.uptimes = array("q"), array("q"), array("q")
-        self.times, self.took, self.waited = array("q"), array("q"), array("q")
+    steps: I64
+    starts: I64
+    """The number of the start that each has; 0 without one."""
+    uptimes: I64
+    """Microseconds, as the following; -1 without one."""
+    times: I64
+    took: I64
+    waited: I64
+    """Of it, for data."""
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> StepTimes:
         """Those of records, in their order; one without a step is none."""
-        columns = cls()
-        for record in records:
-            if isinstance(record.get("step"), int):
-                columns.append(record)
-        return columns
+        lines = (record for record in records if isinstance(record.get("step"), int))
+        return cls.joined([cls._of_some(some) for some in batches(lines)])
 
-    def append(self, record: Record) -> None:
-        """Add a line."""
-        self.steps.append(record["step"])
-        self.starts.append(number_of(record))
-        self.uptimes.append(micros_of(record, "uptime") if "uptime" in record else -1)
-        self.times.append(micros_of(record, "time"))
-        self.took.append(micros_of(record, "step_seconds"))
-        self.waited.append(micros_of(record, "data_seconds"))
+    @classmethod
+    def joined(cls, parts: Sequence[StepTimes]) -> StepTimes:
+        """One after the other."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([np.empty(0, np.int64), *(getattr(p, name) for p in parts)]) for name in names))
+
+    @classmethod
+    def _of_some(cls, records: Sequence[Record]) -> StepTimes:
+        uptimes = _micros_of_many(records, "uptime")
+        uptimes[[index for index, record in enumerate(records) if "uptime" not in record]] = -1
+        return cls(
+            np.array([record["step"] for record in records], np.int64),
+            np.array([number_of(record) for record in records], np.int64),
+            uptimes,
+            *(_micros_of_many(records, key) for key in ("time", "step_seconds", "data_seconds")),
+        )
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items in lists of some hundred, as columns are made of lists faster than of single items."""
+    iterator = iter(items)
+    while some := list(islice(iterator, BATCH)):
+        yield some
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """Steps of a start without an event between them."""
+
+    start: Start
+    chosen: slice
+    """Of the start's lines."""
+
+    @property
+    def ages(self) -> I64:
+        """[n], microseconds."""
+        return self.start.ages[self.chosen]
+
+    @property
+    def lines(self) -> I64:
+        """[n], positions among all lines."""
+        return self.start.lines[self.chosen]
+
+    @property
+    def steps(self) -> I64:
+        """[n]"""
+        return self.start.columns.steps[self.lines]
 
 
 @dataclass(frozen=True)
@@ -105,20 +144,23 @@ class Start:
     """Its `start` or `resume` event; empty where it ended before it."""
     events: list[Entry]
     """In the order of the file, and of their ages."""
-    indices: array[int]
+    lines: I64
     """Its lines among the `columns`."""
-    ages: array[int]
-    """Of these lines, rising."""
+    ages: I64
+    """Of these lines, in microseconds, rising."""
     columns: StepTimes
 
-    def entries(self) -> Iterator[Entry | StepEntry]:
+    def entries(self) -> Iterator[Entry | StepRun]:
         """Its records in the order of time; an event is before a step of the same instant."""
-        return merge(self.events, self._steps(), key=lambda entry: entry.age)
-
-    def _steps(self) -> Iterator[StepEntry]:
-        columns = self.columns
-        for index, age in zip(self.indices, self.ages, strict=True):
-            yield StepEntry(age, index, columns.steps[index], columns.took[index], columns.waited[index])
+        done = 0
+        for entry in self.events:
+            upto = int(self.ages.searchsorted(entry.age))
+            if upto > done:
+                yield StepRun(self, slice(done, upto))
+                done = upto
+            yield entry
+        if done < len(self.lines):
+            yield StepRun(self, slice(done, len(self.lines)))
 
     def recorded(self, key: str) -> int:
         """Microseconds before the start of its process, a field of its `clock`; 0 where it has none."""
@@ -128,14 +170,14 @@ class Start:
     @property
     def has_trained(self) -> bool:
         """Whether it has done a step."""
-        return bool(self.indices)
+        return len(self.lines) > 0
 
     @property
     def wall_begin(self) -> int:
         """When its process started, by the time of day."""
-        if self.events and not (self.ages and self.ages[0] < self.events[0].age):
+        if self.events and not (self.has_trained and self.ages[0] < self.events[0].age):
             return micros_of(self.events[0].record, "time") - self.events[0].age
-        return self.columns.times[self.indices[0]] - self.ages[0]
+        return int(self.columns.times[self.lines[0]] - self.ages[0])
 
     @property
     def boot(self) -> tuple[str, int] | None:
@@ -149,8 +191,8 @@ class Start:
     def end(self) -> StartEnd:
         """How it ended."""
         stops = [entry.record for entry in self.events if entry.record.get("event") == Event.STOP]
-        if self.ages and not (self.events and self.events[-1].age > self.ages[-1]):
-            span, time = self.ages[-1], self.columns.times[self.indices[-1]]
+        if self.has_trained and not (self.events and self.events[-1].age > self.ages[-1]):
+            span, time = int(self.ages[-1]), int(self.columns.times[self.lines[-1]])
         else:
             span, time = self.events[-1].age, micros_of(self.events[-1].record, "time")
         finished = any(stop.get("exit_status") == 0 for stop in stops)
@@ -185,21 +227,24 @@ def starts_of(events: Sequence[Record], steps: StepTimes, numbering: Numbering |
             began_at[numbering.current] = micros_of(event, "time")
         if number is not None:
             of_events.setdefault(number, []).append((position, event))
-    of_steps: dict[int, array[int]] = {}
-    order, current = sorted(began_at), 0
-    for index, number in enumerate(steps.starts):
-        if not number:  # of a version that did not write it
-            while current + 1 < len(order) and began_at[order[current + 1]] <= steps.times[index]:
-                current += 1
-            number = order[current] if order else 0
-        of_steps.setdefault(number, array("q")).append(index)
+    of_step = steps.starts
+    if not of_step.all():  # of a version that did not write it
+        order = np.array(sorted(began_at), np.int64)
+        began = np.array([began_at[number] for number in order.tolist()][1:], np.int64)
+        latest = np.maximum.accumulate(np.where(of_step > 0, 0, steps.times))
+        place = np.maximum.accumulate(began).searchsorted(latest, "right")
+        of_step = np.where(of_step > 0, of_step, order[place] if len(order) else 0)
+    in_order = np.argsort(of_step, kind="stable")
+    known, first = np.unique(of_step[in_order], return_index=True)
+    of_steps = dict(zip(known.tolist(), np.split(in_order, first[1:]), strict=False))  # of no lines there is one piece
     numbers = sorted(of_events.keys() | of_steps.keys())
-    return [_start(n, of_events.get(n, []), of_steps.get(n, array("q")), steps) for n in numbers]
+    none = np.empty(0, np.int64)
+    return [_start(n, of_events.get(n, []), of_steps.get(n, none), steps) for n in numbers]
 
 
-def _start(number: int, events: list[tuple[int, Record]], indices: array[int], columns: StepTimes) -> Start:
+def _start(number: int, events: list[tuple[int, Record]], lines: I64, columns: StepTimes) -> Start:
     begin = next((event for _, event in events if event["event"] in STARTS), {})
-    first = micros_of(begin or events[0][1], "time") if events else columns.times[indices[0]]
+    first = micros_of(begin or events[0][1], "time") if events else int(columns.times[lines[0]])
     zero = first - micros_of(begin, "uptime")
     entries: list[Entry] = []
     latest = 0  # each file is in order, whatever its clocks say
@@ -207,33 +252,39 @@ def _start(number: int, events: list[tuple[int, Record]], indices: array[int], c
         age = micros_of(event, "uptime") if "uptime" in event else micros_of(event, "time") - zero
         latest = max(age, latest)
         entries.append(Entry(latest, event, position))
-    ages, latest = array("q"), 0
-    for index in indices:
-        uptime = columns.uptimes[index]
-        latest = max(latest, uptime if uptime >= 0 else columns.times[index] - zero)
-        ages.append(latest)
-    return Start(number, begin, entries, indices, ages, columns)
+    uptimes = columns.uptimes[lines]
+    ages = np.where(uptimes >= 0, uptimes, columns.times[lines] - zero)
+    return Start(number, begin, entries, lines, np.maximum.accumulate(np.maximum(ages, 0)), columns)
 
 
-def undone_of(starts: Iterable[Start]) -> set[int]:
-    """The lines of metrics.jsonl that do not count, because a later start or a rewind went back before their step."""
-    undone: set[int] = set()
+def undone_of(starts: Iterable[Start], lines: int) -> Mask:
+    """For each of so many lines of metrics.jsonl, whether it does not count: a later start, or a rewind, went back
+    before its step."""
+    undone = np.zeros(lines, np.bool_)
     counted: array[int] = array("q")
     for start in starts:
         steps = start.columns.steps
         for entry in start.entries():
-            step = goes_back_to(entry)
-            while step is not None and counted and steps[counted[-1]] > step:
-                undone.add(counted.pop())
-            if isinstance(entry, StepEntry):
-                counted.append(entry.index)
+            for own in _rising(entry) if isinstance(entry, StepRun) else [entry]:
+                back_to = goes_back_to(own)
+                while back_to is not None and counted and steps[counted[-1]] > back_to:
+                    undone[counted.pop()] = True
+                if isinstance(own, StepRun):
+                    counted.frombytes(own.lines.tobytes())
     return undone
 
 
-def goes_back_to(entry: Entry | StepEntry) -> int | None:
+def _rising(run: StepRun) -> Iterator[StepRun]:
+    """The same in pieces, in each of which the steps rise."""
+    cuts = run.chosen.start + 1 + np.flatnonzero(np.diff(run.steps) <= 0)
+    for begin, end in pairwise([run.chosen.start, *cuts.tolist(), run.chosen.stop]):
+        yield StepRun(run.start, slice(begin, end))
+
+
+def goes_back_to(entry: Entry | StepRun) -> int | None:
     """The step after which no step that was done before counts any more; None where all still count."""
-    if isinstance(entry, StepEntry):
-        return entry.step - 1
+    if isinstance(entry, StepRun):
+        return int(entry.steps.min()) - 1
     event = entry.record
     step = event.get("to_step") if event["event"] == Event.REWIND else event.get("step")
     return step if event["event"] in (*STARTS, Event.REWIND) and isinstance(step, int) else None
@@ -261,3 +312,14 @@ def seconds_of(record: Record, key: str) -> float:
 def micros_of(record: Record, key: str) -> int:
     """The same in microseconds."""
     return round(seconds_of(record, key) * MICRO)
+
+
+def _micros_of_many(records: Sequence[Record], key: str) -> I64:
+    """The same of many records."""
+    found = [record.get(key) for record in records]
+    try:
+        values = np.array([value if isinstance(value, int | float) else 0.0 for value in found], np.float64)
+    except OverflowError:  # an integer that no float holds
+        return np.array([micros_of(record, key) for record in records], np.int64)
+    sensible = (values > 0) & (values < LONGEST_SECONDS)
+    return np.rint(np.where(sensible, values, 0.0) * MICRO).astype(np.int64)
