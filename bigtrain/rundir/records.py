@@ -136,7 +136,7 @@ def _kind(event: str | None) -> TypeAdapter[dict[str, Any]]:
         kinds |= {f.name.removesuffix("_"): hints[f.name] for f in fields(cls) if f.name != "auxiliary"}
     kind = TypedDict("kind", kinds, total=False)  # type: ignore[misc]
     kind.__pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[attr-defined]
-    return TypeAdapter[dict[str, Any]](kind)
+    return TypeAdapter[dict[str, Any]](kind)  # type: ignore[arg-type]
 
 
 @cache
