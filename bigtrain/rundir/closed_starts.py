@@ -17,6 +17,7 @@ its start, and starts go back to checkpoints. If one went back to another step, 
 from __future__ import annotations
 
 import json
+import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -47,6 +48,8 @@ from bigtrain.rundir.starts import (
     starts_of,
     undone_of,
 )
+
+logger = logging.getLogger(__name__)
 
 PIECE = 1 << 20
 """Bytes that are hashed at once."""
@@ -235,7 +238,10 @@ def account_of(directory: RunDirectory, *, keep: bool = False) -> LedgerTotals:
         if totals is None:
             return account(read_events(directory.events), read_metrics_lines(directory.metrics))
         if keep and len(open_starts.accounts) > 1:
-            _write(directory, closed, open_starts.closed)
+            try:
+                _write(directory, closed, open_starts.closed)
+            except BigtrainError as error:  # the records are enough
+                logger.warning(f"{error.what}: {error.found}")
         return totals
 
 
@@ -443,7 +449,7 @@ def _checksum(directory: RunDirectory, before: ClosedStart | None, line: ClosedS
 
 
 def _write(directory: RunDirectory, closed: Sequence[ClosedStart], new: Sequence[ClosedStart]) -> None:
-    """Write the lines anew: those that were there and were right, and new ones."""
+    """Write the file again: the lines that were there and were right, and new ones."""
     lines = list(closed)
     for line in new:
         before = lines[-1] if lines else None

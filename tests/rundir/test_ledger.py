@@ -405,6 +405,16 @@ def test_a_line_of_the_ledger_counts_only_for_its_records(tmp_path: Path, change
     assert account_of(directory, keep=True).as_dict() == now
 
 
+def test_a_ledger_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a start does not fail for a file that can be worked out again."""
+    directory, run = RunDirectory(tmp_path), two_starts()
+    for path, records in ((directory.events, run.events), (directory.metrics, run.metrics)):
+        path.write_text("".join(json.dumps({"loss": 1.0, **record}) + "\n" for record in records))
+    directory.ledger.mkdir()
+    assert account_of(directory, keep=True).steps_counted == 7
+    assert "ledger.jsonl cannot be written" in caplog.text
+
+
 def test_closed_starts_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the lines of all closed starts, only the records of the last start are parsed."""
     directory, run = RunDirectory(tmp_path), two_starts()
