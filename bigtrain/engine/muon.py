@@ -25,7 +25,7 @@ from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS,
 from torch.optim.adamw import adamw
 
 from bigtrain.engine.fragments import OwnedRange
-from bigtrain.engine.muon_rounds import Round, plan_rounds
+from bigtrain.engine.muon_rounds import Held, Round, plan_rounds, share_out
 
 
 class Muon(Optimizer):
@@ -52,7 +52,7 @@ class Muon(Optimizer):
         self._rounds: dict[Tensor, list[Round]] = {}
 
     def locate(self, owners: Sequence[Tensor], ranges: Sequence[OwnedRange], *, spread: bool) -> None:
-        """Learn from all ranks where the matrices lie.
+        """Learn from all ranks who holds most of each matrix, and where those lie that this rank works on.
 
         Args:
             owners: what is updated here; the n-th holds pieces of the same matrices on all ranks.
@@ -64,17 +64,25 @@ class Muon(Optimizer):
         numbers = {owner: number for number, owner in enumerate(owners)}
         here = {each.name: (numbers[each.owner], each.offset, each.length, each.start) for each in ranges}
         pieces = [piece for name, shape in stacks.items() for piece in _pieces(shape, *here.get(name, (-1, 0, 0, 0)))]
-        own = torch.tensor(pieces, device=owners[0].device)
-        of_ranks = [own]
-        if spread:
-            of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-            dist.all_gather(of_ranks, own)
-        table = torch.stack(of_ranks, dim=1).cpu()  # [matrices, ranks, 4]
-        holders = table[:, :, 0].amax(dim=1)
-        for number, owner in enumerate(owners):
-            if rows := (holders == number).nonzero().flatten().tolist():
-                shapes = [matrices[row] for row in rows]
-                self._rounds[owner] = plan_rounds(shapes, table[rows, :, 1:], dist.get_rank() if spread else 0)
+        own = torch.tensor(pieces, device=owners[0].device)  # [matrices, 4]
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
+        largest = _of_all(own[:, 2], dist.ReduceOp.MAX, ranks)
+        holders = _of_all(torch.where(own[:, 2] == largest, rank, ranks), dist.ReduceOp.MIN, ranks).tolist()
+        of_owners: list[list[int]] = [[] for _ in owners]
+        for matrix, number in enumerate(_of_all(own[:, 0], dist.ReduceOp.MAX, ranks).tolist()):
+            if number >= 0:
+                of_owners[number].append(matrix)
+        held = [
+            Held(matrix, matrices[matrix], int(length), holder)
+            for matrix, (length, holder) in enumerate(zip(largest.tolist(), holders, strict=True))
+        ]
+        works = [share_out([held[matrix] for matrix in of_owner], ranks) for of_owner in of_owners]
+        received = _exchange(own[:, 1:3], works, rank, ranks).cpu()  # [ranks, matrices of this rank, 2]
+        here_on, begun = own[:, 1:].tolist(), 0
+        for owner, work in zip(owners, works, strict=True):
+            if any(work):
+                mine = received[:, begun : begun + len(work[rank])]
+                self._rounds[owner], begun = plan_rounds(work, here_on, mine, rank), begun + len(work[rank])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -132,6 +140,32 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _of_all(own: Tensor, operation: Any, ranks: int) -> Tensor:
+    """One number for each matrix, of all ranks' numbers."""
+    numbers = own.clone()
+    if ranks > 1:
+        dist.all_reduce(numbers, operation)
+    return numbers
+
+
+def _exchange(own: Tensor, works: Sequence[Sequence[Sequence[Held]]], rank: int, ranks: int) -> Tensor:
+    """What the ranks hold of the matrices that this one works on: [ranks, matrices, 2], offset and length.
+
+    Args:
+        own: [matrices, 2], of this rank.
+        works: for each owner and each rank, the matrices that the rank works on.
+    """
+    of_workers = [[each.matrix for work in works for each in work[worker]] for worker in range(ranks)]
+    sent = own[[matrix for matrices in of_workers for matrix in matrices]].flatten()
+    mine = len(of_workers[rank])
+    received = sent.new_empty(ranks * mine * 2)
+    if ranks > 1:
+        dist.all_to_all_single(received, sent, [mine * 2] * ranks, [len(matrices) * 2 for matrices in of_workers])
+    else:
+        received = sent
+    return received.view(ranks, mine, 2)
 
 
 def _pieces(shape: tuple[int, ...], owner: int, offset: int, length: int, start: int) -> Iterator[tuple[int, ...]]:

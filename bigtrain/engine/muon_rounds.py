@@ -59,53 +59,70 @@ class Round:
         return taken
 
 
-def plan_rounds(shapes: Sequence[tuple[int, int]], table: Tensor, rank: int) -> list[Round]:
-    """The rounds of one owner, as many on every rank.
+@dataclass(frozen=True)
+class Held:
+    """A matrix, and who holds most of it."""
+
+    matrix: int
+    """Its number."""
+    shape: tuple[int, int]
+    largest: int
+    """Elements of the largest piece that a rank holds."""
+    holder: int
+    """The lowest rank with such a piece."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one rank has all of it."""
+        return self.largest == math.prod(self.shape)
+
+
+def share_out(matrices: Sequence[Held], ranks: int) -> list[list[Held]]:
+    """For each rank the matrices that it works on, those first of which others hold a part. The same on every rank."""
+    costs = {each.matrix: math.prod(each.shape) * min(each.shape) for each in matrices}
+    queues: list[list[Held]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    shared = []
+    for each in sorted(matrices, key=lambda each: -costs[each.matrix]):
+        if 2 * each.largest > math.prod(each.shape):
+            queues[each.holder].append(each)
+            loads[each.holder] += costs[each.matrix]
+        else:
+            shared.append(each)
+    idlest = [(load, worker) for worker, load in enumerate(loads)]
+    heapq.heapify(idlest)
+    for each in shared:
+        load, worker = heapq.heappop(idlest)
+        queues[worker].append(each)
+        heapq.heappush(idlest, (load + costs[each.matrix], worker))
+    return [sorted(queue, key=lambda each: each.is_whole) for queue in queues]
+
+
+def plan_rounds(
+    work: Sequence[Sequence[Held]], own: Sequence[Sequence[int]], of_mine: Tensor, rank: int
+) -> list[Round]:
+    """The rounds of one owner as one rank sees them, as many on every rank.
 
     Args:
-        shapes: of the matrices.
-        table: [matrices, ranks, 3] int64: rank r has elements [offset, offset + length) of the flattened matrix, and
-            they lie in its owner from `start` on.
+        work: what `share_out` returned.
+        own: for each matrix by its number: this rank has elements [offset, offset + length) of the flattened matrix,
+            and they lie in its owner from `start` on.
+        of_mine: [ranks, matrices, 2] int64: offset and length of what each rank has of the matrices that this one works
+            on, in the order of its work.
         rank: whose view is wanted.
     """
     rounds = []
-    for matrices in zip_longest(*_work(shapes, table[:, :, 1])):
+    for number, matrices in enumerate(zip_longest(*work)):
         mine = matrices[rank]
-        own = [(0, 0, 0) if matrix is None else table[matrix, rank].tolist() for matrix in matrices]
-        of_mine = [(0, 0)] * len(matrices) if mine is None else table[mine, :, :2].tolist()
+        here = [(0, 0, 0) if each is None else own[each.matrix] for each in matrices]
+        there = [(0, 0)] * len(matrices) if mine is None else of_mine[:, number].tolist()
         rounds.append(
             Round(
-                shape=None if mine is None else shapes[mine],
-                parts_of_matrix=[slice(offset, offset + length) for offset, length in of_mine],
-                parts_of_owner=[slice(start, start + length) for _, length, start in own],
-                scales=[0.0 if matrix is None else 0.2 * math.sqrt(max(shapes[matrix])) for matrix in matrices],
-                is_local=all(
-                    matrix is None or int(table[matrix, worker, 1]) == math.prod(shapes[matrix])
-                    for worker, matrix in enumerate(matrices)
-                ),
+                shape=None if mine is None else mine.shape,
+                parts_of_matrix=[slice(offset, offset + length) for offset, length in there],
+                parts_of_owner=[slice(start, start + length) for _, length, start in here],
+                scales=[0.0 if each is None else 0.2 * math.sqrt(max(each.shape)) for each in matrices],
+                is_local=all(each is None or each.is_whole for each in matrices),
             )
         )
     return rounds
-
-
-def _work(shapes: Sequence[tuple[int, int]], lengths: Tensor) -> list[list[int]]:
-    """For each rank the matrices that it works on, those first of which others hold a part."""
-    sizes = [math.prod(shape) for shape in shapes]
-    costs = [size * min(shape) for size, shape in zip(sizes, shapes, strict=True)]
-    largest, holders = (column.tolist() for column in lengths.max(dim=1))
-    queues: list[list[int]] = [[] for _ in range(lengths.shape[1])]
-    loads = [0] * len(queues)
-    shared = []
-    for matrix in sorted(range(len(shapes)), key=lambda matrix: -costs[matrix]):
-        if 2 * largest[matrix] > sizes[matrix]:
-            queues[holders[matrix]].append(matrix)
-            loads[holders[matrix]] += costs[matrix]
-        else:
-            shared.append(matrix)
-    idlest = [(load, worker) for worker, load in enumerate(loads)]
-    heapq.heapify(idlest)
-    for matrix in shared:
-        load, worker = heapq.heappop(idlest)
-        queues[worker].append(matrix)
-        heapq.heappush(idlest, (load + costs[matrix], worker))
-    return [sorted(queue, key=lambda matrix: largest[matrix] == sizes[matrix]) for queue in queues]

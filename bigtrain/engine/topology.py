@@ -16,9 +16,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -248,26 +250,43 @@ def _come_together(store: Any, launched: LaunchedRank) -> None:
         raise RuntimeError(f"another job has this port: {first}; this one: {job}")
     if store.add(f"bigtrain/came/{launched.rank}", 1) > 1:
         raise RuntimeError(f"rank {launched.rank} is there twice")
-    came = [f"bigtrain/came/{rank}" for rank in range(launched.world_size)]
+    # The last to come says so to all: a wait for each of the others would be the square of their number.
+    if store.add("bigtrain/came", 1) == launched.world_size:
+        store.set("bigtrain/all-came", "")
     try:
-        store.wait(came)
+        store.wait(["bigtrain/all-came"])
     except RuntimeError:
-        missing = [str(rank) for rank, key in enumerate(came) if not store.check([key])]
         within = f"{store.timeout.total_seconds():.0f} s"
-        raise RuntimeError(f"rank(s) {', '.join(missing[:8])} did not come within {within}") from None
+        raise RuntimeError(f"{_who_is_missing(store, launched)} did not come within {within}") from None
+
+
+def _who_is_missing(store: Any, launched: LaunchedRank) -> str:
+    """The ranks that have not come, named by rank 0 alone: it asks for each."""
+    if launched.rank:
+        return f"{launched.world_size - store.add('bigtrain/came', 0)} of {launched.world_size} ranks"
+    missing = (rank for rank in range(launched.world_size) if not store.check([f"bigtrain/came/{rank}"]))
+    return f"rank(s) {', '.join(map(str, islice(missing, 8)))}"
 
 
 def _place_on_machine(launched: LaunchedRank, store: Any) -> LaunchedRank:
     """The same with local rank and local world size, which the ranks find out where the launcher does not say it."""
     if launched.local_rank is not None and launched.local_world_size is not None:
         return launched
-    key = "bigtrain/host/{}".format
-    store.set(key(launched.rank), socket.gethostname())
-    hosts = [host.decode() for host in store.multi_get([key(rank) for rank in range(launched.world_size)])]
-    here = [rank for rank, host in enumerate(hosts) if host == hosts[launched.rank]]
-    local_rank = here.index(launched.rank) if launched.local_rank is None else launched.local_rank
-    os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(len(here))}
-    return replace(launched, local_rank=local_rank, local_world_size=len(here))
+    host_of, place_of = "bigtrain/host/{}".format, "bigtrain/place/{}".format
+    store.set(host_of(launched.rank), socket.gethostname())
+    if launched.rank == 0:  # it alone looks at all hosts
+        ranks = range(launched.world_size)
+        hosts = store.multi_get([host_of(rank) for rank in ranks])
+        here, sizes = Counter[bytes](), Counter(hosts)
+        places = []
+        for host in hosts:
+            places.append(f"{here[host]} {sizes[host]}")
+            here[host] += 1
+        store.multi_set([place_of(rank) for rank in ranks], places)
+    number, size = map(int, store.get(place_of(launched.rank)).split())
+    local_rank = number if launched.local_rank is None else launched.local_rank
+    os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(size)}
+    return replace(launched, local_rank=local_rank, local_world_size=size)
 
 
 def _meeting_place(launched: LaunchedRank) -> str:

@@ -7,10 +7,13 @@ source of the peak is shown too.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -95,6 +98,8 @@ class Peak:
     """The device whose datasheet `flops` is from; None where it is `measured`."""
     kind: str
     """The kind of arithmetic: a field of Rates."""
+    processor: str = ""
+    """What was measured: devices with their number, of a CPU its threads and instructions too."""
 
     @property
     def source(self) -> str:
@@ -108,6 +113,21 @@ class Peak:
             return f"of the datasheet's {_tera(self.flops)} ({self.datasheet}, {self.kind})"
         return f"of the measured matmul peak of {_tera(self.flops)}"
 
+    def with_earlier(self, peaks: Iterable[Mapping[str, Any]]) -> Peak:
+        """The same, or the highest of those that were measured at earlier starts of this run on the same processor.
+
+        A CPU that others use too reaches less at one start than at another, and the MFU should not rise for that.
+
+        Args:
+            peaks: as `as_record` makes them; others are ignored.
+        """
+        if self.datasheet:
+            return self
+        own = self.as_record()
+        alike = [peak for peak in peaks if all(peak.get(key) == own[key] for key in ("source", "kind", "processor"))]
+        rates = [rate for peak in alike if isinstance(rate := peak.get("flops"), float) and math.isfinite(rate)]
+        return replace(self, flops=max(self.flops, *rates, 0.0))
+
     def as_record(self) -> dict[str, float | str | None]:
         """Return the peak as JSON values."""
         return {
@@ -115,12 +135,15 @@ class Peak:
             "source": self.source,
             "device": self.datasheet,
             "kind": self.kind,
+            "processor": self.processor,
             "measured_matmul_flops": round(self.measured),
         }
 
     def __str__(self) -> str:
         if self.datasheet:
             return f"{_tera(self.flops)} by the datasheet, of which a matrix product reaches {_tera(self.measured)}"
+        if self.flops > self.measured:
+            return f"{_tera(self.flops)}, measured at an earlier start; now a product reaches {_tera(self.measured)}"
         return f"{_tera(self.flops)}, measured with a matrix product"
 
 
@@ -135,17 +158,34 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     kind = kind_of(dtype)
     measured = measure_matmul_peak(device, dtype)
     rate = datasheet_flops(name, kind)
-    return Peak(rate or measured, measured, name if rate else None, kind)
+    return Peak(rate or measured, measured, name if rate else None, kind, name or _cpu())
 
 
 def peak_of_all(peaks: Sequence[Peak]) -> Peak:
     """Return the sum of several devices' peaks; all count as measured where one has no datasheet."""
     measured = sum(peak.measured for peak in peaks)
+    processors = _counted([peak.processor for peak in peaks])
     if any(peak.datasheet is None for peak in peaks):
-        return Peak(measured, measured, None, peaks[0].kind)
-    names = sorted({str(peak.datasheet) for peak in peaks})
-    of = " + ".join(f"{[peak.datasheet for peak in peaks].count(name)} x {name}" for name in names)
-    return Peak(sum(peak.flops for peak in peaks), measured, of if len(peaks) > 1 else names[0], peaks[0].kind)
+        return Peak(measured, measured, None, peaks[0].kind, processors)
+    of = _counted([str(peak.datasheet) for peak in peaks])
+    return Peak(sum(peak.flops for peak in peaks), measured, of, peaks[0].kind, processors)
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Names with their numbers; one alone stays as it is."""
+    if len(names) == 1:
+        return names[0]
+    return " + ".join(f"{number} x {name}" for name, number in sorted(Counter(names).items()))
+
+
+def _cpu() -> str:
+    """This CPU as PyTorch uses it. Models of virtual machines share names, so the instructions are named too."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s))"
 
 
 def datasheet_flops(name: str | None, kind: str) -> float | None:

@@ -75,7 +75,8 @@ class StartEvent(EventFields):
     plan_id: str
     """The plan of samples."""
     peak: Mapping[str, Any]
-    """What counts as 100% MFU: `flops` of all ranks together, `source`, `device`, `kind`, `measured_matmul_flops`."""
+    """What counts as 100% MFU: `flops` of all ranks together, `source`, `device`, `kind`,
+    `processor`, `measured_matmul_flops`."""
     clock: Mapping[str, Any]
     """When the process started, by the clock of its machine (`boot_id`, `boot_seconds`, `process_seconds`), and what
     preceded it (`before_seconds`, `queued_seconds`, `died_seconds`)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -181,16 +181,23 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
     return state
 
 
-def meter_for(settings: Settings, topology: Topology) -> Meter:
-    """The meter, with the peak FLOP/s of all ranks. Where the peak is measured, all ranks measure at the same time."""
+def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[str, Any]]) -> Meter:
+    """The meter, with the peak FLOP/s of all ranks. Where the peak is measured, all ranks measure at the same time.
+
+    Args:
+        settings: of the run.
+        topology: all ranks.
+        history: on rank 0: the events of earlier starts, which may have measured a higher peak.
+    """
     topology.barrier()
     own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     peaks = gather(topology, own)
+    earlier = [event["peak"] for event in history if isinstance(event.get("peak"), dict)]
     tokens = settings.data.sequence_length
     return Meter(
         flops_per_token=flops_per_token(settings.model, tokens),
         causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True),
-        peak=topology.broadcast(peaks and peak_of_all(peaks)),
+        peak=topology.broadcast(peaks and peak_of_all(peaks).with_earlier(earlier)),
         total_steps=settings.total_steps,
         device=topology.device,
     )

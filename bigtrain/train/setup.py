@@ -201,7 +201,7 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
     on_first_rank(topology, lambda: directory.write_config(settings))
     if topology.rank == 0:
         history = list(read_events(directory.events))
-    meter = meter_for(settings, topology)
+    meter = meter_for(settings, topology, history)
     parent = parent_of(directory, history, start.step, state) if topology.rank == 0 else None
     tracker = _tracker_for(settings, history, state, parent) if topology.rank == 0 else Tracker()
     held.callback(tracker.finish, {}, exit_code=1)  # if something goes wrong; else it is finished by then

@@ -20,7 +20,7 @@ from bigtrain.checkpoint import StorageTiers, newest_verified
 from bigtrain.checkpoint.load import Tensors
 from bigtrain.engine.fragments import OwnedRange
 from bigtrain.engine.muon import Muon, _pieces
-from bigtrain.engine.muon_rounds import plan_rounds
+from bigtrain.engine.muon_rounds import Held, Round, plan_rounds, share_out
 from bigtrain.engine.optimizer import build_optimizer, create_moments, parameter_groups
 from tests.engine.helpers import STAGES, TinyDecoder, build, launch, plain_loop, settings
 from tests.engine.plain_optimizers import plain_optimizers
@@ -207,6 +207,20 @@ def layouts(draw: st.DrawFn) -> tuple[list[tuple[int, int]], torch.Tensor]:
     return matrices, table
 
 
+def plans_of(matrices: list[tuple[int, int]], table: torch.Tensor) -> list[list[Round]]:
+    """Of each rank, from a table [matrices, ranks, 3] of offset, length and start: each is given what is its own."""
+    lengths = table[:, :, 1].tolist()
+    held = [
+        Held(number, shape, max(of_ranks), of_ranks.index(max(of_ranks)))
+        for number, (shape, of_ranks) in enumerate(zip(matrices, lengths, strict=True))
+    ]
+    work = share_out(held, table.shape[1])
+    return [
+        plan_rounds(work, table[:, rank].tolist(), table[[each.matrix for each in mine], :, :2].transpose(0, 1), rank)
+        for rank, mine in enumerate(work)
+    ]
+
+
 @hypothesis_settings(max_examples=200)
 @given(layout=layouts())
 def test_each_matrix_comes_together_once_and_each_piece_gets_home(
@@ -220,7 +234,7 @@ def test_each_matrix_comes_together_once_and_each_piece_gets_home(
     for matrix, rank in itertools.product(range(len(matrices)), ranks):
         offset, length, start = table[matrix, rank].tolist()
         owners[rank][start : start + length] = wholes[matrix][offset : offset + length]
-    plans = [plan_rounds(matrices, table, rank) for rank in ranks]
+    plans = plans_of(matrices, table)
     assert len({len(plan) for plan in plans}) == 1
     met = []
     for views in zip(*plans, strict=True):
@@ -244,10 +258,7 @@ def test_each_matrix_comes_together_once_and_each_piece_gets_home(
 def test_matrices_in_equal_parts_are_shared_out_evenly(shapes: list[tuple[int, int]], ranks: int) -> None:
     table = torch.tensor([[(rank * a * b, a * b, 0) for rank in range(ranks)] for a, b in shapes])
     whole = [(ranks * a, b) for a, b in shapes]
-    loads = [
-        sum(math.prod(r.shape) * min(r.shape) for r in plan_rounds(whole, table, rank) if r.shape)
-        for rank in range(ranks)
-    ]
+    loads = [sum(math.prod(r.shape) * min(r.shape) for r in plan if r.shape) for plan in plans_of(whole, table)]
     assert max(loads) - min(loads) <= max(math.prod(shape) * min(shape) for shape in whole)
 
 

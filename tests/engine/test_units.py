@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from bigtrain.engine.optimizer import build_optimizer
 from bigtrain.engine.requirements import check_machine
 from bigtrain.engine.schedule import learning_rate
 from bigtrain.engine.topology import Topology, _threads
+from tests import forkserver
 from tests.engine.helpers import TinyDecoder, settings
 
 PEAK = 3e-4
@@ -213,3 +217,82 @@ def test_a_plain_python_process_is_a_world_of_one() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = [[0, 1, device, [2**53 + 1, 2], ["x"], {"a": 1}], False, False]
     assert json.loads(finished.stdout) == expected
+
+
+MANY = """
+import json, sys
+from pathlib import Path
+from bigtrain.base import BigtrainError, collectively, gather
+from bigtrain.engine.topology import leave, start
+t = start(timeout_minutes=1)
+def fail():
+    if t.rank in (3, 9):
+        raise BigtrainError("no disk")
+try:
+    collectively(t, "not done", fail)
+except BigtrainError as error:
+    message = str(error)
+beside = t.background()
+out = [gather(t, t.rank), gather(beside, -t.rank), beside.broadcast(t.rank), t.broadcast("x" * 2**20) == "x" * 2**20]
+out += [t.scatter(list(range(10)) if t.rank == 0 else None), message]
+Path(sys.argv[1], f"{t.rank}.json").write_text(json.dumps(out))
+t.barrier()
+leave(0)
+"""
+
+
+@pytest.mark.slow
+def test_values_go_along_the_tree_between_ten_processes(tmp_path: Path) -> None:
+    """Ten ranks are two levels of the tree."""
+    script = tmp_path / "many.py"
+    script.write_text(MANY)
+    finished = forkserver.torchrun(10, script, tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(10)]
+    assert found[0][:2] == [list(range(10)), [-rank for rank in range(10)]]
+    assert all(of_rank[:2] == [None, None] for of_rank in found[1:])
+    assert [of_rank[2:5] for of_rank in found] == [[0, True, rank] for rank in range(10)]
+    assert {of_rank[5] for of_rank in found} == {found[0][5]} and "and 1 more: no disk" in found[0][5]
+
+
+PLACED = """
+import json, os
+from bigtrain.engine.topology import leave, start
+t = start(timeout_minutes=float(os.environ["WAITS"]))
+print(json.dumps([t.rank, t.world_size, t.local_rank, t.local_world_size]), flush=True)
+t.barrier()
+leave(0)
+"""
+
+
+def started_alone(script: Path, ranks: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> list[forkserver.Started]:
+    """Ranks of a world of three, each with what any launcher says and no more."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in ranks:
+        values = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+        started.append(forkserver.Started(None, (script,)))
+    return started
+
+
+@pytest.mark.slow
+def test_ranks_without_a_local_rank_find_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "placed.py"
+    script.write_text(PLACED)
+    monkeypatch.setenv("WAITS", "1")
+    finished = [process.finish() for process in started_alone(script, range(3), monkeypatch)]
+    assert [json.loads(done.stdout) for done in finished] == [[rank, 3, rank, 3] for rank in range(3)]
+
+
+@pytest.mark.slow
+def test_rank_0_names_those_that_have_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "placed.py"
+    script.write_text(PLACED)
+    monkeypatch.setenv("WAITS", "0.1")
+    first, last = (process.finish() for process in started_alone(script, [0, 2], monkeypatch))
+    assert "rank(s) 1 did not come within 6 s" in first.stdout + first.stderr
+    assert "1 of 3 ranks did not come within 6 s" in last.stdout + last.stderr

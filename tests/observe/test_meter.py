@@ -44,6 +44,26 @@ def test_on_a_cpu_the_peak_is_measured_and_says_so() -> None:
     assert kind_of(torch.float32) == "fp32"
 
 
+def test_a_busy_cpu_is_compared_with_its_highest_earlier_peak() -> None:
+    busy = Peak(1e9, 1e9, None, "bf16", "2 x EPYC (AVX2, 1 thread(s))")
+    earlier = [
+        {**busy.as_record(), "flops": 3e9},
+        {**busy.as_record(), "flops": 2e9},
+        {**busy.as_record(), "flops": 9e9, "processor": "4 x EPYC (AVX2, 1 thread(s))"},
+        {**busy.as_record(), "flops": 9e9, "kind": "fp32"},
+        {**busy.as_record(), "flops": 9e9, "source": "datasheet"},
+        {**busy.as_record(), "flops": float("inf")},
+        {"flops": 9e9},
+        {},
+    ]
+    best = busy.with_earlier(earlier)
+    assert (best.flops, best.measured) == (3e9, 1e9)
+    assert "0.003 TFLOP/s, measured at an earlier start; now a product reaches 0.001" in str(best)
+    assert busy.with_earlier([]) == busy and best.with_earlier([{**busy.as_record(), "flops": 2e9}]) == best
+    gpu = Peak(989.5e12, 700e12, "NVIDIA H100 80GB HBM3", "bf16", "NVIDIA H100 80GB HBM3")
+    assert gpu.with_earlier([{**gpu.as_record(), "flops": 9e19}]) == gpu
+
+
 def test_several_devices_are_their_sum_and_one_measured_makes_all_measured() -> None:
     sxm, pcie = (
         Peak(989.5e12, 700e12, "NVIDIA H100 80GB HBM3", "bf16"),
