@@ -30,9 +30,9 @@ from kill_build import CLI, ROOT
 from record import spread, write_result
 
 from bigtrain.estimate.goodput import Costs, Goodput, expected_goodput, optimal_interval
+from bigtrain.rundir.closed_starts import account_of
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.json_lines import read_json_lines
-from bigtrain.rundir.ledger import account_of
 
 PROCESSES = 2
 STEPS = 1_000_000

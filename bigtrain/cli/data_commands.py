@@ -40,7 +40,7 @@ def build(
     built = BuiltData(
         str(settings.data.dir),
         [
-            BuiltSource(dataset.name, split, dataset.manifest.documents, dataset.tokens, len(dataset.shards))
+            BuiltSource(dataset.name, split, dataset.summary.documents, dataset.tokens, len(dataset.shards))
             for split in ("train", "validation")
             for dataset in open_datasets(settings.data, model_vocab_size=settings.model.vocab_size, split=split)
         ],

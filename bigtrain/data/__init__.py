@@ -70,8 +70,15 @@ from bigtrain.data.format.tokenizer_content import (
 )
 from bigtrain.data.order.plan import Plan, SampleAddress
 from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
-from bigtrain.data.provenance.provenance import DocumentPart, SampleContents, appearances_of, contents_of, digest_of
-from bigtrain.data.run_data import RunData
+from bigtrain.data.provenance.provenance import (
+    DocumentPart,
+    SampleContents,
+    appearances_of,
+    contents_of,
+    digest_of,
+    digest_part,
+)
+from bigtrain.data.run_data import RunData, summaries_of
 from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.mirror import is_mirror, open_mirror
 from bigtrain.data.store.spot_check import spot_check
@@ -108,6 +115,7 @@ __all__ = [
     "decode_ids",
     "describe_skipped",
     "digest_of",
+    "digest_part",
     "encode_text",
     "end_of_text_id",
     "find_document",
@@ -124,6 +132,7 @@ __all__ = [
     "read_funnels",
     "require_samples",
     "spot_check",
+    "summaries_of",
     "tokenizer_hash",
     "validation_batches",
     "verify",

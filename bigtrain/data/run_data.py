@@ -1,15 +1,31 @@
-"""The data of a run: its datasets and the order of its samples."""
+"""The data of a run: its datasets and the order of its samples.
+
+alone       RunData.open(settings)                    everything is read and checked by this process
+
+together    summaries_of(settings, some sources)      a source is opened by one rank, which sends what it found
+            RunData.of(settings, all summaries)       every rank, without a look at the disk
+            check_sizes(rank, world size)             each rank looks at its share of the files
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bigtrain.config import Settings
 from bigtrain.data.batch.loader import Loader
-from bigtrain.data.batch.packing import Packing, open_packings
+from bigtrain.data.batch.packing import (
+    ConcatPacking,
+    IndexedPacking,
+    Packing,
+    open_packings,
+    read_packs,
+)
 from bigtrain.data.batch.planning import make_plan, require_samples
+from bigtrain.data.format.summary import PackSummary, SourceSummary
 from bigtrain.data.order.plan import Plan
-from bigtrain.data.store.store import Dataset, open_datasets
+from bigtrain.data.store.mirror import open_mirror
+from bigtrain.data.store.store import Dataset, open_datasets, opened_datasets
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,42 @@ class RunData:
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         return cls(train, held_out, _plan_of(settings, train))
+
+    @classmethod
+    def of(cls, settings: Settings, summaries: Sequence[SourceSummary]) -> RunData:
+        """The data that were opened elsewhere: manifests are read, and files looked at, when a shard is needed.
+
+        Args:
+            settings: of the run.
+            summaries: of `settings.data.sources`, in that order.
+
+        Raises:
+            BigtrainError: the data are used up before the run ends.
+        """
+        data = settings.data
+        mirror = open_mirror(data, ())
+        train: list[Packing] = []
+        held_out = []
+        for source, summary in zip(data.sources, summaries, strict=True):
+            folder = data.dir / source.name
+            dataset = Dataset(folder / "train", mirror, summary.train)
+            train.append(
+                ConcatPacking(dataset, data.sequence_length)
+                if summary.pack is None
+                else IndexedPacking(dataset, data.packing, data.sequence_length, summary.pack)
+            )
+            held_out.append(Dataset(folder / "validation", mirror, summary.held_out))
+        return cls(train, held_out, _plan_of(settings, train))
+
+    def check_sizes(self, part: int = 0, of: int = 1) -> None:
+        """Look at the files of every `of`-th shard of each dataset, from number `part` on.
+
+        Raises:
+            BigtrainError: a file is missing or has another size than in its manifest.
+        """
+        everything: list[Dataset | Packing] = [*self.datasets, *self.train, *self.held_out]
+        for each in everything:
+            each.check_sizes(part, of)
 
     def replanned(self, settings: Settings) -> RunData:
         """The same data in the order of other settings.
@@ -59,6 +111,40 @@ class RunData:
             rank=rank,
             world_size=world_size,
         )
+
+
+def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSummary]:
+    """Open some sources, check them against the settings, and keep what other ranks need of them.
+
+    One manifest is in memory at a time. The sizes of files are not checked: see `RunData.check_sizes`.
+
+    Args:
+        settings: of the run.
+        numbers: which of `settings.data.sources`.
+
+    Raises:
+        BigtrainError: the data are missing, or were built with other settings.
+    """
+    if not numbers:
+        return []
+    data, vocab_size = settings.data, settings.model.vocab_size
+    sources = [data.sources[number] for number in numbers]
+    mirror = open_mirror(data, sources)
+
+    def packed(dataset: Dataset) -> PackSummary | None:
+        if data.packing == "concat":
+            return None
+        return PackSummary.of(read_packs(dataset, data.packing, data.sequence_length))
+
+    train = [
+        (dataset.summary, packed(dataset))
+        for dataset in opened_datasets(data, sources, mirror, model_vocab_size=vocab_size, split="train")
+    ]
+    held_out = [
+        dataset.summary
+        for dataset in opened_datasets(data, sources, mirror, model_vocab_size=vocab_size, split="validation")
+    ]
+    return [SourceSummary(*trained, held) for trained, held in zip(train, held_out, strict=True)]
 
 
 def _plan_of(settings: Settings, train: list[Packing]) -> Plan:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 Point = tuple[float, float]
+Points = npt.NDArray[np.float64]
+"""[n, 2]: x and y of each point."""
 
 COLORS = ("#93b4f5", "#1d4ed8", "#059669", "#d97706", "#7c3aed", "#dc2626")
 """Of lines that do not bring their own."""
 MOST_COLUMNS = 1000
 """What a page holds of a chart for zooming in, so that the page of a long run stays small."""
+MOST_FULL_LINES = 8
+"""Of more lines each has fewer columns, so that a chart of many sources stays small."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Line:
     """One named line of a chart."""
 
     name: str
-    points: Sequence[Point]
+    points: Points | Sequence[Point]
     dots: bool = False
     """With a dot at each point."""
     scattered: bool = False
@@ -61,8 +68,12 @@ class Chart:
 
     def drawable(self) -> list[tuple[Line, str]]:
         """The finite points of each line with its colour, without the lines that have none."""
-        lines = [Line(line.name, finite(line.points), line.dots, line.scattered) for line in self.lines]
-        return [(line, color) for line, color in zip(lines, self.colors, strict=True) if line.points]
+        lines = [replace(line, points=finite(line.points)) for line in self.lines]
+        return [(line, color) for line, color in zip(lines, self.colors, strict=True) if len(line.points)]
+
+    def columns(self, most: int) -> int:
+        """The columns that each line of a figure of at most so many has."""
+        return max(1, most * MOST_FULL_LINES // max(MOST_FULL_LINES, len(self.lines)))
 
     def as_data(self) -> dict[str, Any]:
         """What static/charts.js draws: for the same steps the values of every line, null where a line has none.
@@ -73,7 +84,10 @@ class Chart:
         drawable = self.drawable()
         if self.stacked:
             drawable = [(Line(line.name, averaged(line.points, MOST_COLUMNS)), color) for line, color in drawable]
-        xs = sorted({x for line, _ in drawable for x, _ in thinned(line.points, MOST_COLUMNS)})
+        columns = self.columns(MOST_COLUMNS)
+        shown = [thinned(line.points, columns)[:, 0] for line, _ in drawable]
+        places = np.unique(np.concatenate(shown)) if shown else np.empty(0)
+        xs = [int(x) if x.is_integer() else x for x in places.tolist()]
         marks = [mark for mark in self.marks if xs and xs[0] <= mark.x <= xs[-1]]
         return {
             "title": self.title,
@@ -87,53 +101,67 @@ class Chart:
                     "color": color,
                     "dots": line.dots,
                     "scattered": line.scattered,
-                    "values": [_rounded(values.get(x)) for x in xs],
+                    "values": _values_at(points_of(line.points), places),
                 }
                 for line, color in drawable
-                for values in [dict(line.points)]
             ],
             "marks": [asdict(mark) for mark in spaced(marks, span(xs), MOST_COLUMNS)],
         }
 
 
-def _rounded(value: float | None) -> float | None:
-    """Seven significant digits: what a legend shows, and one more."""
-    return None if value is None else float(f"{value:.7g}")
+def _values_at(points: Points, places: npt.NDArray[np.float64]) -> list[float | None]:
+    """The value at each place, with what a legend shows and one digit more; None without one. The last one counts."""
+    ordered = points[np.argsort(points[:, 0], kind="stable")]
+    index = ordered[:, 0].searchsorted(places, "right") - 1
+    there = (index >= 0) & (ordered[index, 0] == places)
+    values = ordered[index, 1].tolist()
+    return [float(f"{y:.7g}") if known else None for y, known in zip(values, there.tolist(), strict=True)]
 
 
-def finite(points: Sequence[Point]) -> list[Point]:
+def points_of(points: Points | Sequence[Point]) -> Points:
+    """The points as an array."""
+    return np.asarray(points, np.float64).reshape(-1, 2)
+
+
+def finite(points: Points | Sequence[Point]) -> Points:
     """The points that can be drawn."""
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    array = points_of(points)
+    return array[np.isfinite(array).all(axis=1)]
 
 
-def span(values: Sequence[float]) -> tuple[float, float]:
+def span(values: npt.NDArray[np.float64] | Sequence[float]) -> tuple[float, float]:
     """The smallest and the largest value, never the same; 0 and 1 where there is none."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
     flat = high - low <= 1e-9 * max(1.0, abs(low), abs(high))
     return (low - 0.5, high + 0.5) if flat else (low, high)
 
 
-def thinned(points: Sequence[Point], columns: int) -> list[Point]:
+def thinned(points: Points | Sequence[Point], columns: int) -> Points:
     """At most two points for each of so many columns: its smallest and its largest value, in their order."""
-    if len(points) <= 2 * columns:
-        return list(points)
-    low, high = span([x for x, _ in points])
-    extremes: dict[int, list[Point]] = {}
-    for point in points:
-        index = min(columns - 1, int((point[0] - low) / (high - low) * columns))
-        column = extremes.setdefault(index, [point, point])
-        if point[1] < column[0][1]:
-            column[0] = point
-        if point[1] > column[1][1]:
-            column[1] = point
-    return [point for column in extremes.values() for point in sorted(set(column))]
+    array = points_of(points)
+    if len(array) <= 2 * columns:
+        return array
+    if (np.diff(array[:, 0]) < 0).any():
+        array = array[np.argsort(array[:, 0], kind="stable")]
+    low, high = span(array[:, 0])
+    index = np.minimum(columns - 1, ((array[:, 0] - low) / (high - low) * columns).astype(np.int64))
+    first = np.flatnonzero(np.diff(index, prepend=-1))
+    of_column = np.repeat(np.arange(len(first)), np.diff(first, append=len(array)))
+    chosen = []
+    for extreme in (np.minimum, np.maximum):
+        at_extreme = np.flatnonzero(array[:, 1] == extreme.reduceat(array[:, 1], first)[of_column])
+        chosen.append(at_extreme[np.flatnonzero(np.diff(of_column[at_extreme], prepend=-1))])
+    return array[np.unique(np.concatenate(chosen))]
 
 
-def averaged(points: Sequence[Point], columns: int) -> list[Point]:
+def averaged(points: Points | Sequence[Point], columns: int) -> Points:
     """The means of runs of neighbours, so long that at most `columns` means are left."""
-    length = -(-len(points) // columns)
-    runs = [points[first : first + length] for first in range(0, len(points), length)]
-    return [(run[len(run) // 2][0], sum(y for _, y in run) / len(run)) for run in runs]
+    array = points_of(points)
+    length = max(1, -(-len(array) // columns))
+    first = np.arange(0, len(array), length)
+    lengths = np.diff(first, append=len(array))
+    means = np.add.reduceat(array[:, 1], first) / lengths if len(array) else np.empty(0)
+    return np.column_stack((array[first + lengths // 2, 0], means))
 
 
 def spaced(marks: Sequence[EventMark], xs: tuple[float, float], columns: float) -> list[EventMark]:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from bigtrain.report.chart import Chart, EventMark, Line, Point, averaged, finite, spaced, span, thinned, ticks
+from bigtrain.report.chart import (
+    Chart,
+    EventMark,
+    Line,
+    Point,
+    Points,
+    averaged,
+    finite,
+    points_of,
+    spaced,
+    span,
+    thinned,
+    ticks,
+)
 from bigtrain.report.page import render
 
 ROW = 18
 """Height of a row of a legend."""
+MOST_NAMES = 16
+"""In a legend; the lines that have no room there are counted."""
+DOT = 10
+"""Units of the SVG for a dot of a line: of more dots only some are drawn."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +71,22 @@ def svg_chart(chart: Chart, size: Size = WIDE) -> Markup:
 
 
 def _lines(chart: Chart, size: Size) -> Markup:
-    colored = [
-        (Line(line.name, thinned(line.points, size.plane[0]), line.dots, line.scattered), color)
-        for line, color in chart.drawable()
-    ]
-    xs = span([x for line, _ in colored for x, _ in line.points])
-    ys = span([y for line, _ in colored for _, y in line.points if not line.scattered])
+    columns = chart.columns(size.plane[0])
+    colored = [(replace(line, points=thinned(line.points, columns)), color) for line, color in chart.drawable()]
+    every = [points_of(line.points) for line, _ in colored]
+    measured = [points for points, (line, _) in zip(every, colored, strict=True) if not line.scattered]
+    xs, ys = (
+        span(np.concatenate([p[:, i] for p in of])) if of else (0.0, 1.0) for i, of in ((0, every), (1, measured))
+    )
     marks = [mark for mark in chart.marks if xs[0] <= mark.x <= xs[1]]
-    names = [(line.name, color) for line, color in colored] + list(dict.fromkeys((m.name, m.color) for m in marks))
+    of_marks = list(dict.fromkeys((m.name, m.color) for m in marks))
+    names = _bounded([(line.name, color) for line, color in colored], MOST_NAMES - len(of_marks)) + of_marks
     plane = _Plane(size, xs, ys)
     lines = [
         {
             "color": color,
             "path": None if line.scattered else plane.path(line.points),
-            "dots": [plane.at(x, min(max(y, ys[0]), ys[1])) for x, y in line.points]
-            if line.dots or line.scattered
-            else [],
+            "dots": [plane.at(x, min(max(y, ys[0]), ys[1])) for x, y in _dots_of(line, columns).tolist()],
             "radius": 1.6 if line.scattered else 3.5,
         }
         for line, color in colored
@@ -77,20 +95,32 @@ def _lines(chart: Chart, size: Size) -> Markup:
     return render("chart.svg", **plane.frame(chart, names), marks=drawn, lines=lines, bands=[])
 
 
+def _dots_of(line: Line, columns: int) -> Points:
+    """The points of a line that are drawn as dots."""
+    if line.scattered:
+        return points_of(line.points)
+    return thinned(line.points, max(1, columns // DOT)) if line.dots else np.empty((0, 2))
+
+
+def _bounded(names: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    """The first names of a legend, and how many more there are."""
+    if len(names) <= most:
+        return names
+    return [*names[: most - 1], (f"and {len(names) - most + 1} more", "none")]
+
+
 def _stacked(chart: Chart, size: Size) -> Markup:
-    lines = chart.lines
     columns = size.plane[0]
-    if len(lines[0].points) > columns:
-        lines = [Line(line.name, averaged(line.points, columns)) for line in lines]
-    floor = {x: 0.0 for x, _ in lines[0].points}
+    lines = [(line.name, averaged(line.points, columns).tolist()) for line in chart.lines]
+    floor = {x: 0.0 for x, _ in lines[0][1]}
     bands = []
-    for line in lines:
-        ceiling = {x: floor[x] + y for x, y in line.points}
+    for _, points in lines:
+        ceiling = {x: floor[x] + y for x, y in points}
         bands.append([*ceiling.items(), *reversed(floor.items())])
         floor = ceiling
     # One slow step, such as the first, must not press all others flat.
     most = sorted(floor.values())[int(0.98 * (len(floor) - 1))] * 1.2
-    names = [(line.name, color) for line, color in zip(lines, chart.colors, strict=True)]
+    names = [(name, color) for (name, _), color in zip(lines, chart.colors, strict=True)]
     plane = _Plane(size, span(list(floor)), (0.0, most or 1.0))
     areas = [
         {"color": color, "path": plane.path([(x, min(y, most)) for x, y in band])}
@@ -121,8 +151,8 @@ class _Plane:
     def at(self, x: float, y: float) -> tuple[str, str]:
         return f"{self.across(x):.1f}", f"{self.up(y):.1f}"
 
-    def path(self, points: Sequence[Point]) -> str:
-        return " ".join(",".join(self.at(x, y)) for x, y in points)
+    def path(self, points: Points | Sequence[Point]) -> str:
+        return " ".join(",".join(self.at(x, y)) for x, y in points_of(points).tolist())
 
     def frame(self, chart: Chart, names: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Title, axes and legend, for the template."""
@@ -156,20 +186,23 @@ class _Plane:
         return {"x": f"{self.across(mark.x):.1f}", "top": top, "mark": mark}
 
 
-def text_chart(points: Sequence[Point], *, width: int = 64, height: int = 10) -> str:
+def text_chart(points: Points | Sequence[Point], *, width: int = 64, height: int = 10) -> str:
     """A chart in characters: the mean of the values of each column."""
-    points = finite(points)
-    if not points:
+    drawn = finite(points)
+    if not len(drawn):
         return "(nothing to draw)"
-    xs, ys = span([x for x, _ in points]), span([y for _, y in points])
-    columns: list[list[float]] = [[] for _ in range(width)]
-    for x, y in points:
-        columns[min(width - 1, int((x - xs[0]) / (xs[1] - xs[0]) * width))].append(y)
-    levels = [round((sum(c) / len(c) - ys[0]) / (ys[1] - ys[0]) * (height - 1)) if c else None for c in columns]
+    xs, ys = span(drawn[:, 0]), span(drawn[:, 1])
+    column = np.minimum(width - 1, ((drawn[:, 0] - xs[0]) / (xs[1] - xs[0]) * width).astype(np.int64))
+    sums, counts = np.bincount(column, drawn[:, 1], width).tolist(), np.bincount(column, minlength=width).tolist()
+    levels = [
+        round((total / count - ys[0]) / (ys[1] - ys[0]) * (height - 1)) if count else None
+        for total, count in zip(sums, counts, strict=True)
+    ]
+    first, last = drawn[0, 0], drawn[-1, 0]
     rows = []
     for row in reversed(range(height)):
         label = f"{ys[0] + row / (height - 1) * (ys[1] - ys[0]):8.3f} " if row in (0, height - 1) else " " * 9
         rows.append(label + "│" + "".join("•" if level == row else " " for level in levels).rstrip())
     rows.append(" " * 9 + "└" + "─" * width)
-    rows.append(" " * 10 + f"{points[0][0]:<,.6g}" + f"{points[-1][0]:>{width - len(f'{points[0][0]:,.6g}')},.6g}")
+    rows.append(" " * 10 + f"{first:<,.6g}" + f"{last:>{width - len(f'{first:,.6g}')},.6g}")
     return "\n".join(rows)

@@ -6,15 +6,17 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median_high
 from typing import Any, TypeVar
+
+import numpy as np
 
 from bigtrain.base import BigtrainError, as_record, read_json, write_atomically
 from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.figure import svg_chart
-from bigtrain.report.report_page import RunRecords, loss_chart, parts_of_steps, report_page
+from bigtrain.report.report_page import RunRecords, loss_chart, report_page
+from bigtrain.report.step_columns import F64, ReadSteps
 from bigtrain.report.summary import RunSummary, Summary
-from bigtrain.rundir import STARTS, Event, RunDirectory, account, last_of_each_step, read_events, read_metrics_lines
+from bigtrain.rundir import STARTS, Event, RunDirectory, account, read_events, read_metrics_lines
 
 logger = logging.getLogger(__name__)
 SideFile = TypeVar("SideFile")
@@ -33,9 +35,9 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
     """
     directory = RunDirectory.of_existing_run(run)
     settings = directory.settings()
-    lines, events = list(read_metrics_lines(directory.metrics)), list(read_events(directory.events))
-    metrics = last_of_each_step(lines)
-    if not metrics:
+    steps, events = ReadSteps.of(read_metrics_lines(directory.metrics)), list(read_events(directory.events))
+    counted, last = steps.counted, steps.last
+    if not len(counted):
         raise BigtrainError(
             f"{run} has nothing to report yet",
             found="no step in metrics.jsonl",
@@ -45,20 +47,20 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         draw_samples(directory, samples)
     validations = [event for event in events if event["event"] == Event.EVALUATE]
     report = directory.root / "report.html"
-    ledger = account(events, lines)
+    ledger = account(events, steps.times)
     summary = Summary(
         run=str(run),
-        step=metrics[-1]["step"],
+        step=last["step"],
         total_steps=settings.total_steps,
-        tokens=sum(record.get("tokens", 0) for record in metrics),
-        loss=metrics[-1]["loss"],
-        validation=_newest_validation(directory, metrics[-1]["step"], validations),
-        tokens_per_second=median_high([record.get("tokens_per_second", 0.0) for record in metrics]),
-        mfu=median_high([record.get("mfu", 0.0) for record in metrics]),
-        mfu_causal=median_high(causal) if (causal := [r["mfu_causal"] for r in metrics if "mfu_causal" in r]) else None,
-        mfu_of=metrics[-1].get("mfu_of"),
-        parts=parts_of_steps(metrics),
-        training_seconds=sum(record.get("step_seconds", 0.0) for record in metrics),
+        tokens=sum(counted.tokens.tolist()),
+        loss=last["loss"],
+        validation=_newest_validation(directory, last["step"], validations),
+        tokens_per_second=_median(counted.or_zero("tokens_per_second")),
+        mfu=_median(counted.or_zero("mfu")),
+        mfu_causal=_median(causal) if len(causal := counted.points("mfu_causal")[:, 1]) else None,
+        mfu_of=last.get("mfu_of"),
+        parts={part: float(seconds.sum()) for part, seconds in counted.parts().items()},
+        training_seconds=float(counted.or_zero("step_seconds").sum()),
         starts=sum(event["event"] in STARTS for event in events),
         report=str(report),
         goodput=ledger.summary(),
@@ -66,8 +68,7 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
     records = RunRecords(
         summary=summary,
         ledger=ledger,
-        metrics=metrics,
-        undone=_undone(lines, metrics),
+        steps=steps,
         events=events,
         samples=_samples(directory, validations),
         funnels=_funnels(settings.data.dir),
@@ -79,7 +80,12 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
     except OSError as error:  # a run that may only be read has a summary all the same
         logger.warning(f"{report} is not written: {error.strerror}")
         summary = replace(summary, report=None)
-    return RunSummary(summary, ledger, [(record["step"], record["loss"]) for record in metrics])
+    return RunSummary(summary, ledger, counted.points("loss"))
+
+
+def _median(values: F64) -> float:
+    """The middle value, or the higher one of two."""
+    return float(np.partition(values, len(values) // 2)[len(values) // 2])
 
 
 def draw_samples(directory: RunDirectory, number: int) -> None:
@@ -131,12 +137,6 @@ def _side_file(path: Path, kind: type[SideFile]) -> SideFile | None:
         cause = error.found if isinstance(error, BigtrainError) else error.strerror
         logger.warning(f"left out: {path} cannot be read: {cause}")
         return None
-
-
-def _undone(lines: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of steps that were done again later."""
-    counted = {id(record) for record in metrics}
-    return [record for record in lines if id(record) not in counted]
 
 
 def _funnels(data: Path) -> dict[str, Funnel]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from bigtrain.base import duration, quantity
 from bigtrain.data import Funnel
-from bigtrain.report.chart import Chart, EventMark, Line
+from bigtrain.report.chart import Chart, EventMark, Line, Points
 from bigtrain.report.figure import BROAD, NARROW, WIDE, Size, svg_chart
 from bigtrain.report.funnel_page import funnel_parts
 from bigtrain.report.page import page
+from bigtrain.report.step_columns import ReadSteps
 from bigtrain.report.summary import Summary, baselines_of, of_what
 from bigtrain.report.timeline import exact, goodput_parts, marks_of, svg_timeline
 from bigtrain.rundir import Event, Ledger
@@ -36,10 +37,8 @@ class RunRecords:
 
     summary: Summary
     ledger: Ledger
-    metrics: list[dict[str, Any]]
-    """The record of each step that counts."""
-    undone: list[dict[str, Any]]
-    """The records of steps that were done again later."""
+    steps: ReadSteps
+    """Those that count, and those that were done again later."""
     events: list[dict[str, Any]]
     samples: list[tuple[int, list[dict[str, str]]]]
     """Samples by step."""
@@ -54,12 +53,12 @@ class RunRecords:
             if event["event"] == Event.EVALUATE:
                 for source in event["validation"]:
                     held_out.setdefault(source["source"], []).append((event["step"], source["loss"]))
-        loss = column(self.metrics, "loss")
+        loss = self.steps.counted.points("loss")
         return [
             Line("training", loss),
             Line("training, smoothed", _smooth(loss)),
             *(Line(f"held-out {name}", points, dots=True) for name, points in held_out.items()),
-            Line("undone", column(self.undone, "loss"), scattered=True, color=UNDONE),
+            Line("undone", self.steps.undone.points("loss"), scattered=True, color=UNDONE),
         ]
 
     @cached_property
@@ -110,32 +109,26 @@ def _charts(report: RunRecords) -> list[dict[str, Any]]:
 
 
 def _other_charts(report: RunRecords) -> list[Chart]:
-    metrics, marks = report.metrics, [mark for mark in report.marks if not mark.small]
+    steps, marks = report.steps.counted, [mark for mark in report.marks if not mark.small]
 
     def chart(title: str, y_label: str, *lines: Line) -> Chart:
         return Chart(title, lines, x_label="step", y_label=y_label, marks=marks)
 
-    undone = Line("undone", column(report.undone, "grad_norm"), scattered=True, color=UNDONE)
-    parts = [(record["step"], _parts_of(record)) for record in metrics]
-    stacked = [Line(name, [(step, seconds[name]) for step, seconds in parts]) for name in PARTS]
+    undone = Line("undone", report.steps.undone.points("grad_norm"), scattered=True, color=UNDONE)
+    stacked = [Line(name, np.column_stack((steps.steps, seconds))) for name, seconds in steps.parts().items()]
     utilisation = f"MFU {of_what(report.summary.mfu_of)}".strip()
     return [
-        chart("Learning rate", "rate", Line("rate", column(metrics, "learning_rate"))),
-        chart("Gradient norm", "L2 norm", Line("before clipping", column(metrics, "grad_norm")), undone),
-        chart("Throughput", "tokens/s", Line("tokens/s", column(metrics, "tokens_per_second"))),
+        chart("Learning rate", "rate", Line("rate", steps.points("learning_rate"))),
+        chart("Gradient norm", "L2 norm", Line("before clipping", steps.points("grad_norm")), undone),
+        chart("Throughput", "tokens/s", Line("tokens/s", steps.points("tokens_per_second"))),
         chart(
             utilisation,
             "share of peak",
-            Line("MFU", column(metrics, "mfu")),
-            Line("causal-exact", column(metrics, "mfu_causal")),
+            Line("MFU", steps.points("mfu")),
+            Line("causal-exact", steps.points("mfu_causal")),
         ),
         Chart("Where the time of a step goes", stacked, x_label="step", y_label="seconds", stacked=True),
     ]
-
-
-def column(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """A quantity by step, where it was recorded."""
-    return [(record["step"], record[name]) for record in records if name in record]
 
 
 def _both(draw: Callable[[Size], Markup], wide: Size) -> dict[str, Markup]:
@@ -167,31 +160,10 @@ def _facts(report: RunRecords) -> list[tuple[str, str]]:
     ]
 
 
-PARTS = ("forward/backward", "optimizer", "data", "other")
-
-
-def parts_of_steps(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The seconds of all steps by part."""
-    sums = dict.fromkeys(PARTS, 0.0)
-    for record in metrics:
-        for part, seconds in _parts_of(record).items():
-            sums[part] += seconds
-    return sums
-
-
-def _parts_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The seconds of one step by part; they add up to it. An old run recorded only the time for data."""
-    forward_backward, optimizer = record.get("forward_backward_seconds", 0.0), record.get("optimizer_seconds", 0.0)
-    data = record.get("data_seconds", 0.0)
-    other = max(0.0, record.get("step_seconds", 0.0) - forward_backward - optimizer - data)
-    return {"forward/backward": forward_backward, "optimizer": optimizer, "data": data, "other": other}
-
-
-def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _smooth(points: Points) -> Points:
     """Exponential mean with the bias of its start removed (Kingma and Ba, 2015, section 3)."""
     smoothed, mean, weight = [], 0.0, 0.0
-    for x, y in points:
-        if math.isfinite(y):
-            mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * y, SMOOTHING * weight + (1 - SMOOTHING)
-            smoothed.append((x, mean / weight))
-    return smoothed
+    for y in points[:, 1].tolist():
+        mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * y, SMOOTHING * weight + (1 - SMOOTHING)
+        smoothed.append(mean / weight)
+    return np.column_stack((points[:, 0], smoothed))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtrain.base import duration, quantity
+from bigtrain.report.chart import Points
 from bigtrain.report.figure import text_chart
 from bigtrain.rundir import Ledger, LedgerSummary
 
@@ -59,7 +60,7 @@ class RunSummary:
 
     numbers: Summary
     ledger: Ledger
-    loss_curve: list[tuple[float, float]]
+    loss_curve: Points
 
     def __str__(self) -> str:
         run = self.numbers

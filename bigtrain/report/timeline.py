@@ -132,13 +132,7 @@ def svg_timeline(ledger: Ledger, events: Sequence[Mapping[str, Any]], size: Size
 def _columns(ledger: Ledger, left: int, width: int) -> Iterator[Rectangle]:
     """The bar, a column of classes for each piece of time; equal neighbours are one."""
     number = max(1, width // COLUMN)
-    wall = max(1, ledger.stretches[-1].end if ledger.stretches else 1)
-    columns: list[dict[str, int]] = [{} for _ in range(number)]
-    for stretch in ledger.stretches:
-        for index in range(stretch.begin * number // wall, min(number - 1, (stretch.end - 1) * number // wall) + 1):
-            begin, end = max(stretch.begin, index * wall // number), min(stretch.end, (index + 1) * wall // number)
-            if end > begin:
-                columns[index][stretch.activity] = columns[index].get(stretch.activity, 0) + end - begin
+    columns = ledger.stretches.in_columns(number)
     first = 0
     for index in range(1, number + 1):
         if index < number and len(columns[index]) == 1 and columns[index].keys() == columns[first].keys():

@@ -6,6 +6,7 @@ records         their lines as readers get them: fields of the right types, with
 decisions       which batches the run leaves out after a spike
 starts          each start of the run: which, when, how it ended
 ledger          where the time of the run went, over all starts
+  closed_starts    its sums over the starts that are over
   counted_seconds  the training that counts
   start_clock      when this process was started
 lineage         whether a run is a branch of another
@@ -16,6 +17,7 @@ failing_hosts   machines that were found failing, for the scheduler
 data_card       what the run was trained on, as a document
 """
 
+from bigtrain.rundir.closed_starts import account_of
 from bigtrain.rundir.counted_seconds import CountedSeconds
 from bigtrain.rundir.data_card import CARD, card_of_run, write_card
 from bigtrain.rundir.decisions import (
@@ -60,7 +62,7 @@ from bigtrain.rundir.events import (
 )
 from bigtrain.rundir.failing_hosts import record_failing_hosts
 from bigtrain.rundir.json_lines import JsonLines
-from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, account, account_of, label
+from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, LedgerTotals, account, label
 from bigtrain.rundir.lineage import Parent, parent_of, remembered_run_id
 from bigtrain.rundir.metrics import StepMetrics
 from bigtrain.rundir.plan_diff import PlanDifference, compare_plans
@@ -68,6 +70,7 @@ from bigtrain.rundir.provenance import (
     AppearanceInStep,
     DocumentsOfStep,
     StepsOfDocument,
+    count_evidence,
     documents_of_step,
     evidence_of,
     record_of,
@@ -77,7 +80,7 @@ from bigtrain.rundir.records import last_of_each_step, newest_events, read_event
 from bigtrain.rundir.run_state import RunState
 from bigtrain.rundir.runs import RunStatus, list_runs
 from bigtrain.rundir.start_clock import Phases, clock
-from bigtrain.rundir.starts import MICRO, number_of_next_start, seconds_of
+from bigtrain.rundir.starts import MICRO, StepTimes, batches, number_of_next_start, seconds_of
 
 __all__ = [
     "CARD",
@@ -105,6 +108,7 @@ __all__ = [
     "Kind",
     "Ledger",
     "LedgerSummary",
+    "LedgerTotals",
     "NotFiniteEvent",
     "Outlier",
     "OverflowEvent",
@@ -124,15 +128,18 @@ __all__ = [
     "SpikeEvent",
     "StartEvent",
     "StepMetrics",
+    "StepTimes",
     "StepsOfDocument",
     "StopEvent",
     "StragglerEvent",
     "account",
     "account_of",
+    "batches",
     "card_of_run",
     "clock",
     "compare_plans",
     "consecutive_rewinds",
+    "count_evidence",
     "documents_of_step",
     "evidence_of",
     "is_superseded",

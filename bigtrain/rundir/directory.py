@@ -5,6 +5,7 @@ The layout is a promise to scripts::
     RUN/config.yaml          the effective settings, with the version of bigtrain that ran them
     RUN/metrics.jsonl        a line a step
     RUN/events.jsonl         start, resume, save, evaluate, skip, rewind, stop
+    RUN/ledger.jsonl         sums over the starts that are over; see bigtrain/rundir/closed_starts.py
     RUN/decisions.jsonl      what was decided about anomalies; see bigtrain/rundir/decisions.py
     RUN/checkpoints/         see bigtrain.checkpoint
     RUN/data-card.md, .json  written by `bigtrain data card`
@@ -63,6 +64,7 @@ class RunDirectory:
         self.config = root / "config.yaml"
         self.metrics = root / "metrics.jsonl"
         self.events = root / "events.jsonl"
+        self.ledger = root / "ledger.jsonl"
         self.decisions = root / "decisions.jsonl"
         self.evaluation = root / "evaluation.json"
         self.samples = root / "samples.json"

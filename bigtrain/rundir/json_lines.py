@@ -102,16 +102,27 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     A line that is longer than any that bigtrain writes is skipped without being read whole.
     """
+    for line, _ in whole_lines(path):
+        if (record := parsed_line(line)) is not None:
+            yield record
+
+
+def whole_lines(path: Path, begin: int = 0) -> Iterator[tuple[bytes, int]]:
+    """The lines from a byte on, each with the byte after it; a missing file has none, and one that is too long is
+    skipped."""
     if not path.is_file():
         return
     with path.open("rb") as file:
+        file.seek(begin)
+        end = begin
         while line := file.readline(LONGEST_LINE):
+            end += len(line)
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
                     line = file.readline(LONGEST_LINE)
+                    end += len(line)
                 continue
-            if (record := parsed_line(line)) is not None:
-                yield record
+            yield line, end
 
 
 def first_json_lines(path: Path) -> Iterator[dict[str, Any]]:

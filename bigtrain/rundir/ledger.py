@@ -20,19 +20,26 @@ Time is counted in whole microseconds, so that the classes add up exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bigtrain.base import duration
-from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS, Event
-from bigtrain.rundir.records import read_events, read_metrics_lines
 from bigtrain.rundir.starts import (
+    I64,
     MICRO,
     Entry,
+    Mask,
     Record,
     Start,
+    StartEnd,
+    StepRun,
+    StepTimes,
     between,
     micros_of,
     seconds_of,
@@ -65,6 +72,10 @@ _TAKES = {
 """The class of the activity of an event, and the key of its seconds."""
 
 
+LATEST = 1 << 62
+"""Microseconds since a run started that no record exceeds: some 146,000 years."""
+
+
 @dataclass(frozen=True)
 class Stretch:
     """A part of a run's time that is of one class, in microseconds since the run started."""
@@ -72,6 +83,67 @@ class Stretch:
     activity: str
     begin: int
     end: int
+
+
+class Stretches(Sequence[Stretch]):
+    """Stretches without holes, in the order of time: nine bytes each, for a step may have two."""
+
+    def __init__(self) -> None:
+        self.activities = array("b")
+        """Of each stretch, its position among `CLASSES`."""
+        self.ends = array("q")
+
+    def append(self, activity: str, end: int) -> None:
+        """Go on to an end; neighbours of the same class are merged."""
+        number = _NUMBERS[activity]
+        if self.activities and self.activities[-1] == number:
+            self.ends[-1] = end
+        else:
+            self.activities.append(number)
+            self.ends.append(end)
+
+    def extend(self, activities: npt.NDArray[np.int8], ends: I64) -> None:
+        """Go on to many ends, rising, with the position of each class among `CLASSES`; some may be empty."""
+        before = self.ends[-1] if self.ends else 0
+        whole = ends > np.concatenate((np.array([before], np.int64), ends[:-1]))
+        activities, ends = activities[whole], ends[whole]
+        last = np.append(activities[1:] != activities[:-1], [True])[: len(activities)]  # of equal neighbours
+        activities, ends = activities[last], ends[last]
+        if len(activities) and self.activities and self.activities[-1] == activities[0]:
+            self.activities.pop()
+            self.ends.pop()
+        self.activities.frombytes(activities.tobytes())
+        self.ends.frombytes(ends.tobytes())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> Stretch:  # type: ignore[override]  # no slices
+        index = range(len(self))[index]
+        return Stretch(_NAMES[self.activities[index]], self.ends[index - 1] if index else 0, self.ends[index])
+
+    def in_columns(self, number: int) -> list[dict[str, int]]:
+        """The microseconds of each class in each of so many equal pieces of all time, where there are any."""
+        ends = np.array(self.ends, np.int64)
+        wall = int(ends[-1]) if len(ends) else 1
+        edges = np.array([index * wall // number for index in range(number + 1)], np.int64)
+        begins = np.concatenate((np.zeros(1, np.int64), ends[:-1])) if len(ends) else ends
+        columns: list[dict[str, int]] = [{} for _ in range(number)]
+        activities = np.array(self.activities, np.int8)
+        for which in np.unique(activities).tolist():
+            own = np.flatnonzero(activities == which)
+            before = np.concatenate((np.zeros(1, np.int64), np.cumsum(ends[own] - begins[own])))
+            last = begins[own].searchsorted(edges, "left") - 1  # the last stretch that begins before an edge
+            known = last >= 0
+            upto = np.where(known, before[last] + np.minimum(edges, ends[own][last]) - begins[own][last], 0)
+            for index, micros in enumerate(np.diff(upto).tolist()):
+                if micros:
+                    columns[index][_NAMES[which]] = micros
+        return columns
+
+
+_NAMES = list(CLASSES)
+_NUMBERS = {name: number for number, name in enumerate(CLASSES)}
 
 
 @dataclass(frozen=True)
@@ -96,12 +168,10 @@ class LedgerSummary:
     """Of the training, lost to slow ranks, as far as that was detected. No class of its own."""
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """Where the time of a run went."""
+@dataclass(frozen=True, kw_only=True)
+class LedgerTotals:
+    """How much time of a run is in each class."""
 
-    stretches: list[Stretch]
-    """In the order of time, without holes; neighbours of the same class are merged."""
     micros: dict[str, int]
     """Microseconds of every class."""
     starts: int
@@ -111,10 +181,6 @@ class Ledger:
     steps_recomputed: int
     straggler_seconds: float
     """Of the training, lost to slow ranks, as far as that was detected. No class of its own."""
-    step_times: dict[int, int] = field(default_factory=dict)
-    """When each step that counts was done, in microseconds since the run started."""
-    event_times: list[int] = field(default_factory=list)
-    """The same for each event, in the order of the file."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -124,7 +190,7 @@ class Ledger:
     @property
     def wall_seconds(self) -> float:
         """From the first process, or its job's place in the queue, to the last record."""
-        return self.stretches[-1].end / MICRO if self.stretches else 0.0
+        return sum(self.micros.values()) / MICRO
 
     @property
     def goodput(self) -> float:
@@ -177,7 +243,17 @@ class Ledger:
         return asdict(self.summary())
 
 
-def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
+@dataclass(frozen=True, kw_only=True)
+class Ledger(LedgerTotals):
+    """Where the time of a run went."""
+
+    stretches: Stretches
+    """In the order of time, without holes."""
+    event_times: list[int] = field(default_factory=list)
+    """When each event was, in microseconds since the run started, in the order of the file."""
+
+
+def account(events: Iterable[Record], metrics: StepTimes | Iterable[Record]) -> Ledger:
     """Put every second of a run into one class.
 
     Args:
@@ -185,42 +261,45 @@ def account(events: Iterable[Record], metrics: Iterable[Record]) -> Ledger:
         metrics: the lines of metrics.jsonl, in order, those of repeated steps included.
     """
     events = [event for event in events if isinstance(event.get("event"), str)]
-    starts = starts_of(events, [record for record in metrics if isinstance(record.get("step"), int)])
-    while len(starts) > 1 and starts[-2].finished and not starts[-1].has_trained:
-        del starts[-1]  # a start that found all steps done
-    undone = undone_of(starts)
-    book = _Book()
+    steps = metrics if isinstance(metrics, StepTimes) else StepTimes.of(metrics)
+    starts = starts_of(events, steps)
+    ends = [start.end for start in starts]
+    number = starts_that_count(ends, [start.has_trained for start in starts])
+    undone = undone_of(starts[:number], len(steps))
+    lines = np.concatenate([np.empty(0, np.int64), *(start.lines for start in starts[:number])])
+    last_step = int(steps.steps[lines[~undone[lines]]].max(initial=0))
+    book = Book()
     event_times: dict[int, int] = {}
-    step_times: dict[int, int] = {}
-    before: Start | None = None
-    for start in starts:
-        process_began = book.begin(before, start)
-        before = start
-        for entry in start.entries:
-            book.add(entry, undone)
-            at = process_began + entry.age
-            if entry.number >= 0:
-                event_times[entry.number] = at
-            elif id(entry) not in undone:
-                step_times[entry.record["step"]] = at
+    stragglers = Stragglers()
+    for event in events:
+        stragglers.add(event)
+    for position, start in enumerate(starts[:number]):
+        process_began = book.begin(ends[position - 1] if position else None, start)
+        for entry in start.entries():
+            if isinstance(entry, Entry):
+                book.add_event(entry)
+                event_times[entry.number] = process_began + entry.age
+            else:
+                book.add_steps(entry, undone[entry.lines])
         book.end(start)
-    steps = sum(entry.is_step for start in starts for entry in start.entries)
     return Ledger(
         stretches=book.stretches,
         micros=book.micros,
         starts=sum(event["event"] in STARTS for event in events),
-        crashes=sum(not start.stopped for start in starts[:-1]),
-        steps_counted=steps - len(undone),
-        steps_recomputed=len(undone),
-        straggler_seconds=_lost_to_stragglers(events, max(step_times, default=0)),
-        step_times=step_times,
-        event_times=[event_times.get(number, book.now) for number in range(len(events))],
+        crashes=sum(not end.stopped for end in ends[: number - 1]) if number else 0,
+        steps_counted=len(lines) - int(undone.sum()),
+        steps_recomputed=int(undone.sum()),
+        straggler_seconds=stragglers.lost_until(last_step),
+        event_times=[event_times.get(position, book.now) for position in range(len(events))],
     )
 
 
-def account_of(directory: RunDirectory) -> Ledger:
-    """The ledger of a run, from its records so far."""
-    return account(read_events(directory.events), read_metrics_lines(directory.metrics))
+def starts_that_count(ends: Sequence[StartEnd], have_trained: Sequence[bool]) -> int:
+    """The number of starts without the last ones that found all steps done."""
+    number = len(ends)
+    while number > 1 and ends[number - 2].finished and not have_trained[number - 1]:
+        number -= 1
+    return number
 
 
 def label(name: str) -> str:
@@ -228,16 +307,16 @@ def label(name: str) -> str:
     return name.replace("_", " ")
 
 
-class _Book:
-    """Adds one stretch after the other."""
+class Book:
+    """Adds one stretch after the other: for each start `begin`, then its records in the order of time, then `end`."""
 
     def __init__(self) -> None:
-        self.stretches: list[Stretch] = []
+        self.stretches = Stretches()
         self.micros = dict.fromkeys(CLASSES, 0)
         self.now = self._process_began = 0
         self._has_stepped = self._goes_back = False
 
-    def begin(self, before: Start | None, start: Start) -> int:
+    def begin(self, before: StartEnd | None, start: Start) -> int:
         """The time before a start, up to its first event; returns when its process started."""
         queued, launched = start.recorded("queued_seconds"), start.recorded("before_seconds")
         gap = queued + launched if before is None else between(before, start)
@@ -256,26 +335,36 @@ class _Book:
         self._has_stepped = self._goes_back = False
         phases = start.begin.get("phases")
         if isinstance(phases, dict):
-            age = next(entry.age for entry in start.entries if entry.record is start.begin)
+            age = next(entry.age for entry in start.events if entry.record is start.begin)
             for phase in phases:
                 activity = "data_build" if phase == "data" else "start_up"
                 end = self.now + micros_of(phases, phase)
                 self._until(min(end, self._process_began + age), activity)
         return self._process_began
 
-    def add(self, entry: Entry, undone: set[int]) -> None:
-        """The activity of a record, and the time before it that no record is about."""
+    def add_steps(self, run: StepRun, undone: Mask) -> tuple[I64, I64]:
+        """Steps, and the time before each that no record is about. Returns how long each waited for data, and trained,
+        should it count."""
+        columns = run.start.columns
+        ends = np.minimum(np.maximum(self.now, self._process_began + run.ages), LATEST)
+        before = np.concatenate((np.array([self.now], np.int64), ends[:-1]))
+        begins = np.maximum(before, ends - columns.took[run.lines])
+        waited = np.minimum(begins + columns.waited[run.lines], ends)
+        activities = np.empty((len(ends), 3), np.int8)
+        activities[0, 0], activities[1:, 0] = _NUMBERS[self._between_records], _NUMBERS["other"]
+        activities[:, 1] = np.where(undone, _NUMBERS["recomputed"], _NUMBERS["data_stall"])
+        activities[:, 2] = np.where(undone, _NUMBERS["recomputed"], _NUMBERS["training"])
+        parts = np.stack((begins - before, waited - begins, ends - waited), axis=1)
+        for number in np.unique(activities).tolist():
+            self.micros[_NAMES[number]] += int(parts[activities == number].sum())
+        self.stretches.extend(activities.reshape(-1), np.stack((begins, waited, ends), axis=1).reshape(-1))
+        self._has_stepped, self._goes_back, self.now = True, False, int(ends[-1])
+        return parts[:, 1], parts[:, 2]
+
+    def add_event(self, entry: Entry) -> None:
+        """The activity of an event, and the time before it that no record is about."""
         record = entry.record
         end = max(self.now, self._process_began + entry.age)
-        if entry.is_step:
-            step, wait = micros_of(record, "step_seconds"), micros_of(record, "data_seconds")
-            begin = max(self.now, end - step)
-            self._until(begin, self._between_records)
-            self._has_stepped, self._goes_back = True, False
-            if id(entry) not in undone:
-                self._until(min(begin + wait, end), "data_stall")
-            self._until(end, "recomputed" if id(entry) in undone else "training")
-            return
         if record["event"] in _TAKES:
             activity, key = _TAKES[record["event"]]
             self._until(max(self.now, end - micros_of(record, key)), self._between_records)
@@ -289,7 +378,7 @@ class _Book:
 
     def end(self, start: Start) -> None:
         """The start has written its last record."""
-        self._until(self._process_began + start.span, self._between_records)
+        self._until(self._process_began + start.end.span, self._between_records)
 
     @property
     def _between_records(self) -> str:
@@ -298,32 +387,41 @@ class _Book:
         return "other" if self._has_stepped else "start_up"
 
     def _until(self, end: int, activity: str) -> None:
-        if end <= self.now:
-            return
-        self.micros[activity] += end - self.now
-        if self.stretches and self.stretches[-1].activity == activity:
-            self.stretches[-1] = Stretch(activity, self.stretches[-1].begin, end)
-        else:
-            self.stretches.append(Stretch(activity, self.now, end))
-        self.now = end
+        end = min(end, LATEST)
+        if end > self.now:
+            self.micros[activity] += end - self.now
+            self.stretches.append(activity, end)
+            self.now = end
 
 
 def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 else f"{share:.2%}"
 
 
-def _lost_to_stragglers(events: Iterable[Record], last_step: int) -> float:
+@dataclass
+class Stragglers:
     """Seconds that steps took longer for a slow rank, from its `straggler` event until it had caught up."""
-    lost, since, slow = 0.0, 0, dict[Any, float]()
-    for event in events:
-        if event["event"] not in (Event.STRAGGLER, Event.CAUGHT_UP, *STARTS) or not isinstance(event.get("step"), int):
-            continue
-        lost += max(slow.values(), default=0.0) * max(0, event["step"] - since)
-        since = event["step"]
-        if event["event"] in STARTS:
-            slow.clear()
-        elif event["event"] == Event.STRAGGLER:
-            slow[event.get("rank")] = max(0.0, seconds_of(event, "seconds") - seconds_of(event, "others_seconds"))
+
+    lost: float = 0.0
+    since: int = 0
+    """The step up to which they are counted."""
+    slow: dict[Any, float] = field(default_factory=dict)
+    """Seconds of each slow rank for each step from then on."""
+
+    def add(self, event: Record) -> None:
+        """The next event of the run."""
+        name, step = event["event"], event.get("step")
+        if name not in (Event.STRAGGLER, Event.CAUGHT_UP, *STARTS) or not isinstance(step, int):
+            return
+        self.lost, self.since = self.lost_until(step), step
+        if name in STARTS:
+            self.slow.clear()
+        elif name == Event.STRAGGLER:
+            slower = seconds_of(event, "seconds") - seconds_of(event, "others_seconds")
+            self.slow[event.get("rank")] = max(0.0, slower)
         else:
-            slow.pop(event.get("rank"), None)
-    return lost + max(slow.values(), default=0.0) * max(0, last_step - since)
+            self.slow.pop(event.get("rank"), None)
+
+    def lost_until(self, step: int) -> float:
+        """The seconds up to a step."""
+        return self.lost + max(self.slow.values(), default=0.0) * max(0, step - self.since)

@@ -18,7 +18,9 @@ from bigtrain.data import (
     contents_of,
     decode_ids,
     digest_of,
+    digest_part,
     find_document,
+    format_digest,
     load_tokenizer,
 )
 from bigtrain.rundir.directory import RunDirectory
@@ -232,18 +234,40 @@ def record_of(part: DocumentPart, tokenizer: Tokenizer | None = None) -> Record:
     return record
 
 
-def evidence_of(data: RunData, step: int) -> Record:
+def count_evidence(data: RunData, step: int, rank: int, world_size: int) -> tuple[int, int]:
+    """A rank's share of the batch of a step: what it adds to the digest, as int64, and the number of its documents.
+
+    Args:
+        data: in the order that the step is counted in.
+        step: from 1.
+        rank: data-parallel rank.
+        world_size: data-parallel size.
+    """
+    samples = data.plan.batches.samples_of(step)
+    size = len(samples) // world_size
+    contents = contents_of(data.plan, data.train, samples[rank * size : (rank + 1) * size])
+    return digest_part(contents, rank * size), sum(len(sample.parts) for sample in contents)
+
+
+def evidence_of(data: RunData, step: int, digest: int, documents: int) -> Record:
     """The batch of a step, for a decision about it: its digest, and where its documents come from.
 
     Of a large batch only the first documents are listed; `data where` lists all.
+
+    Args:
+        data: in the order that the step is counted in.
+        step: from 1.
+        digest: of the batch: the sum of what all ranks have counted, as is the next.
+        documents: in the batch.
     """
-    contents = contents_of(data.plan, data.train, data.plan.batches.samples_of(step))
+    samples = data.plan.batches.samples_of(step)[:EVIDENT_DOCUMENTS]  # each has a document
+    contents = contents_of(data.plan, data.train, samples)
     parts = [(sample.dataset.name, part) for sample in contents for part in sample.parts]
     return {
         "step": step,
         "plan_id": data.plan.plan_id,
-        "batch_digest": digest_of(contents),
-        "documents_in_all": len(parts),
+        "batch_digest": format_digest(digest),
+        "documents_in_all": documents,
         "documents": [{"source": source, **record_of(part)} for source, part in parts[:EVIDENT_DOCUMENTS]],
     }
 

@@ -16,14 +16,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from typing_extensions import TypedDict
 
 from bigtrain.rundir.bounds import Count, Seconds
 from bigtrain.rundir.events import EVENTS, Event
-from bigtrain.rundir.json_lines import last_json_lines, metrics_line, newest_metrics_line, read_json_lines
+from bigtrain.rundir.json_lines import (
+    last_json_lines,
+    metrics_line,
+    newest_metrics_line,
+    parsed_line,
+    whole_lines,
+)
 from bigtrain.rundir.metrics import StepMetrics
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Record = dict[str, Any]
 
@@ -34,29 +43,49 @@ _NEEDED = {Event.EVALUATE: ("step", "validation"), Event.COMMIT: ("step",), Even
 
 def read_events(path: Path) -> Iterator[Record]:
     """The events of a run, in order. Lines that are no event are skipped, a missing file has none."""
-    return _events(read_json_lines(path))
+    return _records(map(event_of, _lines(path)))
 
 
 def newest_events(path: Path) -> list[Record]:
     """The events at the end of the file, in order: a long file is not read through."""
-    return list(_events(last_json_lines(path)))
+    return list(_records(map(_event, last_json_lines(path))))
 
 
-def _events(records: Iterable[Record]) -> Iterator[Record]:
-    for record in records:
-        name = record.get("event")
-        if not isinstance(name, str):
-            continue
-        checked = _right_fields(record, name)
-        if all(key in checked for key in _NEEDED.get(name, ())):  # type: ignore[call-overload]
-            yield checked
+def event_of(line: bytes) -> Record | None:
+    """The event of a line of events.jsonl; None where it is none."""
+    return parsed_line(line, _event)
+
+
+def _event(record: Record) -> Record | None:
+    name = record.get("event")
+    if not isinstance(name, str):
+        return None
+    checked = _right_fields(record, name)
+    return checked if all(key in checked for key in _NEEDED.get(name, ())) else None  # type: ignore[call-overload]
 
 
 def read_metrics_lines(path: Path) -> Iterator[Record]:
     """The lines of metrics.jsonl in order, those of repeated steps included. A line without step and loss is none."""
-    for record in read_json_lines(path):
-        if (checked := _metrics(record)) is not None:
-            yield checked
+    return _records(map(step_of, _lines(path)))
+
+
+def step_of(line: bytes) -> Record | None:
+    """The record of a line of metrics.jsonl; None where it has no step and loss."""
+    from pydantic import ValidationError
+
+    try:  # a good line is parsed and checked at once, in a third of the time
+        record: Record = _kind(None).validate_json(line)
+    except ValidationError:
+        return parsed_line(line, _metrics)
+    return record if "step" in record and "loss" in record else None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    return (line for line, _ in whole_lines(path))
+
+
+def _records(records: Iterable[Record | None]) -> Iterator[Record]:
+    return (record for record in records if record is not None)
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -96,9 +125,9 @@ def _is_text(key: str) -> bool:
 
 
 @cache
-def _wrong_fields(event: str | None) -> Callable[[Mapping[str, Any]], set[str]]:
-    """Finds the fields that are wrong in a line of metrics.jsonl (None), of an event, or of an unknown event ("")."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+def _kind(event: str | None) -> TypeAdapter[dict[str, Any]]:
+    """The type of a line of metrics.jsonl (None), of an event, or of an unknown event ("")."""
+    from pydantic import ConfigDict, TypeAdapter
 
     kinds: dict[str, Any] = dict(_OF_EVERY_LINE)
     cls = StepMetrics if event is None else EVENTS.get(Event(event)) if event else None
@@ -107,7 +136,15 @@ def _wrong_fields(event: str | None) -> Callable[[Mapping[str, Any]], set[str]]:
         kinds |= {f.name.removesuffix("_"): hints[f.name] for f in fields(cls) if f.name != "auxiliary"}
     kind = TypedDict("kind", kinds, total=False)  # type: ignore[misc]
     kind.__pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[attr-defined]
-    validate = TypeAdapter(kind).validate_python
+    return TypeAdapter[dict[str, Any]](kind)  # type: ignore[arg-type]
+
+
+@cache
+def _wrong_fields(event: str | None) -> Callable[[Mapping[str, Any]], set[str]]:
+    """Finds the fields that are wrong in a line of such a type."""
+    from pydantic import ValidationError
+
+    validate = _kind(event).validate_python
 
     def wrong(record: Mapping[str, Any]) -> set[str]:
         try:

@@ -5,6 +5,7 @@ No file is read through: a run of a million steps costs as much as one of ten.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -22,6 +23,8 @@ from bigtrain.rundir.records import newest_metrics
 from bigtrain.rundir.starts import seconds_of
 
 State = Literal["running", "finished", "stopped", "crashed"]
+MANIFEST = "manifest.json"
+"""Of a checkpoint, which is whole where it has one."""
 NOT_RUNS = {"checkpoints", "wandb", "logs"}
 
 
@@ -141,13 +144,27 @@ def _checkpoints(directory: RunDirectory, config: str) -> tuple[int, int] | None
         start = directory_of_start(directory.root, Path(_leaf_of_top(config, "run_dir") or "/")) or Path()
         folder_of_all = start / place
     for folder, _, files in os.walk(folder_of_all):
-        count += "manifest.json" in files
-        for file in files:
-            try:
-                size += os.stat(os.path.join(folder, file)).st_size  # noqa: PTH116, PTH118 (thousands of them)
-            except OSError:
-                continue  # it was removed meanwhile
+        named = _bytes_of_manifest(Path(folder, MANIFEST)) if MANIFEST in files else None
+        count += MANIFEST in files
+        size += sum(_size_of(folder, file) for file in files) if named is None else named
     return count, size
+
+
+def _bytes_of_manifest(path: Path) -> int | None:
+    """The bytes of a checkpoint, as its manifest names them: it has thousands of files. None where it is damaged."""
+    try:
+        content = read_regular(path)
+        files = json.loads(content)["files"].values()
+        return len(content) + sum(int(file["size"]) for file in files)
+    except (OSError, BigtrainError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _size_of(folder: str, file: str) -> int:
+    try:
+        return os.stat(os.path.join(folder, file)).st_size  # noqa: PTH116, PTH118 (there may be many)
+    except OSError:
+        return 0  # it was removed meanwhile
 
 
 def _leaf(config: str, section: str, key: str) -> str | None:

@@ -20,9 +20,9 @@ and `introduce` (what a start says of itself). `document_losses` names the docum
 hard, and `router_balance` moves the routers of experts.
 """
 
-from bigtrain.train.build import engine_at, layout_of, open_loader, ranks
+from bigtrain.train.build import engine_at, layout_of, open_loader, open_run_data, ranks
 from bigtrain.train.continuation import check_plan
-from bigtrain.train.document_losses import by_document, losses_of_rows
+from bigtrain.train.document_losses import documents_of, losses_of_parts
 from bigtrain.train.loop import to_the_end, train
 from bigtrain.train.ownership import refuse_checkpoints_of_others
 from bigtrain.train.setup import open_run
@@ -39,13 +39,14 @@ __all__ = [
     "TrainingRun",
     "TrainingStep",
     "Vote",
-    "by_document",
     "check_plan",
+    "documents_of",
     "engine_at",
     "layout_of",
-    "losses_of_rows",
+    "losses_of_parts",
     "open_loader",
     "open_run",
+    "open_run_data",
     "ranks",
     "refuse_checkpoints_of_others",
     "require_labels",

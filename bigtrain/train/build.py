@@ -15,7 +15,7 @@ from bigtrain.base import BigtrainError, disk_error, gather, on_every_rank, rais
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported, read_tokenizer
-from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData
+from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData, summaries_of
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
@@ -135,6 +135,26 @@ def layout_of(settings: Settings, topology: Topology) -> str:
     """A hash of everything that decides which rank owns which part of the state."""
     decisive = [topology.world_size, settings.engine.model_dump(), settings.optimizer.model_dump()]
     return xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+
+
+def open_run_data(settings: Settings, topology: Topology) -> RunData:
+    """The data of a run. Every rank calls it.
+
+    Each source is opened by one rank, which sends what it found to all, and each rank looks at its share of the files.
+    So the manifests are read once, however many ranks there are, and so is the size of each file.
+
+    Raises:
+        BigtrainError: on every rank, when the data are missing, were built with other settings, or are used up before
+            the run ends, or when a file is missing or has another size than in its manifest.
+    """
+    rank, world_size = topology.rank, topology.world_size
+    own = range(rank, len(settings.data.sources), world_size)
+    opened = on_every_rank(topology, lambda: dict(zip(own, summaries_of(settings, own), strict=True)))
+    every = topology.reduce(opened, lambda lower, higher: lower | higher)
+    summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
+    data = on_every_rank(topology, lambda: RunData.of(settings, summaries))
+    on_every_rank(topology, lambda: data.check_sizes(rank, world_size))
+    return data
 
 
 def open_loader(data: RunData, first_sample: int, micro_batch_size: int, topology: Topology) -> Loader:

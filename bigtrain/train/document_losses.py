@@ -1,20 +1,28 @@
-"""The loss of each document in a global batch, to find the text that a high loss comes from."""
+"""The loss of each document in a global batch, to find the text that a high loss comes from.
+
+A rank adds up the documents of its own rows, and needs only their boundaries for it. Rank 0 looks up what the documents
+are, and only of those that are asked for.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from bigtrain.base import IGNORE_INDEX, gather, on_every_rank
+from bigtrain.base import IGNORE_INDEX, on_every_rank
 from bigtrain.config import Settings
-from bigtrain.data import DocumentPart, RankBatch, RunData, SampleContents, contents_of
+from bigtrain.data import DocumentPart, MicroBatch, RankBatch, RunData, SampleContents, contents_of
 from bigtrain.engine import Engine, Topology
 from bigtrain.rundir import record_of
 
@@ -46,18 +54,41 @@ class DocumentLoss:
         return record
 
 
+@dataclass(frozen=True)
+class PartLoss:
+    """The loss on a part of a document, which is known by its position in the global batch."""
+
+    position: int
+    """Of the sample in the global batch, from 0."""
+    part: int
+    """Of the documents in the sample, from 0."""
+    tokens: int
+    """Tokens of the part that have a label."""
+    loss: float
+    """Mean over these tokens, in nats; 0 where there are none."""
+
+    @property
+    def order(self) -> tuple[float, int, int]:
+        """Sorts parts by their loss, highest first; one that is not a number is before all others."""
+        return (-math.inf if math.isnan(self.loss) else -self.loss, self.position, self.part)
+
+
 def documents_by_loss(
-    engine: Engine, topology: Topology, data: RunData, settings: Settings, step: int
+    engine: Engine, topology: Topology, data: RunData, settings: Settings, step: int, most: int
 ) -> list[DocumentLoss]:
-    """The documents of a step's global batch under the current weights, highest loss first. Every rank calls it.
+    """The documents with the highest loss in a step's global batch under the current weights. Every rank calls it.
 
     Args:
         data: in the order that the step is counted in.
         settings: of the run.
         step: from 1.
+        most: how many documents.
+
+    Returns:
+        On rank 0 the documents, highest loss first; elsewhere nothing.
 
     Raises:
-        BigtrainError: on every rank, when any cannot read its share.
+        BigtrainError: on every rank, when any cannot read its share; on rank 0, when it cannot read the documents.
     """
     samples = data.plan.batches.samples_of(step)
     with closing(
@@ -66,33 +97,62 @@ def documents_by_loss(
         )
     ) as loader:
         batch = on_every_rank(topology, lambda: next(loader))
-    losses, labelled = losses_of_rows(engine, topology, batch)
-    return by_document(contents_of(data.plan, data.train, samples), losses, labelled)
+
+    def worst(parts: Iterable[PartLoss]) -> list[PartLoss]:
+        return nsmallest(most, parts, key=lambda part: part.order)
+
+    found = topology.reduce(worst(losses_of_parts(engine, topology, batch)), lambda a, b: worst([*a, *b]))
+    return documents_of(data, samples, found) if found is not None else []
 
 
-def losses_of_rows(engine: Engine, topology: Topology, batch: RankBatch) -> tuple[F32, npt.NDArray[np.bool_]]:
-    """The loss of every token of the global batch, [samples, T], and whether it has a label, on every rank."""
-    losses = [engine.token_losses(m.to(topology.device).model_inputs()).cpu().numpy() for m in batch.micro_batches]
-    labelled = [m.labels.numpy() != IGNORE_INDEX for m in batch.micro_batches]
-    of_ranks = topology.broadcast(gather(topology, (np.concatenate(losses), np.concatenate(labelled))))
-    groups = [
-        of_ranks[first : first + topology.sharing.size] for first in range(0, len(of_ranks), topology.sharing.size)
-    ]
-    rows = [
-        np.concatenate([losses for losses, _ in group], axis=1) if topology.sequence_size > 1 else group[0][0]
-        for group in groups
-    ]
-    return np.concatenate(rows), np.concatenate([group[0][1] for group in groups])
+def losses_of_parts(engine: Engine, topology: Topology, batch: RankBatch) -> list[PartLoss]:
+    """The losses of the parts of documents in this rank's rows; nothing on ranks that share the rows of another one.
 
-
-def by_document(contents: Sequence[SampleContents], losses: F32, labelled: npt.NDArray[np.bool_]) -> list[DocumentLoss]:
-    """The documents of a batch, highest mean loss first, from the losses of its tokens [samples, T]."""
+    Every rank calls it: a forward pass is collective.
+    """
     found = []
-    for sample, of_row, has_label in zip(contents, losses, labelled, strict=True):
-        end = 0
-        for part in sample.parts:
-            start, end = end, end + part.end - part.start
-            tokens = int(has_label[start:end].sum())
-            total = float(of_row[start:end].sum(dtype=np.float64))
-            found.append(DocumentLoss(sample, part, tokens, total / tokens if tokens else 0.0))
-    return sorted(found, key=lambda document: -math.inf if math.isnan(document.loss) else -document.loss)
+    first = topology.data_rank * sum(len(micro_batch.labels) for micro_batch in batch.micro_batches)
+    for micro_batch in batch.micro_batches:
+        losses = _of_whole_rows(topology, engine.token_losses(micro_batch.to(topology.device).model_inputs()))
+        if topology.shard_rank == 0:
+            found += _parts_of(losses, micro_batch, first)
+        first += len(micro_batch.labels)
+    return found
+
+
+def _of_whole_rows(topology: Topology, losses: torch.Tensor) -> F32:
+    """The losses of tokens [rows, T] from those of this rank's piece of each sequence."""
+    if topology.sequence_size > 1:
+        pieces = [torch.empty_like(losses) for _ in range(topology.sequence_size)]
+        dist.all_gather(pieces, losses.contiguous(), group=topology.sharing.group)
+        losses = torch.cat(pieces, dim=1)
+    return losses.cpu().numpy()
+
+
+def _parts_of(losses: F32, micro_batch: MicroBatch, first: int) -> list[PartLoss]:
+    """The parts in rows [rows, T], of which `first` is the position of the first one. Padding is the last part."""
+    labelled, length = micro_batch.labels.numpy() != IGNORE_INDEX, losses.shape[1]
+    bounds = micro_batch.cu_seqlens.tolist()
+    found, row, part = [], 0, 0
+    for begin, end in pairwise(bounds):
+        if begin // length != row:
+            row, part = begin // length, 0
+        own = slice(begin - row * length, end - row * length)
+        tokens = int(labelled[row, own].sum())
+        total = float(losses[row, own].sum(dtype=np.float64))
+        found.append(PartLoss(first + row, part, tokens, total / tokens if tokens else 0.0))
+        part += 1
+    return found
+
+
+def documents_of(data: RunData, samples: range, parts: Sequence[PartLoss]) -> list[DocumentLoss]:
+    """The documents of some parts of a global batch of these samples, in the order of the parts; no padding."""
+    positions = sorted({part.position for part in parts})
+    contents = contents_of(data.plan, data.train, [samples[position] for position in positions])
+    of_position = dict(zip(positions, contents, strict=True))
+    return [
+        DocumentLoss(sample, sample.parts[part.part], part.tokens, part.loss)
+        for part in parts
+        for sample in [of_position[part.position]]
+        if part.part < len(sample.parts)
+    ]

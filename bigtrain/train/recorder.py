@@ -172,7 +172,7 @@ class Recorder:
         self.note(StopEvent(reason, exit_status), step)
         logger.info(f"step {step}  stop: {reason}")
         if self._topology.rank == 0:
-            ledger = account_of(self._directory)
+            ledger = account_of(self._directory, keep=True)
             logger.info(f"step {step}  {ledger}")
             summary: Mapping[str, Any] = {"step": step, "stop_reason": reason, **ledger.as_summary()}
             self.tracker.finish(summary, exit_status)

@@ -30,6 +30,7 @@ from bigtrain.rundir import (
     GaveUpEvent,
     RunState,
     consecutive_rewinds,
+    count_evidence,
     evidence_of,
     read_events,
     with_decisions,
@@ -85,12 +86,23 @@ def decide(run: TrainingRun, anomaly: Assessment) -> tuple[Checkpoint | None, De
     decision = Decision(number, anomaly.kind, anomaly.outliers, rewind_to, skip, position)
     data = on_every_rank(run.topology, lambda: run.data.replanned(with_decisions(run.settings, [decision])))
 
+    digest, documents = _evidence(run, anomaly.worst.step)
+
     def write() -> Decision:
-        decided = replace(decision, evidence=evidence_of(run.data, anomaly.worst.step))
+        decided = replace(decision, evidence=evidence_of(run.data, anomaly.worst.step, digest, documents))
         write_decision(run.directory.decisions, decided)
         return decided
 
     return checkpoint, on_first_rank(run.topology, write), data
+
+
+def _evidence(run: TrainingRun, step: int) -> tuple[int, int]:
+    """The digest of the batch of a step, as int64, and its number of documents. Each rank looks at its own rows."""
+    topology, data = run.topology, run.data
+    rank, size = topology.data_rank, topology.data_size
+    own = on_every_rank(topology, lambda: count_evidence(data, step, rank, size))
+    digest, documents = topology.sum_across_ranks(own if topology.shard_rank == 0 else (0, 0))
+    return int(digest), int(documents)
 
 
 def checkpoint_before(run: TrainingRun, anomaly: Assessment) -> Checkpoint | None:
@@ -175,13 +187,13 @@ def explain(run: TrainingRun, anomaly: Assessment, data: RunData) -> None:
     """
     step = anomaly.worst.step
     try:
-        documents = documents_by_loss(run.training.engine, run.topology, data, run.settings, step)
-    except BigtrainError as error:  # all ranks have it, and the run can go on without the evidence
+        documents = documents_by_loss(run.training.engine, run.topology, data, run.settings, step, most=WORST_DOCUMENTS)
+    except BigtrainError as error:  # all ranks have it, or rank 0 after its last word; the run can go on without it
         logger.warning(f"step {step} cannot be looked at: {error}")
         return
     if run.topology.rank == 0:
         tokenizer = load_tokenizer(run.settings.data.dir)
-        worst = [document.as_record(tokenizer, excerpt=EXCERPT) for document in documents[:WORST_DOCUMENTS]]
+        worst = [document.as_record(tokenizer, excerpt=EXCERPT) for document in documents]
         run.recorder.note(EvidenceEvent(len(run.decisions), step, worst), run.step)
 
 

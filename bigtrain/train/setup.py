@@ -39,7 +39,7 @@ from bigtrain.rundir import (
     with_decisions,
 )
 from bigtrain.train.anomaly_policy import AnomalyPolicy
-from bigtrain.train.build import engine_at, layout_of, meter_for, open_loader, ranks
+from bigtrain.train.build import engine_at, layout_of, meter_for, open_loader, open_run_data, ranks
 from bigtrain.train.continuation import check_continuation
 from bigtrain.train.dry_run import dry_run
 from bigtrain.train.expected_parameters import check_expected_parameters
@@ -145,7 +145,7 @@ def open_data(settings: Settings, joined: JoinedRanks, held: ExitStack) -> Opene
             another job is at work there.
     """
     topology, directory = joined.topology, joined.directory
-    data = on_every_rank(topology, lambda: RunData.open(settings))
+    data = open_run_data(settings, topology)
     joined.heartbeat.beat()
     joined.phases.end("data")
     on_first_rank(topology, lambda: _claim(directory))

@@ -132,8 +132,8 @@ class Baselines:
 
     def __init__(self, train: Sequence[Dataset], *, max_train_tokens: int = MAX_TRAIN_TOKENS) -> None:
         tokens, depth = training_documents(train, max_train_tokens)
-        vocab_size = max(dataset.manifest.vocab_size for dataset in train)
-        begins = max(len((dataset.manifest.begin_of_text or {"ids": []})["ids"]) for dataset in train)
+        vocab_size = max(dataset.summary.vocab_size for dataset in train)
+        begins = max(len((dataset.summary.begin_of_text or {"ids": []})["ids"]) for dataset in train)
         counts = np.bincount(tokens[depth >= begins], minlength=vocab_size) + 1.0  # what begins a document is no label
         self._unigram: F64 = np.log(counts / counts.sum())
         self._ngram = NGramModel(tokens, depth, vocab_size=vocab_size)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base import BigtrainError, first_of, on_every_rank, on_first_rank
+from bigtrain.base import BigtrainError, first_of, gather, on_every_rank, on_first_rank
 from bigtrain.checkpoint import Change, Search, StorageTiers, changes_since, newest_verified
 from bigtrain.config import Settings, mathematics
-from bigtrain.data import Loader, RankBatch, RunData, contents_of, format_digest, load_tokenizer
+from bigtrain.data import Loader, RankBatch, RunData, format_digest, load_tokenizer
 from bigtrain.engine import Topology, check_machine
 from bigtrain.health import enough_memory
 from bigtrain.rundir import RunDirectory, read_decisions, read_metrics_lines, without_decisions
@@ -26,12 +27,13 @@ from bigtrain.train import (
     StopRequest,
     TrainingStep,
     Vote,
-    by_document,
     check_plan,
+    documents_of,
     engine_at,
     layout_of,
-    losses_of_rows,
+    losses_of_parts,
     open_loader,
+    open_run_data,
     ranks,
     require_labels,
 )
@@ -117,7 +119,7 @@ def replay(
         raise BigtrainError(f"{run} has no step {step}", found=step, wanted=f"from 1 to {settings.total_steps}")
     with ranks(settings.engine) as topology, ExitStack() as held:
         check_machine(settings, topology)
-        data = on_every_rank(topology, lambda: RunData.open(settings))
+        data = open_run_data(settings, topology)
         tiers = on_every_rank(topology, lambda: StorageTiers.of(directory.root, settings.checkpoint))
         search = newest_verified(tiers, ranks=topology, layout=layout_of(settings, topology), before=before)
         changed = on_first_rank(topology, lambda: changes_before(search, settings, data))
@@ -144,11 +146,11 @@ def replay(
             take(*fetch())
         say(f"step {step}")
         batch, vote = fetch()
-        losses, labelled = losses_of_rows(engine, topology, batch)
+        of_ranks = gather(topology, losses_of_parts(engine, topology, batch))
         outcome, digest = take(batch, vote), format_digest(vote.batch_digest)
-        if topology.rank != 0:
+        if of_ranks is None:
             return None
-        contents = contents_of(data.plan, data.train, data.plan.batches.samples_of(step))
+        losses = sorted(chain.from_iterable(of_ranks), key=lambda part: part.order)
         tokenizer = load_tokenizer(settings.data.dir) if text else None
         on_record = recorded(directory, step, digest)
         kept = on_record and (on_record["loss"], on_record["grad_norm"])
@@ -165,7 +167,7 @@ def replay(
             changed=changed,
             documents=[
                 ReplayedDocument(**document.as_record(tokenizer))
-                for document in by_document(contents, losses, labelled)
+                for document in documents_of(data, data.plan.batches.samples_of(step), losses)
             ],
             same_bits=None if on_record is None else (outcome.loss, outcome.grad_norm) == kept,
         )

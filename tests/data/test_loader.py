@@ -106,10 +106,10 @@ def test_a_failure_in_the_background_is_raised_at_every_call(
     started = time.monotonic()
     packings = plan_over(broken, [2, 1], length=LENGTH)[1]
     with Loader(planned[0], packings, micro_batch_size=4) as loader:
-        with pytest.raises(BigtrainError, match=r"00001\.doc was changed"):
+        with pytest.raises(BigtrainError, match=r"00001\.doc is not what its manifest says"):
             for _ in range(100):
                 next(loader)
-        with pytest.raises(BigtrainError, match=r"00001\.doc was changed"):
+        with pytest.raises(BigtrainError, match=r"00001\.doc is not what its manifest says"):
             next(loader)
     assert time.monotonic() - started < 60
 

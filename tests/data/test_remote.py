@@ -142,7 +142,7 @@ def test_each_block_is_fetched_once_and_then_read_without_the_server(
 ) -> None:
     url = f"{proxy.url}/{BUCKET}/made" if url == "http" else url
     assert_all_equal(original, opened(mirror, url=url))
-    blocks = sum(len(file.blocks) for shard in Dataset(original / PLACE).shards for file in shard.record.files)
+    blocks = sum(len(file.blocks) for shard in Dataset(original / PLACE).manifest.shards for file in shard.files)
     assert len(proxy.requests) == blocks
     assert_all_equal(original, opened(mirror, url=url))
     assert len(proxy.requests) == blocks

@@ -11,9 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bigtrain.rundir import closed_starts
+from bigtrain.rundir.closed_starts import account_of
 from bigtrain.rundir.counted_seconds import CountedSeconds
+from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.json_lines import JsonLines, read_json_lines
 from bigtrain.rundir.ledger import CLASSES, Ledger, account
+from bigtrain.rundir.records import read_events, read_metrics_lines
 from bigtrain.rundir.starts import MICRO, number_of_next_start
 
 MS = 1000
@@ -141,7 +145,7 @@ def test_the_ledger_is_right_even_when_the_clock_is_set(jump_seconds: int) -> No
     assert ledger.wall_seconds == pytest.approx(run.now / MICRO)
     assert ledger.goodput == pytest.approx(ledger.seconds["training"] / (run.now / MICRO))
     assert ledger.goodput_when_wanted > ledger.goodput
-    assert sorted(ledger.step_times) == list(range(1, 8)) and len(ledger.event_times) == len(run.events)
+    assert len(ledger.event_times) == len(run.events)
 
 
 def test_a_run_from_before_there_was_a_ledger_has_one_all_the_same() -> None:
@@ -322,6 +326,106 @@ def test_every_history_is_told_as_it_was(run: History) -> None:
 def test_lines_that_a_kill_has_torn_leave_no_hole(run: History, cut: st.DataObject) -> None:
     kept = [[record for record in records if cut.draw(st.integers(0, 5))] for records in (run.events, run.metrics)]
     is_whole(account(*kept))
+
+
+@st.composite
+def long_histories(draw: st.DrawFn) -> History:
+    """Starts that go back to a save, to any step, or to the first; rewinds; slow ranks; kills at any time."""
+    run, milliseconds, saved = History(), st.integers(0, 3000), [0]
+    for _ in range(draw(st.integers(2, 6))):
+        before = draw(st.sampled_from([saved[-1], saved[-1], draw(st.sampled_from(saved)), draw(st.integers(0, 9))]))
+        run.begin(before, *(draw(milliseconds) for _ in range(4)), boot=draw(st.sampled_from("ab")))
+        for _ in range(draw(st.integers(0, 8))):
+            run.train(draw(milliseconds), draw(milliseconds))
+            match draw(st.sampled_from(["on", "on", "save", "lost save", "rewind", "slow", "caught up", "hang"])):
+                case "save":
+                    run.event("commit", waited_seconds=run.spend("checkpoint", draw(milliseconds)))
+                    saved.append(run.step)
+                case "lost save":
+                    saved.append(run.step)
+                case "rewind":
+                    run.event("rewind", to_step=draw(st.sampled_from(saved)), decision=1)
+                    run.step = run.events[-1]["to_step"]
+                case "slow":
+                    run.event("straggler", rank=draw(st.integers(0, 2)), seconds=0.5, others_seconds=0.3)
+                case "caught up":
+                    run.event("straggler caught up", rank=draw(st.integers(0, 2)))
+                case "hang":
+                    run.event("hang", seconds=run.spend("hang", draw(milliseconds)))
+                    if draw(st.booleans()):  # a rank that does not know the number of the start
+                        del run.events[-1]["start"]
+        if draw(st.booleans()):
+            run.event("stop", reason="SIGTERM", exit_status=draw(st.sampled_from([0, 75])))
+        run.spend("restart", draw(milliseconds))
+    return run
+
+
+def test_a_ledger_of_sums_is_that_of_all_records(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The lines of closed starts give the same ledger as all records, whatever starts and rewinds went back to."""
+
+    @given(run=long_histories(), cut=st.data())
+    def told_the_same(run: History, cut: st.DataObject) -> None:
+        directory = RunDirectory(tmp_path_factory.mktemp("run"))
+        seen = sorted({record["start"] for record in run.metrics} | {1})
+        for upto in seen:  # the end of each start, as far as it has one
+            written = [
+                [record for record in records if record.get("start", 0) <= upto]
+                for records in (run.events, run.metrics)
+            ]
+            for path, records in zip((directory.events, directory.metrics), written, strict=True):
+                path.write_text("".join(json.dumps({"loss": 1.0, **record}) + "\n" for record in records))
+            whole = account(read_events(directory.events), read_metrics_lines(directory.metrics)).as_dict()
+            assert account_of(directory, keep=cut.draw(st.booleans())).as_dict() == whole
+            assert account_of(directory).as_dict() == whole
+
+    told_the_same()
+
+
+@pytest.mark.parametrize("change", ["a byte of a record", "a byte of a line", "a shorter file", "a late record"])
+def test_a_line_of_the_ledger_counts_only_for_its_records(tmp_path: Path, change: str) -> None:
+    """Where records or lines changed afterwards, the ledger is that of the records as they are now."""
+    directory, run = RunDirectory(tmp_path), two_starts()
+    for path, records in ((directory.events, run.events), (directory.metrics, run.metrics)):
+        path.write_text("".join(json.dumps({"loss": 1.0, **record}) + "\n" for record in records))
+    account_of(directory, keep=True)
+    assert len(directory.ledger.read_text().splitlines()) == 3
+    if change == "a byte of a record":
+        directory.metrics.write_text(
+            directory.metrics.read_text().replace('"step_seconds": 1.0', '"step_seconds": 0.7')
+        )
+    elif change == "a byte of a line":
+        directory.ledger.write_text(directory.ledger.read_text().replace('"training": ', '"training": 1'))
+    elif change == "a shorter file":
+        directory.metrics.write_text("".join(directory.metrics.read_text().splitlines(keepends=True)[:3]))
+    else:
+        with directory.metrics.open("a") as file:
+            file.write(json.dumps({**run.metrics[-1], "loss": 1.0, "start": 1}) + "\n")
+    now = account(read_events(directory.events), read_metrics_lines(directory.metrics)).as_dict()
+    assert account_of(directory).as_dict() == now
+    assert account_of(directory, keep=True).as_dict() == now
+
+
+def test_a_ledger_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a start does not fail for a file that can be worked out again."""
+    directory, run = RunDirectory(tmp_path), two_starts()
+    for path, records in ((directory.events, run.events), (directory.metrics, run.metrics)):
+        path.write_text("".join(json.dumps({"loss": 1.0, **record}) + "\n" for record in records))
+    directory.ledger.mkdir()
+    assert account_of(directory, keep=True).steps_counted == 7
+    assert "ledger.jsonl cannot be written" in caplog.text
+
+
+def test_closed_starts_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the lines of all closed starts, only the records of the last start are parsed."""
+    directory, run = RunDirectory(tmp_path), two_starts()
+    for path, records in ((directory.events, run.events), (directory.metrics, run.metrics)):
+        path.write_text("".join(json.dumps({"loss": 1.0, **record}) + "\n" for record in records))
+    account_of(directory, keep=True)
+    parsed: list[int] = []
+    real = closed_starts.step_of
+    monkeypatch.setattr(closed_starts, "step_of", lambda line: parsed.append(1) or real(line))
+    account_of(directory)
+    assert len(parsed) == 1 < len(run.metrics)
 
 
 def test_the_newest_line_alone_tells_how_much_training_counts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bigtrain.base import BigtrainError
 from bigtrain.report import write_report
-from bigtrain.rundir import account_of, read_decisions, read_events, read_metrics, read_metrics_lines
+from bigtrain.rundir import account, account_of, read_decisions, read_events, read_metrics, read_metrics_lines
 from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.records import metrics_of_step, newest_metrics
 from bigtrain.rundir.runs import state_of
@@ -65,8 +65,9 @@ def test_readers_give_numbers_whatever_stands_in_the_records(run: Path, metrics:
     directory = RunDirectory(run)
     directory.metrics.write_text(metrics)
     directory.events.write_text(events)
-    ledger = account_of(directory)
+    ledger = account(read_events(directory.events), read_metrics_lines(directory.metrics))
     assert sum(ledger.micros.values()) == (ledger.stretches[-1].end if ledger.stretches else 0)
+    assert account_of(directory, keep=True).as_dict() == account_of(directory).as_dict() == ledger.as_dict()
     assert 0 <= state_of(directory).step <= 2**53
     history = failure_history(read_events(directory.events))
     assert mean_time_between_failures(history, 1) > 0

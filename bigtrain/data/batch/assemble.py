@@ -122,7 +122,7 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, l
 
 def _check_vocabulary(packings: Sequence[Packing], ids: I32, labels: I32, sources: I64, sequences: I64) -> None:
     """Raise BigtrainError for an id that is not in the vocabulary: in the model the error would be unclear."""
-    vocabulary = packings[0].dataset.manifest.vocab_size
+    vocabulary = packings[0].dataset.summary.vocab_size
     if int(ids.max()) < vocabulary and int(labels[:, -1].max()) < vocabulary:  # each other label is an input too
         return
     for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True):

@@ -10,6 +10,7 @@ In every packing each token is in exactly one sequence, so an epoch has each tok
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,11 +18,13 @@ import numpy.typing as npt
 
 from bigtrain.config import DataSettings
 from bigtrain.data.format.manifest import changed_error
-from bigtrain.data.format.mapping import map_file
-from bigtrain.data.format.pack_file import PackManifest, ShardPack
-from bigtrain.data.store.store import Dataset, check_size
+from bigtrain.data.format.mapping import keep_mapped
+from bigtrain.data.format.pack_file import PackManifest, PackReader, PackRecord, manifest_path
+from bigtrain.data.format.summary import PackSummary
+from bigtrain.data.store.store import Dataset
 
 I64 = npt.NDArray[np.int64]
+RESTORE_PACK = "restore the file, or remove it and build the data again"
 
 
 class Spans(NamedTuple):
@@ -50,6 +53,10 @@ class Packing(Protocol):
         """Hash of the index; None without an index."""
         ...
 
+    def check_sizes(self, part: int = 0, of: int = 1) -> None:
+        """Look at every `of`-th file of the index from number `part` on. Raises BigtrainError."""
+        ...
+
     def spans(self, sequences: I64) -> Spans:
         """The spans of these sequences (i64 [n]). The number after the last sequence has none."""
         ...
@@ -68,6 +75,9 @@ class ConcatPacking:
         self.dataset, self.sequence_length = dataset, sequence_length
         self.rows = -(-dataset.tokens // sequence_length)
         self._starts = np.array(dataset.starts)
+
+    def check_sizes(self, part: int = 0, of: int = 1) -> None:
+        """Nothing: there is no index."""
 
     def spans(self, sequences: I64) -> Spans:
         """The spans of these sequences (i64 [n]). The number after the last sequence has none."""
@@ -92,62 +102,117 @@ class ConcatPacking:
 class IndexedPacking:
     """Sequences from a pack index.
 
+    Args:
+        dataset: the training split of a source.
+        packing: `best_fit` or `buckets`.
+        sequence_length: T.
+        summary: what another rank has read from the manifest. Default: the manifest is read now.
+
     Raises:
         BigtrainError: there is no index, it is of other data, or a file of it is missing or has another size.
     """
 
-    def __init__(self, dataset: Dataset, packing: str, sequence_length: int) -> None:
+    def __init__(
+        self, dataset: Dataset, packing: str, sequence_length: int, summary: PackSummary | None = None
+    ) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length
-        self._manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id)
-        shards = [shard.tokens for shard in self._manifest.shards]
-        if shards != [shard.record.tokens for shard in dataset.shards]:
-            path = self._manifest.path(dataset.directory)
-            raise changed_error(path, f"{len(shards):,} packs of {sum(shards):,} tokens", "a pack for each shard")
-        if dataset.mirror is None:
-            for pack in self._manifest.shards:
-                check_size(dataset.directory, pack.file, "restore the file, or remove it and build the data again")
-        self.rows = self._manifest.rows
-        self.pack_id: str | None = self._manifest.pack_id
-        self._starts = np.array(self._manifest.starts)
-        self._packs: dict[int, ShardPack] = {}
+        self._packing = packing
+        self._packs: dict[int, PackFile] = {}
+        if summary is None:
+            vars(self)["_manifest"] = read_packs(dataset, packing, sequence_length)  # as cached_property keeps it
+            summary = PackSummary.of(self._manifest)
+        self._summary = summary
+        self.rows = int(summary.starts[-1])
+        self.pack_id: str | None = summary.pack_id
+        self._starts = summary.starts
+        if "_manifest" in vars(self):
+            self.check_sizes()
+
+    @cached_property
+    def _manifest(self) -> PackManifest:
+        """The manifest, with the hashes of all blocks: of the rank that reads a pack of this dataset."""
+        directory, mirror = self.dataset.directory, self.dataset.mirror
+        path = manifest_path(directory, self._packing, self.sequence_length)
+        if mirror is not None:
+            mirror.fetch_manifest(path, self._summary.pack_id)
+        manifest = read_packs(self.dataset, self._packing, self.sequence_length)
+        if manifest.pack_id != self._summary.pack_id:
+            raise changed_error(path, f"pack id {manifest.pack_id}", f"pack id {self._summary.pack_id}")
+        return manifest
+
+    def check_sizes(self, part: int = 0, of: int = 1) -> None:
+        """Look at every `of`-th file of the index from number `part` on.
+
+        Raises:
+            BigtrainError: a file is missing or has another size than in the manifest.
+        """
+        if self.dataset.mirror is None:
+            for index in range(part, len(self._summary.files), of):
+                self._summary.files[index].check_size(self.dataset.directory, RESTORE_PACK)
 
     def spans(self, sequences: I64) -> Spans:
         """The spans of these sequences (i64 [n]). The number after the last sequence has none."""
         shards = self._starts.searchsorted(sequences, "right") - 1
         parts = []
         for shard in np.unique(shards[sequences < self.rows]).tolist():
-            pack = self._pack(shard)
             rows = np.flatnonzero(shards == shard)
-            local = sequences[rows] - self._starts[shard]
-            first, count = pack.first[local], pack.first[local + 1] - pack.first[local]
+            count, start, length = self._pack(shard).spans_of(sequences[rows] - self._starts[shard])
             begin = np.cumsum(count) - count  # index of the first span of each row
-            span = pack.span[np.arange(count.sum()) + np.repeat(first - begin, count)]
-            length = pack.start[span + 1] - pack.start[span]
             before = np.cumsum(length) - length
             offset = before - np.repeat(before[begin], count)
-            parts.append(Spans(np.repeat(rows, count), offset, np.full_like(length, shard), pack.start[span], length))
+            parts.append(Spans(np.repeat(rows, count), offset, np.full_like(length, shard), start, length))
         return parts[0] if len(parts) == 1 else _in_order(parts)
 
     def sequences_with(self, start: int, end: int) -> I64:
         """The sequences, in order, with tokens of [start, end) of the stream, which are of one document."""
         shard = self.dataset.shard_at(start)
-        pack, base = self._pack(shard), self.dataset.starts[shard]
-        first, last = pack.start.searchsorted(start - base, "right") - 1, pack.start.searchsorted(end - base)
-        return np.unique(pack.row[first:last]).astype(np.int64) + self._starts[shard]
+        base = self.dataset.starts[shard]
+        return self._pack(shard).rows_with(start - base, end - base) + self._starts[shard]
 
-    def _pack(self, shard: int) -> ShardPack:
-        if shard not in self._packs:
-            file = self._manifest.shards[shard].file
-            path = self.dataset.fetched(file)
-            bad = file.bad_block(map_file(path), self._manifest.block_bytes)
-            if bad is not None:  # without this check, other rows would be used without an error
-                raise changed_error(path, f"another block {bad}", "the blocks that its manifest names")
-            pack, record = ShardPack.open(path), self._manifest.shards[shard]
-            if (pack.rows, len(pack.row), pack.tokens) != (record.rows, record.spans, record.tokens):
-                found = f"{pack.rows:,} rows of {len(pack.row):,} spans of {pack.tokens:,} tokens"
-                raise changed_error(path, found, f"{record.rows:,} of {record.spans:,} of {record.tokens:,}")
-            self._packs[shard] = pack
-        return self._packs[shard]
+    def _pack(self, shard: int) -> PackReader:
+        pack = self._packs.get(shard)
+        if pack is None:
+            record = self._manifest.shards[shard]
+            pack = PackFile(self.dataset, record, self._manifest.block_bytes, self.sequence_length)
+            pack = self._packs.setdefault(shard, pack)
+        return pack.reader
+
+
+class PackFile:
+    """The `.pack` file of a shard. It is mapped at the first read, and again if many others were read since."""
+
+    def __init__(self, dataset: Dataset, record: PackRecord, block_bytes: int, sequence_length: int) -> None:
+        self._dataset, self._record = dataset, record
+        self._block_bytes, self._sequence_length = block_bytes, sequence_length
+        self._reader: PackReader | None = None
+
+    @property
+    def reader(self) -> PackReader:
+        """Reads its rows. Raises BigtrainError where the file is missing or has another size."""
+        keep_mapped(self)
+        if (reader := self._reader) is None:
+            path = self._dataset.fetched(self._record.file)
+            self._record.file.check_size(path.parent, RESTORE_PACK)
+            reader = self._reader = PackReader(path, self._record, self._block_bytes, self._sequence_length)
+        return reader
+
+    def unmap(self) -> None:
+        """Forget the file; it is mapped again when it is needed."""
+        self._reader = None
+
+
+def read_packs(dataset: Dataset, packing: str, sequence_length: int) -> PackManifest:
+    """The manifest of a dataset's packs.
+
+    Raises:
+        BigtrainError: there is none, or it is of other data.
+    """
+    manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id)
+    packed = np.array([shard.tokens for shard in manifest.shards], np.int64)
+    if not np.array_equal(packed, np.diff(dataset.summary.starts)):
+        path = manifest.path(dataset.directory)
+        raise changed_error(path, f"{len(packed):,} packs of {packed.sum():,} tokens", "a pack for each shard")
+    return manifest
 
 
 def open_packings(settings: DataSettings, datasets: list[Dataset]) -> list[Packing]:

@@ -78,7 +78,7 @@ def _require_cache(data: DataSettings, packings: Sequence[Packing]) -> None:
     if data.shuffle_blocks is None:
         wanted, remedy = total, "set data.shuffle_blocks, for example to 16, or data.cache_bytes to as much as all data"
     else:
-        window = sum((SHUFFLE_BYTES + 2 * d.manifest.block_bytes) * data.shuffle_blocks for d in datasets) * 3 // 2
+        window = sum((SHUFFLE_BYTES + 2 * d.summary.block_bytes) * data.shuffle_blocks for d in datasets) * 3 // 2
         wanted, remedy = min(total, window), "raise data.cache_bytes, or lower data.shuffle_blocks"
     if data.cache_bytes < wanted:
         raise BigtrainError(

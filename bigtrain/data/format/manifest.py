@@ -97,16 +97,11 @@ class BlockHashes(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """The entry of a file in the manifest."""
+class FileSize:
+    """The name of a file, and its size in bytes."""
 
     name: str
     size: int
-    blocks: Sequence[str]
-    """xxh3-128 of each block of `DatasetManifest.block_bytes`, in hexadecimal; the last block may be short."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", BlockHashes(self.blocks))
 
     def size_in(self, directory: Path) -> int | None:
         """The size of the file with this name in a folder; None without such a file."""
@@ -114,6 +109,28 @@ class FileRecord:
             return os.stat(f"{directory}/{self.name}").st_size  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def check_size(self, directory: Path, fix: str) -> None:
+        """Raise BigtrainError if the file is missing in a folder or has another size."""
+        size = self.size_in(directory)
+        if size != self.size:
+            raise BigtrainError(
+                f"{directory / self.name} is not what its manifest says",
+                found="no file" if size is None else f"{size:,} bytes",
+                wanted=f"{self.size:,} bytes",
+                fix=fix,
+            )
+
+
+@dataclass(frozen=True)
+class FileRecord(FileSize):
+    """The entry of a file in the manifest."""
+
+    blocks: Sequence[str]
+    """xxh3-128 of each block of `DatasetManifest.block_bytes`, in hexadecimal; the last block may be short."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", BlockHashes(self.blocks))
 
     def bad_block(self, data: memoryview, block_bytes: int) -> int | None:
         """The first block of these bytes that differs from the file's; None if all are right."""
@@ -150,13 +167,20 @@ class _FileEntry(TypedDict):
 
 
 @dataclass(frozen=True)
-class ShardRecord:
-    """The entry of a shard in the manifest."""
+class ShardSize:
+    """Counts and files of a shard."""
 
     tokens: int
     documents: int
-    files: list[FileRecord]
+    files: Sequence[FileSize]
     """The `.tok` file, then the `.doc` file."""
+
+
+@dataclass(frozen=True)
+class ShardRecord(ShardSize):
+    """The entry of a shard in the manifest."""
+
+    files: Sequence[FileRecord]
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON types."""

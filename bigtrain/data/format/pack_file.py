@@ -30,6 +30,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -54,6 +55,10 @@ FORMAT = 1
 PACK_MAGIC = b"btpack\0\1"
 HEADER_BYTES = len(PACK_MAGIC) + 16
 MOST_SPANS = 1 << 32
+LARGE_SHARD = 1 << 27
+"""Tokens of a shard from which on its pack has small blocks."""
+SMALL_BLOCK = 1 << 18
+"""Bytes. A rank that reads one row of a pack reads four blocks of it."""
 MANIFEST_PATTERNS = ("best_fit-*.json", "buckets-*.json")
 
 I64 = npt.NDArray[np.int64]
@@ -209,6 +214,88 @@ class _PackEntry(TypedDict):
     file: dict[str, Any]
 
 
+class PackReader:
+    """Reads some rows of a `.pack` file. Each block that it reads is compared with its hash, once.
+
+    Args:
+        path: the file.
+        record: its entry in the manifest.
+        block_bytes: of the manifest.
+        sequence_length: T.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, record: PackRecord, block_bytes: int, sequence_length: int) -> None:
+        self._path, self._record, self._block_bytes, self._length = path, record, block_bytes, sequence_length
+        self._data = map_file(path)
+        spans, column = record.spans, ColumnReader(self._data, HEADER_BYTES)
+        self._places: dict[str, int] = {}
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+        for name, dtype, length in (
+            ("start", "<i8", spans + 1),
+            ("row", "<u4", spans + spans % 2),
+            ("first", "<i8", record.rows + 1),
+            ("span", "<u4", spans),
+        ):
+            self._places[name] = column.position
+            self._columns[name] = column(dtype, length)
+        self._checked: set[int] = set()
+
+    def spans_of(self, rows: I64) -> tuple[I64, I64, I64]:
+        """The spans of rows [n]: how many each row has [n], then the start and the length of each, row by row.
+
+        Raises:
+            BigtrainError: a block that was read was changed, or its numbers lead out of the file.
+        """
+        first = self._read("first", rows)
+        count = self._read("first", rows + 1) - first
+        if ((first < 0) | (count <= 0) | (count > self._length) | (first + count > self._record.spans)).any():
+            raise self._changed("rows that do not follow each other")
+        places = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
+        span = self._read("span", places)
+        if (span >= self._record.spans).any():
+            raise self._changed("a span that there is not")
+        start = self._read("start", span)
+        length = self._read("start", span + 1) - start
+        if ((start < 0) | (length <= 0) | (start + length > self._record.tokens)).any():
+            raise self._changed("spans that do not follow each other")
+        return count, start, length
+
+    def rows_with(self, start: int, end: int) -> I64:
+        """The rows, in order, that have tokens of [start, end) of the shard. Raises as `spans_of` does."""
+        column = self._columns["start"]
+        first, last = int(column.searchsorted(start, "right")) - 1, int(column.searchsorted(end))
+        inside = 0 <= first < last <= self._record.spans
+        edges = self._read("start", np.array([first, first + 1, last - 1, last])) if inside else np.zeros(4, np.int64)
+        if not edges[0] <= start < edges[1] or not edges[2] < end <= edges[3]:
+            self._check(np.arange(-(-len(self._data) // self._block_bytes)))  # a changed block misled the search
+            raise self._changed("spans that do not follow each other")
+        row = self._read("row", np.arange(first, last))
+        if (row >= self._record.rows).any():
+            raise self._changed("a row that there is not")
+        return np.unique(row)
+
+    def _read(self, name: str, index: I64) -> I64:
+        """Entries of a column, after their blocks were checked."""
+        column = self._columns[name]
+        begin = self._places[name] + index * column.itemsize
+        self._check(np.concatenate((begin, begin + column.itemsize - 1)) // self._block_bytes)
+        return column[index].astype(np.int64)
+
+    def _check(self, blocks: I64) -> None:
+        for block in set(np.unique(blocks).tolist()) - self._checked:
+            data = self._data[block * self._block_bytes : (block + 1) * self._block_bytes]
+            if xxhash.xxh3_128_hexdigest(data) != self._record.file.blocks[block]:
+                # Without this check, other rows would be used without an error.
+                raise changed_error(self._path, f"another block {block}", "the blocks that its manifest names")
+            self._checked.add(block)
+
+    def _changed(self, found: str) -> BigtrainError:
+        return changed_error(self._path, found, "columns as bigtrain wrote them")
+
+
 @dataclass(frozen=True)
 class PackManifest:
     """All rows of the training split of a source, for one packing and one sequence length."""
@@ -231,6 +318,11 @@ class PackManifest:
     def starts(self) -> list[int]:
         """[shards+1]: the first row of each shard, and the number of all rows."""
         return list(accumulate((shard.rows for shard in self.shards), initial=0))
+
+    @staticmethod
+    def block_bytes_for(dataset: DatasetManifest) -> int:
+        """The size of the blocks in the packs of a dataset: small ones, where a pack would have several."""
+        return SMALL_BLOCK if any(shard.tokens >= LARGE_SHARD for shard in dataset.shards) else BLOCK_BYTES
 
     @property
     def rows(self) -> int:

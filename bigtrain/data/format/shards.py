@@ -56,25 +56,27 @@ DOC_MAGIC = b"btdoc\0\0\1"
 class BlockHasher:
     """Hashes a stream of bytes block by block."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int | None = None) -> None:
+        """Start with blocks of this size, by default `BLOCK_BYTES`."""
         self.size = 0
+        self._block_bytes = BLOCK_BYTES if block_bytes is None else block_bytes
         self._blocks: list[str] = []
         self._current = xxhash.xxh3_128()
 
     def update(self, data: memoryview) -> None:
         """Add the next bytes."""
         while len(data):
-            free = BLOCK_BYTES - self.size % BLOCK_BYTES
+            free = self._block_bytes - self.size % self._block_bytes
             head, data = data[:free], data[free:]
             self._current.update(head)
             self.size += len(head)
-            if self.size % BLOCK_BYTES == 0:
+            if self.size % self._block_bytes == 0:
                 self._blocks.append(self._current.hexdigest())
                 self._current.reset()
 
     def record(self, name: str) -> FileRecord:
         """The record of a file with these bytes."""
-        tail = [self._current.hexdigest()] if self.size % BLOCK_BYTES else []
+        tail = [self._current.hexdigest()] if self.size % self._block_bytes else []
         return FileRecord(name, self.size, self._blocks + tail)
 
 

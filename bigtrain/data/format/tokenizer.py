@@ -20,6 +20,7 @@ from bigtrain.config import TokenizerSettings
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
+from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -173,9 +174,9 @@ def require_begin_of_text(settings: TokenizerSettings, folder: Path, built: Begi
         )
 
 
-def require_same_begin(folder: Path, manifest: DatasetManifest, begin: BeginOfText) -> None:
+def require_same_begin(folder: Path, dataset: DatasetManifest | DatasetSummary, begin: BeginOfText) -> None:
     """Refuse a dataset whose documents begin with something else than its data folder says. Raises BigtrainError."""
-    found = BeginOfText.from_json(manifest.begin_of_text, folder / MANIFEST)
+    found = BeginOfText.from_json(dataset.begin_of_text, folder / MANIFEST)
     require_same(folder, {"begin_of_text": found}, {"begin_of_text": begin})
 
 

@@ -32,7 +32,7 @@ def data_card(
         sources.append(
             {
                 **source.model_dump(mode="json", exclude={"weight"}),
-                "parents": train[index].manifest.parents,
+                "parents": train[index].summary.parents,
                 "train": _describe(train[index]),
                 "validation": _describe(held_out[index]),
                 "samples": samples,
@@ -40,7 +40,7 @@ def data_card(
                 "epochs": round(samples / sequences, 6),
             }
         )
-    manifest = train[0].manifest
+    summary = train[0].summary
     return {
         "version": __version__,
         "consumed_samples": consumed_samples,
@@ -49,8 +49,8 @@ def data_card(
         "plan_id": plan.plan_id,
         "seed": plan.seed,
         "tokenizer": {
-            "hash": manifest.tokenizer,
-            "vocab_size": manifest.vocab_size,
+            "hash": summary.tokenizer,
+            "vocab_size": summary.vocab_size,
             "end_of_text": settings.tokenizer.end_of_text,
             "path": str(settings.tokenizer.path) if settings.tokenizer.path else None,
         },
@@ -118,7 +118,7 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
 
 
 def _describe(dataset: Dataset) -> Card:
-    return {"dataset_id": dataset.dataset_id, "documents": dataset.manifest.documents, "tokens": dataset.tokens}
+    return {"dataset_id": dataset.dataset_id, "documents": dataset.summary.documents, "tokens": dataset.tokens}
 
 
 def _deduplicated(card: Card) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.data.batch.batch import digest_rows, format_digest
+from bigtrain.data.batch.batch import digest_rows, format_digest, wrap_int64
 from bigtrain.data.batch.packing import Packing
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.order.plan import Plan
@@ -44,7 +44,7 @@ class SampleContents:
     """The contents of one sample of a global batch."""
 
     position: int
-    """Its position in the global batch, from 0."""
+    """Its position among the samples that were asked for, from 0: of a whole global batch, the position there."""
     sample: int
     """Its global sample number."""
     dataset: Dataset
@@ -74,16 +74,16 @@ class Appearance:
     """Whether it is trained on; see `DocumentPart`."""
 
 
-def contents_of(plan: Plan, packings: Sequence[Packing], samples: range) -> list[SampleContents]:
-    """The documents in a global batch of these sample numbers.
+def contents_of(plan: Plan, packings: Sequence[Packing], samples: Sequence[int]) -> list[SampleContents]:
+    """The documents in samples with these numbers.
 
     Args:
         plan: the order of the samples.
         packings: the training datasets that the plan was made from, in its order.
-        samples: the global batch.
+        samples: a global batch, or some samples of it.
     """
     unlabelled = find_unlabelled(plan, packings)
-    addresses = plan.locate_many(np.arange(samples.start, samples.stop))
+    addresses = plan.locate_many(np.array(samples, np.int64))
     contents = []
     for position, (source, epoch, sequence) in enumerate(zip(*(field.tolist() for field in addresses), strict=True)):
         dataset = packings[source].dataset
@@ -107,7 +107,13 @@ def contents_of(plan: Plan, packings: Sequence[Packing], samples: range) -> list
 
 def digest_of(contents: Sequence[SampleContents]) -> str:
     """The batch digest (16 hexadecimal digits) of a whole global batch, from the tokens of its documents."""
-    return format_digest(digest_rows(np.stack([sample.token_ids for sample in contents]), 0))
+    return format_digest(digest_part(contents, 0))
+
+
+def digest_part(contents: Sequence[SampleContents], first: int) -> int:
+    """What samples that follow each other, of which the first is at position `first`, add to the digest of their
+    batch: an int64, as `RankBatch.digest`."""
+    return wrap_int64(digest_rows(np.stack([sample.token_ids for sample in contents]), first))
 
 
 def appearances_of(

@@ -53,7 +53,7 @@ def write_index(dataset: Dataset, documents_at_once: int = DOCUMENTS_AT_ONCE) ->
     equal in size. The ids are read twice: to count the portions, and to write each entry into its portion of the file.
     Then each portion is sorted in the file. So memory holds one portion, 32 bytes per document.
     """
-    bits = max(0, (dataset.manifest.documents - 1) // documents_at_once).bit_length()
+    bits = max(0, (dataset.summary.documents - 1) // documents_at_once).bit_length()
     sizes = np.zeros(1 << bits, np.int64)
     for keys, _ in _entries(dataset):
         sizes += np.bincount(_portions(keys, bits), minlength=len(sizes))
@@ -99,18 +99,18 @@ def _sort(laid: BinaryIO, file: BinaryIO, dataset: Dataset, sizes: I64) -> None:
 
 def _place(dataset: Dataset, column: int, entry: int) -> int:
     """Offset of an entry of a column in the file, in bytes."""
-    return len(_header(dataset)) + 8 * (column * dataset.manifest.documents + int(entry))
+    return len(_header(dataset)) + 8 * (column * dataset.summary.documents + int(entry))
 
 
 def _entries(dataset: Dataset) -> Iterator[tuple[U64, U64]]:
     """Keys and places of all documents, in their order, about ROWS_AT_ONCE at a time."""
     keys: list[U64] = []
     places: list[U64] = []
-    for shard, stored in enumerate(dataset.shards):
-        path = dataset.fetched(stored.record.files[1])
+    for shard, record in enumerate(dataset.manifest.shards):
+        path = dataset.fetched(record.files[1])
         # Not mapped, since a mapping would stay.
-        columns = DocumentColumns.parse(memoryview(read_regular(path, stored.record.files[1].size)), path)
-        columns.require(documents=stored.record.documents, tokens=stored.record.tokens, path=path)
+        columns = DocumentColumns.parse(memoryview(read_regular(path, record.files[1].size)), path)
+        columns.require(documents=record.documents, tokens=record.tokens, path=path)
         own = id_halves(columns.id)[:, 0]
         for start in range(0, len(own), ROWS_AT_ONCE):
             keys.append(own[start : start + ROWS_AT_ONCE].copy())
@@ -130,7 +130,7 @@ def _portions(keys: U64, bits: int) -> I64:
 def look_up(dataset: Dataset, document_id: bytes) -> list[tuple[int, int]] | None:
     """The documents with an id (16 bytes), as (shard, document in it); None without an index."""
     path, header = dataset.directory / INDEX, _header(dataset)
-    count = dataset.manifest.documents
+    count = dataset.summary.documents
     if not path.is_file() or path.stat().st_size != len(header) + 16 * count:
         return None
     data = map_file(path, at_random=True)
@@ -151,5 +151,5 @@ def id_halves(ids: npt.NDArray[np.void]) -> U64:
 
 
 def _header(dataset: Dataset) -> bytes:
-    count = np.array([dataset.manifest.documents], "<u8").tobytes()
+    count = np.array([dataset.summary.documents], "<u8").tobytes()
     return _MAGIC + bytes.fromhex(dataset.dataset_id) + count

@@ -11,14 +11,14 @@ DIR/cache/               blocks of the *.tok files: `block_cache.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, BigtrainError, as_record, read_json, read_regular
-from bigtrain.config import HIDDEN, DataSettings, is_masked, refuse_masked
+from bigtrain.config import HIDDEN, DataSettings, SourceSettings, is_masked, refuse_masked
 from bigtrain.data.format.layout import BUILD_RECORD, SPLITS
 from bigtrain.data.format.manifest import MANIFEST, FileRecord
 from bigtrain.data.format.pack_file import manifest_path
@@ -28,6 +28,8 @@ from bigtrain.data.format.urls import recorded_path
 from bigtrain.data.store.block_cache import BlockCache
 
 MARKER = "remote.json"
+START_BYTES = 1 << 10
+"""Of a manifest that are read to see which one it is."""
 FETCHES = 16
 """Number of requests of one process at the same time."""
 
@@ -52,16 +54,25 @@ class Mirror:
             self.cache.place(directory / MARKER, [json.dumps({"url": self.remote.url}).encode()])
         self._verified: set[Path] = set()
 
-    def fetch_records(self, settings: DataSettings) -> None:
-        """Fetch tokenizer, build records and manifests again. Raises BigtrainError."""
+    def fetch_records(self, settings: DataSettings, sources: Sequence[SourceSettings]) -> None:
+        """Fetch tokenizer, and build records and manifests of some sources, again. Raises BigtrainError."""
         names = [TOKENIZER_FILE, BUILD_RECORD]
-        for source in settings.sources:
+        for source in sources:
             names += [f"{source.name}/{BUILD_RECORD}", *(f"{source.name}/{split}/{MANIFEST}" for split in SPLITS)]
             if settings.packing != "concat":
                 folder = Path(source.name) / "train"
                 names.append(manifest_path(folder, settings.packing, settings.sequence_length).as_posix())
         for name in names:
-            self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
+            self._fetch_record(name)
+
+    def fetch_manifest(self, path: Path, content_id: str) -> None:
+        """Fetch a manifest, a file of this mirror, unless the one with this id is here. Raises BigtrainError."""
+        with self.cache.only_one(content_id):
+            if not self.is_offline and content_id.encode() not in _start_of(path):
+                self._fetch_record(path.relative_to(self.directory).as_posix())
+
+    def _fetch_record(self, name: str) -> None:
+        self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
 
     def _read_block(self, name: str, record: FileRecord, index: int, block_bytes: int) -> bytes:
         if self.is_offline:
@@ -96,16 +107,22 @@ class Mirror:
         return (directory.relative_to(self.directory) / record.name).as_posix()
 
 
-def open_mirror(settings: DataSettings) -> Mirror | None:
+def open_mirror(settings: DataSettings, sources: Sequence[SourceSettings] | None = None) -> Mirror | None:
     """The mirror of `data.remote`, with current tokenizer and manifests; None if the data are local.
 
-    Raises BigtrainError.
+    Args:
+        settings: the section `data`.
+        sources: those whose manifests are fetched now; without any, the tokenizer is not fetched either. Default: all.
+
+    Raises:
+        BigtrainError: a file cannot be fetched, or the folder holds something else.
     """
     if settings.remote is None:
         return None
     mirror = Mirror(settings.dir, settings.remote, settings.cache_bytes)
-    if not mirror.is_offline:
-        mirror.fetch_records(settings)
+    wanted = settings.sources if sources is None else sources
+    if wanted and not mirror.is_offline:
+        mirror.fetch_records(settings, wanted)
     return mirror
 
 
@@ -152,6 +169,15 @@ def _is_mirror(directory: Path, url: str) -> bool:
             fix=f"set data.dir to another folder, or remove {directory}",
         )
     return True
+
+
+def _start_of(path: Path) -> bytes:
+    """The first bytes of a manifest, which have its id, as its keys are in order; nothing without the file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(START_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def _whole_json(data: bytes) -> bytes:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base import BigtrainError, read_regular
-from bigtrain.config import DataSettings
+from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.format.layout import Split, part_of, read_record, require_same, source_request, tokenizer_request
-from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
-from bigtrain.data.format.mapping import map_file
+from bigtrain.data.format.manifest import (
+    MANIFEST,
+    DatasetManifest,
+    FileRecord,
+    FileSize,
+    ShardRecord,
+    ShardSize,
+    changed_error,
+)
+from bigtrain.data.format.mapping import keep_mapped, map_file
 from bigtrain.data.format.shards import DocumentColumns
+from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
     begin_in_record,
@@ -30,27 +38,43 @@ from bigtrain.data.store.mirror import Mirror, open_mirror
 Tokens = npt.NDArray[np.unsignedinteger]
 
 
-class TokenShard:
-    """One shard. Its files are mapped at the first read."""
+RESTORE = "restore the file, or remove its source's folder and build the data again"
 
-    def __init__(self, directory: Path, record: ShardRecord, dtype: str) -> None:
+
+class TokenShard:
+    """One shard. Its files are checked and mapped at the first read, and again if many others were read since."""
+
+    _tokens: Tokens | None = None
+    _documents: DocumentColumns | None = None
+    _windows: Tokens | None = None
+
+    def __init__(self, directory: Path, record: ShardSize, dtype: str) -> None:
         self.record = record
         self._directory = directory
         self._dtype = dtype
-        self._windows: Tokens | None = None
 
-    @cached_property
+    @property
     def tokens(self) -> Tokens:
         """[tokens], a view of the `.tok` file."""
-        return np.frombuffer(self._map(self.record.files[0]), self._dtype)
+        keep_mapped(self)
+        if (tokens := self._tokens) is None:
+            tokens = self._tokens = np.frombuffer(self._map(self.record.files[0]), self._dtype)
+        return tokens
 
-    @cached_property
+    @property
     def documents(self) -> DocumentColumns:
         """Views of the `.doc` file. Raises BigtrainError where they are not those of the manifest."""
-        path = self._directory / self.record.files[1].name
-        columns = DocumentColumns.parse(self._map(self.record.files[1]), path)
-        columns.require(documents=self.record.documents, tokens=self.record.tokens, path=path)
+        keep_mapped(self)
+        if (columns := self._documents) is None:
+            path = self._directory / self.record.files[1].name
+            columns = DocumentColumns.parse(self._map(self.record.files[1]), path)
+            columns.require(documents=self.record.documents, tokens=self.record.tokens, path=path)
+            self._documents = columns
         return columns
+
+    def unmap(self) -> None:
+        """Forget the files; they are mapped again when they are needed."""
+        self._tokens = self._documents = self._windows = None
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
         """Tokens [start, end), or fewer at the end of the shard. They must not be written to.
@@ -76,9 +100,7 @@ class TokenShard:
     def check_sizes(self) -> None:
         """Raise BigtrainError if a file is missing or has another size than in the manifest."""
         for file in self.record.files:
-            check_size(
-                self._directory, file, "restore the file, or remove its source's folder and build the data again"
-            )
+            file.check_size(self._directory, RESTORE)
 
     def slice(self, start: int, end: int) -> Tokens:
         """Tokens [start, end) as in the file, or fewer at its end. They must not be written to."""
@@ -86,35 +108,41 @@ class TokenShard:
 
     def windows(self, length: int) -> Tokens | None:
         """[tokens - length + 1, length], a view: every window of this many tokens. None if not all tokens are local."""
-        if self._windows is None or self._windows.shape[1] != length:
+        keep_mapped(self)
+        windows = self._windows
+        if windows is None or windows.shape[1] != length:
             if self.record.tokens < length:
                 return None
-            self._windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length)
-        return self._windows
+            windows = self._windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length)
+        return windows
 
-    def _map(self, file: FileRecord) -> memoryview:
+    def _map(self, file: FileSize) -> memoryview:
+        file.check_size(self._directory, RESTORE)
         return map_file(self._directory / file.name, at_random=True)
 
 
 class RemoteShard(TokenShard):
     """One shard at a URL. Its tokens are fetched in verified blocks, its documents as a whole, at the first read."""
 
-    def __init__(self, directory: Path, record: ShardRecord, manifest: DatasetManifest, mirror: Mirror) -> None:
-        super().__init__(directory, record, manifest.dtype)
+    record: ShardRecord
+
+    def __init__(self, directory: Path, record: ShardRecord, dtype: str, block_bytes: int, mirror: Mirror) -> None:
+        super().__init__(directory, record, dtype)
         self._mirror = mirror
         self._blocks = record.files[0].blocks
-        self._block_bytes = manifest.block_bytes
-        self._block_tokens = manifest.block_bytes // np.dtype(manifest.dtype).itemsize
+        self._block_bytes = block_bytes
+        self._block_tokens = block_bytes // np.dtype(dtype).itemsize
 
     @property
     def tokens(self) -> Tokens:
         """[tokens], all of them, in memory."""
         return self.slice(0, self.record.tokens)
 
-    @cached_property
+    @property
     def documents(self) -> DocumentColumns:
         """Views of the `.doc` file, fetched if it is not here yet."""
-        self._mirror.fetch(self._directory, self.record.files[1], self._block_bytes)
+        if self._documents is None:
+            self._mirror.fetch(self._directory, self.record.files[1], self._block_bytes)
         return super().documents
 
     def missing(self, start: int, end: int) -> dict[str, Callable[[], object]]:
@@ -123,7 +151,7 @@ class RemoteShard(TokenShard):
         for index in self._blocks_of(start, min(end, self.record.tokens)):
             if not self._mirror.cache.holds(self._blocks[index]):
                 reads[self._blocks[index]] = partial(self._block, index)
-        if "documents" not in vars(self):
+        if self._documents is None:
             reads[self.record.files[1].blocks[0]] = lambda: self.documents
         return reads
 
@@ -152,34 +180,66 @@ class RemoteShard(TokenShard):
         return np.frombuffer(data, self._dtype)
 
 
+class _Shards(Sequence[TokenShard]):
+    """The shards of a dataset, each made when it is asked for: a rank needs few of thousands."""
+
+    def __init__(self, number: int, make: Callable[[int], TokenShard]) -> None:
+        self._number, self._make = number, make
+        self._made: dict[int, TokenShard] = {}
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> TokenShard:  # type: ignore[override]  # no slices
+        index = range(self._number)[index]
+        shard = self._made.get(index)
+        return shard if shard is not None else self._made.setdefault(index, self._make(index))
+
+
 class Dataset:
     """One split of one source: a stream of tokens over its shards, and the documents in it.
 
     Args:
         directory: the folder of its manifest.
         mirror: the mirror that has the folder, if its shards are at a URL.
+        summary: what another rank has read from the manifest. Default: the manifest is read now.
+
+    Raises:
+        BigtrainError: the manifest is missing, changed, or of another format.
     """
 
-    def __init__(self, directory: Path, mirror: Mirror | None = None) -> None:
+    def __init__(self, directory: Path, mirror: Mirror | None = None, summary: DatasetSummary | None = None) -> None:
         self.directory = directory
         self.mirror = mirror
-        self.manifest = DatasetManifest.read(directory)
-        self.name = self.manifest.source
-        self.dataset_id = self.manifest.dataset_id
-        self.tokens = self.manifest.tokens
-        self.end_of_text = self.manifest.end_of_text
-        self.shards = [
-            RemoteShard(directory, record, self.manifest, mirror)
-            if mirror
-            else TokenShard(directory, record, self.manifest.dtype)
-            for record in self.manifest.shards
-        ]
-        self.starts = [0, *accumulate(shard.record.tokens for shard in self.shards)]
+        if summary is None:
+            vars(self)["manifest"] = DatasetManifest.read(directory)  # as cached_property keeps it
+            summary = DatasetSummary.of(self.manifest)
+        self.summary = summary
+        self.name = summary.source
+        self.dataset_id = summary.dataset_id
+        self.tokens = summary.tokens
+        self.end_of_text = summary.end_of_text
+        self.shards = _Shards(summary.shards, self._local_shard if mirror is None else self._remote_shard)
+        self.starts: list[int] = summary.starts.tolist()
+
+    @cached_property
+    def manifest(self) -> DatasetManifest:
+        """The manifest, with the hashes of all blocks.
+
+        Raises:
+            BigtrainError: it is not there, or no longer the one that the summary was made from.
+        """
+        if self.mirror is not None:
+            self.mirror.fetch_manifest(self.directory / MANIFEST, self.dataset_id)
+        manifest = DatasetManifest.read(self.directory)
+        if manifest.dataset_id != self.dataset_id:
+            raise changed_error(self.directory / MANIFEST, manifest.dataset_id, f"dataset id {self.dataset_id}")
+        return manifest
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token in a shard."""
-        return np.dtype(self.manifest.dtype).itemsize
+        return np.dtype(self.summary.dtype).itemsize
 
     def shard_at(self, token: int) -> int:
         """Index of the shard that holds token number `token` of the stream."""
@@ -189,7 +249,25 @@ class Dataset:
         """The path of a file in the dataset's folder. If the dataset is remote, the file is fetched and verified."""
         if self.mirror is None:
             return self.directory / file.name
-        return self.mirror.fetch(self.directory, file, self.manifest.block_bytes)
+        return self.mirror.fetch(self.directory, file, self.summary.block_bytes)
+
+    def check_sizes(self, part: int = 0, of: int = 1) -> None:
+        """Look at the files of every `of`-th shard from number `part` on.
+
+        Raises:
+            BigtrainError: a file is missing or has another size than in the manifest.
+        """
+        if self.mirror is None:
+            for index in range(part, len(self.shards), of):
+                self._local_shard(index).check_sizes()
+
+    def _local_shard(self, index: int) -> TokenShard:
+        return TokenShard(self.directory, self.summary.shard(index), self.summary.dtype)
+
+    def _remote_shard(self, index: int) -> TokenShard:
+        assert self.mirror is not None
+        record = self.manifest.shards[index]
+        return RemoteShard(self.directory, record, self.summary.dtype, self.summary.block_bytes, self.mirror)
 
 
 def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:
@@ -200,6 +278,26 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     settings or another tokenizer, or do not fit the model's vocabulary.
     """
     mirror = open_mirror(settings)
+    datasets = []
+    for dataset in opened_datasets(settings, settings.sources, mirror, model_vocab_size=model_vocab_size, split=split):
+        dataset.check_sizes()
+        datasets.append(dataset)
+    return datasets
+
+
+def opened_datasets(
+    settings: DataSettings,
+    sources: Sequence[SourceSettings],
+    mirror: Mirror | None,
+    *,
+    model_vocab_size: int,
+    split: Split,
+) -> Iterator[Dataset]:
+    """The datasets of some of `settings.sources`, one after the other. The sizes of their files are not checked.
+
+    Raises:
+        BigtrainError: see `open_datasets`.
+    """
     tokenizer_file = settings.dir / TOKENIZER_FILE
     record = read_record(settings.dir)
     if record is None or not tokenizer_file.is_file():
@@ -208,35 +306,19 @@ def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split
     begin = begin_in_record(record, settings.dir)
     require_begin_of_text(settings.tokenizer, settings.dir, begin)
     tokenizer = tokenizer_hash(read_regular(tokenizer_file))
-    datasets = []
-    for source in settings.sources:
+    for source in sources:
         folder = settings.dir / source.name
         record = read_record(folder)
         if record is None or not (folder / "train" / MANIFEST).is_file():
             raise _not_built(folder)
         require_same(folder, record, source_request(source, settings, tokenizer))
         dataset = Dataset(folder / split, mirror)
-        require_same(dataset.directory, {"tokenizer": dataset.manifest.tokenizer}, {"tokenizer": tokenizer})
-        require_same_begin(dataset.directory, dataset.manifest, begin)
-        check_vocabulary(dataset.manifest.vocab_size, model_vocab_size)
+        require_same(dataset.directory, {"tokenizer": dataset.summary.tokenizer}, {"tokenizer": tokenizer})
+        require_same_begin(dataset.directory, dataset.summary, begin)
+        check_vocabulary(dataset.summary.vocab_size, model_vocab_size)
         if split == "train" and not dataset.tokens:
             raise _not_built(dataset.directory)
-        for shard in dataset.shards:
-            shard.check_sizes()
-        datasets.append(dataset)
-    return datasets
-
-
-def check_size(directory: Path, file: FileRecord, fix: str) -> None:
-    """Raise BigtrainError if a file is missing or has another size than in the manifest."""
-    size = file.size_in(directory)
-    if size != file.size:
-        raise BigtrainError(
-            f"{directory / file.name} is not what its manifest says",
-            found="no file" if size is None else f"{size:,} bytes",
-            wanted=f"{file.size:,} bytes",
-            fix=fix,
-        )
+        yield dataset
 
 
 def _not_built(folder: Path) -> BigtrainError:

@@ -59,12 +59,12 @@ class StoredDocument:
     @property
     def held_out(self) -> bool:
         """Whether it belongs to validation, and is never trained on."""
-        return self.dataset.manifest.split == "validation"
+        return self.dataset.summary.split == "validation"
 
     def read(self, start: int, end: int) -> Tokens:
         """Tokens [start, end) of the document, a view."""
         first = int(self._columns.offset[self.number])
-        return self.dataset.shards[self.shard].read(first + start, first + end, self.dataset.manifest.vocab_size)
+        return self.dataset.shards[self.shard].read(first + start, first + end, self.dataset.summary.vocab_size)
 
     @property
     def _columns(self) -> DocumentColumns:
@@ -103,7 +103,7 @@ def find_document(datasets: Sequence[Dataset], reference: str) -> StoredDocument
             wanted="one of them",
             fix=f"add a position, as in {reference}:{found[0].position}",
         )
-    documents = sum(dataset.manifest.documents for dataset in datasets)
+    documents = sum(dataset.summary.documents for dataset in datasets)
     raise BigtrainError(
         f"there is no document {reference!r}",
         found=f"{documents:,} others in {', '.join(dict.fromkeys(dataset.name for dataset in datasets))}",

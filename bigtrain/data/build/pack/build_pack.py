@@ -57,13 +57,13 @@ def build_packs(
         report(f"{name}: already there")
         return manifest
 
-    job = PackJob(directory, packing, sequence_length, dataset.dataset_id)
+    block_bytes = PackManifest.block_bytes_for(dataset)
+    job = PackJob(directory, packing, sequence_length, dataset.dataset_id, block_bytes)
     ends = accumulate(shard.tokens for shard in dataset.shards)
     results = workers.map_in_order(job, zip(dataset.shards, ends, strict=True))
     packed = list(_reported(results, name, len(dataset.shards), report))
-    manifest = PackManifest(
-        packing, sequence_length, {"dataset_id": dataset.dataset_id}, [shard.record for shard in packed]
-    )
+    parents, records = {"dataset_id": dataset.dataset_id}, [shard.record for shard in packed]
+    manifest = PackManifest(packing, sequence_length, parents, records, block_bytes)
     manifest.write(directory)
     _discard_others(directory, manifest)
     cuts = Cuts(*(sum(count) for count in zip(*(shard.cuts for shard in packed), strict=True)))
@@ -110,6 +110,7 @@ class PackJob:
     packing: str
     sequence_length: int
     dataset_id: str
+    block_bytes: int
 
     def __call__(self, item: tuple[ShardRecord, int]) -> PackedShard:
         """Pack a shard, given with where it ends in the stream, unless it is done already."""
@@ -122,7 +123,7 @@ class PackJob:
             pack = pack_shard(offset, self.packing, self.sequence_length)
             data = pack.encode()
             write_atomically(path, data)
-            record = PackRecord(pack.rows, len(pack.row), pack.tokens, _file_record(path.name, data))
+            record = PackRecord(pack.rows, len(pack.row), pack.tokens, self._file_record(path.name, data))
             content = canonical_json(self._note(record))
             write_atomically(note, content)
         start = ShardPack.open(path).start
@@ -139,8 +140,13 @@ class PackJob:
             data = read_regular(self.directory / record.file.name, record.file.size)
         except (FileNotFoundError, KeyError, TypeError, BigtrainError):
             return None
-        same = value == self._note(record) and record.file == _file_record(record.file.name, data)
+        same = value == self._note(record) and record.file == self._file_record(record.file.name, data)
         return record if same else None
+
+    def _file_record(self, name: str, data: bytes) -> FileRecord:
+        hasher = BlockHasher(self.block_bytes)
+        hasher.update(memoryview(data))
+        return hasher.record(name)
 
 
 def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
@@ -152,12 +158,6 @@ def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
         found = f"{len(offset) - 1:,} documents up to token {offset[-1]:,}" + ("" if rising else ", not in order")
         raise changed_error(path, found, f"{shard.documents:,} documents up to token {shard.tokens:,}")
     return offset
-
-
-def _file_record(name: str, data: bytes) -> FileRecord:
-    hasher = BlockHasher()
-    hasher.update(memoryview(data))
-    return hasher.record(name)
 
 
 def _discard_others(directory: Path, manifest: PackManifest) -> None:

@@ -1,0 +1,87 @@
+"""CPU seconds and memory of a start's data, of a rank that only hears of them, and of the records of a long run.
+
+    python benchmarks/scale_records.py data FOLDER [SOURCES SHARDS]      made once in FOLDER
+    python benchmarks/scale_records.py records RUN                       of a run that was made or trained
+
+Each figure is of one process, which prints it as a line of JSON; run it again for a repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bigtrain.data.format.manifest import BLOCK_BYTES, DatasetManifest, FileRecord, ShardRecord
+from bigtrain.data.format.summary import DatasetSummary
+from bigtrain.data.store.store import Dataset
+from bigtrain.report import write_report
+from bigtrain.rundir import RunDirectory, account_of
+
+TOKENS, DOC_BYTES = 750_000_000, 24_000_000
+"""Of a shard: 3 GB of u32 ids."""
+
+
+def measured(name: str, action: Callable[[], Any]) -> Any:
+    """Print the CPU seconds and the growth of the peak of an action, and return its result."""
+    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    result = action()
+    seconds = time.process_time() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    print(json.dumps({"what": name, "cpu_seconds": round(seconds, 3), "peak_grew_mib": round(grown, 1)}), flush=True)
+    return result
+
+
+def data(folder: Path, sources: int = 50, shards: int = 400) -> None:
+    """What the rank that opens a source does, and what the others do with the message about all of them."""
+    folders = [folder / f"s{number:02d}" for number in range(sources)]
+    draw = random.Random(0)
+    for each in (each for each in folders if not (each / "manifest.json").exists()):
+        each.mkdir(parents=True)
+        records = [
+            ShardRecord(
+                TOKENS, 750_000, [_file(draw, f"{n:05d}.tok", 4 * TOKENS), _file(draw, f"{n:05d}.doc", DOC_BYTES)]
+            )
+            for n in range(shards)
+        ]
+        DatasetManifest(each.name, "train", "<u4", 70_016, {"end_of_text": 0}, "0" * 32, {}, records).write(each)
+    summaries = [
+        measured("one rank opens the first source", lambda: DatasetSummary.of(DatasetManifest.read(folders[0])))
+    ]
+    summaries += [DatasetSummary.of(DatasetManifest.read(each)) for each in folders[1:]]
+    message = pickle.dumps(summaries)
+    print(json.dumps({"what": "the message to all ranks", "bytes": len(message), "shards": sources * shards}))
+
+    def hear() -> list[Dataset]:
+        told = pickle.loads(message)
+        return [Dataset(each, None, summary) for each, summary in zip(folders, told, strict=True)]
+
+    measured("a rank hears of all sources", hear)
+
+
+def _file(draw: random.Random, name: str, size: int) -> FileRecord:
+    hashes = draw.randbytes(16 * -(-size // BLOCK_BYTES)).hex()
+    return FileRecord(name, size, [hashes[at : at + 32] for at in range(0, len(hashes), 32)])
+
+
+def records(run: Path) -> None:
+    """The ledger at the end of a start, without and with the lines of earlier ones, and the report."""
+    directory = RunDirectory.of_existing_run(run)
+    directory.ledger.unlink(missing_ok=True)
+    measured("ledger, from all records", lambda: account_of(directory, keep=True))
+    measured("ledger, from the lines of closed starts", lambda: account_of(directory))
+    measured("report", lambda: write_report(run))
+
+
+if __name__ == "__main__":
+    what, where, *sizes = sys.argv[1:]
+    if what == "data":
+        data(Path(where), *map(int, sizes))
+    else:
+        records(Path(where))
