@@ -72,7 +72,7 @@ from bigtrain.base.launcher_protocol import (
     report_step,
 )
 from bigtrain.base.locks import FileLock, LockHeldError, flock_if_supported
-from bigtrain.base.open_files import raise_open_files, require_open_files
+from bigtrain.base.open_files import open_files_wanted, raise_open_files, require_open_files
 from bigtrain.base.rank_tree import Channel, RankTree
 from bigtrain.base.ranks import (
     ALONE,
@@ -167,6 +167,7 @@ __all__ = [
     "of_shell",
     "on_every_rank",
     "on_first_rank",
+    "open_files_wanted",
     "open_temporary",
     "parse_json",
     "process_seconds",

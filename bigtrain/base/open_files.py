@@ -24,6 +24,11 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def open_files_wanted(ranks: int, nodes: int = 1) -> int:
+    """How many files the process that holds the store in which so many ranks on so many nodes meet may have open."""
+    return CONNECTIONS_A_RANK * ranks + nodes + BESIDE
+
+
 def require_open_files(ranks: int, nodes: int = 1) -> None:
     """Make sure that this process can hold the store in which so many ranks on so many nodes meet.
 
@@ -32,7 +37,7 @@ def require_open_files(ranks: int, nodes: int = 1) -> None:
     """
     raise_open_files()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS_A_RANK * ranks + nodes + BESIDE
+    wanted = open_files_wanted(ranks, nodes)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raise BigtrainError(
             f"{socket.gethostname()} cannot hold the connections of {ranks:,} ranks",

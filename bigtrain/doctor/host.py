@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigtrain.base import gibibytes
+from bigtrain.base import gibibytes, open_files_wanted
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
 
 FILES_AT_LEAST = 1024
-CONNECTIONS_A_PEER = 4
-"""Connections to every other rank, one for each process group: those of training, the saver and DeepSpeed."""
 SHARED_MEMORY = {"cuda": 1 << 30, "cpu": 1 << 26}
 """Free bytes of /dev/shm, at least."""
 GPU_FIELDS = (
@@ -34,9 +32,9 @@ GPU_FIELDS = (
 
 def measure_limits(context: CheckContext) -> dict[str, int | bool]:
     """Return the limits of this process, and the free space in /dev/shm."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    found = {"files": soft, "files_hard": hard, "locked": locked, "infiniband": Path("/dev/infiniband").exists()}
+    found = {"files_hard": hard, "locked": locked, "infiniband": Path("/dev/infiniband").exists()}
     shared = Path("/dev/shm")
     if shared.is_dir():
         usage = shutil.disk_usage(shared)
@@ -47,16 +45,17 @@ def measure_limits(context: CheckContext) -> dict[str, int | bool]:
 def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
     """Check the limits against the number of ranks: files for their connections, pinned memory, /dev/shm."""
     label, world = context.meeting.label, context.ranks
-    wanted = max(FILES_AT_LEAST, CONNECTIONS_A_PEER * world + 512)
+    wanted = max(FILES_AT_LEAST, open_files_wanted(world, len(context.meeting.hosts)))
     infinite = resource.RLIM_INFINITY
-    few = [rank for rank, each in measured.items() if each["files"] != infinite and each["files"] < wanted]
+    # The launcher and the ranks raise the soft limit to the hard one.
+    few = [rank for rank, each in measured.items() if each["files_hard"] != infinite and each["files_hard"] < wanted]
     if few:
         yield CheckFinding(
             "limits",
             "warning",
-            f"{label(few)} may have {min(measured[rank]['files'] for rank in few):,} files open",
-            f"{wanted:,} for {world:,} ranks: every connection is an open file",
-            "ulimit -n 1048576 in the script that starts the ranks (LimitNOFILE in a service, --ulimit in Docker)",
+            f"{label(few)} may have {min(measured[rank]['files_hard'] for rank in few):,} files open",
+            f"{wanted:,} on the host of rank 0, for {world:,} ranks: every connection is an open file",
+            "raise the hard limit: nofile in /etc/security/limits.conf, LimitNOFILE in a service, --ulimit in Docker",
         )
     pinned = [rank for rank, each in measured.items() if each["infiniband"] and each["locked"] != infinite]
     if pinned:
@@ -79,7 +78,7 @@ def assess_limits(measured: Measured, context: CheckContext) -> Iterator[CheckFi
             "--shm-size=8g in Docker, an emptyDir with medium Memory in Kubernetes, or remove old files there",
         )
     shared = min(each.get("shared_free", 0) for each in measured.values())
-    files = [each["files"] for each in measured.values() if each["files"] != infinite]
+    files = [each["files_hard"] for each in measured.values() if each["files_hard"] != infinite]
     may_open = f"{min(files):,}" if files else "any number of"
     yield CheckFinding("limits", "ok", f"{may_open} open files, {gibibytes(shared)} in /dev/shm")
 
