@@ -1,6 +1,6 @@
 """What the watch over a large job costs its first rank, with bigtrain's own functions: CPU seconds, questions, bytes.
 
-    python -m benchmarks.scale_health [RANKS ...]        default: 1024 4096 16384
+    PYTHONPATH=. python benchmarks/scale_health.py [RANKS ...]        default: 1024 4096 16384
 
 It prints a JSON object a line, one for each size and part:
 

@@ -1,7 +1,7 @@
 """CPU seconds and memory of a start's data, of a rank that only hears of them, and of the records of a long run.
 
     python benchmarks/scale_records.py data FOLDER [SOURCES SHARDS]      made once in FOLDER
-    python benchmarks/scale_records.py records RUN                       of a run that was made or trained
+    python benchmarks/scale_records.py records FOLDER [STARTS STEPS]     of a run of so many starts, made once in FOLDER
 
 Each figure is of one process, which prints it as a line of JSON; run it again for a repeat.
 """
@@ -23,6 +23,7 @@ from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.store.store import Dataset
 from bigtrain.report import write_report
 from bigtrain.rundir import RunDirectory, account_of
+from tests.report.helpers import Pen
 
 TOKENS, DOC_BYTES = 750_000_000, 24_000_000
 """Of a shard: 3 GB of u32 ids."""
@@ -70,8 +71,11 @@ def _file(draw: random.Random, name: str, size: int) -> FileRecord:
     return FileRecord(name, size, [hashes[at : at + 32] for at in range(0, len(hashes), 32)])
 
 
-def records(run: Path) -> None:
+def records(folder: Path, starts: int = 100, steps: int = 10_000) -> None:
     """The ledger at the end of a start, without and with the lines of earlier ones, and the report."""
+    run = folder / "run"
+    if not run.exists():
+        write_run(run, starts, steps)
     directory = RunDirectory.of_existing_run(run)
     directory.ledger.unlink(missing_ok=True)
     measured("ledger, from all records", lambda: account_of(directory, keep=True))
@@ -79,9 +83,30 @@ def records(run: Path) -> None:
     measured("report", lambda: write_report(run))
 
 
+def write_run(run: Path, starts: int, steps: int) -> None:
+    """Write the records of a run whose starts are alike: each but the last trains a fiftieth of its steps in vain."""
+    pen = Pen(run)
+    pen.begin(0)
+    pen.train(steps + steps // 50)
+    for name in ("events", "metrics"):
+        path = run / f"{name}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        with path.open("a") as file:
+            for start in range(1, starts):
+                for record in records:
+                    moved = {
+                        key: record[key] + start * by for key, by in (("step", steps), ("start", 1), ("time", pen.now))
+                    }
+                    if record.get("event") == "start":
+                        moved |= {"event": "resume", "from_checkpoint": f"step-{start * steps:08d}"}
+                    if "counted_seconds" in record:
+                        moved["counted_seconds"] = record["counted_seconds"] + start * pen.counted
+                    file.write(json.dumps({**record, **moved}) + "\n")
+
+
 if __name__ == "__main__":
     what, where, *sizes = sys.argv[1:]
     if what == "data":
         data(Path(where), *map(int, sizes))
     else:
-        records(Path(where))
+        records(Path(where), *map(int, sizes))
