@@ -374,7 +374,7 @@ def test_a_cache_that_is_too_small_for_what_is_mixed_is_refused(built) -> None:
 def test_a_store_that_fails_in_the_background_is_the_users_error(built, proxy: Proxy, tmp_path: Path) -> None:
     data = built.model_copy(update={"dir": tmp_path / "here", "remote": f"{proxy.url}/{BUCKET}/built"})
     mirror = Mirror(data.dir, str(data.remote), 10**6, QUICK)
-    mirror.fetch_records(data)
+    mirror.fetch_records(data, data.sources)
     datasets = [Dataset(data.dir / "lines" / "train", mirror)]
     packings = open_packings(data, datasets)
     plan = make_plan(data, TrainSettings(steps=40, global_batch_size=8), packings)
