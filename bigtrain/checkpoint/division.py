@@ -166,12 +166,15 @@ class Division:
         found: list[Integers] = []
         all_files = np.zeros(ranks, dtype=bool)
         strips: dict[tuple[Run, ...], list[Strip]] = {}
+        whole: dict[tuple[Run, ...], list[Strip]] = {}
         for size, stored, held, tensor in self._pairs(targets, shapes):
             if stored not in strips:
                 strips[stored] = list(_strips(stored, shares=True))
             if not _tile(strips[stored], size):
                 raise not_whole(location, tensor, sum(int((s.end - s.start).sum()) for s in strips[stored]), size)
-            for target in _strips(held, shares=False):
+            if held not in whole:
+                whole[held] = list(_strips(held, shares=False))
+            for target in whole[held]:
                 for source in strips[stored]:
                     found.append(_needed(source, target, files, all_files))
         pairs = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
