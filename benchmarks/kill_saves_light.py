@@ -233,7 +233,7 @@ def _train(folder: Path, shape: Shape) -> None:
         loaded = load(search.newest, fragments, ranks=topology)
         assert loaded.rng is not None
         torch.set_rng_state(loaded.rng["cpu"])
-        step = loaded.manifest.cursor.step
+        step = loaded.summary.cursor.step
         digests = gather(topology, _digest(fragments))
         if events is not None:
             events.append({"event": "resume", "step": step, "newest": seen, "digests": digests})

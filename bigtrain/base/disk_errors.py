@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def check_writable(folder: Path, what: str, *, create: bool = True) -> None:
     Raises:
         BigtrainError: it cannot be written.
     """
-    probe = folder / f".bigtrain-probe-{socket.gethostname()[:64]}-{os.getpid()}"
+    probe = folder / f".bigtrain-probe-{socket.gethostname()[:64]}-{os.getpid()}-{threading.get_native_id()}"
     try:
         if create:
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.base import ALONE, BigtrainError, Ranks, gather
+from bigtrain.base import ALONE, BigtrainError, Ranks
 from bigtrain.checkpoint.manifest import (
     COMMITTED,
     LARGEST,
@@ -23,6 +23,7 @@ from bigtrain.checkpoint.storage import Reader, Storage
 from bigtrain.checkpoint.tensor_file import checksum_of
 
 _HASHING_THREADS = 2
+_PROBLEMS_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -101,29 +102,64 @@ def verify(
         others_elsewhere: a missing file is not a problem: in a local tier each node has only its own files.
         ranks: these share the reading; the result is the same on all.
     """
-    try:
-        files = checkpoint.manifest.files
-        names = list(files)[ranks.rank :: ranks.world_size]
-        if others_elsewhere:
-            names = [name for name in names if (checkpoint.path / name).exists()]
-        found = problems_of(checkpoint, files, names, contents)
-    except (BigtrainError, OSError) as error:
-        found = [str(error)]
-    return merged(ranks.broadcast(gather(ranks, found)))
+    manifest, problems = read_manifest(checkpoint, ranks)
+    if problems:
+        return problems
+    return verify_files(checkpoint, manifest, contents=contents, others_elsewhere=others_elsewhere, ranks=ranks)
 
 
-def problems_of(
-    checkpoint: Checkpoint, files: dict[str, FileChecksum], names: Collection[str], contents: bool
+def read_manifest(checkpoint: Checkpoint, ranks: Ranks) -> tuple[CheckpointManifest | None, list[str]]:
+    """Its manifest, on rank 0 alone: it names every file. And on every rank why it cannot be read."""
+    manifest, problems = None, []
+    if ranks.rank == 0:
+        try:
+            manifest = checkpoint.manifest
+        except (BigtrainError, OSError) as error:
+            problems = [str(error)]
+    return manifest, ranks.broadcast(problems)
+
+
+def verify_files(
+    checkpoint: Checkpoint,
+    manifest: CheckpointManifest | None,
+    *,
+    contents: bool = True,
+    others_elsewhere: bool = False,
+    ranks: Ranks,
 ) -> list[str]:
+    """The problems of the files of a checkpoint. Rank 0 gives each rank its part of the names.
+
+    Args:
+        manifest: on rank 0, as `read_manifest` returns it.
+        contents, others_elsewhere, ranks: see `verify`.
+    """
+    files = list(manifest.files.items()) if manifest is not None else []
+    own = ranks.scatter([files[rank :: ranks.world_size] for rank in range(ranks.world_size)] if manifest else None)
+    try:
+        if others_elsewhere:
+            own = [(name, checksum) for name, checksum in own if (checkpoint.path / name).exists()]
+        found = problems_of(checkpoint, own, contents)
+    except OSError as error:
+        found = [str(error)]
+    return all_problems(ranks, found)
+
+
+def problems_of(checkpoint: Checkpoint, files: Collection[tuple[str, FileChecksum]], contents: bool) -> list[str]:
     """The problems of some files of a checkpoint, as this process sees them."""
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing and reading overlap
-        found = threads.map(lambda name: _problem(checkpoint, name, files[name], contents), names)
+        found = threads.map(lambda file: _problem(checkpoint, file[0], file[1], contents), files)
         return [problem for problem in found if problem]
 
 
-def merged(problems: list[list[str]]) -> list[str]:
-    """The problems of all ranks, each once."""
-    return list(dict.fromkeys(problem for of_rank in problems for problem in of_rank))
+def all_problems(ranks: Ranks, problems: list[str]) -> list[str]:
+    """The problems that the ranks have found, each once, on every rank; of very many the first, and a count."""
+
+    def merged(lower: tuple[list[str], int], higher: tuple[list[str], int]) -> tuple[list[str], int]:
+        each = list(dict.fromkeys(lower[0] + higher[0]))
+        return each[:_PROBLEMS_SHOWN], lower[1] + higher[1] + len(each[_PROBLEMS_SHOWN:])
+
+    shown, others = ranks.broadcast(ranks.reduce((problems, 0), merged))
+    return [*shown, f"and {others:,} more problems"] if others else list(shown)
 
 
 def _problem(checkpoint: Checkpoint, name: str, checksum: FileChecksum, contents: bool) -> str | None:

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xxhash
 
-from bigtrain.base import Ranks, __version__, collectively, reached
+from bigtrain.base import Ranks, __version__, collectively, gather, reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
-from bigtrain.checkpoint.fragment import Fragment
+from bigtrain.checkpoint.contents import Contents
 from bigtrain.checkpoint.manifest import CheckpointManifest, Cursor, FileChecksum
 from bigtrain.checkpoint.storage import Storage
-
-
-@dataclass
-class Contents:
-    """What some ranks, which follow each other, report about their parts of the state."""
-
-    shapes: dict[str, list[int]]
-    """Shapes of the whole parameters of which they have a part."""
-    kinds: set[str]
-    partner: str
-    """Of one rank: a hash that is equal on ranks which hold the same pieces and each save a part of them. Empty for a
-    rank that shares no piece."""
-    files: list[tuple[str, FileChecksum, str]] = field(default_factory=list)
-    """What they have written, in rank order: the name of the file, its checksum and the rank's partner."""
-
-    @classmethod
-    def of(cls, fragments: Sequence[Fragment]) -> Contents:
-        """The report for all fragments that a rank holds, before they are divided among its partners."""
-        held = [(f.name, f.kind, f.offset, f.shard, f.data.numel()) for f in fragments if f.holders > 1]
-        return cls(
-            {fragment.name: list(fragment.shape) for fragment in fragments},
-            {fragment.kind for fragment in fragments},
-            xxhash.xxh3_64_hexdigest(repr(sorted(held, key=repr)).encode()) if held else "",
-        )
-
-    def in_file(self, name: str, checksum: FileChecksum) -> Contents:
-        """The same, once this rank has written its file."""
-        return replace(self, files=[(name, checksum, self.partner)])
-
-    def merged(self, higher: Contents) -> Contents:
-        """Together with those of the ranks that follow."""
-        self.shapes |= higher.shapes
-        self.kinds |= higher.kinds
-        self.files += higher.files
-        return self
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,8 @@ def commit(
         written = ranks.reduce(collectively(ranks, failed, write), Contents.merged)
         manifest = _manifest(about, written).to_json().encode() if written else b""
         if of_nodes:
-            manifest = ranks.broadcast(manifest)
+            leaders = gather(ranks, leads)
+            manifest = ranks.scatter([manifest if leader else b"" for leader in leaders] if leaders else None)
         collectively(ranks, failed, publish)
     except Exception:
         if leads:
@@ -128,6 +93,7 @@ def _manifest(about: About, written: Contents) -> CheckpointManifest:
         kinds=sorted(written.kinds),
         tensors=dict(sorted(written.shapes.items())),
         files={name: checksum for name, checksum, _ in written.files},
+        pieces=written.division.records(),
         layout=about.layout,
         partners={name: partner for name, _, partner in written.files if partner},
         state=dict(about.state),

@@ -9,7 +9,7 @@ import torch
 
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.compatibility import changes_since
-from bigtrain.checkpoint.load import Tensors
+from bigtrain.checkpoint.tensors import Tensors
 
 _BLOCK = 1 << 24
 

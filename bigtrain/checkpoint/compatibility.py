@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint.manifest import CheckpointManifest
+from bigtrain.checkpoint.manifest import CheckpointSummary
 from bigtrain.config import FAMILIES, find, general
 
 
@@ -19,7 +19,7 @@ class Change(NamedTuple):
 
 
 def check_compatible(
-    manifest: CheckpointManifest, mathematics: Mapping[str, Any], allowed: Sequence[str] = ()
+    summary: CheckpointSummary, mathematics: Mapping[str, Any], allowed: Sequence[str] = ()
 ) -> list[Change]:
     """Refuse to continue a checkpoint with other mathematics, unless the keys that differ are allowed to change.
 
@@ -33,11 +33,11 @@ def check_compatible(
     Raises:
         BigtrainError: names every other key that differs, with both values.
     """
-    changes = changes_since(manifest.mathematics, mathematics)
+    changes = changes_since(summary.mathematics, mathematics)
     if refused := [change for change in changes if not is_allowed(change.key, allowed)]:
         keys = ", ".join([*allowed, *(change.key for change in refused)])
         raise BigtrainError(
-            f"settings that change the result differ from those of the checkpoint of step {manifest.cursor.step}",
+            f"settings that change the result differ from those of the checkpoint of step {summary.cursor.step}",
             found=", ".join(f"{change.key}: {change.now}" for change in refused),
             wanted=", ".join(f"{change.key}: {change.then}" for change in refused),
             fix="restore these values, or start another run in a new run_dir; or allow the change: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
@@ -58,8 +58,21 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class CheckpointManifest:
-    """Everything about a checkpoint except the tensors."""
+class TensorPieces:
+    """Which files hold which pieces of some tensors, all of which are divided in the same way."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kinds: list[str]
+    tensors: list[str]
+    """Names of parameters."""
+    runs: str
+    """Runs of files, in numbers with commas, with spaces between them: see `bigtrain.checkpoint.division.Run`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSummary:
+    """What every rank may know of a checkpoint: it does not grow with the number of files."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -76,22 +89,38 @@ class CheckpointManifest:
     """The kinds of state of each parameter: `master`, `exp_avg`, ..."""
     tensors: dict[str, list[Natural]]
     """The shape of each parameter."""
-    files: dict[str, FileChecksum]
-    """Size and hash of each file beside the manifest, in rank order."""
     layout: str = ""
     """Identifies which rank owns which state. With an equal layout, a rank finds its own state in its own file."""
-    partners: dict[str, str] = field(default_factory=dict)
-    """For each file of a rank that shares pieces with others: a value. Files with equal values hold all of the
-    pieces."""
     state: dict[str, Any] = field(default_factory=dict)
     """JSON values that the run needs again, such as the W&B run id. See `bigtrain.rundir.run_state`."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """When it was written, for people. The step gives the order, never a clock."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointManifest(CheckpointSummary):
+    """Everything about a checkpoint except the tensors. It names every file, so only rank 0 of a job reads it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    files: dict[str, FileChecksum]
+    """Size and hash of each file beside the manifest, in rank order."""
+    partners: dict[str, str] = field(default_factory=dict)
+    """For each file of a rank that shares pieces with others: a value. Files with equal values hold all of the
+    pieces."""
+    pieces: list[TensorPieces] | None = None
+    """Which files hold which pieces. None where an earlier version wrote it: then only the headers say it."""
+
+    @property
+    def summary(self) -> CheckpointSummary:
+        """The part that every rank may know."""
+        return CheckpointSummary(**{each.name: getattr(self, each.name) for each in fields(CheckpointSummary)})
+
     def to_json(self) -> str:
         """The text of manifest.json. The field `digest` is a hash over all others."""
-        fields = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**fields, "digest": _digest(fields, MANIFEST)}, indent=1, sort_keys=True)
+        # Not by `asdict`, which copies every value: there may be tens of thousands of files.
+        values = {"format": FORMAT, **vars(self)}
+        return json.dumps({**values, "digest": _digest(values, MANIFEST)}, indent=1, sort_keys=True, default=vars)
 
 
 def parse_manifest(path: str, text: bytes) -> CheckpointManifest:
@@ -100,35 +129,35 @@ def parse_manifest(path: str, text: bytes) -> CheckpointManifest:
     Raises:
         BigtrainError: it is damaged, of a later version, or has a path in place of the name of a file.
     """
-    fields = parse_json(text, path)
-    if not isinstance(fields, dict):
-        raise BigtrainError(f"{path} cannot be read", found=f"a JSON {type(fields).__name__}", wanted="a JSON object")
-    digest, fields = fields.get("digest"), {name: value for name, value in fields.items() if name != "digest"}
-    found = fields.get("format")
+    values = parse_json(text, path)
+    if not isinstance(values, dict):
+        raise BigtrainError(f"{path} cannot be read", found=f"a JSON {type(values).__name__}", wanted="a JSON object")
+    digest, values = values.get("digest"), {name: value for name, value in values.items() if name != "digest"}
+    found = values.get("format")
     if found != FORMAT or isinstance(found, bool):
-        raise BigtrainError(f"{path} is of another format", found=repr(found)[:100], wanted=FORMAT, fix=_fix(fields))
-    if digest != (actual := _digest(fields, path)):
+        raise BigtrainError(f"{path} is of another format", found=repr(found)[:100], wanted=FORMAT, fix=_fix(values))
+    if digest != (actual := _digest(values, path)):
         raise BigtrainError(f"{path} is damaged", found=f"digest {actual}", wanted=repr(digest)[:100])
     try:
         manifest = as_record(
-            CheckpointManifest, {name: value for name, value in fields.items() if name != "format"}, path
+            CheckpointManifest, {name: value for name, value in values.items() if name != "format"}, path
         )
     except BigtrainError as error:  # its digest is right, so another version wrote it
-        raise BigtrainError(error.what, found=error.found, wanted=error.wanted, fix=_fix(fields)) from None
+        raise BigtrainError(error.what, found=error.found, wanted=error.wanted, fix=_fix(values)) from None
     for name in manifest.files:
         bare_name(name, path)
     return manifest
 
 
-def _fix(fields: dict[str, Any]) -> str:
-    versions = fields.get("versions")
+def _fix(values: dict[str, Any]) -> str:
+    versions = values.get("versions")
     writer = versions.get("bigtrain") if isinstance(versions, dict) else None
     version = f"bigtrain {writer[:50]}" if isinstance(writer, str) else "the version of bigtrain"
     return f"use {version}, which wrote it, or an older checkpoint"
 
 
-def _digest(fields: dict[str, Any], path: str) -> str:
+def _digest(values: dict[str, Any], path: str) -> str:
     try:
-        return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+        return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True, default=vars).encode())
     except RecursionError:
         raise BigtrainError(f"{path} cannot be read", found="JSON that is nested too deeply") from None

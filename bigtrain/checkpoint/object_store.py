@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from bigtrain.base import BigtrainError, reached
@@ -33,6 +33,9 @@ _REQUEST_SECONDS = 60.0
 _PART = 1 << 25
 _REQUESTS = 16
 """Number of requests at the same time."""
+_KEYS = 1000
+"""Objects in one request to remove them: the most that S3 takes."""
+_PATTERN = re.compile(r"[*?\[]")
 _NO_BUCKET = ("bucket does not exist", "NoSuchBucket", "container does not exist", "ContainerNotFound")
 """How object stores say that the bucket itself is missing, and not only an object in it."""
 _NEVER = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
@@ -171,8 +174,24 @@ class ObjectStore:
                 self._persist("remove", manifest, lambda: self._files.rm_file(manifest))
                 there.remove(manifest)
         expired = [path for path in there if path.rpartition("/")[2] not in named]
-        with ThreadPoolExecutor(_REQUESTS) as threads:
-            list(threads.map(lambda path: self._persist("remove", path, partial(self._files.rm_file, path)), expired))
+        if expired:
+            self._persist("remove", root, lambda: self._remove(root, set(expired)))
+
+    def _remove(self, root: str, expired: set[str]) -> None:
+        """Remove objects, many with one request where the store can do that."""
+        if _PATTERN.search(root):  # fsspec would take the names for patterns, which may fit other objects too
+            with ThreadPoolExecutor(_REQUESTS) as threads:
+                list(threads.map(self._files.rm_file, self._there(root, expired)))
+        else:
+            there = self._there(root, expired)
+            for start in range(0, len(there), _KEYS):
+                self._files.rm(there[start : start + _KEYS])
+        # One answer for many objects may be a success for some of them only, and fsspec does not look.
+        if left := self._there(root, expired):
+            raise OSError(f"{len(left):,} of {len(expired):,} objects are still there")
+
+    def _there(self, root: str, paths: set[str]) -> list[str]:
+        return sorted(paths & {str(path) for path in self._files.find(root)})
 
     def _prefixes(self) -> list[int]:
         def attempt() -> list[str]:

@@ -21,7 +21,8 @@ import torch
 
 from bigtrain.base import BigtrainError, Ranks, cause_of, collectively, reached
 from bigtrain.checkpoint.checkpoint import Checkpoint
-from bigtrain.checkpoint.commit import About, Contents, commit
+from bigtrain.checkpoint.commit import About, commit
+from bigtrain.checkpoint.contents import Contents
 from bigtrain.checkpoint.fragment import Fragment
 from bigtrain.checkpoint.manifest import Cursor
 from bigtrain.checkpoint.retention import prune
@@ -160,7 +161,8 @@ class Saver:
         self._image.fill(_own(fragments), rng)
         reached("save.copied")
         stall = time.perf_counter() - started
-        about, contents = About(cursor, mathematics, zero_stage, state, self._layout), Contents.of(fragments)
+        about = About(cursor, mathematics, zero_stage, state, self._layout)
+        contents = Contents.of(fragments, self._ranks.rank)
         storages = self._storages(cursor.step, last)
 
         def work() -> None:

@@ -7,9 +7,9 @@ folder on a disk of each node:
   rename per node commits, once the files of all ranks are durable. The first save after a start, each
   `durable_every`-th after it, and the last one of a run also go to the durable tier. So the durable tier never lags by
   more than `durable_every` saves, however often the run starts again.
-- Nodes do not see each other's disks. A step can be read from the local tier when every rank finds the same manifest
-  there, and all files that it may need. With the same world size, engine and optimizer these are its own file and those
-  of ranks with which it shares pieces; otherwise they are all files.
+- Nodes do not see each other's disks. A step can be read from the local tier when every rank finds a manifest of the
+  same digest there, and all files that it may need, by the manifest that rank 0 has read. With the same world size,
+  engine and optimizer these are its own file and those of ranks with which it shares pieces; otherwise they are all.
 - The newest checkpoint follows from the step numbers and the hashes in both tiers, at every search. At the same step
   the local tier comes first. No pointer and no clock is used.
 - The local tier keeps the newest two checkpoints. It is a cache: its loss costs time, never a run.
@@ -17,19 +17,35 @@ folder on a disk of each node:
 
 from __future__ import annotations
 
+import os
+import re
 import uuid
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-from bigtrain.base import ALONE, BigtrainError, Ranks, check_writable, collected, collectively, gather
-from bigtrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, merged, problems_of, verify
+from bigtrain.base import ALONE, Ranks, check_writable, collectively
+from bigtrain.checkpoint.checkpoint import (
+    Checkpoint,
+    all_problems,
+    list_checkpoints,
+    problems_of,
+    read_manifest,
+    verify_files,
+)
 from bigtrain.checkpoint.folder import Folder
-from bigtrain.checkpoint.manifest import CheckpointManifest
+from bigtrain.checkpoint.manifest import MANIFEST, CheckpointManifest, CheckpointSummary, FileChecksum
 from bigtrain.checkpoint.open_storage import storage_at
 from bigtrain.checkpoint.storage import Storage
 from bigtrain.config import CheckpointSettings, refuse_masked
+
+_MANIFEST_HEAD = 1 << 14
+"""Bytes of a manifest in which its digest is: only `created` and `cursor` are before it."""
+_DIGEST = re.compile(rb'"digest": "([0-9a-f]{32})"')
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,8 @@ class Search:
     elsewhere: list[Rejected]
     """Newer local copies that these ranks cannot read: a node has lost or never committed them, or they have another
     layout. This is not an error of the run."""
+    summary: CheckpointSummary | None = None
+    """What the manifest of `newest` says, without its files."""
 
 
 def newest_verified(
@@ -103,60 +121,139 @@ def newest_verified(
     """
     local, failed = tiers.local, f"{tiers.durable} cannot be read"
     durable = ranks.broadcast(collectively(ranks, failed, lambda: tiers.durable.steps() if ranks.rank == 0 else []))
-    here = ranks.broadcast(collected(ranks, f"{local} cannot be read", lambda: _local_manifests(local)))
+    copies = _local_copies(local, ranks) if local is not None else {}
     rejected: list[Rejected] = []
     elsewhere: list[Rejected] = []
-    for step in sorted({*durable, *(step for of_rank in here for step in of_rank)}, reverse=True):
+    for step in sorted({*durable, *copies}, reverse=True):
         if before is not None and step >= before:
             continue
-        if local is not None and any(step in of_rank for of_rank in here):
+        if local is not None and step in copies:
             copy = Checkpoint(step, local)
-            missing = _why_not_here(copy, [of_rank.get(step) for of_rank in here], layout, ranks)
-            if missing:
+            manifest, missing = read_manifest(copy, ranks) if not copies[step] else (None, [copies[step]])
+            if missing or (missing := _why_not_here(copy, manifest, layout, ranks)):
                 elsewhere.append(Rejected(copy, missing))
-            elif problems := verify(copy, ranks=ranks):
+            elif problems := verify_files(copy, manifest, ranks=ranks):
                 rejected.append(Rejected(copy, problems))
             else:
-                return Search(copy, rejected, elsewhere)
+                return Search(copy, rejected, elsewhere, ranks.broadcast(manifest and manifest.summary))
         if step in durable:
             checkpoint = Checkpoint(step, tiers.durable)
-            if not (problems := verify(checkpoint, ranks=ranks)):
-                return Search(checkpoint, rejected, elsewhere)
+            manifest, problems = read_manifest(checkpoint, ranks)
+            if not problems and not (problems := verify_files(checkpoint, manifest, ranks=ranks)):
+                return Search(checkpoint, rejected, elsewhere, ranks.broadcast(manifest and manifest.summary))
             rejected.append(Rejected(checkpoint, problems))
     return Search(None, rejected, elsewhere)
 
 
-def _local_manifests(local: Folder | None) -> dict[int, str]:
-    """The steps in the local tier of this node, and a hash of each one's manifest."""
+@dataclass
+class _Copies:
+    """The local copies of a step that some ranks, which follow each other, see."""
+
+    attempts: set[str]
+    """Digests of their manifests, of which two are enough to show that there is not one."""
+    lacking: int
+    """How many of the ranks see none."""
+    lowest: int | None
+    """The lowest of these."""
+
+    @classmethod
+    def none(cls, first: int, ranks: int) -> _Copies:
+        """Of ranks that see no copy."""
+        return cls(set(), ranks, first)
+
+    def merged(self, higher: _Copies) -> _Copies:
+        """Together with those of the ranks that follow."""
+        lowest = self.lowest if self.lowest is not None else higher.lowest
+        return _Copies(set(sorted(self.attempts | higher.attempts)[:2]), self.lacking + higher.lacking, lowest)
+
+    def problem(self) -> str:
+        """Why not all ranks have the same copy; empty if they do."""
+        if self.lowest is not None:
+            return f"{_nodes(self.lowest, self.lacking)} no copy of it"
+        return "the nodes hold copies of different attempts" if len(self.attempts) > 1 else ""
+
+
+def _nodes(lowest: int, count: int) -> str:
+    """The nodes of some ranks, as the subject of a sentence."""
+    others = f" and {count - 1:,} more rank{'s' * (count > 2)}" if count > 1 else ""
+    return f"the node of rank {lowest}{others} {'have' if others else 'has'}"
+
+
+def _local_copies(local: Folder, ranks: Ranks) -> dict[int, str]:
+    """The steps in the local tier of any node, each with why not all ranks have the same copy; empty if they do."""
+    seen = collectively(ranks, f"{local} cannot be read", lambda: _attempts(local))
+    own = (ranks.rank, 1, {step: _Copies({attempt}, 0, None) for step, attempt in seen.items()})
+    of_all = ranks.reduce(own, _merged_copies)
+    copies: dict[int, str] = ranks.broadcast(of_all and {step: found.problem() for step, found in of_all[2].items()})
+    return copies
+
+
+def _merged_copies(
+    lower: tuple[int, int, dict[int, _Copies]], higher: tuple[int, int, dict[int, _Copies]]
+) -> tuple[int, int, dict[int, _Copies]]:
+    """The copies of ranks that follow each other: the first of them, their number, and the copies by step."""
+
+    def of(step: int, some: tuple[int, int, dict[int, _Copies]]) -> _Copies:
+        return some[2].get(step) or _Copies.none(some[0], some[1])
+
+    steps = lower[2].keys() | higher[2].keys()
+    return lower[0], lower[1] + higher[1], {step: of(step, lower).merged(of(step, higher)) for step in steps}
+
+
+def _attempts(local: Folder) -> dict[int, str]:
+    """The steps in the local tier of this node, and the digest that each one's manifest states.
+
+    Only the manifest of rank 0 is read whole, and the files are checked against it.
+    """
     found = {}
-    for checkpoint in list_checkpoints(local) if local is not None else []:
-        try:
-            found[checkpoint.step] = xxhash.xxh3_128_hexdigest(checkpoint.manifest.to_json().encode())
-        except BigtrainError:
-            continue  # a damaged local copy is not used; the durable one has to be whole
+    for checkpoint in list_checkpoints(local):
+        with suppress(OSError):  # it is as good as none; the durable one has to be whole
+            with checkpoint.open(MANIFEST) as reader:
+                head = bytearray(min(reader.size, _MANIFEST_HEAD))
+                reader.read_into(0, memoryview(head))
+            if stated := _DIGEST.search(head):
+                found[checkpoint.step] = stated[1].decode()
     return found
 
 
-def _why_not_here(copy: Checkpoint, digests: list[str | None], layout: str, ranks: Ranks) -> list[str]:
-    """Why not all ranks can read a local copy, the same list on every rank; empty if they can."""
-    if None in digests:
-        lacking = [str(rank) for rank, digest in enumerate(digests) if digest is None]
-        return [f"the node of rank {', '.join(lacking)} has no copy of it"]
-    if len(set(digests)) > 1:
-        return ["the nodes hold copies of different attempts"]
-    manifest = copy.manifest
-    problems = problems_of(copy, manifest.files, _needed(manifest, layout, ranks), contents=False)
-    return merged(ranks.broadcast(gather(ranks, problems)))
+def _why_not_here(copy: Checkpoint, manifest: CheckpointManifest | None, layout: str, ranks: Ranks) -> list[str]:
+    """Why not all ranks can read a local copy, the same list on every rank; empty if they can.
+
+    Args:
+        manifest: of the copy, on rank 0.
+    """
+    needed = ranks.scatter(_needed(manifest, layout, ranks.world_size) if manifest is not None else None)
+    if isinstance(needed, list):
+        return all_problems(ranks, problems_of(copy, needed, contents=False))
+    lacks = (ranks.rank, 1) if _listing(copy) != needed else None
+    found = ranks.broadcast(ranks.reduce(lacks, lambda a, b: (a[0], a[1] + b[1]) if a and b else a or b))
+    return [f"{_nodes(*found)} not all files of it, which ranks of another layout need"] if found else []
 
 
-def _needed(manifest: CheckpointManifest, layout: str, ranks: Ranks) -> list[str]:
-    """The files that hold everything that this rank may need."""
-    names = list(manifest.files)
-    if not layout or layout != manifest.layout:
-        return names
-    own = names[ranks.rank]
-    partner = manifest.partners.get(own)
-    return [name for name in names if name == own or (partner and manifest.partners.get(name) == partner)]
+def _needed(manifest: CheckpointManifest, layout: str, ranks: int) -> list[list[tuple[str, FileChecksum]] | str]:
+    """For each rank the files that hold everything that it may need; where these are all files, a hash of them."""
+    files = list(manifest.files.items())
+    if not layout or layout != manifest.layout or len(files) != ranks:
+        return [_hash_of((name, checksum.size) for name, checksum in files)] * ranks
+    partners: defaultdict[str, list[tuple[str, FileChecksum]]] = defaultdict(list)
+    for name, checksum in files:
+        partners[manifest.partners.get(name) or name].append((name, checksum))
+    if len(partners) == 1 < ranks:
+        return [_hash_of((name, checksum.size) for name, checksum in files)] * ranks
+    return [partners[manifest.partners.get(name) or name] for name, _ in files]
+
+
+def _listing(copy: Checkpoint) -> str:
+    """The hash of the names and sizes of all files of a copy that this node has."""
+    try:
+        with os.scandir(copy.path) as entries:
+            return _hash_of((entry.name, entry.stat().st_size) for entry in entries if entry.name != MANIFEST)
+    except OSError as error:
+        return str(error)
+
+
+def _hash_of(files: Iterable[tuple[str, int]]) -> str:
+    return xxhash.xxh3_128_hexdigest(repr(sorted(files)).encode())
 
 
 def leads_here(folder: Folder, ranks: Ranks) -> bool:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,6 @@ _KEY = re.compile(
 class StoredPiece:
     """A fragment in a file."""
 
-    file: str
     name: str
     kind: str
     region: Region
@@ -180,19 +179,23 @@ def read_header(reader: Reader) -> bytes:
     return _read(reader, 0, length)
 
 
-def stored_pieces(file: str, head: bytes, size: int, shapes: Mapping[str, Sequence[int]]) -> Iterator[StoredPiece]:
+def stored_pieces(
+    file: str, head: bytes, size: int, shapes: Mapping[str, Sequence[int]], kinds: Collection[str] | None = None
+) -> Iterator[StoredPiece]:
     """The pieces in a file, from its header alone, without random state. Each lies inside its parameter and the file.
 
     Args:
         head: what `read_header` returned.
         size: bytes of the file.
         shapes: of the whole parameters.
+        kinds: pieces of other kinds are not looked at. None: all are.
 
     Raises:
         BigtrainError: the header is not one that bigtrain writes.
     """
     for key, (begin, end, entry) in _entries(file, head, size).items():
-        if key.startswith(f"{RNG}/"):
+        kind = key.partition("/")[0]
+        if kind == RNG or (kinds is not None and kind not in kinds):
             continue
         parts = _KEY.fullmatch(key)
         length = (end - begin) // 4
@@ -214,7 +217,7 @@ def stored_pieces(file: str, head: bytes, size: int, shapes: Mapping[str, Sequen
         if int(parts["offset"]) + length > math.prod(own):
             raise _damaged(file, key, f"a piece inside a parameter of shape {list(shape)}")
         region = region_of(shape, shard, int(parts["offset"]), length)
-        yield StoredPiece(file, parts["name"], parts["kind"], region, len(head) + begin)
+        yield StoredPiece(parts["name"], parts["kind"], region, len(head) + begin)
 
 
 def _entries(file: object, head: bytes, size: int) -> dict[str, tuple[int, int, dict[str, Any]]]:

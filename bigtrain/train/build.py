@@ -173,8 +173,8 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
     """Put the engine at the step of the checkpoint; returns the state of the run at that step."""
     reached("load")
     loaded = load(checkpoint, engine.fragments(), ranks=topology)
-    state = RunState.of(loaded.manifest.state)
-    engine.restore(loaded.manifest.cursor.optimizer_steps, state.loss_scaler)
+    state = RunState.of(loaded.summary.state)
+    engine.restore(loaded.summary.cursor.optimizer_steps, state.loss_scaler)
     if loaded.rng is not None:
         engine.set_rng_state(loaded.rng)
     cast(Decoder, engine.module).set_router_moves(state.router_moves)

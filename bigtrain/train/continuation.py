@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Change, CheckpointManifest, Search, check_compatible
+from bigtrain.checkpoint import Change, CheckpointSummary, Search, check_compatible
 from bigtrain.config import Settings, mathematics
 from bigtrain.data import Plan
 from bigtrain.rundir import Decision, Event, RunDirectory, RunState, read_events
@@ -31,11 +31,10 @@ def check_continuation(
         BigtrainError: the settings would change the mathematics; or committed checkpoints are missing or damaged. The
             run never starts at step 0 again by itself.
     """
-    if search.newest is not None:
-        manifest = search.newest.manifest
-        changes = check_compatible(manifest, mathematics(settings), settings.checkpoint.allow_change)
-        check_length(manifest, settings)
-        check_plan(manifest, plan)
+    if search.summary is not None:
+        changes = check_compatible(search.summary, mathematics(settings), settings.checkpoint.allow_change)
+        check_length(search.summary, settings)
+        check_plan(search.summary, plan)
         return changes
     commits = standing_commits(read_events(directory.events), decisions)
     if commits or search.rejected:
@@ -68,31 +67,31 @@ def standing_commits(events: Iterable[Mapping[str, Any]], decisions: Sequence[De
     return [step for step in steps if all(step < limit for limit in left_over)]
 
 
-def check_length(manifest: CheckpointManifest, settings: Settings) -> None:
+def check_length(summary: CheckpointSummary, settings: Settings) -> None:
     """Refuse a schedule that would have ended before the checkpoint.
 
     Raises:
         BigtrainError: names both steps.
     """
-    if settings.total_steps < manifest.cursor.step:
+    if settings.total_steps < summary.cursor.step:
         raise BigtrainError(
             "the schedule would end before the step that the run has come to",
             found=f"train.steps {settings.total_steps}",
-            wanted=f"at least {manifest.cursor.step}, the step of the newest checkpoint",
+            wanted=f"at least {summary.cursor.step}, the step of the newest checkpoint",
             fix="raise train.steps, or use the checkpoint of an earlier step in a new run_dir",
         )
 
 
-def check_plan(manifest: CheckpointManifest, plan: Plan) -> None:
+def check_plan(summary: CheckpointSummary, plan: Plan) -> None:
     """Refuse another order of samples that the run has trained on. Later samples may change.
 
     Raises:
         BigtrainError: names the first different sample, and the parts of the plan that differ.
     """
-    cursor = manifest.cursor
+    cursor = summary.cursor
     if plan.plan_id == cursor.plan_id:
         return
-    described = RunState.of(manifest.state).plan
+    described = RunState.of(summary.state).plan
     if described.get("format") != plan.describe()["format"]:
         raise BigtrainError(
             "the checkpoint was written by a version of bigtrain that ordered its data in another way",

@@ -144,15 +144,15 @@ def _is_local_commit(event: Mapping[str, Any]) -> bool:
 
 def _record_another_plan(run: TrainingRun, search: Search) -> None:
     """Record that what lies ahead of the run is no longer what it was planned to be."""
-    assert search.newest is not None
-    manifest, plan = search.newest.manifest, run.data.plan
-    if manifest.cursor.plan_id == plan.plan_id:
+    assert search.summary is not None
+    summary, plan = search.summary, run.data.plan
+    if summary.cursor.plan_id == plan.plan_id:
         return
-    before = Plan.from_json(RunState.of(manifest.state).plan)
+    before = Plan.from_json(RunState.of(summary.state).plan)
     sample, parts = plan.first_difference(before), plan.parts_unlike(before)
     step = None if sample is None else plan.batches.step_of(sample)
     skips = [skip.model_dump(mode="json", exclude_none=True) for skip in run.settings.data.skip]
-    run.recorder.note(PlanEvent(manifest.cursor.plan_id, plan.plan_id, parts, step, skips), run.step)
+    run.recorder.note(PlanEvent(summary.cursor.plan_id, plan.plan_id, parts, step, skips), run.step)
     since = "which moves no batch" if step is None else f"from step {step:,} on"
     logger.info(f"step {run.step}  the data plan has changed in {', '.join(parts)}, {since}")
 

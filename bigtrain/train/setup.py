@@ -173,7 +173,7 @@ def find_start(opened: OpenedData, joined: JoinedRanks) -> StartPoint:
     search = newest_verified(tiers, ranks=topology, layout=layout)
     joined.heartbeat.beat()
     changes = on_first_rank(topology, lambda: check_continuation(directory, search, settings, data.plan, decisions))
-    first_sample = search.newest.manifest.cursor.consumed_samples if search.newest else 0
+    first_sample = search.summary.cursor.consumed_samples if search.summary else 0
     loader = open_loader(data, first_sample, settings.train.micro_batch_size, topology)
     joined.phases.end("checkpoint search")
     return StartPoint(tiers, layout, search, changes, loader)

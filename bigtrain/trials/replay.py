@@ -196,11 +196,10 @@ def course_of(directory: RunDirectory, step: int, *, skipped: bool) -> tuple[Set
 
 def changes_before(search: Search, settings: Settings, data: RunData) -> list[Change]:
     """The changes of the settings since the checkpoint. Raises BigtrainError where the data changed."""
-    if search.newest is None:
+    if search.summary is None:
         return []
-    manifest = search.newest.manifest
-    check_plan(manifest, data.plan)
-    return changes_since(manifest.mathematics, mathematics(settings))
+    check_plan(search.summary, data.plan)
+    return changes_since(search.summary.mathematics, mathematics(settings))
 
 
 def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int) -> tuple[RankBatch, Vote]:

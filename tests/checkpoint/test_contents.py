@@ -57,16 +57,28 @@ def cuts(draw: st.DrawFn) -> tuple[int, dict[str, list[int]]]:
     return world_size, bounds
 
 
+def forget_pieces(checkpoint: Checkpoint) -> None:
+    """Make the manifest one of a version that did not write the pieces."""
+    path = checkpoint.path / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["pieces"], fields["digest"]
+    digest = xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+    path.write_text(json.dumps({**fields, "digest": digest}))
+    assert checkpoint.manifest.pieces is None
+
+
 @settings(max_examples=40, deadline=None)
-@given(then=cuts(), now=cuts(), seed=st.integers(0, 2**31))
+@given(then=cuts(), now=cuts(), seed=st.integers(0, 2**31), old=st.booleans())
 def test_any_cut_loads_into_any_other_bit_for_bit(
-    then: tuple[int, dict[str, list[int]]], now: tuple[int, dict[str, list[int]]], seed: int
+    then: tuple[int, dict[str, list[int]]], now: tuple[int, dict[str, list[int]]], seed: int, old: bool
 ) -> None:
     state = tensors(seed)
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
         saved = on_ranks(then[0], lambda ranks: save_fragments(run, 3, cut(state, then[1], ranks.rank), ranks))
         path = saved[0]
+        if old:
+            forget_pieces(path)
 
         def read(ranks: RankTree) -> list[Fragment]:
             own = cut({key: torch.zeros_like(value) for key, value in state.items()}, now[1], ranks.rank)
@@ -126,8 +138,10 @@ def divisions(draw: st.DrawFn) -> Division:
 
 
 @settings(max_examples=40, deadline=None)
-@given(then=divisions(), now=divisions())
-def test_any_tensor_parallel_division_loads_into_any_other_bit_for_bit(then: Division, now: Division) -> None:
+@given(then=divisions(), now=divisions(), old=st.booleans())
+def test_any_tensor_parallel_division_loads_into_any_other_bit_for_bit(
+    then: Division, now: Division, old: bool
+) -> None:
     state = {
         (name, kind): torch.randint(-(2**31), 2**31 - 1, shape).to(torch.int32).view(torch.float32)
         for name, shape in WIDE.items()
@@ -138,6 +152,8 @@ def test_any_tensor_parallel_division_loads_into_any_other_bit_for_bit(then: Div
         ranks = then.tensor * then.data
         saved = on_ranks(ranks, lambda ranks: save_fragments(run, 3, then.of(ranks.rank, state), ranks))
         assert isinstance(saved[0], Checkpoint), saved[0]
+        if old:
+            forget_pieces(saved[0])
 
         def read(ranks: RankTree) -> list[Fragment]:
             own = now.of(ranks.rank, {key: torch.zeros_like(value) for key, value in state.items()})
@@ -160,7 +176,7 @@ def test_a_large_comb_is_read_in_blocks_of_bounded_size(tmp_path: Path, monkeypa
     whole = torch.arange(37 * 11, dtype=torch.float32).view(37, 11)
     saved = save_fragments(tmp_path, 1, [Fragment("w", "master", (37, 11), 0, whole.view(-1))], ALONE)
     for block in (1, 30, 100):
-        monkeypatch.setattr(sys.modules["bigtrain.checkpoint.load"], "_BLOCK", block)
+        monkeypatch.setattr(sys.modules["bigtrain.checkpoint.filling"], "_BLOCK", block)
         own = Fragment("w", "master", (37, 11), 5, torch.zeros(37 * 4 - 9), TensorShard(1, 3, 4))
         load(saved, [own], ranks=ALONE)
         assert torch.equal(own.data, whole[:, 3:7].reshape(-1)[5:-4])

@@ -16,11 +16,11 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint, StorageTiers, load_weights, newest_verified, verify
-from bigtrain.checkpoint.load import Tensors
-from tests.checkpoint.helpers import save_step, tensors
+from bigtrain.base import ALONE, BigtrainError, RankTree
+from bigtrain.checkpoint import Checkpoint, Fragment, StorageTiers, Tensors, load, load_weights, newest_verified, verify
+from tests.checkpoint.helpers import cut, even, same_bits, save_step, tensors
 from tests.hostile import mutate
+from tests.ranks import on_ranks
 from tests.refusals import assert_refused
 
 Header = dict[str, Any]
@@ -97,6 +97,63 @@ def test_any_change_with_right_hashes_is_harmless_or_one_message(
         assert_refused(refusal)
     else:
         assert found.step == 20
+
+
+def pieces_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    pieces: list[dict[str, Any]] = fields["pieces"]
+    return pieces
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(choose=st.randoms(use_true_random=False), in_header=st.booleans())
+def test_any_change_to_the_pieces_loads_the_right_bits_or_is_one_message(
+    good: Path, scratch: Path, choose: random.Random, in_header: bool
+) -> None:
+    """What the manifest says of the files is proven by their headers, before the fragments count."""
+    folder = restored(good, scratch)
+    if in_header:
+        with_header(sorted(folder.glob("*.safetensors"))[0], lambda header: mutate(header, choose))
+        sealed(folder)
+    else:
+        sealed(folder, lambda fields: mutate(pieces_of(fields), choose))
+
+    def read(ranks: RankTree) -> list[Fragment]:
+        own = cut({key: torch.zeros_like(value) for key, value in tensors().items()}, even(3), ranks.rank)
+        load(Checkpoint.at(folder), own, ranks=ranks)
+        return own
+
+    for rank, found in enumerate(on_ranks(3, read)):
+        if isinstance(found, Exception):
+            assert_refused(found)
+            continue
+        wanted = cut(tensors(20), even(3), rank)
+        # A header may lie about where its bytes are, and hash right; it may not leave an element out.
+        assert in_header or all(same_bits(a.data, b.data) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (lambda runs: runs.replace("0,1,", "1,1,", 1), "does not hold all of"),
+        (lambda runs: "", "does not hold all of"),
+        (lambda runs: runs + " 0,1,0,1", "does not hold all of"),
+        (lambda runs: "7,1,0,1", "manifest.json is damaged"),
+    ],
+)
+def test_a_manifest_that_names_the_wrong_files_is_refused(
+    tmp_path: Path, runs: Callable[[str], str], message: str
+) -> None:
+    save_step(tmp_path, 10, seed=1)
+    folder = tmp_path / "checkpoints/step-00000010"
+
+    def change(fields: dict[str, Any]) -> None:
+        for each in pieces_of(fields):
+            each["runs"] = runs(each["runs"])
+
+    sealed(folder, change)
+    with pytest.raises(BigtrainError) as refusal:
+        load(Checkpoint.at(folder), cut(tensors(), even(1), 0), ranks=ALONE)
+    assert_refused(refusal, message)
 
 
 @pytest.mark.parametrize(

@@ -255,3 +255,41 @@ def test_the_manifest_names_the_files_of_its_attempt(tiers: StorageTiers, url: s
     files = json.loads(text)["files"]
     assert sorted(f"step-00000001/{name}" for name in files) == sorted(set(objects(server, url)) - {key})
     assert set(SHAPES) == set(json.loads(text)["tensors"]) and isinstance(tiers.durable, ObjectStore)
+
+
+def test_objects_are_removed_many_with_one_request(tiers: StorageTiers, proxy: Proxy) -> None:
+    """Removing a checkpoint takes a request for a thousand files, not one for each."""
+    for step in (1, 2):
+        save_step(tiers, step, world_size=8)
+    proxy.requests.clear()
+    assert [checkpoint.step for checkpoint in prune(tiers.durable, keep=1)] == [1]
+    assert len([path for path in proxy.requests if "delete" in path]) == 1
+    assert not any("state-" in path and "step-00000001" in path for path in proxy.requests)
+    assert tiers.durable.steps() == [2]
+
+
+def test_objects_that_a_store_did_not_remove_are_an_error(tiers: StorageTiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may answer well and still have kept some of the objects."""
+    import s3fs
+
+    async def kept(self: Any, paths: list[str], **options: Any) -> list[str]:
+        return []
+
+    for step in (1, 2):
+        save_step(tiers, step)
+    monkeypatch.setattr(stores, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_bulk_delete", kept)
+    with pytest.raises(BigtrainError, match="2 of 2 objects are still there"):
+        prune(tiers.durable, keep=1)
+    assert tiers.durable.steps() == [2]
+
+
+def test_a_prefix_that_looks_like_a_pattern_removes_nothing_else(url: str, server: S3Server, tmp_path: Path) -> None:
+    """The names of objects are never taken for patterns, which would fit the objects of another run."""
+    root = url.rpartition("/")[0]
+    other, own = (StorageTiers.of(tmp_path, CheckpointSettings(dir=f"{root}/{name}")) for name in ("run1", "run[1]"))
+    for tiers in (other, own):
+        for step in (1, 2):
+            save_step(tiers, step)
+    prune(own.durable, keep=1)
+    assert own.durable.steps() == [2] and len(objects(server, f"{root}/run1")) == 6

@@ -209,3 +209,32 @@ def test_runs_that_share_a_local_dir_do_not_meet(tmp_path: Path) -> None:
         saver.wait()
         assert [c.step for c in of_run.all()] == [1, 1]
     assert len(list((tmp_path / "scratch").iterdir())) == 2
+
+
+def test_many_nodes_without_a_copy_are_one_line(tmp_path: Path) -> None:
+    """The lowest rank and a count, however many nodes have lost their copy."""
+    save_steps(tmp_path, 1, world_size=12)
+    for node in range(3, 11):
+        shutil.rmtree(tmp_path / f"node-{node}")
+    (problem,) = search(tmp_path, world_size=12).elsewhere[0].problems
+    assert problem == "the node of rank 3 and 7 more ranks have no copy of it"
+
+
+def test_nodes_that_lack_files_of_the_others_are_one_line(tmp_path: Path) -> None:
+    """Where the layout is another, a node with only its own files says so, and not which ones it lacks."""
+    save_steps(tmp_path, 1, world_size=3)
+    (problem,) = search(tmp_path, world_size=3, layout="b").elsewhere[0].problems
+    assert problem == "the node of rank 0 and 2 more ranks have not all files of it, which ranks of another layout need"
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_damaged_manifest_of_a_node_does_no_harm(tmp_path: Path, node: int) -> None:
+    """Rank 0 reads its own and checks it; the others are compared by their digest, and files by their contents."""
+    save_steps(tmp_path, 1)
+    path = tmp_path / f"node-{node}/step-00000001/manifest.json"
+    path.write_text(path.read_text().replace('"zero_stage": 2', '"zero_stage": 3'))
+    found = search(tmp_path)
+    assert where(found) == ((1, "durable") if node == 0 else (1, "node-0"))
+    assert len(found.elsewhere) == (node == 0)
+    path.write_text("{")
+    assert where(search(tmp_path)) == (1, "durable")

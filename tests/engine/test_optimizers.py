@@ -16,8 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import StorageTiers, newest_verified
-from bigtrain.checkpoint.load import Tensors
+from bigtrain.checkpoint import StorageTiers, Tensors, newest_verified
 from bigtrain.engine.fragments import OwnedRange
 from bigtrain.engine.muon import Muon, _pieces
 from bigtrain.engine.muon_rounds import Held, Round, plan_rounds, share_out

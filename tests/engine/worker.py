@@ -49,10 +49,10 @@ def train_and_save(job: dict[str, Any]) -> dict[str, Any]:
 def resume(job: dict[str, Any]) -> dict[str, Any]:
     engine = new_engine(job)
     loaded = load(Checkpoint.at(job["from"]), engine.fragments(), ranks=topology)
-    engine.restore(loaded.manifest.cursor.optimizer_steps)
+    engine.restore(loaded.summary.cursor.optimizer_steps)
     assert loaded.rng is not None
     engine.set_rng_state(loaded.rng)
-    half = loaded.manifest.cursor.step
+    half = loaded.summary.cursor.step
     return train(engine, topology, job["case"], range(half, 2 * half))
 
 
@@ -62,12 +62,12 @@ def reshard(job: dict[str, Any]) -> list[dict[str, Any]]:
     results = []
     for source, target in zip(job["from"], job["to"], strict=True):
         loaded = load(Checkpoint.at(source), engine.fragments(), ranks=topology)
-        engine.restore(loaded.manifest.cursor.optimizer_steps)
+        engine.restore(loaded.summary.cursor.optimizer_steps)
         masters = load_weights(Checkpoint.at(source))
         stage_3 = job["case"]["stage"] == 3
         with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=stage_3):
             same = all(torch.equal(p, masters[name].to(p.dtype)) for name, p in engine.module.named_parameters())
-        commit(engine, {**job, "to": target}, loaded.manifest.cursor.step)
+        commit(engine, {**job, "to": target}, loaded.summary.cursor.step)
         results.append({"weights_are_rounded_masters": same, "optimizer_steps": engine.optimizer_steps})
     return results
 

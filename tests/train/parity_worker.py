@@ -68,8 +68,8 @@ class Training:
 
     def load(self, run: str, step: int) -> None:
         checkpoint = Checkpoint.at(Path(run) / "checkpoints" / f"step-{step:08d}")
-        manifest = load(checkpoint, self.engine.fragments(), ranks=self.topology).manifest
-        self.engine.restore(manifest.cursor.optimizer_steps, manifest.state["loss_scaler"])
+        summary = load(checkpoint, self.engine.fragments(), ranks=self.topology).summary
+        self.engine.restore(summary.cursor.optimizer_steps, summary.state["loss_scaler"])
 
 
 def curve(alone: Topology, case: Case) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.checkpoint import CheckpointManifest, Cursor
+from bigtrain.checkpoint import CheckpointSummary, Cursor
 from bigtrain.checkpoint.compatibility import Change, changes_since, check_compatible
 from bigtrain.config import Settings, mathematics
 from bigtrain.train.continuation import check_length
@@ -33,8 +33,11 @@ def settings(**sections: dict[str, Any]) -> Settings:
     return Settings.model_validate(tree)
 
 
-def manifest(then: dict[str, Any], step: int = 5) -> CheckpointManifest:
-    return CheckpointManifest(Cursor(step, 8 * step, "plan", step), 1, 2, then, {}, [], {}, {})
+def manifest(then: dict[str, Any], step: int = 5) -> CheckpointSummary:
+    cursor = Cursor(step, 8 * step, "plan", step)
+    return CheckpointSummary(
+        cursor=cursor, world_size=1, zero_stage=2, mathematics=then, versions={}, kinds=[], tensors={}
+    )
 
 
 THEN = mathematics(settings())
