@@ -16,12 +16,14 @@ ENOUGH = 2**20
 """A soft limit beyond this helps nobody, and some programs walk through all numbers below it."""
 
 
-def raise_open_files() -> None:
-    """Raise the soft limit of open files of this process, and of those that it starts, to the hard one."""
+def raise_open_files() -> int:
+    """Raise the soft limit of open files of this process, and of those that it starts, to the hard one; returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return ENOUGH if soft == resource.RLIM_INFINITY else soft
 
 
 def open_files_wanted(ranks: int, nodes: int = 1) -> int:
@@ -35,13 +37,11 @@ def require_open_files(ranks: int, nodes: int = 1) -> None:
     Raises:
         BigtrainError: the hard limit of open files is too low. Connections beyond it would be reset without a reason.
     """
-    raise_open_files()
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = open_files_wanted(ranks, nodes)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    limit, wanted = raise_open_files(), open_files_wanted(ranks, nodes)
+    if limit < wanted:
         raise BigtrainError(
             f"{socket.gethostname()} cannot hold the connections of {ranks:,} ranks",
-            found=f"a hard limit of {soft:,} open files (RLIMIT_NOFILE)",
+            found=f"a hard limit of {limit:,} open files (RLIMIT_NOFILE)",
             wanted=f"{wanted:,}: {CONNECTIONS_A_RANK} connections of each rank, one of each node, and {BESIDE} files",
             fix=f"ulimit -Hn {wanted} before the start, as root; nofile in /etc/security/limits.conf; under Slurm "
             "LimitNOFILE of slurmd, or of containerd on Kubernetes; docker run --ulimit",

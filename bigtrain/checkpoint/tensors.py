@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import resource
 import weakref
 from array import array
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, raise_open_files
 from bigtrain.checkpoint.checkpoint import Checkpoint
 from bigtrain.checkpoint.division import Coverage, not_whole
 from bigtrain.checkpoint.filling import Filling, pieces_in
@@ -123,15 +122,8 @@ class _OpenFiles:
 
 
 def _most_open_files(wanted: int) -> int:
-    """How many files may stay open; the limit of this process is raised for them as far as it can be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted + _OTHER_FILES  # `compare` reads two checkpoints
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if soft == resource.RLIM_INFINITY else max(1, (soft - _OTHER_FILES) // 2)
+    """How many files may stay open, of each of two checkpoints: `compare` reads two."""
+    return max(1, min(wanted, (raise_open_files() - _OTHER_FILES) // 2))
 
 
 def _close(files: dict[int, tuple[ExitStack, Reader]]) -> None:
