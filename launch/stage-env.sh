@@ -27,7 +27,7 @@ case ${1:-} in
     ;;
   unpack)
     [[ $# -eq 3 ]] || refuse "wanted: stage-env.sh unpack FILE FOLDER"
-    new=$3.$HOSTNAME.$$
+    new=$3.$(uname -n).$$
     mkdir -p -- "$new"
     trap 'rm -rf -- "$new"' EXIT
     tar -xf "$2" -C "$new"

@@ -139,7 +139,12 @@ class Topology:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+        if self.device.type == "cuda":
+            dist.barrier(device_ids=[self.local_rank])
+            return
+        # Not gloo's own: there a rank may still have to ask the store for a peer when the others are through, and leave
+        # with the store. Along the tree each rank has heard its peer before any rank is through.
+        self.broadcast(self.reduce(None, lambda lower, higher: lower))
 
     def shutdown(self) -> None:
         """Leave the process group. Only after a run that ended well: after a failure peers may never answer."""

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from bigtrain.rundir import account_of
 from bigtrain.rundir.directory import RunDirectory
-from bigtrain.rundir.ledger import CLASSES, account_of
+from bigtrain.rundir.ledger import CLASSES
 from tests.observe.wandb_server import WandbServer, history, read_wandb
 from tests.system.run_sandbox import as_json, curve
 
