@@ -216,7 +216,9 @@ class Agent(LocalElasticAgent):
             return False
         if self._spec.rdzv_handler.num_nodes_waiting() > 0:
             return True
-        return self._message_of_others(group, PATIENCE_SECONDS) == _ONE_NODE_LESS
+        message = self._message_of_others(group, PATIENCE_SECONDS)
+        # The first answer may have been a second old, and the ranks may stop within it.
+        return message == _ONE_NODE_LESS or (message is None and self._spec.rdzv_handler.num_nodes_waiting() > 0)
 
     def _follow(self, group: Any, message: str | None) -> None:
         """Do as another node's agent has decided. Returns if all are to be started again. Raises Leave."""

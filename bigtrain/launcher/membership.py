@@ -91,9 +91,13 @@ class Membership:
                 node.beat, node.heard = beat, now
 
     def waiting(self, now: float) -> int:
-        """The number of nodes that wait while a round runs and that another round would take in."""
+        """The number of nodes that wait while others have a round, and that another round would take in.
+
+        Once a member of the last round waits, another one forms: the members that still run its ranks are awaited, and
+        ranks that have just been stopped for it must not be taken for the end of the job.
+        """
         if not self.running:
-            return 0
+            return sum(self.nodes[name].joined for name in self._alive(now)) if self.members else 0
         candidates, _ = self._candidates(now)
         new = sum(node.name not in self.members for node in candidates)
         return max(0, min(new, self.limits.most - len(self.members & self._alive(now))))

@@ -129,3 +129,19 @@ def test_a_node_that_was_silent_for_a_while_is_still_one_of_the_round():
     assert members.settle(22) is None
     come(members, 23, 1, attempt=2)
     assert names(members.settle(23)) == ["n0", "n1"]
+
+
+def test_a_member_that_still_runs_hears_of_a_round_that_forms() -> None:
+    """Its ranks were stopped for the new round: without this it would take their end for that of the job."""
+    membership = Membership(Limits(1, 3, join=60, last_call=1, silence=60), "a")
+    for name in ("a", "b"):
+        membership.join(name, 1, None, name, 0.0)
+    assert membership.waiting(0.0) == 0
+    assert membership.settle(0.0) is None
+    assert [node.name for node in membership.settle(2.0) or []] == ["a", "b"] and membership.waiting(2.0) == 0
+    membership.join("c", 1, None, "c", 3.0)
+    assert membership.waiting(3.0) == 1
+    membership.join("a", 2, None, "a", 4.0)
+    assert membership.settle(4.0) is None and membership.waiting(4.0) == 2
+    membership.join("b", 2, None, "b", 5.0)
+    assert len(membership.settle(5.0) or []) == 3 and membership.waiting(5.0) == 0
