@@ -91,7 +91,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     ]
     length, micro, accumulation = draw(st.integers(1, 64)), draw(st.integers(1, 64)), draw(st.integers(1, 8))
     tokenizer_path, vocab_size = draw(st.none() | path), draw(count)
-    steps, in_tokens = draw(count), draw(st.booleans())
+    steps, in_tokens = draw(st.integers(1, 10**11)), draw(st.booleans())  # as tokens, still at most 2^53
     schedule = draw(st.sampled_from(["constant", "wsd"]))
     decay = draw(st.none() | st.integers(1, steps)) if schedule == "wsd" else None
     return {
