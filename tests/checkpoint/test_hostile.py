@@ -77,18 +77,26 @@ def read_all(folder: Path) -> None:
         stored.read(name, kind)
 
 
+def changed(
+    good: Path, scratch: Path, choose: random.Random, in_header: bool, part: Callable[[dict[str, Any]], Any]
+) -> Path:
+    """The checkpoint with one mutation, of a header or of a part of the manifest, and right hashes again."""
+    folder = restored(good, scratch)
+    if in_header:
+        with_header(sorted(folder.glob("*.safetensors"))[0], lambda header: mutate(header, choose))
+        sealed(folder)
+    else:
+        sealed(folder, lambda fields: mutate(part(fields), choose))
+    return folder
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(choose=st.randoms(use_true_random=False), in_header=st.booleans())
 def test_any_change_with_right_hashes_is_harmless_or_one_message(
     good: Path, scratch: Path, choose: random.Random, in_header: bool
 ) -> None:
     """Resuming falls back to the checkpoint before, where the manifest is not one of this version."""
-    folder = restored(good, scratch)
-    if in_header:
-        with_header(sorted(folder.glob("*.safetensors"))[0], lambda header: mutate(header, choose))
-        sealed(folder)
-    else:
-        sealed(folder, lambda fields: mutate(fields, choose))
+    folder = changed(good, scratch, choose, in_header, lambda fields: fields)
     found = newest_verified(StorageTiers.of(scratch)).newest
     assert found is not None
     try:
@@ -110,12 +118,7 @@ def test_any_change_to_the_pieces_loads_the_right_bits_or_is_one_message(
     good: Path, scratch: Path, choose: random.Random, in_header: bool
 ) -> None:
     """What the manifest says of the files is proven by their headers, before the fragments count."""
-    folder = restored(good, scratch)
-    if in_header:
-        with_header(sorted(folder.glob("*.safetensors"))[0], lambda header: mutate(header, choose))
-        sealed(folder)
-    else:
-        sealed(folder, lambda fields: mutate(pieces_of(fields), choose))
+    folder = changed(good, scratch, choose, in_header, pieces_of)
 
     def read(ranks: RankTree) -> list[Fragment]:
         own = cut({key: torch.zeros_like(value) for key, value in tensors().items()}, even(3), ranks.rank)
