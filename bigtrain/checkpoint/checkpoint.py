@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigtrain.base import ALONE, BigtrainError, Ranks
+from bigtrain.base import ALONE, BigtrainError, Ranks, collectively
 from bigtrain.checkpoint.manifest import (
     COMMITTED,
     LARGEST,
@@ -85,6 +85,12 @@ class Checkpoint:
     def open(self, name: str) -> AbstractContextManager[Reader]:
         """One of its files."""
         return self.storage.open(self.step, name)
+
+
+def steps_for_all(storage: Storage, ranks: Ranks, failed: str) -> list[int]:
+    """The steps with a committed name, as rank 0 lists them, on every rank. Raises BigtrainError with this message."""
+    steps: list[int] = ranks.broadcast(collectively(ranks, failed, lambda: storage.steps() if ranks.rank == 0 else []))
+    return steps
 
 
 def list_checkpoints(storage: Storage) -> list[Checkpoint]:

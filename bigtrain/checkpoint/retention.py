@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bigtrain.base import ALONE, Ranks, collectively
-from bigtrain.checkpoint.checkpoint import Checkpoint, verify
+from bigtrain.checkpoint.checkpoint import Checkpoint, steps_for_all, verify
 from bigtrain.checkpoint.storage import Storage
 
 
@@ -31,7 +31,7 @@ def prune(
         BigtrainError: a checkpoint cannot be removed.
     """
     what = f"old checkpoints in {storage} cannot be removed"
-    steps = ranks.broadcast(collectively(ranks, what, lambda: storage.steps() if ranks.rank == 0 else []))
+    steps = steps_for_all(storage, ranks, what)
     if len(steps) <= keep:
         return []
     there = [Checkpoint(step, storage) for step in steps]

@@ -35,6 +35,7 @@ from bigtrain.checkpoint.checkpoint import (
     list_checkpoints,
     problems_of,
     read_manifest,
+    steps_for_all,
     verify_files,
 )
 from bigtrain.checkpoint.folder import Folder
@@ -120,7 +121,7 @@ def newest_verified(
         before: search only checkpoints of earlier steps than this.
     """
     local, failed = tiers.local, f"{tiers.durable} cannot be read"
-    durable = ranks.broadcast(collectively(ranks, failed, lambda: tiers.durable.steps() if ranks.rank == 0 else []))
+    durable = steps_for_all(tiers.durable, ranks, failed)
     copies = _local_copies(local, ranks) if local is not None else {}
     rejected: list[Rejected] = []
     elsewhere: list[Rejected] = []
