@@ -135,7 +135,7 @@ class Topology:
         Messages of two threads over one group would meet in different orders on different ranks. Every rank calls it,
         once.
         """
-        return RankTree(self.rank, self.world_size, _GlooChannel.open(self.timeout))
+        return _connected(RankTree(self.rank, self.world_size, _GlooChannel.open(self.timeout)))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -144,7 +144,7 @@ class Topology:
             return
         # Not gloo's own: there a rank may still have to ask the store for a peer when the others are through, and leave
         # with the store. Along the tree each rank has heard its peer before any rank is through.
-        self.broadcast(self.reduce(None, lambda lower, higher: lower))
+        _connected(self._tree)
 
     def shutdown(self) -> None:
         """Leave the process group. Only after a run that ended well: after a failure peers may never answer."""
@@ -174,6 +174,16 @@ class _GlooChannel:
         message = torch.empty(int(length), dtype=torch.uint8)
         dist.recv(message, src=source, group=self.group)
         return message.numpy().tobytes()
+
+
+def _connected(tree: RankTree) -> RankTree:
+    """Say a word over each pair of the tree, and return it.
+
+    gloo asks the store for a peer when two ranks first speak. The store ends with its launcher; a save after that, the
+    last one of ranks whose launcher was killed, goes only over pairs that exist.
+    """
+    tree.broadcast(tree.reduce(None, lambda lower, higher: lower))
+    return tree
 
 
 def start(timeout_minutes: float, tensor_parallel_size: int = 1, sequence_parallel_size: int = 1) -> Topology:

@@ -1,6 +1,9 @@
 """Ranks connect to those that they speak to, and make one group each."""
 
 import json
+import subprocess
+import sys
+import time
 
 from tests import forkserver
 
@@ -43,3 +46,32 @@ def test_four_ranks_connect_when_they_speak_and_sum_within_their_groups(tmp_path
     assert [each["ranks"] for each in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
     # the rank, the sum over its group, and how many groups it has made: its own and that of the background
     assert [each["everyone"] for each in found] == [[[0, 1.0, 2], [1, 1.0, 2], [2, 5.0, 2], [3, 5.0, 2]]] * 4
+
+
+ORPHAN = """
+import os, signal, sys, time
+from bigtrain.base import gather
+from bigtrain.engine import topology
+
+top = topology.start(timeout_minutes=1)
+background = top.background()
+launcher = os.getppid()
+if top.rank == 0:
+    os.kill(launcher, signal.SIGKILL)
+while os.getppid() == launcher:
+    time.sleep(0.01)
+found = background.broadcast(gather(background, top.rank))
+with open(f"{sys.argv[1]}/rank-{top.rank}", "w") as file:
+    file.write(str(found))
+"""
+
+
+def test_ranks_whose_launcher_was_killed_can_still_save(tmp_path):
+    """gloo asks the store, which ends with the launcher, for a peer; those of a save have spoken before."""
+    (tmp_path / "worker.py").write_text(ORPHAN)
+    command = [sys.executable, "-m", "bigtrain.cli.torchrun", "--standalone", "--nproc-per-node=3"]
+    subprocess.run([*command, tmp_path / "worker.py", tmp_path], stderr=subprocess.PIPE, timeout=120)
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("rank-*"))) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(3)] == ["[0, 1, 2]"] * 3
