@@ -38,6 +38,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from bigtrain.base import BigtrainError
 from bigtrain.launcher.interface import bound_store
 from bigtrain.launcher.membership import Limits, Membership, Node, NotMetError
 
@@ -313,7 +314,8 @@ def create(parameters: RendezvousParameters) -> Rendezvous:
     listen on), and join_timeout, last_call_timeout, read_timeout, keep_alive_interval and keep_alive_max_attempt.
 
     Raises:
-        RendezvousConnectionError: the port is taken here, or the first node did not answer within join_timeout.
+        BigtrainError: this node is the first one, and the port is taken here.
+        RendezvousConnectionError: the first node did not answer within join_timeout.
         ValueError: a parameter cannot be used.
     """
 
@@ -343,7 +345,13 @@ def create(parameters: RendezvousParameters) -> Rendezvous:
             store = _open(host, port, parameters.get("listen"), read)
         except RuntimeError as error:
             if is_first:
-                raise RendezvousConnectionError(str(error).splitlines()[0]) from error
+                raise BigtrainError(
+                    "the first node cannot open the port at which the nodes meet (rendezvous)",
+                    found=str(error).splitlines()[0],
+                    wanted=f"a free port: nothing else listens at {host} port {port}",
+                    fix=f"ss -ltnp 'sport = {port}' shows who listens there; or give all nodes another port"
+                    " (--rdzv-endpoint or --master-port, launch/node.sh --rendezvous)",
+                ) from error
     first = store is not None
     if store is None:
         store = _connect(host, port, parameters.run_id, read, limits.join)
