@@ -54,8 +54,8 @@ class Data:
 def pack(window: npt.NDArray[np.uint32], ends: list[npt.NDArray[np.int64]]) -> MicroBatch:
     """Rows [B, T + 1], with the places in each where a document ends, as the loader hands them out."""
     from bigtrain.base.labels import IGNORE_INDEX
-    from bigtrain.data.batch.assemble import AssembledRows
     from bigtrain.data.batch.batch import micro_batches_of
+    from bigtrain.objective import PreparedRows
 
     batch, length = window.shape[0], window.shape[1] - 1
     end = np.concatenate([row + index * length for index, row in enumerate(ends)])
@@ -63,7 +63,7 @@ def pack(window: npt.NDArray[np.uint32], ends: list[npt.NDArray[np.int64]]) -> M
     labels = window[:, 1:].astype(np.int32)
     labels.reshape(-1)[end - 1] = IGNORE_INDEX
     positions = np.arange(batch * length) - np.repeat(boundaries[:-1], np.diff(boundaries))
-    rows = AssembledRows(
+    rows = PreparedRows(
         input_ids=window[:, :-1].astype(np.int32),
         labels=labels,
         positions=positions.reshape(batch, length).astype(np.int32),

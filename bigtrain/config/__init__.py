@@ -10,7 +10,8 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 
 settings.py         the whole tree, and the rules that span sections; data_settings.py, model_settings.py,
-                    engine_settings.py, guard_settings.py and cleaning.py hold its larger sections
+                    objective_settings.py, engine_settings.py, guard_settings.py and cleaning.py hold its larger
+                    sections
 families.py         the choices that each model family makes
 load.py             file and overrides --> Settings; document.py, yaml12.py, overrides.py, problems.py, suggest.py
 parallel_sizes.py   how ranks and samples divide
@@ -51,6 +52,7 @@ from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics
 from bigtrain.config.model_settings import ModelSettings, RopeScaling
+from bigtrain.config.objective_settings import ObjectiveSettings
 from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
 from bigtrain.config.reference import reference
 from bigtrain.config.secrets import HIDDEN, hide_secrets, is_masked, refuse_masked, with_bare_urls, without_secrets
@@ -87,6 +89,7 @@ __all__ = [
     "GuardSettings",
     "LanguageSettings",
     "ModelSettings",
+    "ObjectiveSettings",
     "OptimizerSettings",
     "ParameterGroup",
     "PhaseSettings",

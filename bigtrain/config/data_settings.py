@@ -30,6 +30,9 @@ class TokenizerSettings(Section):
     as `<s>`: that one. `none`: nothing, as in data that the first versions built. Only a token that the tokenizer puts
     there, or that is named here, also begins prompts and the texts of exported models. Data that are built already
     keep their begin."""
+    additional_special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Further special tokens, such as `[MASK]`, that an objective needs. A tokenizer that is trained counts them in
+    vocab_size; one at `path` that lacks them gets them after its last id."""
     train_bytes: PositiveInt = 50_000_000
     """Bytes of text that a tokenizer is trained on, taken evenly from the sources."""
 

@@ -17,6 +17,7 @@ MATHEMATICS = frozenset(
     {
         # the function that is trained, and its losses
         "model",
+        "objective",
         # how long the run is, and its initial weights
         "train.steps",
         "train.tokens",
@@ -53,6 +54,7 @@ PLAN = frozenset(
         "data.tokenizer.min_frequency",
         "data.tokenizer.end_of_text",
         "data.tokenizer.begin_of_text",
+        "data.tokenizer.additional_special_tokens",
         "data.tokenizer.train_bytes",
         "data.sources.N.kind",
         "data.sources.N.text_field",

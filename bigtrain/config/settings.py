@@ -16,6 +16,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.objective_settings import ObjectiveSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
 from bigtrain.config.section import (
@@ -227,6 +228,8 @@ class Settings(Section):
     """The run directory: settings, metrics, events, logs and checkpoints."""
     model: ModelSettings
     """The decoder."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """What is learned from a sample."""
     data: DataSettings
     """The data."""
     train: TrainSettings

@@ -78,7 +78,7 @@ from bigtrain.data.provenance.provenance import (
     digest_of,
     digest_part,
 )
-from bigtrain.data.run_data import RunData, summaries_of
+from bigtrain.data.run_data import RunData, open_objective, summaries_of
 from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.mirror import is_mirror, open_mirror
 from bigtrain.data.store.spot_check import spot_check
@@ -127,6 +127,7 @@ __all__ = [
     "make_plan",
     "open_datasets",
     "open_mirror",
+    "open_objective",
     "open_packings",
     "read_chat_template",
     "read_funnels",

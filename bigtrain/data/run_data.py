@@ -9,10 +9,12 @@ together    summaries_of(settings, some sources)      a source is opened by one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from bigtrain.config import Settings
+from bigtrain.config import ObjectiveSettings, Settings
+from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import (
     ConcatPacking,
@@ -22,10 +24,13 @@ from bigtrain.data.batch.packing import (
     read_packs,
 )
 from bigtrain.data.batch.planning import make_plan, require_samples
+from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.format.summary import PackSummary, SourceSummary
+from bigtrain.data.format.tokenizer import DataTokenizer
 from bigtrain.data.order.plan import Plan
 from bigtrain.data.store.mirror import open_mirror
 from bigtrain.data.store.store import Dataset, open_datasets, opened_datasets
+from bigtrain.objective import Objective, make_objective
 
 
 @dataclass(frozen=True)
@@ -35,26 +40,30 @@ class RunData:
     train: list[Packing]
     held_out: list[Dataset]
     plan: Plan
+    objective: Objective
+    """What makes inputs and labels of their tokens."""
 
     @classmethod
     def open(cls, settings: Settings) -> RunData:
         """Open the data that `bigtrain data build` has made.
 
         Raises:
-            BigtrainError: the data are missing, were built with other settings, or are used up before the run ends.
+            BigtrainError: the data are missing, were built with other settings, or are used up before the run ends; or
+                the tokenizer lacks a token that the objective needs.
         """
         vocab_size = settings.model.vocab_size
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
-        return cls(train, held_out, _plan_of(settings, train))
+        return cls(train, held_out, _plan_of(settings, train), open_objective(settings.objective, settings.data.dir))
 
     @classmethod
-    def of(cls, settings: Settings, summaries: Sequence[SourceSummary]) -> RunData:
+    def of(cls, settings: Settings, summaries: Sequence[SourceSummary], objective: Objective) -> RunData:
         """The data that were opened elsewhere: manifests are read, and files looked at, when a shard is needed.
 
         Args:
             settings: of the run.
             summaries: of `settings.data.sources`, in that order.
+            objective: of `open_objective`.
 
         Raises:
             BigtrainError: the data are used up before the run ends.
@@ -72,7 +81,7 @@ class RunData:
                 else IndexedPacking(dataset, data.packing, data.sequence_length, summary.pack)
             )
             held_out.append(Dataset(folder / "validation", mirror, summary.held_out))
-        return cls(train, held_out, _plan_of(settings, train))
+        return cls(train, held_out, _plan_of(settings, train), objective)
 
     def check_sizes(self, part: int = 0, of: int = 1) -> None:
         """Look at the files of every `of`-th shard of each dataset, from number `part` on.
@@ -110,7 +119,37 @@ class RunData:
             micro_batch_size=micro_batch_size,
             rank=rank,
             world_size=world_size,
+            objective=self.objective,
         )
+
+    def validation(
+        self, settings: Settings, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[str, Iterator[MicroBatch]]]:
+        """The held-out micro-batches of each source by its name, as `validation_batches` gives them to a rank."""
+        for dataset in self.held_out:
+            yield (
+                dataset.name,
+                validation_batches(
+                    dataset,
+                    sequence_length=settings.data.sequence_length,
+                    max_sequences=settings.evaluate.max_sequences,
+                    micro_batch_size=settings.validation_batch_size,
+                    rank=rank,
+                    world_size=world_size,
+                    objective=self.objective,
+                ),
+            )
+
+
+def open_objective(settings: ObjectiveSettings, data_dir: Path) -> Objective:
+    """The objective of the settings, over the tokenizer of a data folder.
+
+    Raises:
+        BigtrainError: the tokenizer lacks a token that it needs.
+    """
+    if settings.name == "causal":
+        return make_objective(settings, None)
+    return make_objective(settings, DataTokenizer.open(data_dir).vocabulary())
 
 
 def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSummary]:

@@ -50,6 +50,8 @@ class StepMetrics:
     """Hash of the global batch's token ids: equal at every world size."""
     world_size: Count
     """Ranks of this start."""
+    inputs_digest: str | None = None
+    """Hash of what the objective made of the batch, equal at every world size; only where it is not the tokens."""
     decisions: Count | None = None
     """How many decisions the run had taken; only where there are any."""
     counted_seconds: Seconds | None = None

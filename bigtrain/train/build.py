@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError, disk_error, gather, on_every_rank, raise_first, reached
+from bigtrain.base import BigtrainError, disk_error, gather, on_every_rank, on_first_rank, raise_first, reached
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported, read_tokenizer
-from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData, summaries_of
+from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData, open_objective, summaries_of
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
@@ -152,7 +152,8 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     opened = on_every_rank(topology, lambda: dict(zip(own, summaries_of(settings, own), strict=True)))
     every = topology.reduce(opened, lambda lower, higher: lower | higher)
     summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
-    data = on_every_rank(topology, lambda: RunData.of(settings, summaries))
+    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data.dir))
+    data = on_every_rank(topology, lambda: RunData.of(settings, summaries, objective))
     on_every_rank(topology, lambda: data.check_sizes(rank, world_size))
     return data
 

@@ -106,6 +106,7 @@ class Recorder:
             mfu_causal=round(reading.mfu_causal, 4),
             mfu_of=self.meter.peak.source,
             batch_digest=agreed.batch_digest,
+            inputs_digest=agreed.inputs_digest,
             world_size=self._topology.world_size,
             decisions=decisions or None,
             counted_seconds=self._count(outcome.step, reading),

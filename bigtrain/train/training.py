@@ -178,9 +178,7 @@ class TrainingRun:
         self.heartbeat.enter(LoopPhase.EVALUATE)
         reached("eval")
         started = time.perf_counter()
-        losses = validation_losses(
-            self.training.engine, self.topology, self.data.held_out, self.settings, self.heartbeat.beat
-        )
+        losses = validation_losses(self.training.engine, self.topology, self.data, self.settings, self.heartbeat.beat)
         samples = self._samples()
         self.recorder.evaluation(self.step, time.perf_counter() - started, losses, samples)
 

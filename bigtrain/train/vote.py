@@ -19,6 +19,8 @@ class Vote:
     """All tokens of it."""
     batch_digest: int = 0
     """Sum of the hashes of its samples, modulo 2^64."""
+    inputs_digest: int = 0
+    """Likewise of what the objective made of them."""
     stops: int = 0
     """1 where it was asked to stop."""
     saves: int = 0
@@ -50,6 +52,7 @@ class Vote:
             label_tokens=counted.label_tokens if counted else 0,
             input_tokens=counted.input_tokens if counted else 0,
             batch_digest=counted.digest if counted else 0,
+            inputs_digest=counted.inputs_digest if counted else 0,
             stops=int(stops),
             saves=int(saves),
             lacks_data=int(batch is None),
@@ -57,7 +60,7 @@ class Vote:
         )
 
     def summed(self, topology: Topology) -> Vote:
-        """The sum of all ranks' votes, on every rank; the digest modulo 2^64. Every rank calls it."""
+        """The sum of all ranks' votes, on every rank; the digests modulo 2^64. Every rank calls it."""
         return Vote(*map(int, topology.sum_across_ranks(astuple(self))))
 
 
@@ -70,6 +73,8 @@ class Agreement:
     input_tokens: int
     """Tokens of the global batch that go into the model."""
     batch_digest: str
+    inputs_digest: str | None
+    """None where the objective leaves the tokens as they are."""
     stop_reason: str | None
     save_is_due: bool
 
@@ -86,6 +91,7 @@ def agree(vote: Vote, stop_reason: str | None, topology: Topology) -> Agreement:
         label_tokens=vote.label_tokens,
         input_tokens=vote.input_tokens,
         batch_digest=format_digest(vote.batch_digest),
+        inputs_digest=format_digest(vote.inputs_digest) if vote.inputs_digest else None,
         stop_reason=first_of(topology, stop_reason) if vote.stops else None,
         save_is_due=bool(vote.saves),
     )

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bigtrain.base import to_json
 from bigtrain.config import Settings
-from bigtrain.data import Dataset, MicroBatch, validation_batches
+from bigtrain.data import MicroBatch, RunData
 from bigtrain.engine import Engine, Topology
 from bigtrain.rundir import SourceValidation
 
@@ -75,7 +75,7 @@ def sum_of_losses(
 def validation_losses(
     engine: Engine,
     topology: Topology,
-    held_out: list[Dataset],
+    data: RunData,
     settings: Settings,
     beat: Callable[[], None] = lambda: None,
 ) -> list[SourceLoss]:
@@ -90,18 +90,10 @@ def validation_losses(
         return engine.evaluate(inputs)
 
     losses = []
-    for dataset in held_out:
-        batches = validation_batches(
-            dataset,
-            sequence_length=settings.data.sequence_length,
-            max_sequences=settings.evaluate.max_sequences,
-            micro_batch_size=settings.validation_batch_size,
-            rank=topology.data_rank,
-            world_size=topology.data_size,
-        )
+    for name, batches in data.validation(settings, topology.data_rank, topology.data_size):
         loss, tokens = sum_of_losses(evaluate, batches, topology.device)
         counted = tokens if topology.shard_rank == 0 else 0
         loss, all_tokens = topology.sum_across_ranks([loss, float(counted)])
         if all_tokens:
-            losses.append(SourceLoss.of(dataset.name, loss / all_tokens, int(all_tokens)))
+            losses.append(SourceLoss.of(name, loss / all_tokens, int(all_tokens)))
     return losses

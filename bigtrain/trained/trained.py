@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
-from bigtrain.data import load_tokenizer, open_datasets, open_mirror, validation_batches
+from bigtrain.data import load_tokenizer, open_datasets, open_mirror, open_objective, validation_batches
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import Decoder, build_model
 from bigtrain.rundir import RunDirectory, RunState
@@ -75,6 +75,14 @@ class TrainedModel:
             split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
             for split in ("train", "validation")
         }
+        objective = open_objective(self.settings.objective, self.settings.data.dir)
+        if with_baselines and not objective.causal:
+            raise BigtrainError(
+                "n-gram models predict the next token, so they are no baselines of this run",
+                found=f"objective.name {self.settings.objective.name}",
+                wanted="the causal objective",
+                fix="leave --baselines out",
+            )
         baselines = Baselines(opened["train"]) if with_baselines else None
         rows = []
         for dataset in opened["validation"]:
@@ -84,6 +92,7 @@ class TrainedModel:
                     sequence_length=self.settings.data.sequence_length,
                     max_sequences=self.settings.evaluate.max_sequences,
                     micro_batch_size=self.settings.validation_batch_size,
+                    objective=objective,
                 )
             )
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)

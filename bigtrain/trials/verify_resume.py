@@ -28,7 +28,7 @@ from bigtrain.trials.trial import FOLDER, Launcher, Trial, beside, changed, clea
 Metrics = dict[str, Any]
 Digests = Mapping[tuple[str, str], str]
 
-EXACT = ("loss", "grad_norm", "learning_rate", "batch_digest", "consumed_samples")
+EXACT = ("loss", "grad_norm", "learning_rate", "batch_digest", "inputs_digest", "consumed_samples")
 """The fields that a resumed run has to repeat bit for bit."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
 """Largest relative difference of a loss where other ranks sum in another order, by precision."""
@@ -207,10 +207,11 @@ def _same_curve(expected: Sequence[Metrics], found: Sequence[Metrics]) -> tuple[
     if len(found) != len(expected):
         return False, f"{len(found)} steps, wanted {len(expected)}"
     for ours, theirs in zip(found, expected, strict=True):
-        if differing := [key for key in EXACT if ours[key] != theirs[key]]:
-            values = ", ".join(f"{key} {ours[key]}, wanted {theirs[key]}" for key in differing)
+        if differing := [key for key in EXACT if ours.get(key) != theirs.get(key)]:
+            values = ", ".join(f"{key} {ours.get(key)}, wanted {theirs.get(key)}" for key in differing)
             return False, f"step {ours['step']} differs first: {values}"
-    return True, f"{', '.join(EXACT)} of {len(found)} steps are the same bit for bit"
+    compared = [key for key in EXACT if key in expected[0]] if expected else EXACT
+    return True, f"{', '.join(compared)} of {len(found)} steps are the same bit for bit"
 
 
 def _near_curve(
@@ -218,7 +219,8 @@ def _near_curve(
 ) -> tuple[bool, str]:
     pairs = [(ours, theirs) for ours, theirs in zip(found, expected, strict=False) if ours["step"] > after]
     largest = max(abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"]) for ours, theirs in pairs)
-    batches = all(ours["batch_digest"] == theirs["batch_digest"] for ours, theirs in pairs)
+    digests = ("batch_digest", "inputs_digest")
+    batches = all(ours.get(key) == theirs.get(key) for ours, theirs in pairs for key in digests)
     whole = len(found) == len(expected)
     text = f"{'the same' if batches else 'other'} batches in {len(pairs)} steps{'' if whole else ', others missing'}"
     return (

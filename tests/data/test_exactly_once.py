@@ -96,7 +96,7 @@ def test_every_sample_is_delivered_once_at_any_world_size(datasets: list[Dataset
             samples = plan.batches.samples_of(step)
             parts = [next(loader) for loader in loaders]
             own = slice(samples.start, samples.stop)
-            for name, expected in (("input_ids", rows.input_ids), ("labels", rows.labels)):
+            for name, expected in (("input_ids", rows.input_ids), ("labels", rows.next_ids)):
                 got = np.concatenate([getattr(micro, name) for part in parts for micro in part.micro_batches])
                 assert np.array_equal(got, expected[own])
             assert {part.first_sample for part in parts} == {samples.start}

@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.base.labels import IGNORE_INDEX
-from bigtrain.data.batch.assemble import AssembledRows, assemble
+from bigtrain.data.batch.assemble import assemble
 from bigtrain.data.batch.batch import micro_batches_of
 from bigtrain.data.batch.packing import ConcatPacking
 from bigtrain.data.store.store import Dataset
+from bigtrain.objective import Causal, TokenRows
 from tests.data.helpers import END, write_dataset
 
 documents = st.lists(st.integers(0, 999), max_size=12)  # id 0 is end-of-text: also inside texts
 corpora = st.lists(st.lists(documents, max_size=5), min_size=1, max_size=4).filter(any)
 
 
-def pack(dataset: Dataset, sequences: Sequence[int], length: int) -> AssembledRows:
+def pack(dataset: Dataset, sequences: Sequence[int], length: int) -> TokenRows:
     return assemble([ConcatPacking(dataset, length)], np.zeros(len(sequences), np.int64), np.array(sequences))
 
 
@@ -62,11 +63,11 @@ def test_rows_labels_and_positions_are_those_of_the_reference(shards: list[list[
         packed = pack(dataset, range(count), length)
     rows, labels, positions = reference(shards, length)
     assert packed.input_ids.tolist() == rows
-    assert packed.labels.tolist() == labels
+    assert packed.next_ids.tolist() == labels
     assert packed.positions.tolist() == positions
     starts = np.flatnonzero(np.array(positions).reshape(-1) == 0).tolist()
     assert packed.boundaries.tolist() == [*starts, count * length]
-    assert packed.label_tokens.tolist() == np.sum(packed.labels != IGNORE_INDEX, axis=1).tolist()
+    assert packed.next_tokens.tolist() == np.sum(packed.next_ids != IGNORE_INDEX, axis=1).tolist()
     assert packed.input_tokens.sum() == dataset.tokens
 
 
@@ -81,7 +82,7 @@ def test_every_token_is_an_input_once_and_every_successor_a_label_once(
     texts = [[*document, END] for shard in shards for document in shard]
     stream = [token for text in texts for token in text]
     assert packed.input_ids.reshape(-1)[: len(stream)].tolist() == stream
-    labels = packed.labels.reshape(-1)
+    labels = packed.next_ids.reshape(-1)
     assert labels[labels != IGNORE_INDEX].tolist() == [token for text in texts for token in text[1:]]
 
 
@@ -91,7 +92,7 @@ def test_the_order_of_rows_in_a_batch_does_not_change_a_row(tmp_path: Path) -> N
     together = pack(dataset, range(len(alone))[::-1], 4)
     for row, single in enumerate(reversed(alone)):
         assert together.input_ids[row].tolist() == single.input_ids[0].tolist()
-        assert together.labels[row].tolist() == single.labels[0].tolist()
+        assert together.next_ids[row].tolist() == single.next_ids[0].tolist()
         assert together.positions[row].tolist() == single.positions[0].tolist()
 
 
@@ -105,7 +106,7 @@ def test_a_micro_batch_has_the_dtypes_and_shapes_it_says(tmp_path: Path) -> None
     import torch
 
     dataset = write_dataset(tmp_path, [[[1, 2, 3], [4, 5]]])
-    (batch,) = micro_batches_of(pack(dataset, [0, 1], 4), 2)
+    (batch,) = micro_batches_of(Causal().prepare(pack(dataset, [0, 1], 4), np.zeros(2, np.uint64)), 2)
     on_device = batch.to("cpu")
     for name in ("input_ids", "labels", "position_ids"):
         for tensor, dtype in ((getattr(batch, name), torch.int32), (getattr(on_device, name), torch.int64)):

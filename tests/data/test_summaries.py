@@ -15,6 +15,7 @@ from bigtrain.data.format import mapping
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.pack_file import PackManifest, PackReader
 from bigtrain.data.store.store import Dataset
+from bigtrain.objective import Causal
 from tests.data.helpers import (
     build_packs_of,
     contents,
@@ -53,7 +54,7 @@ def heard(settings: Settings, ranks: int = 3) -> RunData:
         for rank in range(ranks)
         for number, summary in zip(numbers[rank::ranks], summaries_of(settings, numbers[rank::ranks]), strict=True)
     }
-    return RunData.of(settings, pickle.loads(pickle.dumps([opened[number] for number in numbers])))
+    return RunData.of(settings, pickle.loads(pickle.dumps([opened[number] for number in numbers])), Causal())
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])

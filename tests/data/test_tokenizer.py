@@ -21,7 +21,7 @@ from bigtrain.data.format.tokenizer import (
     end_of_text_id,
     load_tokenizer,
     parse_tokenizer,
-    read_tokenizer,
+    read_content,
     tokenizer_hash,
     train_tokenizer,
     vocabulary_size,
@@ -70,7 +70,9 @@ def test_the_hash_does_not_depend_on_how_the_file_was_written(tmp_path: Path) ->
     assert (tmp_path / "tokenizer.json").read_bytes() != FILE
     plain = json.dumps(json.loads(FILE), indent=3)
     assert canonical_form(plain) == FILE
-    assert tokenizer_hash(read_tokenizer(tmp_path)) == tokenizer_hash(read_tokenizer(tmp_path / "tokenizer.json"))
+    assert tokenizer_hash(read_content(tmp_path).to_bytes()) == tokenizer_hash(
+        read_content(tmp_path / "tokenizer.json").to_bytes()
+    )
 
 
 def test_truncation_and_padding_of_a_given_tokenizer_are_turned_off() -> None:
@@ -101,4 +103,4 @@ def test_missing_or_broken_files_are_clear_errors(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     for path in (tmp_path, tmp_path / "nothing.json"):
         with pytest.raises(BigtrainError, match=r"data\.tokenizer\.path"):
-            read_tokenizer(path)
+            read_content(path).to_bytes()

@@ -1,10 +1,10 @@
-"""From sequences to rows of tokens, labels, positions and boundaries.
+"""From sequences to rows of tokens, what follows each, positions and boundaries.
 
-- A label is the next token of the same document, even if that is in another row. So every token except a document's
-  first is a label exactly once in an epoch. A document's last token has no label: IGNORE_INDEX.
+- The next token is one of the same document, even if that is in another row. So every token except a document's first
+  is a next token exactly once in an epoch. Nothing follows a document's last token: IGNORE_INDEX.
 - Attention and positions stay inside the part of a document that is in the row. Positions of a part that continues a
   document start at 0 too, because the earlier tokens are not attended to.
-- A row that is not full is padded with end-of-text tokens, which form a document of their own and have no labels.
+- A row that is not full is padded with end-of-text tokens, which form a document of their own, and no next tokens.
 
 Boundaries come from the `.doc` columns. An end-of-text token inside a text has no effect.
 """
@@ -12,7 +12,6 @@ Boundaries come from the `.doc` columns. An end-of-text token inside a text has 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,30 +20,13 @@ import numpy.typing as npt
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.data.batch.packing import Packing, Spans
 from bigtrain.data.store.store import Dataset, TokenShard
+from bigtrain.objective import TokenRows
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class AssembledRows:
-    """R rows of T tokens."""
-
-    input_ids: I32
-    """[R, T]"""
-    labels: I32
-    """[R, T], the token after the one at the same position of input_ids; IGNORE_INDEX if there is none."""
-    positions: I32
-    """[R, T], from 0 in each document."""
-    boundaries: I64
-    """[D+1]: where documents start in the R*T flattened tokens, and R*T. Each row starts a document."""
-    label_tokens: I64
-    """[R]: labels that are not IGNORE_INDEX."""
-    input_tokens: I64
-    """[R]: tokens that are not padding."""
-
-
-def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> AssembledRows:
+def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> TokenRows:
     """Assemble rows.
 
     Args:
@@ -56,7 +38,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Assem
         BigtrainError: a shard cannot be read, or has an id that is not in the vocabulary.
     """
     rows, length = len(sequences), packings[0].sequence_length
-    ids, labels, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
+    ids, next_ids, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
     input_tokens = np.zeros(rows, np.int64)
     ends, cuts = [], [np.arange(0, (rows + 1) * length, length)]  # of documents, and of spans
     for source in np.unique(sources).tolist():
@@ -65,28 +47,28 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Assem
         spans = spans._replace(row=own[spans.row])
         places = spans.row * length + spans.offset
         for shard, chosen in _by_shard(packings[source].dataset, spans):
-            ends.append(_copy(shard, places[chosen], spans.start[chosen], spans.length[chosen], ids, labels))
+            ends.append(_copy(shard, places[chosen], spans.start[chosen], spans.length[chosen], ids, next_ids))
         cuts.append(places + spans.length)
         filled = np.bincount(spans.row, spans.length, rows).astype(np.int64)
         for row in own[filled[own] < length].tolist():
             ids[row, filled[row] :] = packings[source].dataset.end_of_text
-            labels[row, filled[row] :] = IGNORE_INDEX
+            next_ids[row, filled[row] :] = IGNORE_INDEX
         input_tokens += filled
-    _check_vocabulary(packings, ids, labels, sources, sequences)
+    _check_vocabulary(packings, ids, next_ids, sources, sequences)
 
     end = np.concatenate(ends) if ends else np.empty(0, np.int64)
-    labels.reshape(-1)[end - 1] = IGNORE_INDEX
+    next_ids.reshape(-1)[end - 1] = IGNORE_INDEX
     boundaries = np.concatenate((end, *cuts))
     boundaries.sort()
     boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]
     starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries)).reshape(rows, length)
     np.subtract(_arange(rows * length).reshape(rows, length), starts, out=positions)
-    return AssembledRows(
+    return TokenRows(
         input_ids=ids,
-        labels=labels,
+        next_ids=next_ids,
         positions=positions,
         boundaries=boundaries,
-        label_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
+        next_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
         input_tokens=input_tokens,
     )
 
@@ -99,7 +81,7 @@ def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[TokenShard, I64 
     return ((dataset.shards[s], np.flatnonzero(spans.shard == s)) for s in np.unique(spans.shard).tolist())
 
 
-def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, labels: I32) -> I64:
+def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, next_ids: I32) -> I64:
     """Copy spans of a shard into the R*T tokens. Returns the ends of documents there, in any order."""
     offsets = shard.documents.offset
     first, last = offsets.searchsorted(starts, "right"), offsets.searchsorted(starts + lengths, "right")
@@ -107,23 +89,23 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, l
     windows = shard.windows(row_length + 1) if len(starts) > 1 else None
     if windows is not None and (lengths == row_length).all() and int(starts.max()) < len(windows):
         rows, window = places // row_length, windows[starts]
-        ids[rows], labels[rows] = window[:, :-1], window[:, 1:]
+        ids[rows], next_ids[rows] = window[:, :-1], window[:, 1:]
     else:
-        flat_ids, flat_labels = ids.reshape(-1), labels.reshape(-1)
+        flat_ids, flat_next = ids.reshape(-1), next_ids.reshape(-1)
         for place, start, length in zip(places.tolist(), starts.tolist(), lengths.tolist(), strict=True):
             tokens = shard.slice(start, start + length + 1)  # one less at the end of a shard, where a document ends
             flat_ids[place : place + length] = tokens[:length]
-            flat_labels[place : place + len(tokens) - 1] = tokens[1:]
+            flat_next[place : place + len(tokens) - 1] = tokens[1:]
     counts = last - first
     before = np.cumsum(counts) - counts
     ends = offsets[np.arange(counts.sum()) + np.repeat(first - before, counts)]
     return ends + np.repeat(places - starts, counts)
 
 
-def _check_vocabulary(packings: Sequence[Packing], ids: I32, labels: I32, sources: I64, sequences: I64) -> None:
+def _check_vocabulary(packings: Sequence[Packing], ids: I32, next_ids: I32, sources: I64, sequences: I64) -> None:
     """Raise BigtrainError for an id that is not in the vocabulary: in the model the error would be unclear."""
     vocabulary = packings[0].dataset.summary.vocab_size
-    if int(ids.max()) < vocabulary and int(labels[:, -1].max()) < vocabulary:  # each other label is an input too
+    if int(ids.max()) < vocabulary and int(next_ids[:, -1].max()) < vocabulary:  # each other one is an input too
         return
     for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True):
         spans = packings[source].spans(np.array([sequence]))

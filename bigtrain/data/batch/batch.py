@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.data.batch.assemble import AssembledRows
+from bigtrain.objective import PreparedRows
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,8 @@ class MicroBatch:
     input_ids: Tensor
     """int32 [B, T]"""
     labels: Tensor
-    """int32 [B, T], already shifted: the token after the one at the same position of input_ids. -100 if there is none:
-    at the last token of a document, and in padding."""
+    """int32 [B, T], what is to be predicted at each position, by the objective: the next token, or the one that was
+    hidden there. -100 if nothing is, as in padding."""
     position_ids: Tensor
     """int32 [B, T], from 0 in each document."""
     cu_seqlens: Tensor
@@ -35,6 +35,8 @@ class MicroBatch:
     """Labels that are not -100."""
     input_tokens: int
     """Tokens that are not padding."""
+    others: dict[str, Tensor] = field(default_factory=dict)
+    """What else the objective gives to the model, by the names of its arguments: [B, ...]."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on a device, converted there to int64, the type that models take."""
@@ -44,12 +46,13 @@ class MicroBatch:
             name: getattr(self, name).to(device, non_blocking=True).to(torch.int64)
             for name in ("input_ids", "labels", "position_ids")
         }
-        return replace(self, **wide, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
+        others = {name: tensor.to(device, non_blocking=True) for name, tensor in self.others.items()}
+        return replace(self, **wide, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True), others=others)
 
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of the model's forward pass."""
         names = ("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.others
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,11 @@ class RankBatch:
     digest: int
     """This rank's part of the digest of the global batch, as int64. The sum over ranks, modulo 2^64, is the same at
     every world size."""
+    inputs_digest: int = 0
+    """Likewise of what the objective made of the batch; 0 where that is the tokens as they are."""
 
 
-def micro_batches_of(rows: AssembledRows, size: int) -> list[MicroBatch]:
+def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
     """Rows as micro-batches of `size` rows each, which share their memory."""
     import torch
 
@@ -77,35 +82,48 @@ def micro_batches_of(rows: AssembledRows, size: int) -> list[MicroBatch]:
     longest = np.maximum.reduceat(rows.boundaries[1:] - rows.boundaries[:-1], cuts[:-1]).tolist()
     starts = np.arange(0, count, size) * length
     tensors = (torch.split(torch.from_numpy(each), size) for each in (rows.input_ids, rows.labels, rows.positions))
+    others = {name: torch.split(torch.from_numpy(array), size) for name, array in rows.others.items()}
+    label_tokens, input_tokens = (
+        tokens.reshape(-1, size).sum(axis=1).tolist() for tokens in (rows.label_tokens, rows.input_tokens)
+    )
     return [
         MicroBatch(
-            ids, labels, positions, torch.from_numpy((rows.boundaries[cut : after + 1] - start).astype(np.int32)), *rest
+            ids,
+            labels,
+            positions,
+            torch.from_numpy((rows.boundaries[cut : after + 1] - start).astype(np.int32)),
+            longest[number],
+            label_tokens[number],
+            input_tokens[number],
+            {name: parts[number] for name, parts in others.items()},
         )
-        for ids, labels, positions, start, cut, after, *rest in zip(
-            *tensors,
-            starts.tolist(),
-            cuts[:-1].tolist(),
-            cuts[1:].tolist(),
-            longest,
-            rows.label_tokens.reshape(-1, size).sum(axis=1).tolist(),
-            rows.input_tokens.reshape(-1, size).sum(axis=1).tolist(),
-            strict=True,
+        for number, (ids, labels, positions, start, cut, after) in enumerate(
+            zip(*tensors, starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
         )
     ]
 
 
-def digest_rows(input_ids: npt.NDArray[np.int32], first_position: int) -> int:
-    """Sum of the digests of rows (int32 [R, T]) that follow each other in the global batch.
+def digest_rows(values: npt.NDArray[Any], first_position: int) -> int:
+    """Sum of the digests of rows [R, ...] that follow each other in the global batch.
 
-    The digest of a row is the xxh3-64 of its T token ids, in 32 bits each, seeded with its position in the global
-    batch.
+    The digest of a row is the xxh3-64 of its values, of token ids in 32 bits each, seeded with its position in the
+    global batch.
     """
-    size = input_ids.shape[1] * input_ids.itemsize
-    data = input_ids.data.cast("B")
+    if not len(values):
+        return 0
+    size = values.nbytes // len(values)
+    data = np.ascontiguousarray(values).data.cast("B")
     return sum(
         xxhash.xxh3_64_intdigest(data[row * size : (row + 1) * size], seed=first_position + row)
-        for row in range(len(input_ids))
+        for row in range(len(values))
     )
+
+
+def digest_inputs(rows: PreparedRows, own: slice, first_position: int) -> int:
+    """The digest of everything that an objective gives to a model of some rows: see `digest_rows`."""
+    arrays = [rows.input_ids, rows.labels, rows.positions, *(rows.others[name] for name in sorted(rows.others))]
+    # Each array has a weight of its own, so that two that change places give another sum.
+    return sum((2 * number + 1) * digest_rows(array[own], first_position) for number, array in enumerate(arrays))
 
 
 def wrap_int64(total: int) -> int:

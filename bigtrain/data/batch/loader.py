@@ -15,10 +15,11 @@ import numpy.typing as npt
 from bigtrain.base import reached
 from bigtrain.config import divide_work
 from bigtrain.data.batch.assemble import assemble
-from bigtrain.data.batch.batch import RankBatch, digest_rows, micro_batches_of, wrap_int64
+from bigtrain.data.batch.batch import RankBatch, digest_inputs, digest_rows, micro_batches_of, wrap_int64
 from bigtrain.data.batch.packing import Packing, fetch
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.order.plan import Plan, SampleAddresses
+from bigtrain.objective import AddressKeys, Causal, Objective, PreparedRows
 
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 18, 128
 """Limits on what is assembled at once after the first batches: numpy is faster on large arrays. A larger batch is
@@ -55,6 +56,7 @@ class Loader:
         micro_batch_size: samples in one forward pass.
         rank: data-parallel rank of this process.
         world_size: data-parallel size.
+        objective: makes inputs and labels of rows.
         prefetch: groups of batches that are prepared in advance.
 
     Raises:
@@ -71,6 +73,7 @@ class Loader:
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        objective: Objective | None = None,
         prefetch: int = 2,
     ) -> None:
         divide_work(plan.batches, micro_batch_size, world_size)
@@ -83,6 +86,8 @@ class Loader:
         self._micro_batch_size = micro_batch_size
         self._rank, self._world_size = rank, world_size
         self._unlabelled = find_unlabelled(plan, packings)
+        self._objective = objective or Causal()
+        self._keys = AddressKeys(plan.seed, [source.name for source in plan.sources])
         self._ready: deque[RankBatch] = deque()
         self._queue: queue.Queue[list[RankBatch] | BaseException] = queue.Queue(prefetch)
         self._failure: BaseException | None = None
@@ -172,7 +177,8 @@ class Loader:
         rows = assemble(self._packings, addresses.source, addresses.sequence)
         for skip in self._unlabelled:
             skip.apply(rows, samples, addresses)
-        micro_batches = micro_batches_of(rows, self._micro_batch_size)
+        prepared = self._objective.prepare(rows, self._keys.of(*addresses))
+        micro_batches = micro_batches_of(prepared, self._micro_batch_size)
         batches, first = [], 0
         for size in group.sizes:
             last = first + size
@@ -185,7 +191,11 @@ class Loader:
                     label_tokens=sum(batch.label_tokens for batch in own),
                     input_tokens=sum(batch.input_tokens for batch in own),
                     digest=wrap_int64(digest_rows(rows.input_ids[first:last], position)),
+                    inputs_digest=self._digest_of_inputs(prepared, slice(first, last), position),
                 )
             )
             first = last
         return batches
+
+    def _digest_of_inputs(self, prepared: PreparedRows, own: slice, position: int) -> int:
+        return wrap_int64(digest_inputs(prepared, own, position)) if self._objective.changes_inputs else 0

@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.base import IGNORE_INDEX, BigtrainError
-from bigtrain.data.batch.assemble import AssembledRows
+from bigtrain.base import BigtrainError
 from bigtrain.data.batch.packing import Packing
 from bigtrain.data.order.plan import DocumentSkip, Plan, SampleAddresses
 from bigtrain.data.store.store import Dataset
 from bigtrain.data.store.stored_document import StoredDocument, find_document
+from bigtrain.objective import TokenRows
 
 NEVER_TRAINED_ON = "documents that are held out, or were removed by the build, are never trained on"
 
@@ -41,8 +41,8 @@ class Unlabelled:
         index = int(self.starts.searchsorted(start))
         return sample >= self.from_sample and index < len(self.starts) and int(self.starts[index]) == start
 
-    def apply(self, rows: AssembledRows, samples: I64, addresses: SampleAddresses) -> None:
-        """Remove the labels of these documents from R rows, which are these samples (i64 [R])."""
+    def apply(self, rows: TokenRows, samples: I64, addresses: SampleAddresses) -> None:
+        """Withhold these documents from R rows, which are these samples (i64 [R])."""
         own = np.flatnonzero((addresses.source == self.source) & (samples >= self.from_sample))
         if not len(own):
             return
@@ -54,9 +54,8 @@ class Unlabelled:
             row, offset, end = own[spans.row[span]], spans.offset[span], spans.offset[span] + spans.length[span]
             for document in range(first[span], last[span]):
                 begin = max(offset, self.starts[document] - base[span] + offset)
-                labels = rows.labels[row, begin : min(end, self.ends[document] - base[span] + offset)]
-                rows.label_tokens[row] -= np.count_nonzero(labels != IGNORE_INDEX)
-                labels[:] = IGNORE_INDEX
+                stop = min(end, self.ends[document] - base[span] + offset)
+                rows.withhold(int(row), int(begin), int(stop))
 
 
 def find_unlabelled(plan: Plan, packings: Sequence[Packing]) -> list[Unlabelled]:

@@ -20,7 +20,6 @@ from bigtrain.data.format.tokenizer import (
     begin_of_text,
     check_vocabulary,
     read_content,
-    read_tokenizer,
     require_begin_of_text,
     tokenizer_hash,
     train_tokenizer,
@@ -47,7 +46,7 @@ def build_tokenizer(
         return
     started = time.perf_counter()
     if settings.tokenizer.path is not None:
-        content = read_content(settings.tokenizer.path)
+        content = read_content(settings.tokenizer.path, settings.tokenizer.additional_special_tokens)
     else:
         check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
         report("tokenizer: training")
@@ -77,7 +76,8 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
         raise changed_error(file, found, wanted)
     require_begin_of_text(settings.tokenizer, settings.dir, begin_in_record(record, settings.dir))
     if settings.tokenizer.path is not None:
-        given = tokenizer_hash(read_tokenizer(settings.tokenizer.path))
+        content = read_content(settings.tokenizer.path, settings.tokenizer.additional_special_tokens)
+        given = tokenizer_hash(content.to_bytes())
         require_same(settings.dir, {"tokenizer hash": wanted}, {"tokenizer hash": given})
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bigtrain.base import BigtrainError, read_json, write_atomically
-from bigtrain.config import DataSettings, SourceSettings
+from bigtrain.config import DataSettings, SourceSettings, TokenizerSettings
 from bigtrain.data.format.hashing import identity
 from bigtrain.data.format.urls import recorded_path
 
@@ -46,8 +46,15 @@ def tokenizer_request(settings: DataSettings) -> Record:
     """The settings that determine the tokenizer. What documents begin with is recorded beside them."""
     tokenizer = settings.tokenizer
     if tokenizer.path is not None:
-        return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text}
-    return tokenizer.model_dump(mode="json", exclude={"begin_of_text"})
+        return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text, **_additional(tokenizer)}
+    plain = tokenizer.model_dump(mode="json", exclude={"begin_of_text", "additional_special_tokens"})
+    return {**plain, **_additional(tokenizer)}
+
+
+def _additional(tokenizer: TokenizerSettings) -> Record:
+    """Recorded only where there are any, so that older data stay as they are."""
+    tokens = list(tokenizer.additional_special_tokens)
+    return {"additional_special_tokens": tokens} if tokens else {}
 
 
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:

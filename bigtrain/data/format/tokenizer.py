@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigtrain.base import BigtrainError, read_regular
@@ -22,6 +23,7 @@ from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_reco
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent
+from bigtrain.objective import ObjectiveVocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -44,18 +46,14 @@ def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
 
 def _special_tokens_to_train(settings: TokenizerSettings) -> list[str]:
     begin = [] if settings.begin_of_text in ("auto", "none", settings.end_of_text) else [settings.begin_of_text]
-    return [settings.end_of_text, *begin]
+    return list(dict.fromkeys([settings.end_of_text, *begin, *settings.additional_special_tokens]))
 
 
-def read_tokenizer(path: Path) -> bytes:
-    """The canonical form of a `tokenizer.json`, or of the one in a folder. Raises BigtrainError."""
-    return read_content(path).to_bytes()
-
-
-def read_content(path: Path) -> TokenizerContent:
-    """The content of a `tokenizer.json`, or of the one in a folder. Raises BigtrainError."""
+def read_content(path: Path, additional_special_tokens: Sequence[str] = ()) -> TokenizerContent:
+    """The content of a `tokenizer.json`, or of the one in a folder, with further tokens. Raises BigtrainError."""
     file = path / TOKENIZER_FILE if path.is_dir() else path
-    return TokenizerContent.read(file, fix="correct data.tokenizer.path, or leave it out to train a tokenizer")
+    content = TokenizerContent.read(file, fix="correct data.tokenizer.path, or leave it out to train a tokenizer")
+    return content.with_special_tokens(additional_special_tokens)
 
 
 def canonical_form(text: str) -> bytes:
@@ -119,6 +117,16 @@ class DataTokenizer:
     def special(self) -> set[str]:
         """The tokens that end or begin a text."""
         return {self.end_of_text, *self.content.texts(self.begin_of_text.ids)}
+
+    def vocabulary(self) -> ObjectiveVocabulary:
+        """What objectives know of it."""
+        tokens = self.content.library.get_vocab(with_added_tokens=True)
+        names = {*self.content.special_tokens.values(), *self.special}
+        ordinary, begins_word = np.zeros((2, self.vocabulary_size), np.bool_)
+        for token, number in tokens.items():
+            ordinary[number], begins_word[number] = token not in names, self.content.begins_word(token)
+        special = {token: tokens[token] for token in sorted(names & tokens.keys(), key=lambda name: tokens[name])}
+        return ObjectiveVocabulary(special, ordinary, begins_word)
 
     def for_reading(self) -> Tokenizer:
         """The tokenizer that decodes documents."""

@@ -21,7 +21,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -213,6 +213,29 @@ class TokenizerContent:
             found.append(token)
         return found
 
+    @property
+    def special_tokens(self) -> dict[int, str]:
+        """The special tokens that the file names, by their ids."""
+        return {token["id"]: token["content"] for token in _added(self.content) if token.get("special")}
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> TokenizerContent:
+        """The same with these special tokens, of which those that the vocabulary lacks get ids after its last one."""
+        vocabulary = self.library.get_vocab(with_added_tokens=True)
+        missing = [token for token in dict.fromkeys(tokens) if token not in vocabulary]
+        if set(tokens) <= set(self.special_tokens.values()):
+            return self
+        content = self._plain(set(tokens) - set(missing), self.content.get("post_processor"))
+        first = max(vocabulary.values()) + 1
+        added = [{"id": first + number, "content": token, **_FLAGS} for number, token in enumerate(missing)]
+        return replace(self, content={**content, "added_tokens": [*content["added_tokens"], *added]})
+
+    def begins_word(self, token: str) -> bool:
+        """Whether a token begins a word: by its blank, its missing `##`, or as a punctuation mark of its own."""
+        if _model(self.content).get("type") == "WordPiece":
+            return not token.startswith(_model(self.content).get("continuing_subword_prefix") or "##")
+        first = token[:1]
+        return first in _BLANKS or (first.isascii() and not first.isalnum())
+
     def to_bytes(self) -> bytes:
         """The file in canonical form."""
         return canonical_json(self.content)
@@ -241,6 +264,9 @@ class TokenizerContent:
             steps.append(_template(around, self.texts))
         return {"type": "Sequence", "processors": steps} if len(steps) > 1 else steps[0] if steps else None
 
+
+_BLANKS = {chr(code) for code in range(0x100, 0x122)} | {"\u2581"}
+"""What byte-level BPE writes for control characters and blanks (Radford et al., 2019), and SentencePiece's blank."""
 
 _RANDOM = ("dropout", "alpha", "nbest_size")
 """What makes two encodings of one text differ."""

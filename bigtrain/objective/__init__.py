@@ -1,0 +1,32 @@
+"""What is learned from a sample: rows of token ids become the inputs and labels of a model.
+
+rows            token ids as the data have them, and what the model is given   rows.py
+randomness      by the address of a row, never by rank, time or batch          randomness.py
+objective       what every objective does; which one the settings ask for      objective.py
+  causal        the next token                                                 causal.py
+  masked        tokens that were hidden                                        masked.py
+
+It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
+
+    TokenRows, keys of their addresses  --prepare-->  PreparedRows
+
+Row i of `prepare(rows, keys)` is `prepare` of row i alone: so what a sample becomes is the same on any number of ranks,
+in any micro-batch, and after every restart.
+"""
+
+from bigtrain.objective.causal import Causal
+from bigtrain.objective.masked import Masked
+from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective
+from bigtrain.objective.randomness import AddressKeys
+from bigtrain.objective.rows import PreparedRows, TokenRows
+
+__all__ = [
+    "AddressKeys",
+    "Causal",
+    "Masked",
+    "Objective",
+    "ObjectiveVocabulary",
+    "PreparedRows",
+    "TokenRows",
+    "make_objective",
+]

@@ -1,0 +1,92 @@
+"""The masked objective: hidden tokens are predicted from both sides (Devlin et al., 2019, section 3.1).
+
+Of the tokens that are chosen most become the mask token, some a random token, and some stay as they are. Masks differ
+from epoch to epoch, since the epoch is part of a row's address (RoBERTa's dynamic masking; Liu et al., 2019,
+section 4.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from bigtrain.base import IGNORE_INDEX
+from bigtrain.objective.randomness import U32, U64, below, choices, further, numbers
+from bigtrain.objective.rows import I32, I64, Bools, PreparedRows, TokenRows
+
+_CHOICE = 0
+"""The site of the choice of tokens."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Hides tokens; their labels are what they were."""
+
+    changes_inputs: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
+
+    mask_id: int
+    rate: float
+    """Probability that a token is chosen."""
+    mask_share: float
+    """Share of the chosen tokens that become the mask token."""
+    random_share: float
+    """Share of the chosen tokens that become a random ordinary token."""
+    ordinary: Bools
+    """[V], whether a token may be chosen, or stand for a chosen one: special tokens may not."""
+    begins_word: Bools | None = None
+    """[V], whether a token begins a word; then words are chosen in place of tokens. None: tokens."""
+
+    def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows:
+        """See `Objective.prepare`."""
+        ids, (count, length) = rows.input_ids.reshape(-1), rows.input_ids.shape
+        words = numbers(keys, _CHOICE, length)
+        places = self._chosen(rows, words)
+        labels, inputs = np.full_like(ids, IGNORE_INDEX), ids.copy()
+        labels[places] = ids[places]
+        self._hide(inputs, places, words.reshape(-1)[places])
+        return PreparedRows(
+            input_ids=inputs.reshape(count, length),
+            labels=labels.reshape(count, length),
+            positions=rows.positions,
+            boundaries=rows.boundaries,
+            label_tokens=np.diff(places.searchsorted(np.arange(count + 1) * length)),
+            input_tokens=rows.input_tokens,
+        )
+
+    def _chosen(self, rows: TokenRows, words: U32) -> I64:
+        """The places of the tokens to predict among the R*T flattened ones, in order.
+
+        Padding is of special tokens, and so never chosen.
+        """
+        drawn = words < below(self.rate)
+        if self.begins_word is not None:
+            drawn = self._whole_words(rows, drawn, self.begins_word)
+        for row, first, end in rows.withheld:
+            drawn[row, first:end] = False
+        places = np.flatnonzero(drawn)
+        return places[self.ordinary[rows.input_ids.reshape(-1)[places]]]
+
+    def _whole_words(self, rows: TokenRows, drawn: Bools, begins_word: Bools) -> Bools:
+        """[R, T]: a token is drawn where the first one of its word is."""
+        special = ~self.ordinary[rows.input_ids]
+        begins = begins_word[rows.input_ids] | (rows.positions == 0) | special
+        begins[:, 1:] |= special[:, :-1]
+        first = np.maximum.accumulate(np.where(begins, np.arange(drawn.shape[1], dtype=np.int32), 0), axis=1)
+        return np.take_along_axis(drawn, first, axis=1)
+
+    def _hide(self, inputs: I32, places: I64, words: U32) -> None:
+        """Replace the ids at places of the flattened tokens, or keep them, by a number that was drawn for each."""
+        drawn = further(words)
+        masked = drawn < below(self.mask_share)
+        random = np.flatnonzero(~masked & (drawn < below(self.mask_share + self.random_share)))
+        inputs[places[masked]] = self.mask_id
+        tokens = choices(further(drawn[random]), len(self._ordinary_ids))
+        inputs[places[random]] = self._ordinary_ids[tokens]
+
+    @cached_property
+    def _ordinary_ids(self) -> I64:
+        return np.flatnonzero(self.ordinary)

@@ -1,0 +1,94 @@
+"""What every objective does, and the one that the settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from bigtrain.base import BigtrainError
+from bigtrain.config import ObjectiveSettings
+from bigtrain.objective.causal import Causal
+from bigtrain.objective.masked import Masked
+from bigtrain.objective.randomness import U64
+from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
+
+SHOWN_TOKENS = 8
+"""So many special tokens are listed in a message, at most."""
+
+
+class Objective(Protocol):
+    """What is learned from rows. It has no state, and its arrays are shared by threads."""
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether the inputs are other than the tokens of the data, so that they have a digest of their own."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether the label at a position is of a later token, as a decoder needs it."""
+
+    def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows:
+        """The inputs and labels of rows. Row i of the result is that of row i alone.
+
+        Args:
+            rows: R rows.
+            keys: [R], from the addresses of the rows: all randomness follows from them.
+        """
+
+
+@dataclass(frozen=True)
+class ObjectiveVocabulary:
+    """What objectives know of a tokenizer."""
+
+    special: Mapping[str, int]
+    """The ids of special tokens."""
+    ordinary: Bools
+    """[V], whether an id is of a token that is not special."""
+    begins_word: Bools
+    """[V], whether a token begins a word."""
+
+    def id_of(self, token: str, key: str) -> int:
+        """The id of a special token that the settings name at a key. Raises BigtrainError where there is none."""
+        if token not in self.special:
+            shown = ", ".join(list(self.special)[:SHOWN_TOKENS]) or "none"
+            raise BigtrainError(
+                f"{key}: the tokenizer has no special token {token!r}",
+                found=f"special tokens {shown}",
+                wanted=f"a special token {token!r} in the tokenizer of the data",
+                fix=f"name one of these at {key}; or add {token!r} to data.tokenizer.additional_special_tokens and "
+                "build the data in another data.dir",
+            )
+        return self.special[token]
+
+
+def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary | None) -> Objective:
+    """The objective of the settings.
+
+    Args:
+        settings: the section `objective`.
+        vocabulary: of the data; the causal objective needs none.
+
+    Raises:
+        BigtrainError: the tokenizer lacks a token that the objective needs.
+    """
+    if settings.name == "causal":
+        return Causal()
+    assert vocabulary is not None
+    mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
+    if not np.any(vocabulary.ordinary):
+        raise BigtrainError(
+            "the tokenizer has no tokens that could be masked",
+            found=f"{len(vocabulary.ordinary)} tokens, all of them special",
+            fix="use another tokenizer",
+        )
+    return Masked(
+        mask_id=mask_id,
+        rate=settings.mask_rate,
+        mask_share=settings.mask_token_share,
+        random_share=settings.random_token_share,
+        ordinary=vocabulary.ordinary,
+        begins_word=vocabulary.begins_word if settings.whole_words else None,
+    )

@@ -1,0 +1,67 @@
+"""Rows of tokens before and after an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.base import IGNORE_INDEX
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """R rows of T tokens, as the data have them.
+
+    Documents do not see each other. A row that is not full ends in padding, which is a document of its own.
+    """
+
+    input_ids: I32
+    """[R, T]"""
+    next_ids: I32
+    """[R, T], the token after the one at the same position of input_ids in its document, even if that is in another
+    row; IGNORE_INDEX where there is none, and in documents that are not trained on."""
+    positions: I32
+    """[R, T], from 0 in each document."""
+    boundaries: I64
+    """[D+1]: where documents start in the R*T flattened tokens, and R*T. Each row starts a document."""
+    next_tokens: I64
+    """[R]: entries of next_ids that are not IGNORE_INDEX."""
+    input_tokens: I64
+    """[R]: tokens that are not padding."""
+    withheld: list[tuple[int, int, int]] = field(default_factory=list)
+    """Parts of documents that are not trained on: row, first token, token after the last one."""
+
+    def withhold(self, row: int, first: int, end: int) -> None:
+        """Train on no token from `first` to before `end` of a row; each of them is of one document."""
+        following = self.next_ids[row, first:end]
+        self.next_tokens[row] -= np.count_nonzero(following != IGNORE_INDEX)
+        following[:] = IGNORE_INDEX
+        self.withheld.append((row, first, end))
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """The same rows as an objective gives them to a model."""
+
+    input_ids: I32
+    """[R, T]"""
+    labels: I32
+    """[R, T], what is to be predicted at each position; IGNORE_INDEX if nothing is."""
+    positions: I32
+    """[R, T], from 0 in each document."""
+    boundaries: I64
+    """[D+1]: where documents start in the R*T flattened tokens, and R*T. Each row starts a document."""
+    label_tokens: I64
+    """[R]: labels that are not IGNORE_INDEX."""
+    input_tokens: I64
+    """[R]: tokens that are not padding."""
+    others: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """What else the model takes, by the names of its arguments: arrays with R rows."""
