@@ -4,6 +4,7 @@ rows            token ids as the data have them, and what the model is given   r
 randomness      by the address of a row, never by rank, time or batch          randomness.py
 objective       what every objective does; which one the settings ask for      objective.py
   causal        the next token                                                 causal.py
+  fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
   masked        tokens that were hidden                                        masked.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
@@ -15,6 +16,7 @@ in any micro-batch, and after every restart.
 """
 
 from bigtrain.objective.causal import Causal
+from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective
 from bigtrain.objective.randomness import AddressKeys
@@ -23,6 +25,7 @@ from bigtrain.objective.rows import PreparedRows, TokenRows
 __all__ = [
     "AddressKeys",
     "Causal",
+    "FillInTheMiddle",
     "Masked",
     "Objective",
     "ObjectiveVocabulary",

@@ -11,10 +11,18 @@ import numpy as np
 from bigtrain.base import BigtrainError
 from bigtrain.config import ObjectiveSettings
 from bigtrain.objective.causal import Causal
+from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 
+FIM_TOKENS = {
+    "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    "codellama": ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>", "\u2581<EOT>"),
+    "deepseek": ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+    "qwen": ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+}
+"""What stands before prefix, suffix and middle, and after the middle where that is not the end of a text."""
 SHOWN_TOKENS = 8
 """So many special tokens are listed in a message, at most."""
 
@@ -49,6 +57,10 @@ class ObjectiveVocabulary:
     """[V], whether an id is of a token that is not special."""
     begins_word: Bools
     """[V], whether a token begins a word."""
+    end_of_text: int
+    """The token that ends documents."""
+    begin_of_text: tuple[int, ...] = ()
+    """What documents begin with."""
 
     def id_of(self, token: str, key: str) -> int:
         """The id of a special token that the settings name at a key. Raises BigtrainError where there is none."""
@@ -77,6 +89,30 @@ def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary 
     if settings.name == "causal":
         return Causal()
     assert vocabulary is not None
+    return (
+        _fill_in_the_middle(settings, vocabulary)
+        if settings.name == "fill_in_the_middle"
+        else _masked(settings, vocabulary)
+    )
+
+
+def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
+    names = FIM_TOKENS[settings.fim_tokens]
+    ids = [vocabulary.id_of(name, f"objective.fim_tokens {settings.fim_tokens}") for name in names]
+    prefix, suffix, middle, *end = ids
+    return FillInTheMiddle(
+        prefix,
+        suffix,
+        middle,
+        end_id=end[0] if end else vocabulary.end_of_text,
+        end_of_text_id=vocabulary.end_of_text,
+        begin_ids=vocabulary.begin_of_text,
+        rate=settings.fim_rate,
+        spm_rate=settings.fim_spm_rate,
+    )
+
+
+def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Masked:
     mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
     if not np.any(vocabulary.ordinary):
         raise BigtrainError(

@@ -60,6 +60,17 @@ def numbers(keys: U64, site: int, count: int) -> U32:
     return result
 
 
+def numbers_at(keys: U64, site: int, rows: I64, places: I64) -> U32:
+    """The numbers [n] of single places [n], in rows [n] of those with keys [R]: the same as those of `numbers`."""
+    low, high = _halves(keys, site)
+    result, spare = _spread(places.astype(np.uint32)), np.empty(len(places), np.uint32)
+    result ^= low[rows]
+    _mix_in_place(result, spare)
+    result ^= high[rows]
+    _mix_in_place(result, spare)
+    return result
+
+
 def further(words: U32) -> U32:
     """A further number [n] for each of some that were drawn, which does not depend on whether one is below a bound."""
     result, spare = words + np.uint32(0x9E3779B9), np.empty_like(words)
@@ -72,9 +83,9 @@ def below(probability: float) -> np.uint32:
     return np.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
-def choices(words: U32, count: int) -> I64:
+def choices(words: U32, count: int | I64) -> I64:
     """Uniform numbers below `count`, which is far less than 2^32 (Lemire, 2019, without its rejection)."""
-    return ((words.astype(np.uint64) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+    return ((words.astype(np.uint64) * np.asarray(count, np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def _halves(keys: U64, site: int) -> tuple[U32, U32]:

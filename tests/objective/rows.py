@@ -10,13 +10,15 @@ from bigtrain.objective import ObjectiveVocabulary, PreparedRows, TokenRows
 from bigtrain.objective.randomness import U64
 
 VOCABULARY = 50
-SPECIAL = {"<|endoftext|>": 0, "[MASK]": 1}
+SPECIAL = {"<|endoftext|>": 0, "[MASK]": 1, "<fim_prefix>": 2, "<fim_suffix>": 3, "<fim_middle>": 4}
+FIRST = len(SPECIAL)
+"""The first ordinary token."""
 
 
 def vocabulary() -> ObjectiveVocabulary:
-    """Fifty tokens, the first two of them special; every third one begins a word."""
-    ordinary = np.arange(VOCABULARY) >= len(SPECIAL)
-    return ObjectiveVocabulary(SPECIAL, ordinary, np.arange(VOCABULARY) % 3 == 0)
+    """Fifty tokens, the first five of them special; every third one begins a word."""
+    ordinary = np.arange(VOCABULARY) >= FIRST
+    return ObjectiveVocabulary(SPECIAL, ordinary, np.arange(VOCABULARY) % 3 == 0, end_of_text=0)
 
 
 def rows_of(documents: list[list[list[int]]], length: int) -> TokenRows:
@@ -54,7 +56,7 @@ def some_rows(seed: int, count: int, length: int) -> list[list[list[int]]]:
         left, parts = int(random.integers(1, length + 1)), []
         while left:
             size = int(random.integers(1, left + 1))
-            parts.append([*random.integers(2, VOCABULARY, size - 1).tolist(), 0])
+            parts.append([*random.integers(FIRST, VOCABULARY, size - 1).tolist(), 0])
             left -= size
         found.append(parts)
     return found

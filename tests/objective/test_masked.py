@@ -11,7 +11,7 @@ from scipy import stats
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config import ObjectiveSettings
 from bigtrain.objective import Masked, PreparedRows, TokenRows, make_objective
-from tests.objective.rows import VOCABULARY, keys_of, rows_of, vocabulary
+from tests.objective.rows import FIRST, VOCABULARY, keys_of, rows_of, vocabulary
 
 LENGTH, ROWS = 128, 2000
 CERTAIN = 1e-6
@@ -20,7 +20,7 @@ CERTAIN = 1e-6
 
 def prepared(**settings: object) -> tuple[TokenRows, PreparedRows]:
     random = np.random.default_rng(11)
-    documents = [[random.integers(2, VOCABULARY, LENGTH).tolist()] for _ in range(ROWS)]
+    documents = [[random.integers(FIRST, VOCABULARY, LENGTH).tolist()] for _ in range(ROWS)]
     rows = rows_of(documents, LENGTH)
     objective = make_objective(ObjectiveSettings(name="masked", **settings), vocabulary())
     assert isinstance(objective, Masked)
@@ -47,25 +47,25 @@ def test_of_the_hidden_tokens_the_shares_are_masked_random_and_kept() -> None:
     hidden = found.labels != IGNORE_INDEX
     inputs, labels = found.input_ids[hidden], found.labels[hidden]
     masked, kept = inputs == 1, inputs == labels
-    ordinary = VOCABULARY - 2
+    ordinary = VOCABULARY - FIRST
     assert binomial(int(masked.sum()), len(inputs), 0.8) > CERTAIN
     assert binomial(int(kept.sum()), len(inputs), 0.1 + 0.1 / ordinary) > CERTAIN
     random = inputs[~masked & ~kept]
-    assert set(random.tolist()) == set(range(2, VOCABULARY))
-    assert stats.chisquare(np.bincount(random, minlength=VOCABULARY)[2:]).pvalue > CERTAIN
+    assert set(random.tolist()) == set(range(FIRST, VOCABULARY))
+    assert stats.chisquare(np.bincount(random, minlength=VOCABULARY)[FIRST:]).pvalue > CERTAIN
 
 
 def test_special_tokens_are_neither_hidden_nor_put_in_place_of_others() -> None:
-    rows = rows_of([[[5, 0, 6, 0, 7, 0] * 10]] * 500, 60)
+    rows = rows_of([[[5, 0, 6, 2, 7, 4] * 10]] * 500, 60)
     objective = make_objective(ObjectiveSettings(name="masked", mask_rate=0.5, mask_token_share=0.0), vocabulary())
     found = objective.prepare(rows, keys_of(3, 500))
     assert (found.labels[:, 1::2] == IGNORE_INDEX).all()
-    assert (found.input_ids[:, ::2] > 1).all()
+    assert (found.input_ids[:, ::2] >= FIRST).all()
 
 
 def test_whole_words_are_hidden_or_seen_as_a_whole() -> None:
-    word = [3, 4, 5]  # 3 begins a word
-    rows = rows_of([[word * 20, [4, 5] + word * 10]] * 500, 92)
+    word = [6, 7, 8]  # 6 begins a word
+    rows = rows_of([[word * 20, [7, 8] + word * 10]] * 500, 92)
     objective = make_objective(ObjectiveSettings(name="masked", whole_words=True), vocabulary())
     hidden = objective.prepare(rows, keys_of(4, 500)).labels != IGNORE_INDEX
     words = np.concatenate([hidden[:, :60].reshape(-1, 3), hidden[:, 62:].reshape(-1, 3)])

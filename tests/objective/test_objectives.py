@@ -19,6 +19,8 @@ OBJECTIVES = {
     "causal": ObjectiveSettings(),
     "masked": ObjectiveSettings(name="masked"),
     "whole words": ObjectiveSettings(name="masked", whole_words=True, mask_rate=0.3),
+    "fill in the middle": ObjectiveSettings(name="fill_in_the_middle"),
+    "always in the middle": ObjectiveSettings(name="fill_in_the_middle", fim_rate=1.0, fim_spm_rate=1.0),
     "nothing but masks": ObjectiveSettings(name="masked", mask_token_share=1.0, random_token_share=0.0),
 }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bigtrain.objective import AddressKeys
-from bigtrain.objective.randomness import below, choices, further, numbers
+from bigtrain.objective.randomness import below, choices, further, numbers, numbers_at
 
 addresses = st.tuples(st.integers(0, 2), st.integers(0, 2**40), st.integers(0, 2**50))
 
@@ -38,6 +38,15 @@ def test_a_source_keeps_its_keys_when_others_come_before_it(address: tuple) -> N
     source, *rest = address
     names = ["a", "b", "c"]
     assert key_of(1, names, source, *rest) == key_of(1, ["new", *names], source + 1, *rest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 50), st.integers(1, 20_000), st.integers(0, 5))
+def test_single_numbers_are_those_of_the_whole_row(seed: int, rows: int, count: int, site: int) -> None:
+    random = np.random.default_rng(seed)
+    keys = random.integers(0, 2**64, rows, np.uint64)
+    row, place = random.integers(0, rows, 30), random.integers(0, count, 30)
+    assert np.array_equal(numbers_at(keys, site, row, place), numbers(keys, site, count)[row, place])
 
 
 def test_further_numbers_are_uniform_whatever_the_bound() -> None:

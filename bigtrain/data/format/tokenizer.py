@@ -126,7 +126,7 @@ class DataTokenizer:
         for token, number in tokens.items():
             ordinary[number], begins_word[number] = token not in names, self.content.begins_word(token)
         special = {token: tokens[token] for token in sorted(names & tokens.keys(), key=lambda name: tokens[name])}
-        return ObjectiveVocabulary(special, ordinary, begins_word)
+        return ObjectiveVocabulary(special, ordinary, begins_word, self.end_id, self.begin_of_text.ids)
 
     def for_reading(self) -> Tokenizer:
         """The tokenizer that decodes documents."""
