@@ -236,7 +236,7 @@ def test_several_processes_compile_once_and_the_next_ones_not_at_all(
     assert len(list((tmp_path / "cache" / "bigtrain").glob("*.so"))) == 1
 
 
-@pytest.mark.parametrize("fault", ["no compiler", "a compiler that fails", "no folder"])
+@pytest.mark.parametrize("fault", ["no compiler", "a compiler that fails"])
 def test_without_the_kernels_everything_is_computed_by_pytorch(
     works: None, kernels_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -244,15 +244,12 @@ def test_without_the_kernels_everything_is_computed_by_pytorch(
     if fault == "no compiler":
         monkeypatch.setenv("CXX", "no-such-compiler")
         wanted = "a C\\+\\+ compiler"
-    elif fault == "a compiler that fails":
+    else:
         compiler = tmp_path / "c++"
         compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: cannot find <x>' >&2\nexit 1\n")
         compiler.chmod(0o755)
         monkeypatch.setenv("CXX", str(compiler))
         wanted = "cannot find <x>"
-    else:
-        (tmp_path / "bigtrain").touch()
-        wanted = "bigtrain"
     assert re.search(wanted, cpu_kernels.obstacle() or "")
     query = torch.randn(8, 2, 32).bfloat16()
     attend_with = attention_backend("auto", query, PLAIN)
@@ -260,6 +257,16 @@ def test_without_the_kernels_everything_is_computed_by_pytorch(
     cu_seqlens = torch.tensor([0, 8])
     found = attend_with(query, query, query, cu_seqlens, 8, PLAIN)
     assert relative_error(found, reference(*(query.double(),) * 3, cu_seqlens, 8, PLAIN)) < 1e-2
+
+
+def test_without_a_folder_to_keep_them_the_kernels_are_there_too(
+    works: None, kernels_forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are compiled for this process alone."""
+    (tmp_path / "bigtrain").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cpu_kernels.obstacle() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["bigtrain"]
 
 
 def test_the_description_of_a_call_is_laid_out_as_in_the_source() -> None:
