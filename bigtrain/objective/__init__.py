@@ -20,11 +20,12 @@ from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective
 from bigtrain.objective.randomness import AddressKeys
-from bigtrain.objective.rows import PreparedRows, TokenRows
+from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
 
 __all__ = [
     "AddressKeys",
     "Causal",
+    "EncoderRows",
     "FillInTheMiddle",
     "Masked",
     "Objective",

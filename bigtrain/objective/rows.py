@@ -48,6 +48,22 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
+class EncoderRows:
+    """What the encoder of an encoder-decoder reads: R rows of S tokens.
+
+    The documents of a row are as many as those of the decoder's row, in the same order: the n-th of the decoder attends
+    to the n-th of the encoder. Padding is a document of its own on both sides, where there is any on one.
+    """
+
+    input_ids: I32
+    """[R, S]"""
+    positions: I32
+    """[R, S], from 0 in each document."""
+    boundaries: I64
+    """[D+1]: where documents start in the R*S flattened tokens, and R*S. Each row starts a document."""
+
+
+@dataclass(frozen=True)
 class PreparedRows:
     """The same rows as an objective gives them to a model."""
 
@@ -65,3 +81,5 @@ class PreparedRows:
     """[R]: tokens that are not padding."""
     others: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """What else the model takes, by the names of its arguments: arrays with R rows."""
+    encoder: EncoderRows | None = None
+    """For an encoder-decoder, whose decoder has the other fields."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 import xxhash
 
 from bigtrain.objective import PreparedRows
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 if TYPE_CHECKING:
     import torch
@@ -35,19 +39,23 @@ class MicroBatch:
     """Labels that are not -100."""
     input_tokens: int
     """Tokens that are not padding."""
-    others: dict[str, Tensor] = field(default_factory=dict)
-    """What else the objective gives to the model, by the names of its arguments: [B, ...]."""
+    others: dict[str, Tensor | int] = field(default_factory=dict)
+    """What else the objective gives to the model, by the names of its arguments: tensors [B, ...], and for an
+    encoder-decoder encoder_input_ids, encoder_position_ids [B, S], encoder_cu_seqlens and encoder_max_seqlen."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on a device, converted there to int64, the type that models take."""
         import torch
 
-        wide = {
-            name: getattr(self, name).to(device, non_blocking=True).to(torch.int64)
-            for name in ("input_ids", "labels", "position_ids")
-        }
-        others = {name: tensor.to(device, non_blocking=True) for name, tensor in self.others.items()}
-        return replace(self, **wide, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True), others=others)
+        def there(name: str, value: Any) -> Any:
+            if isinstance(value, int):
+                return value
+            moved = value.to(device, non_blocking=True)
+            return moved.to(torch.int64) if name == "labels" or name.endswith("_ids") else moved
+
+        names = ("input_ids", "labels", "position_ids", "cu_seqlens")
+        own = {name: there(name, getattr(self, name)) for name in names}
+        return replace(self, **own, others={name: there(name, value) for name, value in self.others.items()})
 
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of the model's forward pass."""
@@ -77,30 +85,41 @@ def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
     """Rows as micro-batches of `size` rows each, which share their memory."""
     import torch
 
-    count, length = rows.input_ids.shape
-    cuts = rows.boundaries.searchsorted(np.arange(0, count + 1, size) * length)
-    longest = np.maximum.reduceat(rows.boundaries[1:] - rows.boundaries[:-1], cuts[:-1]).tolist()
-    starts = np.arange(0, count, size) * length
-    tensors = (torch.split(torch.from_numpy(each), size) for each in (rows.input_ids, rows.labels, rows.positions))
-    others = {name: torch.split(torch.from_numpy(array), size) for name, array in rows.others.items()}
+    labels = torch.split(torch.from_numpy(rows.labels), size)
     label_tokens, input_tokens = (
         tokens.reshape(-1, size).sum(axis=1).tolist() for tokens in (rows.label_tokens, rows.input_tokens)
     )
-    return [
-        MicroBatch(
-            ids,
-            labels,
-            positions,
-            torch.from_numpy((rows.boundaries[cut : after + 1] - start).astype(np.int32)),
-            longest[number],
-            label_tokens[number],
-            input_tokens[number],
-            {name: parts[number] for name, parts in others.items()},
-        )
-        for number, (ids, labels, positions, start, cut, after) in enumerate(
-            zip(*tensors, starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
+    batches = [
+        MicroBatch(ids, labels[number], positions, cu_seqlens, longest, label_tokens[number], input_tokens[number])
+        for number, (ids, positions, cu_seqlens, longest) in enumerate(
+            _parts_of(rows.input_ids, rows.positions, rows.boundaries, size)
         )
     ]
+    for name, array in rows.others.items():
+        for batch, part in zip(batches, torch.split(torch.from_numpy(array), size), strict=True):
+            batch.others[name] = part
+    if (encoder := rows.encoder) is not None:
+        names = ("encoder_input_ids", "encoder_position_ids", "encoder_cu_seqlens", "encoder_max_seqlen")
+        parts = _parts_of(encoder.input_ids, encoder.positions, encoder.boundaries, size)
+        for batch, own in zip(batches, parts, strict=True):
+            batch.others.update(zip(names, own, strict=True))
+    return batches
+
+
+def _parts_of(ids: I32, positions: I32, boundaries: I64, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+    """Of each `size` rows: ids and positions [size, T], boundaries of documents, and the longest document."""
+    import torch
+
+    count, length = ids.shape
+    cuts = boundaries.searchsorted(np.arange(0, count + 1, size) * length)
+    longest = np.maximum.reduceat(boundaries[1:] - boundaries[:-1], cuts[:-1]).tolist()
+    starts = np.arange(0, count, size) * length
+    tensors = (torch.split(torch.from_numpy(each), size) for each in (ids, positions))
+    for own_ids, own_positions, start, cut, after, most in zip(
+        *tensors, starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), longest, strict=True
+    ):
+        cu_seqlens = torch.from_numpy((boundaries[cut : after + 1] - start).astype(np.int32))
+        yield own_ids, own_positions, cu_seqlens, most
 
 
 def digest_rows(values: npt.NDArray[Any], first_position: int) -> int:
@@ -122,6 +141,7 @@ def digest_rows(values: npt.NDArray[Any], first_position: int) -> int:
 def digest_inputs(rows: PreparedRows, own: slice, first_position: int) -> int:
     """The digest of everything that an objective gives to a model of some rows: see `digest_rows`."""
     arrays = [rows.input_ids, rows.labels, rows.positions, *(rows.others[name] for name in sorted(rows.others))]
+    arrays += [] if rows.encoder is None else [rows.encoder.input_ids, rows.encoder.positions]
     # Each array has a weight of its own, so that two that change places give another sum.
     return sum((2 * number + 1) * digest_rows(array[own], first_position) for number, array in enumerate(arrays))
 
