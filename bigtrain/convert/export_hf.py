@@ -1,7 +1,8 @@
-"""Export to a Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load without network.
+"""Export to a Hugging Face folder, which transformers loads without network: a decoder by `AutoModelForCausalLM`, an
+encoder by `AutoModelForMaskedLM`, the tokenizer by `AutoTokenizer`.
 
     weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
-    settings            --config_of-->  config.json; generation_config.json
+    settings            --config_of-->  config.json; of a decoder generation_config.json
     tokenizer.json      -->  as the model was trained with it, with tokenizer_config.json and special_tokens_map.json,
                         and the chat template that lies beside it
     documents           -->  such as README.md, as they are
@@ -55,7 +56,7 @@ def export_hf(
     """Write the folder under a temporary name, then move it to `out` in one step.
 
     Args:
-        weights: whole parameters by the names of `Decoder.named_parameters()`. Each is asked for once, and no more
+        weights: whole parameters by the names of `Transformer.named_parameters()`. Each is asked for once, and no more
             are held than one tensor there is made of.
         settings: the model's shape.
         tokenizer_file: a `tokenizer.json`.
@@ -85,12 +86,14 @@ def export_hf(
     entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
     with out_folder(out) as partial:
         write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
-        _write_json(partial / "config.json", config | _about_tokens(bos_token_id, end_of_text_id) | _about_files(dtype))
+        tokens = _about_tokens(bos_token_id, end_of_text_id)
+        _write_json(partial / "config.json", config | tokens | _padding(config) | _about_files(dtype))
         about_begin = {} if bos_token_id is None else {"bos_token_id": bos_token_id}
-        _write_json(
-            partial / "generation_config.json",
-            {**about_begin, "eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id},
-        )
+        if settings.architecture == "decoder":
+            _write_json(
+                partial / "generation_config.json",
+                {**about_begin, "eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id},
+            )
         if as_trained.content == tokenizer.content:
             shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
         else:
@@ -152,6 +155,11 @@ def _about_tokens(bos_token_id: int | None, end_of_text_id: int) -> dict[str, An
         "eos_token_id": end_of_text_id,
         "pad_token_id": None,  # were it end_of_text, transformers would cut that embedding off from training
     }
+
+
+def _padding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The padding token of a family whose positions depend on it."""
+    return {name: config[name] for name in ("pad_token_id",) if name in config}
 
 
 def _about_files(dtype: torch.dtype) -> dict[str, Any]:
