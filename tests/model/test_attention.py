@@ -291,7 +291,6 @@ def test_auto_takes_a_backend_that_runs_here() -> None:
         ("varlen", "bias", "without distance bias", "blockwise, sdpa, reference"),
         ("flex", "plain", "a CUDA device for training", "blockwise, sdpa, reference"),
         ("sdpa", "softcap", "a rule without softcap", "blockwise, reference"),
-        ("cpp", "two-sided", "a causal rule", "blockwise, sdpa, reference"),
     ],
 )
 def test_a_backend_that_cannot_run_is_refused_with_those_that_can(name: str, rule: str, wanted: str, able: str) -> None:

@@ -6,8 +6,7 @@ sides, as far and with such scores as the layer's `AttentionRule` says, and noth
 
     varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap or bias
     flex       FlexAttention, compiled for the rule: CUDA, any rule
-    cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; causal, no soft cap
-               or bias
+    cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias
     blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule
     sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap
     reference  the definition, with the full score matrix: what the others are tested against
@@ -186,8 +185,6 @@ def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
     if rule.two_sided and rule.distance_bias is not None:
         return "a causal rule, or one without distance bias"
-    if name == "cpp" and rule.two_sided:
-        return "a causal rule"
     if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
         return "a rule without softcap"
     if name in ("varlen", "cpp") and rule.distance_bias is not None:
