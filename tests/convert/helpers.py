@@ -15,6 +15,8 @@ from bigtrain.convert import export_hf
 from bigtrain.model import Decoder, build_model
 
 END = "<|endoftext|>"
+PADDING = [f"<|padding {number}|>" for number in range(1, 4)]
+"""Tokens 1 to 3."""
 VOCABULARY, CONTEXT = 320, 48
 WITH_BIAS_SWITCH = {"llama", "qwen3", "olmo2", "gemma", "gemma2", "granite", "qwen3_moe", "gpt_neox"}
 WITH_MLP_BIAS_SWITCH = {"llama", "granite"}
@@ -90,7 +92,7 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
     if family in TIED:
         values |= {"type_vocab_size": draw(st.integers(1, 3))}
     if family == "roberta":
-        values |= {"position_offset": draw(st.integers(1, 4))}
+        values |= {"position_offset": draw(st.integers(2, 4))}
     if family == "albert":
         values |= {"embedding_size": draw(st.sampled_from([12, values["hidden_size"]]))}
         values |= {"num_hidden_groups": draw(st.sampled_from([1, values["num_hidden_layers"]]))}
@@ -162,7 +164,10 @@ def write_tokenizer(path: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=[END, *PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["def main() -> None: return 1, 2, 3\n"] * 9, trainer)
     tokenizer.save(str(path))

@@ -15,6 +15,7 @@ from bigtrain.config.families import FAMILIES
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import Encoder, Transformer, build_model, count_parameters, flops_per_token, generate
+from bigtrain.model.loss.loss import linear_cross_entropy
 from tests.model.helpers import packed_batch, relative_error, small_settings
 
 ENCODERS = [name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder"]
@@ -186,6 +187,25 @@ def test_a_window_of_an_encoder_reaches_half_of_it_to_either_side() -> None:
 def test_an_encoder_generates_no_text() -> None:
     with pytest.raises(BigtrainError, match="continues no text"):
         generate(built("bert"), [[1, 2]], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_with_a_bias_equals_all_logits_at_once(dtype: torch.dtype) -> None:
+    """Value and gradients of hidden states, weight and bias, over several chunks."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((700, 16), (4000, 16), (4000,))
+    leaves = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    labels = torch.randint(-1, 4000, (700,), generator=generator).where(torch.arange(700) % 3 > 0, -100)
+    labels = labels.where(labels >= 0, -100)
+    hidden, weight, bias = leaves
+    loss = linear_cross_entropy(hidden, weight, labels, bias=bias, logits_scaling=2.0)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    logits = torch.nn.functional.linear(*wide) / 2.0
+    wanted = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert loss.item() == pytest.approx(wanted.item(), rel=tolerance)
+    for found, exact in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(wanted, wide), strict=True):
+        assert relative_error(found, exact) < tolerance
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
