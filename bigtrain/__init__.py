@@ -14,7 +14,7 @@ The packages, top layer first. Imports go down only; import-linter checks it, ex
     convert      formats of other tools      rundir     the folder of a run, readable without PyTorch
     engine       DeepSpeed with a narrow interface: topology, optimizer, schedule, step
     checkpoint   topology-free checkpoints: write, commit, verify, load
-    model        the decoder in plain PyTorch     data   text -> tokens -> the batches of a step
+    model        the models in plain PyTorch      data   text -> tokens -> the batches of a step
     config       the typed tree of settings, YAML, overrides
     base         exit statuses, errors, faults on order, clocks, units; imports no other package
 

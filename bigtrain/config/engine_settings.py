@@ -46,7 +46,7 @@ class EngineSettings(Section):
     """selective: the share, in bytes, of the results of matrix products that is kept. The most expensive are kept
     first, and the rest is recomputed."""
     compile: bool = False
-    """Compile each decoder block with torch.compile."""
+    """Compile each block with torch.compile."""
     attn_implementation: Literal["auto", "varlen", "flex", "cpp", "blockwise", "sdpa", "reference"] = "auto"
     """Attention back-end: `varlen` FlashAttention on CUDA, `flex` FlexAttention on CUDA (also soft caps and distance
     biases), `cpp` FlashAttention in C++ (bf16 on x86 CPUs that have instructions for it; compiled at first use),

@@ -17,6 +17,24 @@ _GEMMA: dict[str, Any] = {
     "tie_word_embeddings": True,
     "embedding_multiplier": "sqrt_hidden_size",
 }
+_ENCODER: dict[str, Any] = {
+    "architecture": "encoder",
+    "norm": "layer_norm",
+    "hidden_act": "gelu",
+    "tie_word_embeddings": True,
+    "embedding_norm": True,
+    "head_transform": True,
+    "head_bias": True,
+}
+_BERT: dict[str, Any] = {
+    **_ENCODER,
+    **_BIASED,
+    "norm_eps": 1e-12,
+    "norm_position": "post_residual",
+    "position_embedding": "learned",
+    "gated_mlp": False,
+    "type_vocab_size": 2,
+}
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -52,4 +70,18 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "granite": {"norm_eps": 1e-6},
     "mixtral": _MIXTURE,
     "qwen3_moe": {**_MIXTURE, "norm_eps": 1e-6, "qk_norm": "head", "num_experts": 128, "num_experts_per_tok": 8},
+    "bert": _BERT,
+    "roberta": {**_BERT, "norm_eps": 1e-5, "position_offset": 2, "type_vocab_size": 1, "head_act": "gelu"},
+    "albert": {**_BERT, "hidden_act": "gelu_pytorch_tanh", "embedding_size": 128, "num_hidden_groups": 1},
+    "modernbert": {
+        **_ENCODER,
+        "norm_bias": False,
+        "first_attention_norm": False,
+        "rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "sliding_window": 128,
+        "layer_types": ("full_attention", "sliding_attention", "sliding_attention"),
+        "head_transform_bias": False,
+        "head_act": "gelu",
+    },
 }

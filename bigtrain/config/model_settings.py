@@ -1,4 +1,4 @@
-"""The section model: the decoder's shape and its choices, in Hugging Face's own names.
+"""The section model: the model's shape and its choices, in Hugging Face's own names.
 
 The defaults are those of `llama`; a family's name stands for other ones, which are filled in before anything is
 checked, so that the effective settings spell out every choice.
@@ -16,11 +16,12 @@ from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveIn
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
-    "qwen3_moe",
+    "qwen3_moe", "bert", "roberta", "albert", "modernbert",
 ]  # fmt: skip
 Layers = Annotated[PositiveInt, Field(le=10_000)]
 """Each layer is several Python objects, so a number beyond any real model would fill the memory before a message."""
 LayerType = Literal["full_attention", "sliding_attention"]
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]
 assert set(get_args(Family)) == FAMILIES.keys()
 
 
@@ -59,14 +60,18 @@ class RopeScaling(Section):
 
 
 class ModelSettings(Section):
-    """The shape of the decoder and its architecture, in Hugging Face's names. The family gives the defaults."""
+    """The shape of the model and its architecture, in Hugging Face's names. The family gives the defaults."""
 
     model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("vocab_size"))
 
     family: Family = "llama"
     """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
-    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, and with experts `mixtral`, `qwen3_moe`. Any key below may
-    be given another value, but a model that the family cannot express at Hugging Face cannot be exported."""
+    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, with experts `mixtral`, `qwen3_moe`, and the encoders
+    `bert`, `roberta`, `albert`, `modernbert`. Any key below may be given another value, but a model that the family
+    cannot express at Hugging Face cannot be exported."""
+    architecture: Literal["decoder", "encoder"] = "decoder"
+    """`decoder`: a token sees those before it, and its label is the next token. `encoder`: a token sees its whole
+    document, and its label stands at its own position. An encoder does not generate text."""
     init_from: UserPath | None = None
     """A folder written by `bigtrain import`: a new run starts from its weights."""
 
@@ -74,7 +79,7 @@ class ModelSettings(Section):
     hidden_size: PositiveInt
     """Width of the residual stream."""
     num_hidden_layers: Layers
-    """Number of decoder blocks."""
+    """Number of blocks."""
     num_attention_heads: PositiveInt
     """Number of query heads."""
     num_key_value_heads: PositiveInt | None = None
@@ -88,7 +93,7 @@ class ModelSettings(Section):
     """Rows of the embedding. At least the tokenizer's size; a multiple of 64 is fastest on a GPU. Default: the size of
     the tokenizer that is trained (data.tokenizer.vocab_size), rounded up to a multiple of 64."""
     max_position_embeddings: PositiveInt
-    """Longest context, in tokens."""
+    """Longest context, in tokens. At Hugging Face, a model with `position_offset` has that many more."""
     tie_word_embeddings: bool = False
     """Use the embedding matrix as the output projection too."""
     expect_parameters: str | PositiveInt | None = None
@@ -100,9 +105,14 @@ class ModelSettings(Section):
     """The norm: `rms_norm_zero_centered` multiplies by 1 + weight (gemma)."""
     norm_eps: PositiveFloat = 1e-5
     """Added to the variance in every norm (`rms_norm_eps`, `layer_norm_epsilon` at Hugging Face)."""
-    norm_position: Literal["pre", "post", "sandwich"] = "pre"
+    norm_bias: bool = True
+    """layer_norm: whether norms have a bias."""
+    norm_position: Literal["pre", "post", "sandwich", "post_residual"] = "pre"
     """Where a block normalises: the inputs of attention and feed-forward layer (`pre`), their outputs before they are
-    added to the residual stream (`post`; olmo2), or both (`sandwich`; gemma2)."""
+    added to the residual stream (`post`; olmo2), or both (`sandwich`; gemma2). `post_residual`: the residual stream
+    after each sum, without a norm after the last block (Vaswani et al., 2017; bert)."""
+    first_attention_norm: bool = True
+    """pre, sandwich: normalise the input of the first attention, too. modernbert has embedding_norm in its place."""
     parallel_residual: bool = False
     """Attention and feed-forward layer read the same input, in parallel (gpt_neox)."""
 
@@ -117,6 +127,11 @@ class ModelSettings(Section):
     """rope: the share of a head's width that rotates."""
     rope_scaling: RopeScaling | None = None
     """rope: frequencies stretched for longer contexts."""
+    local_rope_theta: PositiveFloat | None = None
+    """rope: base of the frequencies in layers with sliding attention. Default: rope_theta."""
+    position_offset: NonNegativeInt = 0
+    """learned: the row of the first position. roberta has 2, the id of its padding token plus 1; the rows before it
+    are never used."""
     relative_attention_num_buckets: Annotated[int, Field(ge=2)] = 32
     """t5: number of buckets of distances. Half of them hold one distance each, the others grow logarithmically."""
     relative_attention_max_distance: PositiveInt = 128
@@ -124,7 +139,9 @@ class ModelSettings(Section):
 
     # attention
     sliding_window: PositiveInt | None = None
-    """Number of tokens that a token attends to, itself included, in layers with sliding attention."""
+    """Number of tokens that a token attends to, itself included, in layers with sliding attention. In an encoder it is
+    the width of the window: a token attends to itself and sliding_window // 2 tokens on either side (`local_attention`
+    of modernbert)."""
     layer_types: tuple[LayerType, ...] = ()
     """`sliding_attention` or `full_attention` for each layer. A shorter list repeats. Default: sliding attention in all
     layers if sliding_window is given."""
@@ -140,7 +157,7 @@ class ModelSettings(Section):
     """Soft cap: attention scores s become cap tanh(s / cap) (gemma2)."""
 
     # feed-forward layer
-    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"] = "silu"
+    hidden_act: Activation = "silu"
     """The activation function; `relu2` is the square of relu."""
     gated_mlp: bool = True
     """down(act(gate(x)) * up(x)) (Shazeer, 2020), or down(act(up(x)))."""
@@ -166,6 +183,26 @@ class ModelSettings(Section):
     router_bias_update_rate: NonNegativeFloat = 0.0
     """Balancing without a loss (Wang et al., 2024): each step changes the bias of each expert in the choice by this
     much, up if the expert had less than the average load, else down. 0: no biases."""
+
+    # the ends
+    embedding_size: PositiveInt | None = None
+    """Width of the embeddings; a projection with a bias brings them to hidden_size (albert). Default: hidden_size,
+    without a projection."""
+    type_vocab_size: NonNegativeInt = 0
+    """Number of kinds of segments, each with a vector that is added to the embeddings of its tokens. 0: none."""
+    embedding_norm: bool = False
+    """Normalise the sum of all embeddings."""
+    head_transform: bool = False
+    """The head predicts from norm(act(dense(x))), of the width of the embeddings, and not from x (bert)."""
+    head_transform_bias: bool = True
+    """head_transform: a bias in its dense layer (`classifier_bias` of modernbert)."""
+    head_act: Activation | None = None
+    """head_transform: its activation function. Default: hidden_act."""
+    head_bias: bool = False
+    """A bias for each token of the vocabulary, added to its logit (`decoder_bias` of modernbert)."""
+    num_hidden_groups: PositiveInt | None = None
+    """Number of blocks that have weights of their own: each is used num_hidden_layers / num_hidden_groups times in a
+    row (albert). Default: num_hidden_layers."""
 
     # what multiplies what
     embedding_multiplier: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
@@ -224,11 +261,33 @@ class ModelSettings(Section):
         """Width inside an expert, with the default filled in."""
         return self.moe_intermediate_size or self.intermediate_size
 
-    def window_of(self, layer: int) -> int | None:
-        """Number of tokens that a token attends to in a layer, itself included. None: all before it."""
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings, with the default filled in."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def distinct_layers(self) -> int:
+        """Number of blocks that have weights of their own."""
+        return self.num_hidden_groups or self.num_hidden_layers
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether a token attends to those after it, too."""
+        return self.architecture == "encoder"
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer has sliding attention."""
         if self.layer_types and self.layer_types[layer % len(self.layer_types)] == "full_attention":
+            return False
+        return self.sliding_window is not None
+
+    def window_of(self, layer: int) -> int | None:
+        """A token attends in a layer to tokens less than this many places away, itself included. None: to all that its
+        architecture lets it see. In a decoder it is the number of these tokens."""
+        if self.sliding_window is None or not self.slides(layer):
             return None
-        return self.sliding_window
+        return self.sliding_window // 2 + 1 if self.two_sided else self.sliding_window
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer's feed-forward half is a mixture of experts."""
@@ -239,6 +298,8 @@ class ModelSettings(Section):
         # Not before: that would take pydantic out of its JSON mode, in which a list may stand for a tuple.
         chosen = FAMILIES[self.family]
         self.__dict__.update({key: chosen[key] for key in chosen.keys() - self.model_fields_set})
+        if "layer_types" not in self.model_fields_set:  # a period may be longer than a small model
+            self.__dict__["layer_types"] = self.layer_types[: self.num_hidden_layers]
         return self
 
     @model_validator(mode="after")
@@ -272,6 +333,49 @@ class ModelSettings(Section):
             self.position_embedding == "sinusoidal" and self.hidden_size % 2 > 0,
             f"position_embedding sinusoidal has pairs of sine and cosine: hidden_size must be even, found "
             f"{self.hidden_size}",
+        )
+        yield (
+            self.two_sided and self.position_embedding in ("alibi", "t5"),
+            f"position_embedding {self.position_embedding} is for architecture decoder; an encoder takes rope, "
+            "learned, sinusoidal or none",
+        )
+        yield (
+            self.two_sided and self.num_nextn_predict_layers > 0,
+            "num_nextn_predict_layers is for architecture decoder: an encoder has no next token; remove it",
+        )
+        yield (
+            self.position_offset > 0 and self.position_embedding != "learned",
+            f"position_offset is for position_embedding learned, found {self.position_embedding}; remove it",
+        )
+        yield (
+            self.norm_position == "post_residual" and self.parallel_residual,
+            "norm_position post_residual normalises one sum after the other; set parallel_residual to false",
+        )
+        yield (
+            not self.first_attention_norm and self.norm_position not in ("pre", "sandwich"),
+            f"first_attention_norm is for norm_position pre or sandwich, found {self.norm_position}; remove it",
+        )
+        yield (
+            self.local_rope_theta is not None and (not rotates or self.rope_scaling is not None),
+            "local_rope_theta is for position_embedding rope without rope_scaling; remove one of them",
+        )
+        yield (
+            self.embedding_size not in (None, self.hidden_size) and not self.head_transform,
+            f"embedding_size {self.embedding_size} is not hidden_size {self.hidden_size}, so the head needs a "
+            "projection, too: set head_transform to true",
+        )
+        yield (
+            self.embedding_size is not None and self.num_nextn_predict_layers > 0,
+            "num_nextn_predict_layers needs embeddings of width hidden_size; remove embedding_size",
+        )
+        yield (
+            self.num_hidden_groups is not None and self.num_hidden_layers % self.num_hidden_groups > 0,
+            f"num_hidden_layers {self.num_hidden_layers} is not a multiple of num_hidden_groups "
+            f"{self.num_hidden_groups}",
+        )
+        yield (
+            self.num_hidden_groups is not None and bool(self.layer_types or self.mlp_only_layers),
+            "layers that share weights are alike: remove num_hidden_groups, or layer_types and mlp_only_layers",
         )
         yield (
             len(self.layer_types) > self.num_hidden_layers,

@@ -227,7 +227,7 @@ class Settings(Section):
     run_dir: UserPath
     """The run directory: settings, metrics, events, logs and checkpoints."""
     model: ModelSettings
-    """The decoder."""
+    """The model."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What is learned from a sample."""
     data: DataSettings
@@ -304,6 +304,11 @@ class Settings(Section):
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
+            )
+        if self.evaluate.samples and self.model.architecture == "encoder":
+            raise ValueError(
+                f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: an encoder continues no "
+                "text; remove it"
             )
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven

@@ -16,7 +16,7 @@ gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same compariso
 """
 
 from bigtrain.convert.config_json import obstacles, read_config
-from bigtrain.convert.export_hf import export_hf
+from bigtrain.convert.export_hf import export_hf, padding_obstacle
 from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
 from bigtrain.convert.import_hf import Found, HuggingFaceWeights, import_hf, read_hf, read_special_ids, read_tokenizer
@@ -42,6 +42,7 @@ __all__ = [
     "export_hf",
     "import_hf",
     "obstacles",
+    "padding_obstacle",
     "read_config",
     "read_hf",
     "read_special_ids",

@@ -71,7 +71,8 @@ _MAY_BE_IGNORED = frozenset({"auto_map"})
 _LARGEST: Mapping[str, int] = {
     "vocab_size": 1 << 24, "hidden_size": 1 << 22, "intermediate_size": 1 << 22, "moe_intermediate_size": 1 << 22,
     "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14, "head_dim": 1 << 20,
-    "max_position_embeddings": 1 << 32, "num_experts": 10_000,
+    "max_position_embeddings": 1 << 32, "num_experts": 10_000, "embedding_size": 1 << 22, "type_vocab_size": 1 << 24,
+    "position_offset": 1 << 24,
 }  # fmt: skip
 """No model is larger. Beyond it, sizes of tensors are no integers of 64 bits."""
 _MOST_LAYERS = 10_000
@@ -104,6 +105,8 @@ def obstacles(settings: ModelSettings) -> list[str]:
             f"hidden_size {settings.hidden_size} is not a multiple of num_attention_heads "
             f"{settings.num_attention_heads}, as transformers wants it for {name}"
         )
+    if "type_vocab_size" in _mapped_names(family) and not settings.type_vocab_size:
+        found.append(f"type_vocab_size is 0, {name} has one kind of segments at least")
     if name == "mixtral" and not settings.num_experts:
         found.append("num_experts is 0, a mixtral has experts")
     try:
@@ -234,7 +237,11 @@ def function_of(settings: ModelSettings) -> dict[str, Any]:
         del values["intermediate_size"]
     if settings.position_embedding != "t5":
         del values["relative_attention_num_buckets"], values["relative_attention_max_distance"]
-    for name in ("rope_theta", "partial_rotary_factor", "rope_scaling"):
+    if settings.norm != "layer_norm":
+        del values["norm_bias"]
+    if not settings.head_transform:
+        del values["head_transform_bias"], values["head_act"]
+    for name in ("rope_theta", "partial_rotary_factor", "rope_scaling", "local_rope_theta"):
         del values[name]
     if settings.position_embedding == "rope":
         values |= _rotation(settings)
@@ -248,6 +255,8 @@ def _rotation(settings: ModelSettings) -> dict[str, Any]:
         "partial_rotary_factor": settings.rotary_width / settings.head_width,
         "rope_scaling": None,
     }
+    if any(windows(settings)):
+        values["local_rope_theta"] = settings.local_rope_theta or effective_theta(settings)
     if scaling is None or scaling.rope_type == "ntk":
         return values
     stretched: dict[str, Any] = {"rope_type": scaling.rope_type, "factor": scaling.factor}

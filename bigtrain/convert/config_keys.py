@@ -28,6 +28,8 @@ _FILLED_IN: Mapping[str, Callable[[ModelSettings], Any]] = {
     "attention_multiplier": lambda settings: settings.attention_scale,
     "logits_scaling": lambda settings: settings.logits_scaling * settings.width_multiplier,
     "moe_intermediate_size": lambda settings: settings.expert_width,
+    "head_act": lambda settings: settings.head_act or settings.hidden_act,
+    "num_hidden_groups": lambda settings: settings.distinct_layers,
 }
 
 
@@ -92,6 +94,58 @@ def activation(
     return Keys(frozenset({theirs}), write, read)
 
 
+def head_activation(theirs: str, *, default: str) -> Keys:
+    """The activation function of the head.
+
+    Args:
+        theirs: its name in config.json.
+        default: what transformers takes where it is left out.
+    """
+    of_layers = activation(theirs, default=default)
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {theirs: value_of(model, "head_act")}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"head_act": of_layers.read(config)["hidden_act"]}
+
+    return Keys(frozenset({theirs}), write, read)
+
+
+def offset_positions() -> Keys:
+    """roberta: positions begin after the padding token's id, and the longest context counts the rows before, too."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        rows = model.max_position_embeddings + model.position_offset
+        return {"max_position_embeddings": rows, "pad_token_id": model.position_offset - 1}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        padding, rows = config.get("pad_token_id", 1), config["max_position_embeddings"]
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise unreadable("pad_token_id", padding, "the id of the padding token, after which positions begin")
+        return {"max_position_embeddings": rows - padding - 1, "position_offset": padding + 1}
+
+    return Keys(frozenset({"max_position_embeddings", "pad_token_id"}), write, read)
+
+
+def local_attention() -> Keys:
+    """modernbert: the width of the window, and the layers that have it, by name or every so many that do not."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        types = ["sliding_attention" if model.slides(n) else "full_attention" for n in range(model.num_hidden_layers)]
+        width = model.sliding_window if "sliding_attention" in types else None
+        return {"local_attention": width or 128, "layer_types": types}  # transformers wants one in any case
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        layers, every = config["num_hidden_layers"], config.get("global_attn_every_n_layers", 3)
+        types = config.get("layer_types")
+        if types is None:
+            types = ["sliding_attention" if layer % every else "full_attention" for layer in range(layers)]
+        return _windows_of(types, layers, config.get("local_attention", 128))
+
+    return Keys(frozenset({"local_attention", "layer_types", "global_attn_every_n_layers"}), write, read)
+
+
 def score_scale() -> Keys:
     """gemma2's `query_pre_attn_scalar`: what the products of queries and keys are divided by the root of."""
 
@@ -152,18 +206,23 @@ def window_by_layer(*, alternating: bool) -> Keys:
             "sliding_attention" if layer >= first and not (alternating and layer % 2) else "full_attention"
             for layer in range(layers)
         ]
-        if len(types) != layers:
-            raise unreadable("layer_types", f"{len(types)} entries", f"{layers}, one for each layer")
-        if unknown := set(types) - {"sliding_attention", "full_attention"}:
-            raise unreadable("layer_types", ", ".join(sorted(unknown)), "sliding_attention or full_attention")
-        if window is None or "sliding_attention" not in types:
-            return {"sliding_window": None, "layer_types": ()}
-        if "full_attention" not in types:
-            return {"sliding_window": window, "layer_types": ()}
-        return {"sliding_window": window, "layer_types": _shortest_period(types)}
+        return _windows_of(types, layers, window)
 
     names = {"sliding_window", "layer_types"} | (set() if alternating else {"use_sliding_window", "max_window_layers"})
     return Keys(frozenset(names), write, read)
+
+
+def _windows_of(types: list[str], layers: int, window: int | None) -> dict[str, Any]:
+    """The settings of layers of these types."""
+    if len(types) != layers:
+        raise unreadable("layer_types", f"{len(types)} entries", f"{layers}, one for each layer")
+    if unknown := set(types) - {"sliding_attention", "full_attention"}:
+        raise unreadable("layer_types", ", ".join(sorted(unknown)), "sliding_attention or full_attention")
+    if window is None or "sliding_attention" not in types:
+        return {"sliding_window": None, "layer_types": ()}
+    if "full_attention" not in types:
+        return {"sliding_window": window, "layer_types": ()}
+    return {"sliding_window": window, "layer_types": _shortest_period(types)}
 
 
 def windows(model: ModelSettings) -> list[int | None]:

@@ -1,7 +1,8 @@
-"""Export to a Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load without network.
+"""Export to a Hugging Face folder, which transformers loads without network: a decoder by `AutoModelForCausalLM`, an
+encoder by `AutoModelForMaskedLM`, the tokenizer by `AutoTokenizer`.
 
     weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
-    settings            --config_of-->  config.json; generation_config.json
+    settings            --config_of-->  config.json; of a decoder generation_config.json
     tokenizer.json      -->  as the model was trained with it, with tokenizer_config.json and special_tokens_map.json,
                         and the chat template that lies beside it
     documents           -->  such as README.md, as they are
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,7 +56,7 @@ def export_hf(
     """Write the folder under a temporary name, then move it to `out` in one step.
 
     Args:
-        weights: whole parameters by the names of `Decoder.named_parameters()`. Each is asked for once, and no more
+        weights: whole parameters by the names of `Transformer.named_parameters()`. Each is asked for once, and no more
             are held than one tensor there is made of.
         settings: the model's shape.
         tokenizer_file: a `tokenizer.json`.
@@ -69,7 +70,8 @@ def export_hf(
 
     Raises:
         BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
-            know `end_of_text`, or the family cannot express such a model.
+            know `end_of_text` or has no padding token where the family counts positions from it, or the family cannot
+            express such a model.
     """
     refuse_foreign_folder(out, _is_ours, _NAMES, "export")
     config = config_of(settings)
@@ -80,17 +82,26 @@ def export_hf(
     end_of_text_id = _token_id(tokenizer, end_of_text)
     begin = begin_of_text or BeginOfText(tokenizer.around.begin, before_prompts=True)
     bos_token_id = begin.ids[0] if begin.ids else None
+    if (found := padding_obstacle(settings, tokenizer, {end_of_text_id, *begin.ids})) is not None:
+        raise BigtrainError(
+            f"transformers would count the positions of this {settings.family} model in another way",
+            found=f"{found}, in {tokenizer.where}",
+            wanted=f"a padding token, marked as special, with the id {settings.position_offset - 1}",
+            fix="train with such a tokenizer, or as family bert, whose positions do not depend on tokens",
+        )
     as_trained = tokenizer.as_trained(end_of_text, begin)
     named = {"eos_token": end_of_text} | ({"bos_token": tokenizer.texts(begin.ids)[0]} if begin.ids else {})
     entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
     with out_folder(out) as partial:
         write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
-        _write_json(partial / "config.json", config | _about_tokens(bos_token_id, end_of_text_id) | _about_files(dtype))
+        tokens = _about_tokens(bos_token_id, end_of_text_id)
+        _write_json(partial / "config.json", config | tokens | _padding(config) | _about_files(dtype))
         about_begin = {} if bos_token_id is None else {"bos_token_id": bos_token_id}
-        _write_json(
-            partial / "generation_config.json",
-            {**about_begin, "eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id},
-        )
+        if settings.architecture == "decoder":
+            _write_json(
+                partial / "generation_config.json",
+                {**about_begin, "eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id},
+            )
         if as_trained.content == tokenizer.content:
             shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
         else:
@@ -111,6 +122,26 @@ def export_hf(
         for name, text in documents.items():
             (partial / name).write_text(text, encoding="utf-8")
         check(partial)
+
+
+def padding_obstacle(settings: ModelSettings, tokenizer: TokenizerContent, used: Collection[int]) -> str | None:
+    """What of a tokenizer keeps a model whose positions have an offset from being exported; None where nothing does.
+
+    transformers gives no position to the token with the id before the offset, and does not count it for the others.
+
+    Args:
+        settings: the model's shape.
+        tokenizer: that it is trained with.
+        used: ids of the tokens around documents.
+    """
+    padding = settings.position_offset - 1
+    token = None if padding < 0 else tokenizer.library.id_to_token(padding)
+    if token is None:
+        return None
+    added = tokenizer.library.get_added_tokens_decoder().get(padding)
+    if added is not None and added.special and padding not in used:
+        return None
+    return f"{token!r}, the token with the id position_offset - 1 = {padding}, is one of texts"
 
 
 def _theirs(
@@ -152,6 +183,11 @@ def _about_tokens(bos_token_id: int | None, end_of_text_id: int) -> dict[str, An
         "eos_token_id": end_of_text_id,
         "pad_token_id": None,  # were it end_of_text, transformers would cut that embedding off from training
     }
+
+
+def _padding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The padding token of a family whose positions depend on it."""
+    return {name: config[name] for name in ("pad_token_id",) if name in config}
 
 
 def _about_files(dtype: torch.dtype) -> dict[str, Any]:

@@ -17,13 +17,16 @@ from bigtrain.convert.config_keys import (
     REQUIRED,
     Keys,
     activation,
+    head_activation,
     key,
+    local_attention,
+    offset_positions,
     score_scale,
     sparse_layers,
     window_by_layer,
     window_of_all_layers,
 )
-from bigtrain.convert.rope_keys import rope
+from bigtrain.convert.rope_keys import rope, two_ropes
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,11 @@ class Family:
     buffers: str = r"rotary_emb\.inv_freq$"
     """Names of tensors that published files hold beside the weights, though they follow from config.json."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Tensors' names in other releases of transformers, and those of this table."""
+    """Tensors' names in other releases of transformers, and those of this table. A file may hold both, alike."""
+    older_ends: Mapping[str, str] = field(default_factory=dict)
+    """Ends of tensors' names in older files, and those of today."""
+    other_heads: str = r"(?!)"
+    """Names of tensors of heads that the language model does not have; an import leaves them out with a note."""
     whole_heads: bool = False
     """transformers asks for a hidden_size that is a multiple of num_attention_heads."""
 
@@ -150,6 +157,63 @@ _TANH = "gelu_pytorch_tanh"
 _QWEN_ONLY = {"use_mrope": (False,)}
 _CAUSAL = {"use_bidirectional_attention": (None, False)}
 _AUX_LOSS = key("router_aux_loss_coef", default=0.001)
+
+_AT, _OUT = "encoder.layer.{}.attention.", "encoder.layer.{}.output."
+_BERT_BLOCK = (
+    ("embeddings.word_embeddings", "embed_tokens"),
+    ("embeddings.position_embeddings", "embed_positions"),
+    ("embeddings.token_type_embeddings", "embed_token_types"),
+    ("embeddings.LayerNorm", "embed_norm"),
+    (_AT + "self.query", _SELF + "q_proj"),
+    (_AT + "self.key", _SELF + "k_proj"),
+    (_AT + "self.value", _SELF + "v_proj"),
+    (_AT + "output.dense", _SELF + "o_proj"),
+    (_AT + "output.LayerNorm", "layers.{}.attention_output_norm"),
+    ("encoder.layer.{}.intermediate.dense", "layers.{}.mlp.up_proj"),
+    (_OUT + "dense", "layers.{}.mlp.down_proj"),
+    (_OUT + "LayerNorm", "layers.{}.mlp_output_norm"),
+)
+_GROUP = "encoder.albert_layer_groups.{}.albert_layers.0."
+_ALBERT_BLOCK = (
+    *_BERT_BLOCK[:4],
+    ("encoder.embedding_hidden_mapping_in", "embed_projection"),
+    (_GROUP + "attention.query", _SELF + "q_proj"),
+    (_GROUP + "attention.key", _SELF + "k_proj"),
+    (_GROUP + "attention.value", _SELF + "v_proj"),
+    (_GROUP + "attention.dense", _SELF + "o_proj"),
+    (_GROUP + "attention.LayerNorm", "layers.{}.attention_output_norm"),
+    (_GROUP + "ffn", "layers.{}.mlp.up_proj"),
+    (_GROUP + "ffn_output", "layers.{}.mlp.down_proj"),
+    (_GROUP + "full_layer_layer_norm", "layers.{}.mlp_output_norm"),
+)
+_LAYER = "model.layers.{}."
+
+
+def _prefixed(prefix: str, names: tuple[tuple[str, str], ...]) -> tuple[Module, ...]:
+    return tuple(Module(prefix + theirs, (ours,)) for theirs, ours in names)
+
+
+def _of_bert(eps: float = 1e-12, act: str = "gelu") -> tuple[Keys, ...]:
+    return (
+        *_ALL,
+        *(key(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")),
+        key("type_vocab_size", default=2),
+        key("layer_norm_eps", "norm_eps", default=eps),
+        activation("hidden_act", default=act),
+    )
+
+
+_ENCODES = {"is_decoder": (False,), "is_causal": (False,)}
+_BERT_ONLY = {**_ENCODES, "tie_word_embeddings": (True,), "position_embedding_type": ("absolute",)}
+_BERT_NOISE = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob"})
+_BERT_BUFFERS = r"embeddings\.(position|token_type)_ids$"
+_OLDER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def _tied_head(decoder: str, bias: str) -> Mapping[str, str]:
+    """The head as the embedding and a bias, where files may hold it as a layer of its own, too."""
+    return {f"{decoder}.weight": f"{bias}.weight", f"{decoder}.bias": f"{bias}.bias"}
+
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -334,5 +398,112 @@ FAMILIES: dict[str, Family] = {
             _AUX_LOSS,
         ),
         (*_EMBEDDING, *_PRE_NORMS, *_ATTENTION, *_QWEN_EXPERTS, *_FEED_FORWARD, *_ENDS),
+    ),
+    "bert": Family(
+        "BertForMaskedLM",
+        (*_of_bert(), key("max_position_embeddings")),
+        (
+            *_prefixed("bert.", _BERT_BLOCK),
+            Module("cls.predictions.transform.dense", ("lm_head.dense",)),
+            Module("cls.predictions.transform.LayerNorm", ("lm_head.norm",)),
+            Module("cls.predictions", ("lm_head",)),
+        ),
+        only=_BERT_ONLY,
+        training_only=_BERT_NOISE,
+        idle=frozenset({
+            "classifier_dropout", "directionality", "pooler_fc_size", "pooler_num_attention_heads",
+            "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+        }),
+        prefix="bert.",
+        buffers=_BERT_BUFFERS,
+        renamed=_tied_head("cls.predictions.decoder", "cls.predictions"),
+        older_ends=_OLDER_NORM,
+        other_heads=r"^(bert\.)?pooler\.|^cls\.seq_relationship\.",
+        whole_heads=True,
+    ),
+    "roberta": Family(
+        "RobertaForMaskedLM",
+        (*_of_bert(), offset_positions()),
+        (
+            *_prefixed("roberta.", _BERT_BLOCK),
+            Module("lm_head.dense", ("lm_head.dense",)),
+            Module("lm_head.layer_norm", ("lm_head.norm",)),
+            Module("lm_head", ("lm_head",)),
+        ),
+        only=_BERT_ONLY,
+        training_only=_BERT_NOISE,
+        idle=frozenset({"classifier_dropout"}),
+        prefix="roberta.",
+        buffers=_BERT_BUFFERS,
+        renamed=_tied_head("lm_head.decoder", "lm_head"),
+        older_ends=_OLDER_NORM,
+        other_heads=r"^(roberta\.)?pooler\.",
+        whole_heads=True,
+    ),
+    "albert": Family(
+        "AlbertForMaskedLM",
+        (
+            *_of_bert(act="gelu_new"),
+            key("max_position_embeddings"),
+            key("embedding_size", default=128),
+            key("num_hidden_groups", default=1),
+        ),
+        (
+            *_prefixed("albert.", _ALBERT_BLOCK),
+            Module("predictions.dense", ("lm_head.dense",)),
+            Module("predictions.LayerNorm", ("lm_head.norm",)),
+            Module("predictions", ("lm_head",)),
+        ),
+        only={**_BERT_ONLY, "inner_group_num": (1,)},
+        training_only=_BERT_NOISE,
+        idle=frozenset({
+            "classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks",
+        }),
+        prefix="albert.",
+        buffers=_BERT_BUFFERS,
+        renamed=_tied_head("predictions.decoder", "predictions"),
+        other_heads=r"^(albert\.)?pooler\.|^sop_classifier\.",
+        whole_heads=True,
+    ),
+    "modernbert": Family(
+        "ModernBertForMaskedLM",
+        (
+            *_ALL,
+            *(key(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")),
+            key("max_position_embeddings"),
+            key("norm_eps", default=1e-5),
+            key("norm_bias", default=False),
+            key("tie_word_embeddings", default=True),
+            activation("hidden_activation", default="gelu"),
+            _BIASES,
+            key("mlp_bias", default=False),
+            local_attention(),
+            two_ropes(global_theta=160000.0, local_theta=10000.0),
+            key("decoder_bias", "head_bias", default=True),
+            key("classifier_bias", "head_transform_bias", default=False),
+            head_activation("classifier_activation", default="gelu"),
+        ),
+        (
+            Module("model.embeddings.tok_embeddings", ("embed_tokens",)),
+            Module("model.embeddings.norm", ("embed_norm",)),
+            Module(_LAYER + "attn_norm", ("layers.{}.input_layernorm",)),
+            Module(_LAYER + "attn.Wqkv", _QUERY_KEY_VALUE),
+            Module(_LAYER + "attn.Wo", (_SELF + "o_proj",)),
+            Module(_LAYER + "mlp_norm", ("layers.{}.post_attention_layernorm",)),
+            Module(_LAYER + "mlp.Wi", ("layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj")),
+            Module(_LAYER + "mlp.Wo", ("layers.{}.mlp.down_proj",)),
+            Module("model.final_norm", ("norm",)),
+            Module("head.dense", ("lm_head.dense",)),
+            Module("head.norm", ("lm_head.norm",)),
+            Module("decoder", ("lm_head",)),
+        ),
+        only=_ENCODES,
+        training_only=frozenset({"attention_dropout", "embedding_dropout", "mlp_dropout"}),
+        idle=frozenset({
+            "classifier_dropout", "classifier_pooling", "cls_token_id", "deterministic_flash_attn",
+            "initializer_cutoff_factor", "layer_norm_eps", "position_embedding_type", "reference_compile",
+            "repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction",
+        }),
+        whole_heads=True,
     ),
 }  # fmt: skip

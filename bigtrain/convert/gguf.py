@@ -167,7 +167,7 @@ def export_gguf(
     """Write the file under a temporary name, then move it to `out` in one step.
 
     Args:
-        weights: whole parameters by the names of `Decoder.named_parameters()`; each is asked for once, when it is
+        weights: whole parameters by the names of `Transformer.named_parameters()`; each is asked for once, when it is
             written.
         settings: the model's shape.
         tokenizer_file: a `tokenizer.json`.

@@ -80,6 +80,8 @@ def import_hf(
     settings, notes = settings_of(config, ignored)
     files, maps, shapes, stored_as = _weights(folder, settings)
     token = _end_of_text(folder, config, settings, end_of_text)
+    if other := [name for name in files.names() if re.search(FAMILIES[settings.family].other_heads, name)]:
+        notes.append(f"left out: {_listed(other)}, which belong to heads that the language model does not have")
 
     found = Found(settings, notes, token, {key: config[key] for key in sorted(set(ignored))})
     with out_folder(out) as partial:
@@ -195,7 +197,7 @@ def _weights(
         BigtrainError: they are not those of the model.
     """
     files = TensorFolder(folder)
-    if (layers := settings.num_hidden_layers) > (there := len(files.names())):
+    if (layers := settings.distinct_layers) > (there := len(files.names())):
         # Before the model is laid out, which takes a millisecond a layer.
         raise BigtrainError(
             f"the tensors in {folder} are not those of its config.json",
@@ -246,13 +248,15 @@ def _stored_as(files: TensorFolder, settings: ModelSettings, wanted: Mapping[str
     """
     family = FAMILIES[settings.family]
     stored_as: dict[str, str] = {}
-    surplus, copies = [], []
+    surplus, copies, twice = [], [], {}
     for name in files.names():
         if (known := _known_as(name, family, wanted)) and known not in stored_as:
             stored_as[known] = name
         elif known is None and settings.tie_word_embeddings and _is_head(name, family):
             copies.append(name)
-        elif known is not None or not re.search(family.buffers, name):
+        elif known is not None and not {name, stored_as[known]}.isdisjoint(family.renamed):
+            twice[name] = stored_as[known]
+        elif known is not None or not re.search(f"{family.buffers}|{family.other_heads}", name):
             surplus.append(name)
     problems = {
         "missing": sorted(wanted.keys() - stored_as.keys()),
@@ -273,6 +277,9 @@ def _stored_as(files: TensorFolder, settings: ModelSettings, wanted: Mapping[str
         problems["unlike the embedding, though tied to it"] = [
             name for name in copies if not torch.equal(files.read(name), files.read(embedding))
         ]
+        problems["unlike the tensor that they are a copy of"] = [
+            name for name, other in twice.items() if not torch.equal(files.read(name), files.read(other))
+        ]
     if any(problems.values()):
         raise BigtrainError(
             f"the tensors in {files.folder} are not those of its config.json",
@@ -284,6 +291,9 @@ def _stored_as(files: TensorFolder, settings: ModelSettings, wanted: Mapping[str
 
 
 def _known_as(name: str, family: Family, wanted: Mapping[str, torch.Size]) -> str | None:
+    for end, today in family.older_ends.items():
+        if name.endswith(end):
+            name = name.removesuffix(end) + today
     candidates = (name, family.renamed.get(name, name), family.prefix + name)
     return next((candidate for candidate in candidates if candidate in wanted), None)
 

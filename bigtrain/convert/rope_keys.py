@@ -60,6 +60,46 @@ def rope(*, default_theta: float = 10000.0, partial: bool = False) -> Keys:
     return Keys(frozenset({"rope_parameters", "rope_scaling", *theta_names, *share_names}), write, read)
 
 
+def two_ropes(*, global_theta: float, local_theta: float) -> Keys:
+    """The keys of modernbert, whose layers with a window have a base of their own.
+
+    Args:
+        global_theta: what transformers takes for the other layers where none is given.
+        local_theta: the same for those with a window.
+    """
+    sections = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        theta = effective_theta(model)
+        thetas = {"full_attention": theta, "sliding_attention": model.local_rope_theta or theta}
+        return {
+            "rope_parameters": {
+                section: {"rope_type": "default", "rope_theta": theta} for section, theta in thetas.items()
+            },
+            **{older: thetas[section] for section, older in sections.items()},
+        }
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        if config.get("rope_scaling") is not None:
+            raise unreadable("rope_scaling", config["rope_scaling"], "none: this family has two bases in its place")
+        given = config.get("rope_parameters") or {}
+        if unknown := given.keys() - sections.keys():
+            raise unreadable("rope_parameters", ", ".join(sorted(unknown)), ", ".join(sections))
+        defaults = {"full_attention": global_theta, "sliding_attention": local_theta}
+        thetas = {}
+        for section, older in sections.items():
+            inside = given.get(section) or {}
+            if inside.get("rope_type", "default") != "default" or inside.keys() - {"rope_type", "rope_theta"}:
+                raise unreadable(f"rope_parameters.{section}", inside, "rope_type default, with a rope_theta")
+            found = [place[name] for place, name in ((inside, "rope_theta"), (config, older)) if name in place]
+            if len(set(found)) > 1:
+                raise unreadable(f"the base of {section} stands in two places", found, "the same twice")
+            thetas[section] = found[0] if found else defaults[section]
+        return {"rope_theta": thetas["full_attention"], "local_rope_theta": thetas["sliding_attention"]}
+
+    return Keys(frozenset({"rope_parameters", "rope_scaling", *sections.values()}), write, read)
+
+
 def _scaling(model: ModelSettings) -> dict[str, Any]:
     """What `rope_scaling` holds; nothing where frequencies are not stretched."""
     scaling = model.rope_scaling

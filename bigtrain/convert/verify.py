@@ -22,7 +22,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import read_config
 from bigtrain.convert.shards import INDEX, TensorFolder
-from bigtrain.model import Decoder, build_model
+from bigtrain.model import Transformer, build_model
 
 LARGEST_DIFFERENCE = 1e-3
 """As a share of the largest logit. The order of summation in float32 explains some 1e-5."""
@@ -106,7 +106,7 @@ def compare_with_transformers(
             found="NaN or infinity, computed in float32",
             fix="use an earlier checkpoint of this model, or fetch the folder again",
         )
-    their_exact, their_rounded = _their_logits(folder, input_ids, dtype)
+    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype)
     # Where two tokens lie closer than rounding moves them, either may win.
     noise = 2 * max((rounded - exact).abs().max().item(), (their_rounded - their_exact).abs().max().item())
     their_tokens = their_rounded.argmax(-1, keepdim=True)
@@ -120,7 +120,7 @@ def compare_with_transformers(
     )
 
 
-def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> Decoder:
+def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> Transformer:
     with torch.device("meta"):
         model = build_model(settings, attn_implementation="reference")
     model = model.to(dtype).to_empty(device="cpu").eval()
@@ -131,15 +131,25 @@ def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.d
     return model
 
 
-def _their_logits(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _their_logits(
+    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Logits of transformers' model in float32, and in the type of the files."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.utils import logging
 
+    loader: Any = AutoModelForCausalLM
+    inputs: dict[str, Any] = {"return_dict": True}
+    if settings.architecture == "encoder":
+        loader = AutoModelForMaskedLM
+        # roberta would count the positions of tokens that are not padding; a random token may be its padding token
+        inputs["position_ids"] = torch.arange(input_ids.shape[1])[None] + settings.position_offset
+    else:
+        inputs["use_cache"] = False
     logging.disable_progress_bar()
     with _config_and_weights(folder) as seen:
         try:
-            theirs: Any = AutoModelForCausalLM.from_pretrained(
+            theirs: Any = loader.from_pretrained(
                 seen,
                 dtype=dtype,
                 attn_implementation="eager",
@@ -147,8 +157,8 @@ def _their_logits(folder: Path, input_ids: Tensor, dtype: torch.dtype) -> tuple[
                 trust_remote_code=False,
                 local_files_only=True,
             ).eval()
-            exact = theirs.float()(input_ids, use_cache=False, return_dict=True).logits
-            rounded = theirs.to(dtype)(input_ids, use_cache=False, return_dict=True).logits.float()
+            exact = theirs.float()(input_ids, **inputs).logits
+            rounded = theirs.to(dtype)(input_ids, **inputs).logits.float()
         except Exception as error:  # whatever a config.json that is not ours makes it raise
             raise BigtrainError(
                 f"transformers cannot compute with {folder}",

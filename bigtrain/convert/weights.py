@@ -75,10 +75,11 @@ def _maps(settings: ModelSettings, shapes: Mapping[str, torch.Size]) -> Iterator
         if "{}" in module.ours[0]:
             of_layers.append(module)
             continue
-        if of_layers and module.ours[0] == "norm":  # the first module after the layers
-            for layer in range(settings.num_hidden_layers):
+        if of_layers:  # the first module after the layers
+            for layer in range(settings.distinct_layers):
                 for each in of_layers:
                     yield from _of_module(each, layer, settings, shapes)
+            of_layers = []
         yield from _of_module(module, None, settings, shapes)
 
 

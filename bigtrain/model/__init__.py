@@ -1,6 +1,8 @@
-"""The decoder in plain PyTorch: it knows no engine, and no data beyond a packed micro-batch.
+"""The models in plain PyTorch: they know no engine, and no data beyond a packed micro-batch.
 
-decoder                 embedding -> blocks -> norm -> head
+build                   the one that the settings name
+  decoder, encoder      a token sees those before it, or its whole document; what both are is in
+transformer             embedding -> blocks -> norm -> head
   positions, rotary     where a token stands: vectors, a rotation, or a bias on scores
   embedding             tokens in; loss or logits out
   block                 norms, attention and a feed-forward half around the residual stream
@@ -24,22 +26,27 @@ generate                prompts in, continuations out
   sampling              from logits to the next token
 """
 
+from bigtrain.model.build import build_model
 from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
 from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
-from bigtrain.model.decoder import Decoder, build_model
-from bigtrain.model.generate import Completion, Ended, generate, require_room
+from bigtrain.model.decoder import Decoder
+from bigtrain.model.encoder import Encoder
+from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
+from bigtrain.model.transformer import Transformer
 
 __all__ = [
     "Completion",
     "Decoder",
+    "Encoder",
     "Ended",
     "Sampling",
     "SequenceParallel",
+    "Transformer",
     "attention_factor",
     "build_model",
     "count_active_parameters",
@@ -51,6 +58,7 @@ __all__ = [
     "lacking_for_cpu_kernels",
     "original_context",
     "product_dtype",
+    "require_decoder",
     "require_room",
     "rotary_frequencies",
 ]

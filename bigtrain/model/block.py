@@ -1,4 +1,4 @@
-"""One block of the decoder: attention and a feed-forward half, each with its norms, added to the residual stream."""
+"""One block: attention and a feed-forward half, each with its norms, added to the residual stream."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.experts import MixtureOfExperts
 from bigtrain.model.layers.feed_forward import FeedForward
-from bigtrain.model.layers.norm import NORMS
+from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.router import RouterReport
 
 
 class Block(nn.Module):
-    """x + attention(x), then x + feed_forward(x), with norms before, after, or both; or both halves of one x.
+    """x + attention(x), then x + feed_forward(x), with norms before, after, or both; or both halves of one x; or each
+    sum normalised as a whole, norm(x + attention(x)).
 
     Names of norms are llama's where it has them: `post_attention_layernorm` stands before the feed-forward half.
     """
@@ -30,20 +31,21 @@ class Block(nn.Module):
         self.offloaded = execution.activation_checkpointing == "offloaded"
         self.parallel, self.multiplier = settings.parallel_residual, settings.residual_multiplier
 
-        def norm(where: str) -> nn.Module:
-            here = settings.norm_position in (where, "sandwich")
-            return NORMS[settings.norm](settings.hidden_size, settings.norm_eps) if here else nn.Identity()
+        self.norms_sums = settings.norm_position == "post_residual"
 
-        self.input_layernorm = norm("pre")
+        def norm(*where: str) -> nn.Module:
+            return norm_layer(settings) if settings.norm_position in (*where, "sandwich") else nn.Identity()
+
+        self.input_layernorm = norm("pre") if layer or settings.first_attention_norm else nn.Identity()
         self.self_attn = SelfAttention(settings, layer, execution)
-        self.attention_output_norm = norm("post")
+        self.attention_output_norm = norm("post", "post_residual")
         self.post_attention_layernorm = norm("pre")
         self.mlp = (
             MixtureOfExperts(settings, execution.sequence_parallel)
             if settings.has_experts(layer)
             else FeedForward(settings, execution.linear)
         )
-        self.mlp_output_norm = norm("post")
+        self.mlp_output_norm = norm("post", "post_residual")
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
         """Map [B, T, C] to [B, T, C], with the report of the block's router where the context asks for one."""
@@ -57,6 +59,10 @@ class Block(nn.Module):
             super().compile(*args, **kwargs)
 
     def _residuals(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
+        if self.norms_sums:
+            x = self.attention_output_norm(x + self._scaled(self.self_attn(x, context)))
+            fed, report = self._fed(x, context)
+            return self.mlp_output_norm(x + self._scaled(fed)), report
         attended = self._attention(x, context)
         if self.parallel:
             fed, report = self._feed_forward(x, context)
@@ -69,12 +75,13 @@ class Block(nn.Module):
         return self._scaled(self.attention_output_norm(self.self_attn(self.input_layernorm(x), context)))
 
     def _feed_forward(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
-        x, report = self.post_attention_layernorm(x), None
-        if isinstance(self.mlp, MixtureOfExperts):
-            x, report = self.mlp(x, context.labelled)
-        else:
-            x = self.mlp(x)
+        x, report = self._fed(self.post_attention_layernorm(x), context)
         return self._scaled(self.mlp_output_norm(x)), report
+
+    def _fed(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
+        if isinstance(self.mlp, MixtureOfExperts):
+            return self.mlp(x, context.labelled)
+        return self.mlp(x), None
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.multiplier == 1 else x * self.multiplier

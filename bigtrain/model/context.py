@@ -19,6 +19,8 @@ class Context(NamedTuple):
     """The longest document, or more."""
     rotary: Rotary | None = None
     """The rotation of queries and keys by position."""
+    local_rotary: Rotary | None = None
+    """The rotation in layers with sliding attention, where it is another one."""
     distance_bias: Tensor | None = None
     """[H, L], added to the score of a token so many places back."""
     labelled: Tensor | None = None

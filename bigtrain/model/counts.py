@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bigtrain.config import ModelSettings
-from bigtrain.model.decoder import build_model
+from bigtrain.model.build import build_model
 
 
 def count_parameters(settings: ModelSettings) -> int:
@@ -23,37 +23,53 @@ def count_active_parameters(settings: ModelSettings) -> int:
     return round(sum(size * share for size, share in shares))
 
 
-def flops_per_token(settings: ModelSettings, sequence_length: int, *, causal: bool = False) -> float:
+def flops_per_token(
+    settings: ModelSettings, sequence_length: int, *, causal: bool = False, labelled: float = 1.0
+) -> float:
     """Floating-point operations of matrix products for one training token, forward and backward.
 
     By the field's convention (Chowdhery et al., 2022, PaLM, appendix B): 6 N + 12 L H Q T. N counts the weights that
     multiply a token (the head, tied or not, the experts that work for it, but no embedding look-up, norm or bias); L
     layers, H heads of width Q, sequences of T tokens; attention is counted as if every token saw the whole sequence,
-    and recomputation is not counted. A module of multi-token prediction is a layer with a head and a projection.
+    and recomputation is not counted. A module of multi-token prediction is a layer with a head and a projection. A
+    block that several layers share is counted for each.
 
     Args:
         settings: the shape.
         sequence_length: T, in tokens.
-        causal: count attention as it is, over the tokens that a token sees on average: (T + 1) / 2, or fewer where a
-            layer has a sliding window.
+        causal: count attention as it is, over the tokens that a token sees on average: of a decoder (T + 1) / 2, of an
+            encoder T, or fewer where a layer has a sliding window.
+        labelled: the share of tokens with a label. An encoder computes its head for these alone, a decoder for all.
     """
     with torch.device("meta"):
         model = build_model(settings)
     ahead = settings.num_nextn_predict_layers
-    multiplying = (1 + ahead) * settings.vocab_size * settings.hidden_size + sum(
-        parameter.numel() * _share_at_work(name, settings)
-        for name, parameter in model.named_parameters()
-        if parameter.dim() >= 2 and "layers." in name
+    heads = 1 + ahead if settings.architecture == "decoder" else labelled
+    matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+    multiplying = heads * settings.vocab_size * settings.embedding_width + sum(
+        size * _uses(name, settings, heads) * _share_at_work(name, settings) for name, size in matrices
     )
     attention_width = settings.num_attention_heads * settings.head_width
     windows = [settings.window_of(layer) for layer in range(settings.num_hidden_layers + ahead)]
-    seen = [_tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
+    tokens_seen = _tokens_seen_on_both_sides if settings.two_sided else _tokens_seen
+    seen = [tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
     return 6 * multiplying + 12 * attention_width * sum(seen)
 
 
 def _share_at_work(name: str, settings: ModelSettings) -> float:
     """The share of a weight that multiplies any one token."""
     return settings.num_experts_per_tok / settings.num_experts if ".experts." in name else 1.0
+
+
+def _uses(name: str, settings: ModelSettings, heads: float) -> float:
+    """How often a matrix multiplies a token; 0 for what is only looked up, and for the head, tied or not."""
+    if name == "lm_head.dense.weight":
+        return heads
+    if name == "embed_projection.weight":
+        return 1
+    if name.startswith("layers."):
+        return settings.num_hidden_layers / settings.distinct_layers
+    return 1 if _is_ahead(name) else 0
 
 
 def _is_ahead(name: str) -> bool:
@@ -64,3 +80,9 @@ def _tokens_seen(length: int, window: int | None) -> float:
     """How many tokens one sees on average, itself included, in a document of this length."""
     window = min(window or length, length)
     return (window * (window + 1) / 2 + (length - window) * window) / length
+
+
+def _tokens_seen_on_both_sides(length: int, window: int | None) -> float:
+    """The same where a token sees those less than `window` places away on either side."""
+    window = min(window or length, length)
+    return (length * (2 * window - 1) - (window - 1) * window) / length

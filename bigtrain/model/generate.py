@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
-from bigtrain.model.decoder import Decoder
 from bigtrain.model.sampling import Sampler, Sampling
+from bigtrain.model.transformer import Transformer
 
 Ended = Literal["end_of_text", "stop", "length", "context"]
 """Why a text is no longer: its last token ends a text, the caller stopped it, `max_new_tokens` are there, or there is
@@ -34,7 +35,7 @@ class Completion:
 
 @torch.inference_mode()
 def generate(
-    model: Decoder,
+    model: Transformer,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -63,8 +64,9 @@ def generate(
         A completion for each prompt.
 
     Raises:
-        BigtrainError: a prompt is longer than the context.
+        BigtrainError: a prompt is longer than the context, or the model is an encoder.
     """
+    require_decoder(model.settings)
     context = model.settings.max_position_embeddings
     require_room(prompts, context)
     device = model.embed_tokens.weight.device
@@ -102,18 +104,29 @@ def generate(
     return [Completion(tokens, ended[row]) for row, tokens in enumerate(completions)]
 
 
-def read_prompts(model: Decoder, prompts: Sequence[Sequence[int]], cache: KeyValueCache) -> Tensor:
+def read_prompts(model: Transformer, prompts: Sequence[Sequence[int]], cache: KeyValueCache) -> Tensor:
     """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
     packed = torch.tensor([[token for prompt in prompts for token in prompt]], device=cache.positions.device)
     hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
     return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
 
 
-def read_next(model: Decoder, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+def read_next(model: Transformer, tokens: Tensor, cache: KeyValueCache) -> Tensor:
     """Add a token [B] to each row; returns the logits [B, V] of what follows."""
     hidden = model.hidden(tokens[:, None], cache.positions[:, None], max_seqlen=cache.longest, cache=cache)
     cache.advance()
     return model.lm_head(hidden[:, 0])
+
+
+def require_decoder(settings: ModelSettings) -> None:
+    """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
+    if settings.architecture == "encoder":
+        raise BigtrainError(
+            "an encoder continues no text: it predicts tokens inside a text that it sees as a whole",
+            found=f"a {settings.family} model, model.architecture encoder",
+            wanted="a model with model.architecture decoder",
+            fix="take a decoder; or export the encoder with `bigtrain export` and use it in transformers",
+        )
 
 
 def require_room(prompts: Sequence[Sequence[int]], context: int) -> None:

@@ -21,7 +21,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.block import Block
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
-from bigtrain.model.layers.norm import NORMS
+from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.router import RouterReport
 
 
@@ -30,12 +30,12 @@ class NextTokenLayer(nn.Module):
 
     def __init__(self, settings: ModelSettings, number: int, execution: Execution) -> None:
         super().__init__()
-        width, norm = settings.hidden_size, NORMS[settings.norm]
-        self.hidden_norm = norm(width, settings.norm_eps)
-        self.embedding_norm = norm(width, settings.norm_eps)
+        width = settings.hidden_size
+        self.hidden_norm = norm_layer(settings)
+        self.embedding_norm = norm_layer(settings)
         self.projection = execution.linear(2 * width, width, bias=False)
         self.block = Block(settings, settings.num_hidden_layers + number, execution)
-        self.norm = norm(width, settings.norm_eps)
+        self.norm = norm_layer(settings)
 
     def forward(self, x: Tensor, embedded: Tensor, context: Context) -> tuple[Tensor, Tensor, RouterReport | None]:
         """The stream [B, T, C] and the next token's embedding to the next stream, and to what the head takes of it."""

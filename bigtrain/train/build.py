@@ -19,8 +19,8 @@ from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData, open_o
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
-    Decoder,
     SequenceParallel,
+    Transformer,
     build_model,
     flops_per_token,
     initialize,
@@ -65,7 +65,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
     return engine, RunState()
 
 
-def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
+def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Transformer:
     """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them."""
     with construction(settings, topology):
         model = build_model(
@@ -83,7 +83,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Decoder:
     return model
 
 
-def fill_weights(model: Decoder, settings: Settings, topology: Topology) -> None:
+def fill_weights(model: Transformer, settings: Settings, topology: Topology) -> None:
     """Give a new model its first weights: those of `model.init_from`, or random ones.
 
     Raises:
@@ -178,7 +178,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
     engine.restore(loaded.summary.cursor.optimizer_steps, state.loss_scaler)
     if loaded.rng is not None:
         engine.set_rng_state(loaded.rng)
-    cast(Decoder, engine.module).set_router_moves(state.router_moves)
+    cast(Transformer, engine.module).set_router_moves(state.router_moves)
     return state
 
 

@@ -21,7 +21,7 @@ from bigtrain.base import gibibytes
 from bigtrain.config import Settings
 from bigtrain.engine import Engine, Topology
 from bigtrain.health import enough_memory
-from bigtrain.model import Decoder
+from bigtrain.model import Transformer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
     inputs = worst_case(settings, topology.device)
     with enough_memory(settings, topology, what):
         engine.rehearse([inputs] * min(2, accumulated))
-    assert isinstance(engine.module, Decoder)
+    assert isinstance(engine.module, Transformer)
     engine.module.auxiliary.take()  # these counts belong to no step
     if topology.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(topology.device)

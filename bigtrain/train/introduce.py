@@ -12,8 +12,8 @@ import torch
 from bigtrain.base import LAUNCHER, __version__, quantity
 from bigtrain.checkpoint import Change, Search
 from bigtrain.config import Settings
-from bigtrain.convert import obstacles
-from bigtrain.data import Plan
+from bigtrain.convert import obstacles, padding_obstacle
+from bigtrain.data import DataTokenizer, Plan
 from bigtrain.model import (
     count_parameters,
 )
@@ -101,6 +101,11 @@ def _log_warnings(run: TrainingRun) -> None:
         )
     for obstacle in obstacles(settings.model):
         logger.warning(f"this model cannot be exported to Hugging Face: {obstacle}")
+    if settings.model.position_offset:
+        data = DataTokenizer.open(settings.data.dir)
+        around = {data.end_id, *data.begin_of_text.ids}
+        if (found := padding_obstacle(settings.model, data.content, around)) is not None:
+            logger.warning(f"this model cannot be exported to Hugging Face: {found}")
     for key in after_the_end(settings):
         logger.warning(f"{key} starts after the last step: it changes nothing in this run")
     if settings.evaluate.samples and not one_rank_can_sample(settings):

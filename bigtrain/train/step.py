@@ -19,7 +19,7 @@ from bigtrain.config import Settings
 from bigtrain.data import RankBatch
 from bigtrain.engine import Engine, Topology, learning_rate
 from bigtrain.health import Heartbeat, LoopPhase
-from bigtrain.model import Decoder
+from bigtrain.model import Transformer
 from bigtrain.observe import FORWARD, FORWARD_BACKWARD, OPTIMIZER
 from bigtrain.train.router_balance import settle
 
@@ -84,9 +84,9 @@ class TrainingStep:
         self._topology, self._timing, self._heartbeat = topology, timing, heartbeat or Heartbeat()
 
     @property
-    def model(self) -> Decoder:
+    def model(self) -> Transformer:
         """The model in training."""
-        return cast(Decoder, self.engine.module)
+        return cast(Transformer, self.engine.module)
 
     def take(
         self, batch: RankBatch, label_tokens: int, *, before_update: Callable[[], None] = lambda: None

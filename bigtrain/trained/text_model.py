@@ -29,7 +29,7 @@ from bigtrain.convert import (
     read_tokenizer,
 )
 from bigtrain.data import DataTokenizer, check_vocabulary, encode_text, end_of_text_id, vocabulary_size
-from bigtrain.model import Decoder, Ended, Sampling, build_model, generate, require_room
+from bigtrain.model import Ended, Sampling, Transformer, build_model, generate, require_decoder, require_room
 from bigtrain.trained.text_stream import Characters, StopStrings
 from bigtrain.trained.trained import TrainedModel
 
@@ -93,7 +93,7 @@ class GeneratedTexts:
 class TextModel:
     """A decoder with its tokenizer."""
 
-    decoder: Decoder
+    decoder: Transformer
     tokenizer: Tokenizer
     end_of_text: tuple[int, ...]
     """The tokens that end a text."""
@@ -113,7 +113,7 @@ class TextModel:
             step: of a run's checkpoint. Default: the newest verified one.
 
         Raises:
-            BigtrainError: there is no model, or it is incomplete or of an unknown family.
+            BigtrainError: there is no model, or it is incomplete, of an unknown family, or an encoder.
         """
         if (path / "config.json").is_file():
             read = _of_hugging_face
@@ -129,7 +129,7 @@ class TextModel:
         return read(path)
 
     @classmethod
-    def in_training(cls, decoder: Decoder, settings: Settings) -> TextModel:
+    def in_training(cls, decoder: Transformer, settings: Settings) -> TextModel:
         """The model that a run is training, with its present weights."""
         return _of_run(decoder, settings, None)
 
@@ -220,7 +220,8 @@ class TextModel:
         return ids
 
 
-def _of_run(decoder: Decoder, settings: Settings, step: int | None) -> TextModel:
+def _of_run(decoder: Transformer, settings: Settings, step: int | None) -> TextModel:
+    require_decoder(settings.model)
     tokenizer = DataTokenizer.open(settings.data.dir)
     end, begin = tokenizer.end_id, tokenizer.begin_of_text
     learned_before = settings.model.init_from is not None
@@ -252,6 +253,7 @@ def _of_folder(
     end_of_text: tuple[int, ...],
     beginning: int | None,
 ) -> TextModel:
+    require_decoder(settings)
     tokenizer = read_tokenizer(folder).for_prompts()
     check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
     with torch.device("meta"):

@@ -15,7 +15,7 @@ from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.data import load_tokenizer, open_datasets, open_mirror, open_objective, validation_batches
 from bigtrain.engine import COMPUTE_DTYPES
-from bigtrain.model import Decoder, build_model
+from bigtrain.model import Transformer, build_model
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
@@ -28,7 +28,7 @@ class TrainedModel:
 
     settings: Settings
     checkpoint: Checkpoint
-    model: Decoder
+    model: Transformer
     tokenizer: Tokenizer
     device: torch.device
 

@@ -35,6 +35,10 @@ def test_every_configuration_is_valid(path: Path) -> None:
         ("gemma2-2b", 2_614_341_888),
         ("mixtral-8x7b", 46_702_792_704),
         ("qwen3-30b-a3b", 30_532_122_624),
+        ("bert-base", 109_514_298),
+        ("roberta-base", 124_697_433),
+        ("albert-base", 11_221_680),
+        ("modernbert-base", 149_655_232),
     ],
 )
 def test_a_published_shape_has_exactly_the_published_number_of_parameters(name: str, parameters: int) -> None:

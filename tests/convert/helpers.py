@@ -15,11 +15,15 @@ from bigtrain.convert import export_hf
 from bigtrain.model import Decoder, build_model
 
 END = "<|endoftext|>"
+PADDING = [f"<|padding {number}|>" for number in range(1, 4)]
+"""Tokens 1 to 3."""
 VOCABULARY, CONTEXT = 320, 48
 WITH_BIAS_SWITCH = {"llama", "qwen3", "olmo2", "gemma", "gemma2", "granite", "qwen3_moe", "gpt_neox"}
 WITH_MLP_BIAS_SWITCH = {"llama", "granite"}
-WHOLE_HEADS = {"gpt2", "gpt_neox"}
+ENCODERS = {name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder"}
+WHOLE_HEADS = {"gpt2", "gpt_neox"} | ENCODERS
 """hidden_size is num_attention_heads times head_dim, and each head has keys of its own."""
+TIED = {"bert", "roberta", "albert"}
 MIXTURES = {name for name, choices in FAMILIES.items() if choices.get("num_experts")}
 
 scalings = st.one_of(
@@ -58,7 +62,7 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
         "num_attention_heads": heads,
         "num_hidden_layers": draw(st.integers(1, 3)),
         "intermediate_size": draw(st.sampled_from([24, 56])),
-        "tie_word_embeddings": draw(st.booleans()),
+        "tie_word_embeddings": family in TIED or draw(st.booleans()),
         "norm_eps": draw(st.sampled_from([1e-6, 1e-3])),
         "hidden_act": draw(st.sampled_from(["silu", "gelu_pytorch_tanh", "relu2"])),
     }
@@ -67,7 +71,7 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
     else:
         values["num_key_value_heads"] = draw(st.sampled_from([1, 2, heads]))
         values["head_dim"] = draw(st.sampled_from([6, 16, None]))
-    if family != "gpt2":
+    if family not in {"gpt2"} | ENCODERS:
         values |= {"rope_theta": draw(st.sampled_from([10000.0, 500000.0])), "rope_scaling": draw(scalings)}
     if family in WITH_BIAS_SWITCH:
         biased = draw(st.booleans())
@@ -85,6 +89,26 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
         kinds = st.sampled_from(["sliding_attention", "full_attention"])
         layers = values["num_hidden_layers"]
         values["layer_types"] = tuple(draw(st.lists(kinds, min_size=layers, max_size=layers)))
+    if family in TIED:
+        values |= {"type_vocab_size": draw(st.integers(1, 3))}
+    if family == "roberta":
+        values |= {"position_offset": draw(st.integers(2, 4))}
+    if family == "albert":
+        values |= {"embedding_size": draw(st.sampled_from([12, values["hidden_size"]]))}
+        values |= {"num_hidden_groups": draw(st.sampled_from([1, values["num_hidden_layers"]]))}
+    if family == "modernbert":
+        layers, biased = values["num_hidden_layers"], draw(st.booleans())
+        kinds = st.sampled_from(["sliding_attention", "full_attention"])
+        values |= {
+            "rope_theta": draw(st.sampled_from([10000.0, 500000.0])),
+            "local_rope_theta": draw(st.sampled_from([None, 1000.0])),
+            "sliding_window": draw(st.sampled_from([1, 6, 7])),
+            "layer_types": tuple(draw(st.lists(kinds, min_size=layers, max_size=layers))),
+            "attention_bias": biased,
+            "attention_output_bias": biased,
+            "head_act": draw(st.sampled_from(["gelu", "silu"])),
+            **{name: draw(st.booleans()) for name in ("mlp_bias", "norm_bias", "head_bias", "head_transform_bias")},
+        }
     if family == "gemma2":
         values |= {
             "attention_multiplier": draw(st.sampled_from([None, 10**-0.5])),
@@ -119,6 +143,13 @@ def trained(settings: ModelSettings, dtype: torch.dtype = torch.float32) -> Deco
     return model.to(dtype)
 
 
+def auto_class(family: str) -> Any:
+    """The class of transformers that loads a family's language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    return AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+
+
 def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -133,7 +164,10 @@ def write_tokenizer(path: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=[END, *PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["def main() -> None: return 1, 2, 3\n"] * 9, trainer)
     tokenizer.save(str(path))

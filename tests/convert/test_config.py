@@ -17,7 +17,7 @@ from bigtrain.convert.config_json import config_of, differences, obstacles
 from bigtrain.convert.config_json import settings_of as read
 from bigtrain.convert.families import FAMILIES as DESCRIPTIONS
 from bigtrain.model.layers.rotary import attention_factor, rotary_frequencies
-from tests.convert.helpers import CONTEXT, settings_of, shapes
+from tests.convert.helpers import CONTEXT, WHOLE_HEADS, settings_of, shapes
 
 SHAPE = {
     "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -30,7 +30,7 @@ def smallest(family: str) -> dict[str, Any]:
     """A config.json without any key that may be left out."""
     if family == "gpt2":
         return {"model_type": family, **GPT2_SHAPE}
-    derived = {"num_key_value_heads", "head_dim"} if family == "gpt_neox" else set()
+    derived = {"num_key_value_heads", "head_dim"} if family in WHOLE_HEADS else set()
     return {"model_type": family, **{key: value for key, value in SHAPE.items() if key not in derived}}
 
 
@@ -212,13 +212,70 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+PUBLISHED |= {
+    "bert": (
+        {
+            "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False,
+            "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+            "intermediate_size": 3072, "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
+            "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0,
+            "position_embedding_type": "absolute", "transformers_version": "4.6.0.dev0", "type_vocab_size": 2,
+            "use_cache": True, "vocab_size": 30522,
+        },
+        {"architecture": "encoder", "norm_eps": 1e-12, "type_vocab_size": 2, "tie_word_embeddings": True},
+    ),
+    "roberta": (
+        {
+            "architectures": ["RobertaForMaskedLM"], "attention_probs_dropout_prob": 0.1, "bos_token_id": 0,
+            "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+            "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 514, "model_type": "roberta", "num_attention_heads": 12,
+            "num_hidden_layers": 12, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265,
+        },
+        {"max_position_embeddings": 512, "position_offset": 2, "type_vocab_size": 1, "norm_eps": 1e-5},
+    ),
+    "albert": (
+        {
+            "architectures": ["AlbertForMaskedLM"], "attention_probs_dropout_prob": 0, "bos_token_id": 2,
+            "classifier_dropout_prob": 0.1, "down_scale_factor": 1, "embedding_size": 128, "eos_token_id": 3,
+            "gap_size": 0, "hidden_act": "gelu_new", "hidden_dropout_prob": 0, "hidden_size": 768,
+            "initializer_range": 0.02, "inner_group_num": 1, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
+            "max_position_embeddings": 512, "model_type": "albert", "net_structure_type": 0,
+            "num_attention_heads": 12, "num_hidden_groups": 1, "num_hidden_layers": 12, "num_memory_blocks": 0,
+            "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": 30000,
+        },
+        {"num_hidden_groups": 1, "embedding_size": 128, "hidden_act": "gelu_pytorch_tanh"},
+    ),
+    "modernbert": (
+        {
+            "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0,
+            "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": False,
+            "classifier_dropout": 0.0, "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": True,
+            "deterministic_flash_attn": False, "embedding_dropout": 0.0, "eos_token_id": 50282,
+            "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "gradient_checkpointing": False,
+            "hidden_activation": "gelu", "hidden_size": 768, "initializer_cutoff_factor": 2.0,
+            "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05, "local_attention": 128,
+            "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": False, "mlp_dropout": 0.0,
+            "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05, "num_attention_heads": 12,
+            "num_hidden_layers": 22, "pad_token_id": 50283, "position_embedding_type": "absolute",
+            "sep_token_id": 50282, "tie_word_embeddings": True, "torch_dtype": "float32",
+            "transformers_version": "4.47.0.dev0", "vocab_size": 50368,
+        },
+        {
+            "sliding_window": 128, "local_rope_theta": 10000.0, "rope_theta": 160000.0, "norm_bias": False,
+            "layer_types": ("full_attention", "sliding_attention", "sliding_attention"),
+        },
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_are_read(name: str) -> None:
     config, wanted = PUBLISHED[name]
     model, notes = read(config)
     assert {key: getattr(model, key) for key in wanted} == wanted
     assert obstacles(model) == []
-    assert bool(notes) == (name == "gpt2")  # it was trained with dropout, which is said
+    assert bool(notes) == (name in ("gpt2", "bert", "roberta"))  # they were trained with dropout, which is said
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -242,6 +299,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "too few layer types": ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types"),
     "an unknown layer type": (
         "qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "chunked_attention"] * 2}, "chunked",
+    ),
+    "a bert that sees one side": ("bert", {"is_decoder": True}, "is_decoder"),
+    "an untied bert": ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    "distances in a bert": ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+    "a roberta without padding": ("roberta", {"pad_token_id": None}, "pad_token_id"),
+    "blocks in a group": ("albert", {"inner_group_num": 2}, "inner_group_num"),
+    "a stretched modernbert": ("modernbert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+    "two local bases": (
+        "modernbert",
+        {"local_rope_theta": 1e4, "rope_parameters": {"sliding_attention": {"rope_theta": 2e4}}}, "two places",
     ),
     "text for a number": ("llama", {"hidden_size": "32"}, "hidden_size"),
     "heads that do not divide": ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -308,6 +375,13 @@ OBSTACLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "an exact gelu": ("gemma", {"hidden_act": "gelu"}, "hidden_act is gelu, gemma has gelu_pytorch_tanh"),
     "biased balance": ("mixtral", {"num_experts": 4, "router_bias_update_rate": 0.001}, "router_bias_update_rate"),
     "no experts": ("mixtral", {"num_experts": 0, "router_aux_loss_coef": 0.0}, "num_experts"),
+    "a decoder": ("bert", {"architecture": "decoder"}, "architecture is decoder, bert has encoder"),
+    "a window in bert": ("bert", {"sliding_window": 8}, "layer_types"),
+    "an untied head": ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings is False, bert has True"),
+    "no segments": ("roberta", {"type_vocab_size": 0}, "type_vocab_size is 0"),
+    "positions from 0": ("roberta", {"position_offset": 0}, "pad_token_id"),
+    "norms before": ("bert", {"norm_position": "pre"}, "norm_position is pre, bert has post_residual"),
+    "another head function": ("bert", {"head_act": "relu"}, "head_act is relu, bert has gelu"),
     "raw weights": ("mixtral", {"num_experts": 4, "norm_topk_prob": False}, "norm_topk_prob"),
 }  # fmt: skip
 

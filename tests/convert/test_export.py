@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.convert import compare_with_transformers, export_hf
-from tests.convert.helpers import END, exported, settings_of, trained, weights_of
+from bigtrain.trained.text_model import TextModel
+from tests.convert.helpers import ENCODERS, END, exported, settings_of, trained, weights_of
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -112,6 +113,32 @@ def test_a_shape_that_transformers_refuses_is_refused_at_export(tokenizer_file: 
     settings = settings_of("llama", num_attention_heads=3, head_dim=16)
     with pytest.raises(BigtrainError, match="multiple of num_attention_heads"):
         exported(trained(settings), tokenizer_file, tmp_path / "out")
+
+
+def test_a_roberta_whose_padding_token_is_one_of_texts_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    """transformers would not count it when it counts positions."""
+    for offset, token in ((1, "endoftext"), (5, "id position_offset - 1 = 4")):
+        model = trained(settings_of("roberta", position_offset=offset))
+        with pytest.raises(BigtrainError, match="count the positions") as refused:
+            exported(model, tokenizer_file, tmp_path / "out")
+        assert token in str(refused.value.found)
+    exported(trained(settings_of("roberta", position_offset=320)), tokenizer_file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", sorted(ENCODERS))
+def test_an_encoder_loads_as_a_masked_language_model(family: str, tokenizer_file: Path, tmp_path: Path) -> None:
+    """With the logits that we compute, positions counted by transformers; and it generates no text here."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model = trained(settings_of(family))
+    folder = exported(model, tokenizer_file, tmp_path / "out", dtype=torch.float32)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("def main() -> None: return 1")["input_ids"]])
+    with torch.no_grad():
+        theirs = AutoModelForMaskedLM.from_pretrained(folder)(ids).logits
+        torch.testing.assert_close(model.logits(ids), theirs, rtol=1e-4, atol=1e-4)
+    assert not (folder / "generation_config.json").exists()
+    with pytest.raises(BigtrainError, match="continues no text"):
+        TextModel.open(folder)
 
 
 def test_a_tokenizer_without_the_end_of_text_token_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert import Imported, compare_with_transformers, export_hf, import_hf
 from bigtrain.convert.config_json import differences
 from bigtrain.convert.imported import MANIFEST, read_model, write_model
-from tests.convert.helpers import END, VOCABULARY, exported, settings_of, shapes, trained, weights_of
+from tests.convert.helpers import END, VOCABULARY, auto_class, exported, settings_of, shapes, trained, weights_of
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
@@ -69,18 +69,21 @@ def test_the_round_is_bit_identical_from_either_end(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_transformers_saved_is_what_we_compute(family: str, tokenizer_file: Path, tmp_path: Path) -> None:
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING
 
     shape = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 40, "n_inner": 40, "max_position_embeddings": 48, "num_key_value_heads": 2, "head_dim": 8,
         "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-        "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.2,
+        "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.2, "embedding_size": 12,
+        "cls_token_id": None, "sep_token_id": None,
     }  # fmt: skip
+    if family == "roberta":
+        shape |= {"pad_token_id": 1}
     known = CONFIG_MAPPING[family]()
     kept = {key: value for key, value in shape.items() if hasattr(known, key)}
     config = CONFIG_MAPPING[family](**kept, eos_token_id=0)
-    theirs = AutoModelForCausalLM.from_config(config)
+    theirs = auto_class(family).from_config(config)
     there, ours = tmp_path / "there", tmp_path / "ours"
     theirs.save_pretrained(there)
     shutil.copyfile(tokenizer_file, there / "tokenizer.json")
@@ -140,6 +143,28 @@ PUBLISHED: dict[str, tuple[dict[str, Any], Change]] = {
         {"family": "llama", "tie_word_embeddings": True},
         lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"].clone()},
     ),
+    "bert of the first files, with its other heads": (
+        {"family": "bert"},
+        lambda t: renamed("LayerNorm.weight", "LayerNorm.gamma")(renamed("LayerNorm.bias", "LayerNorm.beta")(t))
+        | {
+            "bert.embeddings.position_ids": torch.arange(48)[None],
+            "bert.pooler.dense.weight": torch.ones(32, 32),
+            "bert.pooler.dense.bias": torch.ones(32),
+            "cls.seq_relationship.weight": torch.ones(2, 32),
+            "cls.seq_relationship.bias": torch.ones(2),
+        },
+    ),
+    "roberta with its head stored twice": (
+        {"family": "roberta"},
+        lambda t: t
+        | {
+            "lm_head.decoder.weight": t["roberta.embeddings.word_embeddings.weight"].clone(),
+            "lm_head.decoder.bias": t["lm_head.bias"].clone(),
+        },
+    ),
+    "albert with its bias in the decoder": (
+        {"family": "albert"}, renamed("predictions.bias", "predictions.decoder.bias"),
+    ),
     "a tied head of gpt_neox stored twice": (
         {"family": "gpt_neox", "tie_word_embeddings": True},
         lambda t: t | {"embed_out.weight": t["gpt_neox.embed_in.weight"].clone()},
@@ -153,6 +178,19 @@ def test_names_of_published_files_are_understood(name: str, changed: Callable[..
     model = settings_of(**values)
     import_hf(changed(model, change), tmp_path / "ours")
     assert_same_bits(weights_of(trained(model)), dict(Imported(tmp_path / "ours")))
+
+
+def test_a_bias_of_bert_that_is_there_twice_has_to_be_the_same(changed: Callable[..., Path], tmp_path: Path) -> None:
+    there = changed(settings_of("bert"), lambda t: t | {"cls.predictions.decoder.bias": torch.ones(VOCABULARY)})
+    with pytest.raises(BigtrainError, match=r"a copy of: cls\.predictions\.decoder\.bias"):
+        import_hf(there, tmp_path / "ours")
+
+
+def test_heads_that_an_encoder_here_lacks_are_left_out_with_a_note(
+    changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    there = changed(settings_of("roberta"), lambda t: t | {"roberta.pooler.dense.weight": torch.ones(32, 32)})
+    assert any("roberta.pooler.dense.weight" in note for note in import_hf(there, tmp_path / "ours").notes)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Change, str]] = {

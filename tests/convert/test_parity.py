@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from bigtrain.config.families import FAMILIES
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.weights import our_shapes, weight_maps
-from tests.convert.helpers import MIXTURES, VOCABULARY, exported, settings_of, shapes, trained
+from tests.convert.helpers import ENCODERS, MIXTURES, VOCABULARY, auto_class, exported, settings_of, shapes, trained
 
 LENGTH = 40
 
@@ -43,31 +44,38 @@ def test_transformers_computes_the_same_logits_and_gradients(
 
 
 def compare(chosen: ModelSettings, tokenizer_file: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     # Their balancing loss is over a batch, ours over each sequence; it is tested with the experts.
     ours = trained(chosen.model_copy(update={"router_aux_loss_coef": 0.0}), torch.float64)
     with TemporaryDirectory() as folder:
         exported(ours, tokenizer_file, Path(folder) / "out", dtype=torch.float64)
-        theirs = AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "out", dtype=torch.float64, experts_implementation="eager"
+        theirs = auto_class(chosen.family).from_pretrained(
+            Path(folder) / "out", dtype=torch.float64, **how(chosen.family)
         )
     input_ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(2))
     input_ids[0, :10] = torch.arange(10)  # special tokens too
+    if chosen.architecture == "encoder":
+        input_ids = input_ids.clamp(min=4)  # transformers takes no gradient of a padding token
     our_logits, their_logits = ours.logits(input_ids), theirs(input_ids).logits
     torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=2e-5 * our_logits.abs().max().item())
 
-    labels = torch.cat((input_ids[:, 1:], torch.full((2, 1), -100)), dim=1)
+    if chosen.architecture == "encoder":  # the last token of a row has no label, as for decoders
+        labels = torch.cat((input_ids[:, :-1], torch.full((2, 1), -100)), dim=1)
+    else:
+        labels = torch.cat((input_ids[:, 1:], torch.full((2, 1), -100)), dim=1)
     positions = torch.arange(LENGTH).expand(2, LENGTH)
     boundaries = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32)
     loss = ours(input_ids, labels, positions, boundaries, LENGTH) / (2 * LENGTH - 2)
     loss.backward()
-    their_loss = theirs(input_ids, labels=input_ids).loss
+    their_loss = theirs(input_ids, labels=labels if chosen.architecture == "encoder" else input_ids).loss
     their_loss.backward()
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     gradients = {key: parameter.grad for key, parameter in ours.named_parameters()}
     named = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     assert_same_gradients(chosen, gradients, named)
+
+
+def how(family: str) -> dict[str, Any]:
+    return {} if family in ENCODERS else {"experts_implementation": "eager"}
 
 
 def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

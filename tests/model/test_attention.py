@@ -71,14 +71,23 @@ def assert_close_to_definition(
     window=st.none() | st.integers(1, 90),
     softcap=st.none() | st.sampled_from([0.5, 3.0, 50.0]),
     biased=st.booleans(),
+    two_sided=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_backend_equals_the_float64_definition_of_any_rule_on_any_packing(
-    name: str, rows: int, length: int, groups: int, window: int | None, softcap: float | None, biased: bool, seed: int
+    name: str,
+    rows: int,
+    length: int,
+    groups: int,
+    window: int | None,
+    softcap: float | None,
+    biased: bool,
+    two_sided: bool,
+    seed: int,
 ) -> None:
     tensors = inputs(rows * length, 4, groups, 8, seed)
-    bias = random_bias(4, length, seed) if biased else None
-    rule = AttentionRule(0.3, window, None if name == "sdpa" else softcap, bias)
+    bias = random_bias(4, length, seed) if biased and not two_sided else None
+    rule = AttentionRule(0.3, window, None if name == "sdpa" else softcap, bias, two_sided)
     assert_close_to_definition(name, tensors, random_boundaries(rows, length, seed), torch.float64, rule)
 
 
@@ -89,12 +98,14 @@ def test_backend_equals_the_float64_definition_of_any_rule_on_any_packing(
     window=st.none() | st.sampled_from([1, 2, 127, 128, 129, 200, 270, 399]),
     softcap=st.none() | st.just(2.0),
     biased=st.booleans(),
+    two_sided=st.booleans(),
 )
 def test_blockwise_equals_the_float64_definition_over_several_blocks(
-    boundaries: set[int], groups: int, window: int | None, softcap: float | None, biased: bool
+    boundaries: set[int], groups: int, window: int | None, softcap: float | None, biased: bool, two_sided: bool
 ) -> None:
     tensors = inputs(400, 4, groups, 8, seed=6)
-    rule = AttentionRule(0.3, window, softcap, random_bias(4, 400, seed=7) if biased else None)
+    bias = random_bias(4, 400, seed=7) if biased and not two_sided else None
+    rule = AttentionRule(0.3, window, softcap, bias, two_sided)
     cu_seqlens = torch.tensor([0, *sorted(boundaries), 400], dtype=torch.int32)
     assert_close_to_definition("blockwise", tensors, cu_seqlens, torch.float64, rule)
 
@@ -104,6 +115,8 @@ RULES = {
     "window": replace(PLAIN, window=170),
     "bias": replace(PLAIN, distance_bias=alibi_bias(4, 600)),
     "softcap": replace(PLAIN, softcap=4.0, window=170, distance_bias=alibi_bias(4, 600)),
+    "two-sided": replace(PLAIN, two_sided=True),
+    "two-sided window": replace(PLAIN, two_sided=True, window=65),
 }
 
 
@@ -123,11 +136,12 @@ def test_backend_is_accurate_in_training_precision_over_several_blocks(
 
 
 @pytest.mark.parametrize("window", [None, 40])
-def test_blockwise_in_bfloat16_keeps_its_accuracy_when_scores_are_large(window: int | None) -> None:
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_blockwise_in_bfloat16_keeps_its_accuracy_when_scores_are_large(window: int | None, two_sided: bool) -> None:
     """Scores up to 60, where a bfloat16 score by itself would be wrong by up to 0.125, and its weight by 13%."""
     tensors = tuple(x.bfloat16() for x in inputs(256, 2, 1, 64, seed=2, spread=15.0))
     cu_seqlens = torch.tensor([0, 256], dtype=torch.int32)
-    rule = AttentionRule(scale=64**-0.5, window=window)
+    rule = AttentionRule(scale=64**-0.5, window=window, two_sided=two_sided)
     wanted = attend("reference", tuple(x.double() for x in tensors), cu_seqlens, rule)
     for actual, expected, tolerance in zip(
         attend("blockwise", tensors, cu_seqlens, rule), wanted, (0.005, 0.02, 0.02, 0.005), strict=True
@@ -168,7 +182,40 @@ def test_documents_never_leak_into_each_other_and_windows_not_at_all(
         assert grad[start : last + 1].abs().amax((1, 2)).min() > 0
 
 
-def test_blockwise_computes_nothing_outside_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [*CPU_BACKENDS, "reference"])
+@pytest.mark.parametrize("window", [None, 30])
+def test_two_sided_documents_do_not_leak_and_windows_neither(name: str, window: int | None) -> None:
+    """The gradient of some outputs of a document is zero in other documents and beyond the window on either side, and
+    not zero in all tokens between."""
+    cu_seqlens = torch.tensor([0, 20, 150, 151, 200, 400], dtype=torch.int32)
+    tensors = [x.requires_grad_() for x in inputs(400, 4, 2, 8, seed=3)[:3]]
+    output = BACKENDS[name](*tensors, cu_seqlens, 200, AttentionRule(0.3, window, two_sided=True))
+    first, last = 60, 80
+    seen = (20, 150) if window is None else (first - window + 1, last + window)
+    bounds = ((first, last + 1), seen, seen)
+    grads = torch.autograd.grad(output[first : last + 1].square().sum(), tensors)
+    for grad, (start, end) in zip(grads, bounds, strict=True):
+        assert grad[:start].abs().sum() == grad[end:].abs().sum() == 0
+        assert grad[start:end].abs().amax((1, 2)).min() > 0
+
+
+def test_a_two_sided_window_is_half_of_modernberts_local_attention() -> None:
+    """A window of n // 2 + 1 sees what transformers' mask for a local attention of n lets through."""
+    from transformers import ModernBertConfig
+    from transformers.masking_utils import sliding_window_bidirectional_overlay
+
+    for local_attention in (1, 2, 7, 8):
+        theirs = sliding_window_bidirectional_overlay(ModernBertConfig(local_attention=local_attention).sliding_window)
+        query, key, value = torch.zeros(1, 20, 1, 1), torch.zeros(1, 20, 1, 1), torch.eye(20)[None, :, None]
+        positions = torch.arange(20)[None]
+        rule = AttentionRule(1.0, local_attention // 2 + 1, two_sided=True)
+        weights = attention_by_definition(query, key, value, positions, positions, rule)[0, :, 0]
+        wanted = torch.tensor([[theirs(0, 0, q, k) for k in range(20)] for q in range(20)])
+        assert torch.equal(weights > 0, wanted)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_blockwise_computes_nothing_outside_the_window(two_sided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer with a window multiplies as many numbers for a token of a long document as for one of a short one."""
     sizes: list[int] = []
     multiply = torch.bmm
@@ -177,7 +224,8 @@ def test_blockwise_computes_nothing_outside_the_window(monkeypatch: pytest.Monke
     for tokens in (1024, 4096):
         query, key, value, _ = inputs(tokens, 2, 1, 8, seed=5)
         sizes.clear()
-        BACKENDS["blockwise"](query, key, value, torch.tensor([0, tokens]), tokens, replace(PLAIN, window=128))
+        rule = replace(PLAIN, window=128, two_sided=two_sided)
+        BACKENDS["blockwise"](query, key, value, torch.tensor([0, tokens]), tokens, rule)
         per_token.append(sum(sizes) / tokens)
     assert per_token[1] < 1.15 * per_token[0]
 
@@ -252,6 +300,13 @@ def test_a_backend_that_cannot_run_is_refused_with_those_that_can(name: str, rul
     assert str(refused.value.fix).endswith(f"one of {able}")
 
 
+@pytest.mark.parametrize("name", ["auto", *BACKENDS])
+def test_a_distance_bias_on_both_sides_is_refused_by_all(name: str) -> None:
+    with pytest.raises(BigtrainError, match="a causal rule, or one without distance bias") as refused:
+        attention_backend(name, torch.randn(4, 2, 8), replace(RULES["bias"], two_sided=True))
+    assert "model.position_embedding" in str(refused.value.fix)
+
+
 @pytest.mark.parametrize("name", ["blockwise", "sdpa", "reference"])
 def test_a_bias_shorter_than_what_tokens_see_is_refused(name: str) -> None:
     query, key, value, _ = inputs(10, 2, 1, 8, seed=0)
@@ -287,7 +342,7 @@ def test_backend_on_cuda_equals_the_definition(name: str, rule: str) -> None:
     cu_seqlens = torch.tensor([0, 1, 150, 300, 437, 600], dtype=torch.int32, device="cuda")
     bias = RULES[rule].distance_bias
     on_cuda = replace(RULES[rule], distance_bias=None if bias is None else bias.cuda())
-    best = "varlen" if rule in ("plain", "window") else "flex"
+    best = "flex" if rule in ("bias", "softcap") else "varlen"
     assert attention_backend("auto", tensors[0].bfloat16(), on_cuda) is BACKENDS[best]
     try:
         attention_backend(name, tensors[0].bfloat16(), on_cuda)

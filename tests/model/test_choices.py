@@ -110,6 +110,6 @@ def test_mup_scales_initial_weights_rates_and_logits_by_width() -> None:
 
 def shape(family: str) -> dict[str, Any]:
     return {
-        "family": family, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "family": family, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
         "vocab_size": 96, "max_position_embeddings": 64,
     }  # fmt: skip

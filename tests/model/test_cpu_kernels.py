@@ -70,6 +70,7 @@ def random_tensors(tokens: int, heads: int, key_heads: int, width: int, seed: in
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1), (2, 2)]),
     width=st.sampled_from([32, 64, 96, 128]),
     window=st.none() | st.sampled_from([1, 2, 31, 127, 128, 129, 200, 257, 600]),
+    two_sided=st.booleans(),
     threads=st.sampled_from([1, 3]),
     seed=st.integers(0, 2**20),
 )
@@ -79,13 +80,14 @@ def test_attention_is_as_exact_as_its_rounded_weights(
     heads: tuple[int, int],
     width: int,
     window: int | None,
+    two_sided: bool,
     threads: int,
     seed: int,
 ) -> None:
-    """Attention is as exact as its rounded weights for any packing and window."""
+    """Attention is as exact as its rounded weights for any packing and window, on one side and on both."""
     tensors = random_tensors(600, *heads, width, seed)
     cu_seqlens = torch.tensor([0, *sorted(boundaries), 600], dtype=torch.int32)
-    rule = replace(PLAIN, scale=width**-0.5, window=window)
+    rule = replace(PLAIN, scale=width**-0.5, window=window, two_sided=two_sided)
     with threads_of_torch(threads):
         found = attend("cpp", tensors, cu_seqlens, rule, torch.bfloat16)
     wanted = attend("reference", tensors, cu_seqlens, rule, torch.float64)
@@ -95,11 +97,12 @@ def test_attention_is_as_exact_as_its_rounded_weights(
 
 
 @pytest.mark.parametrize("spread", [0.0, 15.0, 200.0])
-def test_attention_keeps_its_accuracy_when_scores_are_large(works: None, spread: float) -> None:
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_attention_keeps_its_accuracy_when_scores_are_large(works: None, spread: float, two_sided: bool) -> None:
     """Scores up to 800: those left out, equal ones, and such as leave one key all the weight."""
     query, key, value, grad = random_tensors(300, 2, 1, 64, seed=2)
     tensors = (query * spread, key, value, grad)
-    cu_seqlens, rule = torch.tensor([0, 300], dtype=torch.int32), AttentionRule(scale=64**-0.5)
+    cu_seqlens, rule = torch.tensor([0, 300], dtype=torch.int32), AttentionRule(64**-0.5, two_sided=two_sided)
     found = attend("cpp", tensors, cu_seqlens, rule, torch.bfloat16)
     wanted = attend("reference", tensors, cu_seqlens, rule, torch.float64)
     for a, b in zip(found, wanted, strict=True):
@@ -107,13 +110,14 @@ def test_attention_keeps_its_accuracy_when_scores_are_large(works: None, spread:
         assert relative_error(a, b, floor=1e-3) < 2e-2
 
 
-def test_attention_reads_no_other_document(works: None) -> None:
+@pytest.mark.parametrize("rule", [PLAIN, replace(PLAIN, two_sided=True)])
+def test_attention_reads_no_other_document(works: None, rule: AttentionRule) -> None:
     """Not even to multiply it by zero: infinities beside a document leave it alone."""
     tensors = random_tensors(300, 2, 1, 32, seed=3)
-    alone = attend("cpp", tuple(x[100:180] for x in tensors), torch.tensor([0, 80]), PLAIN, torch.bfloat16)
+    alone = attend("cpp", tuple(x[100:180] for x in tensors), torch.tensor([0, 80]), rule, torch.bfloat16)
     for x in tensors:
         x[:100], x[180:] = float("inf"), float("nan")
-    among = attend("cpp", tensors, torch.tensor([0, 100, 180, 300]), PLAIN, torch.bfloat16)
+    among = attend("cpp", tensors, torch.tensor([0, 100, 180, 300]), rule, torch.bfloat16)
     for a, b in zip(alone, among, strict=True):
         assert torch.equal(a, b[100:180])
 
@@ -210,6 +214,7 @@ def test_auto_takes_the_kernel_for_what_it_can_do(works: None) -> None:
     query = torch.empty(8, 4, 64, dtype=torch.bfloat16)
     assert attention_backend("auto", query, PLAIN) is BACKENDS["cpp"]
     assert attention_backend("auto", query, replace(PLAIN, window=3)) is BACKENDS["cpp"]
+    assert attention_backend("auto", query, replace(PLAIN, two_sided=True)) is BACKENDS["cpp"]
     for other, rule in (
         (query, replace(PLAIN, softcap=2.0)),
         (query, replace(PLAIN, distance_bias=torch.zeros(4, 8))),
@@ -270,5 +275,5 @@ def test_without_a_folder_to_keep_them_the_kernels_are_there_too(
 
 
 def test_the_description_of_a_call_is_laid_out_as_in_the_source() -> None:
-    """Seven fields; a float before the last, which is aligned to eight bytes."""
-    assert ctypes.sizeof(cpu_kernels.Call) == 56 and cpu_kernels.Call.window.offset == 48
+    """Eight fields; a float before the last two, which are aligned to eight bytes."""
+    assert ctypes.sizeof(cpu_kernels.Call) == 64 and cpu_kernels.Call.window.offset == 48

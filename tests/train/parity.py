@@ -96,6 +96,19 @@ def cases() -> list[Case]:
     for stage, world, accumulation, recompute in ((0, 1, 4, "none"), (2, 4, 1, "selective"), (3, 2, 4, "full")):
         found.append(Case(stage, world, accumulation, 0.3, stage == 3, recompute, family="mixtral", ahead=2))
     found.append(Case(3, 4, clip=0.3, recompute="full", sequence=2, family="mixtral"))
+    for stage, world, accumulation, recompute, family in (
+        (3, 2, 1, "full", "albert"),
+        (2, 2, 4, "selective", "modernbert"),
+        (0, 2, 1, "none", "roberta"),
+        (1, 2, 1, "none", "bert"),
+        (1, 1, 4, "full", "albert"),
+        (3, 4, 1, "selective", "bert"),
+        (3, 2, 4, "offloaded", "modernbert"),
+    ):
+        found.append(Case(stage, world, accumulation, 0.3, True, recompute, family=family))
+    found.append(Case(3, 4, clip=0.3, sequence=2, family="bert"))
+    found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, family="bert"))
+    found.append(Case(2, 2, clip=0.3, tied=True, family="modernbert", precision="bf16"))
     return found
 
 
@@ -118,6 +131,11 @@ def settings(case: Case) -> Settings:
     mixture = {
         "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
     }  # fmt: skip
+    of_family: dict[str, dict[str, Any]] = {
+        "mixtral": mixture,
+        "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
+        "modernbert": {"num_hidden_layers": 3, "sliding_window": 8},
+    }
     return Settings.model_validate(
         {
             "run_dir": "unused",
@@ -133,7 +151,7 @@ def settings(case: Case) -> Settings:
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
-                **(mixture if case.family == "mixtral" else {}),
+                **of_family.get(case.family, {}),
             },
             "data": {
                 "dir": "unused",
@@ -191,7 +209,7 @@ def learning_rate(step: int) -> float:
 
 
 def plain_loop(case: Case) -> dict[str, list[float]]:
-    """The same training in one process: a float32 decoder with naive attention, PyTorch's AdamW, the whole batch at
+    """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
     return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead))
 

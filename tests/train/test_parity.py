@@ -35,5 +35,5 @@ def test_sixteen_steps_equal_a_plain_loop(curves: dict[str, Any], case: Case) ->
     loss, norm = TOLERANCES[case.precision]
     assert ours["losses"] == pytest.approx(plain["losses"], abs=loss)
     assert ours["norms"] == pytest.approx(plain["norms"], rel=norm)
-    assert plain["losses"][-1] < plain["losses"][0] - 0.8  # it did train
+    assert plain["losses"][-1] < plain["losses"][0] - 0.6  # it did train
     assert not case.clip or max(plain["norms"]) > case.clip  # and clipping bit

@@ -1,4 +1,4 @@
-"""Causal self-attention inside packed documents.
+"""Self-attention inside packed documents, causal or two-sided.
 
 attention.py              projections and rotation of queries and keys; calls one back-end
     attention_backends.py     which back-end, and the ones that PyTorch has

@@ -9,11 +9,11 @@ from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
-from bigtrain.model.layers.norm import NORMS
+from bigtrain.model.layers.norm import norm_layer
 
 
 class SelfAttention(nn.Module):
-    """Causal attention with H query heads that share K key/value heads (Ainslie et al., 2023)."""
+    """Attention with H query heads that share K key/value heads (Ainslie et al., 2023)."""
 
     def __init__(self, settings: ModelSettings, layer: int, execution: Execution) -> None:
         super().__init__()
@@ -22,33 +22,33 @@ class SelfAttention(nn.Module):
         self.sequence_parallel = execution.sequence_parallel
         self.head_width = settings.head_width
         self.scale, self.softcap = settings.attention_scale, settings.attn_logit_softcapping
-        self.window = settings.window_of(layer)
+        self.window, self.two_sided = settings.window_of(layer), settings.two_sided
         query_width = settings.num_attention_heads * settings.head_width
         key_width = settings.key_value_heads * settings.head_width
         self.q_proj = execution.linear(settings.hidden_size, query_width, bias=settings.attention_bias)
         self.k_proj = execution.linear(settings.hidden_size, key_width, bias=settings.attention_bias)
         self.v_proj = execution.linear(settings.hidden_size, key_width, bias=settings.attention_bias)
         self.o_proj = execution.linear(query_width, settings.hidden_size, bias=settings.attention_output_bias)
-        norm = NORMS[settings.norm]
         self.norms_heads = settings.qk_norm == "head"
         normed = {
             "none": None,
             "head": (settings.head_width, settings.head_width),
             "full": (query_width, key_width),
         }[settings.qk_norm]
-        self.q_norm = norm(normed[0], settings.norm_eps) if normed else None
-        self.k_norm = norm(normed[1], settings.norm_eps) if normed else None
+        self.q_norm = norm_layer(settings, normed[0]) if normed else None
+        self.k_norm = norm_layer(settings, normed[1]) if normed else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, T, C] to [B, T, C]."""
         query, key, value = self._project(x)
-        if context.rotary is not None:
-            query, key = context.rotary.rotate(query), context.rotary.rotate(key)
+        rotary = context.rotary if self.window is None or context.local_rotary is None else context.local_rotary
+        if rotary is not None:
+            query, key = rotary.rotate(query), rotary.rotate(key)
         bias = context.distance_bias
         if (ranks := self.sequence_parallel) is not None:
             query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
             bias = None if bias is None else ranks.own_heads(bias)
-        rule = AttentionRule(self.scale, self.window, self.softcap, bias)
+        rule = AttentionRule(self.scale, self.window, self.softcap, bias, self.two_sided)
         if (cache := context.cache) is not None and cache.holds(self.layer):
             return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]

@@ -1,8 +1,8 @@
-"""Causal attention inside packed documents, by several kernels with one meaning.
+"""Attention inside packed documents, by several kernels with one meaning.
 
 Queries are [N, H, D], keys and values [N, K, D] with H a multiple of K, over the N tokens of a micro-batch laid end to
-end; `cu_seqlens` [documents + 1] says where documents begin. A token sees its own document up to itself, as far and
-with such scores as the layer's `AttentionRule` says, and nothing else.
+end; `cu_seqlens` [documents + 1] says where documents begin. A token sees its own document up to itself, or on both
+sides, as far and with such scores as the layer's `AttentionRule` says, and nothing else.
 
     varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap or bias
     flex       FlexAttention, compiled for the rule: CUDA, any rule
@@ -49,7 +49,7 @@ def varlen(
     before = -1 if rule.window is None else rule.window - 1  # it counts tokens beside the token itself
     output = varlen_attn(
         query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-        scale=rule.scale, window_size=(before, 0), **_GROUPED,
+        scale=rule.scale, window_size=(before, before if rule.two_sided else 0), **_GROUPED,
     )  # fmt: skip
     assert isinstance(output, Tensor)  # it is a tuple only where auxiliary results are asked for
     return output
@@ -91,7 +91,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
         q, k, v = (x[run].reshape(last - first, length, -1, x.shape[-1]).transpose(1, 2) for x in (query, key, value))
         mask = _mask(length, rule, query)
         output = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scale, enable_gqa=True
+            q, k, v, attn_mask=mask, is_causal=mask is None and not rule.two_sided, scale=rule.scale, enable_gqa=True
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
         start, first = run.stop, last
@@ -105,6 +105,8 @@ def _mask(length: int, rule: AttentionRule, query: Tensor) -> Tensor | None:
         return None
     tokens = torch.arange(length, device=query.device)
     distance = tokens[:, None] - tokens
+    if rule.two_sided:
+        return distance.abs() < window
     visible = (distance >= 0) & (distance < window)
     if rule.distance_bias is None:
         return visible
@@ -160,7 +162,7 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
         BigtrainError: the back-end asked for cannot run on these.
     """
     if implementation == "auto":
-        implementation = next(name for name in BACKENDS if _obstacle(name, query, rule) is None)
+        implementation = next((name for name in BACKENDS if _obstacle(name, query, rule) is None), "reference")
         if implementation == "varlen":
             _prepare_flash_attention(torch.cuda.get_device_capability(query.device)[0])
     if obstacle := _obstacle(implementation, query, rule):
@@ -169,15 +171,20 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
         raise BigtrainError(
             f"attention back-end {implementation!r} cannot run here",
             found=f"{query.dtype} queries of head width {query.shape[-1]} on {query.device.type}"
-            + (f", with {' and '.join(wishes)}" if wishes else ""),
+            + (f", with {' and '.join(wishes)}" if wishes else "")
+            + (", on both sides" if rule.two_sided else ""),
             wanted=obstacle,
-            fix=f"set engine.attn_implementation to auto, or to one of {', '.join(able)}",
+            fix=f"set engine.attn_implementation to auto, or to one of {', '.join(able)}"
+            if able
+            else "set model.position_embedding to one without a bias: rope, learned, sinusoidal or none",
         )
     return BACKENDS[implementation]
 
 
 def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
+    if rule.two_sided and rule.distance_bias is not None:
+        return "a causal rule, or one without distance bias"
     if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
         return "a rule without softcap"
     if name in ("varlen", "cpp") and rule.distance_bias is not None:

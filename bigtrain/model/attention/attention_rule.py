@@ -1,6 +1,7 @@
 """Which tokens a token sees, and what is added to their scores: the rule of a layer's attention, and its definition.
 
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      for a key d >= 0 places back, d < window
+    score(q, k, d) = cap(scale * q.k)                               two-sided: for a key |d| < window places away
     output         = softmax(scores) V                              (Vaswani et al., 2017, equation 1)
 
 `attention_by_definition` computes that with the full score matrix, for any positions of queries and keys: every
@@ -26,12 +27,16 @@ class AttentionRule:
     scale: float
     """Of q.k; mostly head width ** -0.5."""
     window: int | None = None
-    """Tokens seen, the token itself included (Hugging Face's sliding_window). None: the whole document before it."""
+    """A token sees those less than this many places away, itself included. Of a causal rule it is the number of tokens
+    seen (Hugging Face's sliding_window of a decoder). None: no limit but the document."""
     softcap: float | None = None
     """Scores become cap * tanh(score / cap), before bias and mask (Gemma 2's attn_logit_softcapping)."""
     distance_bias: Tensor | None = None
     """[H, L]: added to the score of a token d places back, d = 0 to L - 1. L is at least the number of tokens that a
-    token sees. It may require a gradient."""
+    token sees. It may require a gradient. A two-sided rule has none."""
+    two_sided: bool = False
+    """Whether a token sees those after it, too. ModernBERT's `local_attention` n, which sees n // 2 tokens on each
+    side, is a window of n // 2 + 1."""
 
 
 def attention_by_definition(
@@ -57,8 +62,11 @@ def attention_by_definition(
     Returns:
         [B, n, H, D]; zero for a query that sees nothing.
     """
+    assert not (rule.two_sided and rule.distance_bias is not None)  # `attention_backend` has refused it
     dtype = torch.promote_types(query.dtype, torch.float32)
     distance = query_positions[:, :, None] - key_positions[:, None, :]
+    if rule.two_sided:
+        distance = distance.abs()
     visible = (distance >= 0) & (key_positions >= 0)[:, None, :]
     if rule.window is not None:
         visible &= distance < rule.window

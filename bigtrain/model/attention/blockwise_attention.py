@@ -7,7 +7,7 @@ backward pass a block of keys against the queries that see them, so that only th
 blocks. What lies outside the window is never computed.
 
 Documents are batched by length, rounded up (by a quarter at most) and padded: a document's padding comes after its
-last token, where a causal mask hides it.
+last token, where a causal mask hides it. Attention that sees both sides hides it by a mask of its own.
 
 Shapes: n documents of padded length L in a batch, K key/value heads, G query heads to each. A batch has K n matrices,
 of which c at a time are worked on, so many that their scores stay in the processor's cache:
@@ -61,8 +61,8 @@ class _Batch(NamedTuple):
 
 
 class _ScoreBlock(NamedTuple):
-    """Keys and queries whose scores are computed together, by their positions; no key comes after the last query, and
-    no query before the first key."""
+    """Keys and queries whose scores are computed together, by their positions. Causal: no key comes after the last
+    query, and no query before the first key. Two-sided: none by as much as the window."""
 
     first_key: int
     last_key: int
@@ -78,16 +78,16 @@ class _ScoreBlock(NamedTuple):
         return slice(self.first_query * group, self.last_query * group)
 
 
-def _by_queries(length: int, window: int) -> Iterator[_ScoreBlock]:
+def _by_queries(length: int, window: int, ahead: int) -> Iterator[_ScoreBlock]:
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
-        yield _ScoreBlock(max(0, start - window + 1), end, start, end)
+        yield _ScoreBlock(max(0, start - window + 1), min(end + ahead, length), start, end)
 
 
-def _by_keys(length: int, window: int) -> Iterator[_ScoreBlock]:
+def _by_keys(length: int, window: int, ahead: int) -> Iterator[_ScoreBlock]:
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
-        yield _ScoreBlock(start, end, start, min(end - 1 + window, length))
+        yield _ScoreBlock(start, end, max(0, start - ahead), min(end - 1 + window, length))
 
 
 class _Scores:
@@ -103,16 +103,25 @@ class _Scores:
         window: int | None,
         softcap: float | None,
         distance_bias: Tensor | None,
+        two_sided: bool,
+        valid: Tensor | None,
     ) -> None:
         self.dtype = query.dtype
         self.wide = torch.promote_types(query.dtype, torch.float32)
         self.group = query.shape[1] // key.shape[1]
         self.scale, self.softcap = scale, softcap
         self.window = length if window is None else min(window, length)
+        self.ahead = self.window - 1 if two_sided else 0
+        """How many places after a query the last key is that it sees."""
         self.fused = self.dtype != self.wide and softcap is None and distance_bias is None
         """Whether scores come out of a matrix product with the shift already subtracted: what matters in a softmax is
         then exact to the precision of its result, however large the scores are. Else they are computed wide."""
         self.documents = documents
+        self.padding: Tensor | None = None
+        """[n, L, 1]: -inf at padding, where it is not hidden because it comes after all queries."""
+        if two_sided and valid is not None:
+            self.padding = torch.zeros(valid.shape, dtype=self.dtype).masked_fill_(~valid, float("-inf"))[..., None]
+            self.unpadded = int(valid.sum(1).min())
         self.bias: Tensor | None = None
         if distance_bias is not None:
             seen = min(self.window, distance_bias.shape[1])
@@ -125,7 +134,7 @@ class _Scores:
         """The exponentials [c, k, q G] and the shift [c, 1, q G]: the largest score, in the type of the scores."""
         if self.fused:
             scores = torch.bmm(keys, queries.transpose(1, 2))
-            shift = _largest(self._hide(scores, at)).mul_(self.scale)
+            shift = _largest(self._hide(scores, chunk, at)).mul_(self.scale)
             return self.backward(keys, queries, chunk, at, shift, scores)[0], shift
         scores, _ = self._wide_scores(keys, queries, chunk, at)
         shift = scores.amax(-2, keepdim=True)
@@ -137,7 +146,7 @@ class _Scores:
         """The exponentials [c, k, q G] and the derivative of the soft cap."""
         if self.fused:
             scores = torch.baddbmm(shift, keys, queries.transpose(1, 2), beta=-1, alpha=self.scale, out=out)
-            return self._hide(scores, at).exp_(), None
+            return self._hide(scores, chunk, at).exp_(), None
         scores, slope = self._wide_scores(keys, queries, chunk, at)
         return scores.sub_(shift).exp_().to(self.dtype), slope
 
@@ -151,19 +160,21 @@ class _Scores:
             slope = 1 - scores.square()
             scores = scores.mul_(self.softcap)
         if self.bias is None:
-            return self._hide(scores, at), slope
+            return self._hide(scores, chunk, at), slope
         return scores.add_(self._bias_of(chunk, at)), slope
 
-    def _hide(self, scores: Tensor, at: _ScoreBlock) -> Tensor:
-        """Hide, in place, keys after a query and keys that its window has left."""
-        ahead = at.last_key - at.first_query
+    def _hide(self, scores: Tensor, chunk: slice, at: _ScoreBlock) -> Tensor:
+        """Hide, in place, keys too far after a query, keys that its window has left, and padding."""
+        ahead = at.last_key - self.ahead - at.first_query
         if ahead > 1:
             future = _triangle(ahead, self.group, scores.dtype, -1)
-            scores[:, at.first_query - at.first_key :, : ahead * self.group] += future
+            scores[:, at.first_query + self.ahead - at.first_key :, : ahead * self.group] += future
         left = at.last_query - self.window - at.first_key
         if left > 0:
             past = _triangle(left, self.group, scores.dtype, 0).flip(0, 1)
             scores[:, :left, (at.first_key + self.window - at.first_query) * self.group :] += past
+        if self.padding is not None and at.last_key > self.unpadded:
+            scores += self.padding[torch.arange(chunk.start, chunk.stop) % self.documents, at.keys]
         return scores
 
     def _heads(self, chunk: slice) -> Tensor:
@@ -195,7 +206,7 @@ class _Scores:
 
     def chunks(self, matrices: int) -> Iterator[slice]:
         """Matrices to work on together."""
-        keys = min(self.window + _BLOCK, 1024)
+        keys = min(self.window + self.ahead + _BLOCK, 1024)
         size = max(1, torch.get_num_threads() * _CACHED // (_BLOCK * self.group * keys))
         for start in range(0, matrices, size):
             yield slice(start, min(start + size, matrices))
@@ -204,7 +215,7 @@ class _Scores:
 @torch.library.custom_op("bigtrain::blockwise_attention", mutates_args=())
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor, scale: float,
-    window: int | None, softcap: float | None,
+    window: int | None, softcap: float | None, two_sided: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output [N, H, D]; and for the backward pass each softmax's shift and sum, [N, H]."""
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -213,12 +224,12 @@ def _forward(
     query, key, value = (x.contiguous() for x in (query, key, value))
     for batch in _batches(tuple(cu_seqlens.tolist())):
         n, length = batch.tokens.shape
-        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias)
+        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias, two_sided, batch.valid)
         queries, keys, values = (batch.arrange(x, key.shape[1] * n) for x in (query, key, value))
         outputs = torch.empty_like(queries)
         shifts, totals = (queries.new_empty(len(queries), 1, queries.shape[1], dtype=wide) for _ in range(2))
         for chunk in rule.chunks(len(queries)):
-            for at in _by_queries(length, rule.window):
+            for at in _by_queries(length, rule.window, rule.ahead):
                 rows = at.queries(rule.group)
                 exponentials, largest = rule.forward(keys[chunk, at.keys], queries[chunk, rows], chunk, at)
                 normaliser = exponentials.sum(-2, keepdim=True, dtype=wide)
@@ -234,7 +245,7 @@ def _forward(
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
     output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None, softcap: float | None,
-    wants_bias_grad: bool,
+    two_sided: bool, wants_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key, value (Dao et al., 2022, appendix B.4) and distance bias."""
     wide = total.dtype
@@ -246,7 +257,7 @@ def _backward(
     grad_bias = torch.zeros_like(distance_bias) if wants_bias_grad and distance_bias is not None else query.new_empty(0)
     for batch in _batches(tuple(cu_seqlens.tolist())):
         n, length = batch.tokens.shape
-        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias)
+        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias, two_sided, batch.valid)
         queries, keys, values, grads, shifts, deltas = (
             batch.arrange(x, key.shape[1] * n) for x in (query, key, value, grad, shift[..., None], delta[..., None])
         )
@@ -258,7 +269,7 @@ def _backward(
         grad_queries = torch.zeros_like(queries, dtype=wide)
         grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
         for chunk in rule.chunks(len(queries)):
-            for at in _by_keys(length, rule.window):
+            for at in _by_keys(length, rule.window, rule.ahead):
                 rows = at.queries(rule.group)
                 q, k, v, g = queries[chunk, rows], keys[chunk, at.keys], values[chunk, at.keys], grads[chunk, rows]
                 exponentials, slope = rule.backward(k, q, chunk, at, shifts[chunk, :, rows])
@@ -282,7 +293,7 @@ def _backward(
 @_forward.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor, scale: float,
-    window: int | None, softcap: float | None,
+    window: int | None, softcap: float | None, two_sided: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(query.dtype, torch.float32)
     shift, total = (query.new_empty(query.shape[:2], dtype=wide) for _ in range(2))
@@ -293,7 +304,7 @@ def _(
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
     output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None, softcap: float | None,
-    wants_bias_grad: bool,
+    two_sided: bool, wants_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grad_query, grad_key, grad_value = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -310,26 +321,28 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wants_bias_grad = ctx.needs_input_grad[3]
     *grads, grad_bias = _backward(grad, *ctx.saved_tensors, *ctx.rule, wants_bias_grad)
-    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None
+    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, rule: AttentionRule) -> Tensor:
-    """Causal attention inside each document.
+    """Attention inside each document.
 
     Args:
         query: [N, H, D].
         key: [N, K, D], H a multiple of K.
         value: [N, K, D].
         cu_seqlens: [documents + 1] integers from 0 to N.
-        rule: what is seen, and how much of it.
+        rule: what is seen, and how much of it; a distance bias only where it is causal.
 
     Returns:
         [N, H, D].
     """
-    output, _, _ = _forward(query, key, value, rule.distance_bias, cu_seqlens, rule.scale, rule.window, rule.softcap)
+    output, _, _ = _forward(
+        query, key, value, rule.distance_bias, cu_seqlens, rule.scale, rule.window, rule.softcap, rule.two_sided
+    )
     return output
 
 

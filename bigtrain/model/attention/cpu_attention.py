@@ -19,14 +19,14 @@ from bigtrain.model.cpu.cpu_kernels import Call, address, kernels
 
 @torch.library.custom_op("bigtrain::cpu_attention", mutates_args=())
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float, window: int | None, two_sided: bool
 ) -> tuple[Tensor, Tensor]:
     """Output [N, H, D]; and for the backward pass the binary logarithm of each softmax's sum, [N, H]."""
     query, key, value = (x.contiguous() for x in (query, key, value))
     output, normaliser = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
     boundaries = cu_seqlens.to(torch.int64)
     had_memory = kernels().attention_forward(
-        _call(query, key, boundaries, scale, window), *map(address, (query, key, value, output, normaliser))
+        _call(query, key, boundaries, scale, window, two_sided), *map(address, (query, key, value, output, normaliser))
     )
     _require(had_memory)
     return output, normaliser
@@ -35,24 +35,25 @@ def _forward(
 @torch.library.custom_op("bigtrain::cpu_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, output: Tensor, normaliser: Tensor,
-    scale: float, window: int | None,
+    scale: float, window: int | None, two_sided: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value."""
     grad, query, key, value = (x.contiguous() for x in (grad, query, key, value))
     grads = tuple(torch.empty_like(x) for x in (query, key, value))
     boundaries = cu_seqlens.to(torch.int64)
     had_memory = kernels().attention_backward(
-        _call(query, key, boundaries, scale, window),
+        _call(query, key, boundaries, scale, window, two_sided),
         *map(address, (grad, query, key, value, output, normaliser, *grads)),
     )
     _require(had_memory)
     return grads[0], grads[1], grads[2]
 
 
-def _call(query: Tensor, key: Tensor, boundaries: Tensor, scale: float, window: int | None) -> Any:
+def _call(query: Tensor, key: Tensor, boundaries: Tensor, scale: float, window: int | None, two_sided: bool) -> Any:
     tokens, heads, width = query.shape
     seen = tokens if window is None else min(window, tokens)
-    call = Call(len(boundaries) - 1, heads, key.shape[1], width, boundaries.data_ptr(), scale, seen)
+    ahead = seen - 1 if two_sided else 0
+    call = Call(len(boundaries) - 1, heads, key.shape[1], width, boundaries.data_ptr(), scale, seen, ahead)
     return ctypes.byref(call)
 
 
@@ -63,7 +64,7 @@ def _require(had_memory: bool) -> None:
 
 @_forward.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float, window: int | None, two_sided: bool
 ) -> tuple[Tensor, Tensor]:
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     return output, query.new_empty(query.shape[:2], dtype=torch.float32)
@@ -72,7 +73,7 @@ def _(
 @_backward.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, output: Tensor, normaliser: Tensor,
-    scale: float, window: int | None,
+    scale: float, window: int | None, two_sided: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     return next(grads), next(grads), next(grads)
@@ -84,14 +85,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, *ctx.rule), None, None, None
+    return *_backward(grad, *ctx.saved_tensors, *ctx.rule), None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def cpu_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, rule: AttentionRule) -> Tensor:
-    """Causal attention inside each document.
+    """Attention inside each document.
 
     Args:
         query: [N, H, D] bfloat16, D a multiple of 32 and at most 256.
@@ -103,4 +104,4 @@ def cpu_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor,
     Returns:
         [N, H, D].
     """
-    return _forward(query, key, value, cu_seqlens, rule.scale, rule.window)[0]
+    return _forward(query, key, value, cu_seqlens, rule.scale, rule.window, rule.two_sided)[0]

@@ -18,7 +18,7 @@ from bigtrain.model.attention.attention_rule import AttentionRule
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it compiles its own kernel
 def packed_flex_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, rule: AttentionRule) -> Tensor:
-    """Causal attention inside each document.
+    """Attention inside each document.
 
     Args:
         query: [N, H, D].
@@ -35,7 +35,7 @@ def packed_flex_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens:
     output: Tensor = attend(
         *heads_first,
         score_mod=_score(rule),
-        block_mask=_block_mask(cu_seqlens, query.shape[0], rule.window),
+        block_mask=_block_mask(cu_seqlens, query.shape[0], rule.window, rule.two_sided),
         scale=rule.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -64,23 +64,27 @@ def _score(rule: AttentionRule) -> Callable[..., Tensor] | None:
     return score
 
 
-_masks: list[tuple[Tensor, int, int | None, BlockMask]] = []
+_masks: list[tuple[Tensor, int, int | None, bool, BlockMask]] = []
 """The documents attended to last, the latest in front: the layers of a model ask for the same ones, one after the
 other, with one or two windows, and a second time in the backward pass where they are recomputed."""
 
 
-def _block_mask(cu_seqlens: Tensor, tokens: int, window: int | None) -> BlockMask:
+def _block_mask(cu_seqlens: Tensor, tokens: int, window: int | None, two_sided: bool) -> BlockMask:
     version = cu_seqlens._version
-    for documents, at_version, its_window, mask in _masks:
-        if documents is cu_seqlens and at_version == version and its_window == window:
+    for documents, at_version, its_window, on_both, mask in _masks:
+        if documents is cu_seqlens and at_version == version and (its_window, on_both) == (window, two_sided):
             return mask
     document = torch.bucketize(torch.arange(tokens, device=cu_seqlens.device), cu_seqlens[1:], right=True)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = (document[query] == document[key]) & (query >= key)
+        seen = document[query] == document[key]
+        if not two_sided:
+            seen = seen & (query >= key)
+        elif window is not None:
+            seen = seen & (key - query < window)
         return seen if window is None else seen & (query - key < window)
 
     mask = create_block_mask(visible, None, None, tokens, tokens, device=cu_seqlens.device, _compile=cu_seqlens.is_cuda)
-    _masks.insert(0, (cu_seqlens, version, window, mask))
+    _masks.insert(0, (cu_seqlens, version, window, two_sided, mask))
     del _masks[4:]
     return mask

@@ -168,7 +168,8 @@ struct Attention {
   int64_t documents, heads, key_heads, width;
   const int64_t* boundaries;
   float scale;
-  int64_t window;  // tokens that one sees, itself included
+  int64_t window;  // a token sees those less than this many places before it, itself included
+  int64_t ahead;   // and those up to this many places after it
 
   int64_t group() const { return heads / key_heads; }
   int64_t length(int64_t document) const { return boundaries[document + 1] - boundaries[document]; }
@@ -188,6 +189,9 @@ struct Attention {
       at::native::cpublas::brgemm_release();
     });
   }
+
+  // Where the keys end that the queries before this one see, of a document of this length.
+  int64_t end_of_keys(int64_t query, int64_t length) const { return std::min(query + ahead, length); }
 
   // Where the block of keys begins in which this query sees its first.
   int64_t first_key(int64_t query, int64_t block) const {
@@ -295,12 +299,14 @@ void attend(
   queries.copy(query, rows, block);
   OnlineSoftmax softmax(call.scale * static_cast<float>(M_LOG2E));
   const int64_t begin = call.first_key(query, kForwardKeys);
-  for (int64_t key = begin; key < query + n; key += kForwardKeys) {
-    const int64_t columns = std::min(kForwardKeys, padded(query + n - key));
+  const int64_t end = call.end_of_keys(query + n, queries.count);
+  for (int64_t key = begin; key < end; key += kForwardKeys) {
+    const int64_t columns = std::min(kForwardKeys, padded(end - key));
     brgemm(rows, columns, width, width, kForwardKeys, kForwardKeys, false, block, keys + key * width, scores);
     for (int64_t row = 0; row < n; ++row) {
       auto* of_row = scores + row * kForwardKeys;
-      const int64_t seen = hide(of_row, columns, query + row - call.window + 1 - key, query + row + 1 - key);
+      const int64_t behind = call.end_of_keys(query + row + 1, queries.count);
+      const int64_t seen = hide(of_row, columns, query + row - call.window + 1 - key, behind - key);
       const float shrunk = softmax.weigh(row, of_row, seen, columns, weights + row * kForwardKeys);
       if (shrunk != 1 && key != begin) multiply(sums + row * width, width, shrunk);
     }
@@ -320,10 +326,10 @@ struct BackwardMemory {
 };
 
 // The weights of a block, transposed [keys, queries], and the gradients of its scores, as A and as B. Padding needs no
-// care among queries, whose gradients are zero there; among keys it lies behind every query.
+// care among queries, whose gradients are zero there; among keys, those from `length` on, nothing sees it.
 void differentiate_scores(
-    const Attention& call, int64_t key, int64_t query, int64_t keys, int64_t queries, const float* normalisers,
-    const float* deltas, BackwardMemory& memory) {
+    const Attention& call, int64_t key, int64_t query, int64_t keys, int64_t queries, int64_t length,
+    const float* normalisers, const float* deltas, BackwardMemory& memory) {
   auto* scores = memory.scores.data();
   const auto* grad_weights = memory.grad_weights.data();
   auto *weights = memory.weights.data(), *slopes = memory.slopes.data();
@@ -331,7 +337,8 @@ void differentiate_scores(
   const auto scale = _mm512_set1_ps(call.scale * static_cast<float>(M_LOG2E));
   for (int64_t row = 0; row < keys; row += 2) {
     for (int64_t r = row; r < row + 2; ++r) {
-      hide(scores + r * kQueries, queries, key + r - query, key + r - query + call.window);
+      const int64_t same = key + r - query;
+      hide(scores + r * kQueries, queries, same - call.ahead, key + r < length ? same + call.window : 0);
     }
     for (int64_t column = 0; column < queries; column += kLanes) {
       const auto normaliser = _mm512_loadu_ps(normalisers + column), delta = _mm512_loadu_ps(deltas + column);
@@ -401,12 +408,13 @@ void differentiate_head(
     grads.pair(query, n, g), grads.pair_transposed(query, n, gt);
     const auto *normalisers = memory.normalisers.data() + query, *deltas = memory.deltas.data() + query;
     const int64_t begin = call.first_key(query, kKeys);
-    for (int64_t key = begin; key < query + n; key += kKeys) {
+    const int64_t end = call.end_of_keys(query + n, rows);
+    for (int64_t key = begin; key < end; key += kKeys) {
       const int64_t keys = std::min(kKeys, rows - key);
       const auto at = key * width;
       brgemm(keys, n, width, width, n, kQueries, false, memory.keys.data() + at, qt, memory.scores.data());
       brgemm(keys, n, width, width, n, kQueries, false, memory.values.data() + at, gt, memory.grad_weights.data());
-      differentiate_scores(call, key, query, keys, n, normalisers, deltas, memory);
+      differentiate_scores(call, key, query, keys, n, length, normalisers, deltas, memory);
       brgemm(keys, width, n, kQueries, width, width, true, memory.weights.data(), g, memory.grad_values.data() + at);
       brgemm(keys, width, n, kQueries, width, width, true, memory.slopes.data(), q, memory.grad_keys.data() + at);
       brgemm(

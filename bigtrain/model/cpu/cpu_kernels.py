@@ -46,6 +46,7 @@ class Call(ctypes.Structure):
         ("boundaries", ctypes.c_void_p),
         ("scale", ctypes.c_float),
         ("window", ctypes.c_int64),
+        ("ahead", ctypes.c_int64),
     )
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.config import ModelSettings
+
 _CACHED_ELEMENTS = 1 << 17
 """What a core's own cache holds in float32, twice or three times."""
 
@@ -73,8 +75,8 @@ def _in_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class LayerNorm(nn.LayerNorm):
     """Mean and variance norm with a learned scale and shift (Ba, Kiros and Hinton, 2016)."""
 
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__(width, eps=eps)
+    def __init__(self, width: int, eps: float, *, bias: bool = True) -> None:
+        super().__init__(width, eps=eps, bias=bias)
 
 
 class ZeroCenteredRMSNorm(RMSNorm):
@@ -95,3 +97,11 @@ NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "rms_norm_zero_centered": ZeroCenteredRMSNorm,
     "layer_norm": LayerNorm,
 }
+
+
+def norm_layer(settings: ModelSettings, width: int | None = None) -> nn.Module:
+    """A norm as this model has them, over the last dimension. Default: of width hidden_size."""
+    width = settings.hidden_size if width is None else width
+    if settings.norm == "layer_norm" and not settings.norm_bias:
+        return LayerNorm(width, settings.norm_eps, bias=False)
+    return NORMS[settings.norm](width, settings.norm_eps)

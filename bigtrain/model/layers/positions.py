@@ -43,12 +43,24 @@ class AlibiBias(nn.Module):
         return alibi_bias(self.heads, length)
 
 
+class LearnedPositions(TokenEmbedding):
+    """A learned vector for each position; the first one may stand in a later row."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings.max_position_embeddings + settings.position_offset, settings.embedding_width)
+        self.offset = settings.position_offset
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """[B, T] positions to [B, T, C]."""
+        return super().forward(position_ids + self.offset if self.offset else position_ids)
+
+
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of geometric wavelengths (Vaswani et al., 2017, section 3.5)."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.width = settings.hidden_size
+        self.width = settings.embedding_width
 
     def forward(self, position_ids: Tensor) -> Tensor:
         """[B, T] positions to [B, T, C], float32."""
@@ -61,7 +73,7 @@ def absolute_positions(settings: ModelSettings) -> nn.Module | None:
     """The module from positions to vectors, where there is one."""
     match settings.position_embedding:
         case "learned":
-            return TokenEmbedding(settings.max_position_embeddings, settings.hidden_size)
+            return LearnedPositions(settings)
         case "sinusoidal":
             return SinusoidalEmbedding(settings)
     return None

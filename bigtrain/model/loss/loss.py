@@ -29,6 +29,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
+    bias: Tensor | None = None,
     logits_scaling: float = 1.0,
     softcap: float | None = None,
     z_loss_coef: float = 0.0,
@@ -46,6 +47,7 @@ def linear_cross_entropy(
         hidden: [N, C].
         weight: [V, C].
         labels: [N] class indices; `IGNORE_INDEX` rows count neither in the loss nor in a gradient.
+        bias: [V], added to the logits before anything else.
         logits_scaling: the logits are divided by it.
         softcap: then, logits = softcap * tanh(logits / softcap) (Gemma 2, section 2). None: as they are.
         z_loss_coef: weight of log(Z)^2 in the gradient.
@@ -55,45 +57,53 @@ def linear_cross_entropy(
     """
     shaping = Shaping(logits_scaling, softcap, z_loss_coef)
     dtype = product_dtype(hidden.dtype, hidden.device)
-    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, labels, shaping)  # type: ignore[no-untyped-call]
-    return _loss_and_gradients(hidden, weight, labels, shaping, gradients=False)[0]
+        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, shaping)  # type: ignore[no-untyped-call]
+    return _loss_and_gradients(hidden, weight, bias, labels, shaping, gradients=False)[0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, shaping: Shaping) -> Tensor:
-        loss, *gradients = _loss_and_gradients(hidden, weight, labels, shaping, gradients=True)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, shaping: Shaping
+    ) -> Tensor:
+        loss, *gradients = _loss_and_gradients(hidden, weight, bias, labels, shaping, gradients=True)
         ctx.save_for_backward(*gradients)
         ctx.dtype = weight.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (grad_hidden * grad).to(ctx.dtype), (grad_weight * grad).to(ctx.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (each if each is None else (each * grad).to(ctx.dtype) for each in ctx.saved_tensors)
+        return *gradients, None, None
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, labels: Tensor, shaping: Shaping, gradients: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, shaping: Shaping, gradients: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     wide = torch.promote_types(hidden.dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     grad_hidden = torch.empty_like(hidden) if gradients else None
     grad_weight = torch.zeros_like(weight, dtype=wide) if gradients else None
+    grad_bias = torch.zeros_like(bias, dtype=wide) if gradients and bias is not None else None
     softmax, copied_bytes = softmax_for(weight, shaping)
     rows = _chunk_rows(hidden, weight, weight.itemsize + copied_bytes)
     memory = weight.new_empty(rows, weight.shape[0])  # of all chunks
     for start in range(0, hidden.shape[0], rows):
         chunk = slice(start, start + rows)
         products = memory[: labels[chunk].shape[0]]
-        torch.mm(hidden[chunk], weight.T, out=products)
+        if bias is None:
+            torch.mm(hidden[chunk], weight.T, out=products)
+        else:
+            torch.addmm(bias, hidden[chunk], weight.T, out=products)
         loss += softmax(products, labels[chunk], shaping, gradients)
         if grad_hidden is not None and grad_weight is not None:
             torch.mm(products, weight, out=grad_hidden[chunk])
             grad_weight += weight_gradient(products, hidden[chunk])
-    return loss, grad_hidden, grad_weight
+        if grad_bias is not None:
+            grad_bias += products.sum(0, dtype=wide)
+    return loss, grad_hidden, grad_weight, grad_bias
 
 
 def _chunk_rows(hidden: Tensor, weight: Tensor, bytes_per_logit: int) -> int:

@@ -1,0 +1,46 @@
+"""A model from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bigtrain.config import ModelSettings
+from bigtrain.model.decoder import Decoder
+from bigtrain.model.encoder import Encoder
+from bigtrain.model.execution import Execution
+from bigtrain.model.layers.float8 import require_float8
+from bigtrain.model.sequence_parallel import SequenceParallel
+from bigtrain.model.transformer import Transformer
+
+ARCHITECTURES: Mapping[str, type[Transformer]] = {"decoder": Decoder, "encoder": Encoder}
+
+
+def build_model(
+    settings: ModelSettings,
+    *,
+    attn_implementation: str = "auto",
+    activation_checkpointing: str = "none",
+    activation_memory_budget: float = 1.0,
+    sequence_parallel: SequenceParallel | None = None,
+    float8: bool = False,
+) -> Transformer:
+    """The model of these settings on the current default device, `meta` included. Its weights are still to be filled,
+    by `init_weights` or a checkpoint.
+
+    Args:
+        settings: the shape.
+        attn_implementation: a key of `attention_backends.BACKENDS`, or `auto`.
+        activation_checkpointing: `none`, `selective`, `full` or `offloaded`.
+        activation_memory_budget: selective: the share of the results of matrix products that is kept.
+        sequence_parallel: the ranks that share each sequence with this one.
+        float8: let the linear layers of the blocks multiply in 8 bits.
+
+    Raises:
+        BigtrainError: float8 does not go with this shape.
+    """
+    if float8:
+        require_float8(settings)
+    return ARCHITECTURES[settings.architecture](
+        settings,
+        Execution(attn_implementation, activation_checkpointing, activation_memory_budget, sequence_parallel, float8),
+    )

@@ -1,0 +1,231 @@
+"""What decoders and encoders share: embeddings, blocks, final norm, output head, and the way through them.
+
+input_ids -> embed_tokens (+ token types, + positions, norm, projection) -> layers -> norm -> lm_head -> loss, or logits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.base import IGNORE_INDEX, BigtrainError
+from bigtrain.config import ModelSettings
+from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.auxiliary import Auxiliary
+from bigtrain.model.block import Block
+from bigtrain.model.context import Context
+from bigtrain.model.cpu.cpu_products import CpuLinear
+from bigtrain.model.execution import Execution
+from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.layers.embedding import InputEmbedding, OutputHead, token_types
+from bigtrain.model.layers.norm import norm_layer
+from bigtrain.model.layers.positions import absolute_positions, relative_positions
+from bigtrain.model.layers.rotary import rotary_at
+from bigtrain.model.layers.router import Router, RouterReport
+from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
+
+
+class Transformer(nn.Module):
+    """A language model of blocks with attention: `Decoder` or `Encoder`. Made by `build_model`; its weights mean
+    something after `init_weights`."""
+
+    _tp_plan = TENSOR_PARALLEL_PLAN  # where Hugging Face's models have theirs, and DeepSpeed looks
+
+    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+        super().__init__()
+        self.settings = settings
+        self.sequence_parallel = execution.sequence_parallel
+        self.compiled = False
+        theta = settings.local_rope_theta
+        self._local_settings = None if theta is None else settings.model_copy(update={"rope_theta": theta})
+        self.embed_tokens = InputEmbedding(settings)
+        self.embed_token_types = token_types(settings)
+        self.embed_positions = absolute_positions(settings)
+        width = settings.embedding_width
+        self.embed_norm = norm_layer(settings, width) if settings.embedding_norm else None
+        self.embed_projection = None if settings.embedding_size is None else CpuLinear(width, settings.hidden_size)
+        self.relative_attention_bias = relative_positions(settings)
+        self.layers = nn.ModuleList(Block(settings, layer, execution) for layer in range(settings.distinct_layers))
+        self.norm = nn.Identity() if settings.norm_position == "post_residual" else norm_layer(settings)
+        self.lm_head = OutputHead(settings)
+        self.auxiliary = Auxiliary(settings)
+        self._tie()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        each_token: bool = False,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The summed loss of a packed micro-batch.
+
+        Args:
+            input_ids: [B, T] int64.
+            labels: [B, T] int64, what is predicted at each position: of a decoder the token after the input token, of
+                an encoder the token itself. -100 where there is nothing to predict.
+            position_ids: [B, T] int64, restarting at 0 at each document.
+            cu_seqlens: [documents + 1] int32, where documents begin among the B T tokens; each row begins one.
+            max_seqlen: the longest document, or more.
+            each_token: return the losses of the tokens [B, T] instead of their sum, without a gradient.
+            token_type_ids: [B, T] int64, the kind of segment of each token. Default: 0; unused without type_vocab_size.
+
+        Returns:
+            A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
+            ranks share sequences. While the model trains, its gradient is that of the auxiliary losses too, which are
+            counted in `auxiliary`.
+        """
+        if (ranks := self.sequence_parallel) is not None:
+            input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
+            token_type_ids = None if token_type_ids is None else ranks.own_tokens(token_type_ids)
+        embedded = self.embed_tokens(input_ids)
+        context = self._context(position_ids, cu_seqlens, max_seqlen, embedded.dtype)
+        learns = self.training and torch.is_grad_enabled()
+        if learns:
+            context = context._replace(labelled=labels != IGNORE_INDEX)
+        x, reports = self._through_layers(self._stream(embedded, position_ids, token_type_ids), context)
+        if each_token:
+            return self.lm_head(self.norm(x), labels, each_token=True)
+        loss = self._summed_loss(self.norm(x), labels)
+        if not learns:
+            return loss
+        ahead, further = self._ahead(x, embedded, labels, context)
+        return self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
+        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids)
+        return self.lm_head(hidden)
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        cache: KeyValueCache | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The normalised last hidden states [B, T, C]. Without boundaries, each row is one document."""
+        batch, length = input_ids.shape
+        if position_ids is None:
+            position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
+        if cu_seqlens is None:
+            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+        x = self.embed_tokens(input_ids)
+        context = self._context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
+        x = self._stream(x, position_ids, token_type_ids)
+        x, _ = self._through_layers(x, context._replace(cache=cache))
+        return self.norm(x)
+
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter, in place, by name and seed alone: see `initialize`."""
+        for name, parameter in self.named_parameters():
+            initialize(name, parameter, self.settings, seed)
+        self.set_router_moves({})
+
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates of parameters by name as multiples of that of the others: muP's 1 / m."""
+        m = self.settings.width_multiplier
+        return {name: 1 / m for name, _ in self.named_parameters() if m != 1 and is_hidden_matrix(name)}
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile()
+        self.compiled = True
+
+    def routers(self) -> dict[str, Router]:
+        """The routers by name, in the order of their loads in `auxiliary`."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Router)}
+
+    def router_moves(self) -> dict[str, list[int]]:
+        """The routers' biases as whole numbers of moves, by name, for JSON; empty without biases. Beside the parameters
+        they are all that a model learns."""
+        return {name: router.moves.tolist() for name, router in self.routers().items() if router.moves is not None}
+
+    def set_router_moves(self, moves: dict[str, list[int]]) -> None:
+        """Put the routers' biases where `router_moves` found them; those not named begin at 0.
+
+        Raises:
+            BigtrainError: there is not one for each expert.
+        """
+        for name, router in self.routers().items():
+            if router.moves is not None:
+                if name in moves and len(moves[name]) != len(router.moves):
+                    raise BigtrainError(
+                        f"the checkpoint has other biases of {name} than the model",
+                        found=f"{len(moves[name])} of them",
+                        wanted=f"{len(router.moves)}, one for each expert",
+                        fix="use the settings that the checkpoint was written with, or another checkpoint",
+                    )
+                router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
+
+    def _stream(self, embedded: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """What enters the first block, [B, T, C], from the embeddings of the tokens."""
+        x = embedded
+        if self.embed_token_types is not None:
+            x = x + self.embed_token_types(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(position_ids).to(x.dtype)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return x if self.embed_projection is None else self.embed_projection(x)
+
+    def _through_layers(self, x: Tensor, context: Context) -> tuple[Tensor, list[RouterReport | None]]:
+        """The stream after the last block, and what the blocks' routers report."""
+        reports = []
+        times = self.settings.num_hidden_layers // self.settings.distinct_layers
+        for layer in self.layers:
+            for _ in range(times):
+                x, report = layer(x, context)
+                reports.append(report)
+        return x, reports
+
+    def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss from the normalised last hidden states."""
+        return self.lm_head(hidden, labels)
+
+    def _ahead(
+        self, x: Tensor, embedded: Tensor, labels: Tensor, context: Context
+    ) -> tuple[list[Tensor], list[RouterReport | None]]:
+        """The summed losses of what predicts further ahead, and what its routers report."""
+        return [], []
+
+    def _context(self, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, dtype: torch.dtype) -> Context:
+        if self.compiled:  # the number of documents differs from batch to batch: compile for any
+            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+        rotates = self.settings.position_embedding == "rope"
+        bias = self.relative_attention_bias
+        return Context(
+            cu_seqlens,
+            max_seqlen,
+            rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
+            local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
+            distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
+        )
+
+    def _tie(self) -> None:
+        if self.settings.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Moving off the meta device makes a new Parameter for each name, and so would cut the tie.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
