@@ -13,6 +13,8 @@ OF_OBJECTIVE = {
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
 }
 """The keys that are for one objective alone."""
+ARCHITECTURES_OF = {"causal": "decoder", "fill_in_the_middle": "decoder", "masked": "encoder"}
+"""The architecture that learns by each objective."""
 
 
 class ObjectiveSettings(Section):

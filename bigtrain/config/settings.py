@@ -16,7 +16,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.config.objective_settings import ObjectiveSettings
+from bigtrain.config.objective_settings import ARCHITECTURES_OF, ObjectiveSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
 from bigtrain.config.section import (
@@ -309,6 +309,12 @@ class Settings(Section):
             raise ValueError(
                 f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: an encoder continues no "
                 "text; remove it"
+            )
+        if (served := ARCHITECTURES_OF[self.objective.name]) != self.model.architecture:
+            fitting = [name for name, able in ARCHITECTURES_OF.items() if able == self.model.architecture]
+            raise ValueError(
+                f"objective.name {self.objective.name} needs model.architecture {served}, found model.architecture "
+                f"{self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven

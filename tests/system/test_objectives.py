@@ -1,0 +1,127 @@
+"""Objectives from the command line: each keeps the promises of a run, at any world size and after every kill."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from tests.matrix import thinned
+from tests.refusals import assert_refused
+from tests.system.run_sandbox import STATUS_STOPPED, RunSandbox, kill_ranks, small_settings
+
+ADDITIONAL = ["[MASK]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+ENCODER = {
+    "family": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 1024,
+    "max_position_embeddings": 64,
+}
+OBJECTIVES = {
+    "fill_in_the_middle": {"objective": {"name": "fill_in_the_middle"}},
+    "masked": {"objective": {"name": "masked"}, "model": ENCODER},
+    "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
+}
+EXACT = ("step", "loss", "grad_norm", "tokens", "batch_digest", "inputs_digest")
+
+
+@pytest.fixture(scope="module")
+def with_tokens(tmp_path_factory: pytest.TempPathFactory) -> RunSandbox:
+    """Data whose tokenizer has the tokens that objectives need."""
+    directory = tmp_path_factory.mktemp("objectives")
+    settings = small_settings(directory)
+    settings["data"]["tokenizer"]["additional_special_tokens"] = ADDITIONAL
+    config = directory / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    sandbox = RunSandbox(directory, config)
+    done = sandbox.bigtrain("data", "build", config)
+    assert done.returncode == 0, done.stderr
+    return sandbox
+
+
+def run_of(data: RunSandbox, directory, objective: str, name: str, **engine: object) -> RunSandbox:
+    settings = yaml.safe_load(data.config.read_text()) | copy.deepcopy(OBJECTIVES[objective])
+    settings["run_dir"] = str(directory / name / "run")
+    settings["engine"] |= engine
+    (directory / name).mkdir()
+    config = directory / name / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    return RunSandbox(directory / name, config)
+
+
+def numbers(sandbox: RunSandbox, keys: tuple[str, ...] = EXACT) -> list[tuple]:
+    return [tuple(record[key] for key in keys) for record in sandbox.metrics()]
+
+
+@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked"]))
+def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp_path, objective):
+    """Inputs are equal at 1, 2 and 4 ranks; what was killed repeats its steps bit for bit; a step can be replayed."""
+    whole = run_of(with_tokens, tmp_path, objective, "whole")
+    assert whole.train(2)[0] == 0
+    steps = numbers(whole)
+    assert len({inputs for *_, inputs in steps}) == 12 and len({batch for *_, batch, _ in steps}) == 12
+
+    killed = run_of(with_tokens, tmp_path, objective, "killed")
+    training = killed.start_forked(2)
+    killed.wait_for_step(6)
+    kill_ranks(training)
+    assert killed.train(2, "train.stop_after=10")[0] == STATUS_STOPPED
+    status, output = killed.train(2)
+    assert status == 0, output
+    assert {numbers_of_step[0]: numbers_of_step for numbers_of_step in numbers(killed)} == {
+        numbers_of_step[0]: numbers_of_step for numbers_of_step in steps
+    }
+
+    for world, stage in ((1, 0), (4, 3)):
+        other = run_of(with_tokens, tmp_path, objective, f"ranks-{world}", zero_stage=stage, precision="fp32")
+        status, output = other.train(world, "train.micro_batch_size=1", "train.stop_after=4")
+        assert status == STATUS_STOPPED, output
+        same = ("step", "tokens", "batch_digest", "inputs_digest")
+        assert numbers(other, same) == numbers(whole, same)[:4]
+
+    replayed = whole.bigtrain("replay", whole.run, "--step", "7", "--json")
+    assert replayed.returncode == 0, replayed.stderr
+    found = json.loads(replayed.stdout)
+    assert abs(found["loss"] / steps[6][1] - 1) < 1e-2 and found["documents"]
+
+
+def test_what_an_objective_lacks_is_one_message_before_the_first_step(with_tokens, tmp_path):
+    fim = run_of(with_tokens, tmp_path, "fill_in_the_middle", "fim")
+    for override, words in (
+        ("objective.fim_tokens=qwen", ["<|fim_prefix|>", "additional_special_tokens"]),
+        ("objective.fim_rate=0", ["fim_rate"]),
+        ("objective.mask_rate=0.3", ["mask_rate", "fill_in_the_middle"]),
+        ("objective.name=masked", ["masked", "encoder"]),
+    ):
+        assert_refused(fim.bigtrain("train", fim.config, override), *words)
+    masked = run_of(with_tokens, tmp_path, "masked", "bert")
+    for override, words in (
+        ("objective.mask_token=<mask>", ["<mask>", "[MASK]"]),
+        ("objective.mask_rate=1", ["mask_rate"]),
+        ("objective.name=causal", ["causal", "encoder"]),
+    ):
+        assert_refused(masked.bigtrain("train", masked.config, override), *words)
+    assert not fim.run.exists() and not masked.run.exists()
+
+
+def test_a_finished_tokenizer_gets_the_tokens_after_its_last_id(with_tokens, tmp_path):
+    settings = small_settings(tmp_path)
+    settings["model"]["vocab_size"] = 1088
+    settings["data"]["tokenizer"] = {
+        "path": str(with_tokens.directory / "data" / "tokenizer.json"),
+        "additional_special_tokens": ["<|fim_prefix|>", "[MASK]"],
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    sandbox = RunSandbox(tmp_path, config)
+    for _ in range(2):  # the second time it is there
+        done = sandbox.bigtrain("data", "build", config)
+        assert done.returncode == 0, done.stderr
+    tokens = json.loads((tmp_path / "data" / "tokenizer.json").read_text())["added_tokens"]
+    assert {token["content"]: token["id"] for token in tokens}["<|fim_prefix|>"] == 1024
+    assert sum(token["content"] == "[MASK]" for token in tokens) == 1
