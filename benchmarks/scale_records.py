@@ -2,6 +2,7 @@
 
     python benchmarks/scale_records.py data FOLDER [SOURCES SHARDS]      made once in FOLDER
     python benchmarks/scale_records.py records FOLDER [STARTS STEPS]     of a run of so many starts, made once in FOLDER
+    python benchmarks/scale_records.py report FOLDER                     of that run
 
 Each figure is of one process, which prints it as a line of JSON; run it again for a repeat.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,19 +24,25 @@ from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.store.store import Dataset
 from bigtrain.report import write_report
 from bigtrain.rundir import RunDirectory, account_of
-from tests.report.helpers import Pen
 
 TOKENS, DOC_BYTES = 750_000_000, 24_000_000
 """Of a shard: 3 GB of u32 ids."""
 
 
+def peak_mib() -> float:
+    """The peak of this process. `getrusage` would give that of its parent too, at the time of the start."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def measured(name: str, action: Callable[[], Any]) -> Any:
-    """Print the CPU seconds and the growth of the peak of an action, and return its result."""
-    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    """Print the CPU seconds of an action, the growth of the peak and the peak of the process; return its result."""
+    before, start = peak_mib(), time.process_time()
     result = action()
     seconds = time.process_time() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
-    print(json.dumps({"what": name, "cpu_seconds": round(seconds, 3), "peak_grew_mib": round(grown, 1)}), flush=True)
+    peak = peak_mib()
+    found = {"cpu_seconds": round(seconds, 3), "peak_grew_mib": round(peak - before, 1), "peak_mib": round(peak, 1)}
+    print(json.dumps({"what": name, **found}), flush=True)
     return result
 
 
@@ -80,11 +87,19 @@ def records(folder: Path, starts: int = 100, steps: int = 10_000) -> None:
     directory.ledger.unlink(missing_ok=True)
     measured("ledger, from all records", lambda: account_of(directory, keep=True))
     measured("ledger, from the lines of closed starts", lambda: account_of(directory))
-    measured("report", lambda: write_report(run))
+    # In a process of its own, as `bigtrain report` is.
+    subprocess.run([sys.executable, __file__, "report", str(folder)], check=True)
+
+
+def report(folder: Path) -> None:
+    """The report of a run that `records` has made."""
+    measured("report", lambda: write_report(folder / "run"))
 
 
 def write_run(run: Path, starts: int, steps: int) -> None:
     """Write the records of a run whose starts are alike: each but the last trains a fiftieth of its steps in vain."""
+    from tests.report.helpers import Pen  # imports torch, which a report does without
+
     pen = Pen(run)
     pen.begin(0)
     pen.train(steps + steps // 50)
@@ -106,7 +121,4 @@ def write_run(run: Path, starts: int, steps: int) -> None:
 
 if __name__ == "__main__":
     what, where, *sizes = sys.argv[1:]
-    if what == "data":
-        data(Path(where), *map(int, sizes))
-    else:
-        records(Path(where), *map(int, sizes))
+    {"data": data, "records": records, "report": report}[what](Path(where), *map(int, sizes))

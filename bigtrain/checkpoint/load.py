@@ -84,7 +84,7 @@ def load(checkpoint: Checkpoint, fragments: Sequence[Fragment], *, ranks: Ranks)
         files = division.files_for(held.division, ranks.world_size, len(names), summary.tensors, checkpoint.location)
         same = names if len(names) == ranks.world_size else [None] * ranks.world_size
         plans.extend(
-            _Plan(None if chosen is None else [names[number] for number in chosen], own)
+            _Plan(None if chosen is None else [names[number] for number in chosen.tolist()], own)
             for chosen, own in zip(files, same, strict=True)
         )
         return names if any(chosen is None for chosen in files) else []

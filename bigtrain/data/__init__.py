@@ -80,6 +80,7 @@ from bigtrain.data.provenance.provenance import (
 )
 from bigtrain.data.run_data import RunData, open_objective, summaries_of
 from bigtrain.data.store.document_index import index_datasets
+from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import is_mirror, open_mirror
 from bigtrain.data.store.spot_check import spot_check
 from bigtrain.data.store.store import Dataset, open_datasets
@@ -95,6 +96,7 @@ __all__ = [
     "DataTokenizer",
     "Dataset",
     "DocumentPart",
+    "FileShares",
     "Funnel",
     "Loader",
     "MicroBatch",

@@ -4,7 +4,7 @@ alone       RunData.open(settings)                    everything is read and che
 
 together    summaries_of(settings, some sources)      a source is opened by one rank, which sends what it found
             RunData.of(settings, all summaries)       every rank, without a look at the disk
-            check_sizes(rank, world size)             each rank looks at its share of the files
+            check_sizes(shares)                       each rank looks at its share of the files
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.format.summary import PackSummary, SourceSummary
 from bigtrain.data.format.tokenizer import DataTokenizer
 from bigtrain.data.order.plan import Plan
+from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import open_mirror
 from bigtrain.data.store.store import Dataset, open_datasets, opened_datasets
 from bigtrain.objective import Objective, make_objective
@@ -83,15 +84,18 @@ class RunData:
             held_out.append(Dataset(folder / "validation", mirror, summary.held_out))
         return cls(train, held_out, _plan_of(settings, train), objective)
 
-    def check_sizes(self, part: int = 0, of: int = 1) -> None:
-        """Look at the files of every `of`-th shard of each dataset, from number `part` on.
+    def check_sizes(self, shares: FileShares | None = None) -> None:
+        """Look at this rank's share of the files of each dataset. Default: at all.
 
         Raises:
             BigtrainError: a file is missing or has another size than in its manifest.
         """
-        everything: list[Dataset | Packing] = [*self.datasets, *self.train, *self.held_out]
-        for each in everything:
-            each.check_sizes(part, of)
+        shares = shares or FileShares()
+        of_folder = {each.directory: shares.of(each.directory) for each in (*self.datasets, *self.held_out)}
+        for dataset in (*self.datasets, *self.held_out):
+            dataset.check_sizes(*of_folder[dataset.directory])
+        for packing in self.train:
+            packing.check_sizes(*of_folder[packing.dataset.directory])
 
     def replanned(self, settings: Settings) -> RunData:
         """The same data in the order of other settings.

@@ -124,9 +124,10 @@ def points_of(points: Points | Sequence[Point]) -> Points:
 
 
 def finite(points: Points | Sequence[Point]) -> Points:
-    """The points that can be drawn."""
+    """The points that can be drawn; the array itself where it has no others, as there may be millions."""
     array = points_of(points)
-    return array[np.isfinite(array).all(axis=1)]
+    known = np.isfinite(array).all(axis=1)
+    return array if known.all() else array[known]
 
 
 def span(values: npt.NDArray[np.float64] | Sequence[float]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from bigtrain.report.figure import svg_chart
 from bigtrain.report.report_page import RunRecords, loss_chart, report_page
 from bigtrain.report.step_columns import F64, ReadSteps
 from bigtrain.report.summary import RunSummary, Summary
-from bigtrain.rundir import STARTS, Event, RunDirectory, account, read_events, read_metrics_lines
+from bigtrain.rundir import STARTS, Event, RunDirectory, account, read_events
 
 logger = logging.getLogger(__name__)
 SideFile = TypeVar("SideFile")
@@ -35,7 +35,8 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
     """
     directory = RunDirectory.of_existing_run(run)
     settings = directory.settings()
-    steps, events = ReadSteps.of(read_metrics_lines(directory.metrics)), list(read_events(directory.events))
+    steps, times = ReadSteps.read(directory.metrics)
+    events = list(read_events(directory.events))
     counted, last = steps.counted, steps.last
     if not len(counted):
         raise BigtrainError(
@@ -47,7 +48,8 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         draw_samples(directory, samples)
     validations = [event for event in events if event["event"] == Event.EVALUATE]
     report = directory.root / "report.html"
-    ledger = account(events, steps.times)
+    ledger = account(events, times)
+    del times  # fifty megabytes of a run of a million steps, which the charts can use
     summary = Summary(
         run=str(run),
         step=last["step"],

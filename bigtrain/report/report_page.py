@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -45,9 +46,10 @@ class RunRecords:
     funnels: Mapping[str, Funnel]
     config: str
 
-    @cached_property
+    @property
     def loss_lines(self) -> list[Line]:
-        """The loss of training, of held-out documents, and of steps that were undone."""
+        """The loss of training, of held-out documents, and of steps that were undone. Made again for each chart: kept,
+        it would be 32 MB of a million steps beside all others."""
         held_out: dict[str, list[tuple[float, float]]] = {}
         for event in self.events:
             if event["event"] == Event.EVALUATE:
@@ -104,31 +106,34 @@ def loss_chart(report: RunRecords) -> Chart:
 
 def _charts(report: RunRecords) -> list[dict[str, Any]]:
     """The loss over the whole width, the others side by side; as SVG, and as data for the page's script."""
-    charts = [(loss_chart(report), BROAD), *((chart, WIDE) for chart in _other_charts(report))]
-    return [{**_both(partial(svg_chart, chart), wide), "data": chart.as_data()} for chart, wide in charts]
+    # `map` lets go of a chart before it asks for the next.
+    return [_drawn(loss_chart(report), BROAD), *map(partial(_drawn, wide=WIDE), _other_charts(report))]
 
 
-def _other_charts(report: RunRecords) -> list[Chart]:
+def _drawn(chart: Chart, wide: Size) -> dict[str, Any]:
+    return {**_both(partial(svg_chart, chart), wide), "data": chart.as_data()}
+
+
+def _other_charts(report: RunRecords) -> Iterator[Chart]:
+    """One after the other, as the points of each take tens of megabytes."""
     steps, marks = report.steps.counted, [mark for mark in report.marks if not mark.small]
 
     def chart(title: str, y_label: str, *lines: Line) -> Chart:
         return Chart(title, lines, x_label="step", y_label=y_label, marks=marks)
 
     undone = Line("undone", report.steps.undone.points("grad_norm"), scattered=True, color=UNDONE)
-    stacked = [Line(name, np.column_stack((steps.steps, seconds))) for name, seconds in steps.parts().items()]
-    utilisation = f"MFU {of_what(report.summary.mfu_of)}".strip()
-    return [
-        chart("Learning rate", "rate", Line("rate", steps.points("learning_rate"))),
-        chart("Gradient norm", "L2 norm", Line("before clipping", steps.points("grad_norm")), undone),
-        chart("Throughput", "tokens/s", Line("tokens/s", steps.points("tokens_per_second"))),
-        chart(
-            utilisation,
-            "share of peak",
-            Line("MFU", steps.points("mfu")),
-            Line("causal-exact", steps.points("mfu_causal")),
-        ),
-        Chart("Where the time of a step goes", stacked, x_label="step", y_label="seconds", stacked=True),
-    ]
+    yield chart("Learning rate", "rate", Line("rate", steps.points("learning_rate")))
+    yield chart("Gradient norm", "L2 norm", Line("before clipping", steps.points("grad_norm")), undone)
+    yield chart("Throughput", "tokens/s", Line("tokens/s", steps.points("tokens_per_second")))
+    yield chart(
+        f"MFU {of_what(report.summary.mfu_of)}".strip(),
+        "share of peak",
+        Line("MFU", steps.points("mfu")),
+        Line("causal-exact", steps.points("mfu_causal")),
+    )
+    parts = steps.parts()
+    stacked = [Line(name, np.column_stack((steps.steps, parts.pop(name)))) for name in list(parts)]
+    yield Chart("Where the time of a step goes", stacked, x_label="step", y_label="seconds", stacked=True)
 
 
 def _both(draw: Callable[[Size], Markup], wide: Size) -> dict[str, Markup]:
@@ -162,8 +167,8 @@ def _facts(report: RunRecords) -> list[tuple[str, str]]:
 
 def _smooth(points: Points) -> Points:
     """Exponential mean with the bias of its start removed (Kingma and Ba, 2015, section 3)."""
-    smoothed, mean, weight = [], 0.0, 0.0
-    for y in points[:, 1].tolist():
+    smoothed, mean, weight = array("d"), 0.0, 0.0
+    for y in array("d", points[:, 1].tobytes()):
         mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * y, SMOOTHING * weight + (1 - SMOOTHING)
         smoothed.append(mean / weight)
     return np.column_stack((points[:, 0], smoothed))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bigtrain.report.chart import Points
-from bigtrain.rundir import StepTimes, batches
+from bigtrain.rundir import TIMES, StepTimes, read_metrics_columns, step_of
 
 F64 = npt.NDArray[np.float64]
 
@@ -43,11 +45,6 @@ class StepColumns:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def at(self, chosen: npt.NDArray[np.intp]) -> StepColumns:
-        """Some of the lines."""
-        numbers = {name: values[chosen] for name, values in self.numbers.items()}
-        return StepColumns(self.steps[chosen], self.tokens[chosen], numbers)
-
     def points(self, name: str) -> Points:
         """[m, 2]: a quantity by step, where it was recorded and is finite."""
         values = self.numbers[name]
@@ -70,8 +67,6 @@ class StepColumns:
 class ReadSteps:
     """All of metrics.jsonl, read once."""
 
-    times: StepTimes
-    """For the ledger."""
     counted: StepColumns
     """The last line of each step, in their order."""
     undone: StepColumns
@@ -80,23 +75,38 @@ class ReadSteps:
     """The whole record of the last step; empty without any."""
 
     @classmethod
-    def of(cls, records: Iterable[Mapping[str, Any]]) -> ReadSteps:
-        """Those of the lines of metrics.jsonl, in order."""
-        last: Mapping[str, Any] = {}
-        times: list[StepTimes] = []
-        tokens = [np.empty(0, np.int64)]
-        columns = {name: [np.empty(0)] for name in NUMBERS}
-        nan = float("nan")
-        for some in batches(records):
-            times.append(StepTimes.of(some))
-            tokens.append(np.array([record.get("tokens", 0) for record in some], np.int64))
-            for name, parts in columns.items():
-                parts.append(np.array([record.get(name, nan) for record in some], np.float64))
-            last = max(reversed([last, *some] if last else some), key=lambda record: record["step"])
-        joined = StepTimes.joined(times)
-        numbers = {name: np.concatenate(parts) for name, parts in columns.items()}
-        every, steps = StepColumns(joined.steps, np.concatenate(tokens), numbers), joined.steps
-        _, from_end = np.unique(steps[::-1], return_index=True)
-        counted = len(steps) - 1 - from_end
-        undone = np.setdiff1d(np.arange(len(steps)), counted, assume_unique=True)
-        return cls(joined, every.at(counted), every.at(undone), last)
+    def read(cls, metrics: Path) -> tuple[ReadSteps, StepTimes]:
+        """Those of a metrics.jsonl, and their times, for the ledger.
+
+        Arrays that grow keep no part of a column beside the whole.
+        """
+        highest, last_line = -1, b""
+        tokens = array("q")
+        parts = {name: array("d") for name in NUMBERS}
+
+        def times() -> Iterator[StepTimes]:
+            nonlocal highest, last_line
+            for some in read_metrics_columns(metrics, (*TIMES, *NUMBERS)):
+                tokens.frombytes(some.counts["tokens"].tobytes())
+                for name, column in parts.items():
+                    column.frombytes(some.numbers[name].tobytes())
+                if some.highest >= highest:
+                    highest, last_line = some.highest, some.last_line
+                yield StepTimes.of_columns(some)
+
+        joined = StepTimes.joined(times())
+        _, from_end = np.unique(joined.steps[::-1], return_index=True)
+        counted = len(joined) - 1 - from_end
+        undone = np.setdiff1d(np.arange(len(joined)), counted, assume_unique=True)
+        of_counted: dict[str, F64] = {}
+        of_undone: dict[str, F64] = {}
+        for name in NUMBERS:
+            values = np.frombuffer(parts.pop(name), np.float64)
+            of_counted[name], of_undone[name] = values[counted], values[undone]
+        steps, of_tokens = joined.steps, np.frombuffer(tokens, np.int64)
+        read = cls(
+            StepColumns(steps[counted], of_tokens[counted], of_counted),
+            StepColumns(steps[undone], of_tokens[undone], of_undone),
+            step_of(last_line) or {},
+        )
+        return read, joined

@@ -3,6 +3,7 @@
 directory       where each file is, and which job may write
 json_lines      metrics.jsonl, events.jsonl, decisions.jsonl: whole lines are written, torn ones are skipped
 records         their lines as readers get them: fields of the right types, within bounds
+metrics_columns the same of many lines at once, in columns
 decisions       which batches the run leaves out after a spike
 starts          each start of the run: which, when, how it ended
 ledger          where the time of the run went, over all starts
@@ -65,6 +66,7 @@ from bigtrain.rundir.json_lines import JsonLines
 from bigtrain.rundir.ledger import CLASSES, Ledger, LedgerSummary, LedgerTotals, account, label
 from bigtrain.rundir.lineage import Parent, parent_of, remembered_run_id
 from bigtrain.rundir.metrics import StepMetrics
+from bigtrain.rundir.metrics_columns import TIMES, read_metrics_columns
 from bigtrain.rundir.plan_diff import PlanDifference, compare_plans
 from bigtrain.rundir.provenance import (
     AppearanceInStep,
@@ -76,11 +78,18 @@ from bigtrain.rundir.provenance import (
     record_of,
     steps_of_document,
 )
-from bigtrain.rundir.records import last_of_each_step, newest_events, read_events, read_metrics, read_metrics_lines
+from bigtrain.rundir.records import (
+    last_of_each_step,
+    newest_events,
+    read_events,
+    read_metrics,
+    read_metrics_lines,
+    step_of,
+)
 from bigtrain.rundir.run_state import RunState
 from bigtrain.rundir.runs import RunStatus, list_runs
 from bigtrain.rundir.start_clock import Phases, clock
-from bigtrain.rundir.starts import MICRO, StepTimes, batches, number_of_next_start, seconds_of
+from bigtrain.rundir.starts import MICRO, StepTimes, number_of_next_start, seconds_of
 
 __all__ = [
     "CARD",
@@ -89,6 +98,7 @@ __all__ = [
     "MARK",
     "MICRO",
     "STARTS",
+    "TIMES",
     "AppearanceInStep",
     "CaughtUpEvent",
     "ChangeEvent",
@@ -134,7 +144,6 @@ __all__ = [
     "StragglerEvent",
     "account",
     "account_of",
-    "batches",
     "card_of_run",
     "clock",
     "compare_plans",
@@ -152,11 +161,13 @@ __all__ = [
     "read_decisions",
     "read_events",
     "read_metrics",
+    "read_metrics_columns",
     "read_metrics_lines",
     "record_failing_hosts",
     "record_of",
     "remembered_run_id",
     "seconds_of",
+    "step_of",
     "steps_of_document",
     "with_decisions",
     "without_decisions",

@@ -33,9 +33,9 @@ from bigtrain.rundir.directory import RunDirectory
 from bigtrain.rundir.events import STARTS, Event
 from bigtrain.rundir.json_lines import read_json_lines, whole_lines, written_to
 from bigtrain.rundir.ledger import CLASSES, LATEST, Book, LedgerTotals, Stragglers, account, starts_that_count
-from bigtrain.rundir.records import event_of, read_events, read_metrics_lines, step_of
+from bigtrain.rundir.metrics_columns import I64, read_metrics_columns
+from bigtrain.rundir.records import event_of, read_events
 from bigtrain.rundir.starts import (
-    I64,
     Entry,
     Mask,
     Numbering,
@@ -43,8 +43,8 @@ from bigtrain.rundir.starts import (
     Start,
     StartEnd,
     StepTimes,
-    batches,
     goes_back_to,
+    read_step_times,
     starts_of,
     undone_of,
 )
@@ -229,14 +229,14 @@ def account_of(directory: RunDirectory, *, keep: bool = False) -> LedgerTotals:
             closed = []  # records of an earlier start were added, or some have no number
             continue
         if open_starts is None:
-            return account(read_events(directory.events), read_metrics_lines(directory.metrics))
+            return account(read_events(directory.events), read_step_times(directory.metrics))
         accounts = [*(line.account() for line in closed), *open_starts.accounts]
         totals, unknown = _sum(accounts, open_starts)
         if unknown is not None:
             closed = closed[:unknown]
             continue
         if totals is None:
-            return account(read_events(directory.events), read_metrics_lines(directory.metrics))
+            return account(read_events(directory.events), read_step_times(directory.metrics))
         if keep and len(open_starts.accounts) > 1:
             try:
                 _write(directory, closed, open_starts.closed)
@@ -314,10 +314,9 @@ class _OpenStarts:
         numbering = Numbering(last.begun, last.start) if last else Numbering()
         events, event_ends = _events_from(directory.events, last.events if last else 0)
         parts, step_ends = [], array("q")
-        lines = whole_lines(directory.metrics, last.metrics if last else 0)
-        for some in batches((record, end) for line, end in lines if (record := step_of(line)) is not None):
-            parts.append(StepTimes.of(record for record, _ in some))
-            step_ends.extend(end for _, end in some)
+        for some in read_metrics_columns(directory.metrics, begin=last.metrics if last else 0):
+            parts.append(StepTimes.of_columns(some))
+            step_ends.frombytes(some.ends.tobytes())
         columns = StepTimes.joined(parts)
         begun = Numbering(numbering.begun, numbering.current)
         numbers = [n for event in events if (n := begun.of(event)) is not None]

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from bigtrain.config import without_secrets
 
 LONGEST_LINE = 16 << 20
 """Bytes. A decision's evidence and an evaluation's samples, the longest, take some kilobytes."""
+
+BLOCK_BYTES = 4 << 20
+"""How much of a file is read at once where all of it is read: some thousand lines."""
 
 END_BYTES = 1 << 16
 """How much of the start or of the end of a file is read where a long one is not read through."""
@@ -110,19 +114,30 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def whole_lines(path: Path, begin: int = 0) -> Iterator[tuple[bytes, int]]:
     """The lines from a byte on, each with the byte after it; a missing file has none, and one that is too long is
     skipped."""
+    for block, end in whole_blocks(path, begin):
+        for line in BytesIO(block):
+            end += len(line)
+            yield line, end
+
+
+def whole_blocks(path: Path, begin: int = 0) -> Iterator[tuple[bytes, int]]:
+    """The same lines, many at once, each block with the byte where it starts."""
     if not path.is_file():
         return
     with path.open("rb") as file:
         file.seek(begin)
-        end = begin
-        while line := file.readline(LONGEST_LINE):
-            end += len(line)
-            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE)
-                    end += len(line)
-                continue
-            yield line, end
+        while block := file.read(BLOCK_BYTES):
+            if not block.endswith(b"\n"):
+                last = block.rfind(b"\n") + 1
+                rest = file.readline(LONGEST_LINE - (len(block) - last))
+                if len(block) - last + len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+                    while rest and not rest.endswith(b"\n"):
+                        rest = file.readline(LONGEST_LINE)
+                    block, rest = block[:last], b""
+                block += rest
+            if block:
+                yield block, begin
+            begin = file.tell()
 
 
 def first_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -30,8 +30,8 @@ import numpy.typing as npt
 
 from bigtrain.base import duration
 from bigtrain.rundir.events import STARTS, Event
+from bigtrain.rundir.metrics_columns import I64
 from bigtrain.rundir.starts import (
-    I64,
     MICRO,
     Entry,
     Mask,
@@ -104,10 +104,12 @@ class Stretches(Sequence[Stretch]):
 
     def extend(self, activities: npt.NDArray[np.int8], ends: I64) -> None:
         """Go on to many ends, rising, with the position of each class among `CLASSES`; some may be empty."""
-        before = self.ends[-1] if self.ends else 0
-        whole = ends > np.concatenate((np.array([before], np.int64), ends[:-1]))
+        whole = np.empty(len(ends), np.bool_)
+        whole[:1] = ends[:1] > (self.ends[-1] if self.ends else 0)
+        np.greater(ends[1:], ends[:-1], out=whole[1:])
         activities, ends = activities[whole], ends[whole]
-        last = np.append(activities[1:] != activities[:-1], [True])[: len(activities)]  # of equal neighbours
+        last = np.ones(len(ends), np.bool_)  # of equal neighbours
+        np.not_equal(activities[1:], activities[:-1], out=last[:-1])
         activities, ends = activities[last], ends[last]
         if len(activities) and self.activities and self.activities[-1] == activities[0]:
             self.activities.pop()
@@ -347,19 +349,26 @@ class Book:
         should it count."""
         columns = run.start.columns
         ends = np.minimum(np.maximum(self.now, self._process_began + run.ages), LATEST)
-        before = np.concatenate((np.array([self.now], np.int64), ends[:-1]))
-        begins = np.maximum(before, ends - columns.took[run.lines])
-        waited = np.minimum(begins + columns.waited[run.lines], ends)
+        cuts = np.empty((len(ends), 3), np.int64)  # where the step begins, has its data, and ends
+        before = np.empty_like(ends)
+        before[0], before[1:] = self.now, ends[:-1]
+        np.maximum(before, ends - columns.took[run.lines], out=cuts[:, 0])
+        np.minimum(cuts[:, 0] + columns.waited[run.lines], ends, out=cuts[:, 1])
+        cuts[:, 2] = ends
         activities = np.empty((len(ends), 3), np.int8)
-        activities[0, 0], activities[1:, 0] = _NUMBERS[self._between_records], _NUMBERS["other"]
-        activities[:, 1] = np.where(undone, _NUMBERS["recomputed"], _NUMBERS["data_stall"])
-        activities[:, 2] = np.where(undone, _NUMBERS["recomputed"], _NUMBERS["training"])
-        parts = np.stack((begins - before, waited - begins, ends - waited), axis=1)
-        for number in np.unique(activities).tolist():
-            self.micros[_NAMES[number]] += int(parts[activities == number].sum())
-        self.stretches.extend(activities.reshape(-1), np.stack((begins, waited, ends), axis=1).reshape(-1))
+        activities[:] = _NUMBERS["other"], _NUMBERS["data_stall"], _NUMBERS["training"]
+        activities[0, 0] = _NUMBERS[self._between_records]
+        activities[undone, 1:] = _NUMBERS["recomputed"]
+        idle, waited, trained = cuts[:, 0] - before, cuts[:, 1] - cuts[:, 0], ends - cuts[:, 1]
+        self.micros[self._between_records] += int(idle[0])
+        self.micros["other"] += int(idle[1:].sum())
+        for activity, micros in (("data_stall", waited), ("training", trained)):
+            lost = int(micros[undone].sum())
+            self.micros[activity] += int(micros.sum()) - lost
+            self.micros["recomputed"] += lost
+        self.stretches.extend(activities.reshape(-1), cuts.reshape(-1))
         self._has_stepped, self._goes_back, self.now = True, False, int(ends[-1])
-        return parts[:, 1], parts[:, 2]
+        return waited, trained
 
     def add_event(self, entry: Entry) -> None:
         """The activity of an event, and the time before it that no record is about."""

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,11 +18,11 @@ import numpy.typing as npt
 
 from bigtrain.rundir.bounds import LONGEST_SECONDS
 from bigtrain.rundir.events import STARTS, Event
+from bigtrain.rundir.metrics_columns import F64, I64, MetricsColumns, read_metrics_columns
 
 Record = Mapping[str, Any]
 
 Item = TypeVar("Item")
-I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 MICRO = 1_000_000
@@ -65,27 +66,35 @@ class StepTimes:
     def of(cls, records: Iterable[Record]) -> StepTimes:
         """Those of records, in their order; one without a step is none."""
         lines = (record for record in records if isinstance(record.get("step"), int))
-        return cls.joined([cls._of_some(some) for some in batches(lines)])
+        return cls.joined(cls.of_columns(MetricsColumns.of(some)) for some in batches(lines))
 
     @classmethod
-    def joined(cls, parts: Sequence[StepTimes]) -> StepTimes:
-        """One after the other."""
-        names = [field.name for field in fields(cls)]
-        return cls(*(np.concatenate([np.empty(0, np.int64), *(getattr(p, name) for p in parts)]) for name in names))
+    def joined(cls, parts: Iterable[StepTimes]) -> StepTimes:
+        """One after the other. Arrays that grow keep no part beside the whole."""
+        columns = {field.name: array("q") for field in fields(cls)}
+        for part in parts:
+            for name, column in columns.items():
+                column.frombytes(getattr(part, name).tobytes())
+        return cls(*(np.frombuffer(column, np.int64) for column in columns.values()))
 
     @classmethod
-    def _of_some(cls, records: Sequence[Record]) -> StepTimes:
-        uptimes = _micros_of_many(records, "uptime")
-        uptimes[[index for index, record in enumerate(records) if "uptime" not in record]] = -1
+    def of_columns(cls, columns: MetricsColumns) -> StepTimes:
+        """Those of lines of the file."""
+        uptimes = columns.numbers["uptime"]
         return cls(
-            np.array([record["step"] for record in records], np.int64),
-            np.array([number_of(record) for record in records], np.int64),
-            uptimes,
-            *(_micros_of_many(records, key) for key in ("time", "step_seconds", "data_seconds")),
+            columns.counts["step"],
+            np.maximum(columns.counts["start"], 0),
+            np.where(np.isnan(uptimes), -1, _micros_of_many(uptimes)),
+            *(_micros_of_many(columns.numbers[name]) for name in ("time", "step_seconds", "data_seconds")),
         )
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def read_step_times(metrics: Path) -> StepTimes:
+    """Those of all lines of a metrics.jsonl."""
+    return StepTimes.joined(StepTimes.of_columns(columns) for columns in read_metrics_columns(metrics))
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -314,12 +323,7 @@ def micros_of(record: Record, key: str) -> int:
     return round(seconds_of(record, key) * MICRO)
 
 
-def _micros_of_many(records: Sequence[Record], key: str) -> I64:
-    """The same of many records."""
-    found = [record.get(key) for record in records]
-    try:
-        values = np.array([value if isinstance(value, int | float) else 0.0 for value in found], np.float64)
-    except OverflowError:  # an integer that no float holds
-        return np.array([micros_of(record, key) for record in records], np.int64)
-    sensible = (values > 0) & (values < LONGEST_SECONDS)
-    return np.rint(np.where(sensible, values, 0.0) * MICRO).astype(np.int64)
+def _micros_of_many(seconds: F64) -> I64:
+    """The same of many numbers; 0 for those that make no sense."""
+    sensible = (seconds > 0) & (seconds < LONGEST_SECONDS)
+    return np.rint(np.where(sensible, seconds, 0.0) * MICRO).astype(np.int64)

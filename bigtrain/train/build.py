@@ -11,11 +11,20 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from bigtrain.base import BigtrainError, disk_error, gather, on_every_rank, on_first_rank, raise_first, reached
+from bigtrain.base import (
+    BigtrainError,
+    collectively,
+    disk_error,
+    gather,
+    on_every_rank,
+    on_first_rank,
+    raise_first,
+    reached,
+)
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported, read_tokenizer
-from bigtrain.data import TOKENIZER_FILE, DataTokenizer, Loader, RunData, open_objective, summaries_of
+from bigtrain.data import TOKENIZER_FILE, DataTokenizer, FileShares, Loader, RunData, open_objective, summaries_of
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
@@ -141,11 +150,12 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     """The data of a run. Every rank calls it.
 
     Each source is opened by one rank, which sends what it found to all, and each rank looks at its share of the files.
-    So the manifests are read once, however many ranks there are, and so is the size of each file.
+    So the manifests are read once, however many ranks there are, and so is the size of each file. Where a folder is on
+    a disk of each host, it is the ranks of each host that share the looking.
 
     Raises:
         BigtrainError: on every rank, when the data are missing, were built with other settings, or are used up before
-            the run ends, or when a file is missing or has another size than in its manifest.
+            the run ends, or when a file is missing or has another size than in its manifest, with the host and path.
     """
     rank, world_size = topology.rank, topology.world_size
     own = range(rank, len(settings.data.sources), world_size)
@@ -154,7 +164,8 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
     objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data.dir))
     data = on_every_rank(topology, lambda: RunData.of(settings, summaries, objective))
-    on_every_rank(topology, lambda: data.check_sizes(rank, world_size))
+    shares = FileShares((rank, world_size), (topology.local_rank, topology.local_world_size))
+    collectively(topology, f"the data in {settings.data.dir} are not whole", lambda: data.check_sizes(shares))
     return data
 
 

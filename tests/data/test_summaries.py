@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import socket
 from pathlib import Path
+from typing import cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, RankTree
 from bigtrain.config import Settings
-from bigtrain.data import RunData, summaries_of
+from bigtrain.data import FileShares, RunData, summaries_of
 from bigtrain.data.format import mapping
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.pack_file import PackManifest, PackReader
 from bigtrain.data.store.store import Dataset
+from bigtrain.engine import Topology
 from bigtrain.objective import Causal
+from bigtrain.train import open_run_data
 from tests.data.helpers import (
     build_packs_of,
     contents,
@@ -26,6 +32,7 @@ from tests.data.helpers import (
     sentences,
     write_jsonl,
 )
+from tests.ranks import Mailboxes, on_ranks
 from tests.train.test_continuation import TREE
 
 T = 32
@@ -105,7 +112,7 @@ def test_a_lost_file_is_found_before_the_first_step_and_when_it_is_read(built: S
         found = 0
         for rank in range(5):
             try:
-                told.check_sizes(rank, 5)
+                told.check_sizes(FileShares((rank, 5), mountinfo=""))
             except BigtrainError as error:
                 assert path.name in error.what
                 found += 1
@@ -189,3 +196,40 @@ def test_only_the_blocks_of_a_pack_that_are_read_are_checked(tmp_path: Path, mon
         content[place] ^= 1
         path.write_bytes(content)
     assert found
+
+
+class _OneOfTwoHosts(RankTree):
+    """A rank of two hosts of two ranks each."""
+
+    @property
+    def local_rank(self) -> int:
+        return self.rank % 2
+
+    local_world_size = 2
+
+
+@pytest.mark.parametrize("lost", ["00000.tok", "00000.doc", f"00000.best_fit-{T}.pack", f"best_fit-{T}.json"])
+def test_a_file_that_one_host_lacks_is_found_before_the_first_step(built: Settings, tmp_path: Path, lost: str) -> None:
+    """Where each host has its own copy of the data, all ranks end with one message that names the host and the path.
+
+    The source is opened by a rank of the first host, which has all files. Among all ranks, rank 0 would look at this
+    shard, and at the copy of the first host.
+    """
+    copies = [tmp_path / "host-0", tmp_path / "host-1"]
+    for copy in copies:
+        shutil.copytree(built.data.dir, copy)
+    path = copies[1] / "b" / "train" / lost
+    path.unlink()
+    mailboxes = Mailboxes()
+
+    def start(tree: RankTree) -> None:
+        data = built.data.model_copy(update={"dir": copies[tree.rank // 2]})
+        rank = _OneOfTwoHosts(tree.rank, tree.world_size, mailboxes.of(tree.rank))
+        open_run_data(built.model_copy(update={"data": data}), cast(Topology, rank))
+
+    with patch("bigtrain.data.store.file_shares.file_system_type", lambda *_: "ext4"):
+        errors = on_ranks(4, start)
+    assert all(isinstance(error, BigtrainError) for error in errors)
+    assert {str(error).split("found", 1)[1] for error in errors} == {str(errors[0]).split("found", 1)[1]}
+    assert f"rank 2 on {socket.gethostname()}: " in str(errors[0])
+    assert str(path) in str(errors[0])

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import pickle
 import resource
 import sys
 import time
+import tracemalloc
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -271,6 +274,31 @@ def load_of(
     return cost_of(lambda: load(checkpoint, own, ranks=played), played, cast(HeadersOnly, checkpoint.storage)), own
 
 
+def planning_of(checkpoint: Checkpoint, shapes: Shapes, ranks: int) -> tuple[Cost, float]:
+    """What only rank 0 does in a load, without the reading of its own part: its cost, and the peak of its memory in MB.
+
+    The memory is that of a second load, as counting it takes time.
+    """
+    of_all = contents_at_stage_3(shapes, ranks)
+    own = stage_3(shapes, 0, ranks)
+
+    def plan() -> OneOfMany:
+        played = OneOfMany(0, ranks, of_all, [])
+        load(checkpoint, own, ranks=played)
+        return played
+
+    with patch("bigtrain.checkpoint.load._read", lambda *_: None):
+        gc.collect()
+        gc.freeze()  # what this process holds of other ranks
+        cost = cost_of(plan, storage=cast(HeadersOnly, checkpoint.storage))
+        tracemalloc.start()
+        plan()
+        peak = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        gc.unfreeze()
+    return cost, peak
+
+
 def is_right(own: list[Fragment]) -> bool:
     """Whether fragments have what the files of `HeadersOnly` hold."""
     return all(np.array_equal(each.data.numpy(), contents(each.kind, each.offset, each.data.numel())) for each in own)
@@ -300,7 +328,9 @@ def report(ranks: int, shapes: Shapes) -> dict[str, Any]:
     found["sizes, rank 0"] = verification_of(checkpoint, 0, ranks, sent)
     found["sizes, another"] = verification_of(checkpoint, ranks // 3, ranks, sent)
     sent = []
-    found[f"load at {to}, rank 0"] = load_of(checkpoint, shapes, 0, to, sent)[0]
+    planning, peak = planning_of(checkpoint, shapes, to)
+    found |= {f"load at {to}, what only rank 0 does": planning, "peak memory of it, MB": round(peak, 1)}
+    found[f"load at {to}, rank 0, with its own part"] = load_of(checkpoint, shapes, 0, to, sent)[0]
     found[f"load at {to}, another"], own = load_of(checkpoint, shapes, to // 3, to, sent)
     assert is_right(own)
     found["peak memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000

@@ -33,15 +33,18 @@ def run_of(tmp_path_factory: pytest.TempPathFactory):
 
 def test_the_ledger_of_a_start_reads_no_other_start(run_of, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of metrics that are parsed at the end of a start are those of the start."""
-    parsed: list[int] = []
-    real = closed_starts.step_of
-    monkeypatch.setattr(closed_starts, "step_of", lambda line: parsed.append(len(line)) or real(line))
+    begins: list[int] = []
+    real = closed_starts.read_metrics_columns
+    monkeypatch.setattr(
+        closed_starts, "read_metrics_columns", lambda path, *, begin: begins.append(begin) or real(path, begin=begin)
+    )
 
     def bytes_parsed(starts: int) -> int:
-        whole = account_of(run_of(starts), keep=True).as_dict()
-        del parsed[:]
-        assert account_of(run_of(starts)).as_dict() == whole
-        return sum(parsed)
+        directory = run_of(starts)
+        whole = account_of(directory, keep=True).as_dict()
+        del begins[:]
+        assert account_of(directory).as_dict() == whole
+        return sum(directory.metrics.stat().st_size - begin for begin in begins)
 
     assert_grows(STARTS, bytes_parsed, at_most=0.0)
 

@@ -126,6 +126,9 @@ def state_cases() -> list[Case]:
     ]
 
 
+ENCODERS = ("bert", "roberta", "albert", "modernbert")
+
+
 def settings(case: Case) -> Settings:
     gpt2 = case.family == "gpt2"
     mixture = {
@@ -153,6 +156,7 @@ def settings(case: Case) -> Settings:
                 "num_nextn_predict_layers": case.ahead,
                 **of_family.get(case.family, {}),
             },
+            "objective": {"name": "masked" if case.family in ENCODERS else "causal"},
             "data": {
                 "dir": "unused",
                 "tokenizer": {"vocab_size": VOCABULARY},

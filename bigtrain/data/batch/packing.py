@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.mapping import keep_mapped
@@ -141,12 +142,16 @@ class IndexedPacking:
         return manifest
 
     def check_sizes(self, part: int = 0, of: int = 1) -> None:
-        """Look at every `of`-th file of the index from number `part` on.
+        """Look at every `of`-th file of the index from number `part` on; with part 0, for its manifest too.
 
         Raises:
             BigtrainError: a file is missing or has another size than in the manifest.
         """
         if self.dataset.mirror is None:
+            directory = self.dataset.directory
+            manifest = manifest_path(directory, self._packing, self.sequence_length)
+            if part == 0 and not manifest.is_file():
+                raise BigtrainError(f"{manifest} is missing", fix=RESTORE_PACK)
             for index in range(part, len(self._summary.files), of):
                 self._summary.files[index].check_size(self.dataset.directory, RESTORE_PACK)
 

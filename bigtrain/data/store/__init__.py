@@ -6,6 +6,7 @@
       memory-mapped files   mirror.py --> block_cache.py --> format/remote_files.py
 
 store.py            datasets and their shards; opening those that a run asks for
+file_shares.py      which ranks look at which files at a start
 mirror.py           the local copy of a remote data folder, fetched as it is read
 block_cache.py      blocks on local disk, shared by all processes of a host
 verify.py           checks every byte; spot_check.py checks some blocks before a run
