@@ -201,8 +201,8 @@ class ModelSettings(Section):
     head_bias: bool = False
     """A bias for each token of the vocabulary, added to its logit (`decoder_bias` of modernbert)."""
     num_hidden_groups: PositiveInt | None = None
-    """Number of blocks that have weights of their own: each is used num_hidden_layers / num_hidden_groups times in a
-    row (albert). Default: num_hidden_layers."""
+    """encoder: number of blocks that have weights of their own. Each is used num_hidden_layers / num_hidden_groups
+    times in a row (albert). Default: num_hidden_layers."""
 
     # what multiplies what
     embedding_multiplier: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
@@ -372,6 +372,10 @@ class ModelSettings(Section):
             self.num_hidden_groups is not None and self.num_hidden_layers % self.num_hidden_groups > 0,
             f"num_hidden_layers {self.num_hidden_layers} is not a multiple of num_hidden_groups "
             f"{self.num_hidden_groups}",
+        )
+        yield (
+            self.num_hidden_groups is not None and self.architecture == "decoder",
+            "num_hidden_groups is for architecture encoder: a decoder keeps keys and values for each layer; remove it",
         )
         yield (
             self.num_hidden_groups is not None and bool(self.layer_types or self.mlp_only_layers),

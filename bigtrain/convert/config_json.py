@@ -287,6 +287,7 @@ def _written(settings: ModelSettings) -> dict[str, Any]:
         "model_type": settings.family,
         **written,
         **dict.fromkeys(sorted(silent), 0.0),
+        **dict.fromkeys(sorted(family.token_ids), None),
     }
 
 
@@ -327,7 +328,7 @@ def _mapped_names(family: Family) -> set[str]:
 
 
 def _is_idle(key: str, family: Family) -> bool:
-    return key in _IDLE | family.idle | family.training_only | {"architectures", "model_type"}
+    return key in _IDLE | family.idle | family.training_only | family.token_ids | {"architectures", "model_type"}
 
 
 def _problems(config: Mapping[str, Any], family: Family, ignored: Collection[str]) -> Iterator[str]:

@@ -65,6 +65,8 @@ class Family:
     """Tensors' names in other releases of transformers, and those of this table. A file may hold both, alike."""
     older_ends: Mapping[str, str] = field(default_factory=dict)
     """Ends of tensors' names in older files, and those of today."""
+    token_ids: frozenset[str] = frozenset()
+    """Keys of tokens that only this family has; an export writes that there are none."""
     other_heads: str = r"(?!)"
     """Names of tensors of heads that the language model does not have; an import leaves them out with a note."""
     whole_heads: bool = False
@@ -500,10 +502,11 @@ FAMILIES: dict[str, Family] = {
         only=_ENCODES,
         training_only=frozenset({"attention_dropout", "embedding_dropout", "mlp_dropout"}),
         idle=frozenset({
-            "classifier_dropout", "classifier_pooling", "cls_token_id", "deterministic_flash_attn",
+            "classifier_dropout", "classifier_pooling", "deterministic_flash_attn",
             "initializer_cutoff_factor", "layer_norm_eps", "position_embedding_type", "reference_compile",
             "repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction",
         }),
+        token_ids=frozenset({"cls_token_id", "sep_token_id"}),
         whole_heads=True,
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every choice of a decoder, alone and together, keeps what packing promises."""
+"""Every choice of a model, alone and together, keeps what packing promises."""
 
 from __future__ import annotations
 
@@ -37,7 +37,22 @@ CHOICES: dict[str, st.SearchStrategy[Any]] = {
     "final_logit_softcapping": st.sampled_from([None, 1.0]),
     "mup_base_hidden_size": st.sampled_from([None, 8]),
     "z_loss_coef": st.sampled_from([0.0, 1e-2]),
+    "norm_bias": st.booleans(),
+    "embedding_norm": st.booleans(),
+    "type_vocab_size": st.sampled_from([0, 2]),
+    "head_transform": st.booleans(),
+    "head_transform_bias": st.booleans(),
+    "head_bias": st.booleans(),
 }
+ENCODER_CHOICES = CHOICES | {
+    "architecture": st.just("encoder"),
+    "num_hidden_groups": st.sampled_from([None, 1]),
+    "norm_position": st.sampled_from(["pre", "post", "sandwich", "post_residual"]),
+    "parallel_residual": st.just(False),
+    "position_embedding": st.sampled_from(["rope", "learned", "sinusoidal", "none"]),
+    "sliding_window": st.sampled_from([None, 5, 8]),
+}
+any_choices = st.fixed_dictionaries(CHOICES) | st.fixed_dictionaries(ENCODER_CHOICES)
 
 
 def decoder(choices: dict[str, Any], dtype: torch.dtype = torch.float64, **how: Any) -> Decoder:
@@ -55,8 +70,8 @@ def gradients(model: Decoder, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@settings(max_examples=15, deadline=None)
-@given(choices=st.fixed_dictionaries(CHOICES), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+@given(choices=any_choices, seed=st.integers(0, 100))
 def test_any_choices_together_see_a_packed_batch_as_its_documents(choices: dict[str, Any], seed: int) -> None:
     model, batch = decoder(choices, attn_implementation="reference"), packed_batch(2, 24, 96, seed)
     together = model(**batch)
@@ -77,8 +92,8 @@ def test_any_choices_together_see_a_packed_batch_as_its_documents(choices: dict[
     assert relative_error(packed, gradients(model, alone)) < 1e-9
 
 
-@settings(max_examples=10, deadline=None)
-@given(choices=st.fixed_dictionaries(CHOICES), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+@given(choices=any_choices, seed=st.integers(0, 100))
 def test_any_choices_together_compute_what_the_reference_attention_does(choices: dict[str, Any], seed: int) -> None:
     batch = packed_batch(2, 24, 96, seed)
     ours, reference = decoder(choices), decoder(choices, attn_implementation="reference")

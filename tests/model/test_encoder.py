@@ -217,6 +217,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a second base of nothing": ({"local_rope_theta": 1e4}, "local_rope_theta"),
     "narrow embeddings alone": ({"embedding_size": 8, "head_transform": False}, "head_transform"),
     "uneven groups": ({"num_hidden_layers": 3, "num_hidden_groups": 2}, "num_hidden_groups"),
+    "groups in a decoder": ({"architecture": "decoder", "num_hidden_groups": 1}, "num_hidden_groups is for"),
     "groups of several kinds": ({"num_hidden_groups": 1, "mlp_only_layers": [0]}, "mlp_only_layers"),
 }
 

@@ -59,7 +59,7 @@ def test_the_cache_grows_with_its_rows(changes: dict[str, Any]) -> None:
     compare_with_uncached(model, [60, 3, 130], steps=85, dropped=1, every=21)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "architecture" not in FAMILIES[name]])
 def test_every_family_generates_from_its_cache(family: str) -> None:
     compare_with_uncached(decoder({"family": family}, attn_implementation="reference"), [5, 3, 1], steps=4, dropped=0)
 
