@@ -44,6 +44,11 @@ class ObjectiveSettings(Section):
     whole_words: bool = False
     """masked: choose whole words, not single tokens."""
 
+    @property
+    def labelled_share(self) -> float:
+        """The share of tokens that are to be predicted, roughly."""
+        return self.mask_rate if self.name == "masked" else 1.0
+
     @model_validator(mode="after")
     def _choices_work(self) -> ObjectiveSettings:
         if self.mask_token_share + self.random_token_share > 1:

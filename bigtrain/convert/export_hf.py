@@ -48,6 +48,7 @@ def export_hf(
     *,
     end_of_text: str,
     begin_of_text: BeginOfText | None = None,
+    mask_token: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     documents: Mapping[str, str] = MappingProxyType({}),
@@ -63,6 +64,7 @@ def export_hf(
         out: the folder to make. An earlier export there is replaced.
         end_of_text: the token that ends a document.
         begin_of_text: what documents begin with. Default: what the tokenizer puts before a text.
+        mask_token: the token that stood for hidden ones in the training of an encoder.
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
         documents: texts to lay beside the model, by the names of their files.
@@ -91,6 +93,8 @@ def export_hf(
         )
     as_trained = tokenizer.as_trained(end_of_text, begin)
     named = {"eos_token": end_of_text} | ({"bos_token": tokenizer.texts(begin.ids)[0]} if begin.ids else {})
+    if settings.architecture == "encoder":
+        named |= _roles_in_an_encoder(named, tokenizer, mask_token)
     entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
     with out_folder(out) as partial:
         write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
@@ -122,6 +126,17 @@ def export_hf(
         for name, text in documents.items():
             (partial / name).write_text(text, encoding="utf-8")
         check(partial)
+
+
+def _roles_in_an_encoder(
+    named: Mapping[str, str], tokenizer: TokenizerContent, mask_token: str | None
+) -> dict[str, str]:
+    """What transformers calls the tokens of an encoder's texts, for its fill-mask pipeline and classifiers."""
+    special = tokenizer.special_tokens.values()
+    pads = [token for token in ("[PAD]", "<pad>") if token in special]
+    roles = {"sep_token": named["eos_token"], "pad_token": (*pads, named["eos_token"])[0]}
+    roles |= {"cls_token": named["bos_token"]} if "bos_token" in named else {}
+    return roles | ({} if mask_token is None else {"mask_token": mask_token})
 
 
 def padding_obstacle(settings: ModelSettings, tokenizer: TokenizerContent, used: Collection[int]) -> str | None:

@@ -205,10 +205,10 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     peaks = gather(topology, own)
     earlier = [event["peak"] for event in history if isinstance(event.get("peak"), dict)]
-    tokens = settings.data.sequence_length
+    tokens, labelled = settings.data.sequence_length, settings.objective.labelled_share
     return Meter(
-        flops_per_token=flops_per_token(settings.model, tokens),
-        causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True),
+        flops_per_token=flops_per_token(settings.model, tokens, labelled=labelled),
+        causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True, labelled=labelled),
         peak=topology.broadcast(peaks and peak_of_all(peaks).with_earlier(earlier)),
         total_steps=settings.total_steps,
         device=topology.device,

@@ -94,6 +94,7 @@ def export_run(
         out,
         end_of_text=settings.data.tokenizer.end_of_text,
         begin_of_text=DataTokenizer.open(settings.data.dir).begin_of_text,
+        mask_token=settings.objective.mask_token if settings.objective.name == "masked" else None,
         dtype=dtype,
         documents=_documents(run, settings, checkpoint, report),
         check=compare,

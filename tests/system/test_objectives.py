@@ -58,6 +58,16 @@ def numbers(sandbox: RunSandbox, keys: tuple[str, ...] = EXACT) -> list[tuple]:
     return [tuple(record[key] for key in keys) for record in sandbox.metrics()]
 
 
+def assert_fills_masks(run: RunSandbox) -> None:
+    """transformers' own pipeline takes the export as it is."""
+    done = run.bigtrain("export", run.run, run.directory / "hf", "--to", "hf")
+    assert done.returncode == 0, done.stderr
+    transformers = pytest.importorskip("transformers")
+    fill = transformers.pipeline("fill-mask", str(run.directory / "hf"), device="cpu", top_k=2)
+    (first, _) = fill("import [MASK]")
+    assert first["token_str"] and fill.tokenizer.pad_token == "<|endoftext|>"
+
+
 @pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked"]))
 def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp_path, objective):
     """Inputs are equal at 1, 2 and 4 ranks; what was killed repeats its steps bit for bit; a step can be replayed."""
@@ -65,6 +75,9 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
     assert whole.train(2)[0] == 0
     steps = numbers(whole)
     assert len({inputs for *_, inputs in steps}) == 12 and len({batch for *_, batch, _ in steps}) == 12
+
+    if objective == "masked":
+        assert_fills_masks(whole)
 
     killed = run_of(with_tokens, tmp_path, objective, "killed")
     training = killed.start_forked(2)
