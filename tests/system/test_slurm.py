@@ -136,7 +136,9 @@ def test_jobs_of_a_chain_take_turns(slurm, sandbox, quiet_curve):
 def test_ranks_that_srun_starts_alone_find_each_other(slurm, sandbox, quiet_curve):
     """They meet by Slurm's variables; in the job's script, outside srun, a process refuses to train alone."""
     train = [sys.executable, "-m", "bigtrain", "train", str(sandbox.config)]
-    ask = {"env": slurm.environment, "cwd": sandbox.directory, "capture_output": True, "text": True, "timeout": 400}
+    # Both nodes are this machine, whose cores the ranks would share; those of other jobs here have all of them.
+    environment = slurm.environment | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    ask = {"env": environment, "cwd": sandbox.directory, "capture_output": True, "text": True, "timeout": 400}
     done = subprocess.run(["srun", "--nodes=2", "--ntasks=2", "--cpu-bind=none", *train], **ask)
     assert done.returncode == 0, done.stderr
     assert sandbox.metrics()[-1]["world_size"] == 2 and curve(sandbox.metrics()) == quiet_curve
