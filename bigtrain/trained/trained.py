@@ -76,14 +76,7 @@ class TrainedModel:
             for split in ("train", "validation")
         }
         objective = open_objective(self.settings.objective, self.settings.data.dir)
-        if with_baselines and not objective.causal:
-            raise BigtrainError(
-                "n-gram models predict the next token, so they are no baselines of this run",
-                found=f"objective.name {self.settings.objective.name}",
-                wanted="the causal objective",
-                fix="leave --baselines out",
-            )
-        baselines = Baselines(opened["train"]) if with_baselines else None
+        baselines = Baselines(opened["train"], causal=objective.causal) if with_baselines else None
         rows = []
         for dataset in opened["validation"]:
             batches = list(
@@ -101,7 +94,7 @@ class TrainedModel:
             row = SourceLoss.of(dataset.name, loss / tokens, tokens)
             if baselines is not None:
                 found = baselines.perplexities(batches)
-                row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found["5-gram"])
+                row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found.get("5-gram"))
             rows.append(row)
         if not rows:
             raise BigtrainError(
