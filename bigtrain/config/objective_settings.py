@@ -11,17 +11,21 @@ from bigtrain.config.section import Section, UnitInterval
 OF_OBJECTIVE = {
     "masked": ("mask_rate", "mask_token", "mask_token_share", "random_token_share", "whole_words"),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
+    "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
 }
-"""The keys that are for one objective alone."""
+"""The keys that are not for every objective."""
 
 
 class ObjectiveSettings(Section):
     """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
 
-    name: Literal["causal", "fill_in_the_middle", "masked"] = "causal"
+    name: Literal["causal", "fill_in_the_middle", "masked", "span_corruption"] = "causal"
     """`causal`: each token predicts the next one (decoders). `fill_in_the_middle`: the same, with the middle of some
     documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides (encoders;
-    Devlin et al., 2019)."""
+    Devlin et al., 2019). `span_corruption`: a decoder writes the spans of tokens that its encoder does not see
+    (encoder-decoders; Raffel et al., 2020)."""
+    decoder_start_token: str = "<pad>"
+    """span_corruption: the special token that each document of the decoder starts with. T5 takes its padding."""
     fim_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """fill_in_the_middle: probability that a part of a document in a row is transformed. With data.packing best_fit
     nearly every part is a whole document."""
@@ -37,8 +41,18 @@ class ObjectiveSettings(Section):
     tokenizer that is trained."""
     mask_token_share: UnitInterval = 0.8
     """masked: share of the tokens to predict that become mask_token."""
+    mean_span_length: Annotated[float, Field(ge=1.0, le=1000.0)] = 3.0
+    """span_corruption: hidden tokens per span. Where a document has more spans than there are sentinel_tokens, it has
+    fewer and longer ones instead."""
+    noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
+    it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""
     random_token_share: UnitInterval = 0.1
     """masked: share of the tokens to predict that become a random token. The others stay as they are."""
+    sentinel_tokens: Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")] = "<extra_id_{}>"
+    """span_corruption: the special tokens that stand for the first, second, ... span of a document, with {} for their
+    numbers from 0. All that are in the tokenizer without a gap are used. data.tokenizer.additional_special_tokens adds
+    them to a tokenizer that is trained; T5 has 100."""
     whole_words: bool = False
     """masked: choose whole words, not single tokens."""
 
@@ -49,9 +63,9 @@ class ObjectiveSettings(Section):
                 f"mask_token_share {self.mask_token_share} and random_token_share {self.random_token_share} are more "
                 "than 1 together"
             )
-        for name, keys in OF_OBJECTIVE.items():
-            for key in keys if name != self.name else ():
-                value = getattr(self, key)
-                if value != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} {value} is for name {name}, found name {self.name}; remove it")
+        for key in dict.fromkeys(key for keys in OF_OBJECTIVE.values() for key in keys):
+            names = [name for name, keys in OF_OBJECTIVE.items() if key in keys]
+            value = getattr(self, key)
+            if self.name not in names and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} {value} is for name {' or '.join(names)}, found name {self.name}; remove it")
         return self

@@ -6,6 +6,7 @@ objective       what every objective does; which one the settings ask for      o
   causal        the next token                                                 causal.py
   fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
   masked        tokens that were hidden                                        masked.py
+  span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
 
@@ -21,6 +22,7 @@ from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
+from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
 
 __all__ = [
     "AddressKeys",
@@ -31,6 +33,8 @@ __all__ = [
     "Objective",
     "ObjectiveVocabulary",
     "PreparedRows",
+    "SpanCorruption",
     "TokenRows",
     "make_objective",
+    "span_lengths",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
+from bigtrain.objective.span_corruption import SpanCorruption
 
 FIM_TOKENS = {
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -89,11 +90,7 @@ def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary 
     if settings.name == "causal":
         return Causal()
     assert vocabulary is not None
-    return (
-        _fill_in_the_middle(settings, vocabulary)
-        if settings.name == "fill_in_the_middle"
-        else _masked(settings, vocabulary)
-    )
+    return _MADE_BY[settings.name](settings, vocabulary)
 
 
 def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
@@ -128,3 +125,24 @@ def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Mas
         ordinary=vocabulary.ordinary,
         begins_word=vocabulary.begins_word if settings.whole_words else None,
     )
+
+
+def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> SpanCorruption:
+    name = settings.sentinel_tokens.format
+    sentinels = [vocabulary.id_of(name(0), "objective.sentinel_tokens")]
+    while name(len(sentinels)) in vocabulary.special:
+        sentinels.append(vocabulary.special[name(len(sentinels))])
+    return SpanCorruption(
+        density=settings.noise_density,
+        mean=settings.mean_span_length,
+        sentinels=sentinels,
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
+        end_of_text_id=vocabulary.end_of_text,
+    )
+
+
+_MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Objective]] = {
+    "fill_in_the_middle": _fill_in_the_middle,
+    "masked": _masked,
+    "span_corruption": _span_corruption,
+}
