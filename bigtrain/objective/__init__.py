@@ -6,6 +6,7 @@ objective       what every objective does; which one the settings ask for      o
   causal        the next token                                                 causal.py
   fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
   masked        tokens that were hidden                                        masked.py
+  denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
@@ -17,6 +18,7 @@ in any micro-batch, and after every restart.
 """
 
 from bigtrain.objective.causal import Causal
+from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective
@@ -27,6 +29,7 @@ from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
 __all__ = [
     "AddressKeys",
     "Causal",
+    "Denoising",
     "EncoderRows",
     "FillInTheMiddle",
     "Masked",

@@ -11,6 +11,7 @@ import numpy as np
 from bigtrain.base import BigtrainError
 from bigtrain.config import ObjectiveSettings
 from bigtrain.objective.causal import Causal
+from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.randomness import U64
@@ -62,6 +63,8 @@ class ObjectiveVocabulary:
     """The token that ends documents."""
     begin_of_text: tuple[int, ...] = ()
     """What documents begin with."""
+    ends_sentence: Bools | None = None
+    """[V], whether a token ends a sentence. None: no token does."""
 
     def id_of(self, token: str, key: str) -> int:
         """The id of a special token that the settings name at a key. Raises BigtrainError where there is none."""
@@ -141,7 +144,24 @@ def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabular
     )
 
 
+def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Denoising:
+    known = vocabulary.ends_sentence
+    return Denoising(
+        mask_id=vocabulary.id_of(settings.mask_token, "objective.mask_token"),
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
+        end_of_text_id=vocabulary.end_of_text,
+        infilling_rate=settings.infilling_rate,
+        mean=settings.infilling_length,
+        permutation_rate=settings.sentence_permutation_rate,
+        masking_rate=settings.token_masking_rate,
+        deletion_rate=settings.token_deletion_rate,
+        rotation_rate=settings.rotation_rate,
+        ends_sentence=np.zeros(len(vocabulary.ordinary), np.bool_) if known is None else known,
+    )
+
+
 _MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Objective]] = {
+    "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,
     "span_corruption": _span_corruption,

@@ -117,10 +117,7 @@ class RowLayout:
 
     def positions(self, padded: Bools) -> I32:
         """[R, length], from 0 in each document between these boundaries."""
-        bounds = self.boundaries(padded)
-        starts = np.repeat(bounds[:-1].astype(np.int32), np.diff(bounds))
-        np.subtract(np.arange(len(starts), dtype=np.int32), starts, out=starts)
-        return starts.reshape(-1, self.length)
+        return positions_within(self.boundaries(padded)).reshape(-1, self.length)
 
     def rows_of(self, values: I32, padding: int) -> I32:
         """[R, length]: the values of all parts, one after the other, as rows."""
@@ -136,6 +133,12 @@ class RowLayout:
             if pieces
             else values.reshape(-1, self.length)
         )
+
+
+def positions_within(boundaries: I64) -> I32:
+    """The positions from 0 in each document between boundaries, of all tokens."""
+    starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries))
+    return np.subtract(np.arange(len(starts), dtype=np.int32), starts, out=starts)
 
 
 def shifted(targets: I32, sizes: I64, start_id: int) -> I32:

@@ -17,6 +17,8 @@ FIRST = len(SPECIAL)
 """The first ordinary token."""
 START, SENTINELS = VOCABULARY, [VOCABULARY + 1 + number for number in range(12)]
 """What decoders start with, and what stands for spans."""
+STOP = 49
+"""What ends a sentence."""
 FURTHER = {"<pad>": START} | {f"<extra_id_{number}>": token for number, token in enumerate(SENTINELS)}
 
 
@@ -24,7 +26,8 @@ def vocabulary() -> ObjectiveVocabulary:
     """Fifty tokens, the first five of them special, and special ones after them; every third one begins a word."""
     tokens = np.arange(VOCABULARY + len(FURTHER))
     ordinary = (tokens >= FIRST) & (tokens < VOCABULARY)
-    return ObjectiveVocabulary(SPECIAL | FURTHER, ordinary, tokens % 3 == 0, end_of_text=0)
+    ends_sentence = tokens == STOP
+    return ObjectiveVocabulary(SPECIAL | FURTHER, ordinary, tokens % 3 == 0, end_of_text=0, ends_sentence=ends_sentence)
 
 
 def rows_of(documents: list[list[list[int]]], length: int) -> TokenRows:
