@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -138,7 +139,12 @@ class RowLayout:
 def positions_within(boundaries: I64) -> I32:
     """The positions from 0 in each document between boundaries, of all tokens."""
     starts = np.repeat(boundaries[:-1].astype(np.int32), np.diff(boundaries))
-    return np.subtract(np.arange(len(starts), dtype=np.int32), starts, out=starts)
+    return np.subtract(_counted(len(starts)), starts, out=starts)
+
+
+@lru_cache(maxsize=4)
+def _counted(count: int) -> I32:
+    return np.arange(count, dtype=np.int32)
 
 
 def shifted(targets: I32, sizes: I64, start_id: int) -> I32:

@@ -156,9 +156,11 @@ class SpanCorruption:
         seen = parts.covered(len(ids))
         seen[places] = False
         seen[run] = seen[starts] = True
-        read = ids.copy()
-        read[starts] = names
-        return read[seen], written
+        read = ids[seen]
+        whole = parts.text + parts.ended
+        gaps = parts.first - (np.cumsum(whole) - whole)  # tokens before a part that are of none
+        read[starts - np.repeat(gaps, counts) - (np.cumsum(lengths - 1) - (lengths - 1))] = names
+        return read, written
 
 
 def _share(total: int, filled: I64, length: int) -> I64:

@@ -7,6 +7,7 @@ needs. Where it is more than half of a part, its complement is drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class DrawnParts:
         total = rounds * draws
         start = np.cumsum(total) - total
         part = np.repeat(np.arange(len(total)), total)
-        number = np.arange(len(part)) - start[part]
+        number = first_numbers(len(part)) - start[part]
         values = choices(self._words(part, number, draws, rounds), self.size[part])
         bits = int(total.max()).bit_length()
         wide = int(self.size.max()).bit_length() + bits
@@ -120,5 +121,15 @@ def ragged(starts: I64, lengths: I64) -> I64:
     """Runs of consecutive numbers, of `lengths` [n] from `starts` [n], one after the other."""
     ends = np.cumsum(lengths)
     result = np.repeat(starts - (ends - lengths), lengths)
-    result += np.arange(len(result))
+    result += first_numbers(len(result))
     return result
+
+
+def first_numbers(count: int) -> I64:
+    """The numbers from 0 to count - 1, not to be written to."""
+    return _counted(1 << max(count - 1, 0).bit_length())[:count]
+
+
+@lru_cache(maxsize=4)
+def _counted(count: int) -> I64:
+    return np.arange(count)
