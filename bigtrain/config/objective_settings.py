@@ -6,24 +6,48 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bigtrain.config.section import Section, UnitInterval
+from bigtrain.config.section import OpenUnitInterval, Section, UnitInterval
 
 OF_OBJECTIVE = {
+    "denoising": (
+        "decoder_start_token",
+        "infilling_length",
+        "infilling_rate",
+        "mask_token",
+        "rotation_rate",
+        "sentence_permutation_rate",
+        "token_deletion_rate",
+        "token_masking_rate",
+    ),
     "masked": ("mask_rate", "mask_token", "mask_token_share", "random_token_share", "whole_words"),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
+    "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
 }
-"""The keys that are for one objective alone."""
-ARCHITECTURES_OF = {"causal": "decoder", "fill_in_the_middle": "decoder", "masked": "encoder"}
+"""The keys that are not for every objective."""
+ARCHITECTURES_OF = {
+    "causal": "decoder",
+    "denoising": "encoder_decoder",
+    "fill_in_the_middle": "decoder",
+    "masked": "encoder",
+    "prefix": "decoder",
+    "span_corruption": "encoder_decoder",
+}
 """The architecture that learns by each objective."""
 
 
 class ObjectiveSettings(Section):
     """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
 
-    name: Literal["causal", "fill_in_the_middle", "masked"] = "causal"
-    """`causal`: each token predicts the next one (decoders). `fill_in_the_middle`: the same, with the middle of some
-    documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides (encoders;
-    Devlin et al., 2019)."""
+    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "prefix", "span_corruption"] = "causal"
+    """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
+    encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
+    some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
+    (encoders; Devlin et al., 2019). `prefix`: as causal, after the start of a document that is seen from both sides
+    (decoders with attention for it; Raffel et al., 2020). `span_corruption`: a decoder writes the spans of tokens
+    that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
+    decoder_start_token: str = "<pad>"
+    """span_corruption and denoising: the special token that each document of the decoder starts with. T5 takes its
+    padding, and BART the token that ends documents."""
     fim_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """fill_in_the_middle: probability that a part of a document in a row is transformed. With data.packing best_fit
     nearly every part is a whole document."""
@@ -32,15 +56,39 @@ class ObjectiveSettings(Section):
     fim_tokens: Literal["starcoder", "codellama", "deepseek", "qwen"] = "starcoder"
     """fill_in_the_middle: whose special tokens stand before prefix, suffix and middle. They have to be in the
     tokenizer; data.tokenizer.additional_special_tokens adds them to one that is trained."""
+    infilling_length: Annotated[float, Field(ge=1.0, le=100.0)] = 3.0
+    """denoising: mean of the Poisson distribution of the lengths of spans, in tokens. A span of no token is a mask that
+    hides nothing."""
+    infilling_rate: OpenUnitInterval = 0.3
+    """denoising: share of the tokens that are in spans; one mask_token stands for each span."""
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """masked: probability that a token is to be predicted. ModernBERT was trained with 0.3."""
     mask_token: str = "[MASK]"
-    """masked: the special token that stands for hidden ones. data.tokenizer.additional_special_tokens adds it to a
-    tokenizer that is trained."""
+    """masked and denoising: the special token that stands for hidden ones.
+    data.tokenizer.additional_special_tokens adds it to a tokenizer that is trained."""
     mask_token_share: UnitInterval = 0.8
     """masked: share of the tokens to predict that become mask_token."""
+    mean_span_length: Annotated[float, Field(ge=1.0, le=1000.0)] = 3.0
+    """span_corruption: hidden tokens per span. Where a document has more spans than there are sentinel_tokens, it has
+    fewer and longer ones instead."""
+    noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
+    it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""
     random_token_share: UnitInterval = 0.1
     """masked: share of the tokens to predict that become a random token. The others stay as they are."""
+    rotation_rate: UnitInterval = 0.0
+    """denoising: probability that a part of a document in a row begins at another of its tokens."""
+    sentence_permutation_rate: UnitInterval = 1.0
+    """denoising: probability that the sentences of a part of a document are in another order. A sentence ends with a
+    token that has a full stop, a question mark, an exclamation mark or a line break."""
+    sentinel_tokens: Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")] = "<extra_id_{}>"
+    """span_corruption: the special tokens that stand for the first, second, ... span of a document, with {} for their
+    numbers from 0. All that are in the tokenizer without a gap are used. data.tokenizer.additional_special_tokens adds
+    them to a tokenizer that is trained; T5 has 100."""
+    token_deletion_rate: OpenUnitInterval = 0.0
+    """denoising: probability that a token that no span hides is left out."""
+    token_masking_rate: OpenUnitInterval = 0.0
+    """denoising: probability that a token that no span hides becomes mask_token."""
     whole_words: bool = False
     """masked: choose whole words, not single tokens."""
 
@@ -56,9 +104,12 @@ class ObjectiveSettings(Section):
                 f"mask_token_share {self.mask_token_share} and random_token_share {self.random_token_share} are more "
                 "than 1 together"
             )
-        for name, keys in OF_OBJECTIVE.items():
-            for key in keys if name != self.name else ():
-                value = getattr(self, key)
-                if value != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} {value} is for name {name}, found name {self.name}; remove it")
+        noises = [key for key in OF_OBJECTIVE["denoising"] if key.endswith("_rate")]
+        if self.name == "denoising" and not any(getattr(self, key) for key in noises):
+            raise ValueError(f"nothing is corrupted, because {', '.join(noises)} are 0; give one of them another value")
+        for key in dict.fromkeys(key for keys in OF_OBJECTIVE.values() for key in keys):
+            names = [name for name, keys in OF_OBJECTIVE.items() if key in keys]
+            value = getattr(self, key)
+            if self.name not in names and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} {value} is for name {' or '.join(names)}, found name {self.name}; remove it")
         return self

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from bigtrain.base import IGNORE_INDEX
+from bigtrain.objective.parts import withheld_parts
 from bigtrain.objective.randomness import U64, below, choices, further, numbers_at
 from bigtrain.objective.rows import I32, I64, Bools, PreparedRows, TokenRows
 from bigtrain.objective.segments import joined
@@ -57,7 +58,7 @@ class FillInTheMiddle:
         begin, ended = self._begins(rows, first), ids[first + size - 1] == self.end_of_text_id
         text = size - begin - ended - (4 - ended)  # of the three sentinels and the end, the document's own end is one
         chosen = numbers_at(keys, _CHOICE, row, place) < below(self.rate)
-        chosen &= (text >= LEAST_TEXT) & (place < rows.input_tokens[row]) & ~_withheld(rows, first)
+        chosen &= (text >= LEAST_TEXT) & (place < rows.input_tokens[row]) & ~withheld_parts(rows)
         inputs = ids.copy()
         labels: I32 = rows.next_ids.reshape(-1).copy()
         if chosen.any():
@@ -105,15 +106,6 @@ class FillInTheMiddle:
         forms = np.where(suffix_first, np.array(spm).transpose(1, 0, 2), np.array(psm).transpose(1, 0, 2))
         starts, lengths = np.concatenate((forms, np.array([token(self.end_id)]).transpose(1, 0, 2)), axis=1)
         return starts.T.reshape(-1), lengths.T.reshape(-1)
-
-
-def _withheld(rows: TokenRows, first: I64) -> Bools:
-    """[D], whether a part begins in what is not trained on."""
-    found = np.zeros(len(first), np.bool_)
-    length = rows.input_ids.shape[1]
-    for row, begin, end in rows.withheld:
-        found[first.searchsorted(row * length + begin) : first.searchsorted(row * length + end)] = True
-    return found
 
 
 def _label(labels: I32, inputs: I32, first: I64, size: I64) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,10 +11,13 @@ import numpy as np
 from bigtrain.base import BigtrainError
 from bigtrain.config import ObjectiveSettings
 from bigtrain.objective.causal import Causal
+from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
+from bigtrain.objective.span_corruption import SpanCorruption
 
 FIM_TOKENS = {
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -61,6 +64,8 @@ class ObjectiveVocabulary:
     """The token that ends documents."""
     begin_of_text: tuple[int, ...] = ()
     """What documents begin with."""
+    ends_sentence: Bools | None = None
+    """[V], whether a token ends a sentence. None: no token does."""
 
     def id_of(self, token: str, key: str) -> int:
         """The id of a special token that the settings name at a key. Raises BigtrainError where there is none."""
@@ -81,19 +86,17 @@ def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary 
 
     Args:
         settings: the section `objective`.
-        vocabulary: of the data; the causal objective needs none.
+        vocabulary: of the data; the objectives `causal` and `prefix` need none.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that the objective needs.
     """
     if settings.name == "causal":
         return Causal()
+    if settings.name == "prefix":
+        return Prefix()
     assert vocabulary is not None
-    return (
-        _fill_in_the_middle(settings, vocabulary)
-        if settings.name == "fill_in_the_middle"
-        else _masked(settings, vocabulary)
-    )
+    return _MADE_BY[settings.name](settings, vocabulary)
 
 
 def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
@@ -128,3 +131,41 @@ def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Mas
         ordinary=vocabulary.ordinary,
         begins_word=vocabulary.begins_word if settings.whole_words else None,
     )
+
+
+def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> SpanCorruption:
+    name = settings.sentinel_tokens.format
+    sentinels = [vocabulary.id_of(name(0), "objective.sentinel_tokens")]
+    while name(len(sentinels)) in vocabulary.special:
+        sentinels.append(vocabulary.special[name(len(sentinels))])
+    return SpanCorruption(
+        density=settings.noise_density,
+        mean=settings.mean_span_length,
+        sentinels=sentinels,
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
+        end_of_text_id=vocabulary.end_of_text,
+    )
+
+
+def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Denoising:
+    known = vocabulary.ends_sentence
+    return Denoising(
+        mask_id=vocabulary.id_of(settings.mask_token, "objective.mask_token"),
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
+        end_of_text_id=vocabulary.end_of_text,
+        infilling_rate=settings.infilling_rate,
+        mean=settings.infilling_length,
+        permutation_rate=settings.sentence_permutation_rate,
+        masking_rate=settings.token_masking_rate,
+        deletion_rate=settings.token_deletion_rate,
+        rotation_rate=settings.rotation_rate,
+        ends_sentence=np.zeros(len(vocabulary.ordinary), np.bool_) if known is None else known,
+    )
+
+
+_MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Objective]] = {
+    "denoising": _denoising,
+    "fill_in_the_middle": _fill_in_the_middle,
+    "masked": _masked,
+    "span_corruption": _span_corruption,
+}

@@ -65,7 +65,7 @@ class EncoderRows:
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """The same rows as an objective gives them to a model."""
+    """The same rows as an objective gives them to a model. For an encoder-decoder T is the length of its decoder."""
 
     input_ids: I32
     """[R, T]"""
@@ -78,7 +78,7 @@ class PreparedRows:
     label_tokens: I64
     """[R]: labels that are not IGNORE_INDEX."""
     input_tokens: I64
-    """[R]: tokens that are not padding."""
+    """[R]: tokens of the data that are not padding."""
     others: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """What else the model takes, by the names of its arguments: arrays with R rows."""
     encoder: EncoderRows | None = None

@@ -26,6 +26,7 @@ from bigtrain.data.format.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
+from bigtrain.data.format.tokenizer_content import ends_sentence_with
 from tests.data.helpers import sentences
 
 SETTINGS = TokenizerSettings(vocab_size=300)
@@ -104,3 +105,9 @@ def test_missing_or_broken_files_are_clear_errors(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.json"):
         with pytest.raises(BigtrainError, match=r"data\.tokenizer\.path"):
             read_content(path).to_bytes()
+
+
+@pytest.mark.parametrize("token", [".", "?\u0120", "...", "\u010a\u010a", "<0x0A>", "end!"])
+def test_tokens_with_a_sentence_mark_end_sentences(token: str) -> None:
+    assert ends_sentence_with(token)
+    assert not any(ends_sentence_with(other) for other in ("\u0120the", ",", "\u2581a", "<0x0B>", ":"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -13,12 +15,19 @@ VOCABULARY = 50
 SPECIAL = {"<|endoftext|>": 0, "[MASK]": 1, "<fim_prefix>": 2, "<fim_suffix>": 3, "<fim_middle>": 4}
 FIRST = len(SPECIAL)
 """The first ordinary token."""
+START, SENTINELS = VOCABULARY, [VOCABULARY + 1 + number for number in range(12)]
+"""What decoders start with, and what stands for spans."""
+STOP = 49
+"""What ends a sentence."""
+FURTHER = {"<pad>": START} | {f"<extra_id_{number}>": token for number, token in enumerate(SENTINELS)}
 
 
 def vocabulary() -> ObjectiveVocabulary:
-    """Fifty tokens, the first five of them special; every third one begins a word."""
-    ordinary = np.arange(VOCABULARY) >= FIRST
-    return ObjectiveVocabulary(SPECIAL, ordinary, np.arange(VOCABULARY) % 3 == 0, end_of_text=0)
+    """Fifty tokens, the first five of them special, and special ones after them; every third one begins a word."""
+    tokens = np.arange(VOCABULARY + len(FURTHER))
+    ordinary = (tokens >= FIRST) & (tokens < VOCABULARY)
+    ends_sentence = tokens == STOP
+    return ObjectiveVocabulary(SPECIAL | FURTHER, ordinary, tokens % 3 == 0, end_of_text=0, ends_sentence=ends_sentence)
 
 
 def rows_of(documents: list[list[list[int]]], length: int) -> TokenRows:
@@ -69,9 +78,20 @@ def keys_of(seed: int, count: int) -> U64:
 def row(prepared: PreparedRows, number: int) -> list[list[int]]:
     """What a model is given of one row."""
     arrays = [prepared.input_ids, prepared.labels, prepared.positions, *prepared.others.values()]
+    if prepared.encoder is not None:
+        arrays += [prepared.encoder.input_ids, prepared.encoder.positions]
     return [array[number].tolist() for array in arrays] + [
         [int(prepared.label_tokens[number]), int(prepared.input_tokens[number])]
     ]
+
+
+def documents(array: np.ndarray, boundaries: np.ndarray) -> list[list[list[int]]]:
+    """Of each row [R, T] its documents, padding included."""
+    length = array.shape[1]
+    found: list[list[list[int]]] = [[] for _ in array]
+    for first, end in pairwise(boundaries.tolist()):
+        found[first // length].append(array.reshape(-1)[first:end].tolist())
+    return found
 
 
 shapes = st.tuples(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 40))

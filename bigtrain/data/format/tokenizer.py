@@ -22,7 +22,7 @@ from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.summary import DatasetSummary
-from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent
+from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent, ends_sentence_with
 from bigtrain.objective import ObjectiveVocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -122,11 +122,12 @@ class DataTokenizer:
         """What objectives know of it."""
         tokens = self.content.library.get_vocab(with_added_tokens=True)
         names = {*self.content.special_tokens.values(), *self.special}
-        ordinary, begins_word = np.zeros((2, self.vocabulary_size), np.bool_)
+        ordinary, begins_word, ends_sentence = np.zeros((3, self.vocabulary_size), np.bool_)
         for token, number in tokens.items():
             ordinary[number], begins_word[number] = token not in names, self.content.begins_word(token)
+            ends_sentence[number] = token not in names and ends_sentence_with(token)
         special = {token: tokens[token] for token in sorted(names & tokens.keys(), key=lambda name: tokens[name])}
-        return ObjectiveVocabulary(special, ordinary, begins_word, self.end_id, self.begin_of_text.ids)
+        return ObjectiveVocabulary(special, ordinary, begins_word, self.end_id, self.begin_of_text.ids, ends_sentence)
 
     def for_reading(self) -> Tokenizer:
         """The tokenizer that decodes documents."""

@@ -265,6 +265,14 @@ class TokenizerContent:
         return {"type": "Sequence", "processors": steps} if len(steps) > 1 else steps[0] if steps else None
 
 
+def ends_sentence_with(token: str) -> bool:
+    """Whether a sentence ends with a token: it has a full stop, a question or exclamation mark, or a line break."""
+    return token == "<0x0A>" or any(mark in token for mark in _SENTENCE_MARKS)
+
+
+_SENTENCE_MARKS = ".!?\n\u010a"
+"""The last one is what byte-level BPE writes for a line break; SentencePiece's byte for it is <0x0A>."""
+
 _BLANKS = {chr(code) for code in range(0x100, 0x122)} | {"\u2581"}
 """What byte-level BPE writes for control characters and blanks (Radford et al., 2019), and SentencePiece's blank."""
 
