@@ -1,4 +1,4 @@
-"""Self-attention inside packed documents, causal or two-sided.
+"""Attention inside packed documents: causal, two-sided, or from one sequence to another.
 
 attention.py              projections and rotation of queries and keys; calls one back-end
     attention_backends.py     which back-end, and the ones that PyTorch has

@@ -2,12 +2,14 @@
 
 Queries are [N, H, D], keys and values [N, K, D] with H a multiple of K, over the N tokens of a micro-batch laid end to
 end; `cu_seqlens` [documents + 1] says where documents begin. A token sees its own document up to itself, or on both
-sides, as far and with such scores as the layer's `AttentionRule` says, and nothing else.
+sides, as far and with such scores as the layer's `AttentionRule` says, and nothing else. In cross-attention the rule
+says where the documents of the keys begin, which are then [M, K, D] of another sequence.
 
     varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap or bias
     flex       FlexAttention, compiled for the rule: CUDA, any rule
-    cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias
-    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule
+    cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias,
+               one sequence
+    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule of one sequence
     sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap
     reference  the definition, with the full score matrix: what the others are tested against
 """
@@ -19,6 +21,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,7 +31,13 @@ from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.varlen import varlen_attn
 
 from bigtrain.base import BigtrainError
-from bigtrain.model.attention.attention_rule import AttentionRule, attention_by_definition, bias_at
+from bigtrain.model.attention.attention_rule import (
+    AttentionRule,
+    KeyBoundaries,
+    attention_by_definition,
+    bias_at,
+    require_whole_documents,
+)
 from bigtrain.model.attention.blockwise_attention import blockwise_attention
 from bigtrain.model.attention.cpu_attention import cpu_attention
 from bigtrain.model.attention.flex_attention import packed_flex_attention
@@ -47,8 +56,9 @@ def varlen(
 ) -> Tensor:
     """PyTorch's FlashAttention for sequences of various lengths."""
     before = -1 if rule.window is None else rule.window - 1  # it counts tokens beside the token itself
+    keys = rule.keys or KeyBoundaries(cu_seqlens, max_seqlen)
     output = varlen_attn(
-        query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+        query, key, value, cu_seqlens, keys.cu_seqlens, max_seqlen, keys.max_seqlen,
         scale=rule.scale, window_size=(before, before if rule.two_sided else 0), **_GROUPED,
     )  # fmt: skip
     assert isinstance(output, Tensor)  # it is a tuple only where auxiliary results are asked for
@@ -81,6 +91,8 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
     """PyTorch's scaled_dot_product_attention for each document; documents of one length that follow each other are
     one call, so rows without boundaries inside are one batch."""
     _require_bias_for(max_seqlen, rule)
+    if rule.keys is not None:
+        return _sdpa_of_two(query, key, value, cu_seqlens, rule.keys.cu_seqlens, rule)
     lengths = cu_seqlens.diff().tolist()
     outputs, start, first = [], 0, 0
     while first < len(lengths):
@@ -98,6 +110,27 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
     return torch.cat(outputs)
 
 
+def _sdpa_of_two(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, key_cu_seqlens: Tensor, rule: AttentionRule
+) -> Tensor:
+    """The same between two sequences: documents with as many queries and keys as those before are one call."""
+    shapes = list(zip(cu_seqlens.diff().tolist(), key_cu_seqlens.diff().tolist(), strict=True))
+    outputs, start, key_start = [], 0, 0
+    for (length, keys), run in groupby(shapes):
+        documents = len(list(run))
+        own = slice(start, start + documents * length)
+        others = slice(key_start, key_start + documents * keys)
+        start, key_start = own.stop, others.stop
+        if not (length and keys):  # a query that sees nothing gets zero
+            outputs.append(query[own] * 0)
+            continue
+        q = query[own].reshape(documents, length, -1, query.shape[-1]).transpose(1, 2)
+        k, v = (x[others].reshape(documents, keys, -1, x.shape[-1]).transpose(1, 2) for x in (key, value))
+        output = F.scaled_dot_product_attention(q, k, v, scale=rule.scale, enable_gqa=True)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
 def _mask(length: int, rule: AttentionRule, query: Tensor) -> Tensor | None:
     """What sdpa takes beside `is_causal`: nothing, or visible pairs [L, L], or their bias [H, L, L]."""
     window = length if rule.window is None else rule.window
@@ -105,35 +138,42 @@ def _mask(length: int, rule: AttentionRule, query: Tensor) -> Tensor | None:
         return None
     tokens = torch.arange(length, device=query.device)
     distance = tokens[:, None] - tokens
-    if rule.two_sided:
-        return distance.abs() < window
-    visible = (distance >= 0) & (distance < window)
+    visible = distance.abs() < window if rule.two_sided else (distance >= 0) & (distance < window)
     if rule.distance_bias is None:
         return visible
-    bias = bias_at(rule.distance_bias.to(query.dtype), distance.masked_fill(~visible, 0)).movedim(-1, 0)
+    places = distance.masked_fill(~visible, 0) + rule.zero_distance
+    bias = bias_at(rule.distance_bias.to(query.dtype), places).movedim(-1, 0)
     return bias.masked_fill(~visible, float("-inf"))
 
 
 def reference(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, rule: AttentionRule
 ) -> Tensor:
-    """`attention_by_definition` over all N x N pairs of tokens."""
+    """`attention_by_definition` over all pairs of a query and a key."""
     _require_bias_for(max_seqlen, rule)
-    tokens = torch.arange(query.shape[0], device=query.device)
+    document, positions = _places(len(query), cu_seqlens)
+    key_document, key_positions = _places(len(key), cu_seqlens if rule.keys is None else rule.keys.cu_seqlens)
+    same = document[:, None] == key_document
+    return attention_by_definition(
+        query[None], key[None], value[None], positions[None], key_positions[None], rule, same
+    )[0]
+
+
+def _places(length: int, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token [N] the number of its document, and its position in it."""
+    tokens = torch.arange(length, device=cu_seqlens.device)
     document = torch.bucketize(tokens, cu_seqlens[1:], right=True)
-    positions = (tokens - cu_seqlens[document])[None]
-    same = document[:, None] == document
-    return attention_by_definition(query[None], key[None], value[None], positions, positions, rule, same)[0]
+    return document, tokens - cu_seqlens[document]
 
 
 def _require_bias_for(max_seqlen: int, rule: AttentionRule) -> None:
     if rule.distance_bias is None:
         return
     seen = max_seqlen if rule.window is None else min(max_seqlen, rule.window)
-    if rule.distance_bias.shape[1] < seen:
+    if rule.bias_reach < seen:
         raise BigtrainError(
             "the distance bias of attention does not reach as far as tokens see",
-            found=f"a bias for {rule.distance_bias.shape[1]} distances",
+            found=f"a bias for {rule.bias_reach} distances",
             wanted=f"one for the {seen} tokens that a token may see",
             fix="make the bias for the longest document",
         )
@@ -161,6 +201,7 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
     Raises:
         BigtrainError: the back-end asked for cannot run on these.
     """
+    require_whole_documents(rule)
     if implementation == "auto":
         implementation = next((name for name in BACKENDS if _obstacle(name, query, rule) is None), "reference")
         if implementation == "varlen":
@@ -172,19 +213,17 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
             f"attention back-end {implementation!r} cannot run here",
             found=f"{query.dtype} queries of head width {query.shape[-1]} on {query.device.type}"
             + (f", with {' and '.join(wishes)}" if wishes else "")
-            + (", on both sides" if rule.two_sided else ""),
+            + (", between two sequences" if rule.keys is not None else ", on both sides" if rule.two_sided else ""),
             wanted=obstacle,
-            fix=f"set engine.attn_implementation to auto, or to one of {', '.join(able)}"
-            if able
-            else "set model.position_embedding to one without a bias: rope, learned, sinusoidal or none",
+            fix=f"set engine.attn_implementation to auto, or to one of {', '.join(able)}",
         )
     return BACKENDS[implementation]
 
 
 def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
-    if rule.two_sided and rule.distance_bias is not None:
-        return "a causal rule, or one without distance bias"
+    if name in ("cpp", "blockwise") and rule.keys is not None:
+        return "queries and keys of one sequence"
     if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
         return "a rule without softcap"
     if name in ("varlen", "cpp") and rule.distance_bias is not None:

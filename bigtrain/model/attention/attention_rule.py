@@ -1,7 +1,8 @@
 """Which tokens a token sees, and what is added to their scores: the rule of a layer's attention, and its definition.
 
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      for a key d >= 0 places back, d < window
-    score(q, k, d) = cap(scale * q.k)                               two-sided: for a key |d| < window places away
+    score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      two-sided: for a key |d| < window places away
+    score(q, k)    = cap(scale * q.k)                               two sequences: for all keys of the query's document
     output         = softmax(scores) V                              (Vaswani et al., 2017, equation 1)
 
 `attention_by_definition` computes that with the full score matrix, for any positions of queries and keys: every
@@ -12,12 +13,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigtrain.base import BigtrainError
 from bigtrain.model.layers.activations import soft_capped
+
+
+class KeyBoundaries(NamedTuple):
+    """Where the documents of the keys begin, where keys and queries are of two sequences: cross-attention."""
+
+    cu_seqlens: Tensor
+    """[documents + 1] int32: as many documents as the queries have, in the same order."""
+    max_seqlen: int
+    """The longest of them, or more."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,26 @@ class AttentionRule:
     """Scores become cap * tanh(score / cap), before bias and mask (Gemma 2's attn_logit_softcapping)."""
     distance_bias: Tensor | None = None
     """[H, L]: added to the score of a token d places back, d = 0 to L - 1. L is at least the number of tokens that a
-    token sees. It may require a gradient. A two-sided rule has none."""
+    token sees. Two-sided, it is [H, 2 L - 1]: of d = 1 - L to L - 1, a token after the query first. It may require a
+    gradient."""
     two_sided: bool = False
     """Whether a token sees those after it, too. ModernBERT's `local_attention` n, which sees n // 2 tokens on each
     side, is a window of n // 2 + 1."""
+    keys: KeyBoundaries | None = None
+    """Of two sequences: a token of the n-th document of the queries sees all of the n-th of the keys. Such a rule is
+    two-sided and has neither window nor distance bias. None: queries and keys are of the same tokens."""
+
+    @property
+    def bias_reach(self) -> int:
+        """L of the distance bias: the number of distances to one side, 0 included. 0 without one."""
+        if self.distance_bias is None:
+            return 0
+        return (self.distance_bias.shape[1] + 1) // 2 if self.two_sided else self.distance_bias.shape[1]
+
+    @property
+    def zero_distance(self) -> int:
+        """The column of the distance bias that belongs to a token itself."""
+        return self.bias_reach - 1 if self.two_sided else 0
 
 
 def attention_by_definition(
@@ -62,14 +90,13 @@ def attention_by_definition(
     Returns:
         [B, n, H, D]; zero for a query that sees nothing.
     """
-    assert not (rule.two_sided and rule.distance_bias is not None)  # `attention_backend` has refused it
+    require_whole_documents(rule)
     dtype = torch.promote_types(query.dtype, torch.float32)
     distance = query_positions[:, :, None] - key_positions[:, None, :]
-    if rule.two_sided:
-        distance = distance.abs()
-    visible = (distance >= 0) & (key_positions >= 0)[:, None, :]
+    away = distance.abs() if rule.two_sided else distance
+    visible = (away >= 0) & (key_positions >= 0)[:, None, :]
     if rule.window is not None:
-        visible &= distance < rule.window
+        visible &= away < rule.window
     if same_document is not None:
         visible &= same_document
     grouped = query.to(dtype).reshape(*query.shape[:2], key.shape[2], -1, query.shape[-1])
@@ -77,7 +104,8 @@ def attention_by_definition(
     scores = soft_capped(scores, rule.softcap)
     if rule.distance_bias is not None:
         # StorageTiers that are not visible may be any distance away; their bias counts for nothing.
-        scores = scores + bias_at(rule.distance_bias.to(dtype), distance.masked_fill(~visible, 0)).movedim(-1, 1)
+        places = distance.masked_fill(~visible, 0) + rule.zero_distance
+        scores = scores + bias_at(rule.distance_bias.to(dtype), places).movedim(-1, 1)
     hidden = ~visible[:, None]
     # The lowest finite number and not -inf, and zero once more afterwards: a row that sees nothing is no NaN then.
     weights = scores.masked_fill(hidden, torch.finfo(dtype).min).softmax(dim=-1).masked_fill(hidden, 0.0)
@@ -86,9 +114,25 @@ def attention_by_definition(
     return output.flatten(2, 3).to(query.dtype)
 
 
-def bias_at(distance_bias: Tensor, distance: Tensor) -> Tensor:
-    """The bias [..., H] at distances [...]; as an embedding, whose gradient is summed faster than an index's."""
-    return F.embedding(distance, distance_bias.t())
+def require_whole_documents(rule: AttentionRule) -> None:
+    """Refuse a rule of two sequences that measures distances, which there are none of between them.
+
+    Raises:
+        BigtrainError: it has a window, a distance bias, or one side only.
+    """
+    if rule.keys is not None and (rule.window is not None or rule.distance_bias is not None or not rule.two_sided):
+        raise BigtrainError(
+            "attention between two sequences knows no distances",
+            found=f"window {rule.window}, two_sided {rule.two_sided}"
+            + (", a distance bias" if rule.distance_bias is not None else ""),
+            wanted="a two-sided rule without window and distance bias",
+            fix="leave them out: each token sees all of its document in the other sequence",
+        )
+
+
+def bias_at(distance_bias: Tensor, places: Tensor) -> Tensor:
+    """The bias [..., H] in columns [...]; as an embedding, whose gradient is summed faster than an index's."""
+    return F.embedding(places, distance_bias.t())
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -120,3 +164,10 @@ def relative_position_buckets(
     logarithm = torch.log(distance.float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
     spread = (exact + logarithm.clamp(min=0).to(torch.int64)).clamp(max=num_buckets - 1)
     return torch.where(distance < exact, distance, spread)
+
+
+def two_sided_position_buckets(length: int, num_buckets: int, max_distance: int) -> Tensor:
+    """The bucket [2 L - 1] (int64) of each signed distance 1 - L to L - 1 (Raffel et al., 2020; T5's encoder). The
+    first half of the buckets is for the token itself and those before it, the second for those after it."""
+    before = relative_position_buckets(length, num_buckets // 2, max_distance)
+    return torch.cat((before[1:].flip(0) + num_buckets // 2, before))

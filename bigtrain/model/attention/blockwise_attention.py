@@ -124,9 +124,15 @@ class _Scores:
             self.unpadded = int(valid.sum(1).min())
         self.bias: Tensor | None = None
         if distance_bias is not None:
-            seen = min(self.window, distance_bias.shape[1])
-            hidden = (_BLOCK, length + _BLOCK - seen)
-            bias = F.pad(distance_bias[:, :seen].to(self.wide), hidden, value=float("-inf"))
+            rule = AttentionRule(scale, window, softcap, distance_bias, two_sided)
+            seen = min(self.window, rule.bias_reach)
+            ahead = seen - 1 if two_sided else 0
+            self.bias_columns = slice(rule.zero_distance - ahead, rule.zero_distance + seen)
+            """Those of the distances at which a key is seen."""
+            beyond = length + _BLOCK - seen
+            hidden = (beyond if two_sided else _BLOCK, beyond)
+            self.hidden_before, self.zero_distance = hidden[0], hidden[0] + ahead
+            bias = F.pad(distance_bias[:, self.bias_columns].to(self.wide), hidden, value=float("-inf"))
             self.bias = bias.view(key.shape[1], self.group, -1)
             self.bias_grad = torch.zeros_like(self.bias)
 
@@ -161,7 +167,7 @@ class _Scores:
             scores = scores.mul_(self.softcap)
         if self.bias is None:
             return self._hide(scores, chunk, at), slope
-        return scores.add_(self._bias_of(chunk, at)), slope
+        return self._hide_padding(scores.add_(self._bias_of(chunk, at)), chunk, at), slope
 
     def _hide(self, scores: Tensor, chunk: slice, at: _ScoreBlock) -> Tensor:
         """Hide, in place, keys too far after a query, keys that its window has left, and padding."""
@@ -173,6 +179,9 @@ class _Scores:
         if left > 0:
             past = _triangle(left, self.group, scores.dtype, 0).flip(0, 1)
             scores[:, :left, (at.first_key + self.window - at.first_query) * self.group :] += past
+        return self._hide_padding(scores, chunk, at)
+
+    def _hide_padding(self, scores: Tensor, chunk: slice, at: _ScoreBlock) -> Tensor:
         if self.padding is not None and at.last_key > self.unpadded:
             scores += self.padding[torch.arange(chunk.start, chunk.stop) % self.documents, at.keys]
         return scores
@@ -201,8 +210,8 @@ class _Scores:
         self.bias_grad[..., nearest : nearest + distances].index_add_(0, self._heads(chunk), skewed.sum(2))
 
     def _nearest(self, at: _ScoreBlock) -> int:
-        """Where the bias between the first query and the last key lies, a distance of no more than 0."""
-        return _BLOCK + at.first_query - (at.last_key - 1)
+        """Where the bias between the first query and the last key lies, the smallest of the distances."""
+        return self.zero_distance + at.first_query - (at.last_key - 1)
 
     def chunks(self, matrices: int) -> Iterator[slice]:
         """Matrices to work on together."""
@@ -285,8 +294,10 @@ def _backward(
         batch.put(grad_key, grad_keys)
         batch.put(grad_value, grad_values)
         if wants_bias_grad:
-            seen = min(rule.window, grad_bias.shape[1])
-            grad_bias[:, :seen] += rule.bias_grad.flatten(0, 1)[:, _BLOCK : _BLOCK + seen]
+            columns = rule.bias_columns
+            first = rule.hidden_before
+            width = columns.stop - columns.start
+            grad_bias[:, columns] += rule.bias_grad.flatten(0, 1)[:, first : first + width]
     return grad_query, grad_key, grad_value, grad_bias
 
 
@@ -335,7 +346,7 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: T
         key: [N, K, D], H a multiple of K.
         value: [N, K, D].
         cu_seqlens: [documents + 1] integers from 0 to N.
-        rule: what is seen, and how much of it; a distance bias only where it is causal.
+        rule: what is seen, and how much of it; of one sequence.
 
     Returns:
         [N, H, D].

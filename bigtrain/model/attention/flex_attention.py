@@ -22,8 +22,8 @@ def packed_flex_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens:
 
     Args:
         query: [N, H, D].
-        key: [N, K, D], H a multiple of K.
-        value: [N, K, D].
+        key: [N, K, D], H a multiple of K; of two sequences [M, K, D].
+        value: like the key.
         cu_seqlens: [documents + 1] integers from 0 to N.
         rule: what is seen, and how much of it.
 
@@ -35,7 +35,7 @@ def packed_flex_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens:
     output: Tensor = attend(
         *heads_first,
         score_mod=_score(rule),
-        block_mask=_block_mask(cu_seqlens, query.shape[0], rule.window, rule.two_sided),
+        block_mask=_block_mask(cu_seqlens, len(query), len(key), rule),
         scale=rule.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -49,7 +49,7 @@ def _kernel(compiled: bool) -> Callable[..., Any]:
 
 
 def _score(rule: AttentionRule) -> Callable[..., Tensor] | None:
-    cap, bias = rule.softcap, rule.distance_bias
+    cap, bias, zero = rule.softcap, rule.distance_bias, rule.zero_distance
     if cap is None and bias is None:
         return None
 
@@ -58,33 +58,38 @@ def _score(rule: AttentionRule) -> Callable[..., Tensor] | None:
             s = cap * torch.tanh(s / cap)
         if bias is not None:
             # Pairs that the mask hides are computed, too; their place in the bias must only exist.
-            s = s + bias[head, (query - key).clamp(0, bias.shape[1] - 1)]
+            s = s + bias[head, (query - key + zero).clamp(0, bias.shape[1] - 1)]
         return s
 
     return score
 
 
-_masks: list[tuple[Tensor, int, int | None, bool, BlockMask]] = []
+_masks: list[tuple[Tensor, Tensor, tuple[Any, ...], BlockMask]] = []
 """The documents attended to last, the latest in front: the layers of a model ask for the same ones, one after the
 other, with one or two windows, and a second time in the backward pass where they are recomputed."""
 
 
-def _block_mask(cu_seqlens: Tensor, tokens: int, window: int | None, two_sided: bool) -> BlockMask:
-    version = cu_seqlens._version
-    for documents, at_version, its_window, on_both, mask in _masks:
-        if documents is cu_seqlens and at_version == version and (its_window, on_both) == (window, two_sided):
+def _block_mask(cu_seqlens: Tensor, queries: int, keys: int, rule: AttentionRule) -> BlockMask:
+    key_cu_seqlens = cu_seqlens if rule.keys is None else rule.keys.cu_seqlens
+    window, two_sided = rule.window, rule.two_sided
+    wanted = (cu_seqlens._version, key_cu_seqlens._version, window, two_sided)
+    for documents, key_documents, made_for, mask in _masks:
+        if documents is cu_seqlens and key_documents is key_cu_seqlens and made_for == wanted:
             return mask
-    document = torch.bucketize(torch.arange(tokens, device=cu_seqlens.device), cu_seqlens[1:], right=True)
+    document = torch.bucketize(torch.arange(queries, device=cu_seqlens.device), cu_seqlens[1:], right=True)
+    key_document = document
+    if rule.keys is not None:
+        key_document = torch.bucketize(torch.arange(keys, device=cu_seqlens.device), key_cu_seqlens[1:], right=True)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = document[query] == document[key]
+        seen = document[query] == key_document[key]
         if not two_sided:
             seen = seen & (query >= key)
         elif window is not None:
             seen = seen & (key - query < window)
         return seen if window is None else seen & (query - key < window)
 
-    mask = create_block_mask(visible, None, None, tokens, tokens, device=cu_seqlens.device, _compile=cu_seqlens.is_cuda)
-    _masks.insert(0, (cu_seqlens, version, window, two_sided, mask))
+    mask = create_block_mask(visible, None, None, queries, keys, device=cu_seqlens.device, _compile=cu_seqlens.is_cuda)
+    _masks.insert(0, (cu_seqlens, key_cu_seqlens, wanted, mask))
     del _masks[4:]
     return mask
