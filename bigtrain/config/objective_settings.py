@@ -29,7 +29,6 @@ ARCHITECTURES_OF = {
     "denoising": "encoder_decoder",
     "fill_in_the_middle": "decoder",
     "masked": "encoder",
-    "prefix": "decoder",
     "span_corruption": "encoder_decoder",
 }
 """The architecture that learns by each objective."""
@@ -38,12 +37,11 @@ ARCHITECTURES_OF = {
 class ObjectiveSettings(Section):
     """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
 
-    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "prefix", "span_corruption"] = "causal"
+    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "span_corruption"] = "causal"
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
-    (encoders; Devlin et al., 2019). `prefix`: as causal, after the start of a document that is seen from both sides
-    (decoders with attention for it; Raffel et al., 2020). `span_corruption`: a decoder writes the spans of tokens
+    (encoders; Devlin et al., 2019). `span_corruption`: a decoder writes the spans of tokens
     that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
     decoder_start_token: str = "<pad>"
     """span_corruption and denoising: the special token that each document of the decoder starts with. T5 takes its

@@ -14,7 +14,6 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
-from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 from bigtrain.objective.span_corruption import SpanCorruption
@@ -86,15 +85,13 @@ def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary 
 
     Args:
         settings: the section `objective`.
-        vocabulary: of the data; the objectives `causal` and `prefix` need none.
+        vocabulary: of the data; the causal objective needs none.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that the objective needs.
     """
     if settings.name == "causal":
         return Causal()
-    if settings.name == "prefix":
-        return Prefix()
     assert vocabulary is not None
     return _MADE_BY[settings.name](settings, vocabulary)
 

@@ -30,7 +30,6 @@ OBJECTIVES = {
         token_deletion_rate=0.2,
         rotation_rate=0.5,
     ),
-    "prefix": ObjectiveSettings(name="prefix"),
     "span corruption": ObjectiveSettings(name="span_corruption"),
     "long spans": ObjectiveSettings(name="span_corruption", noise_density=0.5, mean_span_length=8.0),
     "nothing but masks": ObjectiveSettings(name="masked", mask_token_share=1.0, random_token_share=0.0),
