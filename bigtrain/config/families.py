@@ -35,6 +35,12 @@ _BERT: dict[str, Any] = {
     "gated_mlp": False,
     "type_vocab_size": 2,
 }
+_T5: dict[str, Any] = {
+    "architecture": "encoder_decoder",
+    "norm_eps": 1e-6,
+    "position_embedding": "t5",
+    "attention_multiplier": 1.0,
+}
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -84,4 +90,12 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
         "head_transform_bias": False,
         "head_act": "gelu",
     },
+    "t5": {
+        **_T5,
+        "hidden_act": "relu",
+        "gated_mlp": False,
+        "tie_word_embeddings": True,
+        "logits_scaling": "sqrt_hidden_size",
+    },
+    "t5_v1_1": {**_T5, "hidden_act": "gelu_pytorch_tanh"},
 }

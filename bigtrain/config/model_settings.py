@@ -16,13 +16,19 @@ from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveIn
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
-    "qwen3_moe", "bert", "roberta", "albert", "modernbert",
+    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1",
 ]  # fmt: skip
 Layers = Annotated[PositiveInt, Field(le=10_000)]
 """Each layer is several Python objects, so a number beyond any real model would fill the memory before a message."""
 LayerType = Literal["full_attention", "sliding_attention"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]
 assert set(get_args(Family)) == FAMILIES.keys()
+
+_NOT_OF_ENCODER_DECODERS = {
+    "sliding_window": None, "parallel_residual": False, "qk_norm": "none", "num_experts": 0,
+    "num_nextn_predict_layers": 0, "embedding_size": None, "num_hidden_groups": None, "type_vocab_size": 0,
+}  # fmt: skip
+"""What an encoder-decoder cannot have, each with the only value that it takes."""
 
 
 class RopeScaling(Section):
@@ -66,12 +72,13 @@ class ModelSettings(Section):
 
     family: Family = "llama"
     """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
-    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, with experts `mixtral`, `qwen3_moe`, and the encoders
-    `bert`, `roberta`, `albert`, `modernbert`. Any key below may be given another value, but a model that the family
-    cannot express at Hugging Face cannot be exported."""
-    architecture: Literal["decoder", "encoder"] = "decoder"
+    `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, with experts `mixtral`, `qwen3_moe`, the encoders `bert`,
+    `roberta`, `albert`, `modernbert`, and the encoder-decoders `t5`, `t5_v1_1`. Any key below may be given another
+    value, but a model that the family cannot express at Hugging Face cannot be exported."""
+    architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """`decoder`: a token sees those before it, and its label is the next token. `encoder`: a token sees its whole
-    document, and its label stands at its own position. An encoder does not generate text."""
+    document, and its label stands at its own position. An encoder does not generate text. `encoder_decoder`: a decoder
+    whose blocks attend to the output of an encoder, too (Vaswani et al., 2017)."""
     init_from: UserPath | None = None
     """A folder written by `bigtrain import`: a new run starts from its weights."""
 
@@ -79,7 +86,9 @@ class ModelSettings(Section):
     hidden_size: PositiveInt
     """Width of the residual stream."""
     num_hidden_layers: Layers
-    """Number of blocks."""
+    """Number of blocks; of an encoder-decoder those of the encoder."""
+    num_decoder_layers: Layers | None = None
+    """encoder_decoder: number of blocks of the decoder. Default: num_hidden_layers."""
     num_attention_heads: PositiveInt
     """Number of query heads."""
     num_key_value_heads: PositiveInt | None = None
@@ -133,7 +142,8 @@ class ModelSettings(Section):
     """learned: the row of the first position. roberta has 2, the id of its padding token plus 1; the rows before it
     are never used."""
     relative_attention_num_buckets: Annotated[int, Field(ge=2)] = 32
-    """t5: number of buckets of distances. Half of them hold one distance each, the others grow logarithmically."""
+    """t5: number of buckets of distances. Half of them hold one distance each, the others grow logarithmically. In an
+    encoder, half of all buckets are for the tokens after a token."""
     relative_attention_max_distance: PositiveInt = 128
     """t5: all distances from this one on share a bucket."""
 
@@ -209,8 +219,8 @@ class ModelSettings(Section):
     """Embeddings are multiplied by this."""
     residual_multiplier: PositiveFloat = 1.0
     """The output of each layer is multiplied by this before it is added to the residual stream."""
-    logits_scaling: PositiveFloat = 1.0
-    """Logits are divided by this."""
+    logits_scaling: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
+    """Logits are divided by this; `sqrt_hidden_size` is T5's choice for a tied embedding."""
     final_logit_softcapping: PositiveFloat | None = None
     """Soft cap: logits l become cap tanh(l / cap) (gemma2)."""
     mup_base_hidden_size: PositiveInt | None = None
@@ -257,6 +267,12 @@ class ModelSettings(Section):
         return self.hidden_size / (self.mup_base_hidden_size or self.hidden_size)
 
     @property
+    def logits_divisor(self) -> float:
+        """What logits are divided by in all: logits_scaling and muP's m."""
+        scaling = self.hidden_size**0.5 if self.logits_scaling == "sqrt_hidden_size" else self.logits_scaling
+        return scaling * self.width_multiplier
+
+    @property
     def expert_width(self) -> int:
         """Width inside an expert, with the default filled in."""
         return self.moe_intermediate_size or self.intermediate_size
@@ -273,8 +289,24 @@ class ModelSettings(Section):
 
     @property
     def two_sided(self) -> bool:
-        """Whether a token attends to those after it, too."""
+        """Whether a token attends to those after it, too. Of an encoder-decoder: of its decoder."""
         return self.architecture == "encoder"
+
+    @property
+    def decoder_layers(self) -> int:
+        """Number of blocks of an encoder-decoder's decoder, with the default filled in."""
+        return self.num_decoder_layers or self.num_hidden_layers
+
+    @property
+    def encoder_part(self) -> ModelSettings:
+        """The encoder of an encoder-decoder, as settings of an encoder."""
+        return self.model_copy(update={"architecture": "encoder", "num_decoder_layers": None})
+
+    @property
+    def decoder_part(self) -> ModelSettings:
+        """The decoder of an encoder-decoder: num_hidden_layers are its own. The architecture stays, and says that its
+        blocks attend to an encoder."""
+        return self.model_copy(update={"num_hidden_layers": self.decoder_layers, "num_decoder_layers": None})
 
     def slides(self, layer: int) -> bool:
         """Whether a layer has sliding attention."""
@@ -335,12 +367,27 @@ class ModelSettings(Section):
             f"{self.hidden_size}",
         )
         yield (
-            self.two_sided and self.position_embedding in ("alibi", "t5"),
-            f"position_embedding {self.position_embedding} is for architecture decoder; an encoder takes rope, "
-            "learned, sinusoidal or none",
+            self.architecture != "decoder" and self.position_embedding == "alibi",
+            "position_embedding alibi is for architecture decoder; an encoder takes rope, learned, sinusoidal, t5 or "
+            "none",
+        )
+        buckets = self.relative_attention_num_buckets
+        yield (
+            self.architecture != "decoder" and self.position_embedding == "t5" and (buckets % 2 > 0 or buckets < 4),
+            "an encoder has relative_attention_num_buckets for two sides: an even number of 4 or more, found "
+            f"{buckets}",
         )
         yield (
-            self.two_sided and self.num_nextn_predict_layers > 0,
+            self.num_decoder_layers is not None and self.architecture != "encoder_decoder",
+            f"num_decoder_layers is for architecture encoder_decoder, found {self.architecture}; remove it",
+        )
+        for key, plain in _NOT_OF_ENCODER_DECODERS.items() if self.architecture == "encoder_decoder" else ():
+            yield (
+                getattr(self, key) != plain,
+                f"architecture encoder_decoder works with {key} {plain}, found {getattr(self, key)}; remove it",
+            )
+        yield (
+            self.architecture == "encoder" and self.num_nextn_predict_layers > 0,
             "num_nextn_predict_layers is for architecture decoder: an encoder has no next token; remove it",
         )
         yield (

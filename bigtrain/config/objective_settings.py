@@ -91,6 +91,11 @@ class ObjectiveSettings(Section):
     """masked: choose whole words, not single tokens."""
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether it gives an encoder something to read beside its decoder."""
+        return ARCHITECTURES_OF[self.name] == "encoder_decoder"
+
+    @property
     def labelled_share(self) -> float:
         """The share of tokens that are to be predicted, roughly."""
         return self.mask_rate if self.name == "masked" else 1.0

@@ -305,7 +305,7 @@ class Settings(Section):
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        if self.evaluate.samples and self.model.architecture == "encoder":
+        if self.evaluate.samples and self.model.architecture != "decoder":
             raise ValueError(
                 f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: an encoder continues no "
                 "text; remove it"

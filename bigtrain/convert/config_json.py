@@ -235,6 +235,8 @@ def function_of(settings: ModelSettings) -> dict[str, Any]:
         del values["router_bias_update_rate"]
     elif all(with_experts):
         del values["intermediate_size"]
+    if settings.architecture != "encoder_decoder":
+        del values["num_decoder_layers"]
     if settings.position_embedding != "t5":
         del values["relative_attention_num_buckets"], values["relative_attention_max_distance"]
     if settings.norm != "layer_norm":
@@ -284,7 +286,7 @@ def _written(settings: ModelSettings) -> dict[str, Any]:
     silent = family.training_only
     return {
         "architectures": [family.architecture],
-        "model_type": settings.family,
+        "model_type": family.model_type or settings.family,
         **written,
         **dict.fromkeys(sorted(silent), 0.0),
         **dict.fromkeys(sorted(family.token_ids), None),

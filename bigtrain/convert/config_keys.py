@@ -26,7 +26,10 @@ _FILLED_IN: Mapping[str, Callable[[ModelSettings], Any]] = {
     "num_key_value_heads": lambda settings: settings.key_value_heads,
     "head_dim": lambda settings: settings.head_width,
     "attention_multiplier": lambda settings: settings.attention_scale,
-    "logits_scaling": lambda settings: settings.logits_scaling * settings.width_multiplier,
+    "logits_scaling": lambda settings: settings.logits_divisor,
+    "num_decoder_layers": lambda settings: (
+        settings.decoder_layers if settings.architecture == "encoder_decoder" else None
+    ),
     "moe_intermediate_size": lambda settings: settings.expert_width,
     "head_act": lambda settings: settings.head_act or settings.hidden_act,
     "num_hidden_groups": lambda settings: settings.distinct_layers,
@@ -110,6 +113,61 @@ def head_activation(theirs: str, *, default: str) -> Keys:
         return {"head_act": of_layers.read(config)["hidden_act"]}
 
     return Keys(frozenset({theirs}), write, read)
+
+
+def fixed(theirs: str, value: Any) -> Keys:
+    """A key that every model of the family has with this value, and that is written.
+
+    Args:
+        theirs: its name in config.json.
+        value: the only one.
+    """
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        if config.get(theirs, value) != value:
+            raise unreadable(theirs, config[theirs], value)
+        return {}
+
+    return Keys(frozenset({theirs}), lambda model: {theirs: value}, read)
+
+
+def t5_feed_forward() -> Keys:
+    """t5: the activation function, `relu`, and whether the layer is gated, `gated-gelu`; and what transformers makes of
+    it, which it writes beside it."""
+    spelled = {"gelu_pytorch_tanh": "gelu"}  # transformers makes gelu_new of gated-gelu, and knows no other gated one
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        name = model.hidden_act
+        return {"feed_forward_proj": f"gated-{spelled.get(name, name)}" if model.gated_mlp else name}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        *gated, name = config.get("feed_forward_proj", "relu").split("-")
+        act = "gelu_new" if (gated, name) == (["gated"], "gelu") else name
+        if gated not in ([], ["gated"]) or act not in ACTIVATIONS:
+            raise unreadable("feed_forward_proj", config["feed_forward_proj"], f"gated-NAME or NAME of {ACTIVATIONS}")
+        for derived, true in (("is_gated_act", bool(gated)), ("dense_act_fn", act)):
+            if config.get(derived, true) != true:
+                raise unreadable(derived, config[derived], f"{true}, as feed_forward_proj says")
+        return {"gated_mlp": bool(gated), "hidden_act": ACTIVATIONS[act]}
+
+    return Keys(frozenset({"feed_forward_proj", "is_gated_act", "dense_act_fn"}), write, read)
+
+
+def t5_head() -> Keys:
+    """t5: a tied embedding comes with logits divided by the root of the width, and a head of its own without.
+
+    transformers 5 writes `tie_word_embeddings: true` for both, and `scale_decoder_outputs` beside it.
+    """
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        tied = config.get("tie_word_embeddings", True)
+        if not tied and config.get("scale_decoder_outputs", False):
+            raise unreadable("scale_decoder_outputs", True, "false, where tie_word_embeddings is")
+        tied = config.get("scale_decoder_outputs", tied)
+        return {"tie_word_embeddings": tied, "logits_scaling": "sqrt_hidden_size" if tied else 1.0}
+
+    names = frozenset({"tie_word_embeddings", "scale_decoder_outputs"})
+    return Keys(names, lambda model: {"tie_word_embeddings": model.tie_word_embeddings}, read)
 
 
 def offset_positions() -> Keys:

@@ -1,8 +1,8 @@
 """Export to a Hugging Face folder, which transformers loads without network: a decoder by `AutoModelForCausalLM`, an
-encoder by `AutoModelForMaskedLM`, the tokenizer by `AutoTokenizer`.
+encoder by `AutoModelForMaskedLM`, both by `AutoModelForSeq2SeqLM`, the tokenizer by `AutoTokenizer`.
 
     weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
-    settings            --config_of-->  config.json; of a decoder generation_config.json
+    settings            --config_of-->  config.json; of what has a decoder generation_config.json
     tokenizer.json      -->  as the model was trained with it, with tokenizer_config.json and special_tokens_map.json,
                         and the chat template that lies beside it
     documents           -->  such as README.md, as they are
@@ -49,6 +49,7 @@ def export_hf(
     end_of_text: str,
     begin_of_text: BeginOfText | None = None,
     mask_token: str | None = None,
+    decoder_start: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     documents: Mapping[str, str] = MappingProxyType({}),
@@ -65,6 +66,7 @@ def export_hf(
         end_of_text: the token that ends a document.
         begin_of_text: what documents begin with. Default: what the tokenizer puts before a text.
         mask_token: the token that stood for hidden ones in the training of an encoder.
+        decoder_start: the token that a document of an encoder-decoder's decoder starts with. Default: `end_of_text`.
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
         documents: texts to lay beside the model, by the names of their files.
@@ -72,8 +74,8 @@ def export_hf(
 
     Raises:
         BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
-            know `end_of_text` or has no padding token where the family counts positions from it, or the family cannot
-            express such a model.
+            know `end_of_text` or `decoder_start`, or has no padding token where the family counts positions from it, or
+            the family cannot express such a model.
     """
     refuse_foreign_folder(out, _is_ours, _NAMES, "export")
     config = config_of(settings)
@@ -82,6 +84,7 @@ def export_hf(
     maps = weight_maps(settings, shapes)
     tokenizer = TokenizerContent.read(tokenizer_file)
     end_of_text_id = _token_id(tokenizer, end_of_text)
+    decoder_start_id = end_of_text_id if decoder_start is None else _token_id(tokenizer, decoder_start)
     begin = begin_of_text or BeginOfText(tokenizer.around.begin, before_prompts=True)
     bos_token_id = begin.ids[0] if begin.ids else None
     if (found := padding_obstacle(settings, tokenizer, {end_of_text_id, *begin.ids})) is not None:
@@ -99,13 +102,17 @@ def export_hf(
     with out_folder(out) as partial:
         write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
         tokens = _about_tokens(bos_token_id, end_of_text_id)
+        tokens_of_decoder = {}
+        if settings.architecture == "encoder_decoder":
+            tokens_of_decoder["decoder_start_token_id"] = decoder_start_id
+            if decoder_start_id != end_of_text_id:  # T5 pads with it; were it end_of_text, see `_about_tokens`
+                tokens_of_decoder["pad_token_id"] = decoder_start_id
+        tokens |= tokens_of_decoder
         _write_json(partial / "config.json", config | tokens | _padding(config) | _about_files(dtype))
         about_begin = {} if bos_token_id is None else {"bos_token_id": bos_token_id}
-        if settings.architecture == "decoder":
-            _write_json(
-                partial / "generation_config.json",
-                {**about_begin, "eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id},
-            )
+        if settings.architecture != "encoder":
+            padded = {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id}
+            _write_json(partial / "generation_config.json", {**about_begin, **padded, **tokens_of_decoder})
         if as_trained.content == tokenizer.content:
             shutil.copyfile(tokenizer_file, partial / "tokenizer.json")
         else:
@@ -217,7 +224,7 @@ def _token_id(tokenizer: TokenizerContent, token: str) -> int:
         raise BigtrainError(
             f"the tokenizer has no token {token!r}",
             found=tokenizer.where,
-            fix="set data.tokenizer.end_of_text to the token that ends a document in it",
+            fix="set data.tokenizer.end_of_text, or what a decoder starts with, to a token that it has",
         )
     return int(found)
 

@@ -17,12 +17,15 @@ from bigtrain.convert.config_keys import (
     REQUIRED,
     Keys,
     activation,
+    fixed,
     head_activation,
     key,
     local_attention,
     offset_positions,
     score_scale,
     sparse_layers,
+    t5_feed_forward,
+    t5_head,
     window_by_layer,
     window_of_all_layers,
 )
@@ -39,6 +42,8 @@ class Module:
     theirs: str
     ours: tuple[str, ...]
     layout: Literal["joined", "conv1d", "by_head", "experts"] = "joined"
+    gated: bool | None = None
+    """Only of models whose feed-forward layers are gated, or are not."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Family:
     """Keys of tokens that only this family has; an export writes that there are none."""
     other_heads: str = r"(?!)"
     """Names of tensors of heads that the language model does not have; an import leaves them out with a note."""
+    model_type: str | None = None
+    """Its name in config.json, where that is another family's, too. Default: the family's own."""
     whole_heads: bool = False
     """transformers asks for a hidden_size that is a multiple of num_attention_heads."""
 
@@ -190,6 +197,43 @@ _ALBERT_BLOCK = (
 )
 _LAYER = "model.layers.{}."
 
+_T5_ENCODER, _T5_DECODER = "encoder.block.{}.layer.", "decoder.block.{}.layer."
+
+
+def _t5_layers(theirs: str, ours: str, feed_forward: int) -> tuple[Module, ...]:
+    """The blocks of one half of a T5; in the decoder the feed-forward layer is the third part."""
+
+    def attention(number: int, name: str, module: str, norm: str) -> tuple[Module, ...]:
+        return (
+            *(Module(f"{theirs}{number}.{name}.{part}", (f"{ours}{module}.{part}_proj",)) for part in "qkvo"),
+            Module(f"{theirs}{number}.layer_norm", (ours + norm,)),
+        )
+
+    cross = attention(1, "EncDecAttention", "cross_attn", "cross_attention_layernorm") if feed_forward == 2 else ()
+    dense = f"{theirs}{feed_forward}.DenseReluDense."
+    return (
+        *attention(0, "SelfAttention", "self_attn", "input_layernorm"),
+        *cross,
+        Module(dense + "wi", (ours + "mlp.up_proj",), gated=False),
+        Module(dense + "wi_0", (ours + "mlp.gate_proj",), gated=True),
+        Module(dense + "wi_1", (ours + "mlp.up_proj",), gated=True),
+        Module(dense + "wo", (ours + "mlp.down_proj",)),
+        Module(f"{theirs}{feed_forward}.layer_norm", (ours + "post_attention_layernorm",)),
+    )
+
+
+_T5_BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias"
+_T5_MODULES = (
+    Module("shared", ("embed_tokens",)),
+    Module("encoder." + _T5_BIAS, ("encoder.relative_attention_bias",)),
+    *_t5_layers(_T5_ENCODER, "encoder.layers.{}.", 1),
+    Module("encoder.final_layer_norm", ("encoder.norm",)),
+    Module("decoder." + _T5_BIAS, ("relative_attention_bias",)),
+    *_t5_layers(_T5_DECODER, "layers.{}.", 2),
+    Module("decoder.final_layer_norm", ("norm",)),
+    Module("lm_head", ("lm_head",)),
+)
+
 
 def _prefixed(prefix: str, names: tuple[tuple[str, str], ...]) -> tuple[Module, ...]:
     return tuple(Module(prefix + theirs, (ours,)) for theirs, ours in names)
@@ -216,6 +260,35 @@ def _tied_head(decoder: str, bias: str) -> Mapping[str, str]:
     """The head as the embedding and a bias, where files may hold it as a layer of its own, too."""
     return {f"{decoder}.weight": f"{bias}.weight", f"{decoder}.bias": f"{bias}.bias"}
 
+
+_T5 = Family(
+    "T5ForConditionalGeneration",
+    (
+        fixed("is_encoder_decoder", True),
+        key("vocab_size"),
+        key("d_model", "hidden_size"),
+        key("num_layers", "num_hidden_layers"),
+        key("num_decoder_layers", default=None),
+        key("num_heads", "num_attention_heads"),
+        key("d_kv", "head_dim", default=64),
+        key("d_ff", "intermediate_size"),
+        key("n_positions", "max_position_embeddings", default=512),
+        key("relative_attention_num_buckets", default=32),
+        key("relative_attention_max_distance", default=128),
+        key("layer_norm_epsilon", "norm_eps", default=1e-6),
+        t5_feed_forward(),
+        t5_head(),
+    ),
+    _T5_MODULES,
+    only={"is_encoder_decoder": (True,)},
+    training_only=frozenset({"dropout_rate"}),
+    idle=frozenset({"classifier_dropout"}),
+    prefix="",
+    # The first releases gave cross-attention a bias, which nothing reads.
+    buffers=r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+    renamed={f"{half}.embed_tokens.weight": "shared.weight" for half in ("encoder", "decoder")},
+    model_type="t5",
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -509,4 +582,6 @@ FAMILIES: dict[str, Family] = {
         token_ids=frozenset({"cls_token_id", "sep_token_id"}),
         whole_heads=True,
     ),
+    "t5": _T5,
+    "t5_v1_1": _T5,
 }  # fmt: skip

@@ -409,7 +409,7 @@ def _add_settings(writer: Any, settings: ModelSettings, architecture: Architectu
         scale = settings.embedding_multiplier
         writer.add_embedding_scale(settings.hidden_size**0.5 if scale == "sqrt_hidden_size" else scale)
         writer.add_residual_scale(settings.residual_multiplier)
-        writer.add_logit_scale(settings.logits_scaling * settings.width_multiplier)
+        writer.add_logit_scale(settings.logits_divisor)
         writer.add_attention_scale(settings.attention_scale)
     if architecture.slides:
         windows = [settings.window_of(layer) for layer in range(settings.num_hidden_layers)]

@@ -197,7 +197,8 @@ def _weights(
         BigtrainError: they are not those of the model.
     """
     files = TensorFolder(folder)
-    if (layers := settings.distinct_layers) > (there := len(files.names())):
+    layers = settings.distinct_layers + (settings.num_decoder_layers or 0)
+    if layers > (there := len(files.names())):
         # Before the model is laid out, which takes a millisecond a layer.
         raise BigtrainError(
             f"the tensors in {folder} are not those of its config.json",

@@ -96,9 +96,12 @@ def compare_with_transformers(
     """
     length = min(tokens, settings.max_position_embeddings)
     input_ids = torch.randint(settings.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
+    read: dict[str, Any] = {}
+    if settings.architecture == "encoder_decoder":  # the encoder reads other tokens, so that the two cannot be mixed up
+        read["encoder_input_ids"] = input_ids.flip(1)
     ours = _ours(weights, settings, dtype)
-    exact = ours.float().logits(input_ids)
-    rounded = ours.to(dtype).logits(input_ids).float()
+    exact = ours.float().logits(input_ids, **read)
+    rounded = ours.to(dtype).logits(input_ids, **read).float()
     del ours
     if not exact.isfinite().all():
         raise BigtrainError(
@@ -135,7 +138,7 @@ def _their_logits(
     folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Logits of transformers' model in float32, and in the type of the files."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     loader: Any = AutoModelForCausalLM
@@ -146,6 +149,9 @@ def _their_logits(
         inputs["position_ids"] = torch.arange(input_ids.shape[1])[None] + settings.position_offset
     else:
         inputs["use_cache"] = False
+    if settings.architecture == "encoder_decoder":
+        loader = AutoModelForSeq2SeqLM
+        inputs["decoder_input_ids"], input_ids = input_ids, input_ids.flip(1)
     logging.disable_progress_bar()
     with _config_and_weights(folder) as seen:
         try:

@@ -72,15 +72,24 @@ def their_shapes(maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size]) ->
 def _maps(settings: ModelSettings, shapes: Mapping[str, torch.Size]) -> Iterator[WeightMap]:
     of_layers: list[Module] = []
     for module in FAMILIES[settings.family].modules:
+        if module.gated not in (None, settings.gated_mlp):
+            continue
         if "{}" in module.ours[0]:
             of_layers.append(module)
             continue
         if of_layers:  # the first module after the layers
-            for layer in range(settings.distinct_layers):
+            for layer in range(_layers_like(of_layers[0], settings)):
                 for each in of_layers:
                     yield from _of_module(each, layer, settings, shapes)
             of_layers = []
         yield from _of_module(module, None, settings, shapes)
+
+
+def _layers_like(module: Module, settings: ModelSettings) -> int:
+    """How many layers there are of those that this module is in."""
+    if settings.architecture == "encoder_decoder" and not module.ours[0].startswith("encoder."):
+        return settings.decoder_layers
+    return settings.distinct_layers
 
 
 def _of_module(

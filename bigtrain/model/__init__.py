@@ -1,7 +1,8 @@
 """The models in plain PyTorch: they know no engine, and no data beyond a packed micro-batch.
 
 build                   the one that the settings name
-  decoder, encoder      a token sees those before it, or its whole document; what both are is in
+  decoder, encoder      a token sees those before it, or its whole document
+  encoder_decoder       a decoder that attends to an encoder; what all of them are is in
 transformer             embedding -> blocks -> norm -> head
   positions, rotary     where a token stands: vectors, a rotation, or a bias on scores
   embedding             tokens in; loss or logits out
@@ -32,6 +33,7 @@ from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.encoder import Encoder
+from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
@@ -43,6 +45,7 @@ __all__ = [
     "Completion",
     "Decoder",
     "Encoder",
+    "EncoderDecoder",
     "Ended",
     "Sampling",
     "SequenceParallel",

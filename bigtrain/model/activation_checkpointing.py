@@ -81,6 +81,8 @@ def kept_products(settings: ModelSettings, budget: float) -> frozenset[Shape] | 
     width, inner = settings.hidden_size, settings.intermediate_size
     queries, keys = (heads * settings.head_width for heads in (settings.num_attention_heads, settings.key_value_heads))
     products: list[Shape] = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    if settings.architecture == "encoder_decoder":  # cross-attention
+        products *= 2
     feed_forward = [(inner, width)] + [(width, inner)] * (2 if settings.gated_mlp else 1)
     if settings.num_experts:
         inner = settings.expert_width

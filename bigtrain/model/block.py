@@ -1,4 +1,5 @@
-"""One block: attention and a feed-forward half, each with its norms, added to the residual stream."""
+"""One block: attention and a feed-forward half, each with its norms, added to the residual stream; in a decoder with an
+encoder, attention to that between the two."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.activation_checkpointing import recomputation
-from bigtrain.model.attention.attention import SelfAttention
+from bigtrain.model.attention.attention import CrossAttention, SelfAttention
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.experts import MixtureOfExperts
@@ -39,6 +40,11 @@ class Block(nn.Module):
         self.input_layernorm = norm("pre") if layer or settings.first_attention_norm else nn.Identity()
         self.self_attn = SelfAttention(settings, layer, execution)
         self.attention_output_norm = norm("post", "post_residual")
+        self.cross_attn: CrossAttention | None = None
+        if settings.architecture == "encoder_decoder":
+            self.cross_attention_layernorm = norm("pre")
+            self.cross_attn = CrossAttention(settings, execution)
+            self.cross_attention_output_norm = norm("post", "post_residual")
         self.post_attention_layernorm = norm("pre")
         self.mlp = (
             MixtureOfExperts(settings, execution.sequence_parallel)
@@ -61,6 +67,8 @@ class Block(nn.Module):
     def _residuals(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
         if self.norms_sums:
             x = self.attention_output_norm(x + self._scaled(self.self_attn(x, context)))
+            if self.cross_attn is not None:
+                x = self.cross_attention_output_norm(x + self._scaled(self.cross_attn(x, context)))
             fed, report = self._fed(x, context)
             return self.mlp_output_norm(x + self._scaled(fed)), report
         attended = self._attention(x, context)
@@ -68,6 +76,9 @@ class Block(nn.Module):
             fed, report = self._feed_forward(x, context)
             return x + attended + fed, report
         x = x + attended
+        if self.cross_attn is not None:
+            seen = self.cross_attn(self.cross_attention_layernorm(x), context)
+            x = x + self._scaled(self.cross_attention_output_norm(seen))
         fed, report = self._feed_forward(x, context)
         return x + fed, report
 

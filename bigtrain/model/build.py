@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from bigtrain.config import ModelSettings
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.encoder import Encoder
+from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.float8 import require_float8
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
 
-ARCHITECTURES: Mapping[str, type[Transformer]] = {"decoder": Decoder, "encoder": Encoder}
+ARCHITECTURES: Mapping[str, type[Transformer]] = {
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "encoder_decoder": EncoderDecoder,
+}
 
 
 def build_model(

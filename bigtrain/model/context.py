@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from bigtrain.model.attention.attention_rule import KeyBoundaries
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.layers.rotary import Rotary
 
@@ -22,8 +23,12 @@ class Context(NamedTuple):
     local_rotary: Rotary | None = None
     """The rotation in layers with sliding attention, where it is another one."""
     distance_bias: Tensor | None = None
-    """[H, L], added to the score of a token so many places back."""
+    """[H, L], added to the score of a token so many places back; two-sided [H, 2 L - 1]."""
     labelled: Tensor | None = None
     """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
     cache: KeyValueCache | None = None
     """Generation: the tokens before these."""
+    encoder_states: Tensor | None = None
+    """[B, S, C], what the blocks of an encoder-decoder's decoder attend to."""
+    encoder_keys: KeyBoundaries | None = None
+    """Where its documents begin: as many as cu_seqlens has, in the same order."""

@@ -24,7 +24,12 @@ def count_active_parameters(settings: ModelSettings) -> int:
 
 
 def flops_per_token(
-    settings: ModelSettings, sequence_length: int, *, causal: bool = False, labelled: float = 1.0
+    settings: ModelSettings,
+    sequence_length: int,
+    *,
+    causal: bool = False,
+    labelled: float = 1.0,
+    encoder_length: int | None = None,
 ) -> float:
     """Floating-point operations of matrix products for one training token, forward and backward.
 
@@ -34,23 +39,33 @@ def flops_per_token(
     and recomputation is not counted. A module of multi-token prediction is a layer with a head and a projection. A
     block that several layers share is counted for each.
 
+    Of an encoder-decoder it is for one token of the decoder, with its share of what the encoder does: the weights that
+    multiply the encoder's S tokens count S / T times, and cross-attention sees S tokens.
+
     Args:
         settings: the shape.
         sequence_length: T, in tokens.
         causal: count attention as it is, over the tokens that a token sees on average: of a decoder (T + 1) / 2, of an
-            encoder T, or fewer where a layer has a sliding window.
+            encoder all, or fewer where a layer has a sliding window.
         labelled: the share of tokens with a label. An encoder computes its head for these alone, a decoder for all.
+        encoder_length: encoder_decoder: S, in tokens. Default: T.
     """
     with torch.device("meta"):
         model = build_model(settings)
     ahead = settings.num_nextn_predict_layers
-    heads = 1 + ahead if settings.architecture == "decoder" else labelled
+    heads = labelled if settings.architecture == "encoder" else 1 + ahead
+    read = (encoder_length or sequence_length) / sequence_length
     matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
     multiplying = heads * settings.vocab_size * settings.embedding_width + sum(
-        size * _uses(name, settings, heads) * _share_at_work(name, settings) for name, size in matrices
+        size * _uses(name, settings, heads, read) * _share_at_work(name, settings) for name, size in matrices
     )
     attention_width = settings.num_attention_heads * settings.head_width
     windows = [settings.window_of(layer) for layer in range(settings.num_hidden_layers + ahead)]
+    if settings.architecture == "encoder_decoder":
+        own = _tokens_seen(sequence_length, None) if causal else sequence_length
+        others = read * sequence_length
+        seen_by_all = settings.decoder_layers * (own + others) + settings.num_hidden_layers * others * read
+        return 6 * multiplying + 12 * attention_width * seen_by_all
     tokens_seen = _tokens_seen_on_both_sides if settings.two_sided else _tokens_seen
     seen = [tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
     return 6 * multiplying + 12 * attention_width * sum(seen)
@@ -61,8 +76,17 @@ def _share_at_work(name: str, settings: ModelSettings) -> float:
     return settings.num_experts_per_tok / settings.num_experts if ".experts." in name else 1.0
 
 
-def _uses(name: str, settings: ModelSettings, heads: float) -> float:
-    """How often a matrix multiplies a token; 0 for what is only looked up, and for the head, tied or not."""
+def _uses(name: str, settings: ModelSettings, heads: float, read: float) -> float:
+    """How often a matrix multiplies a token; 0 for what is only looked up, and for the head, tied or not.
+
+    Args:
+        name: of the matrix.
+        settings: the shape.
+        heads: how often the head is computed for a token.
+        read: tokens of the encoder for one of the decoder.
+    """
+    if name.startswith("encoder.layers.") or name.endswith((".cross_attn.k_proj.weight", ".cross_attn.v_proj.weight")):
+        return read
     if name == "lm_head.dense.weight":
         return heads
     if name == "embed_projection.weight":

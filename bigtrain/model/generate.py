@@ -120,13 +120,18 @@ def read_next(model: Transformer, tokens: Tensor, cache: KeyValueCache) -> Tenso
 
 def require_decoder(settings: ModelSettings) -> None:
     """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
-    if settings.architecture == "encoder":
-        raise BigtrainError(
-            "an encoder continues no text: it predicts tokens inside a text that it sees as a whole",
-            found=f"a {settings.family} model, model.architecture encoder",
-            wanted="a model with model.architecture decoder",
-            fix="take a decoder; or export the encoder with `bigtrain export` and use it in transformers",
-        )
+    if settings.architecture == "decoder":
+        return
+    name, why = {
+        "encoder": ("encoder", "it predicts tokens inside a text that it sees as a whole"),
+        "encoder_decoder": ("encoder-decoder", "it writes another text, after reading a whole one"),
+    }[settings.architecture]
+    raise BigtrainError(
+        f"an {name} continues no text: {why}",
+        found=f"a {settings.family} model, model.architecture {settings.architecture}",
+        wanted="a model with model.architecture decoder",
+        fix=f"take a decoder; or export the {name} with `bigtrain export` and use it in transformers",
+    )
 
 
 def require_room(prompts: Sequence[Sequence[int]], context: int) -> None:

@@ -1,4 +1,4 @@
-"""What decoders and encoders share: embeddings, blocks, final norm, output head, and the way through them.
+"""What all architectures share: embeddings, blocks, final norm, output head, and the way through them.
 
 input_ids -> embed_tokens (+ token types, + positions, norm, projection) -> layers -> norm -> lm_head -> loss, or logits
 """
@@ -28,20 +28,26 @@ from bigtrain.model.layers.router import Router, RouterReport
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 
 
-class Transformer(nn.Module):
-    """A language model of blocks with attention: `Decoder` or `Encoder`. Made by `build_model`; its weights mean
-    something after `init_weights`."""
+class BlockStack(nn.Module):
+    """Blocks, with what comes in front of them beside the tokens' embeddings, and the norm after them."""
 
-    _tp_plan = TENSOR_PARALLEL_PLAN  # where Hugging Face's models have theirs, and DeepSpeed looks
-
-    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+    def __init__(
+        self, settings: ModelSettings, execution: Execution, embed_tokens: InputEmbedding | None = None
+    ) -> None:
+        """Args:
+        settings: of these blocks.
+        execution: how they are computed.
+        embed_tokens: the embedding, where it is the stack's own. It is registered first: the order of the parameters
+            is part of a run's arithmetic.
+        """
         super().__init__()
         self.settings = settings
         self.sequence_parallel = execution.sequence_parallel
         self.compiled = False
         theta = settings.local_rope_theta
         self._local_settings = None if theta is None else settings.model_copy(update={"rope_theta": theta})
-        self.embed_tokens = InputEmbedding(settings)
+        if embed_tokens is not None:
+            self.embed_tokens = embed_tokens
         self.embed_token_types = token_types(settings)
         self.embed_positions = absolute_positions(settings)
         width = settings.embedding_width
@@ -50,6 +56,51 @@ class Transformer(nn.Module):
         self.relative_attention_bias = relative_positions(settings)
         self.layers = nn.ModuleList(Block(settings, layer, execution) for layer in range(settings.distinct_layers))
         self.norm = nn.Identity() if settings.norm_position == "post_residual" else norm_layer(settings)
+
+    def stream(self, embedded: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """What enters the first block, [B, T, C], from the embeddings of the tokens."""
+        x = embedded
+        if self.embed_token_types is not None:
+            x = x + self.embed_token_types(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(position_ids).to(x.dtype)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return x if self.embed_projection is None else self.embed_projection(x)
+
+    def through_layers(self, x: Tensor, context: Context) -> tuple[Tensor, list[RouterReport | None]]:
+        """The stream after the last block, and what the blocks' routers report."""
+        reports = []
+        times = self.settings.num_hidden_layers // self.settings.distinct_layers
+        for layer in self.layers:
+            for _ in range(times):
+                x, report = layer(x, context)
+                reports.append(report)
+        return x, reports
+
+    def context(self, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, dtype: torch.dtype) -> Context:
+        """What the layers know of tokens at positions [B, T], whose embeddings are of this type."""
+        if self.compiled:  # the number of documents differs from batch to batch: compile for any
+            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+        rotates = self.settings.position_embedding == "rope"
+        bias = self.relative_attention_bias
+        return Context(
+            cu_seqlens,
+            max_seqlen,
+            rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
+            local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
+            distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
+        )
+
+
+class Transformer(BlockStack):
+    """A language model of blocks with attention: `Decoder`, `Encoder` or `EncoderDecoder`. Made by `build_model`; its
+    weights mean something after `init_weights`."""
+
+    _tp_plan = TENSOR_PARALLEL_PLAN  # where Hugging Face's models have theirs, and DeepSpeed looks
+
+    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+        super().__init__(settings, execution, InputEmbedding(settings))
         self.lm_head = OutputHead(settings)
         self.auxiliary = Auxiliary(settings)
         self._tie()
@@ -86,11 +137,11 @@ class Transformer(nn.Module):
             input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
             token_type_ids = None if token_type_ids is None else ranks.own_tokens(token_type_ids)
         embedded = self.embed_tokens(input_ids)
-        context = self._context(position_ids, cu_seqlens, max_seqlen, embedded.dtype)
+        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype)
         learns = self.training and torch.is_grad_enabled()
         if learns:
             context = context._replace(labelled=labels != IGNORE_INDEX)
-        x, reports = self._through_layers(self._stream(embedded, position_ids, token_type_ids), context)
+        x, reports = self.through_layers(self.stream(embedded, position_ids, token_type_ids), context)
         if each_token:
             return self.lm_head(self.norm(x), labels, each_token=True)
         loss = self._summed_loss(self.norm(x), labels)
@@ -127,9 +178,9 @@ class Transformer(nn.Module):
         if cu_seqlens is None:
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
-        context = self._context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
-        x = self._stream(x, position_ids, token_type_ids)
-        x, _ = self._through_layers(x, context._replace(cache=cache))
+        context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
+        x = self.stream(x, position_ids, token_type_ids)
+        x, _ = self.through_layers(x, context._replace(cache=cache))
         return self.norm(x)
 
     def init_weights(self, seed: int) -> None:
@@ -148,7 +199,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Block):
                 module.compile()
-        self.compiled = True
+            elif isinstance(module, BlockStack):
+                module.compiled = True
 
     def routers(self) -> dict[str, Router]:
         """The routers by name, in the order of their loads in `auxiliary`."""
@@ -176,27 +228,6 @@ class Transformer(nn.Module):
                     )
                 router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
 
-    def _stream(self, embedded: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """What enters the first block, [B, T, C], from the embeddings of the tokens."""
-        x = embedded
-        if self.embed_token_types is not None:
-            x = x + self.embed_token_types(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(position_ids).to(x.dtype)
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
-        return x if self.embed_projection is None else self.embed_projection(x)
-
-    def _through_layers(self, x: Tensor, context: Context) -> tuple[Tensor, list[RouterReport | None]]:
-        """The stream after the last block, and what the blocks' routers report."""
-        reports = []
-        times = self.settings.num_hidden_layers // self.settings.distinct_layers
-        for layer in self.layers:
-            for _ in range(times):
-                x, report = layer(x, context)
-                reports.append(report)
-        return x, reports
-
     def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The summed loss from the normalised last hidden states."""
         return self.lm_head(hidden, labels)
@@ -206,19 +237,6 @@ class Transformer(nn.Module):
     ) -> tuple[list[Tensor], list[RouterReport | None]]:
         """The summed losses of what predicts further ahead, and what its routers report."""
         return [], []
-
-    def _context(self, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, dtype: torch.dtype) -> Context:
-        if self.compiled:  # the number of documents differs from batch to batch: compile for any
-            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
-        rotates = self.settings.position_embedding == "rope"
-        bias = self.relative_attention_bias
-        return Context(
-            cu_seqlens,
-            max_seqlen,
-            rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
-            local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
-            distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
-        )
 
     def _tie(self) -> None:
         if self.settings.tie_word_embeddings:

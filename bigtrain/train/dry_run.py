@@ -50,14 +50,19 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
 
 
 def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The model's inputs: random tokens in documents as long as a row, each token with a label."""
+    """The model's inputs: random tokens in documents as long as a row, each token with a label. An encoder reads as
+    many tokens as its decoder at most."""
     rows, tokens = settings.train.micro_batch_size, settings.data.sequence_length
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(settings.model.vocab_size, (rows, tokens + 1), generator=generator).to(device)
-    return {
+    inputs = {
         "input_ids": ids[:, :-1].contiguous(),
         "labels": ids[:, 1:].contiguous(),
         "position_ids": torch.arange(tokens, device=device).expand(rows, tokens).contiguous(),
         "cu_seqlens": torch.arange(rows + 1, device=device, dtype=torch.int32) * tokens,
         "max_seqlen": tokens,
     }
+    if settings.model.architecture == "encoder_decoder":
+        read = ("input_ids", "position_ids", "cu_seqlens", "max_seqlen")
+        inputs |= {f"encoder_{name}": inputs[name] for name in read}
+    return inputs

@@ -95,6 +95,7 @@ def export_run(
         end_of_text=settings.data.tokenizer.end_of_text,
         begin_of_text=DataTokenizer.open(settings.data.dir).begin_of_text,
         mask_token=settings.objective.mask_token if settings.objective.name == "masked" else None,
+        decoder_start=settings.objective.decoder_start_token if settings.objective.reads_pairs else None,
         dtype=dtype,
         documents=_documents(run, settings, checkpoint, report),
         check=compare,

@@ -1,4 +1,4 @@
-"""Multi-head self-attention: projections around one of the attention back-ends."""
+"""Multi-head attention, to the same tokens or to an encoder's: projections around one of the attention back-ends."""
 
 from __future__ import annotations
 
@@ -71,3 +71,34 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query, key, value
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder to the output of its encoder (Vaswani et al., 2017, section 3.2.3). A token of the n-th
+    document sees all of the encoder's n-th document, without regard to positions."""
+
+    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+        super().__init__()
+        self.implementation = execution.attn_implementation
+        self.head_width = settings.head_width
+        self.scale, self.softcap = settings.attention_scale, settings.attn_logit_softcapping
+        width = settings.hidden_size
+        query_width = settings.num_attention_heads * settings.head_width
+        key_width = settings.key_value_heads * settings.head_width
+        self.q_proj = execution.linear(width, query_width, bias=settings.attention_bias)
+        self.k_proj = execution.linear(width, key_width, bias=settings.attention_bias)
+        self.v_proj = execution.linear(width, key_width, bias=settings.attention_bias)
+        self.o_proj = execution.linear(query_width, width, bias=settings.attention_output_bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, T, C] to [B, T, C], with the encoder's states of the context."""
+        states = context.encoder_states
+        assert states is not None and context.encoder_keys is not None  # blocks with this run after an encoder
+        query, key, value = (
+            projected.unflatten(-1, (-1, self.head_width)).flatten(0, 1)
+            for projected in (self.q_proj(x), self.k_proj(states), self.v_proj(states))
+        )
+        rule = AttentionRule(self.scale, softcap=self.softcap, two_sided=True, keys=context.encoder_keys)
+        attend = attention_backend(self.implementation, query, rule)
+        output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
+        return self.o_proj(output.reshape(*x.shape[:2], -1))

@@ -70,7 +70,7 @@ class OutputHead(nn.Module):
             self.dense = CpuLinear(settings.hidden_size, width, bias=settings.head_transform_bias)
             self.activation = ACTIVATIONS[settings.head_act or settings.hidden_act]
             self.norm = norm_layer(settings, width)
-        self.scaling = settings.logits_scaling * settings.width_multiplier
+        self.scaling = settings.logits_divisor
         self.softcap, self.z_loss_coef = settings.final_logit_softcapping, settings.z_loss_coef
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, *, each_token: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 learned, sinusoidal   position_ids [B, T] -> vectors [B, T, C], added to the embeddings
 rope                  position_ids -> Rotary, for queries and keys
-alibi, t5             distance -> bias [H, L], for scores
+alibi, t5             distance -> bias [H, L], for scores; of t5 on both sides [H, 2 L - 1]
 none                  nothing
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
-from bigtrain.model.attention.attention_rule import alibi_bias, relative_position_buckets
+from bigtrain.model.attention.attention_rule import alibi_bias, relative_position_buckets, two_sided_position_buckets
 from bigtrain.model.layers.embedding import TokenEmbedding
 
 
@@ -21,13 +21,15 @@ class RelativeBias(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
+        self.bucket = two_sided_position_buckets if settings.two_sided else relative_position_buckets
         self.buckets = settings.relative_attention_num_buckets
         self.max_distance = settings.relative_attention_max_distance
         self.weight = nn.Parameter(torch.empty(self.buckets, settings.num_attention_heads))
 
     def forward(self, length: int) -> Tensor:
-        """[H, length]: what is added to the score of a token so many places back."""
-        buckets = relative_position_buckets(length, self.buckets, self.max_distance).to(self.weight.device)
+        """[H, length]: what is added to the score of a token so many places back. Two-sided [H, 2 length - 1], with the
+        tokens after the query in front."""
+        buckets = self.bucket(length, self.buckets, self.max_distance).to(self.weight.device)
         return self.weight[buckets].t()
 
 
