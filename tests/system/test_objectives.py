@@ -12,7 +12,8 @@ from tests.matrix import thinned
 from tests.refusals import assert_refused
 from tests.system.run_sandbox import STATUS_STOPPED, RunSandbox, kill_ranks, small_settings
 
-ADDITIONAL = ["[MASK]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+SENTINELS = [f"<extra_id_{number}>" for number in range(20)]
+ADDITIONAL = ["<pad>", "[MASK]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", *SENTINELS]
 ENCODER = {
     "family": "bert",
     "hidden_size": 64,
@@ -25,6 +26,8 @@ ENCODER = {
 OBJECTIVES = {
     "fill_in_the_middle": {"objective": {"name": "fill_in_the_middle"}},
     "masked": {"objective": {"name": "masked"}, "model": ENCODER},
+    "span_corruption": {"objective": {"name": "span_corruption"}, "model": ENCODER | {"family": "t5"}},
+    "denoising": {"objective": {"name": "denoising"}, "model": ENCODER | {"family": "t5_v1_1"}},
     "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
 }
 EXACT = ("step", "loss", "grad_norm", "tokens", "batch_digest", "inputs_digest")
@@ -68,7 +71,7 @@ def assert_fills_masks(run: RunSandbox) -> None:
     assert first["token_str"] and fill.tokenizer.pad_token == "<|endoftext|>"
 
 
-@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked"]))
+@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "span_corruption"]))
 def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp_path, objective):
     """Inputs are equal at 1, 2 and 4 ranks; what was killed repeats its steps bit for bit; a step can be replayed."""
     whole = run_of(with_tokens, tmp_path, objective, "whole")
