@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,24 @@ from tokenizers import Tokenizer
 from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
-from bigtrain.data import load_tokenizer, open_datasets, open_mirror, open_objective, validation_batches
+from bigtrain.data import (
+    Dataset,
+    MicroBatch,
+    load_tokenizer,
+    open_datasets,
+    open_mirror,
+    open_objective,
+    validation_batches,
+)
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import Transformer, build_model
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
-from bigtrain.trained.ngram import Baselines
+from bigtrain.trained.ngram import Baselines, LabelBaselines
+
+BASELINE_SEQUENCES = 4096
+"""Of each source: on so many training sequences the baseline of labels that are not next tokens is counted."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +88,25 @@ class TrainedModel:
             for split in ("train", "validation")
         }
         objective = open_objective(self.settings.objective, self.settings.data.dir)
-        baselines = Baselines(opened["train"], causal=objective.causal) if with_baselines else None
+
+        def batches_of(dataset: Dataset, most: int | None) -> Iterator[MicroBatch]:
+            return validation_batches(
+                dataset,
+                sequence_length=self.settings.data.sequence_length,
+                max_sequences=most,
+                micro_batch_size=self.settings.validation_batch_size,
+                objective=objective,
+            )
+
+        baselines: Baselines | LabelBaselines | None = None
+        if with_baselines and objective.causal:
+            baselines = Baselines(opened["train"])
+        elif with_baselines:
+            sample = (batch for dataset in opened["train"] for batch in batches_of(dataset, BASELINE_SEQUENCES))
+            baselines = LabelBaselines(sample, opened["train"][0].summary.vocab_size)
         rows = []
         for dataset in opened["validation"]:
-            batches = list(
-                validation_batches(
-                    dataset,
-                    sequence_length=self.settings.data.sequence_length,
-                    max_sequences=self.settings.evaluate.max_sequences,
-                    micro_batch_size=self.settings.validation_batch_size,
-                    objective=objective,
-                )
-            )
+            batches = list(batches_of(dataset, self.settings.evaluate.max_sequences))
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
             if not tokens:
                 continue

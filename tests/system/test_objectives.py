@@ -68,7 +68,11 @@ def assert_fills_masks(run: RunSandbox) -> None:
     transformers = pytest.importorskip("transformers")
     fill = transformers.pipeline("fill-mask", str(run.directory / "hf"), device="cpu", top_k=2)
     (first, _) = fill("import [MASK]")
-    assert first["token_str"] and fill.tokenizer.pad_token == "<|endoftext|>"
+    evaluated = run.bigtrain("eval", run.run, "--baselines", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    for source in json.loads(evaluated.stdout)["validation"]:
+        assert 50 < source["unigram perplexity"] < 1024 and "5-gram perplexity" not in source
+    assert first["token_str"] and fill.tokenizer.pad_token == "<pad>"
 
 
 @pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "span_corruption"]))
