@@ -41,6 +41,14 @@ _T5: dict[str, Any] = {
     "position_embedding": "t5",
     "attention_multiplier": 1.0,
 }
+_POST_NORM: dict[str, Any] = {
+    **_BIASED,
+    "architecture": "encoder_decoder",
+    "norm": "layer_norm",
+    "norm_position": "post_residual",
+    "gated_mlp": False,
+    "tie_word_embeddings": True,
+}
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -98,4 +106,19 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
         "logits_scaling": "sqrt_hidden_size",
     },
     "t5_v1_1": {**_T5, "hidden_act": "gelu_pytorch_tanh"},
+    "bart": {
+        **_POST_NORM,
+        "position_embedding": "learned",
+        "position_offset": 2,
+        "hidden_act": "gelu",
+        "embedding_norm": True,
+    },
+    "marian": {
+        **_POST_NORM,
+        "position_embedding": "sinusoidal",
+        "sinusoidal_layout": "halves",
+        "hidden_act": "silu",
+        "embedding_multiplier": "sqrt_hidden_size",
+        "head_bias": True,
+    },
 }

@@ -16,7 +16,7 @@ from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveIn
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
-    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1",
+    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1", "bart", "marian",
 ]  # fmt: skip
 Layers = Annotated[PositiveInt, Field(le=10_000)]
 """Each layer is several Python objects, so a number beyond any real model would fill the memory before a message."""
@@ -73,8 +73,8 @@ class ModelSettings(Section):
     family: Family = "llama"
     """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
     `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, with experts `mixtral`, `qwen3_moe`, the encoders `bert`,
-    `roberta`, `albert`, `modernbert`, and the encoder-decoders `t5`, `t5_v1_1`. Any key below may be given another
-    value, but a model that the family cannot express at Hugging Face cannot be exported."""
+    `roberta`, `albert`, `modernbert`, and the encoder-decoders `t5`, `t5_v1_1`, `bart`, `marian`. Any key below may be
+    given another value, but a model that the family cannot express at Hugging Face cannot be exported."""
     architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """`decoder`: a token sees those before it, and its label is the next token. `encoder`: a token sees its whole
     document, and its label stands at its own position. An encoder does not generate text. `encoder_decoder`: a decoder
@@ -141,6 +141,8 @@ class ModelSettings(Section):
     position_offset: NonNegativeInt = 0
     """learned: the row of the first position. roberta has 2, the id of its padding token plus 1; the rows before it
     are never used."""
+    sinusoidal_layout: Literal["interleaved", "halves"] = "interleaved"
+    """sinusoidal: sine and cosine of a wavelength side by side, or all sines before all cosines (marian)."""
     relative_attention_num_buckets: Annotated[int, Field(ge=2)] = 32
     """t5: number of buckets of distances. Half of them hold one distance each, the others grow logarithmically. In an
     encoder, half of all buckets are for the tokens after a token."""
@@ -376,6 +378,11 @@ class ModelSettings(Section):
             self.architecture != "decoder" and self.position_embedding == "t5" and (buckets % 2 > 0 or buckets < 4),
             "an encoder has relative_attention_num_buckets for two sides: an even number of 4 or more, found "
             f"{buckets}",
+        )
+        yield (
+            self.position_embedding == "t5" and self.relative_attention_max_distance <= buckets // 2,
+            f"relative_attention_max_distance {self.relative_attention_max_distance} is not beyond the "
+            f"{buckets // 2} distances that have buckets of their own; make it larger",
         )
         yield (
             self.num_decoder_layers is not None and self.architecture != "encoder_decoder",

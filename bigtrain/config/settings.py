@@ -333,6 +333,11 @@ class Settings(Section):
         tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
         if (problem := uneven_share(model, self.data.sequence_length, tensor, sequence)) is not None:
             raise ValueError(problem)
+        if model.architecture == "encoder_decoder" and max(tensor, sequence) > 1:
+            raise ValueError(
+                "model.architecture encoder_decoder works with engine.tensor_parallel_size 1 and "
+                f"engine.sequence_parallel_size 1, found {tensor} and {sequence}; use ZeRO alone"
+            )
         if tensor > 1:
             for key, found, works in (
                 ("qk_norm", model.qk_norm, "none"),

@@ -239,6 +239,8 @@ def function_of(settings: ModelSettings) -> dict[str, Any]:
         del values["num_decoder_layers"]
     if settings.position_embedding != "t5":
         del values["relative_attention_num_buckets"], values["relative_attention_max_distance"]
+    if settings.position_embedding != "sinusoidal":
+        del values["sinusoidal_layout"]
     if settings.norm != "layer_norm":
         del values["norm_bias"]
     if not settings.head_transform:

@@ -131,6 +131,34 @@ def fixed(theirs: str, value: Any) -> Keys:
     return Keys(frozenset({theirs}), lambda model: {theirs: value}, read)
 
 
+def in_both(theirs: str, ours: str) -> Keys:
+    """A setting that both halves of an encoder-decoder have at theirs, with `encoder_` and `decoder_` before its name.
+
+    Args:
+        theirs: what follows.
+        ours: the setting.
+    """
+    names = (f"encoder_{theirs}", f"decoder_{theirs}")
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {ours: one_of(config, names, REQUIRED)}
+
+    return Keys(frozenset(names), lambda model: dict.fromkeys(names, value_of(model, ours)), read)
+
+
+def scaled_embedding() -> Keys:
+    """bart, marian: whether embeddings are multiplied by the root of their width."""
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {"scale_embedding": model.embedding_multiplier == "sqrt_hidden_size"}
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        scales = config.get("scale_embedding", False)
+        return {"embedding_multiplier": "sqrt_hidden_size" if scales else 1.0}
+
+    return Keys(frozenset({"scale_embedding"}), write, read)
+
+
 def t5_feed_forward() -> Keys:
     """t5: the activation function, `relu`, and whether the layer is gated, `gated-gelu`; and what transformers makes of
     it, which it writes beside it."""

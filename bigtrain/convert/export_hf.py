@@ -174,7 +174,7 @@ def _theirs(
         for name in each.ours:
             ours[name] = weights[name].detach().to("cpu", dtype)
             _check_shape(name, ours[name], shapes[name])
-        yield from each.to_theirs(ours).items()
+        yield from ((name, tensor.to(dtype)) for name, tensor in each.to_theirs(ours).items())
 
 
 def _check_names(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

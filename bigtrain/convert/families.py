@@ -19,9 +19,11 @@ from bigtrain.convert.config_keys import (
     activation,
     fixed,
     head_activation,
+    in_both,
     key,
     local_attention,
     offset_positions,
+    scaled_embedding,
     score_scale,
     sparse_layers,
     t5_feed_forward,
@@ -36,12 +38,12 @@ from bigtrain.convert.rope_keys import rope, two_ropes
 class Module:
     """A module at Hugging Face and what its weight, and its bias where there is one, are made of here.
 
-    `{}` in a name is the layer; in theirs, a second one is the expert.
+    `{}` in a name is the layer; in theirs, a second one is the expert. Of a `row` both are names of whole tensors.
     """
 
     theirs: str
     ours: tuple[str, ...]
-    layout: Literal["joined", "conv1d", "by_head", "experts"] = "joined"
+    layout: Literal["joined", "conv1d", "by_head", "experts", "row"] = "joined"
     gated: bool | None = None
     """Only of models whose feed-forward layers are gated, or are not."""
 
@@ -288,6 +290,62 @@ _T5 = Family(
     buffers=r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
     renamed={f"{half}.embed_tokens.weight": "shared.weight" for half in ("encoder", "decoder")},
     model_type="t5",
+)
+
+
+def _bart_layers(theirs: str, ours: str, *, cross: bool) -> tuple[Module, ...]:
+    """The blocks of one half of a BART."""
+
+    def attention(name: str, module: str, norm: str) -> tuple[Module, ...]:
+        parts = {"k_proj": "k_proj", "v_proj": "v_proj", "q_proj": "q_proj", "out_proj": "o_proj"}
+        return (
+            *(Module(f"{theirs}{name}.{their}", (f"{ours}{module}.{our}",)) for their, our in parts.items()),
+            Module(f"{theirs}{name}_layer_norm", (ours + norm,)),
+        )
+
+    return (
+        *attention("self_attn", "self_attn", "attention_output_norm"),
+        *(attention("encoder_attn", "cross_attn", "cross_attention_output_norm") if cross else ()),
+        Module(theirs + "fc1", (ours + "mlp.up_proj",)),
+        Module(theirs + "fc2", (ours + "mlp.down_proj",)),
+        Module(theirs + "final_layer_norm", (ours + "mlp_output_norm",)),
+    )
+
+
+_BART_EMBEDDINGS = ("embed_positions", "embed_positions"), ("layernorm_embedding", "embed_norm")
+_BART_MODULES = (
+    Module("model.shared", ("embed_tokens",)),
+    *_prefixed("model.encoder.", tuple((theirs, f"encoder.{ours}") for theirs, ours in _BART_EMBEDDINGS)),
+    *_bart_layers("model.encoder.layers.{}.", "encoder.layers.{}.", cross=False),
+    *_prefixed("model.decoder.", _BART_EMBEDDINGS),
+    *_bart_layers("model.decoder.layers.{}.", "layers.{}.", cross=True),
+    Module("final_logits_bias", ("lm_head.bias",), "row"),
+)
+_BART_KEYS = (
+    fixed("is_encoder_decoder", True),
+    key("vocab_size"),
+    key("init_std", "initializer_range", default=0.02),
+    key("d_model", "hidden_size"),
+    key("encoder_layers", "num_hidden_layers"),
+    key("decoder_layers", "num_decoder_layers"),
+    in_both("attention_heads", "num_attention_heads"),
+    in_both("ffn_dim", "intermediate_size"),
+    key("max_position_embeddings", default=1024),
+    activation("activation_function", default="gelu"),
+    scaled_embedding(),
+)
+_BART_NOISE = frozenset({
+    "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop",
+})  # fmt: skip
+_BART_ONLY: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (True,), "tie_word_embeddings": (True,), "normalize_before": (False,),
+    "add_final_layer_norm": (False,), "add_bias_logits": (False,),
+}  # fmt: skip
+_BART_IDLE = frozenset({
+    "classifier_dropout", "classif_dropout", "extra_pos_embeddings", "force_bos_token_to_be_generated", "save_step",
+})  # fmt: skip
+_BART_TIED = dict.fromkeys(
+    ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"), "model.shared.weight"
 )
 
 FAMILIES: dict[str, Family] = {
@@ -584,4 +642,32 @@ FAMILIES: dict[str, Family] = {
     ),
     "t5": _T5,
     "t5_v1_1": _T5,
+    "bart": Family(
+        "BartForConditionalGeneration",
+        _BART_KEYS,
+        _BART_MODULES,
+        only={**_BART_ONLY, "normalize_embedding": (True,), "static_position_embeddings": (False,)},
+        same_as={"num_hidden_layers": "encoder_layers"},
+        training_only=_BART_NOISE,
+        idle=_BART_IDLE,
+        renamed=_BART_TIED,
+        whole_heads=True,
+    ),
+    "marian": Family(
+        "MarianMTModel",
+        _BART_KEYS,
+        _BART_MODULES,
+        only={
+            **_BART_ONLY,
+            "normalize_embedding": (False,),
+            "static_position_embeddings": (True,),
+            "share_encoder_decoder_embeddings": (True,),
+        },
+        same_as={"num_hidden_layers": "encoder_layers", "decoder_vocab_size": "vocab_size"},
+        training_only=_BART_NOISE,
+        idle=_BART_IDLE,
+        buffers=r"embed_positions\.weight$",
+        renamed=_BART_TIED,
+        whole_heads=True,
+    ),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 joined     theirs is one of ours, or several, one below the other; transposed where it is GPT-2's `Conv1D`, [in, out]
 by head    queries, keys and values of a head follow each other: [heads, 3, head_dim] rows (gpt_neox)
+row        a vector of ours is a matrix of one row there, or one of zeros, which ours lacks
 stacked    one of ours, [experts, ...], is a tensor for each expert there
 
 Every layout works on tensors without data as well: that is how shapes are known before anything is read.
@@ -15,6 +16,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from bigtrain.base import BigtrainError
 
 
 class Layout(Protocol):
@@ -72,3 +75,27 @@ class Stacked:
     def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
         """Stack."""
         return [torch.stack(list(theirs))]
+
+
+@dataclass(frozen=True)
+class OneRow:
+    """A vector as a matrix of one row. Where ours has no such vector, theirs is zero."""
+
+    width: int
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Add a dimension."""
+        return [ours[0][None] if ours else torch.zeros(1, self.width)]
+
+    def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
+        """Take it away. Raises BigtrainError where a row that ours lacks is not zero."""
+        (row,) = theirs
+        if rows:
+            return [row[0]]
+        if not row.is_meta and row.any():
+            raise BigtrainError(
+                "the logits of this model have a bias, which its family here has not",
+                found=f"{int(row.count_nonzero())} numbers that are not 0",
+                wanted="zeros",
+            )
+        return []

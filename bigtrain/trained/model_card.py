@@ -21,16 +21,18 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
     """
     model, train = settings.model, settings.train
     samples = train.batches.consumed_after(step)
-    encodes = model.architecture == "encoder"
-    task, loader = ("fill-mask", "AutoModelForMaskedLM") if encodes else ("text-generation", "AutoModelForCausalLM")
+    task, loader, use = {
+        "decoder": ("text-generation", "AutoModelForCausalLM", "continues text and follows no instructions."),
+        "encoder": ("fill-mask", "AutoModelForMaskedLM", "predicts tokens of a text."),
+        "encoder_decoder": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes one text after reading another."),
+    }[model.architecture]
     paragraphs = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- bigtrain\n---",
         f"# {settings.run_dir.name}",
         f"A `{model.family}` {model.architecture} with {count_parameters(model):,} parameters and a context of "
         f"{model.max_position_embeddings:,} tokens, trained with bigtrain {__version__} to step {step:,} of "
         f"{settings.total_steps:,}: {samples:,} samples of {settings.data.sequence_length:,} tokens, in batches of "
-        f"{train.global_batch_size:,}. It is a base model: it "
-        + ("predicts tokens of a text." if encodes else "continues text and follows no instructions."),
+        f"{train.global_batch_size:,}. It is a base model: it {use}",
         f"```python\nfrom transformers import {loader}, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
         f'model = {loader}.from_pretrained("path/to/this/folder")\n```',

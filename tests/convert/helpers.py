@@ -21,9 +21,12 @@ VOCABULARY, CONTEXT = 320, 48
 WITH_BIAS_SWITCH = {"llama", "qwen3", "olmo2", "gemma", "gemma2", "granite", "qwen3_moe", "gpt_neox"}
 WITH_MLP_BIAS_SWITCH = {"llama", "granite"}
 ENCODERS = {name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder"}
-WHOLE_HEADS = {"gpt2", "gpt_neox"} | ENCODERS
+OF_BOTH = {name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder_decoder"}
+T5 = {"t5", "t5_v1_1"}
+WHOLE_HEADS = {"gpt2", "gpt_neox"} | ENCODERS | OF_BOTH - T5
 """hidden_size is num_attention_heads times head_dim, and each head has keys of its own."""
-TIED = {"bert", "roberta", "albert"}
+OF_BART = OF_BOTH - T5
+TIED = {"bert", "roberta", "albert"} | OF_BART
 MIXTURES = {name for name, choices in FAMILIES.items() if choices.get("num_experts")}
 
 scalings = st.one_of(
@@ -68,10 +71,21 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
     }
     if family in WHOLE_HEADS:
         values["hidden_size"] = heads * draw(st.sampled_from([8, 16]))
+    elif family in T5:
+        tied = values["tie_word_embeddings"]
+        values |= {
+            "head_dim": draw(st.sampled_from([6, 16, None])),
+            "logits_scaling": "sqrt_hidden_size" if tied else 1.0,
+            "gated_mlp": draw(st.booleans()),
+            "relative_attention_num_buckets": draw(st.sampled_from([8, 32])),
+            "relative_attention_max_distance": draw(st.sampled_from([20, 128])),
+        }
     else:
         values["num_key_value_heads"] = draw(st.sampled_from([1, 2, heads]))
         values["head_dim"] = draw(st.sampled_from([6, 16, None]))
-    if family not in {"gpt2"} | ENCODERS:
+    if family in OF_BOTH:
+        values["num_decoder_layers"] = draw(st.sampled_from([None, 1, 3]))
+    if family not in {"gpt2"} | ENCODERS | OF_BOTH:
         values |= {"rope_theta": draw(st.sampled_from([10000.0, 500000.0])), "rope_scaling": draw(scalings)}
     if family in WITH_BIAS_SWITCH:
         biased = draw(st.booleans())
@@ -89,7 +103,10 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
         kinds = st.sampled_from(["sliding_attention", "full_attention"])
         layers = values["num_hidden_layers"]
         values["layer_types"] = tuple(draw(st.lists(kinds, min_size=layers, max_size=layers)))
-    if family in TIED:
+    if family in OF_BART:
+        values["embedding_multiplier"] = draw(st.sampled_from([1.0, "sqrt_hidden_size"]))
+        del values["norm_eps"]  # it has no key in config.json
+    elif family in TIED:
         values |= {"type_vocab_size": draw(st.integers(1, 3))}
     if family == "roberta":
         values |= {"position_offset": draw(st.integers(2, 4))}
@@ -145,8 +162,10 @@ def trained(settings: ModelSettings, dtype: torch.dtype = torch.float32) -> Deco
 
 def auto_class(family: str) -> Any:
     """The class of transformers that loads a family's language model."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+    if family in OF_BOTH:
+        return AutoModelForSeq2SeqLM
     return AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
 
 

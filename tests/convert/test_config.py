@@ -17,11 +17,16 @@ from bigtrain.convert.config_json import config_of, differences, obstacles
 from bigtrain.convert.config_json import settings_of as read
 from bigtrain.convert.families import FAMILIES as DESCRIPTIONS
 from bigtrain.model.layers.rotary import attention_factor, rotary_frequencies
-from tests.convert.helpers import CONTEXT, WHOLE_HEADS, settings_of, shapes
+from tests.convert.helpers import CONTEXT, OF_BART, OF_BOTH, T5, WHOLE_HEADS, settings_of, shapes
 
 SHAPE = {
     "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 40, "max_position_embeddings": CONTEXT, "head_dim": 16,
+}  # fmt: skip
+T5_SHAPE = {"vocab_size": 320, "d_model": 32, "num_layers": 4, "num_heads": 4, "d_ff": 40}
+BART_SHAPE = {
+    "vocab_size": 320, "d_model": 32, "encoder_layers": 4, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40,
 }  # fmt: skip
 GPT2_SHAPE = {"vocab_size": 320, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT}
 
@@ -30,6 +35,10 @@ def smallest(family: str) -> dict[str, Any]:
     """A config.json without any key that may be left out."""
     if family == "gpt2":
         return {"model_type": family, **GPT2_SHAPE}
+    if family in T5:
+        return {"model_type": "t5", **T5_SHAPE}
+    if family in OF_BART:
+        return {"model_type": family, **BART_SHAPE}
     derived = {"num_key_value_heads", "head_dim"} if family in WHOLE_HEADS else set()
     return {"model_type": family, **{key: value for key, value in SHAPE.items() if key not in derived}}
 
@@ -54,8 +63,10 @@ def test_a_key_that_is_left_out_has_the_value_that_transformers_takes(family: st
     from transformers import CONFIG_MAPPING
 
     config = smallest(family)
-    full = json.loads(CONFIG_MAPPING[family](**{k: v for k, v in config.items() if k != "model_type"}).to_json_string())
-    theirs, _ = read({"model_type": family, **full})
+    model_type = config["model_type"]
+    known = {k: v for k, v in config.items() if k != "model_type"}
+    full = json.loads(CONFIG_MAPPING[model_type](**known).to_json_string())
+    theirs, _ = read({"model_type": model_type, **full})
     ours, _ = read(config)
     assert differences(ours, theirs) == {}
     assert ours.initializer_range == theirs.initializer_range
@@ -213,6 +224,60 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 PUBLISHED |= {
+    "t5": (
+        {
+            "architectures": ["T5ForConditionalGeneration"], "d_ff": 2048, "d_kv": 64, "d_model": 512,
+            "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "initializer_factor": 1.0,
+            "is_encoder_decoder": True, "layer_norm_epsilon": 1e-06, "model_type": "t5", "n_positions": 512,
+            "num_heads": 8, "num_layers": 6, "output_past": True, "pad_token_id": 0,
+            "relative_attention_num_buckets": 32, "task_specific_params": {"summarization": {"num_beams": 4}},
+            "vocab_size": 32128,
+        },
+        {"architecture": "encoder_decoder", "logits_scaling": "sqrt_hidden_size", "decoder_layers": 6,
+         "hidden_act": "relu", "gated_mlp": False, "attention_scale": 1.0},
+    ),
+    "t5_v1_1": (
+        {
+            "architectures": ["T5ForConditionalGeneration"], "d_ff": 1024, "d_kv": 64, "d_model": 512,
+            "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "feed_forward_proj": "gated-gelu",
+            "initializer_factor": 1.0, "is_encoder_decoder": True, "layer_norm_epsilon": 1e-06, "model_type": "t5",
+            "num_decoder_layers": 8, "num_heads": 6, "num_layers": 8, "output_past": True, "pad_token_id": 0,
+            "relative_attention_num_buckets": 32, "tie_word_embeddings": False, "vocab_size": 32128,
+        },
+        {"tie_word_embeddings": False, "logits_scaling": 1.0, "hidden_act": "gelu_pytorch_tanh", "gated_mlp": True},
+    ),
+    "bart": (
+        {
+            "activation_dropout": 0.1, "activation_function": "gelu", "add_bias_logits": False,
+            "add_final_layer_norm": False, "architectures": ["BartForConditionalGeneration"], "attention_dropout": 0.1,
+            "bos_token_id": 0, "classif_dropout": 0.1, "classifier_dropout": 0.0, "d_model": 768,
+            "decoder_attention_heads": 12, "decoder_ffn_dim": 3072, "decoder_layerdrop": 0.0, "decoder_layers": 6,
+            "decoder_start_token_id": 2, "dropout": 0.1, "early_stopping": True, "encoder_attention_heads": 12,
+            "encoder_ffn_dim": 3072, "encoder_layerdrop": 0.0, "encoder_layers": 6, "eos_token_id": 2,
+            "forced_eos_token_id": 2, "gradient_checkpointing": False, "init_std": 0.02, "is_encoder_decoder": True,
+            "max_position_embeddings": 1024, "model_type": "bart", "no_repeat_ngram_size": 3, "normalize_before": False,
+            "normalize_embedding": True, "num_beams": 4, "num_hidden_layers": 6, "pad_token_id": 1,
+            "scale_embedding": False, "torch_dtype": "float32", "use_cache": True, "vocab_size": 50265,
+        },
+        {"position_offset": 2, "embedding_norm": True, "embedding_multiplier": 1.0, "decoder_layers": 6},
+    ),
+    "marian": (
+        {
+            "activation_dropout": 0.0, "activation_function": "swish", "add_bias_logits": False,
+            "add_final_layer_norm": False, "architectures": ["MarianMTModel"], "attention_dropout": 0.0,
+            "bad_words_ids": [[58100]], "bos_token_id": 0, "classif_dropout": 0.0, "d_model": 512,
+            "decoder_attention_heads": 8, "decoder_ffn_dim": 2048, "decoder_layerdrop": 0.0, "decoder_layers": 6,
+            "decoder_start_token_id": 58100, "decoder_vocab_size": 58101, "dropout": 0.1, "encoder_attention_heads": 8,
+            "encoder_ffn_dim": 2048, "encoder_layerdrop": 0.0, "encoder_layers": 6, "eos_token_id": 0,
+            "extra_pos_embeddings": 58101, "init_std": 0.02, "is_encoder_decoder": True,
+            "max_position_embeddings": 512, "model_type": "marian", "normalize_before": False,
+            "normalize_embedding": False, "num_beams": 6, "num_hidden_layers": 6, "pad_token_id": 58100,
+            "scale_embedding": True, "share_encoder_decoder_embeddings": True, "static_position_embeddings": True,
+            "vocab_size": 58101,
+        },
+        {"hidden_act": "silu", "embedding_multiplier": "sqrt_hidden_size", "sinusoidal_layout": "halves",
+         "head_bias": True},
+    ),
     "bert": (
         {
             "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False,
@@ -275,7 +340,9 @@ def test_published_files_are_read(name: str) -> None:
     model, notes = read(config)
     assert {key: getattr(model, key) for key in wanted} == wanted
     assert obstacles(model) == []
-    assert bool(notes) == (name in ("gpt2", "bert", "roberta"))  # they were trained with dropout, which is said
+    assert bool(notes) == (
+        name in ("gpt2", "bert", "roberta", *OF_BOTH)
+    )  # they were trained with dropout, which is said
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -382,6 +449,13 @@ OBSTACLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "positions from 0": ("roberta", {"position_offset": 0}, "pad_token_id"),
     "norms before": ("bert", {"norm_position": "pre"}, "norm_position is pre, bert has post_residual"),
     "another head function": ("bert", {"head_act": "relu"}, "head_act is relu, bert has gelu"),
+    "a head of its own, divided": (
+        "t5", {"tie_word_embeddings": False}, "logits_scaling is 5.65",
+    ),
+    "a bias of the logits": ("bart", {"head_bias": True}, "head_bias is True, bart has False"),
+    "interleaved waves": ("marian", {"sinusoidal_layout": "interleaved"}, "sinusoidal_layout is interleaved"),
+    "an exact gate": ("t5_v1_1", {"hidden_act": "gelu"}, "hidden_act is gelu, t5_v1_1 has gelu_pytorch_tanh"),
+    "scaled scores": ("t5", {"attention_multiplier": 0.5}, "attention_multiplier is 0.5, t5 has 1.0"),
     "raw weights": ("mixtral", {"num_experts": 4, "norm_topk_prob": False}, "norm_topk_prob"),
 }  # fmt: skip
 

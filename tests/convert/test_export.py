@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from bigtrain.base.errors import BigtrainError
 from bigtrain.convert import compare_with_transformers, export_hf
 from bigtrain.trained.text_model import TextModel
-from tests.convert.helpers import ENCODERS, END, exported, settings_of, trained, weights_of
+from tests.convert.helpers import ENCODERS, END, OF_BOTH, exported, settings_of, trained, weights_of
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -123,6 +123,23 @@ def test_a_roberta_whose_padding_token_is_one_of_texts_is_refused(tokenizer_file
             exported(model, tokenizer_file, tmp_path / "out")
         assert token in str(refused.value.found)
     exported(trained(settings_of("roberta", position_offset=320)), tokenizer_file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", sorted(OF_BOTH))
+def test_an_encoder_decoder_loads_as_a_model_from_text_to_text(
+    family: str, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """The self-check finds it equal, and transformers generates from the token that its decoder starts with."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = trained(settings_of(family))
+    out = exported(model, tokenizer_file, tmp_path / "out", dtype=torch.float32, decoder_start="<|padding 1|>")
+    compare_with_transformers(out, weights_of(model), model.settings, torch.float32).check(out)
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(out)
+    assert theirs.config.decoder_start_token_id == theirs.generation_config.decoder_start_token_id == 1
+    assert theirs.generate(torch.tensor([[4, 5, 6]]), max_new_tokens=4, do_sample=False)[0, 0] == 1
+    with pytest.raises(BigtrainError, match="no token '<pad>'"):
+        exported(model, tokenizer_file, tmp_path / "other", decoder_start="<pad>")
 
 
 @pytest.mark.parametrize("family", sorted(ENCODERS))

@@ -23,7 +23,7 @@ from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert import Imported, compare_with_transformers, export_hf, import_hf
 from bigtrain.convert.config_json import differences
 from bigtrain.convert.imported import MANIFEST, read_model, write_model
-from tests.convert.helpers import END, VOCABULARY, auto_class, exported, settings_of, shapes, trained, weights_of
+from tests.convert.helpers import END, T5, VOCABULARY, auto_class, exported, settings_of, shapes, trained, weights_of
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
@@ -76,14 +76,21 @@ def test_what_transformers_saved_is_what_we_compute(family: str, tokenizer_file:
         "intermediate_size": 40, "n_inner": 40, "max_position_embeddings": 48, "num_key_value_heads": 2, "head_dim": 8,
         "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
         "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.2, "embedding_size": 12,
-        "cls_token_id": None, "sep_token_id": None,
+        "cls_token_id": None, "sep_token_id": None, "init_std": 0.2, "decoder_start_token_id": 0,
+        "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "decoder_attention_heads": 4, "decoder_layers": 3, "d_ff": 40,
+        "num_decoder_layers": 3,
     }  # fmt: skip
     if family == "roberta":
         shape |= {"pad_token_id": 1}
-    known = CONFIG_MAPPING[family]()
+    model_type = "t5" if family in T5 else family
+    if family == "t5_v1_1":
+        shape |= {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}
+    known = CONFIG_MAPPING[model_type]()
     kept = {key: value for key, value in shape.items() if hasattr(known, key)}
-    config = CONFIG_MAPPING[family](**kept, eos_token_id=0)
+    config = CONFIG_MAPPING[model_type](**kept, eos_token_id=0)
     theirs = auto_class(family).from_config(config)
+    if family == "t5_v1_1":  # transformers 5 unties a head only when it loads a file with one
+        theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.detach() + 0.1)
     there, ours = tmp_path / "there", tmp_path / "ours"
     theirs.save_pretrained(there)
     shutil.copyfile(tokenizer_file, there / "tokenizer.json")

@@ -16,7 +16,18 @@ from torch import Tensor
 from bigtrain.config.families import FAMILIES
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.weights import our_shapes, weight_maps
-from tests.convert.helpers import ENCODERS, MIXTURES, VOCABULARY, auto_class, exported, settings_of, shapes, trained
+from tests.convert.helpers import (
+    ENCODERS,
+    MIXTURES,
+    OF_BOTH,
+    VOCABULARY,
+    auto_class,
+    exported,
+    settings_of,
+    shapes,
+    trained,
+)
+from tests.model.helpers import exact_t5
 
 LENGTH = 40
 
@@ -44,6 +55,12 @@ def test_transformers_computes_the_same_logits_and_gradients(
 
 
 def compare(chosen: ModelSettings, tokenizer_file: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        exact_t5(monkeypatch)
+        compare_both(chosen, tokenizer_file)
+
+
+def compare_both(chosen: ModelSettings, tokenizer_file: Path) -> None:
     # Their balancing loss is over a batch, ours over each sequence; it is tested with the experts.
     ours = trained(chosen.model_copy(update={"router_aux_loss_coef": 0.0}), torch.float64)
     with TemporaryDirectory() as folder:
@@ -55,33 +72,45 @@ def compare(chosen: ModelSettings, tokenizer_file: Path) -> None:
     input_ids[0, :10] = torch.arange(10)  # special tokens too
     if chosen.architecture == "encoder":
         input_ids = input_ids.clamp(min=4)  # transformers takes no gradient of a padding token
-    our_logits, their_logits = ours.logits(input_ids), theirs(input_ids).logits
+    ours_reads: dict[str, Any] = {}
+    theirs_reads: dict[str, Any] = {"input_ids": input_ids}
+    if of_both := chosen.architecture == "encoder_decoder":
+        input_ids = input_ids.clamp(min=4)
+        ours_reads = {"encoder_input_ids": input_ids.flip(1)}
+        theirs_reads = {"input_ids": input_ids.flip(1), "decoder_input_ids": input_ids}
+    our_logits, their_logits = ours.logits(input_ids, **ours_reads), theirs(**theirs_reads).logits
     torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=2e-5 * our_logits.abs().max().item())
 
-    if chosen.architecture == "encoder":  # the last token of a row has no label, as for decoders
+    if chosen.architecture != "decoder":  # the last token of a row has no label, as for decoders
         labels = torch.cat((input_ids[:, :-1], torch.full((2, 1), -100)), dim=1)
     else:
         labels = torch.cat((input_ids[:, 1:], torch.full((2, 1), -100)), dim=1)
     positions = torch.arange(LENGTH).expand(2, LENGTH)
     boundaries = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32)
-    loss = ours(input_ids, labels, positions, boundaries, LENGTH) / (2 * LENGTH - 2)
+    if of_both:
+        ours_reads |= {"encoder_position_ids": positions, "encoder_cu_seqlens": boundaries}
+        ours_reads["encoder_max_seqlen"] = LENGTH
+    loss = ours(input_ids, labels, positions, boundaries, LENGTH, **ours_reads) / (2 * LENGTH - 2)
     loss.backward()
-    their_loss = theirs(input_ids, labels=labels if chosen.architecture == "encoder" else input_ids).loss
+    their_loss = theirs(**theirs_reads, labels=input_ids if chosen.architecture == "decoder" else labels).loss
     their_loss.backward()
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     gradients = {key: parameter.grad for key, parameter in ours.named_parameters()}
     named = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    if chosen.position_embedding == "sinusoidal":  # transformers has a table of them, which a loaded model would train
+        named = {key: gradient for key, gradient in named.items() if not key.endswith("embed_positions.weight")}
     assert_same_gradients(chosen, gradients, named)
 
 
 def how(family: str) -> dict[str, Any]:
-    return {} if family in ENCODERS else {"experts_implementation": "eager"}
+    return {} if family in ENCODERS | OF_BOTH else {"experts_implementation": "eager"}
 
 
 def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Alike up to transformers' rotary angles, which are float32: sharp attention scales their rounding up."""
     expected = as_loaded({k: grad for each in weight_maps(chosen) for k, grad in each.to_theirs(ours).items()})
     largest = max(grad.abs().max().item() for grad in expected.values())
+    expected.pop("final_logits_bias", None)  # a buffer at transformers
     assert expected.keys() == theirs.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(

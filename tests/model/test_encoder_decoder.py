@@ -16,7 +16,7 @@ from bigtrain.config.families import FAMILIES
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import EncoderDecoder, build_model, count_parameters, flops_per_token, generate
-from tests.model.helpers import relative_error, small_settings
+from tests.model.helpers import exact_t5, relative_error, small_settings
 
 FAMILIES_OF_BOTH = [name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder_decoder"]
 SHAPE = {"num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
@@ -84,23 +84,13 @@ def gradients(model: EncoderDecoder, batch: dict[str, Any]) -> dict[str, Tensor]
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def exact_t5(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers normalises in float32; the comparison is of what is computed, and not of how it is rounded."""
-    from transformers.models.t5.modeling_t5 import T5LayerNorm
-
-    def normalise(self: Any, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(T5LayerNorm, "forward", normalise)
-
-
 @pytest.mark.parametrize("family", FAMILIES_OF_BOTH)
 def test_logits_and_all_gradients_equal_those_of_transformers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, from config.json and weights as they are exported, with other numbers of layers in both halves."""
     from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM
 
     exact_t5(monkeypatch)
-    ours = built(family, changes={"num_decoder_layers": None} if family == "marian" else None)
+    ours = built(family)
     config = dict(config_of(ours.settings))
     theirs = AutoModelForSeq2SeqLM.from_config(
         CONFIG_MAPPING[config.pop("model_type")](**{"pad_token_id": 0} | config),
@@ -280,10 +270,14 @@ T5 = {"head_dim": 64, "max_position_embeddings": 512, "vocab_size": 32128, "rela
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "t5": ({**T5, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048},
            60_506_624),
+    "bart": ({"hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 3072,
+              "vocab_size": 50265, "max_position_embeddings": 1024}, 139_420_416),
+    "marian": ({"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048,
+                "vocab_size": 58101, "max_position_embeddings": 512}, 73_886_208 + 58_101),
     "t5_v1_1": ({**T5, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1024},
                 76_961_152),
 }  # fmt: skip
-"""t5-small and t5-v1_1-small."""
+"""t5-small, bart-base, opus-mt-en-de with its bias of the logits, and t5-v1_1-small."""
 
 
 @pytest.mark.parametrize("family", PUBLISHED)

@@ -62,10 +62,14 @@ class SinusoidalEmbedding(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.width = settings.embedding_width
+        self.width, self.in_halves = settings.embedding_width, settings.sinusoidal_layout == "halves"
 
     def forward(self, position_ids: Tensor) -> Tensor:
         """[B, T] positions to [B, T, C], float32."""
+        if self.in_halves:  # computed as Hugging Face does, so that both round to the same float32
+            steps = torch.arange(0, self.width, 2, device=position_ids.device).double() / self.width
+            turns = position_ids[..., None].double() / 10000.0**steps
+            return torch.cat((turns.sin(), turns.cos()), dim=-1).float()
         exponents = torch.arange(0, self.width, 2, device=position_ids.device).float() / self.width
         angles = position_ids[..., None].float() / 10000.0**exponents
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
