@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from bigtrain.config.families import FAMILIES
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import EncoderDecoder, build_model, count_parameters, flops_per_token, generate
+from bigtrain.train.dry_run import worst_case
 from tests.model.helpers import exact_t5, relative_error, small_settings
 
 FAMILIES_OF_BOTH = [name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder_decoder"]
@@ -284,3 +286,13 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
 def test_published_sizes_have_the_published_number_of_parameters(family: str) -> None:
     shape, parameters = PUBLISHED[family]
     assert count_parameters(small_settings(family, **shape)) == parameters
+
+
+def test_the_worst_case_of_a_dry_run_has_tokens_for_the_encoder() -> None:
+    """What `worst_case` makes is what the model takes: as many tokens for the encoder as for the decoder."""
+    model = built("t5", torch.float32)
+    sizes = SimpleNamespace(micro_batch_size=2), SimpleNamespace(sequence_length=16)
+    settings: Any = SimpleNamespace(model=model.settings, train=sizes[0], data=sizes[1])
+    inputs = worst_case(settings, torch.device("cpu"))
+    assert inputs["encoder_input_ids"].shape == inputs["input_ids"].shape == (2, 16)
+    assert model(**inputs).isfinite()
