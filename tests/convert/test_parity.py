@@ -114,7 +114,7 @@ def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs
     assert expected.keys() == theirs.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(
-            grad, theirs[name], rtol=1e-4, atol=2e-4 * largest, msg=lambda text, name=name: f"{name}: {text}"
+            grad, theirs[name], rtol=1e-4, atol=5e-4 * largest, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
