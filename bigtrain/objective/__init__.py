@@ -21,7 +21,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
-from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective
+from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
@@ -39,5 +39,6 @@ __all__ = [
     "SpanCorruption",
     "TokenRows",
     "make_objective",
+    "row_lengths",
     "span_lengths",
 ]

@@ -16,7 +16,7 @@ from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
-from bigtrain.objective.span_corruption import SpanCorruption
+from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
 
 FIM_TOKENS = {
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -78,6 +78,19 @@ class ObjectiveVocabulary:
                 "build the data in another data.dir",
             )
         return self.special[token]
+
+
+def row_lengths(settings: ObjectiveSettings, length: int) -> tuple[int, int | None]:
+    """The tokens of a row that a model predicts from, and of its encoder's row where it is an encoder-decoder.
+
+    Args:
+        settings: the section `objective`.
+        length: tokens of a row of the data.
+    """
+    if settings.name == "span_corruption":
+        encoder, decoder = span_lengths(length, settings.noise_density, settings.mean_span_length)
+        return decoder, encoder
+    return length, length if settings.reads_pairs else None
 
 
 def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary | None) -> Objective:

@@ -35,6 +35,7 @@ from bigtrain.model import (
     initialize,
     product_dtype,
 )
+from bigtrain.objective import row_lengths
 from bigtrain.observe import Meter, peak_of, peak_of_all
 from bigtrain.rundir import RunState
 
@@ -205,10 +206,18 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     peaks = gather(topology, own)
     earlier = [event["peak"] for event in history if isinstance(event.get("peak"), dict)]
-    tokens, labelled = settings.data.sequence_length, settings.objective.labelled_share
+    length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
+    share = length / settings.data.sequence_length  # the meter counts tokens of the data
+
+    def flops(causal: bool) -> float:
+        labelled = settings.objective.labelled_share
+        return share * flops_per_token(
+            settings.model, length, causal=causal, labelled=labelled, encoder_length=encoder_length
+        )
+
     return Meter(
-        flops_per_token=flops_per_token(settings.model, tokens, labelled=labelled),
-        causal_flops_per_token=flops_per_token(settings.model, tokens, causal=True, labelled=labelled),
+        flops_per_token=flops(causal=False),
+        causal_flops_per_token=flops(causal=True),
         peak=topology.broadcast(peaks and peak_of_all(peaks).with_earlier(earlier)),
         total_steps=settings.total_steps,
         device=topology.device,

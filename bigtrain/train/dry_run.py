@@ -22,6 +22,7 @@ from bigtrain.config import Settings
 from bigtrain.engine import Engine, Topology
 from bigtrain.health import enough_memory
 from bigtrain.model import Transformer
+from bigtrain.objective import row_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +51,22 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
 
 
 def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The model's inputs: random tokens in documents as long as a row, each token with a label. An encoder reads as
-    many tokens as its decoder at most."""
-    rows, tokens = settings.train.micro_batch_size, settings.data.sequence_length
+    """The model's inputs: random tokens in documents as long as a row, each token with a label."""
+    rows = settings.train.micro_batch_size
+    length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(settings.model.vocab_size, (rows, tokens + 1), generator=generator).to(device)
-    inputs = {
-        "input_ids": ids[:, :-1].contiguous(),
-        "labels": ids[:, 1:].contiguous(),
-        "position_ids": torch.arange(tokens, device=device).expand(rows, tokens).contiguous(),
-        "cu_seqlens": torch.arange(rows + 1, device=device, dtype=torch.int32) * tokens,
-        "max_seqlen": tokens,
-    }
-    if settings.model.architecture == "encoder_decoder":
-        read = ("input_ids", "position_ids", "cu_seqlens", "max_seqlen")
-        inputs |= {f"encoder_{name}": inputs[name] for name in read}
+
+    def documents(tokens: int, extra: int = 0) -> tuple[torch.Tensor, dict[str, Any]]:
+        ids = torch.randint(settings.model.vocab_size, (rows, tokens + extra), generator=generator).to(device)
+        return ids, {
+            "input_ids": ids[:, :tokens].contiguous(),
+            "position_ids": torch.arange(tokens, device=device).expand(rows, tokens).contiguous(),
+            "cu_seqlens": torch.arange(rows + 1, device=device, dtype=torch.int32) * tokens,
+            "max_seqlen": tokens,
+        }
+
+    ids, inputs = documents(length, extra=1)
+    inputs["labels"] = ids[:, 1:].contiguous()
+    if encoder_length is not None:
+        inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}
     return inputs

@@ -39,6 +39,9 @@ def test_every_configuration_is_valid(path: Path) -> None:
         ("roberta-base", 124_697_433),
         ("albert-base", 11_221_680),
         ("modernbert-base", 149_655_232),
+        ("t5-small", 60_506_624),
+        ("t5-v1.1-small", 76_961_152),
+        ("bart-base", 139_420_416),
     ],
 )
 def test_a_published_shape_has_exactly_the_published_number_of_parameters(name: str, parameters: int) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.config import ObjectiveSettings
 from bigtrain.config.families import FAMILIES
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
@@ -288,11 +289,13 @@ def test_published_sizes_have_the_published_number_of_parameters(family: str) ->
     assert count_parameters(small_settings(family, **shape)) == parameters
 
 
-def test_the_worst_case_of_a_dry_run_has_tokens_for_the_encoder() -> None:
-    """What `worst_case` makes is what the model takes: as many tokens for the encoder as for the decoder."""
+@pytest.mark.parametrize(("objective", "lengths"), [("span_corruption", (4, 15)), ("denoising", (16, 16))])
+def test_the_worst_case_of_a_dry_run_has_tokens_for_both_sides(objective: Any, lengths: tuple[int, int]) -> None:
+    """What `worst_case` makes is what the model takes: rows as long as the objective makes them."""
     model = built("t5", torch.float32)
     sizes = SimpleNamespace(micro_batch_size=2), SimpleNamespace(sequence_length=16)
-    settings: Any = SimpleNamespace(model=model.settings, train=sizes[0], data=sizes[1])
+    own = ObjectiveSettings(name=objective)
+    settings: Any = SimpleNamespace(model=model.settings, train=sizes[0], data=sizes[1], objective=own)
     inputs = worst_case(settings, torch.device("cpu"))
-    assert inputs["encoder_input_ids"].shape == inputs["input_ids"].shape == (2, 16)
+    assert (inputs["input_ids"].shape[1], inputs["encoder_input_ids"].shape[1]) == lengths
     assert model(**inputs).isfinite()

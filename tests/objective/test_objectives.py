@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bigtrain.base import BigtrainError
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config import ObjectiveSettings
-from bigtrain.objective import Objective, make_objective
+from bigtrain.objective import Objective, make_objective, row_lengths
 from tests.objective.rows import documents, keys_of, row, rows_of, shapes, some_rows, vocabulary
 
 OBJECTIVES = {
@@ -86,6 +86,16 @@ def test_documents_that_are_withheld_are_never_predicted(objective: Objective) -
     assert found.label_tokens.tolist() == (found.labels != IGNORE_INDEX).sum(axis=1).tolist()
     if objective.changes_inputs and found.encoder is None:
         assert (found.input_ids[:, 20:] == 6).all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 64, 569])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_have_the_lengths_that_the_settings_give(name: str, length: int) -> None:
+    """The dry run and the meter know them without data."""
+    settings = OBJECTIVES[name]
+    found = make_objective(settings, vocabulary()).prepare(rows_of(some_rows(1, 3, length), length), keys_of(1, 3))
+    encoder = None if found.encoder is None else found.encoder.input_ids.shape[1]
+    assert row_lengths(settings, length) == (found.input_ids.shape[1], encoder)
 
 
 def test_counts_are_those_of_the_labels(objective: Objective) -> None:
