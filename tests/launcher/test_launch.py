@@ -245,13 +245,15 @@ def test_failing_nodes_are_kept_out_while_enough_are_left(found, nodes, of_job, 
     command_in(tools, "srun", f"printf '{lines}' >>run/failing-hosts.jsonl; exit 1")
     command_in(tools, "sinfo", f"printf '%s idle\\n' {nodes}; echo n8 drained; echo n9 'idle*'")
     command_in(tools, "scontrol", SCONTROL)
+    command_in(tools, "sleep", "exit 0")
     slurm = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "PATH": f"{tools}:/bin"}
     slurm |= {"ASKED": "(null)", "ALREADY": "(null)", **of_job}
     arguments = (*options_of("slurm.sbatch"), "--exclude-failing", "--run", "run", "CONFIG")
     done = call("slurm.sbatch", *arguments, cwd=tmp_path, **slurm)
     assert done.returncode == 1 and said in done.stderr, done.stderr
     file = tmp_path / "called"
-    assert (file.read_text().splitlines() if file.exists() else []) == called, done.stderr
+    tried = file.read_text().splitlines() if file.exists() else []
+    assert list(dict.fromkeys(tried)) == called and len(tried) <= len(called) + 20, done.stderr
     assert not (tmp_path / "executed").exists()
 
 
