@@ -22,6 +22,7 @@ from bigtrain.objective.parts import withheld_parts
 from bigtrain.objective.randomness import U64, below, choices, further, numbers_at
 from bigtrain.objective.rows import I32, I64, Bools, PreparedRows, TokenRows
 from bigtrain.objective.segments import joined
+from bigtrain.objective.subsets import ragged
 
 _CHOICE, _FORM, _CUTS = range(3)
 """Sites: whether a part is transformed, which form it has, and where it is cut."""
@@ -68,7 +69,7 @@ class FillInTheMiddle:
             cuts = np.sort([choices(drawn, count + 1), choices(further(drawn), count + 1)], axis=0)
             suffix_first = numbers_at(keys, _FORM, row[own], place[own]) < below(self.spm_rate)
             moved = joined(ids, *self._segments(start, count, cuts, suffix_first))
-            places = joined(np.arange(ids.size, dtype=np.int32), start, first[own] + size[own] - start)
+            places = ragged(start, first[own] + size[own] - start)
             inputs[places] = moved
             _label(labels, inputs, first[own], size[own])
         counts = np.count_nonzero(labels.reshape(-1, length) != IGNORE_INDEX, axis=1)
@@ -110,6 +111,6 @@ class FillInTheMiddle:
 
 def _label(labels: I32, inputs: I32, first: I64, size: I64) -> None:
     """Let each token of parts predict the next one of its part, and the last one nothing."""
-    places = joined(np.arange(len(inputs), dtype=np.int32), first, size - 1)
+    places = ragged(first, size - 1)
     labels[places] = inputs[places + 1]
     labels[first + size - 1] = IGNORE_INDEX

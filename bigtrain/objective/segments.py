@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bigtrain.objective.rows import I32, I64
+from bigtrain.objective.subsets import ragged
 
 
 def joined(ids: I32, starts: I64, lengths: I64) -> I32:
@@ -15,10 +16,7 @@ def joined(ids: I32, starts: I64, lengths: I64) -> I32:
         starts: [n], where a segment begins in `ids`; -1 - id for a single token `id`.
         lengths: [n]; 1 for a single token.
     """
-    ends = np.cumsum(lengths)
-    places = np.arange(ends[-1] if len(ends) else 0)
-    places += np.repeat(np.maximum(starts, 0) - (ends - lengths), lengths)
-    result = ids[places]
+    result = ids[ragged(np.maximum(starts, 0), lengths)]
     single = np.flatnonzero(starts < 0)
-    result[ends[single] - 1] = -1 - starts[single]
+    result[np.cumsum(lengths)[single] - 1] = -1 - starts[single]
     return result
