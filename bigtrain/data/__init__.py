@@ -78,7 +78,7 @@ from bigtrain.data.provenance.provenance import (
     digest_of,
     digest_part,
 )
-from bigtrain.data.run_data import RunData, open_objective, summaries_of
+from bigtrain.data.run_data import RunData, evaluation_batches, open_objective, summaries_of
 from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import is_mirror, open_mirror
@@ -120,6 +120,7 @@ __all__ = [
     "digest_part",
     "encode_text",
     "end_of_text_id",
+    "evaluation_batches",
     "find_document",
     "find_unlabelled",
     "format_digest",

@@ -131,18 +131,32 @@ class RunData:
     ) -> Iterator[tuple[str, Iterator[MicroBatch]]]:
         """The held-out micro-batches of each source by its name, as `validation_batches` gives them to a rank."""
         for dataset in self.held_out:
-            yield (
-                dataset.name,
-                validation_batches(
-                    dataset,
-                    sequence_length=settings.data.sequence_length,
-                    max_sequences=settings.evaluate.max_sequences,
-                    micro_batch_size=settings.validation_batch_size,
-                    rank=rank,
-                    world_size=world_size,
-                    objective=self.objective,
-                ),
-            )
+            yield dataset.name, evaluation_batches(dataset, settings, self.objective, rank=rank, world_size=world_size)
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    settings: Settings,
+    objective: Objective,
+    *,
+    max_sequences: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[MicroBatch]:
+    """The micro-batches of a dataset as evaluations of a run have them, see `validation_batches`.
+
+    Args:
+        max_sequences: the most sequences. Default: `evaluate.max_sequences`.
+    """
+    return validation_batches(
+        dataset,
+        sequence_length=settings.data.sequence_length,
+        max_sequences=settings.evaluate.max_sequences if max_sequences is None else max_sequences,
+        micro_batch_size=settings.validation_batch_size,
+        rank=rank,
+        world_size=world_size,
+        objective=objective,
+    )
 
 
 def open_objective(settings: ObjectiveSettings, data_dir: Path) -> Objective:

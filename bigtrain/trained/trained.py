@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,15 +14,7 @@ from tokenizers import Tokenizer
 from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
-from bigtrain.data import (
-    Dataset,
-    MicroBatch,
-    load_tokenizer,
-    open_datasets,
-    open_mirror,
-    open_objective,
-    validation_batches,
-)
+from bigtrain.data import evaluation_batches, load_tokenizer, open_datasets, open_mirror, open_objective
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import Transformer, build_model
 from bigtrain.rundir import RunDirectory, RunState
@@ -88,25 +80,18 @@ class TrainedModel:
             for split in ("train", "validation")
         }
         objective = open_objective(self.settings.objective, self.settings.data.dir)
-
-        def batches_of(dataset: Dataset, most: int | None) -> Iterator[MicroBatch]:
-            return validation_batches(
-                dataset,
-                sequence_length=self.settings.data.sequence_length,
-                max_sequences=most,
-                micro_batch_size=self.settings.validation_batch_size,
-                objective=objective,
-            )
-
         baselines: Baselines | LabelBaselines | None = None
         if with_baselines and objective.causal:
             baselines = Baselines(opened["train"])
         elif with_baselines:
-            sample = (batch for dataset in opened["train"] for batch in batches_of(dataset, BASELINE_SEQUENCES))
+            sample = chain.from_iterable(
+                evaluation_batches(dataset, self.settings, objective, max_sequences=BASELINE_SEQUENCES)
+                for dataset in opened["train"]
+            )
             baselines = LabelBaselines(sample, opened["train"][0].summary.vocab_size)
         rows = []
         for dataset in opened["validation"]:
-            batches = list(batches_of(dataset, self.settings.evaluate.max_sequences))
+            batches = list(evaluation_batches(dataset, self.settings, objective))
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
             if not tokens:
                 continue
