@@ -12,6 +12,9 @@ from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_va
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, PositiveInt, Section, UserPath
 
+SHORTEST_PAIR = 8
+"""Tokens in a row of two segments, at least."""
+
 
 class TokenizerSettings(Section):
     """The tokenizer: trained on the sources, or read from a finished `tokenizer.json`."""
@@ -233,17 +236,30 @@ class DataSettings(Section):
     """Deduplication: the method alone, or `{method: near, bands: 20, ...}`."""
     decontaminate: DecontaminateSettings | None = None
     """Decontamination: drops documents that contain evaluation texts. Default: off."""
-    packing: Literal["concat", "best_fit", "buckets"] = "concat"
+    packing: Literal["concat", "best_fit", "buckets", "sentence_pairs", "next_sentence_pairs"] = "concat"
     """`concat`: documents one after the other, cut every sequence_length tokens. `best_fit`: only documents longer than
     a sample are cut, and the parts are packed with little padding (Ding et al. 2024). `buckets`: each
     document is cut into parts whose lengths are powers of two, and a sample holds parts of one length
-    (Pouransari et al. 2024). Attention stays inside a document in all of them."""
+    (Pouransari et al. 2024). Attention stays inside a document in all of them. `sentence_pairs`: a sample is two
+    consecutive segments of whole sentences, for objective.sentence_task sentence_order. `next_sentence_pairs`: the
+    same, but in half of the samples the second segment is of another document, for next_sentence
+    (Devlin et al. 2019)."""
     validation: ValidationSettings = ValidationSettings()
     """The held-out split."""
     shard_tokens: PositiveInt = 100_000_000
     """Tokens in one shard file, approximately."""
     workers: PositiveInt | None = None
     """Processes that clean and tokenize. Default: one per core. The shards are byte-identical for any number."""
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether a sample is a pair of segments."""
+        return self.packing in ("sentence_pairs", "next_sentence_pairs")
+
+    @property
+    def held_out_packing(self) -> str:
+        """The packing of held-out documents: `concat` whatever that of the training is, but pairs stay whole."""
+        return self.packing if self.makes_pairs else "concat"
 
     @field_validator("dir", mode="before")
     @classmethod
@@ -291,6 +307,11 @@ class DataSettings(Section):
             raise ValueError(
                 f"packing buckets halves sequence_length again and again, found {self.sequence_length}; "
                 f"set it to a power of two such as {1 << self.sequence_length.bit_length() - 1}"
+            )
+        if self.makes_pairs and self.sequence_length < SHORTEST_PAIR:
+            raise ValueError(
+                f"packing {self.packing} makes two segments and three special tokens, found sequence_length "
+                f"{self.sequence_length}; set it to {SHORTEST_PAIR} or more"
             )
         if any(source.kind == "megatron" for source in self.sources) and self.tokenizer.path is None:
             raise ValueError(

@@ -212,6 +212,9 @@ class ModelSettings(Section):
     """head_transform: its activation function. Default: hidden_act."""
     head_bias: bool = False
     """A bias for each token of the vocabulary, added to its logit (`decoder_bias` of modernbert)."""
+    sentence_head: bool = False
+    """A pooling layer and a classifier predict, from the first token of a pair of segments, in what relation they
+    stand: BERT's next sentence, ALBERT's sentence order. Encoders only; objective.sentence_task trains it."""
     num_hidden_groups: PositiveInt | None = None
     """encoder: number of blocks that have weights of their own. Each is used num_hidden_layers / num_hidden_groups
     times in a row (albert). Default: num_hidden_layers."""
@@ -421,6 +424,10 @@ class ModelSettings(Section):
         yield (
             self.embedding_size is not None and self.num_nextn_predict_layers > 0,
             "num_nextn_predict_layers needs embeddings of width hidden_size; remove embedding_size",
+        )
+        yield (
+            self.sentence_head and self.architecture != "encoder",
+            f"sentence_head is for architecture encoder, found {self.architecture}; remove it",
         )
         yield (
             self.num_hidden_groups is not None and self.num_hidden_layers % self.num_hidden_groups > 0,

@@ -19,7 +19,16 @@ OF_OBJECTIVE = {
         "token_deletion_rate",
         "token_masking_rate",
     ),
-    "masked": ("mask_rate", "mask_token", "mask_token_share", "random_token_share", "whole_words"),
+    "masked": (
+        "cls_token",
+        "mask_rate",
+        "mask_token",
+        "mask_token_share",
+        "random_token_share",
+        "sentence_task",
+        "sep_token",
+        "whole_words",
+    ),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
     "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
 }
@@ -43,6 +52,8 @@ class ObjectiveSettings(Section):
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
     (encoders; Devlin et al., 2019). `span_corruption`: a decoder writes the spans of tokens
     that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
+    cls_token: str = "[CLS]"
+    """sentence_task: the special token that each pair begins with, at which the label of the pair is predicted."""
     decoder_start_token: str = "<pad>"
     """span_corruption and denoising: the special token that each document of the decoder starts with. T5 takes its
     padding, and BART the token that ends documents."""
@@ -79,10 +90,17 @@ class ObjectiveSettings(Section):
     sentence_permutation_rate: UnitInterval = 1.0
     """denoising: probability that the sentences of a part of a document are in another order. A sentence ends with a
     token that has a full stop, a question mark, an exclamation mark or a line break."""
+    sentence_task: Literal["none", "next_sentence", "sentence_order"] = "none"
+    """masked: what is to be predicted of a pair of segments beside the hidden tokens. `next_sentence`: whether the
+    second one follows the first (Devlin et al., 2019), with data.packing next_sentence_pairs. `sentence_order`: whether
+    they are in their order (ALBERT; Lan et al., 2020), with data.packing sentence_pairs. model.sentence_head
+    predicts it."""
     sentinel_tokens: Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")] = "<extra_id_{}>"
     """span_corruption: the special tokens that stand for the first, second, ... span of a document, with {} for their
     numbers from 0. All that are in the tokenizer without a gap are used. data.tokenizer.additional_special_tokens adds
     them to a tokenizer that is trained; T5 has 100."""
+    sep_token: str = "[SEP]"
+    """sentence_task: the special token after each of the two segments."""
     token_deletion_rate: OpenUnitInterval = 0.0
     """denoising: probability that a token that no span hides is left out."""
     token_masking_rate: OpenUnitInterval = 0.0

@@ -316,6 +316,8 @@ class Settings(Section):
                 f"objective.name {self.objective.name} needs model.architecture {served}, found model.architecture "
                 f"{self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
+        if (problem := self._sentence_problem()) is not None:
+            raise ValueError(problem)
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven
             raise ValueError(f"{key} {size} is not a multiple of train.micro_batch_size {self.train.micro_batch_size}")
@@ -326,6 +328,28 @@ class Settings(Section):
                 f"set data.tokenizer.vocab_size to {self.model.vocab_size} or less"
             )
         return self
+
+    def _sentence_problem(self) -> str | None:
+        """What is wrong with objective.sentence_task, its packing and its head."""
+        task, packing, head = self.objective.sentence_task, self.data.packing, self.model.sentence_head
+        wanted = {"next_sentence": "next_sentence_pairs", "sentence_order": "sentence_pairs"}.get(task)
+        if wanted is None and self.data.makes_pairs:
+            return (
+                f"data.packing {packing} makes pairs, and objective.sentence_task is {task}: set it, or pack otherwise"
+            )
+        if wanted is not None and packing != wanted:
+            return f"objective.sentence_task {task} needs data.packing {wanted}, found {packing}"
+        if (wanted is not None) != head:
+            return (
+                f"objective.sentence_task {task} and model.sentence_head {str(head).lower()} do not fit: "
+                f"set model.sentence_head to {str(not head).lower()}"
+            )
+        if wanted is not None and self.model.type_vocab_size < 2:
+            return (
+                f"objective.sentence_task {task} marks two kinds of segments, found model.type_vocab_size "
+                f"{self.model.type_vocab_size}; set it to 2"
+            )
+        return None
 
     @model_validator(mode="after")
     def _work_divides_over_the_ranks(self) -> Settings:

@@ -163,7 +163,7 @@ def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
             ) from None
     try:
         settings = ModelSettings.model_validate_json(
-            json.dumps({"family": config["model_type"], **values}), strict=True
+            json.dumps({"family": config["model_type"], **_sentence_head(config, family), **values}), strict=True
         )
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
@@ -179,6 +179,11 @@ def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
             "config.json is of a model that is too large", found=", ".join(large), wanted=f"at most {_LARGEST}"
         )
     return settings
+
+
+def _sentence_head(config: Mapping[str, Any], family: Family) -> dict[str, bool]:
+    pretrained = family.with_sentence_head is not None and config.get("architectures") == [family.with_sentence_head]
+    return {"sentence_head": True} if pretrained else {}
 
 
 def _not_ours(config: Mapping[str, Any], problems: list[str]) -> BigtrainError:
@@ -287,7 +292,7 @@ def _written(settings: ModelSettings) -> dict[str, Any]:
     written = {name: value for keys in family.keys for name, value in keys.write(settings).items()}
     silent = family.training_only
     return {
-        "architectures": [family.architecture],
+        "architectures": [family.with_sentence_head if settings.sentence_head else family.architecture],
         "model_type": family.model_type or settings.family,
         **written,
         **dict.fromkeys(sorted(silent), 0.0),
@@ -302,7 +307,7 @@ def _family_of(config: Mapping[str, Any]) -> Family:
             "config.json: model_type is of no family that bigtrain knows", found=name, wanted=", ".join(FAMILIES)
         )
     family = FAMILIES[name]
-    if architectures is not None and architectures != [family.architecture]:
+    if architectures not in (None, [family.architecture], [family.with_sentence_head]):
         raise BigtrainError(
             "config.json: architectures is not this family's language model",
             found=architectures,

@@ -44,7 +44,7 @@ Imports go down only: provenance, batch | build, store, order, format. pyproject
 
 from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest
 from bigtrain.data.batch.loader import Loader
-from bigtrain.data.batch.packing import Packing, open_packings
+from bigtrain.data.batch.packing import Packing, held_out_packing, open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.batch.validation import validation_batches
@@ -124,6 +124,7 @@ __all__ = [
     "find_document",
     "find_unlabelled",
     "format_digest",
+    "held_out_packing",
     "index_datasets",
     "is_mirror",
     "load_tokenizer",

@@ -25,6 +25,7 @@ from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.positions import absolute_positions, relative_positions
 from bigtrain.model.layers.rotary import rotary_at
 from bigtrain.model.layers.router import Router, RouterReport
+from bigtrain.model.layers.sentence_head import SentenceHead
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 
 
@@ -102,6 +103,7 @@ class Transformer(BlockStack):
     def __init__(self, settings: ModelSettings, execution: Execution) -> None:
         super().__init__(settings, execution, InputEmbedding(settings))
         self.lm_head = OutputHead(settings)
+        self.sentence_head = SentenceHead(settings) if settings.sentence_head else None
         self.auxiliary = Auxiliary(settings)
         self._tie()
 
@@ -115,6 +117,7 @@ class Transformer(BlockStack):
         *,
         each_token: bool = False,
         token_type_ids: Tensor | None = None,
+        example_labels: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
@@ -127,15 +130,17 @@ class Transformer(BlockStack):
             max_seqlen: the longest document, or more.
             each_token: return the losses of the tokens [B, T] instead of their sum, without a gradient.
             token_type_ids: [B, T] int64, the kind of segment of each token. Default: 0; unused without type_vocab_size.
+            example_labels: [B, T] int64, what the sentence_head predicts, at the first tokens of examples; else -100.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
             ranks share sequences. While the model trains, its gradient is that of the auxiliary losses too, which are
-            counted in `auxiliary`.
+            counted in `auxiliary`. With example_labels: [2], that and the same sum over labelled examples.
         """
         if (ranks := self.sequence_parallel) is not None:
             input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
             token_type_ids = None if token_type_ids is None else ranks.own_tokens(token_type_ids)
+            example_labels = None if example_labels is None else ranks.own_tokens(example_labels)
         embedded = self.embed_tokens(input_ids)
         context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype)
         learns = self.training and torch.is_grad_enabled()
@@ -144,11 +149,15 @@ class Transformer(BlockStack):
         x, reports = self.through_layers(self.stream(embedded, position_ids, token_type_ids), context)
         if each_token:
             return self.lm_head(self.norm(x), labels, each_token=True)
-        loss = self._summed_loss(self.norm(x), labels)
-        if not learns:
+        hidden = self.norm(x)
+        loss = self._summed_loss(hidden, labels)
+        if learns:
+            ahead, further = self._ahead(x, embedded, labels, context)
+            loss = self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
+        if example_labels is None:
             return loss
-        ahead, further = self._ahead(x, embedded, labels, context)
-        return self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
+        assert self.sentence_head is not None  # only its objective labels examples
+        return torch.stack((loss, self.sentence_head(hidden, example_labels)))
 
     def logits(
         self,

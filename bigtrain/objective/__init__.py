@@ -6,6 +6,7 @@ objective       what every objective does; which one the settings ask for      o
   causal        the next token                                                 causal.py
   fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
   masked        tokens that were hidden                                        masked.py
+                and whether sentences follow each other                        sentence_pairs.py
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
@@ -24,9 +25,11 @@ from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
+from bigtrain.objective.sentence_pairs import PAIR_TOKENS, SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
 
 __all__ = [
+    "PAIR_TOKENS",
     "AddressKeys",
     "Causal",
     "Denoising",
@@ -36,6 +39,7 @@ __all__ = [
     "Objective",
     "ObjectiveVocabulary",
     "PreparedRows",
+    "SentencePairs",
     "SpanCorruption",
     "TokenRows",
     "make_objective",

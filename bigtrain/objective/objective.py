@@ -16,6 +16,7 @@ from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
+from bigtrain.objective.sentence_pairs import SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
 
 FIM_TOKENS = {
@@ -140,6 +141,17 @@ def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Mas
         random_share=settings.random_token_share,
         ordinary=vocabulary.ordinary,
         begins_word=vocabulary.begins_word if settings.whole_words else None,
+        pairs=_sentence_pairs(settings, vocabulary),
+    )
+
+
+def _sentence_pairs(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> SentencePairs | None:
+    if settings.sentence_task == "none":
+        return None
+    return SentencePairs(
+        cls_id=vocabulary.id_of(settings.cls_token, "objective.cls_token"),
+        sep_id=vocabulary.id_of(settings.sep_token, "objective.sep_token"),
+        orders=settings.sentence_task == "sentence_order",
     )
 
 

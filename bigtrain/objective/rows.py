@@ -38,6 +38,9 @@ class TokenRows:
     """[R]: tokens that are not padding."""
     withheld: list[tuple[int, int, int]] = field(default_factory=list)
     """Parts of documents that are not trained on: row, first token, token after the last one."""
+    follows: Bools | None = None
+    """[D], whether a part of a document follows the part before it in the row in that document, too. None where the
+    packing does not make pairs."""
 
     def withhold(self, row: int, first: int, end: int) -> None:
         """Train on no token from `first` to before `end` of a row; each of them is of one document."""
@@ -79,6 +82,8 @@ class PreparedRows:
     """[R]: labels that are not IGNORE_INDEX."""
     input_tokens: I64
     """[R]: tokens of the data that are not padding."""
+    label_examples: I64 | None = None
+    """[R]: labels of whole examples that are not IGNORE_INDEX: those of `example_labels` in `others`."""
     others: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """What else the model takes, by the names of its arguments: arrays with R rows."""
     encoder: EncoderRows | None = None

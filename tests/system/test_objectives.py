@@ -13,7 +13,7 @@ from tests.refusals import assert_refused
 from tests.system.run_sandbox import STATUS_STOPPED, RunSandbox, kill_ranks, small_settings
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(20)]
-ADDITIONAL = ["<pad>", "[MASK]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", *SENTINELS]
+ADDITIONAL = ["<pad>", "[MASK]", "[CLS]", "[SEP]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", *SENTINELS]
 ENCODER = {
     "family": "bert",
     "hidden_size": 64,
@@ -28,6 +28,16 @@ OBJECTIVES = {
     "masked": {"objective": {"name": "masked"}, "model": ENCODER},
     "span_corruption": {"objective": {"name": "span_corruption"}, "model": ENCODER | {"family": "t5"}},
     "denoising": {"objective": {"name": "denoising"}, "model": ENCODER | {"family": "t5_v1_1"}},
+    "next_sentence": {
+        "objective": {"name": "masked", "sentence_task": "next_sentence"},
+        "model": ENCODER | {"sentence_head": True},
+        "data": {"packing": "next_sentence_pairs"},
+    },
+    "sentence_order": {
+        "objective": {"name": "masked", "sentence_task": "sentence_order"},
+        "model": ENCODER | {"family": "albert", "embedding_size": 32, "sentence_head": True},
+        "data": {"packing": "sentence_pairs"},
+    },
     "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
 }
 EXACT = ("step", "loss", "grad_norm", "tokens", "batch_digest", "inputs_digest")
@@ -48,13 +58,19 @@ def with_tokens(tmp_path_factory: pytest.TempPathFactory) -> RunSandbox:
 
 
 def run_of(data: RunSandbox, directory, objective: str, name: str, **engine: object) -> RunSandbox:
-    settings = yaml.safe_load(data.config.read_text()) | copy.deepcopy(OBJECTIVES[objective])
+    settings = yaml.safe_load(data.config.read_text())
+    changes = copy.deepcopy(OBJECTIVES[objective])
+    settings["data"] |= changes.pop("data", {})
+    settings |= changes
     settings["run_dir"] = str(directory / name / "run")
     settings["engine"] |= engine
     (directory / name).mkdir()
     config = directory / name / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
-    return RunSandbox(directory / name, config)
+    sandbox = RunSandbox(directory / name, config)
+    if settings["data"].get("packing"):
+        assert sandbox.bigtrain("data", "build", config).returncode == 0
+    return sandbox
 
 
 def numbers(sandbox: RunSandbox, keys: tuple[str, ...] = EXACT) -> list[tuple]:
@@ -75,7 +91,7 @@ def assert_fills_masks(run: RunSandbox) -> None:
     assert first["token_str"] and fill.tokenizer.pad_token == "<pad>"
 
 
-@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "span_corruption"]))
+@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "next_sentence", "span_corruption"]))
 def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp_path, objective):
     """Inputs are equal at 1, 2 and 4 ranks; what was killed repeats its steps bit for bit; a step can be replayed."""
     whole = run_of(with_tokens, tmp_path, objective, "whole")

@@ -24,6 +24,7 @@ from bigtrain.objective import TokenRows
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> TokenRows:
@@ -40,6 +41,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
     rows, length = len(sequences), packings[0].sequence_length
     ids, next_ids, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
     input_tokens = np.zeros(rows, np.int64)
+    pairs, continued = [packing.makes_pairs for packing in packings], []
     ends, cuts = [], [np.arange(0, (rows + 1) * length, length)]  # of documents, and of spans
     for source in np.unique(sources).tolist():
         own = np.flatnonzero(sources == source)
@@ -49,6 +51,8 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
         for shard, chosen in _by_shard(packings[source].dataset, spans):
             ends.append(_copy(shard, places[chosen], spans.start[chosen], spans.length[chosen], ids, next_ids))
         cuts.append(places + spans.length)
+        if pairs[source]:
+            continued.append(places[_continuing(spans)])
         filled = np.bincount(spans.row, spans.length, rows).astype(np.int64)
         for row in own[filled[own] < length].tolist():
             ids[row, filled[row] :] = packings[source].dataset.end_of_text
@@ -70,7 +74,26 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
         boundaries=boundaries,
         next_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
         input_tokens=input_tokens,
+        follows=_follows(boundaries, np.concatenate(continued), end) if continued else None,
     )
+
+
+def _continuing(spans: Spans) -> I64:
+    """The spans, by index, that begin in their shard where the one before them in the row ends."""
+    one, other = (Spans(*(field[part] for field in spans)) for part in (slice(None, -1), slice(1, None)))
+    same = (one.row == other.row) & (one.shard == other.shard) & (one.start + one.length == other.start)
+    return np.flatnonzero(same) + 1
+
+
+def _follows(boundaries: I64, continued: I64, ends: I64) -> Bools:
+    """[D], whether a part at one of the boundaries goes on with a document.
+
+    Args:
+        boundaries: [D+1].
+        continued: places of spans that go on with the span before them.
+        ends: where documents end.
+    """
+    return np.isin(boundaries[:-1], np.setdiff1d(continued, ends))
 
 
 def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[TokenShard, I64 | slice]]:

@@ -39,6 +39,8 @@ class MicroBatch:
     """Labels that are not -100."""
     input_tokens: int
     """Tokens that are not padding."""
+    label_examples: int = 0
+    """Labels of whole examples that are not -100: those of `example_labels` in `others`."""
     others: dict[str, Tensor | int] = field(default_factory=dict)
     """What else the objective gives to the model, by the names of its arguments: tensors [B, ...], and for an
     encoder-decoder encoder_input_ids, encoder_position_ids [B, S], encoder_cu_seqlens and encoder_max_seqlen."""
@@ -51,7 +53,7 @@ class MicroBatch:
             if isinstance(value, int):
                 return value
             moved = value.to(device, non_blocking=True)
-            return moved.to(torch.int64) if name == "labels" or name.endswith("_ids") else moved
+            return moved.to(torch.int64) if name.endswith(("labels", "_ids")) else moved
 
         names = ("input_ids", "labels", "position_ids", "cu_seqlens")
         own = {name: there(name, getattr(self, name)) for name in names}
@@ -74,9 +76,13 @@ class RankBatch:
     """Labels in this rank's share that are not -100."""
     input_tokens: int
     """Tokens in this rank's share that are not padding."""
+    label_examples: int
+    """Labels of whole examples in this rank's share that are not -100."""
     digest: int
     """This rank's part of the digest of the global batch, as int64. The sum over ranks, modulo 2^64, is the same at
     every world size."""
+    loss_terms: int = 1
+    """1, or 2 where the objective labels whole examples, too."""
     inputs_digest: int = 0
     """Likewise of what the objective made of the batch; 0 where that is the tokens as they are."""
 
@@ -95,6 +101,9 @@ def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
             _parts_of(rows.input_ids, rows.positions, rows.boundaries, size)
         )
     ]
+    if rows.label_examples is not None:
+        examples = rows.label_examples.reshape(-1, size).sum(axis=1).tolist()
+        batches = [replace(batch, label_examples=count) for batch, count in zip(batches, examples, strict=True)]
     for name, array in rows.others.items():
         for batch, part in zip(batches, torch.split(torch.from_numpy(array), size), strict=True):
             batch.others[name] = part

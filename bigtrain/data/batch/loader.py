@@ -192,7 +192,9 @@ class Loader:
                     micro_batches=own,
                     label_tokens=sum(batch.label_tokens for batch in own),
                     input_tokens=sum(batch.input_tokens for batch in own),
+                    label_examples=sum(batch.label_examples for batch in own),
                     digest=wrap_int64(digest_rows(rows.input_ids[first:last], position)),
+                    loss_terms=1 if prepared.label_examples is None else 2,
                     inputs_digest=self._digest_of_inputs(prepared, slice(first, last), position),
                 )
             )

@@ -124,12 +124,13 @@ class PackSummary:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """The datasets of a source, and how the one for training is packed."""
+    """The datasets of a source, and how they are packed."""
 
     train: DatasetSummary
     pack: PackSummary | None
     """None where the packing needs no index."""
     held_out: DatasetSummary
+    held_out_pack: PackSummary | None
 
 
 def _starts(counts: Sequence[int]) -> I64:
