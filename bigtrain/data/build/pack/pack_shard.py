@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bigtrain.data.build.pack import best_fit, buckets
 from bigtrain.data.build.pack.documents import DocumentGroup
-from bigtrain.data.build.pack.sentence_pairs import SentencePairs
+from bigtrain.data.build.pack.sentence_pairs import PairPacking
 from bigtrain.data.format.pack_file import I64, ShardPack
 
 PACK_TOKENS = 1 << 23
@@ -23,8 +23,8 @@ the row [m] of each; rows are 0, 1, ..., in any order."""
 ALGORITHMS: Mapping[str, Algorithm] = {
     "best_fit": best_fit.pack,
     "buckets": buckets.pack,
-    "sentence_pairs": SentencePairs(exchanged=False).pack,
-    "next_sentence_pairs": SentencePairs(exchanged=True).pack,
+    "sentence_pairs": PairPacking(exchanged=False).pack,
+    "next_sentence_pairs": PairPacking(exchanged=True).pack,
 }
 
 

@@ -23,7 +23,7 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class SentencePairs:
+class PairPacking:
     """The packings `sentence_pairs` and `next_sentence_pairs`."""
 
     exchanged: bool
