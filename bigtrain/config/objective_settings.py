@@ -31,6 +31,7 @@ OF_OBJECTIVE = {
     ),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
     "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
+    "translation": ("decoder_start_token", "pair_share"),
 }
 """The keys that are not for every objective."""
 ARCHITECTURES_OF = {
@@ -39,6 +40,7 @@ ARCHITECTURES_OF = {
     "fill_in_the_middle": "decoder",
     "masked": "encoder",
     "span_corruption": "encoder_decoder",
+    "translation": "encoder_decoder",
 }
 """The architecture that learns by each objective."""
 
@@ -46,17 +48,18 @@ ARCHITECTURES_OF = {
 class ObjectiveSettings(Section):
     """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
 
-    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "span_corruption"] = "causal"
+    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "span_corruption", "translation"] = "causal"
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
     (encoders; Devlin et al., 2019). `span_corruption`: a decoder writes the spans of tokens
-    that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
+    that its encoder does not see (encoder-decoders; Raffel et al., 2020). `translation`: a decoder writes the target of
+    the source text that its encoder reads (encoder-decoders; Vaswani et al., 2017)."""
     cls_token: str = "[CLS]"
     """sentence_task: the special token that each pair begins with, at which the label of the pair is predicted."""
     decoder_start_token: str = "<pad>"
-    """span_corruption and denoising: the special token that each document of the decoder starts with. T5 takes its
-    padding, and BART the token that ends documents."""
+    """span_corruption, denoising and translation: the special token that each document of the decoder starts with. T5
+    takes its padding, and BART the token that ends documents."""
     fim_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """fill_in_the_middle: probability that a part of a document in a row is transformed. With data.packing best_fit
     nearly every part is a whole document."""
@@ -83,6 +86,9 @@ class ObjectiveSettings(Section):
     noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
     it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""
+    pair_share: Annotated[float, Field(ge=0.1, le=1.0)] = 0.75
+    """translation: tokens of a row of the encoder, and of one of the decoder, as a share of data.sequence_length. A row
+    of the data holds sources and targets. Those of its last pairs that do not fit are not trained on."""
     random_token_share: UnitInterval = 0.1
     """masked: share of the tokens to predict that become a random token. The others stay as they are."""
     rotation_rate: UnitInterval = 0.0

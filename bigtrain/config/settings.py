@@ -316,7 +316,7 @@ class Settings(Section):
                 f"objective.name {self.objective.name} needs model.architecture {served}, found model.architecture "
                 f"{self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
-        if (problem := self._sentence_problem()) is not None:
+        if (problem := self._sentence_problem() or self._pair_problem()) is not None:
             raise ValueError(problem)
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven
@@ -328,6 +328,26 @@ class Settings(Section):
                 f"set data.tokenizer.vocab_size to {self.model.vocab_size} or less"
             )
         return self
+
+    def _pair_problem(self) -> str | None:
+        """What is wrong with the pairs of objective.translation."""
+        pairs = [source.name for source in self.data.sources if source.labels == "parts"]
+        others = [source.name for source in self.data.sources if source.labels != "parts"]
+        if self.objective.name == "translation" and others:
+            return (
+                f"objective.name translation needs sources of pairs, found {others[0]!r} of one text a document: "
+                "give it a target_field, or take a source of kind gettext"
+            )
+        if self.objective.name != "translation" and pairs:
+            return (
+                f"source {pairs[0]!r} holds pairs of texts, which objective.name {self.objective.name} would take for "
+                "one; take objective.name translation, or another source"
+            )
+        if pairs and self.data.packing != "best_fit":
+            return (
+                f"objective.name translation needs whole pairs: set data.packing to best_fit, found {self.data.packing}"
+            )
+        return None
 
     def _sentence_problem(self) -> str | None:
         """What is wrong with objective.sentence_task, its packing and its head."""

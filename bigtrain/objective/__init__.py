@@ -8,6 +8,7 @@ objective       what every objective does; which one the settings ask for      o
   masked        tokens that were hidden                                        masked.py
                 and whether sentences follow each other                        sentence_pairs.py
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
+  translation   targets of source texts, by an encoder-decoder                translation.py, parts.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
@@ -27,6 +28,7 @@ from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import PAIR_TOKENS, SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
+from bigtrain.objective.translation import Translation
 
 __all__ = [
     "PAIR_TOKENS",
@@ -42,6 +44,7 @@ __all__ = [
     "SentencePairs",
     "SpanCorruption",
     "TokenRows",
+    "Translation",
     "make_objective",
     "row_lengths",
     "span_lengths",

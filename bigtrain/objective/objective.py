@@ -18,6 +18,7 @@ from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
+from bigtrain.objective.translation import Translation, side_length
 
 FIM_TOKENS = {
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -88,6 +89,8 @@ def row_lengths(settings: ObjectiveSettings, length: int) -> tuple[int, int | No
         settings: the section `objective`.
         length: tokens of a row of the data.
     """
+    if settings.name == "translation":
+        return 2 * (side_length(length, settings.pair_share),)
     if settings.name == "span_corruption":
         encoder, decoder = span_lengths(length, settings.noise_density, settings.mean_span_length)
         return decoder, encoder
@@ -185,9 +188,18 @@ def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> 
     )
 
 
+def _translation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Translation:
+    return Translation(
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
+        end_of_text_id=vocabulary.end_of_text,
+        share=settings.pair_share,
+    )
+
+
 _MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Objective]] = {
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,
     "span_corruption": _span_corruption,
+    "translation": _translation,
 }

@@ -38,6 +38,8 @@ class TokenRows:
     """[R]: tokens that are not padding."""
     withheld: list[tuple[int, int, int]] = field(default_factory=list)
     """Parts of documents that are not trained on: row, first token, token after the last one."""
+    labels: I32 | None = None
+    """[R, T], what the source says of each token, in padding IGNORE_INDEX; None where no source says anything."""
     follows: Bools | None = None
     """[D], whether a part of a document follows the part before it in the row in that document, too. None where the
     packing does not make pairs."""

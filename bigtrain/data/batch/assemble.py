@@ -41,6 +41,8 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
     rows, length = len(sequences), packings[0].sequence_length
     ids, next_ids, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
     input_tokens = np.zeros(rows, np.int64)
+    labelled = any(packing.dataset.summary.labels for packing in packings)
+    labels = np.full((rows, length), IGNORE_INDEX, np.int32) if labelled else None
     pairs, continued = [packing.makes_pairs for packing in packings], []
     ends, cuts = [], [np.arange(0, (rows + 1) * length, length)]  # of documents, and of spans
     for source in np.unique(sources).tolist():
@@ -50,6 +52,8 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
         places = spans.row * length + spans.offset
         for shard, chosen in _by_shard(packings[source].dataset, spans):
             ends.append(_copy(shard, places[chosen], spans.start[chosen], spans.length[chosen], ids, next_ids))
+            if labels is not None and packings[source].dataset.summary.labels:
+                _copy_labels(shard, places[chosen], spans.start[chosen], spans.length[chosen], labels)
         cuts.append(places + spans.length)
         if pairs[source]:
             continued.append(places[_continuing(spans)])
@@ -74,6 +78,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
         boundaries=boundaries,
         next_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
         input_tokens=input_tokens,
+        labels=labels,
         follows=_follows(boundaries, np.concatenate(continued), end) if continued else None,
     )
 
@@ -123,6 +128,13 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, n
     before = np.cumsum(counts) - counts
     ends = offsets[np.arange(counts.sum()) + np.repeat(first - before, counts)]
     return ends + np.repeat(places - starts, counts)
+
+
+def _copy_labels(shard: TokenShard, places: I64, starts: I64, lengths: I64, labels: I32) -> None:
+    """Copy the labels of spans of a shard into those of the R*T tokens."""
+    flat = labels.reshape(-1)
+    for place, start, length in zip(places.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+        flat[place : place + length] = shard.labels[start : start + length]
 
 
 def _check_vocabulary(packings: Sequence[Packing], ids: I32, next_ids: I32, sources: I64, sequences: I64) -> None:

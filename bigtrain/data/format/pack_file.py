@@ -378,7 +378,7 @@ class PackManifest:
             fix="pack them: bigtrain data build CONFIG",
         )
         fix = "make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it"
-        manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
+        manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), (FORMAT,), missing, fix)
         if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
             raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
         dataset_id = DatasetManifest.read(directory).dataset_id if dataset_id is None else dataset_id
