@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 
 from bigtrain.config.families import FAMILIES
-from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, UserPath
+from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveInt, Section, UserPath
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
@@ -240,6 +240,9 @@ class ModelSettings(Section):
     z_loss_coef: NonNegativeFloat = 0.0
     """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The reported
     loss does not include it."""
+    label_smoothing: OpenUnitInterval = 0.0
+    """Share of a label's weight that is spread evenly over the vocabulary (Szegedy et al., 2016, section 7; 0.1 in
+    Vaswani et al., 2017). The reported loss is that of the labels alone."""
     num_nextn_predict_layers: Annotated[NonNegativeInt, Field(le=1000)] = 0
     """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): this many additional blocks, each of which predicts one
     token further ahead. They are for training only: an export leaves them out."""

@@ -29,7 +29,7 @@ CONFIG_BYTES = 16 << 20
 
 NOT_COMPUTED = frozenset({
     "family", "init_from", "expect_parameters", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef",
-    "z_loss_coef", "num_nextn_predict_layers", "mtp_loss_coef", "mup_base_hidden_size",
+    "z_loss_coef", "label_smoothing", "num_nextn_predict_layers", "mtp_loss_coef", "mup_base_hidden_size",
 })  # fmt: skip
 """Settings that decide how a model begins and learns; what a trained one computes does not depend on them, but for
 muP's division of the logits, which counts as logits_scaling."""

@@ -139,14 +139,23 @@ def test_attention_repeats_itself_whatever_the_number_of_threads(works: None) ->
     size=st.sampled_from([0.1, 3.0, 40.0]),
     scaling=st.sampled_from([1.0, 3.0]),
     z_loss_coef=st.sampled_from([0.0, 1e-2]),
+    smoothing=st.sampled_from([0.0, 0.1]),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 2**20),
 )
 def test_softmax_is_as_exact_as_float32(
-    works: None, rows: int, classes: int, size: float, scaling: float, z_loss_coef: float, ignored: float, seed: int
+    works: None,
+    rows: int,
+    classes: int,
+    size: float,
+    scaling: float,
+    z_loss_coef: float,
+    smoothing: float,
+    ignored: float,
+    seed: int,
 ) -> None:
     products, labels = chunk(rows, classes, torch.bfloat16, size, seed, ignored)
-    shaping = Shaping(scaling, None, z_loss_coef)
+    shaping = Shaping(scaling, None, z_loss_coef, smoothing)
     gradient = products.clone()
     loss = softmax_in_cpp(gradient, labels, shaping, True)
     assert_equals_float64(products, labels, shaping, loss, gradient)

@@ -524,11 +524,11 @@ void transpose(const BFloat16* from, int64_t rows, int64_t columns, BFloat16* to
 }
 
 // Of each row of logits = products / scaling: losses[row] = log Z - logits[label], 0 where the label is `ignored`; and
-// with `gradients` the products become the gradient of loss + z_loss_coef * (log Z)^2. Returns how many labels are no
-// class, or -1: there was no memory.
+// with `gradients` the products become the gradient of the loss with smoothed labels + z_loss_coef * (log Z)^2. Returns
+// how many labels are no class, or -1: there was no memory.
 int64_t softmax_of_rows(
     BFloat16* products, const int64_t* labels, float* losses, int64_t rows, int64_t classes, float scaling,
-    float z_loss_coef, int64_t ignored, bool gradients) {
+    float z_loss_coef, float label_smoothing, int64_t ignored, bool gradients) {
   std::atomic<int64_t> unknown{0};
   const auto work = [&](int64_t begin, int64_t end) {
     std::vector<float> exponentials(padded(classes));
@@ -559,11 +559,12 @@ int64_t softmax_of_rows(
       losses[row] = log_z - of_label;
       if (!gradients) continue;
       const float slope = (1 + 2 * z_loss_coef * log_z) / (total * scaling);
+      const float of_each = label_smoothing / (classes * scaling);
       for (int64_t at = 0; at < classes; at += kLanes) {
         const auto x = _mm512_mul_ps(_mm512_loadu_ps(exponentials.data() + at), _mm512_set1_ps(slope));
-        store(logits + at, x, classes - at);
+        store(logits + at, _mm512_sub_ps(x, _mm512_set1_ps(of_each)), classes - at);
       }
-      logits[label] = exponentials[label] * slope - 1 / scaling;
+      logits[label] = exponentials[label] * slope - of_each - (1 - label_smoothing) / scaling;
     }
   };
   return had_memory([&] { at::parallel_for(0, rows, 16, work); }) ? unknown.load() : -1;

@@ -91,7 +91,7 @@ def _load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(_compiled(compiler)))
         library.attention_forward.restype = library.attention_backward.restype = ctypes.c_bool
         library.softmax_of_rows.argtypes = (
-            *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 2, *(ctypes.c_float,) * 2, ctypes.c_int64, ctypes.c_bool,
+            *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 2, *(ctypes.c_float,) * 3, ctypes.c_int64, ctypes.c_bool,
         )  # fmt: skip
         library.softmax_of_rows.restype = ctypes.c_int64
         return library
