@@ -45,14 +45,17 @@ ARCHITECTURES_OF = {
 """The architecture that learns by each objective."""
 
 
-class ObjectiveSettings(Section):
-    """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
+class ObjectiveChoice(Section):
+    """One objective, alone or in a mixture."""
 
-    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "span_corruption", "translation"] = "causal"
+    name: Literal[
+        "causal", "denoising", "fill_in_the_middle", "masked", "mixture", "span_corruption", "translation"
+    ] = "causal"
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
-    (encoders; Devlin et al., 2019). `span_corruption`: a decoder writes the spans of tokens
+    (encoders; Devlin et al., 2019). `mixture`: each sample by one of several objectives, see components.
+    `span_corruption`: a decoder writes the spans of tokens
     that its encoder does not see (encoder-decoders; Raffel et al., 2020). `translation`: a decoder writes the target of
     the source text that its encoder reads (encoder-decoders; Vaswani et al., 2017)."""
     cls_token: str = "[CLS]"
@@ -115,17 +118,30 @@ class ObjectiveSettings(Section):
     """masked: choose whole words, not single tokens."""
 
     @property
+    def mixed(self) -> tuple[ObjectiveComponent, ...]:
+        """The objectives of a mixture; none of any other."""
+        return ()
+
+    @property
+    def architecture(self) -> str:
+        """The architecture that learns by it."""
+        return self.mixed[0].architecture if self.mixed else ARCHITECTURES_OF[self.name]
+
+    @property
     def reads_pairs(self) -> bool:
         """Whether it gives an encoder something to read beside its decoder."""
-        return ARCHITECTURES_OF[self.name] == "encoder_decoder"
+        return self.architecture == "encoder_decoder"
 
     @property
     def labelled_share(self) -> float:
         """The share of tokens that are to be predicted, roughly."""
+        if self.mixed:
+            labelled = sum(component.weight * component.labelled_share for component in self.mixed)
+            return labelled / sum(component.weight for component in self.mixed)
         return self.mask_rate if self.name == "masked" else 1.0
 
     @model_validator(mode="after")
-    def _choices_work(self) -> ObjectiveSettings:
+    def _choices_work(self) -> ObjectiveChoice:
         if self.mask_token_share + self.random_token_share > 1:
             raise ValueError(
                 f"mask_token_share {self.mask_token_share} and random_token_share {self.random_token_share} are more "
@@ -139,4 +155,42 @@ class ObjectiveSettings(Section):
             value = getattr(self, key)
             if self.name not in names and value != type(self).model_fields[key].default:
                 raise ValueError(f"{key} {value} is for name {' or '.join(names)}, found name {self.name}; remove it")
+        return self
+
+
+class ObjectiveComponent(ObjectiveChoice):
+    """One objective of a mixture."""
+
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Its share of the samples, relative to the others."""
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> ObjectiveComponent:
+        if self.name in ("mixture", "translation") or self.sentence_task != "none":
+            task = f" with sentence_task {self.sentence_task}" if self.name == "masked" else ""
+            raise ValueError(f"name {self.name}{task} cannot be a component of a mixture: it needs samples of its own")
+        return self
+
+
+class ObjectiveSettings(ObjectiveChoice):
+    """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
+
+    components: tuple[ObjectiveComponent, ...] = ()
+    """mixture: its objectives, for one architecture. Samples take turns among them, by their weights in exact quotas.
+    To let a user choose at the beginning of a text, give each component of an encoder-decoder another
+    decoder_start_token (the modes of UL2; Tay et al., 2022)."""
+
+    @property
+    def mixed(self) -> tuple[ObjectiveComponent, ...]:
+        """The objectives of a mixture; none of any other."""
+        return self.components
+
+    @model_validator(mode="after")
+    def _mixture_works(self) -> ObjectiveSettings:
+        if self.name != "mixture" and self.components:
+            raise ValueError(f"components are for name mixture, found name {self.name}; remove them")
+        if self.name == "mixture" and len(self.components) < 2:
+            raise ValueError(f"name mixture needs two components or more, found {len(self.components)}")
+        if len(able := {component.architecture for component in self.components}) > 1:
+            raise ValueError(f"the components are for {' and '.join(sorted(able))}; a model has one architecture")
         return self

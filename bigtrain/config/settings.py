@@ -310,7 +310,7 @@ class Settings(Section):
                 f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: an encoder continues no "
                 "text; remove it"
             )
-        if (served := ARCHITECTURES_OF[self.objective.name]) != self.model.architecture:
+        if (served := self.objective.architecture) != self.model.architecture:
             fitting = [name for name, able in ARCHITECTURES_OF.items() if able == self.model.architecture]
             raise ValueError(
                 f"objective.name {self.objective.name} needs model.architecture {served}, found model.architecture "

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from bigtrain.config import ObjectiveSettings, Settings
+from bigtrain.config import DataSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import (
@@ -57,7 +56,7 @@ class RunData:
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
-        return cls(train, held_out, _plan_of(settings, train), open_objective(settings.objective, settings.data.dir))
+        return cls(train, held_out, _plan_of(settings, train), open_objective(settings.objective, settings.data))
 
     @classmethod
     def of(cls, settings: Settings, summaries: Sequence[SourceSummary], objective: Objective) -> RunData:
@@ -172,15 +171,15 @@ def evaluation_batches(
     )
 
 
-def open_objective(settings: ObjectiveSettings, data_dir: Path) -> Objective:
-    """The objective of the settings, over the tokenizer of a data folder.
+def open_objective(settings: ObjectiveSettings, data: DataSettings) -> Objective:
+    """The objective of the settings, over the tokenizer and the rows of the data.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that it needs.
     """
     if settings.name == "causal":
         return make_objective(settings, None)
-    return make_objective(settings, DataTokenizer.open(data_dir).vocabulary())
+    return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length)
 
 
 def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSummary]:

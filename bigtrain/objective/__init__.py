@@ -9,6 +9,7 @@ objective       what every objective does; which one the settings ask for      o
                 and whether sentences follow each other                        sentence_pairs.py
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
   translation   targets of source texts, by an encoder-decoder                translation.py, parts.py
+  mixture       several of these, in turns                                     mixture.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
@@ -23,6 +24,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.mixture import Mixture
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
@@ -38,6 +40,7 @@ __all__ = [
     "EncoderRows",
     "FillInTheMiddle",
     "Masked",
+    "Mixture",
     "Objective",
     "ObjectiveVocabulary",
     "PreparedRows",

@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import ObjectiveSettings
+from bigtrain.config import ObjectiveChoice
 from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.mixture import Mixture, common_lengths
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import SentencePairs
@@ -82,13 +83,15 @@ class ObjectiveVocabulary:
         return self.special[token]
 
 
-def row_lengths(settings: ObjectiveSettings, length: int) -> tuple[int, int | None]:
+def row_lengths(settings: ObjectiveChoice, length: int) -> tuple[int, int | None]:
     """The tokens of a row that a model predicts from, and of its encoder's row where it is an encoder-decoder.
 
     Args:
         settings: the section `objective`.
         length: tokens of a row of the data.
     """
+    if settings.mixed:
+        return common_lengths([row_lengths(component, length) for component in settings.mixed])
     if settings.name == "translation":
         return 2 * (side_length(length, settings.pair_share),)
     if settings.name == "span_corruption":
@@ -97,12 +100,15 @@ def row_lengths(settings: ObjectiveSettings, length: int) -> tuple[int, int | No
     return length, length if settings.reads_pairs else None
 
 
-def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary | None) -> Objective:
+def make_objective(
+    settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary | None, length: int | None = None
+) -> Objective:
     """The objective of the settings.
 
     Args:
         settings: the section `objective`.
         vocabulary: of the data; the causal objective needs none.
+        length: tokens of a row of the data; only a mixture needs it.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that the objective needs.
@@ -110,10 +116,20 @@ def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary 
     if settings.name == "causal":
         return Causal()
     assert vocabulary is not None
+    if settings.mixed:
+        assert length is not None
+        decoder, encoder = row_lengths(settings, length)
+        return Mixture(
+            [make_objective(component, vocabulary) for component in settings.mixed],
+            [component.weight for component in settings.mixed],
+            length=decoder,
+            encoder_length=encoder,
+            padding=vocabulary.end_of_text,
+        )
     return _MADE_BY[settings.name](settings, vocabulary)
 
 
-def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
+def _fill_in_the_middle(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
     names = FIM_TOKENS[settings.fim_tokens]
     ids = [vocabulary.id_of(name, f"objective.fim_tokens {settings.fim_tokens}") for name in names]
     prefix, suffix, middle, *end = ids
@@ -129,7 +145,7 @@ def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabu
     )
 
 
-def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Masked:
+def _masked(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Masked:
     mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
     if not np.any(vocabulary.ordinary):
         raise BigtrainError(
@@ -148,7 +164,7 @@ def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Mas
     )
 
 
-def _sentence_pairs(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> SentencePairs | None:
+def _sentence_pairs(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> SentencePairs | None:
     if settings.sentence_task == "none":
         return None
     return SentencePairs(
@@ -158,7 +174,7 @@ def _sentence_pairs(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary
     )
 
 
-def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> SpanCorruption:
+def _span_corruption(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> SpanCorruption:
     name = settings.sentinel_tokens.format
     sentinels = [vocabulary.id_of(name(0), "objective.sentinel_tokens")]
     while name(len(sentinels)) in vocabulary.special:
@@ -172,7 +188,7 @@ def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabular
     )
 
 
-def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Denoising:
+def _denoising(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Denoising:
     known = vocabulary.ends_sentence
     return Denoising(
         mask_id=vocabulary.id_of(settings.mask_token, "objective.mask_token"),
@@ -188,7 +204,7 @@ def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> 
     )
 
 
-def _translation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Translation:
+def _translation(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Translation:
     return Translation(
         start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
         end_of_text_id=vocabulary.end_of_text,
@@ -196,7 +212,7 @@ def _translation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -
     )
 
 
-_MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Objective]] = {
+_MADE_BY: Mapping[str, Callable[[ObjectiveChoice, ObjectiveVocabulary], Objective]] = {
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,

@@ -38,6 +38,22 @@ OBJECTIVES = {
         "model": ENCODER | {"family": "albert", "embedding_size": 32, "sentence_head": True},
         "data": {"packing": "sentence_pairs"},
     },
+    "translation": {
+        "objective": {"name": "translation"},
+        "model": ENCODER | {"family": "marian", "label_smoothing": 0.1},
+        "data": {"packing": "best_fit", "sources": [{"name": "django", "kind": "gettext", "package": "django"}]},
+    },
+    "mixture": {
+        "objective": {
+            "name": "mixture",
+            "components": [
+                {"name": "span_corruption", "weight": 2},
+                {"name": "span_corruption", "noise_density": 0.5, "decoder_start_token": "[CLS]"},
+                {"name": "denoising", "decoder_start_token": "[SEP]"},
+            ],
+        },
+        "model": ENCODER | {"family": "t5"},
+    },
     "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
 }
 EXACT = ("step", "loss", "grad_norm", "tokens", "batch_digest", "inputs_digest")
@@ -68,7 +84,11 @@ def run_of(data: RunSandbox, directory, objective: str, name: str, **engine: obj
     config = directory / name / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     sandbox = RunSandbox(directory / name, config)
-    if settings["data"].get("packing"):
+    if "packing" in settings["data"]:
+        if settings["data"]["sources"][0]["kind"] == "gettext":
+            settings["data"]["sources"][0]["languages"] = ["de", "fr"]
+            settings["data"]["dir"] = str(data.directory / "pairs")
+            config.write_text(yaml.safe_dump(settings))
         assert sandbox.bigtrain("data", "build", config).returncode == 0
     return sandbox
 

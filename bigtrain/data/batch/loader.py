@@ -6,6 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -179,6 +180,7 @@ class Loader:
             skip.apply(rows, samples, addresses)
         draws = self._objective.changes_inputs  # the keys cost two per cent of what the causal objective takes in all
         keys = self._keys.of(*addresses) if draws else np.zeros(len(samples), np.uint64)
+        rows = replace(rows, turns=addresses.sequence + addresses.epoch) if draws else rows
         prepared = self._objective.prepare(rows, keys)
         micro_batches = micro_batches_of(prepared, self._micro_batch_size)
         batches, first = [], 0
