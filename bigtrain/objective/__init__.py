@@ -24,7 +24,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
-from bigtrain.objective.mixture import Mixture
+from bigtrain.objective.mixture import ObjectiveMixture
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
@@ -40,8 +40,8 @@ __all__ = [
     "EncoderRows",
     "FillInTheMiddle",
     "Masked",
-    "Mixture",
     "Objective",
+    "ObjectiveMixture",
     "ObjectiveVocabulary",
     "PreparedRows",
     "SentencePairs",

@@ -34,7 +34,7 @@ class _Component(Protocol):
 def turns_of(weights: Sequence[int]) -> I64:
     """The pattern [W] of turns: which of the objectives has each.
 
-    The next turn is of the one that is furthest behind its share; of equal ones the first.
+    The next turn is of the one that lacks most of its share; of equal ones the first.
     """
     total = sum(weights)
     taken = [0] * len(weights)
@@ -56,7 +56,7 @@ def common_lengths(lengths: Sequence[tuple[int, int | None]]) -> tuple[int, int 
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ObjectiveMixture:
     """Each row by one of several objectives."""
 
     components: Sequence[_Component]

@@ -14,7 +14,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
-from bigtrain.objective.mixture import Mixture, common_lengths
+from bigtrain.objective.mixture import ObjectiveMixture, common_lengths
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import SentencePairs
@@ -119,7 +119,7 @@ def make_objective(
     if settings.mixed:
         assert length is not None
         decoder, encoder = row_lengths(settings, length)
-        return Mixture(
+        return ObjectiveMixture(
             [make_objective(component, vocabulary) for component in settings.mixed],
             [component.weight for component in settings.mixed],
             length=decoder,

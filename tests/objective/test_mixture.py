@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config import ObjectiveSettings
-from bigtrain.objective import Mixture, make_objective, row_lengths
+from bigtrain.objective import ObjectiveMixture, make_objective, row_lengths
 from bigtrain.objective.mixture import turns_of
 from tests.objective.rows import documents, keys_of, row, rows_of, some_rows, vocabulary
 
@@ -49,7 +49,7 @@ def test_any_run_of_turns_has_each_share_to_within_one(weights: list[int], first
 def test_a_row_is_what_its_own_objective_makes_of_it(settings: ObjectiveSettings, seed: int, count: int) -> None:
     """The same tokens, labels and documents, and padding after them where the others' rows are longer."""
     mixture = make_objective(settings, vocabulary(), LENGTH)
-    assert isinstance(mixture, Mixture)
+    assert isinstance(mixture, ObjectiveMixture)
     turns = np.random.default_rng(seed).integers(0, 100, count)
     rows = replace(rows_of(some_rows(seed, count, LENGTH), LENGTH), turns=turns)
     keys = keys_of(seed, count)
