@@ -81,7 +81,7 @@ class BlockStack(nn.Module):
 
     def through_layers(self, x: Tensor, context: Context) -> tuple[Tensor, list[RouterReport | None]]:
         """The stream after the last block, and what the blocks' routers report."""
-        reports = []
+        reports: list[RouterReport | None] = []
         times = self.settings.num_hidden_layers // self.settings.distinct_layers
         for layer in self.layers:
             for _ in range(times):
