@@ -152,7 +152,7 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
 
 @pytest.mark.slow
 def test_losses_with_dropout_are_equal_however_the_work_is_spread(with_tokens, tmp_path):
-    """In float32 at 1 and 2 ranks with micro-batches of 1, 2 and 4. Dropout changes no digest, and it changes losses."""
+    """In float32 at 1 and 2 ranks, micro-batches of 1, 2 and 4. Dropout changes no digest, and it changes losses."""
     found = {}
     for name, world, micro, of in (
         ("one-4", 1, 4, "masked_with_dropout"),
