@@ -1,6 +1,6 @@
 """The loader with each objective, and a masked language model against the transformers Trainer.
 
-    PYTHONPATH=. python benchmarks/objectives.py [--data DIR] [--seconds 3] [--repeats 5] [--parts loader,training,dropout]
+    PYTHONPATH=. python benchmarks/objectives.py [--data DIR] [--seconds 3] [--repeats 5] [--parts loader,training]
 
 DIR holds data whose tokenizer has the tokens of all objectives; without it they are built from the standard library.
 
