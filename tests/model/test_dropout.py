@@ -114,6 +114,20 @@ def test_the_kernel_and_pytorch_give_equal_bits(dtype: torch.dtype, monkeypatch:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_drops_what_a_cpu_drops(compiled: bool) -> None:
+    """Also where the masks are part of a compiled kernel."""
+    x, row_keys = torch.randn(4, 32, 100), ROW_KEYS
+    drop = Dropout(0.3, "here")
+
+    def run(device: str) -> Tensor:
+        return drop(x.to(device), DropoutKeys.of(row_keys.to(device), 32)).cpu()
+
+    wanted = run("cpu")
+    assert torch.equal(torch.compile(run)("cuda") if compiled else run("cuda"), wanted)
+
+
 # their statistics
 
 
