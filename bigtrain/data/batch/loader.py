@@ -181,9 +181,8 @@ class Loader:
         rows = assemble(self._packings, addresses.source, addresses.sequence)
         for skip in self._unlabelled:
             skip.apply(rows, samples, addresses)
-        draws = (
-            self._keyed or self._objective.changes_inputs
-        )  # the keys cost two per cent of what the causal objective takes in all
+        # The keys cost two per cent of what the causal objective takes in all.
+        draws = self._keyed or self._objective.changes_inputs
         keys = self._keys.of(*addresses) if draws else np.zeros(len(samples), np.uint64)
         rows = replace(rows, turns=addresses.sequence + addresses.epoch) if draws else rows
         prepared = self._objective.prepare(rows, keys)
