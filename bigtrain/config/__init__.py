@@ -51,7 +51,7 @@ from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics
-from bigtrain.config.model_settings import ModelSettings, RopeScaling
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings, RopeScaling
 from bigtrain.config.objective_settings import ObjectiveChoice, ObjectiveSettings
 from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
 from bigtrain.config.reference import reference
@@ -70,6 +70,7 @@ from bigtrain.config.show import dump_settings
 from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
+    "DROPOUT_RATES",
     "FAMILIES",
     "HIDDEN",
     "BatchSchedule",

@@ -24,6 +24,9 @@ LayerType = Literal["full_attention", "sliding_attention"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]
 assert set(get_args(Family)) == FAMILIES.keys()
 
+DROPOUT_RATES = ("embedding_dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "final_dropout")
+"""The settings of dropout."""
+
 _NOT_OF_ENCODER_DECODERS = {
     "sliding_window": None, "parallel_residual": False, "qk_norm": "none", "num_experts": 0,
     "num_nextn_predict_layers": 0, "embedding_size": None, "num_hidden_groups": None, "type_vocab_size": 0,
@@ -236,6 +239,22 @@ class ModelSettings(Section):
     """Standard deviation of the initial weights. For projections back into the residual stream it is divided by
     sqrt(2 * num_hidden_layers) (GPT-2 paper, section 2.3)."""
 
+    # what is dropped in training
+    embedding_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped of the embeddings, after they are summed and normalised (`embd_pdrop` of
+    gpt2). What is dropped follows from train.seed and the address of a row. Rates are rounded to multiples of 2^-16."""
+    attention_dropout: OpenUnitInterval = 0.0
+    """Share of the attention weights that is dropped (`attention_probs_dropout_prob` of bert). On CUDA the scores of a
+    document are then held in memory: PyTorch's kernels have no dropout that follows from an address."""
+    hidden_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped of what attention and feed-forward layer add to the residual stream
+    (`resid_pdrop` of gpt2). `hidden_dropout_prob` of bert and `dropout` of bart are this and embedding_dropout."""
+    activation_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped inside the feed-forward layer, after the activation function (bart, t5)."""
+    final_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped before the head, and of an encoder's states before a decoder sees them
+    (t5)."""
+
     # what else is learned
     z_loss_coef: NonNegativeFloat = 0.0
     """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The reported
@@ -284,6 +303,11 @@ class ModelSettings(Section):
     def expert_width(self) -> int:
         """Width inside an expert, with the default filled in."""
         return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def drops(self) -> bool:
+        """Whether training has dropout."""
+        return any(getattr(self, name) for name in DROPOUT_RATES)
 
     @property
     def embedding_width(self) -> int:
@@ -464,6 +488,10 @@ class ModelSettings(Section):
         yield (
             self.num_experts > 0 and not self.gated_mlp,
             "experts are gated: set gated_mlp to true, or num_experts to 0",
+        )
+        yield (
+            self.num_experts > 0 and self.activation_dropout > 0,
+            "experts have no dropout inside: set activation_dropout to 0, or num_experts to 0",
         )
         for key in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate"):
             yield (

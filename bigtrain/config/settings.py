@@ -388,6 +388,9 @@ class Settings(Section):
                 ("position_embedding", model.position_embedding, "rope, learned, sinusoidal or none"),
                 ("num_experts", model.num_experts, "0"),
                 ("num_nextn_predict_layers", model.num_nextn_predict_layers, "0"),
+                # A rank does not know which of all heads and channels it has.
+                ("attention_dropout", model.attention_dropout, "0.0"),
+                ("activation_dropout", model.activation_dropout, "0.0"),
             ):
                 if str(found) not in works:
                     raise ValueError(

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bigtrain.base import BigtrainError, read_json
-from bigtrain.config import ModelSettings
+from bigtrain.config import DROPOUT_RATES, ModelSettings
 from bigtrain.convert.config_keys import value_of, windows
 from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.skipped_keys import claim_of, is_about_files
@@ -30,6 +30,7 @@ CONFIG_BYTES = 16 << 20
 NOT_COMPUTED = frozenset({
     "family", "init_from", "expect_parameters", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef",
     "z_loss_coef", "label_smoothing", "num_nextn_predict_layers", "mtp_loss_coef", "mup_base_hidden_size",
+    *DROPOUT_RATES,
 })  # fmt: skip
 """Settings that decide how a model begins and learns; what a trained one computes does not depend on them, but for
 muP's division of the logits, which counts as logits_scaling."""

@@ -43,6 +43,8 @@ class RunData:
     plan: Plan
     objective: Objective
     """What makes inputs and labels of their tokens."""
+    keyed: bool = False
+    """Whether training batches have the keys of their rows: a model with dropout needs them."""
 
     @classmethod
     def open(cls, settings: Settings) -> RunData:
@@ -56,7 +58,8 @@ class RunData:
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
-        return cls(train, held_out, _plan_of(settings, train), open_objective(settings.objective, settings.data))
+        objective = open_objective(settings.objective, settings.data)
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
 
     @classmethod
     def of(cls, settings: Settings, summaries: Sequence[SourceSummary], objective: Objective) -> RunData:
@@ -86,7 +89,7 @@ class RunData:
                     if pack is None
                     else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
                 )
-        return cls(train, held_out, _plan_of(settings, train), objective)
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
 
     def check_sizes(self, shares: FileShares | None = None) -> None:
         """Look at this rank's share of the files of each dataset. Default: at all.
@@ -133,6 +136,7 @@ class RunData:
             rank=rank,
             world_size=world_size,
             objective=self.objective,
+            keyed=self.keyed,
         )
 
     def validation(

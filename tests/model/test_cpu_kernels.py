@@ -284,5 +284,6 @@ def test_without_a_folder_to_keep_them_the_kernels_are_there_too(
 
 
 def test_the_description_of_a_call_is_laid_out_as_in_the_source() -> None:
-    """Eight fields; a float before the last two, which are aligned to eight bytes."""
-    assert ctypes.sizeof(cpu_kernels.Call) == 64 and cpu_kernels.Call.window.offset == 48
+    """Eleven fields of eight bytes, or aligned to eight; the last two are of four bytes each."""
+    assert ctypes.sizeof(cpu_kernels.Call) == 80 and cpu_kernels.Call.window.offset == 48
+    assert cpu_kernels.Call.drop_scale.offset == 76

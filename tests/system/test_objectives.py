@@ -8,6 +8,7 @@ import json
 import pytest
 import yaml
 
+from tests import forkserver
 from tests.matrix import thinned
 from tests.refusals import assert_refused
 from tests.system.run_sandbox import STATUS_STOPPED, RunSandbox, kill_ranks, small_settings
@@ -56,6 +57,9 @@ OBJECTIVES = {
     },
     "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
 }
+DROPPED = {"masked_with_dropout": "masked", "denoising_with_dropout": "denoising"}
+RATES = {f"{place}_dropout": 0.1 for place in ("embedding", "attention", "hidden", "activation", "final")}
+OBJECTIVES |= {name: OBJECTIVES[of] | {"model": OBJECTIVES[of]["model"] | RATES} for name, of in DROPPED.items()}
 EXACT = ("step", "loss", "grad_norm", "tokens", "batch_digest", "inputs_digest")
 
 
@@ -144,6 +148,36 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
     assert replayed.returncode == 0, replayed.stderr
     found = json.loads(replayed.stdout)
     assert abs(found["loss"] / steps[6][1] - 1) < 1e-2 and found["documents"]
+
+
+@pytest.mark.slow
+def test_losses_with_dropout_are_equal_however_the_work_is_spread(with_tokens, tmp_path):
+    """In float32 at 1 and 2 ranks, micro-batches of 1, 2 and 4. Dropout changes no digest, and it changes losses."""
+    found = {}
+    for name, world, micro, of in (
+        ("one-4", 1, 4, "masked_with_dropout"),
+        ("one-1", 1, 1, "masked_with_dropout"),
+        ("two-2", 2, 2, "masked_with_dropout"),
+        ("none", 1, 4, "masked"),
+    ):
+        run = run_of(with_tokens, tmp_path, of, name, precision="fp32", zero_stage=world)
+        status, output = run.train(world, f"train.micro_batch_size={micro}", "train.stop_after=5")
+        assert status == STATUS_STOPPED, output
+        found[name] = run.metrics()
+    for name, metrics in found.items():
+        for record, wanted in zip(metrics, found["one-4"], strict=True):
+            assert record["inputs_digest"] == wanted["inputs_digest"]
+            equal = record["loss"] == pytest.approx(wanted["loss"], rel=2e-6)
+            assert equal if name != "none" else not equal
+
+
+@pytest.mark.slow
+def test_verify_resume_finds_every_promise_kept_with_dropout(with_tokens, tmp_path):
+    run = run_of(with_tokens, tmp_path, "masked_with_dropout", "verified")
+    with_launcher = ("--launcher", forkserver.launcher("{n}"))
+    done = run.bigtrain("verify-resume", run.config, "--json", *with_launcher, "-n", "2", "--steps", "4", timeout=280)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["ok"] and len(report["checks"]) == 7, report
 
 
 def test_what_an_objective_lacks_is_one_message_before_the_first_step(with_tokens, tmp_path):

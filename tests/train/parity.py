@@ -40,6 +40,8 @@ class Case:
     """Ranks of ZeRO++'s second copy of the weights."""
     ahead: int = 0
     """Modules of multi-token prediction."""
+    drop: float = 0.0
+    """Every rate of dropout."""
 
     @property
     def name(self) -> str:
@@ -109,6 +111,17 @@ def cases() -> list[Case]:
     found.append(Case(3, 4, clip=0.3, sequence=2, family="bert"))
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, family="bert"))
     found.append(Case(2, 2, clip=0.3, tied=True, family="modernbert", precision="bf16"))
+    for stage, world, accumulation, recompute, family in (
+        (0, 2, 4, "selective", "llama"),
+        (1, 1, 4, "none", "bert"),
+        (2, 4, 1, "full", "albert"),
+        (3, 2, 4, "offloaded", "gpt2"),
+    ):
+        found.append(Case(stage, world, accumulation, 0.3, True, recompute, family=family, drop=0.1))
+    found.append(Case(3, 4, clip=0.3, recompute="full", sequence=2, family="bert", drop=0.1))
+    found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, drop=0.1))
+    found.append(Case(2, 2, clip=0.3, ahead=2, drop=0.1))
+    found.append(Case(1, 2, clip=0.3, tied=True, family="bert", precision="bf16", drop=0.1))
     return found
 
 
@@ -123,6 +136,7 @@ def state_cases() -> list[Case]:
         Case(2, 4, tied=True, tensor=2, precision="bf16"),
         Case(3, 2, tied=True, sequence=2, offload="cpu"),
         Case(3, 4, tied=True, secondary=2),
+        Case(1, 2, tied=True, drop=0.1),
     ]
 
 
@@ -134,6 +148,8 @@ def settings(case: Case) -> Settings:
     mixture = {
         "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
     }  # fmt: skip
+    # Tensor parallelism has whole residual streams alone on each rank.
+    places = ("embedding", "hidden", "final", *(() if case.tensor > 1 else ("attention", "activation")))
     of_family: dict[str, dict[str, Any]] = {
         "mixtral": mixture,
         "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
@@ -154,6 +170,7 @@ def settings(case: Case) -> Settings:
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
+                **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
             },
             "objective": {"name": "masked" if case.family in ENCODERS else "causal"},
@@ -197,7 +214,10 @@ def rows(step: int) -> dict[str, Tensor]:
         labels[row, TOKENS - row :] = -100
     tiers = torch.arange(TOKENS).expand(ROWS, TOKENS)
     positions = tiers - torch.where(starts, tiers, 0).cummax(dim=1).values
-    return {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts}
+    keys = torch.randint(-(2**63), 2**63 - 1, (ROWS,), generator=generator)
+    return {
+        "input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts, "row_keys": keys,
+    }  # fmt: skip
 
 
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
@@ -215,12 +235,15 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead))
+    return json.loads(
+        _plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor)
+    )
 
 
 @functools.cache
-def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int) -> str:
-    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=4 if whole_heads else 1, ahead=ahead)
+def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int) -> str:
+    shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
+    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference")

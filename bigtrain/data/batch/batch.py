@@ -14,6 +14,7 @@ from bigtrain.objective import PreparedRows
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,8 @@ class MicroBatch:
     """Labels of whole examples that are not -100: those of `example_labels` in `others`."""
     others: dict[str, Tensor | int] = field(default_factory=dict)
     """What else the objective gives to the model, by the names of its arguments: tensors [B, ...], and for an
-    encoder-decoder encoder_input_ids, encoder_position_ids [B, S], encoder_cu_seqlens and encoder_max_seqlen."""
+    encoder-decoder encoder_input_ids, encoder_position_ids [B, S], encoder_cu_seqlens and encoder_max_seqlen. Where the
+    model has dropout, row_keys int64 [B], from the addresses of the rows."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on a device, converted there to int64, the type that models take."""
@@ -87,8 +89,8 @@ class RankBatch:
     """Likewise of what the objective made of the batch; 0 where that is the tokens as they are."""
 
 
-def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
-    """Rows as micro-batches of `size` rows each, which share their memory."""
+def micro_batches_of(rows: PreparedRows, size: int, keys: U64 | None = None) -> list[MicroBatch]:
+    """Rows as micro-batches of `size` rows each, which share their memory; with keys [R] these are `row_keys`."""
     import torch
 
     labels = torch.split(torch.from_numpy(rows.labels), size)
@@ -104,7 +106,8 @@ def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
     if rows.label_examples is not None:
         examples = rows.label_examples.reshape(-1, size).sum(axis=1).tolist()
         batches = [replace(batch, label_examples=count) for batch, count in zip(batches, examples, strict=True)]
-    for name, array in rows.others.items():
+    others = dict(rows.others) if keys is None else {**rows.others, "row_keys": keys.view(np.int64)}
+    for name, array in others.items():
         for batch, part in zip(batches, torch.split(torch.from_numpy(array), size), strict=True):
             batch.others[name] = part
     if (encoder := rows.encoder) is not None:

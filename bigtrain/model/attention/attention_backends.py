@@ -5,12 +5,13 @@ end; `cu_seqlens` [documents + 1] says where documents begin. A token sees its o
 sides, as far and with such scores as the layer's `AttentionRule` says, and nothing else. In cross-attention the rule
 says where the documents of the keys begin, which are then [M, K, D] of another sequence.
 
-    varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap or bias
-    flex       FlexAttention, compiled for the rule: CUDA, any rule
+    varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap, bias or dropout
+    flex       FlexAttention, compiled for the rule: CUDA, any rule without dropout
     cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias,
                one sequence
     blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule of one sequence
-    sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap
+    sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap; with dropout the
+               same in matrix products, which hold a document's scores, for any rule
     reference  the definition, with the full score matrix: what the others are tested against
 """
 
@@ -43,6 +44,8 @@ from bigtrain.model.attention.cpu_attention import cpu_attention
 from bigtrain.model.attention.flex_attention import packed_flex_attention
 from bigtrain.model.cpu.cpu_kernels import obstacle as obstacle_to_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
+from bigtrain.model.layers.activations import soft_capped
+from bigtrain.model.layers.dropout import dropped
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionRule], Tensor]
 """(query, key, value, cu_seqlens, max_seqlen, rule) -> [N, H, D]"""
@@ -101,10 +104,15 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
             last += 1
         run = slice(start, start + length * (last - first))
         q, k, v = (x[run].reshape(last - first, length, -1, x.shape[-1]).transpose(1, 2) for x in (query, key, value))
-        mask = _mask(length, rule, query)
-        output = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and not rule.two_sided, scale=rule.scale, enable_gqa=True
-        )
+        if (drop := rule.dropout) is not None:
+            keys = drop.keys[run].view(last - first, length, -1).transpose(1, 2)
+            output = _dropped_attention(q, k, v, _mask(length, rule, query, whole=True), rule, keys)
+        else:
+            mask = _mask(length, rule, query)
+            causal = mask is None and not rule.two_sided
+            output = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scale, enable_gqa=True
+            )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
         start, first = run.stop, last
     return torch.cat(outputs)
@@ -126,15 +134,43 @@ def _sdpa_of_two(
             continue
         q = query[own].reshape(documents, length, -1, query.shape[-1]).transpose(1, 2)
         k, v = (x[others].reshape(documents, keys, -1, x.shape[-1]).transpose(1, 2) for x in (key, value))
-        output = F.scaled_dot_product_attention(q, k, v, scale=rule.scale, enable_gqa=True)
+        if (drop := rule.dropout) is not None:
+            drop_keys = drop.keys[own].view(documents, length, -1).transpose(1, 2)
+            output = _dropped_attention(q, k, v, None, rule, drop_keys)
+        else:
+            output = F.scaled_dot_product_attention(q, k, v, scale=rule.scale, enable_gqa=True)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 
 
-def _mask(length: int, rule: AttentionRule, query: Tensor) -> Tensor | None:
-    """What sdpa takes beside `is_causal`: nothing, or visible pairs [L, L], or their bias [H, L, L]."""
+def _dropped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule, drop_keys: Tensor
+) -> Tensor:
+    """What `scaled_dot_product_attention` computes, with a soft cap and weights dropped by keys.
+
+    Args:
+        query: [n, H, L, D].
+        key, value: [n, K, S, D], H a multiple of K.
+        mask: [L, S] visible pairs, or their bias [H, L, S].
+        rule: has scale, soft cap and rate.
+        drop_keys: [n, H, L].
+    """
+    assert rule.dropout is not None
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, 1) if group > 1 else x for x in (key, value))
+    scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * rule.scale
+    scores = soft_capped(scores, rule.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = dropped(scores.softmax(-1).to(query.dtype), drop_keys, rule.dropout.rate)
+    return weights @ value
+
+
+def _mask(length: int, rule: AttentionRule, query: Tensor, *, whole: bool = False) -> Tensor | None:
+    """What sdpa takes beside `is_causal`: nothing, or visible pairs [L, L], or their bias [H, L, L]; a `whole` mask has
+    what `is_causal` says, too."""
     window = length if rule.window is None else rule.window
-    if window >= length and rule.distance_bias is None:
+    if window >= length and rule.distance_bias is None and (rule.two_sided or not whole):
         return None
     tokens = torch.arange(length, device=query.device)
     distance = tokens[:, None] - tokens
@@ -208,7 +244,7 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
             _prepare_flash_attention(torch.cuda.get_device_capability(query.device)[0])
     if obstacle := _obstacle(implementation, query, rule):
         able = [name for name in BACKENDS if _obstacle(name, query, rule) is None]
-        wishes = [name for name in ("window", "softcap", "distance_bias") if getattr(rule, name) is not None]
+        wishes = [name for name in ("window", "softcap", "distance_bias", "dropout") if getattr(rule, name) is not None]
         raise BigtrainError(
             f"attention back-end {implementation!r} cannot run here",
             found=f"{query.dtype} queries of head width {query.shape[-1]} on {query.device.type}"
@@ -224,10 +260,12 @@ def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
     if name in ("cpp", "blockwise") and rule.keys is not None:
         return "queries and keys of one sequence"
-    if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
+    if rule.softcap is not None and (name in ("varlen", "cpp") or (name == "sdpa" and rule.dropout is None)):
         return "a rule without softcap"
     if name in ("varlen", "cpp") and rule.distance_bias is not None:
         return "a rule without distance bias"
+    if name in ("varlen", "flex") and rule.dropout is not None:
+        return "a rule without dropout: model.attention_dropout 0"
     if name == "blockwise" and query.device.type != "cpu":
         return "a CPU"
     if name == "flex" and query.device.type == "cpu":

@@ -3,7 +3,7 @@
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      for a key d >= 0 places back, d < window
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      two-sided: for a key |d| < window places away
     score(q, k)    = cap(scale * q.k)                               two sequences: for all keys of the query's document
-    output         = softmax(scores) V                              (Vaswani et al., 2017, equation 1)
+    output         = drop(softmax(scores)) V                        (Vaswani et al., 2017, equation 1)
 
 `attention_by_definition` computes that with the full score matrix, for any positions of queries and keys: every
 back-end is tested against it, and so is generation, where a new query meets a cache of keys.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.model.layers.activations import soft_capped
+from bigtrain.model.layers.dropout import AttentionDropout, kept_at, scale_of
 
 
 class KeyBoundaries(NamedTuple):
@@ -53,6 +54,8 @@ class AttentionRule:
     keys: KeyBoundaries | None = None
     """Of two sequences: a token of the n-th document of the queries sees all of the n-th of the keys. Such a rule is
     two-sided and has neither window nor distance bias. None: queries and keys are of the same tokens."""
+    dropout: AttentionDropout | None = None
+    """Which weights are dropped after the softmax. None: none are."""
 
     @property
     def bias_reach(self) -> int:
@@ -109,6 +112,10 @@ def attention_by_definition(
     hidden = ~visible[:, None]
     # The lowest finite number and not -inf, and zero once more afterwards: a row that sees nothing is no NaN then.
     weights = scores.masked_fill(hidden, torch.finfo(dtype).min).softmax(dim=-1).masked_fill(hidden, 0.0)
+    if (drop := rule.dropout) is not None:
+        by_head = drop.keys.view(*query.shape[:3]).transpose(1, 2)
+        kept = kept_at(by_head[..., None], key_positions[:, None, None].clamp(min=0), drop.rate)
+        weights = weights * kept * scale_of(drop.rate)
     weights = weights.view(key.shape[0], key.shape[2], -1, *hidden.shape[2:])
     output = torch.einsum("bkgnm,bmkd->bnkgd", weights, value.to(dtype))
     return output.flatten(2, 3).to(query.dtype)
