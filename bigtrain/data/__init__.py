@@ -42,7 +42,7 @@ store/verify.py checks every byte of the data
 Imports go down only: provenance, batch | build, store, order, format. pyproject.toml has the contract.
 """
 
-from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest
+from bigtrain.data.batch.batch import LabelCounts, MicroBatch, RankBatch, format_digest
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import Packing, held_out_packing, open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
@@ -98,6 +98,7 @@ __all__ = [
     "DocumentPart",
     "FileShares",
     "Funnel",
+    "LabelCounts",
     "Loader",
     "MicroBatch",
     "Packing",

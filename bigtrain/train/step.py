@@ -16,13 +16,12 @@ import torch
 
 from bigtrain.base import damage, reached
 from bigtrain.config import Settings
-from bigtrain.data import RankBatch
+from bigtrain.data import LabelCounts, RankBatch
 from bigtrain.engine import Engine, Topology, learning_rate
 from bigtrain.health import Heartbeat, LoopPhase
 from bigtrain.model import Transformer
 from bigtrain.observe import FORWARD, FORWARD_BACKWARD, OPTIMIZER
 from bigtrain.train.router_balance import settle
-from bigtrain.train.vote import LabelCounts
 
 LOSS_TERMS = ("token_loss", "example_loss")
 Timing = Callable[[str], AbstractContextManager[None]]

@@ -5,22 +5,8 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from bigtrain.base import BigtrainError, first_of
-from bigtrain.data import RankBatch, format_digest
+from bigtrain.data import LabelCounts, RankBatch, format_digest
 from bigtrain.engine import Topology
-
-
-@dataclass(frozen=True)
-class LabelCounts:
-    """The labels of a global batch, by loss term."""
-
-    tokens: int
-    """Tokens that have a label."""
-    examples: int = 0
-    """Whole examples that have one."""
-
-    def of_terms(self, number: int) -> list[int]:
-        """The counts of the first terms of a loss; at least 1, so that a term without labels is 0."""
-        return [max(count, 1) for count in (self.tokens, self.examples)[:number]]
 
 
 @dataclass(frozen=True)

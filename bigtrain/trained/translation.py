@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import Settings
-from bigtrain.data import DataTokenizer, Dataset, decode_ids
+from bigtrain.data import Dataset, DataTokenizer, decode_ids
 from bigtrain.model import Transformer, generate
 from bigtrain.objective import SOURCE, TARGET
 

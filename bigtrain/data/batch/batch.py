@@ -68,6 +68,20 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
+class LabelCounts:
+    """The labels of a global batch, by loss term."""
+
+    tokens: int
+    """Tokens that have a label."""
+    examples: int = 0
+    """Whole examples that have one."""
+
+    def of_terms(self, number: int) -> list[int]:
+        """The counts of the first terms of a loss; at least 1, so that a term without labels is 0."""
+        return [max(count, 1) for count in (self.tokens, self.examples)[:number]]
+
+
+@dataclass(frozen=True)
 class RankBatch:
     """One rank's share of a global batch."""
 
