@@ -52,7 +52,7 @@ def _call(
     query: Tensor, key: Tensor, cu_seqlens: Tensor, drop_keys: Tensor | None, scale: float, window: int | None,
     two_sided: bool, drop_rate: float,
 ) -> tuple[Any, list[Tensor]]:  # fmt: skip
-    """What the kernel is told, and the tensors that this points to."""
+    """The arguments of the kernel, and the tensors that they point to."""
     tokens, heads, width = query.shape
     seen = tokens if window is None else min(window, tokens)
     ahead = seen - 1 if two_sided else 0
