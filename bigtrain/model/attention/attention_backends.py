@@ -9,7 +9,7 @@ says where the documents of the keys begin, which are then [M, K, D] of another 
     flex       FlexAttention, compiled for the rule: CUDA, any rule
     cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias,
                one sequence
-    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule of one sequence
+    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule
     sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap
     reference  the definition, with the full score matrix: what the others are tested against
 """
@@ -222,7 +222,7 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
 
 def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
-    if name in ("cpp", "blockwise") and rule.keys is not None:
+    if name == "cpp" and rule.keys is not None:
         return "queries and keys of one sequence"
     if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
         return "a rule without softcap"
