@@ -11,6 +11,15 @@ from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.layers.rotary import Rotary
 
 
+class Encoded(NamedTuple):
+    """What an encoder has made of what it read, for the decoder that attends to it."""
+
+    states: Tensor
+    """[B, S, C], its normalised last hidden states."""
+    keys: KeyBoundaries
+    """Where its documents begin: as many as the decoder has, in the same order."""
+
+
 class Context(NamedTuple):
     """One for all layers of a forward pass. A tuple, so that compiled and recomputed blocks see the tensors in it."""
 
@@ -28,7 +37,5 @@ class Context(NamedTuple):
     """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
     cache: KeyValueCache | None = None
     """Generation: the tokens before these."""
-    encoder_states: Tensor | None = None
-    """[B, S, C], what the blocks of an encoder-decoder's decoder attend to."""
-    encoder_keys: KeyBoundaries | None = None
-    """Where its documents begin: as many as cu_seqlens has, in the same order."""
+    encoded: Encoded | None = None
+    """What the blocks of an encoder-decoder's decoder attend to; None where the cache holds all of it."""

@@ -16,7 +16,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
-from bigtrain.model.context import Context
+from bigtrain.model.context import Context, Encoded
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.initialize import initialize, is_hidden_matrix
@@ -170,8 +170,10 @@ class Transformer(BlockStack):
         max_seqlen: int | None = None,
         cache: KeyValueCache | None = None,
         token_type_ids: Tensor | None = None,
+        encoded: Encoded | None = None,
     ) -> Tensor:
-        """The normalised last hidden states [B, T, C]. Without boundaries, each row is one document."""
+        """The normalised last hidden states [B, T, C]; of an encoder-decoder those of its decoder, which attends to
+        `encoded`. Without boundaries, each row is one document."""
         batch, length = input_ids.shape
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
@@ -180,7 +182,7 @@ class Transformer(BlockStack):
         x = self.embed_tokens(input_ids)
         context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
         x = self.stream(x, position_ids, token_type_ids)
-        x, _ = self.through_layers(x, context._replace(cache=cache))
+        x, _ = self.through_layers(x, context._replace(cache=cache, encoded=encoded))
         return self.norm(x)
 
     def init_weights(self, seed: int) -> None:
