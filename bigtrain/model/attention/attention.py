@@ -112,4 +112,4 @@ class CrossAttention(nn.Module):
         return self.o_proj(output.reshape(*x.shape[:2], -1))
 
     def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.head_width))
+        return projected.view(*projected.shape[:-1], -1, self.head_width)
