@@ -199,7 +199,8 @@ def generate(
     ] = 32,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue prompts with a trained model; the text is printed as it is generated."""
+    """Continue prompts with a trained model; the text is printed as it is generated. An encoder-decoder reads each
+    prompt as a whole, and what it writes is printed below."""
     from bigtrain.cli.texts import InTurn, read_prompts
 
     texts = read_prompts(prompts or [], prompts_file)
@@ -216,7 +217,7 @@ def generate(
         sampling=sampling,
         stop=stop or (),
         batch_size=batch_size,
-        show=InTurn(texts, silent=as_json).show,
+        show=InTurn([opened.shown(text) for text in texts], silent=as_json).show,
     )
     if as_json:
         print_json(GeneratedTexts.of(model, opened.step, made))

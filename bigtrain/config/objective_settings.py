@@ -123,9 +123,14 @@ class ObjectiveChoice(Section):
         return ()
 
     @property
+    def first(self) -> ObjectiveChoice:
+        """The first objective of a mixture; of any other itself."""
+        return self.mixed[0] if self.mixed else self
+
+    @property
     def architecture(self) -> str:
         """The architecture that learns by it."""
-        return self.mixed[0].architecture if self.mixed else ARCHITECTURES_OF[self.name]
+        return ARCHITECTURES_OF[self.first.name]
 
     @property
     def reads_pairs(self) -> bool:

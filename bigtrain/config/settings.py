@@ -305,10 +305,10 @@ class Settings(Section):
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        if self.evaluate.samples and self.model.architecture != "decoder":
+        if self.evaluate.samples and self.model.architecture == "encoder":
             raise ValueError(
-                f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: an encoder continues no "
-                "text; remove it"
+                f"evaluate.samples {self.evaluate.samples} is for a model that writes text: an encoder continues none; "
+                "remove it"
             )
         if (served := self.objective.architecture) != self.model.architecture:
             fitting = [name for name, able in ARCHITECTURES_OF.items() if able == self.model.architecture]

@@ -94,7 +94,7 @@ def export_hf(
             wanted=f"a padding token, marked as special, with the id {settings.position_offset - 1}",
             fix="train with such a tokenizer, or as family bert, whose positions do not depend on tokens",
         )
-    as_trained = tokenizer.as_trained(end_of_text, begin)
+    as_trained = tokenizer.as_trained(end_of_text, begin, read_whole=settings.architecture == "encoder_decoder")
     named = {"eos_token": end_of_text} | ({"bos_token": tokenizer.texts(begin.ids)[0]} if begin.ids else {})
     if settings.architecture == "encoder":
         named |= _roles_in_an_encoder(named, tokenizer, mask_token)

@@ -103,6 +103,7 @@ def import_hf(
             "bigtrain_version": __version__,
             "source": str(folder.resolve()),
             "end_of_text": token,
+            **_decoder_start(folder, settings),
             "ignored_keys": found.ignored,
             "files": {name: file_digest(partial / name) for name in (MODEL, TOKENIZER_FILE)},
             "tensors": digests,
@@ -110,6 +111,12 @@ def import_hf(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         check(found, partial)
     return found
+
+
+def _decoder_start(folder: Path, settings: ModelSettings) -> dict[str, int]:
+    """The id that the decoder's texts start with, of an encoder-decoder whose folder names one."""
+    starts = read_special_ids(folder).decoder_starts if settings.architecture == "encoder_decoder" else ()
+    return {"decoder_start_id": starts[0]} if starts else {}
 
 
 class HuggingFaceWeights:
@@ -146,6 +153,8 @@ class SpecialIds:
     """The first stands for an empty prompt. Where a folder has none, those that end a text begin one."""
     ends: tuple[int, ...]
     """None where text goes on to the length that is asked for."""
+    decoder_starts: tuple[int, ...]
+    """The first is what an encoder-decoder's decoder starts a text with."""
     notes: list[str]
     """What was skipped, with the reason."""
 
@@ -172,7 +181,8 @@ def read_special_ids(folder: Path) -> SpecialIds:
 
     ends = ids(generation, "eos_token_id")
     begins = ids(config, "bos_token_id") or ids(generation, "bos_token_id") or ends
-    return SpecialIds(begins, ends, notes)
+    starts = ids(generation, "decoder_start_token_id") or ids(config, "decoder_start_token_id") or begins
+    return SpecialIds(begins, ends, starts, notes)
 
 
 def _generation(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -47,6 +47,7 @@ class _Manifest:
     files: dict[str, str]
     tensors: dict[str, str]
     ignored_keys: dict[str, Any] = field(default_factory=dict)
+    decoder_start_id: int | None = None
 
 
 class Imported(Mapping[str, Tensor]):
@@ -73,6 +74,8 @@ class Imported(Mapping[str, Tensor]):
                 fix=f"bigtrain import HF_DIR {folder}",
             ) from None
         self.end_of_text = self._manifest.end_of_text
+        self.decoder_start_id = self._manifest.decoder_start_id
+        """What an encoder-decoder's decoder starts a text with; None where the model that was imported named none."""
         for name, wanted in self._manifest.files.items():
             path = folder / bare_name(name, folder / MANIFEST)
             _compare(path, file_digest(path), wanted)

@@ -44,7 +44,7 @@ class Block(nn.Module):
         self.cross_attn: CrossAttention | None = None
         if settings.architecture == "encoder_decoder":
             self.cross_attention_layernorm = norm("pre")
-            self.cross_attn = CrossAttention(settings, execution)
+            self.cross_attn = CrossAttention(settings, layer, execution)
             self.cross_attention_output_norm = norm("post", "post_residual")
         self.post_attention_layernorm = norm("pre")
         self.mlp = (

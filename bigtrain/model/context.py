@@ -13,6 +13,15 @@ from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.layers.rotary import Rotary
 
 
+class Encoded(NamedTuple):
+    """What an encoder has made of what it read, for the decoder that attends to it."""
+
+    states: Tensor
+    """[B, S, C], its normalised last hidden states."""
+    keys: KeyBoundaries
+    """Where its documents begin: as many as the decoder has, in the same order."""
+
+
 class Context(NamedTuple):
     """One for all layers of a forward pass. A tuple, so that compiled and recomputed blocks see the tensors in it."""
 
@@ -30,10 +39,8 @@ class Context(NamedTuple):
     """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
     cache: KeyValueCache | None = None
     """Generation: the tokens before these."""
-    encoder_states: Tensor | None = None
-    """[B, S, C], what the blocks of an encoder-decoder's decoder attend to."""
-    encoder_keys: KeyBoundaries | None = None
-    """Where its documents begin: as many as cu_seqlens has, in the same order."""
+    encoded: Encoded | None = None
+    """What the blocks of an encoder-decoder's decoder attend to; None where the cache holds all of it."""
     dropout: DropoutKeys | None = None
     """The keys of the tokens' dropout, at the site of the layer at hand; None where nothing is dropped."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import KeyBoundaries
-from bigtrain.model.context import Context
+from bigtrain.model.context import Encoded
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.transformer import BlockStack, Transformer
@@ -63,14 +63,15 @@ class EncoderDecoder(Transformer):
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats.
         """
-        read = self.dropout_keys(row_keys, encoder_input_ids)
-        states = self._encode(
-            encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen, read and read.at(_ENCODER)
+        encoded = self.encode(
+            encoder_input_ids,
+            encoder_position_ids,
+            encoder_cu_seqlens,
+            encoder_max_seqlen,
+            self.dropout_keys(row_keys, encoder_input_ids),
         )
-        hidden = self._decode(
-            input_ids, position_ids, cu_seqlens, max_seqlen, states, encoder_cu_seqlens, encoder_max_seqlen,
-            self.dropout_keys(row_keys, input_ids),
-        )  # fmt: skip
+        dropout = self.dropout_keys(row_keys, input_ids)
+        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, encoded=encoded, dropout=dropout)
         if each_token:
             return self.lm_head(hidden, labels, each_token=True)
         return self._summed_loss(hidden, labels)
@@ -89,53 +90,27 @@ class EncoderDecoder(Transformer):
     ) -> Tensor:
         """Logits [B, T, V] for input_ids [B, T], after encoder_input_ids [B, S]. Without boundaries, each row is one
         document."""
-        position_ids, cu_seqlens = _places(input_ids, position_ids, cu_seqlens)
-        encoder_position_ids, encoder_cu_seqlens = _places(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens)
-        longest = encoder_max_seqlen or encoder_input_ids.shape[1]
-        states = self._encode(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, longest)
-        own_longest = max_seqlen or input_ids.shape[1]
-        hidden = self._decode(input_ids, position_ids, cu_seqlens, own_longest, states, encoder_cu_seqlens, longest)
+        encoded = self.encode(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen)
+        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, encoded=encoded)
         return self.lm_head(hidden)
 
-    def _encode(
+    def encode(
         self,
         input_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
         dropout: DropoutKeys | None = None,
-    ) -> Tensor:
-        """The encoder's normalised states [B, S, C]."""
+    ) -> Encoded:
+        """What the encoder makes of input_ids [B, S]. Without boundaries, each row is one document."""
+        batch, length = input_ids.shape
+        if position_ids is None:
+            position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
+        if cu_seqlens is None:
+            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+        keys = KeyBoundaries(cu_seqlens, length if max_seqlen is None else max_seqlen)
+        dropout = dropout and dropout.at(_ENCODER)
         x = self.embed_tokens(input_ids)
-        context = self.encoder.context(position_ids, cu_seqlens, max_seqlen, x.dtype, dropout)
+        context = self.encoder.context(position_ids, *keys, x.dtype, dropout)
         x, _ = self.encoder.through_layers(self.encoder.stream(x, position_ids, dropout=dropout), context)
-        return self.encoder.normalised(x, context)
-
-    def _decode(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        states: Tensor,
-        encoder_cu_seqlens: Tensor,
-        encoder_max_seqlen: int,
-        dropout: DropoutKeys | None = None,
-    ) -> Tensor:
-        """The decoder's normalised states [B, T, C]."""
-        x = self.embed_tokens(input_ids)
-        context: Context = self.context(position_ids, cu_seqlens, max_seqlen, x.dtype, dropout)._replace(
-            encoder_states=states, encoder_keys=KeyBoundaries(encoder_cu_seqlens, encoder_max_seqlen)
-        )
-        x, _ = self.through_layers(self.stream(x, position_ids, dropout=dropout), context)
-        return self.normalised(x, context)
-
-
-def _places(ids: Tensor, position_ids: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions and boundaries of rows [B, T], by default of one document each."""
-    batch, length = ids.shape
-    if position_ids is None:
-        position_ids = torch.arange(length, device=ids.device).expand(batch, length)
-    if cu_seqlens is None:
-        cu_seqlens = torch.arange(batch + 1, device=ids.device, dtype=torch.int32) * length
-    return position_ids, cu_seqlens
+        return Encoded(self.encoder.normalised(x, context), keys)

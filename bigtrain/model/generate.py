@@ -1,5 +1,6 @@
 """Continuing prompts, one token at a time for all of them together.
 
+what is read, packed  --encoder, once-->  its states                             of an encoder-decoder alone
 prompts, packed  --one forward pass-->  cache, logits of what follows each
                  --draw-->  a token for each row  --one forward pass of these alone-->  logits of what follows
 """
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.attention.cache import KeyValueCache, boundaries, packed_positions
+from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.sampling import Sampler, Sampling
 from bigtrain.model.transformer import Transformer
 
@@ -39,6 +41,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    read: Sequence[Sequence[int]] | None = None,
     sampling: Sampling | None = None,
     end_of_text: Collection[int] = (),
     vocab_size: int | None = None,
@@ -51,9 +54,11 @@ def generate(
     makes of places that it was never shown is not for us to guess.
 
     Args:
-        model: the decoder.
-        prompts: token ids, at least one for each.
+        model: a decoder or an encoder-decoder.
+        prompts: token ids, at least one for each. Of an encoder-decoder, what its decoder's texts begin with: mostly
+            the token that its objective starts them with, alone.
         max_new_tokens: how many to add at most.
+        read: of an encoder-decoder, and of it alone: the ids that its encoder reads for each prompt, at least one.
         sampling: how tokens are drawn.
         end_of_text: a row ends with one of these.
         vocab_size: ids from here on are never drawn: an embedding may have more rows than the tokenizer has tokens.
@@ -64,20 +69,21 @@ def generate(
         A completion for each prompt.
 
     Raises:
-        BigtrainError: a prompt is longer than the context, or the model is an encoder.
+        BigtrainError: a prompt or what is read is longer than the context, or the model is an encoder.
     """
     require_decoder(model.settings)
     context = model.settings.max_position_embeddings
-    require_room(prompts, context)
+    for each in (prompts, read or ()):
+        require_room(each, context)
     device = model.embed_tokens.weight.device
-    cache = KeyValueCache(model.settings, [len(prompt) for prompt in prompts], device)
+    cache = KeyValueCache(model.settings, [*map(len, prompts)], device, None if read is None else [*map(len, read)])
     sampler = Sampler(
         sampling or Sampling(), prompts, min(vocab_size or model.settings.vocab_size, model.settings.vocab_size), device
     )
     completions: list[list[int]] = [[] for _ in prompts]
     ended: dict[int, Ended] = {}
     rows = list(range(len(prompts)))  # the prompts that the rows of the batch continue
-    logits = read_prompts(model, prompts, cache) if prompts else torch.empty(0)
+    logits = read_prompts(model, prompts, cache, read) if prompts else torch.empty(0)
     while rows:
         tokens = sampler.draw(logits)
         for row, length, token in zip(rows, cache.lengths, tokens.tolist(), strict=True):
@@ -104,10 +110,21 @@ def generate(
     return [Completion(tokens, ended[row]) for row, tokens in enumerate(completions)]
 
 
-def read_prompts(model: Transformer, prompts: Sequence[Sequence[int]], cache: KeyValueCache) -> Tensor:
+def read_prompts(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    cache: KeyValueCache,
+    read: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
     """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
-    packed = torch.tensor([[token for prompt in prompts for token in prompt]], device=cache.positions.device)
-    hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
+    encoded = None
+    if isinstance(model, EncoderDecoder):
+        assert read is not None and len(read) == len(prompts)
+        lengths = boundaries([*map(len, read)], cache.positions.device)
+        encoded = model.encode(_packed(read, lengths.device), packed_positions(lengths), lengths, max(map(len, read)))
+    packed = _packed(prompts, cache.positions.device)
+    longest = max(cache.lengths)
+    hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, longest, cache, encoded=encoded)
     return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
 
 
@@ -118,19 +135,20 @@ def read_next(model: Transformer, tokens: Tensor, cache: KeyValueCache) -> Tenso
     return model.lm_head(hidden[:, 0])
 
 
+def _packed(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """[1, N] the ids of rows, end to end."""
+    return torch.tensor([[token for row in rows for token in row]], device=device)
+
+
 def require_decoder(settings: ModelSettings) -> None:
     """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
-    if settings.architecture == "decoder":
+    if settings.architecture != "encoder":
         return
-    name, why = {
-        "encoder": ("encoder", "it predicts tokens inside a text that it sees as a whole"),
-        "encoder_decoder": ("encoder-decoder", "it writes another text, after reading a whole one"),
-    }[settings.architecture]
     raise BigtrainError(
-        f"an {name} continues no text: {why}",
+        "an encoder continues no text: it predicts tokens inside a text that it sees as a whole",
         found=f"a {settings.family} model, model.architecture {settings.architecture}",
-        wanted="a model with model.architecture decoder",
-        fix=f"take a decoder; or export the {name} with `bigtrain export` and use it in transformers",
+        wanted="a model with model.architecture decoder or encoder_decoder",
+        fix="take one of these; or export the encoder with `bigtrain export` and use it in transformers",
     )
 
 

@@ -16,7 +16,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
-from bigtrain.model.context import Context
+from bigtrain.model.context import Context, Encoded
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.initialize import initialize, is_hidden_matrix
@@ -204,18 +204,21 @@ class Transformer(BlockStack):
         max_seqlen: int | None = None,
         cache: KeyValueCache | None = None,
         token_type_ids: Tensor | None = None,
+        encoded: Encoded | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
-        """The normalised last hidden states [B, T, C]. Without boundaries, each row is one document."""
+        """The normalised last hidden states [B, T, C]; of an encoder-decoder those of its decoder, which attends to
+        `encoded`. Without boundaries, each row is one document."""
         batch, length = input_ids.shape
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
         if cu_seqlens is None:
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
-        context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
-        x = self.stream(x, position_ids, token_type_ids)
-        x, _ = self.through_layers(x, context._replace(cache=cache))
-        return self.norm(x)
+        context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype, dropout)
+        context = context._replace(cache=cache, encoded=encoded)
+        x, _ = self.through_layers(self.stream(x, position_ids, token_type_ids, dropout=dropout), context)
+        return self.normalised(x, context)
 
     def init_weights(self, seed: int) -> None:
         """Fill every parameter, in place, by name and seed alone: see `initialize`."""

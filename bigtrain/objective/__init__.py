@@ -30,10 +30,12 @@ from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import PAIR_TOKENS, SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
-from bigtrain.objective.translation import Translation
+from bigtrain.objective.translation import SOURCE, TARGET, Translation
 
 __all__ = [
     "PAIR_TOKENS",
+    "SOURCE",
+    "TARGET",
     "AddressKeys",
     "Causal",
     "Denoising",

@@ -98,7 +98,7 @@ def draw_samples(directory: RunDirectory, number: int) -> None:
     settings = directory.settings_for_data()
     model = TextModel.open(directory.root)
     held_out = open_datasets(settings.data, model_vocab_size=settings.model.vocab_size, split="validation")
-    beginnings = prompts(held_out, model.tokenizer, number, model.context)
+    beginnings = prompts(held_out, settings, model.tokenizer, number)
     drawn = draw(model, beginnings, settings.evaluate.sample_tokens)
     content = {"step": model.step, "samples": [sample.as_record() for sample in drawn]}
     write_atomically(directory.samples, json.dumps(content, indent=1) + "\n", follow_link=False)

@@ -142,7 +142,7 @@ class PlanEvent(EventFields):
 
 
 class SourceValidation(TypedDict):
-    """The held-out documents of a source, evaluated. `bigtrain eval` adds the perplexities of baselines."""
+    """The held-out documents of a source, evaluated. `bigtrain eval` adds accuracies, and the numbers of baselines."""
 
     source: str
     """Its name."""

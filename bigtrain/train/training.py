@@ -227,7 +227,7 @@ class TrainingRun:
         if not wanted.samples or self.topology.rank or not one_rank_can_sample(self.settings):
             return []
         model = TextModel.in_training(self.training.model, self.settings)
-        beginnings = prompts(self.data.held_out_datasets, model.tokenizer, wanted.samples, model.context)
+        beginnings = prompts(self.data.held_out_datasets, self.settings, model.tokenizer, wanted.samples)
         self.training.model.eval()
         with torch.compiler.set_stance("force_eager"):  # a text grows by a token at a time: each time another shape
             samples = draw(model, beginnings, wanted.sample_tokens)

@@ -4,6 +4,7 @@ checkpoints.py      the checkpoints of a run: list, verify, compare, prune
   checkpoint_settings.py      one of them with the settings that its weights were trained with
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
+  right_labels.py     how many labels are the likeliest token
   ngram.py            baselines: unigram and n-gram models
 text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown

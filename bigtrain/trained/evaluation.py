@@ -31,6 +31,10 @@ class SourceLoss:
     """Of a unigram model on the same labels, where baselines were asked for."""
     five_gram_perplexity: Annotated[float | None, Field(alias="5-gram perplexity")] = None
     """Of a 5-gram model, likewise."""
+    accuracy: float | None = None
+    """Share of the labels that are the likeliest token; only where labels are not the next tokens of a text."""
+    unigram_accuracy: Annotated[float | None, Field(alias="unigram accuracy")] = None
+    """Of the label that is the most frequent one in training, given at each position."""
 
     @classmethod
     def of(cls, name: str, loss: float, tokens: int) -> SourceLoss:

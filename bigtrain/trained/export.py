@@ -87,7 +87,7 @@ def export_run(
 
     if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
         report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
-    objective = settings.objective.mixed[0] if settings.objective.mixed else settings.objective
+    objective = settings.objective.first
     export_hf(
         weights,
         settings.model,

@@ -170,6 +170,11 @@ class LabelBaselines:
         labels = np.concatenate([_labels_of(batch) for batch in validation])
         return {"unigram": float(np.exp(-self._unigram[labels].mean()))}
 
+    def accuracy(self, validation: Iterable[MicroBatch]) -> float:
+        """The share of these labels that are the most frequent one of the training batches."""
+        labels = np.concatenate([_labels_of(batch) for batch in validation])
+        return float((labels == self._unigram.argmax()).mean())
+
 
 def _labels_of(batch: MicroBatch) -> I64:
     labels: I64 = batch.labels.numpy().reshape(-1).astype(np.int64)

@@ -91,7 +91,8 @@ class GeneratedTexts:
 
 @dataclass(frozen=True)
 class TextModel:
-    """A decoder with its tokenizer."""
+    """A decoder or an encoder-decoder with its tokenizer. An encoder-decoder reads a prompt as a whole document, and
+    its completion is the text that it writes."""
 
     decoder: Transformer
     tokenizer: Tokenizer
@@ -103,6 +104,8 @@ class TextModel:
     """Of the checkpoint, where it is one."""
     adds_special_tokens: bool = False
     """Whether a prompt gets the tokens that the tokenizer puts around a text."""
+    decoder_start: int | None = None
+    """Of an encoder-decoder: the token that its decoder's texts start with."""
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> TextModel:
@@ -138,6 +141,10 @@ class TextModel:
         """Tokens that the model reads at most."""
         return self.decoder.settings.max_position_embeddings
 
+    def shown(self, prompt: str) -> str:
+        """A prompt as it is shown in front of its completion."""
+        return prompt if self.decoder_start is None else f"{prompt}\n"
+
     def continue_texts(
         self,
         prompts: Sequence[str],
@@ -164,7 +171,8 @@ class TextModel:
         begun = perf_counter()
         ids = [self.encode(prompt) for prompt in prompts]
         require_room(ids, self.context)
-        texts = [_Text(self.tokenizer, prompt, stop) for prompt in ids]
+        begun_with = ids if self.decoder_start is None else [[self.decoder_start]] * len(ids)
+        texts = [_Text(self.tokenizer, tokens, stop) for tokens in begun_with]
 
         def read(number: int, token: int) -> bool:
             if token in self.end_of_text:
@@ -182,7 +190,8 @@ class TextModel:
         for first in range(0, len(ids), batch_size):
             rows = generate(
                 self.decoder,
-                ids[first : first + batch_size],
+                begun_with[first : first + batch_size],
+                read=None if self.decoder_start is None else ids[first : first + batch_size],
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 end_of_text=self.end_of_text,
@@ -224,6 +233,12 @@ def _of_run(decoder: Transformer, settings: Settings, step: int | None) -> TextM
     require_decoder(settings.model)
     tokenizer = DataTokenizer.open(settings.data.dir)
     end, begin = tokenizer.end_id, tokenizer.begin_of_text
+    if settings.objective.reads_pairs:
+        start = tokenizer.vocabulary().id_of(
+            settings.objective.first.decoder_start_token, "objective.decoder_start_token"
+        )
+        shown = tokenizer.for_reading_whole(start)
+        return TextModel(decoder, shown, (end,), None, step, adds_special_tokens=True, decoder_start=start)
     learned_before = settings.model.init_from is not None
     beginning = begin.ids[0] if begin.ids else end if learned_before else None
     return TextModel(decoder, tokenizer.for_prompts(), (end,), beginning, step, adds_special_tokens=True)
@@ -235,7 +250,8 @@ def _of_hugging_face(folder: Path) -> TextModel:
     for note in ids.notes:
         logger.warning(note)
     begins = [each for each in ids.begins if each < settings.vocab_size]
-    return _of_folder(folder, settings, weights, ids.ends, begins[0] if begins else None)
+    start = ids.decoder_starts[0] if ids.decoder_starts else None
+    return _of_folder(folder, settings, weights, ids.ends, begins[0] if begins else None, start)
 
 
 def _of_import(folder: Path) -> TextModel:
@@ -243,7 +259,8 @@ def _of_import(folder: Path) -> TextModel:
     for note in imported.notes:
         logger.warning(note)
     end_of_text = end_of_text_id(read_tokenizer(folder).library, imported.end_of_text)
-    return _of_folder(folder, imported.settings, imported, (end_of_text,), end_of_text)
+    start = imported.decoder_start_id
+    return _of_folder(folder, imported.settings, imported, (end_of_text,), end_of_text, start)
 
 
 def _of_folder(
@@ -252,9 +269,22 @@ def _of_folder(
     weights: HuggingFaceWeights | Imported,
     end_of_text: tuple[int, ...],
     beginning: int | None,
+    decoder_start: int | None,
 ) -> TextModel:
     require_decoder(settings)
-    tokenizer = read_tokenizer(folder).for_prompts()
+    content, hidden = read_tokenizer(folder), None
+    if settings.architecture != "encoder_decoder":
+        decoder_start = None
+    elif decoder_start is None:
+        raise BigtrainError(
+            f"{folder} does not say which token an encoder-decoder's texts start with",
+            found="no decoder_start_token_id in generation_config.json and config.json",
+            wanted="the id of this token",
+            fix="write decoder_start_token_id into config.json, and import the folder again where it was imported",
+        )
+    else:
+        hidden = {decoder_start, *end_of_text, *content.around.begin, *content.around.end}
+    tokenizer = content.for_prompts(hidden)
     check_vocabulary(vocabulary_size(tokenizer), settings.vocab_size)
     with torch.device("meta"):
         decoder = build_model(settings)
@@ -265,7 +295,9 @@ def _of_folder(
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
-    return TextModel(decoder.eval(), tokenizer, end_of_text, beginning, adds_special_tokens=True)
+    return TextModel(
+        decoder.eval(), tokenizer, end_of_text, beginning, adds_special_tokens=True, decoder_start=decoder_start
+    )
 
 
 class _Text:

@@ -28,6 +28,7 @@ from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines, LabelBaselines
+from bigtrain.trained.right_labels import RightLabels
 
 BASELINE_SEQUENCES = 4096
 """Of each source: on so many training sequences the baseline of labels that are not next tokens is counted."""
@@ -76,11 +77,12 @@ class TrainedModel:
 
     @torch.no_grad()
     def validation_losses(self, *, with_baselines: bool = False) -> list[SourceLoss]:
-        """The validation loss of every source, over the same sequences as during training.
+        """The validation loss of every source, over the same sequences as during training; and the accuracy, where
+        labels are not the next tokens of a text.
 
         Args:
             with_baselines: also the perplexities of a unigram and a 5-gram model on the same labels, trained on the
-                same data.
+                same data, and the accuracy of the unigram model.
         """
         data = self.settings.data
         opened = {
@@ -102,13 +104,18 @@ class TrainedModel:
         rows = []
         for dataset in opened["validation"]:
             batches = list(evaluation_batches(held_out_packing(data, dataset), self.settings, objective))
-            loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
+            with RightLabels(self.model) as right:
+                loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
             if not tokens:
                 continue
             row = SourceLoss.of(dataset.name, loss / tokens, tokens)
+            if not objective.causal:
+                row = replace(row, accuracy=right.number / tokens)
             if baselines is not None:
                 found = baselines.perplexities(batches)
                 row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found.get("5-gram"))
+            if isinstance(baselines, LabelBaselines):
+                row = replace(row, unigram_accuracy=baselines.accuracy(batches))
             rows.append(row)
         if not rows:
             raise BigtrainError(

@@ -73,7 +73,7 @@ def translated(
 ) -> list[str]:
     """What a model writes for the sources of pairs, the likeliest token at a time."""
     reading, ends = tokenizer.for_reading(), tokenizer.end_id
-    start: int = tokenizer.content.library.token_to_id(settings.objective.decoder_start_token)
+    start = tokenizer.vocabulary().id_of(settings.objective.decoder_start_token, "objective.decoder_start_token")
     most = settings.model.max_position_embeddings
     texts: list[str] = []
     for first in range(0, len(pairs), AT_ONCE):

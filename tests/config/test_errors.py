@@ -339,7 +339,7 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
 
 
 def test_samples_of_an_encoder_are_refused(good: str, refusal: Callable[..., str]) -> None:
-    assert "evaluate.samples 2 is for model.architecture decoder" in refusal(
+    assert "evaluate.samples 2 is for a model that writes text" in refusal(
         good, "model.architecture=encoder", "evaluate.samples=2"
     )
 

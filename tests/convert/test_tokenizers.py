@@ -18,7 +18,7 @@ from bigtrain.convert import export_hf, import_hf, read_vocabulary
 from bigtrain.data import BeginOfText, DataTokenizer, TokenizerContent, encode_text, vocabulary_size
 from bigtrain.data.format.layout import tokenizer_request, write_record
 from bigtrain.data.format.tokenizer import begin_of_text
-from bigtrain.model import Decoder, Sampling, build_model
+from bigtrain.model import Decoder, Sampling, Transformer, build_model
 from bigtrain.trained.text_model import TextModel
 from tests.convert.helpers import weights_of
 from tests.data.helpers import data_settings, jsonl_source, make, sentences, write_jsonl
@@ -42,7 +42,7 @@ def model() -> Decoder:
     return model.eval()
 
 
-def exported(model: Decoder, content: TokenizerContent, out: Path, **options: Any) -> Path:
+def exported(model: Transformer, content: TokenizerContent, out: Path, **options: Any) -> Path:
     file = out.with_suffix(".json")
     file.write_bytes(content.to_bytes())
     export_hf(weights_of(model), model.settings, file, out, end_of_text=END, dtype=torch.float32, **options)
@@ -76,7 +76,9 @@ def test_transformers_gives_the_ids_that_generate_gives(
         assert encode_text(again.tokenizer, text, add_special_tokens=True) == ids
 
 
-def run_settings(directory: Path, model: Decoder, content: TokenizerContent, choice: str) -> Settings:
+def run_settings(
+    directory: Path, model: Transformer, content: TokenizerContent, choice: str, **sections: Any
+) -> Settings:
     """Settings of a run over a data folder of which only the tokenizer is built."""
     (directory / "tokenizer.json").write_bytes(content.to_bytes())
     values = {
@@ -87,7 +89,8 @@ def run_settings(directory: Path, model: Decoder, content: TokenizerContent, cho
     begin = begin_of_text(data.tokenizer, content)
     write_record(directory, {"tokenizer": tokenizer_request(data), "hash": "", "begin_of_text": begin.to_json()})
     rest = {"run_dir": str(directory / "run"), "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1}}
-    return Settings.model_validate({**rest, "model": model.settings.model_dump(), "data": data.model_dump()})
+    own = {"model": model.settings.model_dump(), "data": data.model_dump()}
+    return Settings.model_validate({**rest, **own, **sections})
 
 
 PROMPTS = ["the quick", f"one {END} two", "fox", ""]

@@ -25,6 +25,7 @@ from bigtrain.model.attention.attention_rule import (
     relative_position_buckets,
     two_sided_position_buckets,
 )
+from bigtrain.model.attention.flex_attention import _block_mask
 from tests.model.helpers import random_boundaries, relative_error
 
 CPU_BACKENDS = ["blockwise", "sdpa"]
@@ -316,7 +317,7 @@ def cross_inputs(tokens: int, keys: int, seed: int) -> tuple[Tensor, ...]:
     return query, key, value, grad
 
 
-@pytest.mark.parametrize("name", ["sdpa", "reference"])
+@pytest.mark.parametrize("name", [*CPU_BACKENDS, "reference"])
 @settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6), seed=st.integers(0))
 def test_cross_attention_is_softmax_over_the_document_of_the_same_number(
@@ -341,7 +342,7 @@ def test_cross_attention_is_softmax_over_the_document_of_the_same_number(
         assert relative_error(actual, exact, floor=1.0) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["sdpa", "reference"])
+@pytest.mark.parametrize("name", [*CPU_BACKENDS, "reference"])
 def test_cross_attention_sees_its_own_document_only(name: str) -> None:
     """The gradient of a document's outputs is zero in all keys but those of the same document, and in none of these."""
     cu, key_cu = torch.tensor([0, 10, 40, 50]), torch.tensor([0, 30, 35, 80])
@@ -352,20 +353,42 @@ def test_cross_attention_sees_its_own_document_only(name: str) -> None:
         assert grad[30:35].abs().amax((1, 2)).min() > 0
 
 
+@pytest.mark.parametrize("name", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cross_attention_is_accurate_in_training_precision(dtype: torch.dtype) -> None:
-    cu, key_cu = torch.tensor([0, 10, 40, 200]), torch.tensor([0, 130, 135, 400])
-    assert_close_to_definition("sdpa", cross_inputs(200, 400, seed=2), cu, dtype, between(cu, key_cu))
+@pytest.mark.parametrize("sides", [([0, 10, 40, 200], [0, 130, 135, 400]), ([0, 300, 340, 500], [0, 40, 400, 900])])
+def test_cross_attention_is_accurate_in_training_precision(
+    name: str, dtype: torch.dtype, sides: tuple[list[int], list[int]]
+) -> None:
+    """With documents of several blocks of queries, of keys, and of both."""
+    cu, key_cu = (torch.tensor(side) for side in sides)
+    tensors = cross_inputs(int(cu[-1]), int(key_cu[-1]), seed=2)
+    assert_close_to_definition(name, tensors, cu, dtype, between(cu, key_cu))
 
 
-@pytest.mark.parametrize("name", ["cpp", "blockwise"])
-def test_cross_attention_is_refused_by_backends_of_one_sequence(name: str) -> None:
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_cross_attention_in_blocks_is_that_of_the_definition(softcap: float | None) -> None:
+    """In float64, over several blocks on both sides, and with a soft cap."""
+    cu, key_cu = torch.tensor([0, 300, 301, 420, 500]), torch.tensor([0, 129, 400, 401, 700])
+    rule = replace(between(cu, key_cu), softcap=softcap)
+    assert_close_to_definition("blockwise", cross_inputs(500, 700, seed=3), cu, torch.float64, rule)
+
+
+def test_cross_attention_is_refused_by_the_kernel_of_one_sequence() -> None:
     rule = between(torch.tensor([0, 4]), torch.tensor([0, 9]))
     with pytest.raises(BigtrainError, match="cannot run here") as refused:
-        attention_backend(name, torch.randn(4, 2, 8), rule)
+        attention_backend("cpp", torch.randn(4, 2, 8), rule)
     assert "queries and keys of one sequence" in str(refused.value.wanted)
-    assert "sdpa, reference" in str(refused.value.fix)
-    assert attention_backend("auto", torch.randn(4, 2, 8), rule) is BACKENDS["sdpa"]
+    assert "blockwise, sdpa, reference" in str(refused.value.fix)
+    assert attention_backend("auto", torch.randn(4, 2, 8), rule) is BACKENDS["blockwise"]
+
+
+@torch.inference_mode()
+def test_the_mask_of_flex_is_made_of_boundaries_of_inference_mode() -> None:
+    """Generation makes them there, where tensors know no version."""
+    cu, key_cu = torch.tensor([0, 10, 40]), torch.tensor([0, 30, 35])
+    mask = _block_mask(cu, 40, 35, between(cu, key_cu))
+    assert mask.shape[-2:] == (40, 35)
+    assert _block_mask(cu, 40, 35, between(cu, key_cu)) is mask
 
 
 @pytest.mark.parametrize("changes", [{"window": 3}, {"distance_bias": torch.zeros(2, 7)}, {"two_sided": False}])

@@ -112,7 +112,22 @@ def assert_fills_masks(run: RunSandbox) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     for source in json.loads(evaluated.stdout)["validation"]:
         assert 50 < source["unigram perplexity"] < 1024 and "5-gram perplexity" not in source
+        assert 0 < source["unigram accuracy"] < 0.5 and 0 <= source["accuracy"] < 0.9
     assert first["token_str"] and fill.tokenizer.pad_token == "<pad>"
+
+
+def assert_writes_spans(run: RunSandbox) -> None:
+    """From the command line with sentinels in the prompt, and as samples of held-out documents."""
+    done = run.bigtrain("generate", run.run, "x = <extra_id_0> + 1", "", "--greedy", "--max-new-tokens", "6", "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["texts"]
+    assert 0 < len(first["tokens"]) <= 6 and first["prompt"] == "x = <extra_id_0> + 1" and second["tokens"]
+    shown = run.bigtrain("generate", run.run, "x = <extra_id_0> + 1", "--greedy", "--max-new-tokens", "6")
+    assert shown.stdout == f"{first['prompt']}\n{first['completion']}\n"
+    reported = run.bigtrain("report", run.run, "--samples", "2")
+    assert reported.returncode == 0, reported.stderr
+    samples = json.loads((run.run / "samples.json").read_text())["samples"]
+    assert len(samples) == 2 and all("<extra_id_0>" in sample["prompt"] for sample in samples)
 
 
 @pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "next_sentence", "span_corruption"]))
@@ -125,6 +140,8 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
 
     if objective == "masked":
         assert_fills_masks(whole)
+    if objective == "span_corruption":
+        assert_writes_spans(whole)
 
     killed = run_of(with_tokens, tmp_path, objective, "killed")
     training = killed.start_forked(2)

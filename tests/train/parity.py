@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from bigtrain.config import Settings
+from bigtrain.config.families import FAMILIES
 from bigtrain.model import build_model
 from tests import forkserver
 
 STEPS = 16
 """The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
 ROWS, TOKENS, VOCABULARY = 16, 32, 96
+READ = 24
+"""Tokens of a row of an encoder-decoder's encoder."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,23 @@ def cases() -> list[Case]:
         (3, 2, 4, "offloaded", "modernbert"),
     ):
         found.append(Case(stage, world, accumulation, 0.3, True, recompute, family=family))
+    for stage, world, accumulation, recompute, family in (
+        (2, 2, 4, "selective", "t5"),
+        (3, 4, 1, "full", "marian"),
+        (0, 1, 4, "none", "bart"),
+        (1, 4, 1, "none", "t5_v1_1"),
+        (3, 2, 1, "none", "t5"),
+        (0, 2, 1, "offloaded", "t5"),
+        (0, 4, 4, "full", "t5"),
+        (1, 1, 1, "full", "t5"),
+        (1, 2, 4, "full", "bart"),
+        (2, 1, 1, "none", "t5_v1_1"),
+        (2, 4, 1, "selective", "bart"),
+        (3, 1, 4, "selective", "marian"),
+    ):
+        tied = FAMILIES[family].get("tie_word_embeddings", family == "t5")
+        found.append(Case(stage, world, accumulation, 0.3, tied, recompute, family=family))
+    found.append(Case(3, 2, clip=0.3, family="t5_v1_1", precision="bf16"))
     found.append(Case(3, 4, clip=0.3, sequence=2, family="bert"))
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, family="bert"))
     found.append(Case(2, 2, clip=0.3, tied=True, family="modernbert", precision="bf16"))
@@ -140,7 +160,12 @@ def state_cases() -> list[Case]:
     ]
 
 
-ENCODERS = ("bert", "roberta", "albert", "modernbert")
+OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
+"""One for each architecture."""
+
+
+def architecture(family: str) -> str:
+    return FAMILIES[family].get("architecture", "decoder")
 
 
 def settings(case: Case) -> Settings:
@@ -154,6 +179,7 @@ def settings(case: Case) -> Settings:
         "mixtral": mixture,
         "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
         "modernbert": {"num_hidden_layers": 3, "sliding_window": 8},
+        "t5": {"num_decoder_layers": 3},
     }
     return Settings.model_validate(
         {
@@ -173,7 +199,7 @@ def settings(case: Case) -> Settings:
                 **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
             },
-            "objective": {"name": "masked" if case.family in ENCODERS else "causal"},
+            "objective": {"name": OBJECTIVES[architecture(case.family)]},
             "data": {
                 "dir": "unused",
                 "tokenizer": {"vocab_size": VOCABULARY},
@@ -220,12 +246,35 @@ def rows(step: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
+    """What an encoder reads beside those rows: as many documents a row, of other lengths."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    tokens = torch.randint(0, VOCABULARY // 4, (ROWS, READ), generator=generator)
+    order = torch.rand(ROWS, READ, generator=generator)
+    order[:, 0] = -1.0  # each row starts a document, and a random choice of places the others
+    read_starts = order.argsort(dim=1).argsort(dim=1) < starts.sum(dim=1, keepdim=True)
+    places = torch.arange(READ).expand(ROWS, READ)
+    positions = places - torch.where(read_starts, places, 0).cummax(dim=1).values
+    return {"input_ids": tokens, "position_ids": positions, "starts": read_starts}
+
+
+def batch_for(family: str, step: int) -> dict[str, Tensor]:
+    """A step's global batch for the architecture of a family."""
+    batch = rows(step)
+    if architecture(family) == "encoder_decoder":
+        batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
+    return batch
+
+
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
     """What the model's forward takes, of some rows."""
-    part = {name: tensor[first:last].contiguous() for name, tensor in batch.items()}
-    starts = part.pop("starts").flatten().nonzero().flatten().to(torch.int32)
-    bounds = torch.cat((starts, torch.tensor([(last - first) * TOKENS], dtype=torch.int32)))
-    return {**part, "cu_seqlens": bounds, "max_seqlen": TOKENS}
+    part: dict[str, Any] = {name: tensor[first:last].contiguous() for name, tensor in batch.items()}
+    for side in ("", "encoder_") if "encoder_starts" in part else ("",):
+        own: Tensor = part.pop(f"{side}starts")
+        starts = own.flatten().nonzero().flatten().to(torch.int32)
+        part[f"{side}cu_seqlens"] = torch.cat((starts, torch.tensor([own.numel()], dtype=torch.int32)))
+        part[f"{side}max_seqlen"] = own.shape[1]
+    return part
 
 
 def learning_rate(step: int) -> float:
@@ -261,7 +310,7 @@ def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: 
     )
     losses, norms = [], []
     for step in range(STEPS):
-        batch = rows(step)
+        batch = batch_for(family, step)
         labelled = int((batch["labels"] != -100).sum())
         loss = model(**micro_batch(batch, 0, ROWS)) / labelled
         optimizer.zero_grad()

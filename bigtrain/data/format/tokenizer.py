@@ -141,6 +141,12 @@ class DataTokenizer:
         """The tokenizer of prompts, which gives the ids that every exported form gives."""
         return self.content.as_trained(self.end_of_text, self.begin_of_text).for_prompts()
 
+    def for_reading_whole(self, start: int) -> Tokenizer:
+        """The tokenizer of texts that an encoder reads as whole documents, and of those that a decoder writes, whose
+        special tokens are shown: all but those that a text begins or ends with, and `start`."""
+        whole = self.content.as_trained(self.end_of_text, self.begin_of_text, read_whole=True)
+        return whole.for_prompts({start, self.end_id, *self.begin_of_text.ids})
+
 
 def begin_of_text(settings: TokenizerSettings, content: TokenizerContent) -> BeginOfText:
     """What documents are to begin with, by `data.tokenizer.begin_of_text`.

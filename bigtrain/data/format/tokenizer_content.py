@@ -7,6 +7,7 @@ Such a file also holds what a fine-tuning script left in it. This table is the o
     BPE dropout               off                    off, not exported              off
     text of a special token   characters             the token                      the token
     tokens around a text      `BeginOfText`          `BeginOfText`                  those of the file
+      that an encoder reads   and the end of text    as documents have them         those of the file
     other added tokens        as the file has them   as the file has them           as the file has them
     chat template beside it   not used               not used, exported             not used
 
@@ -180,21 +181,33 @@ class TokenizerContent:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def for_prompts(self) -> Tokenizer:
-        """The tokenizer of prompts: a special token that is written out is that token, as in transformers."""
-        return _library(self._plain((), self._post_processor(self.around)), self.where)
+    def for_prompts(self, hidden: Collection[int] | None = None) -> Tokenizer:
+        """The tokenizer of prompts: a special token that is written out is that token, as in transformers.
 
-    def as_trained(self, end_of_text: str, begin: BeginOfText) -> TokenizerContent:
+        Args:
+            hidden: ids that texts are shown without. Default: those of all special tokens.
+        """
+        content = self._plain((), self._post_processor(self.around))
+        if hidden is not None:
+            added = [{**token, "special": token["id"] in hidden} for token in _added(content)]
+            content = {**content, "added_tokens": added}
+        return _library(content, self.where)
+
+    def as_trained(self, end_of_text: str, begin: BeginOfText, *, read_whole: bool = False) -> TokenizerContent:
         """The tokenizer that belongs to a model trained on documents of this tokenizer.
 
         Args:
             end_of_text: the token that ends a document.
             begin: what its documents begin with.
+            read_whole: a text is a whole document, as an encoder-decoder reads it, and no start of one.
 
         Returns:
             Content that gives a text the same ids in every program. Where nothing is to change it is equal to this.
         """
         around = TokensAround(begin.ids if begin.before_prompts else ())
+        if read_whole:
+            end: int | None = self.library.token_to_id(end_of_text)
+            around = TokensAround(begin.ids, () if end is None else (end,))
         special = {end_of_text, *self.texts(begin.ids)}
         content = self._plain(special, self._post_processor(around))
         return TokenizerContent(content, self.where, around)

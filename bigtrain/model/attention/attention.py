@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
@@ -82,8 +84,9 @@ class CrossAttention(nn.Module):
     """Attention of a decoder to the output of its encoder (Vaswani et al., 2017, section 3.2.3). A token of the n-th
     document sees all of the encoder's n-th document, without regard to positions."""
 
-    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+    def __init__(self, settings: ModelSettings, layer: int, execution: Execution) -> None:
         super().__init__()
+        self.layer = layer
         self.implementation = execution.attn_implementation
         self.head_width, self.heads = settings.head_width, settings.num_attention_heads
         self.drop_rate, self.site = settings.attention_dropout, site_number("cross_attention")
@@ -97,17 +100,25 @@ class CrossAttention(nn.Module):
         self.o_proj = execution.linear(query_width, width, bias=settings.attention_output_bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Map [B, T, C] to [B, T, C], with the encoder's states of the context."""
-        states = context.encoder_states
-        assert states is not None and context.encoder_keys is not None  # blocks with this run after an encoder
-        query, key, value = (
-            projected.unflatten(-1, (-1, self.head_width)).flatten(0, 1)
-            for projected in (self.q_proj(x), self.k_proj(states), self.v_proj(states))
-        )
+        """Map [B, T, C] to [B, T, C], with what the encoder read: of the context, or of its cache."""
         drop = None
         if context.dropout is not None and self.drop_rate:
             drop = AttentionDropout.of(context.dropout.at(self.site), self.drop_rate, self.heads)
-        rule = AttentionRule(self.scale, softcap=self.softcap, two_sided=True, keys=context.encoder_keys, dropout=drop)
+        rule = AttentionRule(self.scale, softcap=self.softcap, two_sided=True, dropout=drop)
+        read = None if context.cache is None else context.cache.read
+        query = self._heads(self.q_proj(x))
+        if read is not None and read.holds(self.layer):
+            return self.o_proj(read.attend(self.layer, query, rule).flatten(2))
+        assert context.encoded is not None  # blocks with this run after an encoder
+        states, keys = context.encoded
+        key, value = self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
+        query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
+        if read is not None:
+            read.store(self.layer, key, value)
+        rule = replace(rule, keys=keys)
         attend = attention_backend(self.implementation, query, rule)
         output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
         return self.o_proj(output.reshape(*x.shape[:2], -1))
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], -1, self.head_width)

@@ -9,7 +9,7 @@ says where the documents of the keys begin, which are then [M, K, D] of another 
     flex       FlexAttention, compiled for the rule: CUDA, any rule without dropout
     cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap or bias,
                one sequence
-    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule of one sequence
+    blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule
     sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap; with dropout the
                same in matrix products, which hold a document's scores, for any rule
     reference  the definition, with the full score matrix: what the others are tested against
@@ -258,7 +258,7 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
 
 def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
-    if name in ("cpp", "blockwise") and rule.keys is not None:
+    if name == "cpp" and rule.keys is not None:
         return "queries and keys of one sequence"
     if rule.softcap is not None and (name in ("varlen", "cpp") or (name == "sdpa" and rule.dropout is None)):
         return "a rule without softcap"

@@ -7,18 +7,20 @@ backward pass a block of keys against the queries that see them, so that only th
 blocks. What lies outside the window is never computed.
 
 Documents are batched by length, rounded up (by a quarter at most) and padded: a document's padding comes after its
-last token, where a causal mask hides it. Attention that sees both sides hides it by a mask of its own.
+last token, where a causal mask hides it. Attention that sees both sides hides it by a mask of its own. Between two
+sequences, documents are batched by both of their lengths.
 
-Shapes: n documents of padded length L in a batch, K key/value heads, G query heads to each. A batch has K n matrices,
-of which c at a time are worked on, so many that their scores stay in the processor's cache:
+Shapes: n documents of padded length L in a batch, of M keys where these are of another sequence, K key/value heads, G
+query heads to each. A batch has K n matrices, of which c at a time are worked on, so many that their scores stay in the
+processor's cache:
 
-    keys, values [c, L, D]    queries [c, L G, D]    scores, transposed, of k keys and q queries [c, k, q G]
+    keys, values [c, M, D]    queries [c, L G, D]    scores, transposed, of k keys and q queries [c, k, q G]
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -37,8 +39,8 @@ _CACHED = 2**20
 """Scores that a thread works on at a time: two megabytes in bfloat16."""
 
 
-class _Batch(NamedTuple):
-    """Documents attended to together."""
+class _Documents(NamedTuple):
+    """Documents of one sequence that are attended to together."""
 
     tokens: Tensor
     """[n, L] where each document's tokens lie; padding repeats its last token."""
@@ -62,6 +64,18 @@ class _Batch(NamedTuple):
         target.view(target.shape[0], -1).index_copy_(0, tokens.view(-1), rows)
 
 
+class _Batch(NamedTuple):
+    """Documents attended to together: their queries, and their keys, which are the same tokens in one sequence."""
+
+    queries: _Documents
+    keys: _Documents
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Padded numbers of queries and keys of a document."""
+        return self.queries.tokens.shape[1], self.keys.tokens.shape[1]
+
+
 class _ScoreBlock(NamedTuple):
     """Keys and queries whose scores are computed together, by their positions. Causal: no key comes after the last
     query, and no query before the first key. Two-sided: none by as much as the window."""
@@ -80,16 +94,18 @@ class _ScoreBlock(NamedTuple):
         return slice(self.first_query * group, self.last_query * group)
 
 
-def _by_queries(length: int, window: int, ahead: int) -> Iterator[_ScoreBlock]:
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
-        yield _ScoreBlock(max(0, start - window + 1), min(end + ahead, length), start, end)
+def _by_queries(lengths: tuple[int, int], window: int, ahead: int) -> Iterator[_ScoreBlock]:
+    queries, keys = lengths
+    for start in range(0, queries, _BLOCK):
+        end = min(start + _BLOCK, queries)
+        yield _ScoreBlock(max(0, start - window + 1), min(end + ahead, keys), start, end)
 
 
-def _by_keys(length: int, window: int, ahead: int) -> Iterator[_ScoreBlock]:
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
-        yield _ScoreBlock(start, end, max(0, start - ahead), min(end - 1 + window, length))
+def _by_keys(lengths: tuple[int, int], window: int, ahead: int) -> Iterator[_ScoreBlock]:
+    queries, keys = lengths
+    for start in range(0, keys, _BLOCK):
+        end = min(start + _BLOCK, keys)
+        yield _ScoreBlock(start, end, max(0, start - ahead), min(end - 1 + window, queries))
 
 
 class _Scores:
@@ -99,15 +115,17 @@ class _Scores:
         self,
         query: Tensor,
         key: Tensor,
-        documents: int,
-        length: int,
+        batch: _Batch,
         scale: float,
         window: int | None,
         softcap: float | None,
         distance_bias: Tensor | None,
         two_sided: bool,
-        valid: Tensor | None,
     ) -> None:
+        length, self.keys = batch.lengths
+        if batch.keys is not batch.queries:  # two sequences: all keys are less than this many places away
+            length += self.keys
+        valid = batch.keys.valid
         self.dtype = query.dtype
         self.wide = torch.promote_types(query.dtype, torch.float32)
         self.group = query.shape[1] // key.shape[1]
@@ -118,7 +136,7 @@ class _Scores:
         self.fused = self.dtype != self.wide and softcap is None and distance_bias is None
         """Whether scores come out of a matrix product with the shift already subtracted: what matters in a softmax is
         then exact to the precision of its result, however large the scores are. Else they are computed wide."""
-        self.documents = documents
+        self.documents = len(batch.queries.tokens)
         self.padding: Tensor | None = None
         """[n, L, 1]: -inf at padding, where it is not hidden because it comes after all queries."""
         if two_sided and valid is not None:
@@ -217,7 +235,7 @@ class _Scores:
 
     def chunks(self, matrices: int) -> Iterator[slice]:
         """Matrices to work on together."""
-        keys = min(self.window + self.ahead + _BLOCK, 1024)
+        keys = min(self.window + self.ahead + _BLOCK, self.keys + _BLOCK, 1024)
         size = max(1, torch.get_num_threads() * _CACHED // (_BLOCK * self.group * keys))
         for start in range(0, matrices, size):
             yield slice(start, min(start + size, matrices))
@@ -232,9 +250,9 @@ class _Drops:
     rate: float
 
     @classmethod
-    def of(cls, batch: _Batch, keys: Tensor | None, rate: float, matrices: int) -> _Drops | None:
+    def of(cls, queries: _Documents, keys: Tensor | None, rate: float, matrices: int) -> _Drops | None:
         """For keys [N, H] of the queries; None without these."""
-        return None if keys is None else cls(batch.arrange(keys[..., None], matrices).transpose(1, 2), rate)
+        return None if keys is None else cls(queries.arrange(keys[..., None], matrices).transpose(1, 2), rate)
 
     @property
     def scale(self) -> float:
@@ -248,23 +266,24 @@ class _Drops:
 @torch.library.custom_op("bigtrain::blockwise_attention", mutates_args=())
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
-    drop_keys: Tensor | None, scale: float, window: int | None, softcap: float | None, two_sided: bool,
-    drop_rate: float,
+    key_cu_seqlens: Tensor | None, drop_keys: Tensor | None, scale: float, window: int | None, softcap: float | None,
+    two_sided: bool, drop_rate: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output [N, H, D]; and for the backward pass each softmax's shift and sum, [N, H]."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    output = _result_like(query, key_cu_seqlens)
     shift, total = (query.new_empty(query.shape[:2], dtype=wide) for _ in range(2))
     query, key, value = (x.contiguous() for x in (query, key, value))
-    for batch in _batches(tuple(cu_seqlens.tolist())):
-        n, length = batch.tokens.shape
-        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias, two_sided, batch.valid)
-        queries, keys, values = (batch.arrange(x, key.shape[1] * n) for x in (query, key, value))
-        drops = _Drops.of(batch, drop_keys, drop_rate, len(queries))
+    for batch in _batches_of(cu_seqlens, key_cu_seqlens):
+        rule = _Scores(query, key, batch, scale, window, softcap, distance_bias, two_sided)
+        matrices = key.shape[1] * rule.documents
+        queries = batch.queries.arrange(query, matrices)
+        keys, values = (batch.keys.arrange(x, matrices) for x in (key, value))
+        drops = _Drops.of(batch.queries, drop_keys, drop_rate, matrices)
         outputs = torch.empty_like(queries)
         shifts, totals = (queries.new_empty(len(queries), 1, queries.shape[1], dtype=wide) for _ in range(2))
         for chunk in rule.chunks(len(queries)):
-            for at in _by_queries(length, rule.window, rule.ahead):
+            for at in _by_queries(batch.lengths, rule.window, rule.ahead):
                 rows = at.queries(rule.group)
                 exponentials, largest = rule.forward(keys[chunk, at.keys], queries[chunk, rows], chunk, at)
                 normaliser = exponentials.sum(-2, keepdim=True, dtype=wide)
@@ -275,15 +294,15 @@ def _forward(
                 result = torch.bmm(exponentials.transpose(1, 2), values[chunk, at.keys])
                 torch.div(result, normaliser.transpose(1, 2), out=outputs[chunk, rows])
         for target, arranged in ((output, outputs), (shift, shifts), (total, totals)):
-            batch.put(target, arranged)
+            batch.queries.put(target, arranged)
     return output, shift, total
 
 
 @torch.library.custom_op("bigtrain::blockwise_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
-    drop_keys: Tensor | None, output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None,
-    softcap: float | None, two_sided: bool, drop_rate: float, wants_bias_grad: bool,
+    key_cu_seqlens: Tensor | None, drop_keys: Tensor | None, output: Tensor, shift: Tensor, total: Tensor,
+    scale: float, window: int | None, softcap: float | None, two_sided: bool, drop_rate: float, wants_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key, value (Dao et al., 2022, appendix B.4) and distance bias."""
     wide = total.dtype
@@ -291,24 +310,25 @@ def _backward(
     grad = (grad / total[..., None]).to(query.dtype)
     delta = (grad * output).sum(-1, dtype=wide)
     query, key, value = (x.contiguous() for x in (query, key, value))
-    grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+    grad_query, grad_key, grad_value = (_result_like(x, key_cu_seqlens) for x in (query, key, value))
     grad_bias = torch.zeros_like(distance_bias) if wants_bias_grad and distance_bias is not None else query.new_empty(0)
-    for batch in _batches(tuple(cu_seqlens.tolist())):
-        n, length = batch.tokens.shape
-        rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias, two_sided, batch.valid)
-        queries, keys, values, grads, shifts, deltas = (
-            batch.arrange(x, key.shape[1] * n) for x in (query, key, value, grad, shift[..., None], delta[..., None])
+    for batch in _batches_of(cu_seqlens, key_cu_seqlens):
+        rule = _Scores(query, key, batch, scale, window, softcap, distance_bias, two_sided)
+        matrices = key.shape[1] * rule.documents
+        queries, grads, shifts, deltas = (
+            batch.queries.arrange(x, matrices) for x in (query, grad, shift[..., None], delta[..., None])
         )
-        drops = _Drops.of(batch, drop_keys, drop_rate, len(queries))
-        if batch.valid is not None:  # nothing comes from padding: its exponentials are zero
-            padding = ~batch.valid.repeat_interleave(rule.group, 1).repeat(key.shape[1], 1)
+        keys, values = (batch.keys.arrange(x, matrices) for x in (key, value))
+        drops = _Drops.of(batch.queries, drop_keys, drop_rate, matrices)
+        if (valid := batch.queries.valid) is not None:  # nothing comes from padding: its exponentials are zero
+            padding = ~valid.repeat_interleave(rule.group, 1).repeat(key.shape[1], 1)
             shifts.masked_fill_(padding[..., None], float("inf"))
         shifts = shifts.to(query.dtype if rule.fused else wide).transpose(1, 2)
         deltas = deltas.to(query.dtype).transpose(1, 2)
         grad_queries = torch.zeros_like(queries, dtype=wide)
         grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
         for chunk in rule.chunks(len(queries)):
-            for at in _by_keys(length, rule.window, rule.ahead):
+            for at in _by_keys(batch.lengths, rule.window, rule.ahead):
                 rows = at.queries(rule.group)
                 q, k, v, g = queries[chunk, rows], keys[chunk, at.keys], values[chunk, at.keys], grads[chunk, rows]
                 exponentials, slope = rule.backward(k, q, chunk, at, shifts[chunk, :, rows])
@@ -326,9 +346,9 @@ def _backward(
                     grad_scores = (grad_scores * slope).to(query.dtype)
                 grad_keys[chunk, at.keys] = torch.bmm(grad_scores, q).mul_(scale)
                 grad_queries[chunk, rows] += torch.bmm(grad_scores.transpose(1, 2), k)
-        batch.put(grad_query, grad_queries.mul_(scale))
-        batch.put(grad_key, grad_keys)
-        batch.put(grad_value, grad_values)
+        batch.queries.put(grad_query, grad_queries.mul_(scale))
+        batch.keys.put(grad_key, grad_keys)
+        batch.keys.put(grad_value, grad_values)
         if wants_bias_grad:
             columns = rule.bias_columns
             first = rule.hidden_before
@@ -340,8 +360,8 @@ def _backward(
 @_forward.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
-    drop_keys: Tensor | None, scale: float, window: int | None, softcap: float | None, two_sided: bool,
-    drop_rate: float,
+    key_cu_seqlens: Tensor | None, drop_keys: Tensor | None, scale: float, window: int | None, softcap: float | None,
+    two_sided: bool, drop_rate: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(query.dtype, torch.float32)
     shift, total = (query.new_empty(query.shape[:2], dtype=wide) for _ in range(2))
@@ -351,8 +371,8 @@ def _(
 @_backward.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
-    drop_keys: Tensor | None, output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None,
-    softcap: float | None, two_sided: bool, drop_rate: float, wants_bias_grad: bool,
+    key_cu_seqlens: Tensor | None, drop_keys: Tensor | None, output: Tensor, shift: Tensor, total: Tensor,
+    scale: float, window: int | None, softcap: float | None, two_sided: bool, drop_rate: float, wants_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grad_query, grad_key, grad_value = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -362,14 +382,14 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:6], *output)
-    ctx.rule = inputs[6:]
+    ctx.save_for_backward(*inputs[:7], *output)
+    ctx.rule = inputs[7:]
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wants_bias_grad = ctx.needs_input_grad[3]
     *grads, grad_bias = _backward(grad, *ctx.saved_tensors, *ctx.rule, wants_bias_grad)
-    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None, None, None, None
+    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -380,38 +400,57 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: T
 
     Args:
         query: [N, H, D].
-        key: [N, K, D], H a multiple of K.
-        value: [N, K, D].
+        key: [M, K, D], H a multiple of K; M = N in one sequence.
+        value: [M, K, D].
         cu_seqlens: [documents + 1] integers from 0 to N.
-        rule: what is seen, and how much of it; of one sequence.
+        rule: what is seen, and how much of it.
 
     Returns:
-        [N, H, D].
+        [N, H, D]; zero for a query that sees nothing.
     """
+    key_cu_seqlens = None if rule.keys is None else rule.keys.cu_seqlens
     drop_keys, drop_rate = rule.dropout or (None, 0.0)
     output, _, _ = _forward(
-        query, key, value, rule.distance_bias, cu_seqlens, drop_keys, rule.scale, rule.window, rule.softcap,
-        rule.two_sided, drop_rate,
+        query, key, value, rule.distance_bias, cu_seqlens, key_cu_seqlens, drop_keys, rule.scale, rule.window,
+        rule.softcap, rule.two_sided, drop_rate,
     )  # fmt: skip
     return output
 
 
-@lru_cache(maxsize=2)  # the layers of a model ask for the same documents one after the other
-def _batches(boundaries: tuple[int, ...]) -> list[_Batch]:
-    starts_of: dict[int, list[int]] = defaultdict(list)
-    lengths_of: dict[int, list[int]] = defaultdict(list)
-    for start, end in pairwise(boundaries):
-        padded = _padded(end - start)
-        starts_of[padded].append(start)
-        lengths_of[padded].append(end - start)
-    batches = []
-    for padded, starts in starts_of.items():
-        length = torch.tensor(lengths_of[padded])[:, None]
-        position = torch.arange(padded)
-        valid = position < length
-        tokens = torch.tensor(starts)[:, None] + torch.minimum(position, length - 1)
-        batches.append(_Batch(tokens, None if bool(valid.all()) else valid))
-    return batches
+def _result_like(x: Tensor, key_cu_seqlens: Tensor | None) -> Tensor:
+    """What is written document by document. Between two sequences one that lacks queries or keys is left out: zeros."""
+    make = torch.empty_like if key_cu_seqlens is None else torch.zeros_like
+    return make(x, memory_format=torch.contiguous_format)
+
+
+def _batches_of(cu_seqlens: Tensor, key_cu_seqlens: Tensor | None) -> list[_Batch]:
+    return _batches(tuple(cu_seqlens.tolist()), None if key_cu_seqlens is None else tuple(key_cu_seqlens.tolist()))
+
+
+# The layers of a model ask for the same documents one after the other, those of a decoder for two kinds in turn.
+@lru_cache(maxsize=4)
+def _batches(boundaries: tuple[int, ...], key_boundaries: tuple[int, ...] | None) -> list[_Batch]:
+    if key_boundaries is None:
+        own: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for start, end in pairwise(boundaries):
+            own[_padded(end - start)].append((start, end))
+        found = [_documents(padded, spans) for padded, spans in own.items()]
+        return [_Batch(documents, documents) for documents in found]
+    pairs: dict[tuple[int, int], list[tuple[tuple[int, int], tuple[int, int]]]] = defaultdict(list)
+    for (start, end), (first, last) in zip(pairwise(boundaries), pairwise(key_boundaries), strict=True):
+        if start < end and first < last:
+            pairs[_padded(end - start), _padded(last - first)].append(((start, end), (first, last)))
+    return [
+        _Batch(*(_documents(padded, side) for padded, side in zip(lengths, zip(*both, strict=True), strict=True)))
+        for lengths, both in pairs.items()
+    ]
+
+
+def _documents(padded: int, spans: Iterable[tuple[int, int]]) -> _Documents:
+    start, end = torch.tensor([*spans]).t()[..., None]
+    length, position = end - start, torch.arange(padded)
+    valid = position < length
+    return _Documents(start + torch.minimum(position, length - 1), None if bool(valid.all()) else valid)
 
 
 def _padded(length: int) -> int:

@@ -7,6 +7,9 @@ The token at position p of a row lies in slot p mod M. A layer that sees everyth
 more are added as rows grow; one with a sliding window has no more than its window, and a new token takes the place of
 the one that has just gone out of sight. So what a slot holds follows from the row's length alone, rows of a batch may
 have different lengths, and whatever a slot holds is visible.
+
+Of an encoder-decoder these are the keys and values of what its decoder writes. Beside them `ReadCache` holds those of
+what its encoder has read, which stay as they are.
 """
 
 from __future__ import annotations
@@ -38,12 +41,20 @@ class _View(NamedTuple):
 class KeyValueCache:
     """The keys and values of a batch of rows, layer by layer, in the type and on the device that they come in."""
 
-    def __init__(self, settings: ModelSettings, lengths: Sequence[int], device: torch.device) -> None:
-        """An empty cache for prompts of these lengths, which the first forward pass brings packed, end to end."""
-        self.windows = [settings.window_of(layer) for layer in range(settings.num_hidden_layers)]
+    def __init__(
+        self,
+        settings: ModelSettings,
+        lengths: Sequence[int],
+        device: torch.device,
+        read_lengths: Sequence[int] | None = None,
+    ) -> None:
+        """An empty cache for prompts of these lengths, which the first forward pass brings packed, end to end. Of an
+        encoder-decoder `read_lengths` are those of what its encoder has read, likewise."""
+        self.windows = [settings.window_of(layer) for layer in range(settings.decoder_layers)]
+        self.read = None if read_lengths is None else ReadCache(read_lengths, device)
         self.lengths = list(lengths)
         """Tokens that each row has."""
-        self.cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        self.cu_seqlens = boundaries(lengths, device)
         self.positions = torch.tensor(self.lengths, device=device)
         """[B] where the token at hand stands in its row."""
         self._keys: list[Tensor] = []
@@ -53,8 +64,7 @@ class KeyValueCache:
     @property
     def prompt_positions(self) -> Tensor:
         """[1, N] the positions of the packed prompts' tokens."""
-        starts = self.cu_seqlens[:-1].repeat_interleave(self.cu_seqlens.diff())
-        return (torch.arange(sum(self.lengths), device=starts.device) - starts)[None]
+        return packed_positions(self.cu_seqlens)
 
     @property
     def longest(self) -> int:
@@ -69,14 +79,8 @@ class KeyValueCache:
         """Take over the keys and values [N, K, D] of the packed prompts; layers come in order."""
         assert layer == len(self._keys)
         slots = self._slots_for(layer, max(self.lengths))
-        rows = torch.arange(len(self.lengths), device=key.device).repeat_interleave(self.cu_seqlens.diff())
-        positions = self.prompt_positions[0]
-        kept = positions >= self.positions[rows] - slots
-        for held, new in ((self._keys, key), (self._values, value)):
-            # Zeros, for a weight of zero times what memory happens to hold may be no number.
-            cache = new.new_zeros(len(self.lengths), new.shape[1], slots, new.shape[2])
-            cache[rows[kept], :, positions[kept] % slots] = new[kept]
-            held.append(cache)
+        self._keys.append(_in_slots(key, self.cu_seqlens, slots))
+        self._values.append(_in_slots(value, self.cu_seqlens, slots))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         """Add one token to each row, and let it attend.
@@ -114,6 +118,8 @@ class KeyValueCache:
         self._keys = [keys[index] for keys in self._keys]
         self._values = [values[index] for values in self._values]
         self._views.clear()
+        if self.read is not None:
+            self.read.keep(rows)
 
     def _slots_for(self, layer: int, tokens: int) -> int:
         window = self.windows[layer]
@@ -136,6 +142,72 @@ class KeyValueCache:
             distance = (at - slot) % slots
             self._views[slots] = _View(hidden, distance if hidden is None else distance.masked_fill(hidden, 0))
         return self._views[slots]
+
+
+class ReadCache:
+    """The keys and values of what an encoder has read, layer by layer. A token that is written sees all of its row's,
+    without regard to positions."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        """An empty cache for rows of these lengths, which the first forward pass brings packed, end to end."""
+        self._cu_seqlens = boundaries(lengths, device)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._view = self._view_of(lengths)
+
+    def holds(self, layer: int) -> bool:
+        """Whether a layer's keys and values have been stored."""
+        return layer < len(self._keys)
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Take over the keys and values [N, K, D] of all that was read; layers come in order."""
+        assert layer == len(self._keys)
+        slots = int(self._cu_seqlens.diff().max())
+        self._keys.append(_in_slots(key, self._cu_seqlens, slots))
+        self._values.append(_in_slots(value, self._cu_seqlens, slots))
+
+    def attend(self, layer: int, query: Tensor, rule: AttentionRule) -> Tensor:
+        """Let one token of each row attend: [B, 1, H, D] to [B, 1, H, D]."""
+        return _attention(query[:, 0], self._keys[layer], self._values[layer], rule, self._view)[:, None]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leave only these rows, by number and in this order."""
+        lengths = [self._cu_seqlens.diff().tolist()[row] for row in rows]
+        index = torch.tensor(rows, dtype=torch.int64, device=self._cu_seqlens.device)
+        longest = max(lengths, default=0)
+        self._keys = [keys[index, :, :longest] for keys in self._keys]
+        self._values = [values[index, :, :longest] for values in self._values]
+        self._cu_seqlens = boundaries(lengths, self._cu_seqlens.device)
+        self._view = self._view_of(lengths)
+
+    def _view_of(self, lengths: Sequence[int]) -> _View:
+        slot = torch.arange(max(lengths, default=0), device=self._cu_seqlens.device)[None]
+        all_full = len(set(lengths)) <= 1
+        hidden = None if all_full else slot >= torch.tensor(lengths, device=slot.device)[:, None]
+        return _View(hidden, torch.zeros_like(slot))
+
+
+def boundaries(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """cu_seqlens [B + 1] of rows that are packed end to end."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def packed_positions(cu_seqlens: Tensor) -> Tensor:
+    """[1, N] the positions of the tokens of packed rows."""
+    starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
+    return (torch.arange(len(starts), device=starts.device) - starts)[None]
+
+
+def _in_slots(new: Tensor, cu_seqlens: Tensor, slots: int) -> Tensor:
+    """Keys or values [N, K, D] of packed rows, in slots [B, K, M, D]: of each row the last M."""
+    lengths = cu_seqlens.diff()
+    rows = torch.arange(len(lengths), device=new.device).repeat_interleave(lengths)
+    positions = packed_positions(cu_seqlens)[0]
+    kept = positions >= lengths[rows] - slots
+    # Zeros, for a weight of zero times what memory happens to hold may be no number.
+    cache = new.new_zeros(len(lengths), new.shape[1], slots, new.shape[2])
+    cache[rows[kept], :, positions[kept] % slots] = new[kept]
+    return cache
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule, view: _View) -> Tensor:

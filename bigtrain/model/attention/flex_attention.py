@@ -72,7 +72,7 @@ other, with one or two windows, and a second time in the backward pass where the
 def _block_mask(cu_seqlens: Tensor, queries: int, keys: int, rule: AttentionRule) -> BlockMask:
     key_cu_seqlens = cu_seqlens if rule.keys is None else rule.keys.cu_seqlens
     window, two_sided = rule.window, rule.two_sided
-    wanted = (cu_seqlens._version, key_cu_seqlens._version, window, two_sided)
+    wanted = (_version(cu_seqlens), _version(key_cu_seqlens), window, two_sided)
     for documents, key_documents, made_for, mask in _masks:
         if documents is cu_seqlens and key_documents is key_cu_seqlens and made_for == wanted:
             return mask
@@ -93,3 +93,8 @@ def _block_mask(cu_seqlens: Tensor, queries: int, keys: int, rule: AttentionRule
     _masks.insert(0, (cu_seqlens, key_cu_seqlens, wanted, mask))
     del _masks[4:]
     return mask
+
+
+def _version(x: Tensor) -> int:
+    """Changes when a tensor does; one of inference mode has none, and generation changes none of its boundaries."""
+    return 0 if x.is_inference() else x._version
