@@ -37,7 +37,10 @@ from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
+from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+from bigtrain.model.recurrent import Recurrent
+from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
 from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
@@ -48,6 +51,9 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "Ended",
+    "LanguageModel",
+    "Recurrent",
+    "RecurrentEncoderDecoder",
     "Sampling",
     "SequenceParallel",
     "Transformer",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.cache import Cache
+from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.sampling import Sampler, Sampling
-from bigtrain.model.transformer import Transformer
 
 Ended = Literal["end_of_text", "stop", "length", "context"]
 """Why a text is no longer: its last token ends a text, the caller stopped it, `max_new_tokens` are there, or there is
@@ -35,7 +35,7 @@ class Completion:
 
 @torch.inference_mode()
 def generate(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -51,7 +51,7 @@ def generate(
     makes of places that it was never shown is not for us to guess.
 
     Args:
-        model: the decoder.
+        model: a decoder or a recurrent model.
         prompts: token ids, at least one for each.
         max_new_tokens: how many to add at most.
         sampling: how tokens are drawn.
@@ -69,8 +69,8 @@ def generate(
     require_decoder(model.settings)
     context = model.settings.max_position_embeddings
     require_room(prompts, context)
-    device = model.embed_tokens.weight.device
-    cache = KeyValueCache(model.settings, [len(prompt) for prompt in prompts], device)
+    device = model.device
+    cache = model.new_cache([len(prompt) for prompt in prompts], device)
     sampler = Sampler(
         sampling or Sampling(), prompts, min(vocab_size or model.settings.vocab_size, model.settings.vocab_size), device
     )
@@ -104,14 +104,14 @@ def generate(
     return [Completion(tokens, ended[row]) for row, tokens in enumerate(completions)]
 
 
-def read_prompts(model: Transformer, prompts: Sequence[Sequence[int]], cache: KeyValueCache) -> Tensor:
+def read_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
     packed = torch.tensor([[token for prompt in prompts for token in prompt]], device=cache.positions.device)
     hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
     return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
 
 
-def read_next(model: Transformer, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+def read_next(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
     """Add a token [B] to each row; returns the logits [B, V] of what follows."""
     hidden = model.hidden(tokens[:, None], cache.positions[:, None], max_seqlen=cache.longest, cache=cache)
     cache.advance()
@@ -120,16 +120,17 @@ def read_next(model: Transformer, tokens: Tensor, cache: KeyValueCache) -> Tenso
 
 def require_decoder(settings: ModelSettings) -> None:
     """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
-    if settings.architecture == "decoder":
+    if settings.continues_text:
         return
-    name, why = {
-        "encoder": ("encoder", "it predicts tokens inside a text that it sees as a whole"),
-        "encoder_decoder": ("encoder-decoder", "it writes another text, after reading a whole one"),
-    }[settings.architecture]
+    name, why = (
+        ("encoder", "it predicts tokens inside a text that it sees as a whole")
+        if settings.architecture == "encoder"
+        else ("encoder-decoder", "it writes another text, after reading a whole one")
+    )
     raise BigtrainError(
         f"an {name} continues no text: {why}",
         found=f"a {settings.family} model, model.architecture {settings.architecture}",
-        wanted="a model with model.architecture decoder",
+        wanted="a model with model.architecture decoder or recurrent",
         fix=f"take a decoder; or export the {name} with `bigtrain export` and use it in transformers",
     )
 

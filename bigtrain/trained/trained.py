@@ -21,9 +21,10 @@ from bigtrain.data import (
     open_datasets,
     open_mirror,
     open_objective,
+    open_token_bytes,
 )
 from bigtrain.engine import COMPUTE_DTYPES
-from bigtrain.model import Transformer, build_model
+from bigtrain.model import LanguageModel, build_model
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
@@ -39,7 +40,7 @@ class TrainedModel:
 
     settings: Settings
     checkpoint: Checkpoint
-    model: Transformer
+    model: LanguageModel
     tokenizer: Tokenizer
     device: torch.device
 
@@ -69,9 +70,11 @@ class TrainedModel:
             weights = load_weights(checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
+        open_mirror(settings.data)  # the tokenizer may be at a URL
+        if settings.model.character_filters:
+            model.set_token_bytes(torch.from_numpy(open_token_bytes(settings.model, settings.data.dir)))
         model.set_router_moves(RunState.of(checkpoint.manifest.state).router_moves)
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
-        open_mirror(settings.data)  # the tokenizer may be at a URL
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()

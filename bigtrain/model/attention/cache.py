@@ -12,7 +12,6 @@ have different lengths, and whatever a slot holds is visible.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import AttentionRule
+from bigtrain.model.cache import Cache
 from bigtrain.model.layers.activations import soft_capped
 
 _STEP = 64
@@ -35,31 +35,16 @@ class _View(NamedTuple):
     """[B, m] how many places back a slot's token is; 0 where it holds none."""
 
 
-class KeyValueCache:
+class KeyValueCache(Cache):
     """The keys and values of a batch of rows, layer by layer, in the type and on the device that they come in."""
 
     def __init__(self, settings: ModelSettings, lengths: Sequence[int], device: torch.device) -> None:
         """An empty cache for prompts of these lengths, which the first forward pass brings packed, end to end."""
+        super().__init__(lengths, device)
         self.windows = [settings.window_of(layer) for layer in range(settings.num_hidden_layers)]
-        self.lengths = list(lengths)
-        """Tokens that each row has."""
-        self.cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        self.positions = torch.tensor(self.lengths, device=device)
-        """[B] where the token at hand stands in its row."""
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._views: dict[int, _View] = {}
-
-    @property
-    def prompt_positions(self) -> Tensor:
-        """[1, N] the positions of the packed prompts' tokens."""
-        starts = self.cu_seqlens[:-1].repeat_interleave(self.cu_seqlens.diff())
-        return (torch.arange(sum(self.lengths), device=starts.device) - starts)[None]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row, the one at hand included."""
-        return max(self.lengths) + 1
 
     def holds(self, layer: int) -> bool:
         """Whether a layer's prompts have been stored."""
@@ -102,15 +87,13 @@ class KeyValueCache:
 
     def advance(self) -> None:
         """The token at hand is in all layers: go on to the next."""
-        self.lengths = [length + 1 for length in self.lengths]
-        self.positions = self.positions + 1
+        super().advance()
         self._views.clear()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave only these rows, by number and in this order."""
+        super().keep(rows)
         index = torch.tensor(rows, dtype=torch.int64, device=self.positions.device)
-        self.lengths = [self.lengths[row] for row in rows]
-        self.positions = self.positions[index]
         self._keys = [keys[index] for keys in self._keys]
         self._values = [values[index] for values in self._values]
         self._views.clear()
