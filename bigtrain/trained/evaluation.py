@@ -31,6 +31,8 @@ class SourceLoss:
     """Of a unigram model on the same labels, where baselines were asked for."""
     five_gram_perplexity: Annotated[float | None, Field(alias="5-gram perplexity")] = None
     """Of a 5-gram model, likewise."""
+    run_perplexities: Annotated[dict[str, float] | None, Field(alias="run perplexities")] = None
+    """Of other runs on the same labels, by their run directories, where any were given."""
 
     @classmethod
     def of(cls, name: str, loss: float, tokens: int) -> SourceLoss:

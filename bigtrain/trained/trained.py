@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tokenizers import Tokenizer
@@ -15,6 +18,8 @@ from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.data import (
+    TOKENIZER_FILE,
+    MicroBatch,
     evaluation_batches,
     held_out_packing,
     load_tokenizer,
@@ -22,6 +27,7 @@ from bigtrain.data import (
     open_mirror,
     open_objective,
     open_token_bytes,
+    tokenizer_hash,
 )
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import LanguageModel, build_model
@@ -29,6 +35,8 @@ from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines, LabelBaselines
+
+logger = logging.getLogger(__name__)
 
 BASELINE_SEQUENCES = 4096
 """Of each source: on so many training sequences the baseline of labels that are not next tokens is counted."""
@@ -78,12 +86,15 @@ class TrainedModel:
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()
-    def validation_losses(self, *, with_baselines: bool = False) -> list[SourceLoss]:
+    def validation_losses(
+        self, *, with_baselines: bool = False, beside: Mapping[str, TrainedModel] = MappingProxyType({})
+    ) -> list[SourceLoss]:
         """The validation loss of every source, over the same sequences as during training.
 
         Args:
             with_baselines: also the perplexities of a unigram and a 5-gram model on the same labels, trained on the
                 same data.
+            beside: also the perplexities of these models on the same labels, by their names; see `require_same_labels`.
         """
         data = self.settings.data
         opened = {
@@ -112,6 +123,10 @@ class TrainedModel:
             if baselines is not None:
                 found = baselines.perplexities(batches)
                 row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found.get("5-gram"))
+            if beside:
+                row = replace(
+                    row, run_perplexities={name: other._perplexity(batches) for name, other in beside.items()}
+                )
             rows.append(row)
         if not rows:
             raise BigtrainError(
@@ -123,14 +138,72 @@ class TrainedModel:
             )
         return rows
 
+    def _perplexity(self, batches: Sequence[MicroBatch]) -> float:
+        loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
+        return SourceLoss.of("", loss / tokens, tokens).perplexity
 
-def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> Evaluation:
-    """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report."""
+
+def evaluate_run(
+    run: Path, step: int | None, *, with_baselines: bool, baseline_runs: Sequence[Path] = ()
+) -> Evaluation:
+    """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report.
+
+    Args:
+        run: a run directory.
+        step: of the checkpoint. Default: the newest verified one.
+        with_baselines: also the perplexities of a unigram and a 5-gram model.
+        baseline_runs: also those of the newest checkpoints of these runs, of any architecture.
+
+    Raises:
+        BigtrainError: there is no such checkpoint, nothing is held out, or a run of `baseline_runs` learned other
+            labels.
+    """
     trained = TrainedModel.open(run, step)
-    losses = trained.validation_losses(with_baselines=with_baselines)
+    beside = {str(other): TrainedModel.open(other) for other in baseline_runs}
+    for name, other in beside.items():
+        require_same_labels(trained, name, other)
+    losses = trained.validation_losses(with_baselines=with_baselines, beside=beside)
     evaluation = Evaluation(str(run), trained.step, losses)
     with suppress(OSError):  # a run directory that is read-only can be evaluated too
         write_atomically(
             RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n", follow_link=False
         )
     return evaluation
+
+
+def require_same_labels(trained: TrainedModel, name: str, other: TrainedModel) -> None:
+    """Refuse to compare perplexities of two models that do not predict the same labels from the same rows.
+
+    Args:
+        trained: the model whose held-out rows are used.
+        name: of the other one, for the message.
+        other: the model that is to predict the same.
+
+    Raises:
+        BigtrainError: it has another tokenizer, another objective, or a context that is too short.
+    """
+    ours, theirs = trained.settings, other.settings
+    length = ours.data.sequence_length
+    hashes = [tokenizer_hash((each.data.dir / TOKENIZER_FILE).read_bytes()) for each in (ours, theirs)]
+    for what, found, wanted, same in (
+        ("tokenizer", hashes[1], hashes[0], hashes[0] == hashes[1]),
+        ("objective", theirs.objective.name, ours.objective.name, ours.objective == theirs.objective),
+        (
+            "context",
+            f"model.max_position_embeddings {theirs.model.max_position_embeddings}",
+            f"at least data.sequence_length {length}",
+            theirs.model.max_position_embeddings >= length,
+        ),
+    ):
+        if not same:
+            raise BigtrainError(
+                f"{name} has another {what} than the run that it is compared with: perplexities would not compare",
+                found=found,
+                wanted=wanted,
+                fix="train the baseline with the sections data and objective of the run",
+            )
+    if ours.data.dir.resolve() != theirs.data.dir.resolve():
+        logger.warning(
+            f"{name} was trained on {theirs.data.dir}, and the held-out documents are of {ours.data.dir}: it may have "
+            "been trained on some of them"
+        )
