@@ -1,6 +1,7 @@
 """The models in plain PyTorch: they know no engine, and no data beyond a packed micro-batch.
 
 build                   the one that the settings name
+language_model          what the packages above need of any of them
   decoder, encoder      a token sees those before it, or its whole document
   encoder_decoder       a decoder that attends to an encoder; what all of them are is in
 transformer             embedding -> blocks -> norm -> head
@@ -23,8 +24,9 @@ execution               how it is computed: back-end, what is recomputed, which 
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
   cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, dropout, transposing
 initialize, counts
+recurrent, recurrent_encoder_decoder     without attention from token to token; what they are made of is in recurrence/
 generate                prompts in, continuations out
-  cache                 keys and values of the tokens so far
+  cache                 where each row stands, and keys and values, or states, of the tokens so far
   sampling              from logits to the next token
 """
 
