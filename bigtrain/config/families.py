@@ -53,6 +53,7 @@ _RECURRENT: dict[str, Any] = {
     "architecture": "recurrent",
     "position_embedding": "none",
     "initializer_range": 0.05,
+    "embedding_multiplier": "sqrt_hidden_size",
 }
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 

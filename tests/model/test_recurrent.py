@@ -110,7 +110,12 @@ def test_loss_and_all_gradients_equal_those_of_pytorch_layers(family: str, chang
         for p in (model.lm_head.weight, model.lm_head.bias, model.embed_tokens.weight)
     )
     wanted = sum(
-        F.cross_entropy(F.linear(layers(table[ids])[0][0], head, bias), labels[0], ignore_index=-100, reduction="sum")
+        F.cross_entropy(
+            F.linear(layers(table[ids] * model.settings.embedding_width**0.5)[0][0], head, bias),
+            labels[0],
+            ignore_index=-100,
+            reduction="sum",
+        )
         for ids, labels in documents(batch)
     )
     assert isinstance(wanted, Tensor)
@@ -240,7 +245,7 @@ def test_a_tokens_vector_follows_from_its_bytes_as_kim_et_al_say() -> None:
         for layer in embed.highway:
             gate = torch.sigmoid(F.linear(x, layer.gate.weight, layer.gate.bias) - 2)
             x = gate * torch.relu(F.linear(x, layer.transform.weight, layer.transform.bias)) + (1 - gate) * x
-        torch.testing.assert_close(found[row, position], x)
+        torch.testing.assert_close(found[row, position], x * sum(FILTERS) ** 0.5)
 
 
 def test_the_bytes_of_tokens_are_no_part_of_a_checkpoint() -> None:

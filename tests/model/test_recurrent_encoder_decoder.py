@@ -63,7 +63,8 @@ def plain_logits(model: RecurrentEncoderDecoder, ids: Tensor, read: Tensor) -> T
     """Logits [T, V] of one pair of documents, step by step."""
     settings = model.settings
     zero = torch.zeros(settings.hidden_size // 2, dtype=torch.float64)
-    x = [model.embed_tokens.weight[token] for token in read]
+    table = model.embed_tokens.weight * settings.hidden_size**0.5
+    x = [table[token] for token in read]
     ends = zero
     for layer in model.encoder.layers:
         sides = []
@@ -80,7 +81,7 @@ def plain_logits(model: RecurrentEncoderDecoder, ids: Tensor, read: Tensor) -> T
     states = [[start, torch.zeros_like(start)] for start in starts]
     logits = []
     for token in ids:
-        y = model.embed_tokens.weight[token]
+        y = table[token]
         for number, layer in enumerate(model.layers):
             states[number] = cell(layer, y, states[number])
             y = states[number][0]
