@@ -23,7 +23,7 @@ from record import spread, write_result
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.import_hf import read_hf
-from bigtrain.model import Sampling, Transformer, build_model, generate
+from bigtrain.model import LanguageModel, Sampling, build_model, generate
 
 PROMPT = 32
 """Tokens of the longest prompt of a batch; the others are shorter by one each."""
@@ -138,7 +138,7 @@ def contestants_of(settings: ModelSettings, dtype: torch.dtype) -> dict[str, Con
     }
 
 
-def uncached(model: Transformer, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+def uncached(model: LanguageModel, prompts: list[list[int]], tokens: int) -> list[list[int]]:
     """The loop that `bigtrain.model.generate` was before it had a cache, taking the likeliest token."""
     ids = torch.tensor(prompts)
     for _ in range(tokens):

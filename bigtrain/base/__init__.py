@@ -51,7 +51,7 @@ from bigtrain.base.files import (
 )
 from bigtrain.base.format import duration, gibibytes, quantity
 from bigtrain.base.home import has_home, known_user
-from bigtrain.base.labels import IGNORE_INDEX
+from bigtrain.base.labels import BYTE_SYMBOLS, IGNORE_INDEX
 from bigtrain.base.launched_rank import LaunchedRank, adopt_rank, launched_rank, store_address
 from bigtrain.base.launcher_protocol import (
     DIED,
@@ -95,6 +95,7 @@ from bigtrain.base.visible import show_controls
 
 __all__ = [
     "ALONE",
+    "BYTE_SYMBOLS",
     "CORRUPTED",
     "CRASHED",
     "DIED",

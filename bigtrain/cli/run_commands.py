@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -150,22 +150,46 @@ def evaluate(
             help="Compare with a unigram and a 5-gram model on the same held-out tokens.",
         ),
     ] = False,
+    baseline_runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--baseline-run",
+            metavar="RUN",
+            help="Compare with another run, of any architecture, on the same held-out tokens. It needs the same "
+            "tokenizer and objective. May be given several times.",
+        ),
+    ] = None,
+    translations: Annotated[
+        int,
+        typer.Option(min=0, help="Translate so many held-out pairs of each source, and compute BLEU and chrF."),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Compute the validation loss and perplexity of every source."""
     from bigtrain.trained import evaluate_run
 
-    evaluation = evaluate_run(run, step, with_baselines=baselines)
+    evaluation = evaluate_run(
+        run, step, with_baselines=baselines, baseline_runs=baseline_runs or (), translations=translations
+    )
     if as_json:
         print_json(evaluation)
         return
     results = [dict(source.as_record()) for source in evaluation.validation]
+    for row in results:
+        others = cast(dict[str, float], row.pop("run perplexities", {}))
+        row |= {f"perplexity of {name}": perplexity for name, perplexity in others.items()}
     columns = list(results[0])
     print_table(
         f"Validation of {run} at step {evaluation.step}",
         columns,
         [[f"{row[c]:,.4g}" if isinstance(row[c], float) else row[c] for c in columns] for row in results],
     )
+    if evaluation.translations:
+        print_table(
+            "Translations of held-out pairs, and their sources as they are",
+            ["source", "pairs", "BLEU", "chrF", "BLEU of copies", "chrF of copies"],
+            [[each.source, each.pairs, *(f"{value:.1f}" for value in each.scores)] for each in evaluation.translations],
+        )
 
 
 def generate(

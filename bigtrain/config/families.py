@@ -1,7 +1,7 @@
 """Model families: each is a name for a set of choices. `llama` has the defaults of the section `model`; the other
 families list their differences from it. Any key may be given another value beside the family's name.
 
-A new family is a new entry here, and one in `bigtrain.convert.families` with its names at Hugging Face.
+A new family is a new entry here, and one in `bigtrain.convert.families` with its names at Hugging Face, if it is there.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ _POST_NORM: dict[str, Any] = {
     "norm_position": "post_residual",
     "gated_mlp": False,
     "tie_word_embeddings": True,
+}
+_RECURRENT: dict[str, Any] = {
+    "architecture": "recurrent",
+    "position_embedding": "none",
+    "initializer_range": 0.05,
+    "embedding_multiplier": "sqrt_hidden_size",
 }
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
@@ -121,4 +127,14 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
         "embedding_multiplier": "sqrt_hidden_size",
         "head_bias": True,
     },
+    "lstm": {**_RECURRENT, "head_bias": True},
+    "gru": {**_RECURRENT, "cell": "gru", "head_bias": True},
+    "char_lstm": {**_RECURRENT, "character_filters": (25, 50, 75, 100, 125, 150), "head_bias": True},
+    "bahdanau": {
+        **_RECURRENT,
+        "architecture": "recurrent_encoder_decoder",
+        "cell": "gru",
+        "attention_score": "additive",
+    },
+    "luong": {**_RECURRENT, "architecture": "recurrent_encoder_decoder"},
 }

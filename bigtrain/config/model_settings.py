@@ -16,7 +16,8 @@ from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, OpenUnitIn
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
-    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1", "bart", "marian",
+    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1", "bart", "marian", "lstm", "gru",
+    "char_lstm", "bahdanau", "luong",
 ]  # fmt: skip
 Layers = Annotated[PositiveInt, Field(le=10_000)]
 """Each layer is several Python objects, so a number beyond any real model would fill the memory before a message."""
@@ -32,6 +33,22 @@ _NOT_OF_ENCODER_DECODERS = {
     "num_nextn_predict_layers": 0, "embedding_size": None, "num_hidden_groups": None, "type_vocab_size": 0,
 }  # fmt: skip
 """What an encoder-decoder cannot have, each with the only value that it takes."""
+_OF_RECURRENT = frozenset({
+    "family", "architecture", "hidden_size", "num_hidden_layers", "num_decoder_layers", "vocab_size",
+    "max_position_embeddings", "tie_word_embeddings", "expect_parameters", "position_embedding", "embedding_size",
+    "head_bias", "embedding_multiplier", "label_smoothing", "logits_scaling", "final_logit_softcapping",
+    "initializer_range", "z_loss_coef", "cell", "attention_score", "character_filters", "character_size",
+    "highway_layers", "max_token_bytes",
+})  # fmt: skip
+"""What a recurrent model has. Every other key is about blocks with attention, and keeps its default."""
+_ONLY_RECURRENT = (
+    "cell",
+    "attention_score",
+    "character_filters",
+    "character_size",
+    "highway_layers",
+    "max_token_bytes",
+)
 
 
 class RopeScaling(Section):
@@ -76,12 +93,16 @@ class ModelSettings(Section):
     family: Family = "llama"
     """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
     `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, with experts `mixtral`, `qwen3_moe`, the encoders `bert`,
-    `roberta`, `albert`, `modernbert`, and the encoder-decoders `t5`, `t5_v1_1`, `bart`, `marian`. Any key below may be
-    given another value, but a model that the family cannot express at Hugging Face cannot be exported."""
-    architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
+    `roberta`, `albert`, `modernbert`, and the encoder-decoders `t5`, `t5_v1_1`, `bart`, `marian`. Without attention:
+    `lstm`, `gru`, and `char_lstm`, which reads the bytes of its tokens. Recurrent encoder-decoders: `bahdanau`,
+    `luong`. Any key below may be given another value, but a model that the family cannot express at Hugging Face
+    cannot be exported."""
+    architecture: Literal["decoder", "encoder", "encoder_decoder", "recurrent", "recurrent_encoder_decoder"] = "decoder"
     """`decoder`: a token sees those before it, and its label is the next token. `encoder`: a token sees its whole
     document, and its label stands at its own position. An encoder does not generate text. `encoder_decoder`: a decoder
-    whose blocks attend to the output of an encoder, too (Vaswani et al., 2017)."""
+    whose blocks attend to the output of an encoder, too (Vaswani et al., 2017). `recurrent`: layers that carry a state
+    from token to token, to predict the next one (Zaremba et al., 2014). `recurrent_encoder_decoder`: such layers that
+    attend to the states of others, which read in both directions (Luong et al., 2015)."""
     init_from: UserPath | None = None
     """A folder written by `bigtrain import`: a new run starts from its weights."""
 
@@ -92,15 +113,16 @@ class ModelSettings(Section):
     """Number of blocks; of an encoder-decoder those of the encoder."""
     num_decoder_layers: Layers | None = None
     """encoder_decoder: number of blocks of the decoder. Default: num_hidden_layers."""
-    num_attention_heads: PositiveInt
-    """Number of query heads."""
+    num_attention_heads: NonNegativeInt = 0
+    """Number of query heads. It has to be given for every model of blocks with attention; 0: none (recurrent)."""
     num_key_value_heads: PositiveInt | None = None
     """Number of key and value heads. Fewer than the query heads is grouped-query attention. Default: as many as the
     query heads."""
     head_dim: PositiveInt | None = None
     """Width of one head. Default: hidden_size / num_attention_heads."""
-    intermediate_size: PositiveInt
-    """Width inside the feed-forward layer."""
+    intermediate_size: NonNegativeInt = 0
+    """Width inside the feed-forward layer. It has to be given for every model of blocks with attention; 0: none
+    (recurrent)."""
     vocab_size: PositiveInt
     """Rows of the embedding. At least the tokenizer's size; a multiple of 64 is fastest on a GPU. Default: the size of
     the tokenizer that is trained (data.tokenizer.vocab_size), rounded up to a multiple of 64."""
@@ -222,6 +244,23 @@ class ModelSettings(Section):
     """encoder: number of blocks that have weights of their own. Each is used num_hidden_layers / num_hidden_groups
     times in a row (albert). Default: num_hidden_layers."""
 
+    # recurrent models
+    cell: Literal["lstm", "gru"] = "lstm"
+    """recurrent: long short-term memory (`lstm`; Hochreiter and Schmidhuber, 1997) or gated recurrent units (`gru`;
+    Cho et al., 2014)."""
+    attention_score: Literal["additive", "dot"] = "dot"
+    """recurrent_encoder_decoder: how a state of the decoder is compared with one of the encoder: v tanh(W s + U h)
+    (`additive`; Bahdanau et al., 2015), or their product (`dot`; Luong et al., 2015)."""
+    character_filters: tuple[PositiveInt, ...] = ()
+    """recurrent: vectors of tokens are made of their bytes, by convolutions of widths 1, 2, 3, ... with so many filters
+    each (Kim et al., 2016). Default: each token has a vector of its own."""
+    character_size: PositiveInt = 15
+    """character_filters: width of the vector of a byte."""
+    highway_layers: NonNegativeInt = 1
+    """character_filters: layers between the convolutions and the recurrent layers (Srivastava et al., 2015)."""
+    max_token_bytes: Annotated[int, Field(ge=1, le=1000)] = 24
+    """character_filters: of longer tokens only the first so many bytes are read."""
+
     # what multiplies what
     embedding_multiplier: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
     """Embeddings are multiplied by this."""
@@ -275,7 +314,9 @@ class ModelSettings(Section):
 
     @property
     def head_width(self) -> int:
-        """Width of one head, with the default filled in."""
+        """Width of one head, with the default filled in; 0 without heads."""
+        if not self.num_attention_heads:
+            return 0
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
@@ -312,7 +353,27 @@ class ModelSettings(Section):
     @property
     def embedding_width(self) -> int:
         """Width of the embeddings, with the default filled in."""
-        return self.embedding_size or self.hidden_size
+        return sum(self.character_filters) or self.embedding_size or self.hidden_size
+
+    @property
+    def head_input_width(self) -> int:
+        """Width of what is multiplied with the head's weight. A head that is tied has the embeddings' width."""
+        return self.hidden_size if self.recurrent else self.embedding_width
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether states are carried from token to token, in the place of attention."""
+        return self.architecture in ("recurrent", "recurrent_encoder_decoder")
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether an encoder reads one text, and a decoder another."""
+        return self.architecture in ("encoder_decoder", "recurrent_encoder_decoder")
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether it generates text here."""
+        return self.architecture in ("decoder", "recurrent", "encoder_decoder")
 
     @property
     def distinct_layers(self) -> int:
@@ -374,6 +435,21 @@ class ModelSettings(Section):
         return self
 
     def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        if self.recurrent:
+            yield from self._contradictions_of_recurrent()
+            return
+        for key in ("num_attention_heads", "intermediate_size"):
+            yield (
+                getattr(self, key) == 0,
+                f"{key} is missing, and architecture {self.architecture} has blocks with attention; add `{key}:`",
+            )
+        for key in _ONLY_RECURRENT:
+            default = type(self).model_fields[key].default
+            yield (
+                getattr(self, key) != default,
+                f"{key} {getattr(self, key)} is for recurrent models, found architecture {self.architecture}; "
+                "remove it",
+            )
         yield (
             self.head_dim is None and self.hidden_size % self.num_attention_heads > 0,
             f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; "
@@ -415,7 +491,7 @@ class ModelSettings(Section):
             f"{buckets // 2} distances that have buckets of their own; make it larger",
         )
         yield (
-            self.num_decoder_layers is not None and self.architecture != "encoder_decoder",
+            self.num_decoder_layers is not None and not self.reads_pairs,
             f"num_decoder_layers is for architecture encoder_decoder, found {self.architecture}; remove it",
         )
         for key, plain in _NOT_OF_ENCODER_DECODERS.items() if self.architecture == "encoder_decoder" else ():
@@ -503,3 +579,49 @@ class ModelSettings(Section):
                 layer >= self.num_hidden_layers,
                 f"mlp_only_layers names layer {layer}; the last one is {self.num_hidden_layers - 1}",
             )
+
+    def _contradictions_of_recurrent(self) -> Iterator[tuple[bool, str]]:
+        for key, field in type(self).model_fields.items():
+            yield (
+                key not in _OF_RECURRENT and getattr(self, key) != field.default,
+                f"{key} {getattr(self, key)} is for blocks with attention, found architecture {self.architecture}; "
+                "remove it",
+            )
+        yield (
+            self.position_embedding != "none",
+            f"architecture {self.architecture} carries the order of tokens in its states, found position_embedding "
+            f"{self.position_embedding}; write position_embedding: none",
+        )
+        yield (
+            self.num_decoder_layers is not None and not self.reads_pairs,
+            f"num_decoder_layers is for architecture recurrent_encoder_decoder, found {self.architecture}; remove it",
+        )
+        both = self.reads_pairs
+        yield (
+            both and self.hidden_size % 2 > 0,
+            f"half of hidden_size reads in each direction: it must be even, found {self.hidden_size}",
+        )
+        yield (
+            self.tie_word_embeddings and (self.embedding_width != self.hidden_size or bool(self.character_filters)),
+            "tie_word_embeddings needs vectors of tokens that are as wide as hidden_size; set it to false, or remove "
+            "embedding_size and character_filters",
+        )
+        yield (
+            self.embedding_size is not None and bool(self.character_filters),
+            "character_filters say how wide the vectors of tokens are; remove embedding_size",
+        )
+        yield (
+            len(self.character_filters) > self.max_token_bytes + 2,
+            f"character_filters has convolutions of up to {len(self.character_filters)} bytes, and a token at most "
+            f"max_token_bytes {self.max_token_bytes}, with a mark before and after; give fewer, or raise it",
+        )
+        for key in () if self.character_filters else ("character_size", "highway_layers", "max_token_bytes"):
+            yield (
+                getattr(self, key) != type(self).model_fields[key].default,
+                f"{key} {getattr(self, key)} is for character_filters, which is empty; remove it",
+            )
+        yield (
+            self.attention_score != "dot" and not both,
+            f"attention_score {self.attention_score} is for architecture recurrent_encoder_decoder, found "
+            f"{self.architecture}; remove it",
+        )

@@ -35,14 +35,14 @@ OF_OBJECTIVE = {
 }
 """The keys that are not for every objective."""
 ARCHITECTURES_OF = {
-    "causal": "decoder",
-    "denoising": "encoder_decoder",
-    "fill_in_the_middle": "decoder",
-    "masked": "encoder",
-    "span_corruption": "encoder_decoder",
-    "translation": "encoder_decoder",
+    "causal": ("decoder", "recurrent"),
+    "denoising": ("encoder_decoder", "recurrent_encoder_decoder"),
+    "fill_in_the_middle": ("decoder", "recurrent"),
+    "masked": ("encoder",),
+    "span_corruption": ("encoder_decoder", "recurrent_encoder_decoder"),
+    "translation": ("encoder_decoder", "recurrent_encoder_decoder"),
 }
-"""The architecture that learns by each objective."""
+"""The architectures that learn by each objective."""
 
 
 class ObjectiveChoice(Section):
@@ -128,14 +128,14 @@ class ObjectiveChoice(Section):
         return self.mixed[0] if self.mixed else self
 
     @property
-    def architecture(self) -> str:
-        """The architecture that learns by it."""
+    def architectures(self) -> tuple[str, ...]:
+        """The architectures that learn by it."""
         return ARCHITECTURES_OF[self.first.name]
 
     @property
     def reads_pairs(self) -> bool:
         """Whether it gives an encoder something to read beside its decoder."""
-        return self.architecture == "encoder_decoder"
+        return "encoder_decoder" in self.architectures
 
     @property
     def labelled_share(self) -> float:
@@ -196,6 +196,6 @@ class ObjectiveSettings(ObjectiveChoice):
             raise ValueError(f"components are for name mixture, found name {self.name}; remove them")
         if self.name == "mixture" and len(self.components) < 2:
             raise ValueError(f"name mixture needs two components or more, found {len(self.components)}")
-        if len(able := {component.architecture for component in self.components}) > 1:
+        if len(able := {component.architectures[0] for component in self.components}) > 1:
             raise ValueError(f"the components are for {' and '.join(sorted(able))}; a model has one architecture")
         return self

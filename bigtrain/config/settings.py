@@ -305,16 +305,16 @@ class Settings(Section):
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        if self.evaluate.samples and self.model.architecture == "encoder":
+        if self.evaluate.samples and not self.model.writes_text:
             raise ValueError(
-                f"evaluate.samples {self.evaluate.samples} is for a model that writes text: an encoder continues none; "
-                "remove it"
+                f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder, recurrent or "
+                "encoder_decoder: others write no text here; remove it"
             )
-        if (served := self.objective.architecture) != self.model.architecture:
-            fitting = [name for name, able in ARCHITECTURES_OF.items() if able == self.model.architecture]
+        if self.model.architecture not in (served := self.objective.architectures):
+            fitting = [name for name, able in ARCHITECTURES_OF.items() if self.model.architecture in able]
             raise ValueError(
-                f"objective.name {self.objective.name} needs model.architecture {served}, found model.architecture "
-                f"{self.model.architecture}; it learns by {' or '.join(fitting)}"
+                f"objective.name {self.objective.name} needs model.architecture {' or '.join(served)}, found "
+                f"model.architecture {self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
         if (problem := self._sentence_problem() or self._pair_problem()) is not None:
             raise ValueError(problem)
@@ -377,9 +377,9 @@ class Settings(Section):
         tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
         if (problem := uneven_share(model, self.data.sequence_length, tensor, sequence)) is not None:
             raise ValueError(problem)
-        if model.architecture == "encoder_decoder" and max(tensor, sequence) > 1:
+        if (model.reads_pairs or model.recurrent) and max(tensor, sequence) > 1:
             raise ValueError(
-                "model.architecture encoder_decoder works with engine.tensor_parallel_size 1 and "
+                f"model.architecture {model.architecture} works with engine.tensor_parallel_size 1 and "
                 f"engine.sequence_parallel_size 1, found {tensor} and {sequence}; use ZeRO alone"
             )
         if tensor > 1:
@@ -402,6 +402,17 @@ class Settings(Section):
                 f"engine.sequence_parallel_size {sequence} works with model.num_nextn_predict_layers 0, found "
                 f"{model.num_nextn_predict_layers}: a rank does not have the tokens after its part of a sequence"
             )
+        idle: tuple[tuple[str, object], ...] = (
+            ("float8", False),
+            ("attn_implementation", "auto"),
+            ("activation_memory_budget", 1.0),
+        )
+        for name, plain in idle:
+            if model.recurrent and getattr(engine, name) != plain:
+                raise ValueError(
+                    f"model.architecture {model.architecture} works with engine.{name} {plain}, found "
+                    f"{getattr(engine, name)}: it has no blocks with attention; remove it"
+                )
         if self.optimizer.name == "muon" and model.mup_base_hidden_size is not None:
             raise ValueError(
                 "model.mup_base_hidden_size scales learning rates as Adam needs it, found optimizer.name muon, whose "

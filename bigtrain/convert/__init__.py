@@ -15,7 +15,7 @@ verify            a folder as `transformers` sees it against our own model
 gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
 """
 
-from bigtrain.convert.config_json import obstacles, read_config
+from bigtrain.convert.config_json import config_of, obstacles, read_config
 from bigtrain.convert.export_hf import export_hf, padding_obstacle
 from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
@@ -37,6 +37,7 @@ __all__ = [
     "common_dtype",
     "compare_with_llama_cpp",
     "compare_with_transformers",
+    "config_of",
     "context_length",
     "export_gguf",
     "export_hf",

@@ -99,7 +99,10 @@ def obstacles(settings: ModelSettings) -> list[str]:
 
     Each names a setting with its value and with the one that the family would be read back with.
     """
-    family, name = FAMILIES[settings.family], settings.family
+    name = settings.family
+    if name not in FAMILIES:
+        return [f"transformers has no class for family {name}"]
+    family = FAMILIES[name]
     found = []
     if family.whole_heads and settings.hidden_size % settings.num_attention_heads:
         found.append(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError, __version__, commit_file
 from bigtrain.config import ModelSettings
+from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.gguf_vocabulary import add_vocabulary, read_vocabulary
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, our_shapes
 from bigtrain.data import BeginOfText
@@ -101,7 +102,9 @@ def architecture_of(settings: ModelSettings) -> Architecture:
             f"models of family {settings.family} are not exported to GGUF",
             found=settings.family,
             wanted=f"one of {', '.join(ARCHITECTURES)}",
-            fix="export to the Hugging Face format: --to hf",
+            fix="export to the Hugging Face format: --to hf"
+            if settings.family in FAMILIES
+            else "read RUN/checkpoints with `bigtrain.checkpoint`: no other tool knows this model",
         )
     plain = ModelSettings.model_validate(_shape_of(settings) | {"family": settings.family})
     if architecture is _LLAMA and any(getattr(settings, key) != getattr(plain, key) for key in _SCALES):

@@ -22,7 +22,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import read_config
 from bigtrain.convert.shards import INDEX, TensorFolder
-from bigtrain.model import Transformer, build_model
+from bigtrain.model import LanguageModel, build_model
 
 LARGEST_DIFFERENCE = 1e-3
 """As a share of the largest logit. The order of summation in float32 explains some 1e-5."""
@@ -123,7 +123,7 @@ def compare_with_transformers(
     )
 
 
-def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> Transformer:
+def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> LanguageModel:
     with torch.device("meta"):
         model = build_model(settings, attn_implementation="reference")
     model = model.to(dtype).to_empty(device="cpu").eval()

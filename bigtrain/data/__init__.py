@@ -78,7 +78,7 @@ from bigtrain.data.provenance.provenance import (
     digest_of,
     digest_part,
 )
-from bigtrain.data.run_data import RunData, evaluation_batches, open_objective, summaries_of
+from bigtrain.data.run_data import RunData, evaluation_batches, open_objective, open_token_bytes, summaries_of
 from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import is_mirror, open_mirror
@@ -134,6 +134,7 @@ __all__ = [
     "open_mirror",
     "open_objective",
     "open_packings",
+    "open_token_bytes",
     "read_chat_template",
     "read_funnels",
     "require_samples",

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from bigtrain.config import DataSettings, ObjectiveSettings, Settings
+import numpy as np
+import numpy.typing as npt
+
+from bigtrain.config import DataSettings, ModelSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import (
@@ -26,7 +30,8 @@ from bigtrain.data.batch.packing import (
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.format.summary import PackSummary, SourceSummary
-from bigtrain.data.format.tokenizer import DataTokenizer
+from bigtrain.data.format.token_bytes import token_bytes
+from bigtrain.data.format.tokenizer import DataTokenizer, check_vocabulary
 from bigtrain.data.order.plan import Plan
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import open_mirror
@@ -184,6 +189,17 @@ def open_objective(settings: ObjectiveSettings, data: DataSettings) -> Objective
     if settings.name == "causal":
         return make_objective(settings, None)
     return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length)
+
+
+def open_token_bytes(settings: ModelSettings, data_dir: Path) -> npt.NDArray[np.int16]:
+    """The bytes of each token of a data folder's tokenizer, as a model of these settings reads them: `token_bytes`.
+
+    Raises:
+        BigtrainError: there is no tokenizer, or it has more tokens than the model.
+    """
+    tokenizer = DataTokenizer.open(data_dir)
+    check_vocabulary(tokenizer.vocabulary_size, settings.vocab_size)
+    return token_bytes(tokenizer, settings.vocab_size, settings.max_token_bytes)
 
 
 def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSummary]:

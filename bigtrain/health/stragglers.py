@@ -108,7 +108,7 @@ class OwnWork:
         self._comparison = RankComparison(settings.guard.straggler_share)
         self._topology = topology
         self._probes = settings.engine.zero_stage == 3
-        self._shape = settings.model.hidden_size, settings.model.intermediate_size
+        self._shape = settings.model.hidden_size, settings.model.intermediate_size or settings.model.hidden_size
         self._seconds: list[float] = []
         self._hosts: list[str] | None = None
         """Of all ranks, on rank 0."""

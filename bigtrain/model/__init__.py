@@ -1,6 +1,7 @@
 """The models in plain PyTorch: they know no engine, and no data beyond a packed micro-batch.
 
 build                   the one that the settings name
+language_model          what the packages above need of any of them
   decoder, encoder      a token sees those before it, or its whole document
   encoder_decoder       a decoder that attends to an encoder; what all of them are is in
 transformer             embedding -> blocks -> norm -> head
@@ -23,8 +24,9 @@ execution               how it is computed: back-end, what is recomputed, which 
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
   cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, dropout, transposing
 initialize, counts
+recurrent, recurrent_encoder_decoder     without attention from token to token; what they are made of is in recurrence/
 generate                prompts in, continuations out
-  cache                 keys and values of the tokens so far
+  cache                 where each row stands, and keys and values, or states, of the tokens so far
   sampling              from logits to the next token
 """
 
@@ -37,7 +39,10 @@ from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
+from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+from bigtrain.model.recurrent import Recurrent
+from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
 from bigtrain.model.sampling import Sampling
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
@@ -48,6 +53,9 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "Ended",
+    "LanguageModel",
+    "Recurrent",
+    "RecurrentEncoderDecoder",
     "Sampling",
     "SequenceParallel",
     "Transformer",

@@ -1,8 +1,8 @@
 """Activation checkpointing: what a block keeps for its backward pass, and what it computes a second time.
 
 none       keep everything
-selective  keep the results of matrix products and attention, or those of them that a budget of memory has room for;
-           recompute what is cheap
+selective  keep the results of matrix products, attention and recurrences, or those of them that a budget of memory has
+           room for; recompute what is cheap
 full       keep the block's input only
 offloaded  keep the block's input only, in the host's memory
 """
@@ -20,14 +20,15 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import bigtrain.model.attention.attention_backends  # registers the operators named below
 import bigtrain.model.cpu.cpu_products
-import bigtrain.model.layers.experts  # noqa: F401
+import bigtrain.model.layers.experts
+import bigtrain.model.recurrence.scan  # noqa: F401
 from bigtrain.config import ModelSettings
 from bigtrain.model.execution import Execution
 
 Recomputation = Callable[..., Any]
 """Calls `function(*args)` and decides what is kept of it."""
 
-_ATTENTION = {
+_WHOLE = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -35,10 +36,13 @@ _ATTENTION = {
     torch.ops.torch_attn._varlen_attn.default,
     torch.ops.bigtrain.blockwise_attention.default,
     torch.ops.bigtrain.cpu_attention.default,
+    torch.ops.bigtrain.lstm_scan.default,
+    torch.ops.bigtrain.gru_scan.default,
     # Flex is called compiled, whether its block is or not.
     torch.ops.higher_order.flex_attention,
     torch.ops.higher_order.inductor_compiled_code,
 }
+"""Attention and recurrences: always kept."""
 _PRODUCTS = {
     torch.ops.aten.mm.default: 0,
     torch.ops.aten.addmm.default: 1,
@@ -102,7 +106,7 @@ def kept_products(settings: ModelSettings, budget: float) -> frozenset[Shape] | 
 def _keep_costly(
     kept: frozenset[Shape] | None, _context: Any, operator: Any, *args: Any, **_kwargs: Any
 ) -> CheckpointPolicy:
-    if operator in _ATTENTION:
+    if operator in _WHOLE:
         return CheckpointPolicy.MUST_SAVE
     if (left := _PRODUCTS.get(operator)) is not None and (kept is None or _shape(*args[left : left + 2]) in kept):
         return CheckpointPolicy.MUST_SAVE

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.execution import Execution
+from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.float8 import require_float8
+from bigtrain.model.recurrent import Recurrent
+from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
 from bigtrain.model.sequence_parallel import SequenceParallel
-from bigtrain.model.transformer import Transformer
 
-ARCHITECTURES: Mapping[str, type[Transformer]] = {
+ARCHITECTURES: Mapping[str, Callable[[ModelSettings, Execution], LanguageModel]] = {
     "decoder": Decoder,
     "encoder": Encoder,
     "encoder_decoder": EncoderDecoder,
+    "recurrent": Recurrent,
+    "recurrent_encoder_decoder": RecurrentEncoderDecoder,
 }
 
 
@@ -28,7 +32,7 @@ def build_model(
     activation_memory_budget: float = 1.0,
     sequence_parallel: SequenceParallel | None = None,
     float8: bool = False,
-) -> Transformer:
+) -> LanguageModel:
     """The model of these settings on the current default device, `meta` included. Its weights are still to be filled,
     by `init_weights` or a checkpoint.
 

@@ -39,6 +39,9 @@ def flops_per_token(
     and recomputation is not counted. A module of multi-token prediction is a layer with a head and a projection. A
     block that several layers share is counted for each.
 
+    A recurrent layer has no attention: only its weights count. Convolutions over bytes and the highway layers after
+    them count as a look-up, because they are computed once for all occurrences of a token.
+
     Of an encoder-decoder it is for one token of the decoder, with its share of what the encoder does: the weights that
     multiply the encoder's S tokens count S / T times, and cross-attention sees S tokens.
 
@@ -56,7 +59,7 @@ def flops_per_token(
     heads = labelled if settings.architecture == "encoder" else 1 + ahead
     read = (encoder_length or sequence_length) / sequence_length
     matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
-    multiplying = heads * settings.vocab_size * settings.embedding_width + sum(
+    multiplying = heads * settings.vocab_size * settings.head_input_width + sum(
         size * _uses(name, settings, heads, read) * _share_at_work(name, settings) for name, size in matrices
     )
     attention_width = settings.num_attention_heads * settings.head_width
@@ -66,9 +69,15 @@ def flops_per_token(
         others = read * sequence_length
         seen_by_all = settings.decoder_layers * (own + others) + settings.num_hidden_layers * others * read
         return 6 * multiplying + 12 * attention_width * seen_by_all
+    if settings.architecture == "recurrent_encoder_decoder":
+        return 6 * multiplying + 12 * settings.hidden_size * read * sequence_length
     tokens_seen = _tokens_seen_on_both_sides if settings.two_sided else _tokens_seen
     seen = [tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
     return 6 * multiplying + 12 * attention_width * sum(seen)
+
+
+_OF_ENCODER_TOKENS = (".cross_attn.k_proj.weight", ".cross_attn.v_proj.weight", "attention.key.weight")
+"""Matrices of a decoder that multiply the states of its encoder."""
 
 
 def _share_at_work(name: str, settings: ModelSettings) -> float:
@@ -85,11 +94,11 @@ def _uses(name: str, settings: ModelSettings, heads: float, read: float) -> floa
         heads: how often the head is computed for a token.
         read: tokens of the encoder for one of the decoder.
     """
-    if name.startswith("encoder.layers.") or name.endswith((".cross_attn.k_proj.weight", ".cross_attn.v_proj.weight")):
+    if name.startswith("encoder.layers.") or name.endswith(_OF_ENCODER_TOKENS):
         return read
     if name == "lm_head.dense.weight":
         return heads
-    if name == "embed_projection.weight":
+    if name in ("embed_projection.weight", "attention.query.weight", "readout.weight"):
         return 1
     if name.startswith("layers."):
         return settings.num_hidden_layers / settings.distinct_layers

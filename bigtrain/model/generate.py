@@ -16,10 +16,10 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.model.attention.cache import KeyValueCache, boundaries, packed_positions
+from bigtrain.model.cache import Cache, boundaries, packed_positions
 from bigtrain.model.encoder_decoder import EncoderDecoder
+from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.sampling import Sampler, Sampling
-from bigtrain.model.transformer import Transformer
 
 Ended = Literal["end_of_text", "stop", "length", "context"]
 """Why a text is no longer: its last token ends a text, the caller stopped it, `max_new_tokens` are there, or there is
@@ -37,7 +37,7 @@ class Completion:
 
 @torch.inference_mode()
 def generate(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -54,7 +54,7 @@ def generate(
     makes of places that it was never shown is not for us to guess.
 
     Args:
-        model: a decoder or an encoder-decoder.
+        model: a decoder, a recurrent model or an encoder-decoder.
         prompts: token ids, at least one for each. Of an encoder-decoder, what its decoder's texts begin with: mostly
             the token that its objective starts them with, alone.
         max_new_tokens: how many to add at most.
@@ -75,8 +75,8 @@ def generate(
     context = model.settings.max_position_embeddings
     for each in (prompts, read or ()):
         require_room(each, context)
-    device = model.embed_tokens.weight.device
-    cache = KeyValueCache(model.settings, [*map(len, prompts)], device, None if read is None else [*map(len, read)])
+    device = model.device
+    cache = model.new_cache([*map(len, prompts)], device, None if read is None else [*map(len, read)])
     sampler = Sampler(
         sampling or Sampling(), prompts, min(vocab_size or model.settings.vocab_size, model.settings.vocab_size), device
     )
@@ -111,24 +111,25 @@ def generate(
 
 
 def read_prompts(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    cache: KeyValueCache,
+    cache: Cache,
     read: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
-    encoded = None
+    device = cache.positions.device
+    inputs = (_packed(prompts, device), cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
     if isinstance(model, EncoderDecoder):
         assert read is not None and len(read) == len(prompts)
-        lengths = boundaries([*map(len, read)], cache.positions.device)
-        encoded = model.encode(_packed(read, lengths.device), packed_positions(lengths), lengths, max(map(len, read)))
-    packed = _packed(prompts, cache.positions.device)
-    longest = max(cache.lengths)
-    hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, longest, cache, encoded=encoded)
+        lengths = boundaries([*map(len, read)], device)
+        encoded = model.encode(_packed(read, device), packed_positions(lengths), lengths, max(map(len, read)))
+        hidden = model.hidden(*inputs, encoded=encoded)
+    else:
+        hidden = model.hidden(*inputs)
     return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
 
 
-def read_next(model: Transformer, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+def read_next(model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
     """Add a token [B] to each row; returns the logits [B, V] of what follows."""
     hidden = model.hidden(tokens[:, None], cache.positions[:, None], max_seqlen=cache.longest, cache=cache)
     cache.advance()
@@ -142,13 +143,18 @@ def _packed(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 def require_decoder(settings: ModelSettings) -> None:
     """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
-    if settings.architecture != "encoder":
+    if settings.writes_text:
         return
+    name, why = (
+        ("an encoder", "it predicts tokens inside a text that it sees as a whole")
+        if settings.architecture == "encoder"
+        else ("a recurrent encoder-decoder", "it is here to be measured, and has no cache")
+    )
     raise BigtrainError(
-        "an encoder continues no text: it predicts tokens inside a text that it sees as a whole",
+        f"{name} continues no text: {why}",
         found=f"a {settings.family} model, model.architecture {settings.architecture}",
-        wanted="a model with model.architecture decoder or encoder_decoder",
-        fix="take one of these; or export the encoder with `bigtrain export` and use it in transformers",
+        wanted="a model with model.architecture decoder, recurrent or encoder_decoder",
+        fix="take one of these; or export an encoder with `bigtrain export` and use it in transformers",
     )
 
 

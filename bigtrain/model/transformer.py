@@ -1,31 +1,31 @@
-"""What all architectures share: embeddings, blocks, final norm, output head, and the way through them.
+"""What all architectures with attention share: embeddings, blocks, final norm, head, and the way through them.
 
 input_ids -> embed_tokens (+ token types, + positions, norm, projection) -> layers -> norm -> lm_head -> loss, or logits
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bigtrain.base import IGNORE_INDEX, BigtrainError
+from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
+from bigtrain.model.cache import Cache
 from bigtrain.model.context import Context, Encoded
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
-from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 from bigtrain.model.layers.embedding import InputEmbedding, OutputHead, token_types
 from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.positions import absolute_positions, relative_positions
 from bigtrain.model.layers.rotary import rotary_at
-from bigtrain.model.layers.router import Router, RouterReport
+from bigtrain.model.layers.router import RouterReport
 from bigtrain.model.layers.sentence_head import SentenceHead
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 
@@ -116,9 +116,8 @@ class BlockStack(nn.Module):
         )
 
 
-class Transformer(BlockStack):
-    """A language model of blocks with attention: `Decoder`, `Encoder` or `EncoderDecoder`. Made by `build_model`; its
-    weights mean something after `init_weights`."""
+class Transformer(BlockStack, LanguageModel):
+    """A language model of blocks with attention: `Decoder`, `Encoder` or `EncoderDecoder`."""
 
     _tp_plan = TENSOR_PARALLEL_PLAN  # where Hugging Face's models have theirs, and DeepSpeed looks
 
@@ -202,7 +201,7 @@ class Transformer(BlockStack):
         position_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         token_type_ids: Tensor | None = None,
         encoded: Encoded | None = None,
         dropout: DropoutKeys | None = None,
@@ -216,54 +215,23 @@ class Transformer(BlockStack):
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
         context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype, dropout)
+        assert cache is None or isinstance(cache, KeyValueCache)  # of `new_cache`
         context = context._replace(cache=cache, encoded=encoded)
         x, _ = self.through_layers(self.stream(x, position_ids, token_type_ids, dropout=dropout), context)
         return self.normalised(x, context)
 
-    def init_weights(self, seed: int) -> None:
-        """Fill every parameter, in place, by name and seed alone: see `initialize`."""
-        for name, parameter in self.named_parameters():
-            initialize(name, parameter, self.settings, seed)
-        self.set_router_moves({})
-
-    def lr_scales(self) -> dict[str, float]:
-        """Learning rates of parameters by name as multiples of that of the others: muP's 1 / m."""
-        m = self.settings.width_multiplier
-        return {name: 1 / m for name, _ in self.named_parameters() if m != 1 and is_hidden_matrix(name)}
+    def new_cache(
+        self, lengths: Sequence[int], device: torch.device, read_lengths: Sequence[int] | None = None
+    ) -> KeyValueCache:
+        """See `LanguageModel.new_cache`."""
+        return KeyValueCache(self.settings, lengths, device, read_lengths)
 
     def compile_blocks(self) -> None:
-        """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""
+        """See `LanguageModel.compile_blocks`."""
+        super().compile_blocks()
         for module in self.modules():
-            if isinstance(module, Block):
-                module.compile()
-            elif isinstance(module, BlockStack):
+            if isinstance(module, BlockStack):
                 module.compiled = True
-
-    def routers(self) -> dict[str, Router]:
-        """The routers by name, in the order of their loads in `auxiliary`."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, Router)}
-
-    def router_moves(self) -> dict[str, list[int]]:
-        """The routers' biases as whole numbers of moves, by name, for JSON; empty without biases. Beside the parameters
-        they are all that a model learns."""
-        return {name: router.moves.tolist() for name, router in self.routers().items() if router.moves is not None}
-
-    def set_router_moves(self, moves: dict[str, list[int]]) -> None:
-        """Put the routers' biases where `router_moves` found them; those not named begin at 0.
-
-        Raises:
-            BigtrainError: there is not one for each expert.
-        """
-        for name, router in self.routers().items():
-            if router.moves is not None:
-                if name in moves and len(moves[name]) != len(router.moves):
-                    raise BigtrainError(
-                        f"the checkpoint has other biases of {name} than the model",
-                        found=f"{len(moves[name])} of them",
-                        wanted=f"{len(router.moves)}, one for each expert",
-                        fix="use the settings that the checkpoint was written with, or another checkpoint",
-                    )
-                router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
 
     def dropout_keys(self, row_keys: Tensor | None, tokens: Tensor) -> DropoutKeys | None:
         """The keys of the dropout of tokens [B, T], whole rows; None in evaluation, and without dropout.
@@ -286,13 +254,3 @@ class Transformer(BlockStack):
     ) -> tuple[list[Tensor], list[RouterReport | None]]:
         """The summed losses of what predicts further ahead, and what its routers report."""
         return [], []
-
-    def _tie(self) -> None:
-        if self.settings.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Moving off the meta device makes a new Parameter for each name, and so would cut the tie.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tie()
-        return self

@@ -15,7 +15,9 @@ from bigtrain.rundir import Ledger, LedgerSummary
 def baselines_of(source: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Names and perplexities of the baselines that were evaluated too."""
     suffix = " perplexity"
-    found = {key.removesuffix(suffix): value for key, value in source.items() if key.endswith(suffix)}
+    found = {f"{key.removesuffix(suffix)} model": value for key, value in source.items() if key.endswith(suffix)}
+    others = source.get("run perplexities")
+    found |= others if isinstance(others, dict) else {}
     return [(name, value) for name, value in found.items() if isinstance(value, float)]
 
 
@@ -73,7 +75,7 @@ class RunSummary:
             str(self.ledger),
             *(
                 f"validation of {source['source']}: loss {source['loss']:.4f}, perplexity {source['perplexity']:.2f}"
-                + "".join(f", {name} model {perplexity:.2f}" for name, perplexity in baselines_of(source))
+                + "".join(f", {name} {perplexity:.2f}" for name, perplexity in baselines_of(source))
                 for source in run.validation
             ),
             "",

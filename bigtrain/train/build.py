@@ -24,12 +24,21 @@ from bigtrain.base import (
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
 from bigtrain.convert import Imported, read_tokenizer
-from bigtrain.data import TOKENIZER_FILE, DataTokenizer, FileShares, Loader, RunData, open_objective, summaries_of
+from bigtrain.data import (
+    TOKENIZER_FILE,
+    DataTokenizer,
+    FileShares,
+    Loader,
+    RunData,
+    open_objective,
+    open_token_bytes,
+    summaries_of,
+)
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
+    LanguageModel,
     SequenceParallel,
-    Transformer,
     build_model,
     flops_per_token,
     initialize,
@@ -75,7 +84,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
     return engine, RunState()
 
 
-def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Transformer:
+def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
     """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them."""
     with construction(settings, topology):
         model = build_model(
@@ -86,6 +95,9 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Transfor
             sequence_parallel=sequence_parallel(topology),
             float8=settings.engine.float8,
         )
+    if settings.model.character_filters:
+        table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
+        model.set_token_bytes(torch.from_numpy(table))
     if fill:
         fill_weights(model, settings, topology)
     if settings.engine.compile:
@@ -93,7 +105,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Transfor
     return model
 
 
-def fill_weights(model: Transformer, settings: Settings, topology: Topology) -> None:
+def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -> None:
     """Give a new model its first weights: those of `model.init_from`, or random ones.
 
     Raises:
@@ -190,7 +202,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, topology: Topology) -> RunSt
     engine.restore(loaded.summary.cursor.optimizer_steps, state.loss_scaler)
     if loaded.rng is not None:
         engine.set_rng_state(loaded.rng)
-    cast(Transformer, engine.module).set_router_moves(state.router_moves)
+    cast(LanguageModel, engine.module).set_router_moves(state.router_moves)
     return state
 
 

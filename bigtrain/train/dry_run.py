@@ -21,7 +21,7 @@ from bigtrain.base import gibibytes
 from bigtrain.config import Settings
 from bigtrain.engine import Engine, Topology
 from bigtrain.health import enough_memory
-from bigtrain.model import Transformer
+from bigtrain.model import LanguageModel
 from bigtrain.objective import row_lengths
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
     inputs = worst_case(settings, topology.device)
     with enough_memory(settings, topology, what):
         engine.rehearse([inputs] * min(2, accumulated))
-    assert isinstance(engine.module, Transformer)
+    assert isinstance(engine.module, LanguageModel)
     engine.module.auxiliary.take()  # these counts belong to no step
     if topology.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(topology.device)

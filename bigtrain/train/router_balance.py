@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from bigtrain.engine import Topology
-from bigtrain.model import Transformer
+from bigtrain.model import LanguageModel
 
 
-def settle(model: Transformer, topology: Topology, label_tokens: int, *, move: bool) -> dict[str, float]:
+def settle(model: LanguageModel, topology: Topology, label_tokens: int, *, move: bool) -> dict[str, float]:
     """Sum the counts since the last call over all ranks. Every rank calls it.
 
     Args:

@@ -19,7 +19,7 @@ from bigtrain.config import Settings
 from bigtrain.data import LabelCounts, RankBatch
 from bigtrain.engine import Engine, Topology, learning_rate
 from bigtrain.health import Heartbeat, LoopPhase
-from bigtrain.model import Transformer
+from bigtrain.model import LanguageModel
 from bigtrain.observe import FORWARD, FORWARD_BACKWARD, OPTIMIZER
 from bigtrain.train.router_balance import settle
 
@@ -85,9 +85,9 @@ class TrainingStep:
         self._topology, self._timing, self._heartbeat = topology, timing, heartbeat or Heartbeat()
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModel:
         """The model in training."""
-        return cast(Transformer, self.engine.module)
+        return cast(LanguageModel, self.engine.module)
 
     def take(
         self, batch: RankBatch, labels: LabelCounts, *, before_update: Callable[[], None] = lambda: None

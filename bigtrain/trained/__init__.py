@@ -5,6 +5,7 @@ checkpoints.py      the checkpoints of a run: list, verify, compare, prune
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
   right_labels.py     how many labels are the likeliest token
+  translation.py      what it writes for the sources of held-out pairs: BLEU and chrF
   ngram.py            baselines: unigram and n-gram models
 text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +15,7 @@ from bigtrain.config import Settings
 from bigtrain.data import MicroBatch, RunData
 from bigtrain.engine import Engine, Topology
 from bigtrain.rundir import SourceValidation
+from bigtrain.trained.translation import TranslationScores
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,12 @@ class SourceLoss:
     """Of a 5-gram model, likewise."""
     accuracy: float | None = None
     """Share of the labels that are the likeliest token; only where labels are not the next tokens of a text."""
+    sentence_accuracy: Annotated[float | None, Field(alias="sentence accuracy")] = None
+    """Share of the pairs of segments whose relation is right, where an objective asks for it. Guessing has a half."""
     unigram_accuracy: Annotated[float | None, Field(alias="unigram accuracy")] = None
     """Of the label that is the most frequent one in training, given at each position."""
+    run_perplexities: Annotated[dict[str, float] | None, Field(alias="run perplexities")] = None
+    """Of other runs on the same labels, by their run directories, where any were given."""
 
     @classmethod
     def of(cls, name: str, loss: float, tokens: int) -> SourceLoss:
@@ -54,6 +59,8 @@ class Evaluation:
     run: str
     step: int
     validation: list[SourceLoss]
+    translations: list[TranslationScores] = field(default_factory=list)
+    """Of held-out pairs, where they were asked for."""
 
 
 def sum_of_losses(

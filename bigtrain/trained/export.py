@@ -15,7 +15,7 @@ from torch import Tensor
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import ModelSettings, Settings
-from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, export_hf
+from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, config_of, export_hf
 from bigtrain.data import TOKENIZER_FILE, DataTokenizer, card_as_markdown, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
@@ -78,6 +78,7 @@ def export_run(
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = open_with_settings(directory, step)
+    config_of(settings.model)  # before anything is read: it refuses what transformers has not
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
     compared: dict[str, Any] = {}

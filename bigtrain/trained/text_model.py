@@ -29,7 +29,7 @@ from bigtrain.convert import (
     read_tokenizer,
 )
 from bigtrain.data import DataTokenizer, check_vocabulary, encode_text, end_of_text_id, vocabulary_size
-from bigtrain.model import Ended, Sampling, Transformer, build_model, generate, require_decoder, require_room
+from bigtrain.model import Ended, LanguageModel, Sampling, build_model, generate, require_decoder, require_room
 from bigtrain.trained.text_stream import Characters, StopStrings
 from bigtrain.trained.trained import TrainedModel
 
@@ -94,7 +94,7 @@ class TextModel:
     """A decoder or an encoder-decoder with its tokenizer. An encoder-decoder reads a prompt as a whole document, and
     its completion is the text that it writes."""
 
-    decoder: Transformer
+    decoder: LanguageModel
     tokenizer: Tokenizer
     end_of_text: tuple[int, ...]
     """The tokens that end a text."""
@@ -132,7 +132,7 @@ class TextModel:
         return read(path)
 
     @classmethod
-    def in_training(cls, decoder: Transformer, settings: Settings) -> TextModel:
+    def in_training(cls, decoder: LanguageModel, settings: Settings) -> TextModel:
         """The model that a run is training, with its present weights."""
         return _of_run(decoder, settings, None)
 
@@ -229,7 +229,7 @@ class TextModel:
         return ids
 
 
-def _of_run(decoder: Transformer, settings: Settings, step: int | None) -> TextModel:
+def _of_run(decoder: LanguageModel, settings: Settings, step: int | None) -> TextModel:
     require_decoder(settings.model)
     tokenizer = DataTokenizer.open(settings.data.dir)
     end, begin = tokenizer.end_id, tokenizer.begin_of_text

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.data import (
+    TOKENIZER_FILE,
+    DataTokenizer,
+    MicroBatch,
     evaluation_batches,
     held_out_packing,
     load_tokenizer,
     open_datasets,
     open_mirror,
     open_objective,
+    open_token_bytes,
+    tokenizer_hash,
 )
 from bigtrain.engine import COMPUTE_DTYPES
-from bigtrain.model import Transformer, build_model
+from bigtrain.model import LanguageModel, build_model
+from bigtrain.objective import Objective
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines, LabelBaselines
 from bigtrain.trained.right_labels import RightLabels
+from bigtrain.trained.translation import TranslationScores, pairs_of, require_sacrebleu, score, translated
+
+logger = logging.getLogger(__name__)
 
 BASELINE_SEQUENCES = 4096
 """Of each source: on so many training sequences the baseline of labels that are not next tokens is counted."""
@@ -40,7 +53,7 @@ class TrainedModel:
 
     settings: Settings
     checkpoint: Checkpoint
-    model: Transformer
+    model: LanguageModel
     tokenizer: Tokenizer
     device: torch.device
 
@@ -70,19 +83,24 @@ class TrainedModel:
             weights = load_weights(checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
+        open_mirror(settings.data)  # the tokenizer may be at a URL
+        if settings.model.character_filters:
+            model.set_token_bytes(torch.from_numpy(open_token_bytes(settings.model, settings.data.dir)))
         model.set_router_moves(RunState.of(checkpoint.manifest.state).router_moves)
         model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
-        open_mirror(settings.data)  # the tokenizer may be at a URL
         return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()
-    def validation_losses(self, *, with_baselines: bool = False) -> list[SourceLoss]:
+    def validation_losses(
+        self, *, with_baselines: bool = False, beside: Mapping[str, TrainedModel] = MappingProxyType({})
+    ) -> list[SourceLoss]:
         """The validation loss of every source, over the same sequences as during training; and the accuracy, where
         labels are not the next tokens of a text.
 
         Args:
             with_baselines: also the perplexities of a unigram and a 5-gram model on the same labels, trained on the
                 same data, and the accuracy of the unigram model.
+            beside: also the perplexities of these models on the same labels, by their names; see `require_same_labels`.
         """
         data = self.settings.data
         opened = {
@@ -104,18 +122,18 @@ class TrainedModel:
         rows = []
         for dataset in opened["validation"]:
             batches = list(evaluation_batches(held_out_packing(data, dataset), self.settings, objective))
-            with RightLabels(self.model) as right:
-                loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
-            if not tokens:
+            row = self._measured(dataset.name, batches, objective)
+            if row is None:
                 continue
-            row = SourceLoss.of(dataset.name, loss / tokens, tokens)
-            if not objective.causal:
-                row = replace(row, accuracy=right.number / tokens)
             if baselines is not None:
                 found = baselines.perplexities(batches)
                 row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found.get("5-gram"))
             if isinstance(baselines, LabelBaselines):
                 row = replace(row, unigram_accuracy=baselines.accuracy(batches))
+            if beside:
+                row = replace(
+                    row, run_perplexities={name: other._perplexity(batches) for name, other in beside.items()}
+                )
             rows.append(row)
         if not rows:
             raise BigtrainError(
@@ -127,14 +145,121 @@ class TrainedModel:
             )
         return rows
 
+    def _perplexity(self, batches: Sequence[MicroBatch]) -> float:
+        loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
+        return SourceLoss.of("", loss / tokens, tokens).perplexity
 
-def evaluate_run(run: Path, step: int | None, *, with_baselines: bool) -> Evaluation:
-    """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report."""
+    def _measured(self, name: str, batches: Sequence[MicroBatch], objective: Objective) -> SourceLoss | None:
+        """Loss and accuracies of the model on batches of a source; None where they have no labels."""
+        pairs = getattr(self.model, "sentence_head", None)
+        with RightLabels(self.model.lm_head) as right, RightLabels(pairs or nn.Identity()) as related:
+            loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
+        if not tokens:
+            return None
+        row = SourceLoss.of(name, loss / tokens, tokens)
+        if not objective.causal:
+            row = replace(row, accuracy=right.number / tokens)
+        if related.labels:
+            row = replace(row, sentence_accuracy=related.number / related.labels)
+        return row
+
+    def translations(self, most: int) -> list[TranslationScores]:
+        """How well held-out pairs are translated, source by source of the data.
+
+        Args:
+            most: pairs of each source, at most; they are spread evenly over its held-out ones.
+
+        Raises:
+            BigtrainError: the run does not learn to translate, or sacrebleu is missing.
+        """
+        data, model = self.settings.data, self.settings.model
+        if self.settings.objective.name != "translation" or not model.writes_text:
+            raise BigtrainError(
+                "this run translates nothing",
+                found=f"objective.name {self.settings.objective.name}, model.architecture {model.architecture}",
+                wanted="objective.name translation, model.architecture encoder_decoder",
+                fix="leave out --translations",
+            )
+        require_sacrebleu()
+        tokenizer = DataTokenizer.open(data.dir)
+        scores = []
+        for dataset in open_datasets(data, model_vocab_size=model.vocab_size, split="validation"):
+            pairs = list(pairs_of(dataset, tokenizer))
+            chosen = pairs[:: max(1, -(-len(pairs) // most))]
+            if chosen:
+                texts = translated(self.model, self.settings, tokenizer, chosen)
+                scores.append(score(dataset.name, chosen, texts))
+        return scores
+
+
+def evaluate_run(
+    run: Path,
+    step: int | None,
+    *,
+    with_baselines: bool,
+    baseline_runs: Sequence[Path] = (),
+    translations: int = 0,
+) -> Evaluation:
+    """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report.
+
+    Args:
+        run: a run directory.
+        step: of the checkpoint. Default: the newest verified one.
+        with_baselines: also the perplexities of a unigram and a 5-gram model.
+        baseline_runs: also those of the newest checkpoints of these runs, of any architecture.
+        translations: also how well so many held-out pairs of each source are translated.
+
+    Raises:
+        BigtrainError: there is no such checkpoint, nothing is held out, or a run of `baseline_runs` learned other
+            labels.
+    """
     trained = TrainedModel.open(run, step)
-    losses = trained.validation_losses(with_baselines=with_baselines)
-    evaluation = Evaluation(str(run), trained.step, losses)
+    beside = {str(other): TrainedModel.open(other) for other in baseline_runs}
+    for name, other in beside.items():
+        require_same_labels(trained, name, other)
+    losses = trained.validation_losses(with_baselines=with_baselines, beside=beside)
+    scores = trained.translations(translations) if translations else []
+    evaluation = Evaluation(str(run), trained.step, losses, scores)
     with suppress(OSError):  # a run directory that is read-only can be evaluated too
         write_atomically(
             RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n", follow_link=False
         )
     return evaluation
+
+
+def require_same_labels(trained: TrainedModel, name: str, other: TrainedModel) -> None:
+    """Refuse to compare perplexities of two models that do not predict the same labels from the same rows.
+
+    Args:
+        trained: the model whose held-out rows are used.
+        name: of the other one, for the message.
+        other: the model that is to predict the same.
+
+    Raises:
+        BigtrainError: it has another tokenizer, another objective, or a context that is too short.
+    """
+    ours, theirs = trained.settings, other.settings
+    length = ours.data.sequence_length
+    hashes = [tokenizer_hash((each.data.dir / TOKENIZER_FILE).read_bytes()) for each in (ours, theirs)]
+    for what, found, wanted, same in (
+        ("tokenizer", hashes[1], hashes[0], hashes[0] == hashes[1]),
+        ("objective", theirs.objective.name, ours.objective.name, ours.objective == theirs.objective),
+        (
+            "context",
+            f"model.max_position_embeddings {theirs.model.max_position_embeddings}",
+            f"at least data.sequence_length {length}",
+            theirs.model.max_position_embeddings >= length,
+        ),
+    ):
+        if not same:
+            raise BigtrainError(
+                f"{name} has another {what} than the run that it is compared with: perplexities would not compare",
+                found=found,
+                wanted=wanted,
+                fix="train the baseline with the sections data and objective of the run",
+            )
+    if ours.data.dir.resolve() != theirs.data.dir.resolve():
+        logger.warning(
+            f"{name} was trained on {theirs.data.dir}, and the held-out documents are of {ours.data.dir}: it may have "
+            "been trained on some of them"
+        )

@@ -15,7 +15,7 @@ import numpy as np
 from bigtrain.base import BigtrainError
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, DataTokenizer, decode_ids
-from bigtrain.model import Transformer, generate
+from bigtrain.model import LanguageModel, generate
 from bigtrain.objective import SOURCE, TARGET
 
 AT_ONCE = 64
@@ -48,6 +48,11 @@ class TranslationScores:
     examples: list[tuple[str, str, str]]
     """Source, target and translation of the first pairs."""
 
+    @property
+    def scores(self) -> tuple[float, float, float, float]:
+        """BLEU and chrF of the translations, then of the copies."""
+        return self.bleu, self.chrf, self.copy_bleu, self.copy_chrf
+
 
 def require_sacrebleu() -> None:
     """Raise BigtrainError where the library is missing."""
@@ -69,7 +74,7 @@ def pairs_of(dataset: Dataset, tokenizer: DataTokenizer) -> Iterator[HeldOutPair
 
 
 def translated(
-    model: Transformer, settings: Settings, tokenizer: DataTokenizer, pairs: Sequence[HeldOutPair]
+    model: LanguageModel, settings: Settings, tokenizer: DataTokenizer, pairs: Sequence[HeldOutPair]
 ) -> list[str]:
     """What a model writes for the sources of pairs, the likeliest token at a time."""
     reading, ends = tokenizer.for_reading(), tokenizer.end_id

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.families import FAMILIES
+from bigtrain.config import ModelSettings
+from bigtrain.config.families import FAMILIES as CHOICES
 from bigtrain.convert.config_json import config_of, differences, obstacles
 from bigtrain.convert.config_json import settings_of as read
-from bigtrain.convert.families import FAMILIES as DESCRIPTIONS
+from bigtrain.convert.families import FAMILIES
+from bigtrain.convert.gguf import architecture_of
 from bigtrain.model.layers.rotary import attention_factor, rotary_frequencies
 from tests.convert.helpers import CONTEXT, OF_BART, OF_BOTH, T5, WHOLE_HEADS, settings_of, shapes
 
@@ -44,7 +46,19 @@ def smallest(family: str) -> dict[str, Any]:
 
 
 def test_every_family_has_a_description() -> None:
-    assert DESCRIPTIONS.keys() == FAMILIES.keys()
+    assert CHOICES.keys() - FAMILIES.keys() == {"lstm", "gru", "char_lstm", "bahdanau", "luong"}
+    assert FAMILIES.keys() <= CHOICES.keys()
+
+
+def test_a_recurrent_model_is_not_exported() -> None:
+    """transformers has no language model of an LSTM, and llama.cpp neither."""
+    model = ModelSettings(
+        family="lstm", hidden_size=8, num_hidden_layers=1, vocab_size=320, max_position_embeddings=CONTEXT
+    )
+    assert obstacles(model) == ["transformers has no class for family lstm"]
+    with pytest.raises(BigtrainError, match="models of family lstm are not exported to GGUF") as refused:
+        architecture_of(model)
+    assert "no other tool knows this model" in str(refused.value.fix)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -412,7 +426,7 @@ junk = st.recursive(
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_whatever_stands_in_the_file_it_is_read_or_refused(family: str, data: st.DataObject) -> None:
-    known = sorted(name for keys in DESCRIPTIONS[family].keys for name in keys.names)
+    known = sorted(name for keys in FAMILIES[family].keys for name in keys.names)
     config = smallest(family) | data.draw(st.dictionaries(st.sampled_from(["model_type", *known]), junk, max_size=2))
     try:
         model, _ = read(config)

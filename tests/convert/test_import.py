@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.families import FAMILIES
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert import Imported, compare_with_transformers, export_hf, import_hf
 from bigtrain.convert.config_json import differences
+from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.imported import MANIFEST, read_model, write_model
 from tests.convert.helpers import END, T5, VOCABULARY, auto_class, exported, settings_of, shapes, trained, weights_of
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigtrain.config.families import FAMILIES
 from bigtrain.config.model_settings import ModelSettings
+from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.weights import our_shapes, weight_maps
 from tests.convert.helpers import (
     ENCODERS,

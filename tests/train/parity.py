@@ -128,6 +128,15 @@ def cases() -> list[Case]:
         tied = FAMILIES[family].get("tie_word_embeddings", family == "t5")
         found.append(Case(stage, world, accumulation, 0.3, tied, recompute, family=family))
     found.append(Case(3, 2, clip=0.3, family="t5_v1_1", precision="bf16"))
+    for stage, world, accumulation, recompute, family, tied in (
+        (0, 2, 1, "none", "lstm", False),
+        (1, 2, 4, "selective", "gru", True),
+        (2, 4, 1, "full", "lstm", True),
+        (3, 2, 4, "none", "gru", False),
+        (3, 4, 1, "full", "lstm", True),
+    ):
+        found.append(Case(stage, world, accumulation, 0.3, tied, recompute, family=family))
+    found.append(Case(3, 2, clip=0.3, family="lstm", precision="bf16"))
     found.append(Case(3, 4, clip=0.3, sequence=2, family="bert"))
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, family="bert"))
     found.append(Case(2, 2, clip=0.3, tied=True, family="modernbert", precision="bf16"))
@@ -175,7 +184,13 @@ def settings(case: Case) -> Settings:
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
     places = ("embedding", "hidden", "final", *(() if case.tensor > 1 else ("attention", "activation")))
+    recurrent = {
+        "hidden_size": 64, "num_attention_heads": 0, "num_key_value_heads": None, "intermediate_size": 0,
+        "initializer_range": 0.2,
+    }  # fmt: skip
     of_family: dict[str, dict[str, Any]] = {
+        "lstm": recurrent,
+        "gru": recurrent,
         "mixtral": mixture,
         "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
         "modernbert": {"num_hidden_layers": 3, "sliding_window": 8},

@@ -16,7 +16,7 @@ from tests.model.test_encoder_decoder import built, pairs_batch
 
 
 def counted(model: Any, batches: list[dict[str, Any]]) -> int:
-    with torch.no_grad(), RightLabels(model) as right:
+    with torch.no_grad(), RightLabels(model.lm_head) as right:
         for batch in batches:
             model(**batch)
     return right.number

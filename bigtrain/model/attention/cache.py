@@ -15,7 +15,6 @@ what its encoder has read, which stay as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import AttentionRule
+from bigtrain.model.cache import Cache, boundaries, packed_positions
 from bigtrain.model.layers.activations import soft_capped
 
 _STEP = 64
@@ -38,7 +38,7 @@ class _View(NamedTuple):
     """[B, m] how many places back a slot's token is; 0 where it holds none."""
 
 
-class KeyValueCache:
+class KeyValueCache(Cache):
     """The keys and values of a batch of rows, layer by layer, in the type and on the device that they come in."""
 
     def __init__(
@@ -50,26 +50,12 @@ class KeyValueCache:
     ) -> None:
         """An empty cache for prompts of these lengths, which the first forward pass brings packed, end to end. Of an
         encoder-decoder `read_lengths` are those of what its encoder has read, likewise."""
+        super().__init__(lengths, device)
         self.windows = [settings.window_of(layer) for layer in range(settings.decoder_layers)]
         self.read = None if read_lengths is None else ReadCache(read_lengths, device)
-        self.lengths = list(lengths)
-        """Tokens that each row has."""
-        self.cu_seqlens = boundaries(lengths, device)
-        self.positions = torch.tensor(self.lengths, device=device)
-        """[B] where the token at hand stands in its row."""
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._views: dict[int, _View] = {}
-
-    @property
-    def prompt_positions(self) -> Tensor:
-        """[1, N] the positions of the packed prompts' tokens."""
-        return packed_positions(self.cu_seqlens)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row, the one at hand included."""
-        return max(self.lengths) + 1
 
     def holds(self, layer: int) -> bool:
         """Whether a layer's prompts have been stored."""
@@ -106,15 +92,13 @@ class KeyValueCache:
 
     def advance(self) -> None:
         """The token at hand is in all layers: go on to the next."""
-        self.lengths = [length + 1 for length in self.lengths]
-        self.positions = self.positions + 1
+        super().advance()
         self._views.clear()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave only these rows, by number and in this order."""
+        super().keep(rows)
         index = torch.tensor(rows, dtype=torch.int64, device=self.positions.device)
-        self.lengths = [self.lengths[row] for row in rows]
-        self.positions = self.positions[index]
         self._keys = [keys[index] for keys in self._keys]
         self._values = [values[index] for values in self._values]
         self._views.clear()
@@ -185,17 +169,6 @@ class ReadCache:
         all_full = len(set(lengths)) <= 1
         hidden = None if all_full else slot >= torch.tensor(lengths, device=slot.device)[:, None]
         return _View(hidden, torch.zeros_like(slot))
-
-
-def boundaries(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """cu_seqlens [B + 1] of rows that are packed end to end."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-
-
-def packed_positions(cu_seqlens: Tensor) -> Tensor:
-    """[1, N] the positions of the tokens of packed rows."""
-    starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
-    return (torch.arange(len(starts), device=starts.device) - starts)[None]
 
 
 def _in_slots(new: Tensor, cu_seqlens: Tensor, slots: int) -> Tensor:

@@ -62,7 +62,7 @@ class OutputHead(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        width = settings.embedding_width
+        width = settings.head_input_width
         self.weight = nn.Parameter(torch.empty(settings.vocab_size, width))
         self.bias = nn.Parameter(torch.empty(settings.vocab_size)) if settings.head_bias else None
         self.dense: nn.Module | None = None

@@ -1,0 +1,93 @@
+"""The recurrent language model: layers that carry a state from token to token, without attention.
+
+input_ids -> embed_tokens -> layers, each from the first token of a document to its last -> lm_head -> summed loss
+
+With `character_filters`, vectors of tokens are made of their bytes. States start at zero in each document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.config import ModelSettings
+from bigtrain.model.auxiliary import Auxiliary
+from bigtrain.model.cache import Cache
+from bigtrain.model.execution import Execution
+from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.recurrence.characters import CharacterEmbedding
+from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
+from bigtrain.model.recurrence.sequences import Sequences
+from bigtrain.model.recurrence.state_cache import StateCache
+
+
+class Recurrent(LanguageModel):
+    """A language model of recurrent layers (Mikolov et al., 2010; Zaremba et al., 2014). The label of a position is the
+    next token."""
+
+    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embed_tokens = CharacterEmbedding(settings) if settings.character_filters else InputEmbedding(settings)
+        widths = [settings.embedding_width] + [settings.hidden_size] * (settings.num_hidden_layers - 1)
+        self.layers = nn.ModuleList(RecurrentLayer(settings, width, execution) for width in widths)
+        self.lm_head = OutputHead(settings)
+        self.auxiliary = Auxiliary(settings)
+        self._tie()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        each_token: bool = False,
+    ) -> Tensor:
+        """The summed loss of a packed micro-batch: see `Transformer.forward`. Positions are not used."""
+        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
+        return self.lm_head(hidden, labels, each_token=each_token)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
+        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen))
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """See `LanguageModel.hidden`."""
+        assert cache is None or isinstance(cache, StateCache)  # of `new_cache`
+        batch, length = input_ids.shape
+        starts = cache.states if cache is not None else []
+        if cu_seqlens is None:
+            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+        sequences = Sequences.of(cu_seqlens)
+        x = self.embed_tokens(input_ids).flatten(0, 1)[sequences.order]
+        ends = []
+        for number, layer in enumerate(self.layers):
+            x, end = layer(x, sequences, starts[number] if starts else None)
+            ends.append(end)
+        if cache is not None:
+            cache.states = ends
+        return x[sequences.inverse].unflatten(0, (batch, length))
+
+    def new_cache(
+        self, lengths: Sequence[int], device: torch.device, read_lengths: Sequence[int] | None = None
+    ) -> StateCache:
+        """See `LanguageModel.new_cache`."""
+        return StateCache(lengths, device)

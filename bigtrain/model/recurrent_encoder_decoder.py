@@ -1,0 +1,128 @@
+"""The recurrent encoder-decoder: the encoder reads a document from both ends, and the decoder writes another one.
+
+encoder_input_ids -> embed_tokens -> encoder, in both directions -> states -----------+
+                                                +-> start -> first states             |
+input_ids -> embed_tokens -> layers -----------------------> states s --> attention to h --> tanh(R [s; c]) -> lm_head
+
+Attention follows the layers, as in Luong et al. (2015, section 3.1), without feeding its result to the next step: so
+all steps attend at once. States of the decoder start from those with which the encoder ended, as in Bahdanau et al.
+(2015, appendix A.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.config import ModelSettings
+from bigtrain.model.auxiliary import Auxiliary
+from bigtrain.model.cpu.cpu_products import CpuLinear
+from bigtrain.model.execution import Execution
+from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.recurrence.characters import CharacterEmbedding
+from bigtrain.model.recurrence.document_attention import DocumentAttention
+from bigtrain.model.recurrence.recurrent_layer import BidirectionalLayer, RecurrentLayer
+from bigtrain.model.recurrence.sequences import Sequences
+
+
+class RecurrentEncoder(nn.Module):
+    """Layers that read documents in both directions."""
+
+    def __init__(self, settings: ModelSettings, widths: Sequence[int], execution: Execution) -> None:
+        """With a layer for each of these widths of inputs."""
+        super().__init__()
+        self.layers = nn.ModuleList(BidirectionalLayer(settings, width, execution) for width in widths)
+
+    def forward(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Map [N, C], in step order, to states [N, H], and give the last layer's last states [D, H]."""
+        ends = x
+        for layer in self.layers:
+            x, ends = layer(x, sequences)
+        return x, ends
+
+
+class RecurrentEncoderDecoder(LanguageModel):
+    """A recurrent encoder-decoder with attention. Both halves share the vectors of tokens. The n-th document of the
+    decoder attends to the n-th of the encoder, and to no other."""
+
+    def __init__(self, settings: ModelSettings, execution: Execution) -> None:
+        super().__init__()
+        self.settings = settings
+        width, layers = settings.hidden_size, settings.decoder_layers
+        self.embed_tokens = CharacterEmbedding(settings) if settings.character_filters else InputEmbedding(settings)
+
+        def widths(number: int) -> list[int]:
+            return [settings.embedding_width] + [width] * (number - 1)
+
+        read, written = widths(settings.num_hidden_layers), widths(layers)
+        self.encoder = RecurrentEncoder(settings, read, execution)
+        self.start = CpuLinear(width, layers * width)
+        self.layers = nn.ModuleList(RecurrentLayer(settings, each, execution) for each in written)
+        self.attention = DocumentAttention(settings)
+        self.readout = CpuLinear(2 * width, width)
+        self.lm_head = OutputHead(settings)
+        self.auxiliary = Auxiliary(settings)
+        self._tie()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        encoder_input_ids: Tensor,
+        encoder_position_ids: Tensor,
+        encoder_cu_seqlens: Tensor,
+        encoder_max_seqlen: int,
+        each_token: bool = False,
+    ) -> Tensor:
+        """The summed loss of a packed micro-batch: see `EncoderDecoder.forward`. Positions are not used."""
+        hidden = self._read_and_write(input_ids, cu_seqlens, encoder_input_ids, encoder_cu_seqlens)
+        return self.lm_head(hidden, labels, each_token=each_token)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        *,
+        encoder_input_ids: Tensor,
+        encoder_position_ids: Tensor | None = None,
+        encoder_cu_seqlens: Tensor | None = None,
+        encoder_max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] for input_ids [B, T], after encoder_input_ids [B, S]. Without boundaries, each row is one
+        document."""
+        own, read = _boundaries(input_ids, cu_seqlens), _boundaries(encoder_input_ids, encoder_cu_seqlens)
+        return self.lm_head(self._read_and_write(input_ids, own, encoder_input_ids, read))
+
+    def _read_and_write(
+        self, input_ids: Tensor, cu_seqlens: Tensor, encoder_input_ids: Tensor, encoder_cu_seqlens: Tensor
+    ) -> Tensor:
+        """What the head takes, [B, T, H]."""
+        sequences = Sequences.of(encoder_cu_seqlens)
+        x = self.embed_tokens(encoder_input_ids).flatten(0, 1)[sequences.order]
+        x, ends = self.encoder(x, sequences)
+        read = x[sequences.inverse]
+        starts = self.start(ends.to(read.dtype)).tanh().chunk(len(self.layers), dim=-1)
+        sequences = Sequences.of(cu_seqlens)
+        x = self.embed_tokens(input_ids).flatten(0, 1)[sequences.order]
+        for layer, start in zip(self.layers, starts, strict=True):
+            cells = (torch.zeros_like(start),) if self.settings.cell == "lstm" else ()
+            x, _ = layer(x, sequences, (start, *cells))
+        states = x[sequences.inverse]
+        contexts = self.attention(states, cu_seqlens, read, encoder_cu_seqlens)
+        return self.readout(torch.cat((states, contexts), dim=-1)).tanh().unflatten(0, input_ids.shape)
+
+
+def _boundaries(ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Boundaries of rows [B, T], by default of one document each."""
+    if cu_seqlens is not None:
+        return cu_seqlens
+    return torch.arange(len(ids) + 1, device=ids.device, dtype=torch.int32) * ids.shape[1]
