@@ -209,7 +209,7 @@ WHOLE = "a whole number, at least 1"
             "      kind: text",
             "      kind: txt",
             "data.sources.0.kind cannot be 'txt'\n  found:  'txt', text\n"
-            "  wanted: python_stdlib, text, jsonl, parquet, huggingface or megatron\n  fix:    write kind: text",
+            "  wanted: python_stdlib, text, jsonl, parquet, huggingface, megatron or gettext\n  fix:    write kind: text",
         ),
         (
             "      weight: 0.75",
@@ -339,7 +339,7 @@ def test_a_broken_rule_between_sections_names_both_keys_values_and_lines(
 
 
 def test_samples_of_an_encoder_are_refused(good: str, refusal: Callable[..., str]) -> None:
-    assert "evaluate.samples 2 is for a model that writes text" in refusal(
+    assert "evaluate.samples 2 is for model.architecture decoder, recurrent or" in refusal(
         good, "model.architecture=encoder", "evaluate.samples=2"
     )
 

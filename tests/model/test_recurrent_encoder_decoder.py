@@ -172,5 +172,5 @@ def test_operations_are_those_of_the_formula() -> None:
 
 
 def test_it_continues_no_text() -> None:
-    with pytest.raises(BigtrainError, match="an encoder-decoder continues no text"):
+    with pytest.raises(BigtrainError, match="a recurrent encoder-decoder continues no text"):
         generate(built(shape()), [[1]], max_new_tokens=1)
