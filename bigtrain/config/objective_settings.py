@@ -21,14 +21,18 @@ OF_OBJECTIVE = {
     ),
     "masked": ("mask_rate", "mask_token", "mask_token_share", "random_token_share", "whole_words"),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
+    "prefix": ("prefix_max_share", "prefix_min_share"),
     "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
 }
 """The keys that are not for every objective."""
+IN_AN_ORDER = ("prefix",)
+"""The objectives that say in which order tokens see each other."""
 ARCHITECTURES_OF = {
     "causal": "decoder",
     "denoising": "encoder_decoder",
     "fill_in_the_middle": "decoder",
     "masked": "encoder",
+    "prefix": "decoder",
     "span_corruption": "encoder_decoder",
 }
 """The architecture that learns by each objective."""
@@ -37,11 +41,14 @@ ARCHITECTURES_OF = {
 class ObjectiveSettings(Section):
     """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
 
-    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "span_corruption"] = "causal"
+    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "prefix", "span_corruption"] = (
+        "causal"
+    )
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
-    (encoders; Devlin et al., 2019). `span_corruption`: a decoder writes the spans of tokens
+    (encoders; Devlin et al., 2019). `prefix`: as causal, after a start of each document that is seen from both sides
+    (decoders; Raffel et al., 2020). `span_corruption`: a decoder writes the spans of tokens
     that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
     decoder_start_token: str = "<pad>"
     """span_corruption and denoising: the special token that each document of the decoder starts with. T5 takes its
@@ -72,6 +79,12 @@ class ObjectiveSettings(Section):
     noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
     it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""
+    prefix_max_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """prefix: the largest share of the tokens of a part of a document that its prefix has. One token at least is left
+    to predict."""
+    prefix_min_share: OpenUnitInterval = 0.0
+    """prefix: the least share. Lengths of one token at least are uniform from this share to prefix_max_share. With 0.75
+    for both it is the S-denoiser of UL2 (Tay et al., 2022)."""
     random_token_share: UnitInterval = 0.1
     """masked: share of the tokens to predict that become a random token. The others stay as they are."""
     rotation_rate: UnitInterval = 0.0
@@ -106,6 +119,11 @@ class ObjectiveSettings(Section):
             raise ValueError(
                 f"mask_token_share {self.mask_token_share} and random_token_share {self.random_token_share} are more "
                 "than 1 together"
+            )
+        if self.prefix_min_share > self.prefix_max_share:
+            raise ValueError(
+                f"prefix_min_share {self.prefix_min_share} is more than prefix_max_share {self.prefix_max_share}; "
+                "lower one or raise the other"
             )
         noises = [key for key in OF_OBJECTIVE["denoising"] if key.endswith("_rate")]
         if self.name == "denoising" and not any(getattr(self, key) for key in noises):

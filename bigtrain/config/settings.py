@@ -16,7 +16,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.config.objective_settings import ARCHITECTURES_OF, ObjectiveSettings
+from bigtrain.config.objective_settings import ARCHITECTURES_OF, IN_AN_ORDER, ObjectiveSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
 from bigtrain.config.section import (
@@ -324,6 +324,26 @@ class Settings(Section):
                 f"data.tokenizer.vocab_size {self.data.tokenizer.vocab_size} is larger than model.vocab_size "
                 f"{self.model.vocab_size}: the embedding would have no row for the last tokens; "
                 f"set data.tokenizer.vocab_size to {self.model.vocab_size} or less"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _orders_are_kept(self) -> Settings:
+        name, model, backend = self.objective.name, self.model, self.engine.attn_implementation
+        if name in IN_AN_ORDER and backend not in ("auto", "flex", "sdpa", "reference"):
+            raise ValueError(
+                f"objective.name {name} needs attention in an order, which engine.attn_implementation {backend} does "
+                "not have; set it to auto, flex, sdpa or reference"
+            )
+        if name == "prefix" and model.position_embedding in ("alibi", "t5"):
+            raise ValueError(
+                f"objective.name prefix works with model.position_embedding rope, learned, sinusoidal or none, found "
+                f"{model.position_embedding}, which knows no distances to the tokens after a token of a prefix"
+            )
+        if name == "prefix" and model.num_nextn_predict_layers:
+            raise ValueError(
+                f"objective.name prefix works with model.num_nextn_predict_layers 0, found "
+                f"{model.num_nextn_predict_layers}: a prefix would see the tokens that they are to predict"
             )
         return self
 

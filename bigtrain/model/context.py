@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bigtrain.model.attention.attention_rule import KeyBoundaries
+from bigtrain.model.attention.attention_rule import KeyBoundaries, OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.layers.rotary import Rotary
 
@@ -28,6 +28,8 @@ class Context(NamedTuple):
     """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
     cache: KeyValueCache | None = None
     """Generation: the tokens before these."""
+    order: OrderRanks | None = None
+    """In which order tokens see each other; None: as the architecture says."""
     encoder_states: Tensor | None = None
     """[B, S, C], what the blocks of an encoder-decoder's decoder attend to."""
     encoder_keys: KeyBoundaries | None = None

@@ -40,6 +40,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
+    two_sided_prompts: bool = False,
     end_of_text: Collection[int] = (),
     vocab_size: int | None = None,
     stops: Callable[[int, int], bool] = lambda row, token: False,
@@ -55,6 +56,8 @@ def generate(
         prompts: token ids, at least one for each.
         max_new_tokens: how many to add at most.
         sampling: how tokens are drawn.
+        two_sided_prompts: let the tokens of a prompt see those after them in the prompt, too, as a model that learned
+            by the objective `prefix` does.
         end_of_text: a row ends with one of these.
         vocab_size: ids from here on are never drawn: an embedding may have more rows than the tokenizer has tokens.
         stops: called with the number of a prompt and each token that comes after it; True ends the row.
@@ -77,7 +80,7 @@ def generate(
     completions: list[list[int]] = [[] for _ in prompts]
     ended: dict[int, Ended] = {}
     rows = list(range(len(prompts)))  # the prompts that the rows of the batch continue
-    logits = read_prompts(model, prompts, cache) if prompts else torch.empty(0)
+    logits = read_prompts(model, prompts, cache, two_sided=two_sided_prompts) if prompts else torch.empty(0)
     while rows:
         tokens = sampler.draw(logits)
         for row, length, token in zip(rows, cache.lengths, tokens.tolist(), strict=True):
@@ -104,10 +107,14 @@ def generate(
     return [Completion(tokens, ended[row]) for row, tokens in enumerate(completions)]
 
 
-def read_prompts(model: Transformer, prompts: Sequence[Sequence[int]], cache: KeyValueCache) -> Tensor:
-    """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
+def read_prompts(
+    model: Transformer, prompts: Sequence[Sequence[int]], cache: KeyValueCache, *, two_sided: bool = False
+) -> Tensor:
+    """Fill an empty cache; returns the logits [B, V] of what follows each prompt, whose tokens may see each other."""
     packed = torch.tensor([[token for prompt in prompts for token in prompt]], device=cache.positions.device)
-    hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
+    ranks = torch.zeros_like(packed) if two_sided else None
+    longest = max(cache.lengths)
+    hidden = model.hidden(packed, cache.prompt_positions, cache.cu_seqlens, longest, cache, order_ranks=ranks)
     return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ModelSettings
+from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
@@ -78,7 +79,14 @@ class BlockStack(nn.Module):
                 reports.append(report)
         return x, reports
 
-    def context(self, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, dtype: torch.dtype) -> Context:
+    def context(
+        self,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        dtype: torch.dtype,
+        order_ranks: Tensor | None = None,
+    ) -> Context:
         """What the layers know of tokens at positions [B, T], whose embeddings are of this type."""
         if self.compiled:  # the number of documents differs from batch to batch: compile for any
             torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
@@ -90,6 +98,7 @@ class BlockStack(nn.Module):
             rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
             local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
             distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
+            order=None if order_ranks is None else OrderRanks(ranks := order_ranks.flatten(), ranks),
         )
 
 
@@ -115,6 +124,7 @@ class Transformer(BlockStack):
         *,
         each_token: bool = False,
         token_type_ids: Tensor | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
@@ -127,6 +137,8 @@ class Transformer(BlockStack):
             max_seqlen: the longest document, or more.
             each_token: return the losses of the tokens [B, T] instead of their sum, without a gradient.
             token_type_ids: [B, T] int64, the kind of segment of each token. Default: 0; unused without type_vocab_size.
+            order_ranks: [B, T] integers: a token sees those of its document with its own rank or a lower one. Default:
+                those that the architecture lets it see.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
@@ -137,7 +149,7 @@ class Transformer(BlockStack):
             input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
             token_type_ids = None if token_type_ids is None else ranks.own_tokens(token_type_ids)
         embedded = self.embed_tokens(input_ids)
-        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype)
+        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype, order_ranks)
         learns = self.training and torch.is_grad_enabled()
         if learns:
             context = context._replace(labelled=labels != IGNORE_INDEX)
@@ -157,10 +169,11 @@ class Transformer(BlockStack):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         token_type_ids: Tensor | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
-        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids)
-        return self.lm_head(hidden)
+        further = {"token_type_ids": token_type_ids, "order_ranks": order_ranks}
+        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, **further))
 
     def hidden(
         self,
@@ -170,6 +183,7 @@ class Transformer(BlockStack):
         max_seqlen: int | None = None,
         cache: KeyValueCache | None = None,
         token_type_ids: Tensor | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Tensor:
         """The normalised last hidden states [B, T, C]. Without boundaries, each row is one document."""
         batch, length = input_ids.shape
@@ -178,7 +192,8 @@ class Transformer(BlockStack):
         if cu_seqlens is None:
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
-        context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype)
+        longest = length if max_seqlen is None else max_seqlen
+        context = self.context(position_ids, cu_seqlens, longest, x.dtype, order_ranks)
         x = self.stream(x, position_ids, token_type_ids)
         x, _ = self.through_layers(x, context._replace(cache=cache))
         return self.norm(x)

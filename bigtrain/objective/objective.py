@@ -14,6 +14,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
@@ -177,5 +178,6 @@ _MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Object
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,
+    "prefix": lambda settings, _: Prefix(settings.prefix_min_share, settings.prefix_max_share),
     "span_corruption": _span_corruption,
 }

@@ -67,6 +67,8 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
 
     ids, inputs = documents(length, extra=1)
     inputs["labels"] = ids[:, 1:].contiguous()
+    if settings.objective.name == "prefix":
+        inputs["order_ranks"] = inputs["position_ids"]
     if encoder_length is not None:
         inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}
     return inputs

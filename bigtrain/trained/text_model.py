@@ -103,6 +103,8 @@ class TextModel:
     """Of the checkpoint, where it is one."""
     adds_special_tokens: bool = False
     """Whether a prompt gets the tokens that the tokenizer puts around a text."""
+    two_sided_prompts: bool = False
+    """Whether the tokens of a prompt see those after them: of a model that learned by the objective `prefix`."""
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> TextModel:
@@ -185,6 +187,7 @@ class TextModel:
                 ids[first : first + batch_size],
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
+                two_sided_prompts=self.two_sided_prompts,
                 end_of_text=self.end_of_text,
                 vocab_size=vocabulary_size(self.tokenizer),
                 stops=lambda row, token, first=first: read(first + row, token),  # type: ignore[misc]
@@ -226,7 +229,15 @@ def _of_run(decoder: Transformer, settings: Settings, step: int | None) -> TextM
     end, begin = tokenizer.end_id, tokenizer.begin_of_text
     learned_before = settings.model.init_from is not None
     beginning = begin.ids[0] if begin.ids else end if learned_before else None
-    return TextModel(decoder, tokenizer.for_prompts(), (end,), beginning, step, adds_special_tokens=True)
+    return TextModel(
+        decoder,
+        tokenizer.for_prompts(),
+        (end,),
+        beginning,
+        step,
+        adds_special_tokens=True,
+        two_sided_prompts=settings.objective.name == "prefix",
+    )
 
 
 def _of_hugging_face(folder: Path) -> TextModel:

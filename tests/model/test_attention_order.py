@@ -209,6 +209,19 @@ def test_backends_that_know_no_order_say_so(name: str, part: str) -> None:
     assert f"a rule without {part}" in str(refused.value.wanted) and f"with {part}" in str(refused.value.found)
     assert "sdpa, reference" in str(refused.value.fix)
     assert attention_backend("auto", query, rule) is BACKENDS["sdpa"]
+    with torch.no_grad():
+        assert attention_backend("auto", query, rule) is BACKENDS["sdpa"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_keeps_its_masks_in_inference_mode() -> None:
+    """Tensors that are made in it count no versions, and generation makes them there."""
+    with torch.inference_mode():
+        cu, tensors = torch.tensor([0, 5, 9], dtype=torch.int32), [torch.randn(9, 2, 16) for _ in range(3)]
+        ranks = torch.zeros(9)
+        rule = AttentionRule(SCALE, two_sided=True, order=OrderRanks(ranks, ranks))
+        found, wanted = (BACKENDS[name](*tensors, cu, 5, rule) for name in ("flex", "reference"))
+        assert relative_error(found, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("part", ["order", "relative"])

@@ -30,6 +30,8 @@ OBJECTIVES = {
         token_deletion_rate=0.2,
         rotation_rate=0.5,
     ),
+    "prefix": ObjectiveSettings(name="prefix"),
+    "long prefixes": ObjectiveSettings(name="prefix", prefix_min_share=0.75, prefix_max_share=0.75),
     "span corruption": ObjectiveSettings(name="span_corruption"),
     "long spans": ObjectiveSettings(name="span_corruption", noise_density=0.5, mean_span_length=8.0),
     "nothing but masks": ObjectiveSettings(name="masked", mask_token_share=1.0, random_token_share=0.0),

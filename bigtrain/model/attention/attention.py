@@ -48,7 +48,9 @@ class SelfAttention(nn.Module):
         if (ranks := self.sequence_parallel) is not None:
             query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
             bias = None if bias is None else ranks.own_heads(bias)
-        rule = AttentionRule(self.scale, self.window, self.softcap, bias, self.two_sided)
+        order = context.order
+        two_sided = self.two_sided or order is not None
+        rule = AttentionRule(self.scale, self.window, self.softcap, bias, two_sided, order=order)
         if (cache := context.cache) is not None and cache.holds(self.layer):
             return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]

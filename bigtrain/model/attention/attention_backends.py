@@ -235,7 +235,9 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
     """
     require_consistent(rule)
     if implementation == "auto":
-        implementation = next((name for name in BACKENDS if _obstacle(name, query, rule) is None), "reference")
+        # flex runs on a CPU without gradients, but not compiled: there sdpa is faster.
+        asked = [name for name in BACKENDS if name != "flex" or query.device.type != "cpu"]
+        implementation = next((name for name in asked if _obstacle(name, query, rule) is None), "reference")
         if implementation == "varlen":
             _prepare_flash_attention(torch.cuda.get_device_capability(query.device)[0])
     if obstacle := _obstacle(implementation, query, rule):

@@ -86,7 +86,9 @@ def _block_mask(cu_seqlens: Tensor, queries: int, keys: int, rule: AttentionRule
     key_cu_seqlens = cu_seqlens if rule.keys is None else rule.keys.cu_seqlens
     window, two_sided, order, stands = rule.window, rule.two_sided, rule.order, rule.queries
     tensors = (cu_seqlens, key_cu_seqlens, stands, *(order or (None, None)))
-    wanted = (window, two_sided, *(None if tensor is None else tensor._version for tensor in tensors))
+    # Tensors of inference mode count no versions; nothing writes to these.
+    versions = (None if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors)
+    wanted = (window, two_sided, *versions)
     for made_from, made_for, mask in _masks:
         if made_for == wanted and all(one is other for one, other in zip(made_from, tensors, strict=True)):
             return mask
