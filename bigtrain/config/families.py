@@ -49,6 +49,18 @@ _POST_NORM: dict[str, Any] = {
     "gated_mlp": False,
     "tie_word_embeddings": True,
 }
+_XLNET: dict[str, Any] = {
+    "architecture": "two_stream",
+    "norm": "layer_norm",
+    "norm_eps": 1e-12,
+    "norm_position": "post_residual",
+    "position_embedding": "transformer_xl",
+    "hidden_act": "gelu",
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "tie_word_embeddings": True,
+    "head_bias": True,
+}
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -121,4 +133,5 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
         "embedding_multiplier": "sqrt_hidden_size",
         "head_bias": True,
     },
+    "xlnet": _XLNET,
 }

@@ -12,11 +12,13 @@ from bigtrain.model.execution import Execution
 from bigtrain.model.layers.float8 import require_float8
 from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
+from bigtrain.model.two_stream import TwoStream
 
 ARCHITECTURES: Mapping[str, type[Transformer]] = {
     "decoder": Decoder,
     "encoder": Encoder,
     "encoder_decoder": EncoderDecoder,
+    "two_stream": TwoStream,
 }
 
 

@@ -11,6 +11,15 @@ from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.layers.rotary import Rotary
 
 
+class QueryStream(NamedTuple):
+    """Where the second of two streams is, and what it sees of the first."""
+
+    places: Tensor
+    """[P] int64, increasing: places among the B T tokens."""
+    order: OrderRanks
+    """Of these places, and of the tokens."""
+
+
 class Context(NamedTuple):
     """One for all layers of a forward pass. A tuple, so that compiled and recomputed blocks see the tensors in it."""
 
@@ -30,6 +39,12 @@ class Context(NamedTuple):
     """Generation: the tokens before these."""
     order: OrderRanks | None = None
     """In which order tokens see each other; None: as the architecture says."""
+    query_stream: QueryStream | None = None
+    """Of two streams: the second one, whose states come after those of the B T tokens."""
+    distances: Tensor | None = None
+    """[2 L - 1, C], what stands for the distances 1 - L to L - 1 in relative attention."""
+    segments: Tensor | None = None
+    """[B T], the number of each token's segment in relative attention."""
     encoder_states: Tensor | None = None
     """[B, S, C], what the blocks of an encoder-decoder's decoder attend to."""
     encoder_keys: KeyBoundaries | None = None

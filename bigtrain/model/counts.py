@@ -39,6 +39,10 @@ def flops_per_token(
     and recomputation is not counted. A module of multi-token prediction is a layer with a head and a projection. A
     block that several layers share is counted for each.
 
+    Of two streams, the second one multiplies as many tokens as have labels, but makes no keys and values of its own.
+    Scores have a second product, with the keys of distances. Making these is not counted: their number is not that of
+    the tokens.
+
     Of an encoder-decoder it is for one token of the decoder, with its share of what the encoder does: the weights that
     multiply the encoder's S tokens count S / T times, and cross-attention sees S tokens.
 
@@ -47,13 +51,14 @@ def flops_per_token(
         sequence_length: T, in tokens.
         causal: count attention as it is, over the tokens that a token sees on average: of a decoder (T + 1) / 2, of an
             encoder all, or fewer where a layer has a sliding window.
-        labelled: the share of tokens with a label. An encoder computes its head for these alone, a decoder for all.
+        labelled: the share of tokens with a label. An encoder and a model of two streams compute their head for these
+            alone, a decoder for all.
         encoder_length: encoder_decoder: S, in tokens. Default: T.
     """
     with torch.device("meta"):
         model = build_model(settings)
     ahead = settings.num_nextn_predict_layers
-    heads = labelled if settings.architecture == "encoder" else 1 + ahead
+    heads = labelled if settings.architecture in ("encoder", "two_stream") else 1 + ahead
     read = (encoder_length or sequence_length) / sequence_length
     matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
     multiplying = heads * settings.vocab_size * settings.embedding_width + sum(
@@ -66,6 +71,8 @@ def flops_per_token(
         others = read * sequence_length
         seen_by_all = settings.decoder_layers * (own + others) + settings.num_hidden_layers * others * read
         return 6 * multiplying + 12 * attention_width * seen_by_all
+    if settings.architecture == "two_stream":  # three products for each pair, of which few are hidden
+        return 6 * multiplying + 18 * attention_width * sequence_length * (1 + labelled) * settings.num_hidden_layers
     tokens_seen = _tokens_seen_on_both_sides if settings.two_sided else _tokens_seen
     seen = [tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
     return 6 * multiplying + 12 * attention_width * sum(seen)
@@ -89,6 +96,11 @@ def _uses(name: str, settings: ModelSettings, heads: float, read: float) -> floa
         return read
     if name == "lm_head.dense.weight":
         return heads
+    if settings.architecture == "two_stream" and name.startswith("layers."):
+        if name.endswith((".r_proj.weight", ".segments")):
+            return 0
+        own = 0 if name.endswith((".k_proj.weight", ".v_proj.weight")) else heads
+        return (1 + own) * settings.num_hidden_layers / settings.distinct_layers
     if name == "embed_projection.weight":
         return 1
     if name.startswith("layers."):

@@ -131,6 +131,10 @@ def require_decoder(settings: ModelSettings) -> None:
         return
     name, why = {
         "encoder": ("encoder", "it predicts tokens inside a text that it sees as a whole"),
+        "two_stream": (
+            "XLNet",
+            "it predicts tokens at places inside a text, and keeps no keys and values of earlier ones",
+        ),
         "encoder_decoder": ("encoder-decoder", "it writes another text, after reading a whole one"),
     }[settings.architecture]
     raise BigtrainError(

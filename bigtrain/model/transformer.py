@@ -172,8 +172,10 @@ class Transformer(BlockStack):
         order_ranks: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
-        further = {"token_type_ids": token_type_ids, "order_ranks": order_ranks}
-        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, **further))
+        hidden = self.hidden(
+            input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids, order_ranks=order_ranks
+        )
+        return self.lm_head(hidden)
 
     def hidden(
         self,

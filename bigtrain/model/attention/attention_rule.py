@@ -50,9 +50,9 @@ class RelativeKeys(NamedTuple):
     """A second product for each score, with a key that stands for the distance (Dai et al., 2019, section 3.3)."""
 
     query: Tensor
-    """[n, H, D], what is multiplied with it for each query."""
+    """[n, H, W], what is multiplied with it for each query; of a width W of its own."""
     key: Tensor
-    """[2 L - 1, H, D], the key of each distance d = 1 - L to L - 1, a token after the query first. L is at least the
+    """[2 L - 1, H, W], the key of each distance d = 1 - L to L - 1, a token after the query first. L is at least the
     number of tokens of the longest document."""
 
     @property
@@ -141,7 +141,9 @@ def attention_by_definition(
     scores = torch.einsum("bnkgd,bmkd->bkgnm", grouped, key.to(dtype)).flatten(1, 2)
     seen_distance = distance.masked_fill(~visible, 0)  # what is hidden may be any distance away: it counts for nothing
     if (relative := rule.relative) is not None:
-        by_distance = torch.einsum("bnhd,lhd->bhnl", relative.query.to(dtype).view_as(query), relative.key.to(dtype))
+        by_distance = torch.einsum(
+            "bnhd,lhd->bhnl", relative.query.to(dtype).view(*query.shape[:3], -1), relative.key.to(dtype)
+        )
         places = (seen_distance + relative.reach - 1)[:, None].expand(-1, query.shape[2], -1, -1)
         scores = scores + by_distance.gather(-1, places)
     scores = scores * rule.scale
