@@ -21,17 +21,19 @@ OF_OBJECTIVE = {
     ),
     "masked": ("mask_rate", "mask_token", "mask_token_share", "random_token_share", "whole_words"),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
+    "permutation": ("max_span_length", "partial_prediction"),
     "prefix": ("prefix_max_share", "prefix_min_share"),
     "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
 }
 """The keys that are not for every objective."""
-IN_AN_ORDER = ("prefix",)
+IN_AN_ORDER = ("permutation", "prefix")
 """The objectives that say in which order tokens see each other."""
 ARCHITECTURES_OF = {
     "causal": "decoder",
     "denoising": "encoder_decoder",
     "fill_in_the_middle": "decoder",
     "masked": "encoder",
+    "permutation": "two_stream",
     "prefix": "decoder",
     "span_corruption": "encoder_decoder",
 }
@@ -41,13 +43,14 @@ ARCHITECTURES_OF = {
 class ObjectiveSettings(Section):
     """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
 
-    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "prefix", "span_corruption"] = (
+    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "permutation", "prefix", "span_corruption"] = (
         "causal"
     )
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
-    (encoders; Devlin et al., 2019). `prefix`: as causal, after a start of each document that is seen from both sides
+    (encoders; Devlin et al., 2019). `permutation`: some tokens are predicted one after the other, in a random order
+    (xlnet; Yang et al., 2019). `prefix`: as causal, after a start of each document that is seen from both sides
     (decoders; Raffel et al., 2020). `span_corruption`: a decoder writes the spans of tokens
     that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
     decoder_start_token: str = "<pad>"
@@ -73,12 +76,16 @@ class ObjectiveSettings(Section):
     data.tokenizer.additional_special_tokens adds it to a tokenizer that is trained."""
     mask_token_share: UnitInterval = 0.8
     """masked: share of the tokens to predict that become mask_token."""
+    max_span_length: Annotated[int, Field(ge=1, le=1000)] = 5
+    """permutation: tokens in a row that are predicted, at most; each number up to it is as likely."""
     mean_span_length: Annotated[float, Field(ge=1.0, le=1000.0)] = 3.0
     """span_corruption: hidden tokens per span. Where a document has more spans than there are sentinel_tokens, it has
     fewer and longer ones instead."""
     noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
     it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""
+    partial_prediction: Annotated[int, Field(ge=2, le=1000)] = 6
+    """permutation: one token in so many is predicted, the paper's K. The others are seen by all tokens."""
     prefix_max_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """prefix: the largest share of the tokens of a part of a document that its prefix has. One token at least is left
     to predict."""
@@ -111,7 +118,7 @@ class ObjectiveSettings(Section):
     @property
     def labelled_share(self) -> float:
         """The share of tokens that are to be predicted, roughly."""
-        return self.mask_rate if self.name == "masked" else 1.0
+        return {"masked": self.mask_rate, "permutation": 1 / self.partial_prediction}.get(self.name, 1.0)
 
     @model_validator(mode="after")
     def _choices_work(self) -> ObjectiveSettings:

@@ -307,7 +307,7 @@ class Settings(Section):
             )
         if self.evaluate.samples and self.model.architecture != "decoder":
             raise ValueError(
-                f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: an encoder continues no "
+                f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: no other continues a "
                 "text; remove it"
             )
         if (served := ARCHITECTURES_OF[self.objective.name]) != self.model.architecture:
@@ -335,6 +335,11 @@ class Settings(Section):
                 f"objective.name {name} needs attention in an order, which engine.attn_implementation {backend} does "
                 "not have; set it to auto, flex, sdpa or reference"
             )
+        if model.architecture == "two_stream" and self.engine.float8:
+            raise ValueError(
+                "model.architecture two_stream works with engine.float8 false: it multiplies as many rows as there are "
+                "labels, and 8 bits need a multiple of 16"
+            )
         if name == "prefix" and model.position_embedding in ("alibi", "t5"):
             raise ValueError(
                 f"objective.name prefix works with model.position_embedding rope, learned, sinusoidal or none, found "
@@ -353,9 +358,9 @@ class Settings(Section):
         tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
         if (problem := uneven_share(model, self.data.sequence_length, tensor, sequence)) is not None:
             raise ValueError(problem)
-        if model.architecture == "encoder_decoder" and max(tensor, sequence) > 1:
+        if model.architecture in ("encoder_decoder", "two_stream") and max(tensor, sequence) > 1:
             raise ValueError(
-                "model.architecture encoder_decoder works with engine.tensor_parallel_size 1 and "
+                f"model.architecture {model.architecture} works with engine.tensor_parallel_size 1 and "
                 f"engine.sequence_parallel_size 1, found {tensor} and {sequence}; use ZeRO alone"
             )
         if tensor > 1:

@@ -7,6 +7,7 @@ objective       what every objective does; which one the settings ask for      o
   fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
   prefix        the same, after starts that are seen from both sides             prefix.py
   masked        tokens that were hidden                                        masked.py
+  permutation   some tokens, in a random order                                 permutation.py, subsets.py
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
@@ -23,6 +24,7 @@ from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
+from bigtrain.objective.permutation import Permutation
 from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
@@ -37,6 +39,7 @@ __all__ = [
     "Masked",
     "Objective",
     "ObjectiveVocabulary",
+    "Permutation",
     "Prefix",
     "PreparedRows",
     "SpanCorruption",

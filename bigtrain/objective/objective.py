@@ -14,6 +14,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.permutation import Permutation
 from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
@@ -126,14 +127,23 @@ def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabu
     )
 
 
-def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Masked:
-    mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
+def _require_ordinary(vocabulary: ObjectiveVocabulary) -> None:
     if not np.any(vocabulary.ordinary):
         raise BigtrainError(
-            "the tokenizer has no tokens that could be masked",
+            "the tokenizer has no tokens that could be predicted",
             found=f"{len(vocabulary.ordinary)} tokens, all of them special",
             fix="use another tokenizer",
         )
+
+
+def _permutation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Permutation:
+    _require_ordinary(vocabulary)
+    return Permutation(settings.partial_prediction, settings.max_span_length, vocabulary.ordinary)
+
+
+def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Masked:
+    mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
+    _require_ordinary(vocabulary)
     return Masked(
         mask_id=mask_id,
         rate=settings.mask_rate,
@@ -178,6 +188,7 @@ _MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Object
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,
+    "permutation": _permutation,
     "prefix": lambda settings, _: Prefix(settings.prefix_min_share, settings.prefix_max_share),
     "span_corruption": _span_corruption,
 }

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.base import gibibytes
+from bigtrain.base import IGNORE_INDEX, gibibytes
 from bigtrain.config import Settings
 from bigtrain.engine import Engine, Topology
 from bigtrain.health import enough_memory
@@ -51,7 +51,8 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
 
 
 def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The model's inputs: random tokens in documents as long as a row, each token with a label."""
+    """The model's inputs: random tokens in documents as long as a row, each token with a label where the objective may
+    give it one."""
     rows = settings.train.micro_batch_size
     length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
     generator = torch.Generator().manual_seed(0)
@@ -69,6 +70,10 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
     inputs["labels"] = ids[:, 1:].contiguous()
     if settings.objective.name == "prefix":
         inputs["order_ranks"] = inputs["position_ids"]
+    if settings.objective.name == "permutation":  # labels cost a second stream: as many as there are
+        every, places = settings.objective.partial_prediction, inputs["position_ids"]
+        chosen = places % every == every - 1
+        inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}
     if encoder_length is not None:
         inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}
     return inputs

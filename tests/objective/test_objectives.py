@@ -30,6 +30,8 @@ OBJECTIVES = {
         token_deletion_rate=0.2,
         rotation_rate=0.5,
     ),
+    "permutation": ObjectiveSettings(name="permutation"),
+    "dense permutation": ObjectiveSettings(name="permutation", partial_prediction=2, max_span_length=3),
     "prefix": ObjectiveSettings(name="prefix"),
     "long prefixes": ObjectiveSettings(name="prefix", prefix_min_share=0.75, prefix_max_share=0.75),
     "span corruption": ObjectiveSettings(name="span_corruption"),

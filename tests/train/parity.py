@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.config import Settings
+from bigtrain.config.objective_settings import IN_AN_ORDER
 from bigtrain.model import build_model
 from tests import forkserver
 
@@ -40,6 +41,8 @@ class Case:
     """Ranks of ZeRO++'s second copy of the weights."""
     ahead: int = 0
     """Modules of multi-token prediction."""
+    prefix: bool = False
+    """Documents have prefixes that are seen from both sides."""
 
     @property
     def name(self) -> str:
@@ -109,6 +112,16 @@ def cases() -> list[Case]:
     found.append(Case(3, 4, clip=0.3, sequence=2, family="bert"))
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, family="bert"))
     found.append(Case(2, 2, clip=0.3, tied=True, family="modernbert", precision="bf16"))
+    for stage, world, accumulation, recompute in (
+        (0, 2, 4, "none"),
+        (1, 4, 1, "selective"),
+        (2, 2, 1, "full"),
+        (3, 4, 1, "full"),
+        (3, 1, 4, "offloaded"),
+    ):
+        found.append(Case(stage, world, accumulation, 0.3, True, recompute, family="xlnet"))
+    for stage, world, sequence, recompute in ((0, 1, 1, "full"), (2, 2, 2, "none"), (3, 2, 1, "selective")):
+        found.append(Case(stage, world, 1, 0.3, recompute=recompute, sequence=sequence, prefix=True))
     return found
 
 
@@ -127,10 +140,11 @@ def state_cases() -> list[Case]:
 
 
 ENCODERS = ("bert", "roberta", "albert", "modernbert")
+OBJECTIVES = dict.fromkeys(ENCODERS, "masked") | {"xlnet": "permutation"}
 
 
 def settings(case: Case) -> Settings:
-    gpt2 = case.family == "gpt2"
+    whole_heads = case.family in ("gpt2", "xlnet")
     mixture = {
         "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
     }  # fmt: skip
@@ -147,7 +161,7 @@ def settings(case: Case) -> Settings:
                 "hidden_size": 32,
                 "num_hidden_layers": 2,
                 "num_attention_heads": 4,
-                "num_key_value_heads": 4 if gpt2 or case.sequence == 4 else 2,
+                "num_key_value_heads": 4 if whole_heads or case.sequence == 4 else 2,
                 "intermediate_size": 80,
                 "vocab_size": VOCABULARY,
                 "max_position_embeddings": TOKENS,
@@ -156,7 +170,7 @@ def settings(case: Case) -> Settings:
                 "num_nextn_predict_layers": case.ahead,
                 **of_family.get(case.family, {}),
             },
-            "objective": {"name": "masked" if case.family in ENCODERS else "causal"},
+            "objective": {"name": "prefix" if case.prefix else OBJECTIVES.get(case.family, "causal")},
             "data": {
                 "dir": "unused",
                 "tokenizer": {"vocab_size": VOCABULARY},
@@ -185,8 +199,13 @@ def settings(case: Case) -> Settings:
     )
 
 
-def rows(step: int) -> dict[str, Tensor]:
-    """A step's global batch: rows of documents of ragged lengths, the last labels of some rows missing."""
+def rows(step: int, order: str | None = None) -> dict[str, Tensor]:
+    """A step's global batch: rows of documents of ragged lengths, the last labels of some rows missing.
+
+    Args:
+        step: number of the step.
+        order: in which tokens see each other, of `order_of`.
+    """
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, VOCABULARY // 4, (ROWS, TOKENS + 1), generator=generator)
     starts = torch.rand(ROWS, TOKENS, generator=generator) < 0.12
@@ -197,7 +216,21 @@ def rows(step: int) -> dict[str, Tensor]:
         labels[row, TOKENS - row :] = -100
     tiers = torch.arange(TOKENS).expand(ROWS, TOKENS)
     positions = tiers - torch.where(starts, tiers, 0).cummax(dim=1).values
-    return {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts}
+    batch = {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts}
+    if order == "prefix":  # of eight tokens, or of a whole document
+        batch["labels"] = labels.masked_fill(positions < 7, -100)
+        batch["order_ranks"] = positions.clamp(min=7)
+    if order == "permutation":
+        ranks = torch.stack([torch.randperm(TOKENS, generator=generator) for _ in range(ROWS)]) - TOKENS // 2
+        batch["labels"] = labels.masked_fill(ranks <= 0, -100)
+        batch["order_ranks"] = ranks.clamp(min=0)
+    return batch
+
+
+def order_of(case: Case) -> str | None:
+    """In which order the tokens of a case see each other, beside what its architecture says."""
+    name = settings(case).objective.name
+    return name if name in IN_AN_ORDER else None
 
 
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
@@ -215,12 +248,13 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead))
+    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.prefix))
 
 
 @functools.cache
-def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int) -> str:
-    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=4 if whole_heads else 1, ahead=ahead)
+def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, prefix: bool) -> str:
+    sequence = 4 if whole_heads else 1
+    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=sequence, ahead=ahead, prefix=prefix)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference")
@@ -238,7 +272,7 @@ def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: 
     )
     losses, norms = [], []
     for step in range(STEPS):
-        batch = rows(step)
+        batch = rows(step, order_of(like))
         labelled = int((batch["labels"] != -100).sum())
         loss = model(**micro_batch(batch, 0, ROWS)) / labelled
         optimizer.zero_grad()

@@ -19,7 +19,7 @@ from bigtrain.model import count_parameters
 from bigtrain.train.build import new_model
 from bigtrain.train.dry_run import dry_run, worst_case
 from bigtrain.train.router_balance import settle
-from tests.train.parity import ROWS, STEPS, Case, learning_rate, micro_batch, rows, settings
+from tests.train.parity import ROWS, STEPS, Case, learning_rate, micro_batch, order_of, rows, settings
 
 
 class Training:
@@ -35,7 +35,7 @@ class Training:
         share, micro = ROWS // self.topology.data_size, self.case.micro_batch_size
         losses, norms, counted = [], [], []
         for step in steps:
-            batch = rows(step)
+            batch = rows(step, order_of(self.case))
             labelled = int((batch["labels"] != -100).sum())
             total = 0.0
             for first in range(self.topology.data_rank * share, (self.topology.data_rank + 1) * share, micro):
