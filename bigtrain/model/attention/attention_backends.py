@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from itertools import groupby
@@ -36,6 +37,8 @@ from bigtrain.base import BigtrainError
 from bigtrain.model.attention.attention_rule import (
     AttentionRule,
     KeyBoundaries,
+    OrderRanks,
+    RelativeKeys,
     attention_by_definition,
     bias_at,
     require_consistent,
@@ -93,18 +96,18 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
     """PyTorch's scaled_dot_product_attention for each document; documents of one length that follow each other are
     one call, so rows without boundaries inside are one batch."""
     _require_bias_for(max_seqlen, rule)
-    outputs, start, key_start = [], 0, 0
-    for (length, keys), run in groupby(_document_shapes(cu_seqlens, rule)):
-        documents = len(list(run))
-        own = slice(start, start + documents * length)
-        others = slice(key_start, key_start + documents * keys)
-        start, key_start = own.stop, others.stop
+    runs = [(shape, len(list(run))) for shape, run in groupby(_document_shapes(cu_seqlens, rule))]
+    own, others = ([documents * shape[side] for shape, documents in runs] for side in (0, 1))
+    # Split at once, and not slice by slice: the gradient of a slice is as long as the whole.
+    parts = zip(query.split(own), key.split(others), value.split(others), _split(rule, own, others), strict=True)
+    outputs = []
+    for ((length, keys), documents), (q, k, v, part) in zip(runs, parts, strict=True):
         if not (length and keys):  # a query that sees nothing gets zero
-            outputs.append((query[own, :, :1] * 0).expand(-1, -1, value.shape[-1]))
+            outputs.append((q[:, :, :1] * 0).expand(-1, -1, value.shape[-1]))
             continue
-        q = query[own].reshape(documents, length, -1, query.shape[-1]).transpose(1, 2)
-        k, v = (x[others].reshape(documents, keys, -1, x.shape[-1]).transpose(1, 2) for x in (key, value))
-        mask, seeing = _mask(documents, own, others, rule, query)
+        mask, seeing = _mask(documents, keys, part, q)
+        q = q.reshape(documents, length, -1, q.shape[-1]).transpose(1, 2)
+        k, v = (x.reshape(documents, keys, -1, x.shape[-1]).transpose(1, 2) for x in (k, v))
         output = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None and not rule.two_sided, scale=rule.scale, enable_gqa=True
         )
@@ -124,23 +127,36 @@ def _document_shapes(cu_seqlens: Tensor, rule: AttentionRule) -> list[tuple[int,
     return list(zip(lengths, lengths, strict=True))
 
 
-def _mask(
-    documents: int, own: slice, others: slice, rule: AttentionRule, query: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
+def _split(rule: AttentionRule, own: Sequence[int], others: Sequence[int]) -> Iterator[AttentionRule]:
+    """The rule for each of several parts of the tokens, with `own` [parts] queries and `others` keys."""
+    order, stands, relative = rule.order, rule.queries, rule.relative
+    ranks = None if order is None else (order.of_queries.split(list(own)), order.of_keys.split(list(others)))
+    places = None if stands is None else stands.split(list(own))
+    products = None if relative is None else relative.query.split(list(own))
+    start = 0
+    for number, length in enumerate(others):
+        yield replace(
+            rule,
+            order=None if ranks is None else OrderRanks(ranks[0][number], ranks[1][number]),
+            queries=None if places is None else places[number] - start,
+            relative=None if relative is None or products is None else RelativeKeys(products[number], relative.key),
+        )
+        start += length
+
+
+def _mask(documents: int, keys: int, rule: AttentionRule, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """What sdpa takes beside `is_causal` for documents of one shape, each with n queries and m keys.
 
     Args:
         documents: how many.
-        own: their queries.
-        others: their keys.
-        rule: what is seen.
-        query: all queries, whose type a bias takes.
+        keys: m.
+        rule: what is seen in these documents.
+        query: [documents n, H, D].
 
     Returns:
         Nothing, or visible pairs, or what is added to their scores: what broadcasts to [documents, H, n, m]. And where
         there may be queries that see nothing, 0 for these and 1 for the others, [documents, 1, n, 1].
     """
-    keys = (others.stop - others.start) // documents
     window = keys if rule.window is None else rule.window
     biased = rule.distance_bias is not None or rule.relative is not None
     if rule.keys is not None or (window >= keys and not biased and rule.order is None):
@@ -148,13 +164,13 @@ def _mask(
     tokens = torch.arange(keys, device=query.device)
     places = tokens
     if rule.queries is not None:
-        starts = others.start + keys * torch.arange(documents, device=query.device)
-        places = rule.queries[own].view(documents, -1) - starts[:, None]
+        starts = keys * torch.arange(documents, device=query.device)
+        places = rule.queries.view(documents, -1) - starts[:, None]
     distance = places[..., None] - tokens  # [n, m], or [documents, n, m] where documents differ
     visible = distance.abs() < window if rule.two_sided else (distance >= 0) & (distance < window)
     seeing = None
     if rule.order is not None:
-        ranks, key_ranks = (x.view(documents, -1) for x in (rule.order.of_queries[own], rule.order.of_keys[others]))
+        ranks, key_ranks = (x.view(documents, -1) for x in rule.order)
         visible = visible & (key_ranks[:, None] <= ranks[..., None])
         sees = visible.any(-1, keepdim=True)
         visible, seeing = visible | ~sees, sees[:, None]  # sdpa gives NaN where nothing is seen
@@ -166,7 +182,7 @@ def _mask(
         at = seen_distance + rule.zero_distance
         mask = bias_at(rule.distance_bias.to(query.dtype), at).movedim(-1, -3)
     if (relative := rule.relative) is not None:
-        r = relative.query[own].reshape(documents, -1, *relative.query.shape[1:])
+        r = relative.query.reshape(documents, -1, *relative.query.shape[1:])
         nearest = relative.key[relative.reach - keys : relative.reach + keys - 1]
         by_distance = torch.einsum("bnhd,lhd->bhnl", r, nearest) * rule.scale
         at = (seen_distance + keys - 1).unsqueeze(-3).expand(*by_distance.shape[:3], keys)
