@@ -24,7 +24,7 @@ from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
-from bigtrain.objective.permutation import Permutation
+from bigtrain.objective.permutation import Permuted
 from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
@@ -39,7 +39,7 @@ __all__ = [
     "Masked",
     "Objective",
     "ObjectiveVocabulary",
-    "Permutation",
+    "Permuted",
     "Prefix",
     "PreparedRows",
     "SpanCorruption",

@@ -14,7 +14,7 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
-from bigtrain.objective.permutation import Permutation
+from bigtrain.objective.permutation import Permuted
 from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
@@ -136,9 +136,9 @@ def _require_ordinary(vocabulary: ObjectiveVocabulary) -> None:
         )
 
 
-def _permutation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Permutation:
+def _permutation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Permuted:
     _require_ordinary(vocabulary)
-    return Permutation(settings.partial_prediction, settings.max_span_length, vocabulary.ordinary)
+    return Permuted(settings.partial_prediction, settings.max_span_length, vocabulary.ordinary)
 
 
 def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Masked:

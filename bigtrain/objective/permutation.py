@@ -28,7 +28,7 @@ _LENGTHS, _STARTS, _ORDER = range(3)
 
 
 @dataclass(frozen=True)
-class Permutation:
+class Permuted:
     """Predicts tokens in a random order; each part of a document in a row has an order of its own."""
 
     changes_inputs: ClassVar[bool] = True
@@ -99,7 +99,7 @@ def _ranks(rows: TokenRows, keys: U64, chosen: I64) -> I64:
     part = rows.boundaries.searchsorted(chosen, side="right") - 1
     row, place = np.divmod(chosen, length)
     words = numbers_at(keys, _ORDER, row, place).astype(np.int64)
-    order = np.lexsort((place, words, part))
+    order = np.argsort((part << 32) | words, kind="stable")  # of equal numbers the first place comes first
     ranks = np.empty_like(chosen)
     starts = np.flatnonzero(np.diff(part, prepend=-1))
     counts = np.diff(starts, append=len(part))

@@ -27,6 +27,7 @@ OBJECTIVES = {
     "fill_in_the_middle": {"objective": {"name": "fill_in_the_middle"}},
     "masked": {"objective": {"name": "masked"}, "model": ENCODER},
     "prefix": {"objective": {"name": "prefix"}},
+    "permutation": {"objective": {"name": "permutation"}, "model": ENCODER | {"family": "xlnet"}},
     "span_corruption": {"objective": {"name": "span_corruption"}, "model": ENCODER | {"family": "t5"}},
     "denoising": {"objective": {"name": "denoising"}, "model": ENCODER | {"family": "t5_v1_1"}},
     "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
@@ -76,6 +77,17 @@ def assert_fills_masks(run: RunSandbox) -> None:
     assert first["token_str"] and fill.tokenizer.pad_token == "<pad>"
 
 
+def assert_goes_to_transformers(run: RunSandbox) -> None:
+    """The export is compared with transformers' logits; evaluation beside a unigram model; no text is continued."""
+    done = run.bigtrain("export", run.run, run.directory / "hf", "--to", "hf")
+    assert done.returncode == 0 and "logits equal ours within" in done.stdout + done.stderr, done.stderr
+    evaluated = run.bigtrain("eval", run.run, "--baselines", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    for source in json.loads(evaluated.stdout)["validation"]:
+        assert 50 < source["unigram perplexity"] < 1024 and "5-gram perplexity" not in source
+    assert_refused(run.bigtrain("generate", run.run, "def load("), "continues no text", "two_stream")
+
+
 def assert_continues_prefixes(run: RunSandbox) -> None:
     """A prompt is a prefix, held-out text is evaluated beside a 5-gram model, and no other tool gets the model."""
     done = run.bigtrain("generate", run.run, "def load(", "--json", "--max-new-tokens", "8")
@@ -100,6 +112,8 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
 
     if objective == "masked":
         assert_fills_masks(whole)
+    if objective == "permutation":
+        assert_goes_to_transformers(whole)
     if objective == "prefix":
         assert_continues_prefixes(whole)
 
