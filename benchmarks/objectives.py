@@ -9,6 +9,8 @@ whole process ("a core"). The objectives take turns, and `causal` is the baselin
 
 Training: a BERT of 29 million parameters, the same batches of masked tokens for both, bf16 where the CPU has
 instructions for it, one process with all cores, whole optimizer steps without the first three.
+
+Dropout: the same two, each with and without dropout of 0.1 at the embeddings, attention weights and residual branches.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--parts", default="loader,training")
+    parser.add_argument("--parts", default="loader,training,dropout")
     parser.add_argument("--out", type=Path, default=None, help="folder for the result")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -60,6 +62,8 @@ def main() -> None:
             result["loader"] = loaders(data, args.seconds, args.repeats)
         if "training" in parts:
             result["training"] = training(data, args.repeats)
+        if "dropout" in parts:
+            result["dropout"] = dropout(data, args.repeats)
     print(write_result("objectives", result, args.out).read_text())
 
 
@@ -104,7 +108,8 @@ def loaders(data: Path, seconds: float, repeats: int) -> dict[str, Any]:
     from bigtrain.config import ObjectiveSettings
 
     opened = RunData.open(settings(data, {}))
-    made = {name: open_objective(ObjectiveSettings.model_validate(given), data) for name, given in OBJECTIVES.items()}
+    about = settings(data, {}).data
+    made = {name: open_objective(ObjectiveSettings.model_validate(given), about) for name, given in OBJECTIVES.items()}
     rates: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(repeats):
         for name, objective in made.items():
@@ -127,8 +132,33 @@ def loaders(data: Path, seconds: float, repeats: int) -> dict[str, Any]:
 
 def training(data: Path, repeats: int) -> dict[str, Any]:
     """Tokens per second of both on the same batches, turn by turn."""
+    rates = tokens_per_second(data, repeats, ["bigtrain", "transformers Trainer"])
+    ratios = [one / other for one, other in zip(*rates.values(), strict=True)]
+    return {
+        "tokens per second": {name: spread(found) for name, found in rates.items()},
+        "bigtrain as a multiple of the Trainer": spread(ratios),
+        "precision": str(product_dtype(torch.bfloat16, torch.device("cpu"))),
+        "median ratio": statistics.median(ratios),
+    }
+
+
+def dropout(data: Path, repeats: int) -> dict[str, Any]:
+    """Tokens per second of both with dropout, and as a share of what they are without, turn by turn."""
+    names = ("bigtrain", "transformers Trainer")
+    rates = tokens_per_second(data, repeats, [f"{name}{with_it}" for name in names for with_it in ("", ", dropout")])
+    shares = {
+        name: [one / other for one, other in zip(rates[f"{name}, dropout"], rates[name], strict=True)] for name in names
+    }
+    return {
+        "tokens per second": {name: spread(found) for name, found in rates.items()},
+        "as a share of those without dropout": {name: spread(found) for name, found in shares.items()},
+    }
+
+
+def tokens_per_second(data: Path, repeats: int, names: list[str]) -> dict[str, list[float]]:
+    """Of the contestants of `objectives_worker.py`, turn by turn."""
     dtype = product_dtype(torch.bfloat16, torch.device("cpu"))
-    rates: dict[str, list[float]] = {"bigtrain": [], "transformers Trainer": []}
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in rates:
             done = subprocess.run(
@@ -136,13 +166,7 @@ def training(data: Path, repeats: int) -> dict[str, Any]:
                 capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ".:benchmarks"},
             )  # fmt: skip
             rates[name].append(float(done.stdout.splitlines()[-1]))
-    ratios = [one / other for one, other in zip(*rates.values(), strict=True)]
-    return {
-        "tokens per second": {name: spread(found) for name, found in rates.items()},
-        "bigtrain as a multiple of the Trainer": spread(ratios),
-        "precision": str(dtype),
-        "median ratio": statistics.median(ratios),
-    }
+    return rates
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def trainer_steps(given: Settings, folder: Path) -> Iterator[None]:
             num_attention_heads=shape.num_attention_heads,
             intermediate_size=shape.intermediate_size,
             max_position_embeddings=shape.max_position_embeddings,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=shape.hidden_dropout,
+            attention_probs_dropout_prob=shape.attention_dropout,
         )
     )
 
@@ -90,7 +90,10 @@ def main() -> None:
     given = settings(data, {"name": "masked"}, LENGTH, BATCH)
     precision = "bf16" if "bfloat16" in dtype else "fp32"
     given = given.model_copy(update={"engine": given.engine.model_copy(update={"precision": precision})})
-    if name != "bigtrain":
+    if name.endswith(", dropout"):
+        rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "hidden_dropout"), 0.1)
+        given = given.model_copy(update={"model": given.model.model_copy(update=rates)})
+    if not name.startswith("bigtrain"):
         next(trainer_steps(given, data.parent / "trainer"))
         return
     steps = bigtrain_steps(given)

@@ -51,8 +51,8 @@ from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import mathematics
-from bigtrain.config.model_settings import ModelSettings, RopeScaling
-from bigtrain.config.objective_settings import ObjectiveSettings
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings, RopeScaling
+from bigtrain.config.objective_settings import ObjectiveChoice, ObjectiveSettings
 from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
 from bigtrain.config.reference import reference
 from bigtrain.config.secrets import HIDDEN, hide_secrets, is_masked, refuse_masked, with_bare_urls, without_secrets
@@ -70,6 +70,7 @@ from bigtrain.config.show import dump_settings
 from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
+    "DROPOUT_RATES",
     "FAMILIES",
     "HIDDEN",
     "BatchSchedule",
@@ -89,6 +90,7 @@ __all__ = [
     "GuardSettings",
     "LanguageSettings",
     "ModelSettings",
+    "ObjectiveChoice",
     "ObjectiveSettings",
     "OptimizerSettings",
     "ParameterGroup",

@@ -12,6 +12,9 @@ from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_va
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, PositiveInt, Section, UserPath
 
+SHORTEST_PAIR = 8
+"""Tokens in a row of two segments, at least."""
+
 
 class TokenizerSettings(Section):
     """The tokenizer: trained on the sources, or read from a finished `tokenizer.json`."""
@@ -42,16 +45,25 @@ class SourceSettings(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """A name of your choice. Folders, metrics and reports use it."""
-    kind: Literal["python_stdlib", "text", "jsonl", "parquet", "huggingface", "megatron"]
+    kind: Literal["python_stdlib", "text", "jsonl", "parquet", "huggingface", "megatron", "gettext"]
     """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
     JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library; `megatron`:
-    token ids that Megatron-LM's preprocess_data.py wrote (`.bin` and `.idx`) with the tokenizer at tokenizer.path."""
+    token ids that Megatron-LM's preprocess_data.py wrote (`.bin` and `.idx`) with the tokenizer at tokenizer.path;
+    `gettext`: pairs of a message and its translation, from catalogues (`.po`)."""
     path: PathOrUrl | None = None
     """text, jsonl, parquet: a file, a folder or a glob, on this machine or at a URL such as s3://bucket/folder.
     huggingface: a hub id or a local folder. megatron: the prefix of a pair of files, one of the pair, a folder or a
     glob."""
     text_field: str = "text"
     """jsonl, parquet, huggingface: the field or column that holds the text."""
+    target_field: str | None = None
+    """jsonl: the field that holds the target of a pair, such as the translation of text_field. A document is the two
+    texts, and each token has a label that says in which of them it is."""
+    package: str | None = None
+    """gettext: an installed Python package, such as django, whose message catalogues are read in place of a path."""
+    languages: tuple[str, ...] = ()
+    """gettext: the languages of the catalogues, such as `de`, by the name of their folder. With several, each source
+    begins with `>>de<< `. Default: all."""
     content: Literal["source", "documentation"] = "source"
     """python_stdlib: the source files, or the documentation strings in them."""
     subset: str | None = None
@@ -83,19 +95,29 @@ class SourceSettings(Section):
         """The weight as it was typed, without binary rounding: 0.1 is one tenth."""
         return None if self.weight is None else as_typed(self.weight)
 
+    @property
+    def labels(self) -> Literal["parts"] | None:
+        """What the labels of its tokens mean; None where it has none."""
+        return "parts" if self.kind == "gettext" or self.target_field is not None else None
+
     @model_validator(mode="after")
     def _keys_of_the_kind(self) -> SourceSettings:
-        if self.kind != "python_stdlib" and not self.path:
+        if self.kind == "gettext" and (self.path is None) == (self.package is None):
+            raise ValueError(f"source {self.name!r} of kind 'gettext' needs a path or a package, and not both")
+        if self.kind not in ("python_stdlib", "gettext") and not self.path:
             raise ValueError(f"source {self.name!r} of kind {self.kind!r} needs a path")
         kinds_of_key = {
-            "path": ("text", "jsonl", "parquet", "huggingface", "megatron"),
+            "path": ("text", "jsonl", "parquet", "huggingface", "megatron", "gettext"),
+            "target_field": ("jsonl",),
+            "package": ("gettext",),
+            "languages": ("gettext",),
             "text_field": ("jsonl", "parquet", "huggingface"),
             "content": ("python_stdlib",),
             "subset": ("huggingface",),
             "split": ("huggingface",),
             "streaming": ("huggingface",),
             "on_null": ("jsonl", "parquet", "huggingface"),
-            "max_document_bytes": ("text", "jsonl", "parquet", "huggingface"),
+            "max_document_bytes": ("text", "jsonl", "parquet", "huggingface", "gettext"),
         }
         for key, kinds in kinds_of_key.items():
             value = getattr(self, key)
@@ -105,6 +127,8 @@ class SourceSettings(Section):
                     f"source {self.name!r} of kind {self.kind!r} has no {key}, found {value!r}; "
                     f"remove it: {key} is for {', '.join(kinds)} only"
                 )
+        if self.labels is not None and self.clean:
+            raise ValueError(f"source {self.name!r} holds pairs, which clean would tear apart; remove clean")
         if self.kind == "megatron" and self.clean:
             raise ValueError(
                 f"source {self.name!r} of kind 'megatron' holds token ids, which clean cannot read; remove clean"
@@ -233,17 +257,31 @@ class DataSettings(Section):
     """Deduplication: the method alone, or `{method: near, bands: 20, ...}`."""
     decontaminate: DecontaminateSettings | None = None
     """Decontamination: drops documents that contain evaluation texts. Default: off."""
-    packing: Literal["concat", "best_fit", "buckets"] = "concat"
+    packing: Literal["concat", "best_fit", "buckets", "sentence_pairs", "next_sentence_pairs"] = "concat"
     """`concat`: documents one after the other, cut every sequence_length tokens. `best_fit`: only documents longer than
     a sample are cut, and the parts are packed with little padding (Ding et al. 2024). `buckets`: each
     document is cut into parts whose lengths are powers of two, and a sample holds parts of one length
-    (Pouransari et al. 2024). Attention stays inside a document in all of them."""
+    (Pouransari et al. 2024). Attention stays inside a document in all of them. `sentence_pairs`: a sample is two
+    consecutive segments of whole sentences, for objective.sentence_task sentence_order. `next_sentence_pairs`: the
+    same, but in half of the samples the second segment is of another document, for next_sentence
+    (Devlin et al. 2019)."""
     validation: ValidationSettings = ValidationSettings()
     """The held-out split."""
     shard_tokens: PositiveInt = 100_000_000
     """Tokens in one shard file, approximately."""
     workers: PositiveInt | None = None
     """Processes that clean and tokenize. Default: one per core. The shards are byte-identical for any number."""
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether a sample is a pair of segments."""
+        return self.packing in ("sentence_pairs", "next_sentence_pairs")
+
+    @property
+    def held_out_packing(self) -> str:
+        """The packing of held-out documents: `concat` whatever that of the training is, but pairs stay whole."""
+        whole = self.makes_pairs or any(source.labels for source in self.sources)
+        return self.packing if whole else "concat"
 
     @field_validator("dir", mode="before")
     @classmethod
@@ -291,6 +329,11 @@ class DataSettings(Section):
             raise ValueError(
                 f"packing buckets halves sequence_length again and again, found {self.sequence_length}; "
                 f"set it to a power of two such as {1 << self.sequence_length.bit_length() - 1}"
+            )
+        if self.makes_pairs and self.sequence_length < SHORTEST_PAIR:
+            raise ValueError(
+                f"packing {self.packing} makes two segments and three special tokens, found sequence_length "
+                f"{self.sequence_length}; set it to {SHORTEST_PAIR} or more"
             )
         if any(source.kind == "megatron" for source in self.sources) and self.tokenizer.path is None:
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 
 from bigtrain.config.families import FAMILIES
-from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, UserPath
+from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveInt, Section, UserPath
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
@@ -23,6 +23,9 @@ Layers = Annotated[PositiveInt, Field(le=10_000)]
 LayerType = Literal["full_attention", "sliding_attention"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]
 assert set(get_args(Family)) == FAMILIES.keys()
+
+DROPOUT_RATES = ("embedding_dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "final_dropout")
+"""The settings of dropout."""
 
 _NOT_OF_ENCODER_DECODERS = {
     "sliding_window": None, "parallel_residual": False, "qk_norm": "none", "num_experts": 0,
@@ -220,6 +223,9 @@ class ModelSettings(Section):
     """head_transform: its activation function. Default: hidden_act."""
     head_bias: bool = False
     """A bias for each token of the vocabulary, added to its logit (`decoder_bias` of modernbert)."""
+    sentence_head: bool = False
+    """A pooling layer and a classifier predict, from the first token of a pair of segments, in what relation they
+    stand: BERT's next sentence, ALBERT's sentence order. Encoders only; objective.sentence_task trains it."""
     num_hidden_groups: PositiveInt | None = None
     """encoder: number of blocks that have weights of their own. Each is used num_hidden_layers / num_hidden_groups
     times in a row (albert). Default: num_hidden_layers."""
@@ -241,10 +247,29 @@ class ModelSettings(Section):
     """Standard deviation of the initial weights. For projections back into the residual stream it is divided by
     sqrt(2 * num_hidden_layers) (GPT-2 paper, section 2.3)."""
 
+    # what is dropped in training
+    embedding_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped of the embeddings, after they are summed and normalised (`embd_pdrop` of
+    gpt2). What is dropped follows from train.seed and the address of a row. Rates are rounded to multiples of 2^-16."""
+    attention_dropout: OpenUnitInterval = 0.0
+    """Share of the attention weights that is dropped (`attention_probs_dropout_prob` of bert). On CUDA the scores of a
+    document are then held in memory: PyTorch's kernels have no dropout that follows from an address."""
+    hidden_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped of what attention and feed-forward layer add to the residual stream
+    (`resid_pdrop` of gpt2). `hidden_dropout_prob` of bert and `dropout` of bart are this and embedding_dropout."""
+    activation_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped inside the feed-forward layer, after the activation function (bart, t5)."""
+    final_dropout: OpenUnitInterval = 0.0
+    """Share of the channels that is dropped before the head, and of an encoder's states before a decoder sees them
+    (t5)."""
+
     # what else is learned
     z_loss_coef: NonNegativeFloat = 0.0
     """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The reported
     loss does not include it."""
+    label_smoothing: OpenUnitInterval = 0.0
+    """Share of a label's weight that is spread evenly over the vocabulary (Szegedy et al., 2016, section 7; 0.1 in
+    Vaswani et al., 2017). The reported loss is that of the labels alone."""
     num_nextn_predict_layers: Annotated[NonNegativeInt, Field(le=1000)] = 0
     """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): this many additional blocks, each of which predicts one
     token further ahead. They are for training only: an export leaves them out."""
@@ -286,6 +311,11 @@ class ModelSettings(Section):
     def expert_width(self) -> int:
         """Width inside an expert, with the default filled in."""
         return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def drops(self) -> bool:
+        """Whether training has dropout."""
+        return any(getattr(self, name) for name in DROPOUT_RATES)
 
     @property
     def embedding_width(self) -> int:
@@ -452,6 +482,10 @@ class ModelSettings(Section):
             "num_nextn_predict_layers needs embeddings of width hidden_size; remove embedding_size",
         )
         yield (
+            self.sentence_head and self.architecture != "encoder",
+            f"sentence_head is for architecture encoder, found {self.architecture}; remove it",
+        )
+        yield (
             self.num_hidden_groups is not None and self.num_hidden_layers % self.num_hidden_groups > 0,
             f"num_hidden_layers {self.num_hidden_layers} is not a multiple of num_hidden_groups "
             f"{self.num_hidden_groups}",
@@ -483,6 +517,10 @@ class ModelSettings(Section):
         yield (
             self.num_experts > 0 and not self.gated_mlp,
             "experts are gated: set gated_mlp to true, or num_experts to 0",
+        )
+        yield (
+            self.num_experts > 0 and self.activation_dropout > 0,
+            "experts have no dropout inside: set activation_dropout to 0, or num_experts to 0",
         )
         for key in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate"):
             yield (

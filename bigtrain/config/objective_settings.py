@@ -19,11 +19,21 @@ OF_OBJECTIVE = {
         "token_deletion_rate",
         "token_masking_rate",
     ),
-    "masked": ("mask_rate", "mask_token", "mask_token_share", "random_token_share", "whole_words"),
+    "masked": (
+        "cls_token",
+        "mask_rate",
+        "mask_token",
+        "mask_token_share",
+        "random_token_share",
+        "sentence_task",
+        "sep_token",
+        "whole_words",
+    ),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
     "permutation": ("max_span_length", "partial_prediction"),
     "prefix": ("prefix_max_share", "prefix_min_share"),
     "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
+    "translation": ("decoder_start_token", "pair_share"),
 }
 """The keys that are not for every objective."""
 IN_AN_ORDER = ("permutation", "prefix")
@@ -36,26 +46,39 @@ ARCHITECTURES_OF = {
     "permutation": "two_stream",
     "prefix": "decoder",
     "span_corruption": "encoder_decoder",
+    "translation": "encoder_decoder",
 }
 """The architecture that learns by each objective."""
 
 
-class ObjectiveSettings(Section):
-    """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
+class ObjectiveChoice(Section):
+    """One objective, alone or in a mixture."""
 
-    name: Literal["causal", "denoising", "fill_in_the_middle", "masked", "permutation", "prefix", "span_corruption"] = (
-        "causal"
-    )
+    name: Literal[
+        "causal",
+        "denoising",
+        "fill_in_the_middle",
+        "masked",
+        "mixture",
+        "permutation",
+        "prefix",
+        "span_corruption",
+        "translation",
+    ] = "causal"
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
-    (encoders; Devlin et al., 2019). `permutation`: some tokens are predicted one after the other, in a random order
-    (xlnet; Yang et al., 2019). `prefix`: as causal, after a start of each document that is seen from both sides
-    (decoders; Raffel et al., 2020). `span_corruption`: a decoder writes the spans of tokens
-    that its encoder does not see (encoder-decoders; Raffel et al., 2020)."""
+    (encoders; Devlin et al., 2019). `mixture`: each sample by one of several objectives, see components.
+    `permutation`: some tokens are predicted one after the other, in a random order (xlnet; Yang et al., 2019).
+    `prefix`: as causal, after a start of each document that is seen from both sides (decoders; Raffel et al., 2020).
+    `span_corruption`: a decoder writes the spans of tokens
+    that its encoder does not see (encoder-decoders; Raffel et al., 2020). `translation`: a decoder writes the target of
+    the source text that its encoder reads (encoder-decoders; Vaswani et al., 2017)."""
+    cls_token: str = "[CLS]"
+    """sentence_task: the special token that each pair begins with, at which the label of the pair is predicted."""
     decoder_start_token: str = "<pad>"
-    """span_corruption and denoising: the special token that each document of the decoder starts with. T5 takes its
-    padding, and BART the token that ends documents."""
+    """span_corruption, denoising and translation: the special token that each document of the decoder starts with. T5
+    takes its padding, and BART the token that ends documents."""
     fim_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """fill_in_the_middle: probability that a part of a document in a row is transformed. With data.packing best_fit
     nearly every part is a whole document."""
@@ -84,6 +107,9 @@ class ObjectiveSettings(Section):
     noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
     it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""
+    pair_share: Annotated[float, Field(ge=0.1, le=1.0)] = 0.75
+    """translation: tokens of a row of the encoder, and of one of the decoder, as a share of data.sequence_length. A row
+    of the data holds sources and targets. Those of its last pairs that do not fit are not trained on."""
     partial_prediction: Annotated[int, Field(ge=2, le=1000)] = 6
     """permutation: one token in so many is predicted, the paper's K. The others are seen by all tokens."""
     prefix_max_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -99,10 +125,17 @@ class ObjectiveSettings(Section):
     sentence_permutation_rate: UnitInterval = 1.0
     """denoising: probability that the sentences of a part of a document are in another order. A sentence ends with a
     token that has a full stop, a question mark, an exclamation mark or a line break."""
+    sentence_task: Literal["none", "next_sentence", "sentence_order"] = "none"
+    """masked: what is to be predicted of a pair of segments beside the hidden tokens. `next_sentence`: whether the
+    second one follows the first (Devlin et al., 2019), with data.packing next_sentence_pairs. `sentence_order`: whether
+    they are in their order (ALBERT; Lan et al., 2020), with data.packing sentence_pairs. model.sentence_head
+    predicts it."""
     sentinel_tokens: Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")] = "<extra_id_{}>"
     """span_corruption: the special tokens that stand for the first, second, ... span of a document, with {} for their
     numbers from 0. All that are in the tokenizer without a gap are used. data.tokenizer.additional_special_tokens adds
     them to a tokenizer that is trained; T5 has 100."""
+    sep_token: str = "[SEP]"
+    """sentence_task: the special token after each of the two segments."""
     token_deletion_rate: OpenUnitInterval = 0.0
     """denoising: probability that a token that no span hides is left out."""
     token_masking_rate: OpenUnitInterval = 0.0
@@ -111,17 +144,35 @@ class ObjectiveSettings(Section):
     """masked: choose whole words, not single tokens."""
 
     @property
+    def mixed(self) -> tuple[ObjectiveComponent, ...]:
+        """The objectives of a mixture; none of any other."""
+        return ()
+
+    @property
+    def architecture(self) -> str:
+        """The architecture that learns by it."""
+        return self.mixed[0].architecture if self.mixed else ARCHITECTURES_OF[self.name]
+
+    @property
     def reads_pairs(self) -> bool:
         """Whether it gives an encoder something to read beside its decoder."""
-        return ARCHITECTURES_OF[self.name] == "encoder_decoder"
+        return self.architecture == "encoder_decoder"
+
+    @property
+    def orders(self) -> set[str]:
+        """Those of its objectives that say in which order tokens see each other."""
+        return {choice.name for choice in self.mixed or (self,)} & set(IN_AN_ORDER)
 
     @property
     def labelled_share(self) -> float:
         """The share of tokens that are to be predicted, roughly."""
+        if self.mixed:
+            labelled = sum(component.weight * component.labelled_share for component in self.mixed)
+            return labelled / sum(component.weight for component in self.mixed)
         return {"masked": self.mask_rate, "permutation": 1 / self.partial_prediction}.get(self.name, 1.0)
 
     @model_validator(mode="after")
-    def _choices_work(self) -> ObjectiveSettings:
+    def _choices_work(self) -> ObjectiveChoice:
         if self.mask_token_share + self.random_token_share > 1:
             raise ValueError(
                 f"mask_token_share {self.mask_token_share} and random_token_share {self.random_token_share} are more "
@@ -140,4 +191,42 @@ class ObjectiveSettings(Section):
             value = getattr(self, key)
             if self.name not in names and value != type(self).model_fields[key].default:
                 raise ValueError(f"{key} {value} is for name {' or '.join(names)}, found name {self.name}; remove it")
+        return self
+
+
+class ObjectiveComponent(ObjectiveChoice):
+    """One objective of a mixture."""
+
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Its share of the samples, relative to the others."""
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> ObjectiveComponent:
+        if self.name in ("mixture", "translation") or self.sentence_task != "none":
+            task = f" with sentence_task {self.sentence_task}" if self.name == "masked" else ""
+            raise ValueError(f"name {self.name}{task} cannot be a component of a mixture: it needs samples of its own")
+        return self
+
+
+class ObjectiveSettings(ObjectiveChoice):
+    """What is learned from a sample. What it does to one follows from train.seed and the sample's address alone."""
+
+    components: tuple[ObjectiveComponent, ...] = ()
+    """mixture: its objectives, for one architecture. Samples take turns among them, by their weights in exact quotas.
+    To let a user choose at the beginning of a text, give each component of an encoder-decoder another
+    decoder_start_token (the modes of UL2; Tay et al., 2022)."""
+
+    @property
+    def mixed(self) -> tuple[ObjectiveComponent, ...]:
+        """The objectives of a mixture; none of any other."""
+        return self.components
+
+    @model_validator(mode="after")
+    def _mixture_works(self) -> ObjectiveSettings:
+        if self.name != "mixture" and self.components:
+            raise ValueError(f"components are for name mixture, found name {self.name}; remove them")
+        if self.name == "mixture" and len(self.components) < 2:
+            raise ValueError(f"name mixture needs two components or more, found {len(self.components)}")
+        if len(able := {component.architecture for component in self.components}) > 1:
+            raise ValueError(f"the components are for {' and '.join(sorted(able))}; a model has one architecture")
         return self

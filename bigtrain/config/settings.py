@@ -16,7 +16,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.config.objective_settings import ARCHITECTURES_OF, IN_AN_ORDER, ObjectiveSettings
+from bigtrain.config.objective_settings import ARCHITECTURES_OF, ObjectiveSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
 from bigtrain.config.section import (
@@ -310,12 +310,14 @@ class Settings(Section):
                 f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder: no other continues a "
                 "text; remove it"
             )
-        if (served := ARCHITECTURES_OF[self.objective.name]) != self.model.architecture:
+        if (served := self.objective.architecture) != self.model.architecture:
             fitting = [name for name, able in ARCHITECTURES_OF.items() if able == self.model.architecture]
             raise ValueError(
                 f"objective.name {self.objective.name} needs model.architecture {served}, found model.architecture "
                 f"{self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
+        if (problem := self._sentence_problem() or self._pair_problem()) is not None:
+            raise ValueError(problem)
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven
             raise ValueError(f"{key} {size} is not a multiple of train.micro_batch_size {self.train.micro_batch_size}")
@@ -327,10 +329,53 @@ class Settings(Section):
             )
         return self
 
+    def _pair_problem(self) -> str | None:
+        """What is wrong with the pairs of objective.translation."""
+        pairs = [source.name for source in self.data.sources if source.labels == "parts"]
+        others = [source.name for source in self.data.sources if source.labels != "parts"]
+        if self.objective.name == "translation" and others:
+            return (
+                f"objective.name translation needs sources of pairs, found {others[0]!r} of one text a document: "
+                "give it a target_field, or take a source of kind gettext"
+            )
+        if self.objective.name != "translation" and pairs:
+            return (
+                f"source {pairs[0]!r} holds pairs of texts, which objective.name {self.objective.name} would take for "
+                "one; take objective.name translation, or another source"
+            )
+        if pairs and self.data.packing != "best_fit":
+            return (
+                f"objective.name translation needs whole pairs: set data.packing to best_fit, found {self.data.packing}"
+            )
+        return None
+
+    def _sentence_problem(self) -> str | None:
+        """What is wrong with objective.sentence_task, its packing and its head."""
+        task, packing, head = self.objective.sentence_task, self.data.packing, self.model.sentence_head
+        wanted = {"next_sentence": "next_sentence_pairs", "sentence_order": "sentence_pairs"}.get(task)
+        if wanted is None and self.data.makes_pairs:
+            return (
+                f"data.packing {packing} makes pairs, and objective.sentence_task is {task}: set it, or pack otherwise"
+            )
+        if wanted is not None and packing != wanted:
+            return f"objective.sentence_task {task} needs data.packing {wanted}, found {packing}"
+        if (wanted is not None) != head:
+            return (
+                f"objective.sentence_task {task} and model.sentence_head {str(head).lower()} do not fit: "
+                f"set model.sentence_head to {str(not head).lower()}"
+            )
+        if wanted is not None and self.model.type_vocab_size < 2:
+            return (
+                f"objective.sentence_task {task} marks two kinds of segments, found model.type_vocab_size "
+                f"{self.model.type_vocab_size}; set it to 2"
+            )
+        return None
+
     @model_validator(mode="after")
     def _orders_are_kept(self) -> Settings:
-        name, model, backend = self.objective.name, self.model, self.engine.attn_implementation
-        if name in IN_AN_ORDER and backend not in ("auto", "flex", "sdpa", "reference"):
+        model, backend = self.model, self.engine.attn_implementation
+        name = next(iter(sorted(self.objective.orders)), None)
+        if name is not None and backend not in ("auto", "flex", "sdpa", "reference"):
             raise ValueError(
                 f"objective.name {name} needs attention in an order, which engine.attn_implementation {backend} does "
                 "not have; set it to auto, flex, sdpa or reference"
@@ -369,6 +414,9 @@ class Settings(Section):
                 ("position_embedding", model.position_embedding, "rope, learned, sinusoidal or none"),
                 ("num_experts", model.num_experts, "0"),
                 ("num_nextn_predict_layers", model.num_nextn_predict_layers, "0"),
+                # A rank does not know which of all heads and channels it has.
+                ("attention_dropout", model.attention_dropout, "0.0"),
+                ("activation_dropout", model.activation_dropout, "0.0"),
             ):
                 if str(found) not in works:
                     raise ValueError(

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bigtrain.base import BigtrainError, read_json
-from bigtrain.config import ModelSettings
+from bigtrain.config import DROPOUT_RATES, ModelSettings
 from bigtrain.convert.config_keys import value_of, windows
 from bigtrain.convert.families import FAMILIES, Family
 from bigtrain.convert.skipped_keys import claim_of, is_about_files
@@ -29,7 +29,8 @@ CONFIG_BYTES = 16 << 20
 
 NOT_COMPUTED = frozenset({
     "family", "init_from", "expect_parameters", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef",
-    "z_loss_coef", "num_nextn_predict_layers", "mtp_loss_coef", "mup_base_hidden_size",
+    "z_loss_coef", "label_smoothing", "num_nextn_predict_layers", "mtp_loss_coef", "mup_base_hidden_size",
+    *DROPOUT_RATES,
 })  # fmt: skip
 """Settings that decide how a model begins and learns; what a trained one computes does not depend on them, but for
 muP's division of the logits, which counts as logits_scaling."""
@@ -163,7 +164,7 @@ def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
             ) from None
     try:
         settings = ModelSettings.model_validate_json(
-            json.dumps({"family": config["model_type"], **values}), strict=True
+            json.dumps({"family": config["model_type"], **_sentence_head(config, family), **values}), strict=True
         )
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
@@ -179,6 +180,11 @@ def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
             "config.json is of a model that is too large", found=", ".join(large), wanted=f"at most {_LARGEST}"
         )
     return settings
+
+
+def _sentence_head(config: Mapping[str, Any], family: Family) -> dict[str, bool]:
+    pretrained = family.with_sentence_head is not None and config.get("architectures") == [family.with_sentence_head]
+    return {"sentence_head": True} if pretrained else {}
 
 
 def _not_ours(config: Mapping[str, Any], problems: list[str]) -> BigtrainError:
@@ -289,7 +295,7 @@ def _written(settings: ModelSettings) -> dict[str, Any]:
     written = {name: value for keys in family.keys for name, value in keys.write(settings).items()}
     silent = family.training_only
     return {
-        "architectures": [family.architecture],
+        "architectures": [family.with_sentence_head if settings.sentence_head else family.architecture],
         "model_type": family.model_type or settings.family,
         **written,
         **dict.fromkeys(sorted(silent), 0.0),
@@ -304,7 +310,7 @@ def _family_of(config: Mapping[str, Any]) -> Family:
             "config.json: model_type is of no family that bigtrain knows", found=name, wanted=", ".join(FAMILIES)
         )
     family = FAMILIES[name]
-    if architectures is not None and architectures != [family.architecture]:
+    if architectures not in (None, [family.architecture], [family.with_sentence_head]):
         raise BigtrainError(
             "config.json: architectures is not this family's language model",
             found=architectures,

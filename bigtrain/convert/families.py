@@ -81,6 +81,8 @@ class Family:
     """Names of tensors of heads that the language model does not have; an import leaves them out with a note."""
     model_type: str | None = None
     """Its name in config.json, where that is another family's, too. Default: the family's own."""
+    with_sentence_head: str | None = None
+    """The architecture whose model has a sentence_head, too."""
     whole_heads: bool = False
     """transformers asks for a hidden_size that is a multiple of num_attention_heads."""
 
@@ -564,6 +566,8 @@ FAMILIES: dict[str, Family] = {
             Module("cls.predictions.transform.dense", ("lm_head.dense",)),
             Module("cls.predictions.transform.LayerNorm", ("lm_head.norm",)),
             Module("cls.predictions", ("lm_head",)),
+            Module("bert.pooler.dense", ("sentence_head.dense",)),
+            Module("cls.seq_relationship", ("sentence_head.classifier",)),
         ),
         only=_BERT_ONLY,
         training_only=_BERT_NOISE,
@@ -576,6 +580,7 @@ FAMILIES: dict[str, Family] = {
         renamed=_tied_head("cls.predictions.decoder", "cls.predictions"),
         older_ends=_OLDER_NORM,
         other_heads=r"^(bert\.)?pooler\.|^cls\.seq_relationship\.",
+        with_sentence_head="BertForPreTraining",
         whole_heads=True,
     ),
     "roberta": Family(
@@ -610,6 +615,8 @@ FAMILIES: dict[str, Family] = {
             Module("predictions.dense", ("lm_head.dense",)),
             Module("predictions.LayerNorm", ("lm_head.norm",)),
             Module("predictions", ("lm_head",)),
+            Module("albert.pooler", ("sentence_head.dense",)),
+            Module("sop_classifier.classifier", ("sentence_head.classifier",)),
         ),
         only={**_BERT_ONLY, "inner_group_num": (1,)},
         training_only=_BERT_NOISE,
@@ -620,6 +627,7 @@ FAMILIES: dict[str, Family] = {
         buffers=_BERT_BUFFERS,
         renamed=_tied_head("predictions.decoder", "predictions"),
         other_heads=r"^(albert\.)?pooler\.|^sop_classifier\.",
+        with_sentence_head="AlbertForPreTraining",
         whole_heads=True,
     ),
     "modernbert": Family(

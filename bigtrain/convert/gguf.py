@@ -59,8 +59,8 @@ _SHAPE = frozenset({
     "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings", "norm_eps", "rope_theta",
 })  # fmt: skip
 _OF_TRAINING = frozenset({
-    "init_from", "expect_parameters", "initializer_range", "z_loss_coef", "num_nextn_predict_layers", "mtp_loss_coef",
-    "router_aux_loss_coef", "router_z_loss_coef",
+    "init_from", "expect_parameters", "initializer_range", "z_loss_coef", "label_smoothing",
+    "num_nextn_predict_layers", "mtp_loss_coef", "router_aux_loss_coef", "router_z_loss_coef",
 })  # fmt: skip
 _WINDOWS = frozenset({"sliding_window", "layer_types"})
 _BIASES = frozenset({"attention_bias", "attention_output_bias", "mlp_bias"})

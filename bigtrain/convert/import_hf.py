@@ -80,7 +80,8 @@ def import_hf(
     settings, notes = settings_of(config, ignored)
     files, maps, shapes, stored_as = _weights(folder, settings)
     token = _end_of_text(folder, config, settings, end_of_text)
-    if other := [name for name in files.names() if re.search(FAMILIES[settings.family].other_heads, name)]:
+    heads = FAMILIES[settings.family].other_heads
+    if other := [name for name in files.names() if name not in stored_as.values() and re.search(heads, name)]:
         notes.append(f"left out: {_listed(other)}, which belong to heads that the language model does not have")
 
     found = Found(settings, notes, token, {key: config[key] for key in sorted(set(ignored))})

@@ -42,9 +42,9 @@ store/verify.py checks every byte of the data
 Imports go down only: provenance, batch | build, store, order, format. pyproject.toml has the contract.
 """
 
-from bigtrain.data.batch.batch import MicroBatch, RankBatch, format_digest
+from bigtrain.data.batch.batch import LabelCounts, MicroBatch, RankBatch, format_digest
 from bigtrain.data.batch.loader import Loader
-from bigtrain.data.batch.packing import Packing, open_packings
+from bigtrain.data.batch.packing import Packing, held_out_packing, open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.batch.validation import validation_batches
@@ -98,6 +98,7 @@ __all__ = [
     "DocumentPart",
     "FileShares",
     "Funnel",
+    "LabelCounts",
     "Loader",
     "MicroBatch",
     "Packing",
@@ -124,6 +125,7 @@ __all__ = [
     "find_document",
     "find_unlabelled",
     "format_digest",
+    "held_out_packing",
     "index_datasets",
     "is_mirror",
     "load_tokenizer",

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from bigtrain.config import ObjectiveSettings, Settings
+from bigtrain.config import DataSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import (
     ConcatPacking,
     IndexedPacking,
     Packing,
+    held_out_packing,
     open_packings,
     read_packs,
 )
@@ -39,10 +39,12 @@ class RunData:
     """The datasets of a run, how they are packed, and the order of its samples."""
 
     train: list[Packing]
-    held_out: list[Dataset]
+    held_out: list[Packing]
     plan: Plan
     objective: Objective
     """What makes inputs and labels of their tokens."""
+    keyed: bool = False
+    """Whether training batches have the keys of their rows: a model with dropout needs them."""
 
     @classmethod
     def open(cls, settings: Settings) -> RunData:
@@ -54,8 +56,10 @@ class RunData:
         """
         vocab_size = settings.model.vocab_size
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
-        held_out = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
-        return cls(train, held_out, _plan_of(settings, train), open_objective(settings.objective, settings.data.dir))
+        others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
+        held_out = [held_out_packing(settings.data, dataset) for dataset in others]
+        objective = open_objective(settings.objective, settings.data)
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
 
     @classmethod
     def of(cls, settings: Settings, summaries: Sequence[SourceSummary], objective: Objective) -> RunData:
@@ -72,17 +76,20 @@ class RunData:
         data = settings.data
         mirror = open_mirror(data, ())
         train: list[Packing] = []
-        held_out = []
+        held_out: list[Packing] = []
         for source, summary in zip(data.sources, summaries, strict=True):
             folder = data.dir / source.name
-            dataset = Dataset(folder / "train", mirror, summary.train)
-            train.append(
-                ConcatPacking(dataset, data.sequence_length)
-                if summary.pack is None
-                else IndexedPacking(dataset, data.packing, data.sequence_length, summary.pack)
-            )
-            held_out.append(Dataset(folder / "validation", mirror, summary.held_out))
-        return cls(train, held_out, _plan_of(settings, train), objective)
+            for packings, split, found, pack in (
+                (train, "train", summary.train, summary.pack),
+                (held_out, "validation", summary.held_out, summary.held_out_pack),
+            ):
+                dataset = Dataset(folder / split, mirror, found)
+                packings.append(
+                    ConcatPacking(dataset, data.sequence_length)
+                    if pack is None
+                    else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
+                )
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
 
     def check_sizes(self, shares: FileShares | None = None) -> None:
         """Look at this rank's share of the files of each dataset. Default: at all.
@@ -91,10 +98,10 @@ class RunData:
             BigtrainError: a file is missing or has another size than in its manifest.
         """
         shares = shares or FileShares()
-        of_folder = {each.directory: shares.of(each.directory) for each in (*self.datasets, *self.held_out)}
-        for dataset in (*self.datasets, *self.held_out):
+        of_folder = {each.directory: shares.of(each.directory) for each in (*self.datasets, *self.held_out_datasets)}
+        for dataset in (*self.datasets, *self.held_out_datasets):
             dataset.check_sizes(*of_folder[dataset.directory])
-        for packing in self.train:
+        for packing in (*self.train, *self.held_out):
             packing.check_sizes(*of_folder[packing.dataset.directory])
 
     def replanned(self, settings: Settings) -> RunData:
@@ -110,6 +117,11 @@ class RunData:
         """The training datasets."""
         return [packing.dataset for packing in self.train]
 
+    @property
+    def held_out_datasets(self) -> list[Dataset]:
+        """The validation datasets."""
+        return [packing.dataset for packing in self.held_out]
+
     def loader(self, micro_batch_size: int, first_sample: int, *, rank: int, world_size: int) -> Loader:
         """The batches of one of `world_size` data-parallel ranks, from a sample number on.
 
@@ -124,18 +136,22 @@ class RunData:
             rank=rank,
             world_size=world_size,
             objective=self.objective,
+            keyed=self.keyed,
         )
 
     def validation(
         self, settings: Settings, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[str, Iterator[MicroBatch]]]:
         """The held-out micro-batches of each source by its name, as `validation_batches` gives them to a rank."""
-        for dataset in self.held_out:
-            yield dataset.name, evaluation_batches(dataset, settings, self.objective, rank=rank, world_size=world_size)
+        for packing in self.held_out:
+            yield (
+                packing.dataset.name,
+                evaluation_batches(packing, settings, self.objective, rank=rank, world_size=world_size),
+            )
 
 
 def evaluation_batches(
-    dataset: Dataset,
+    packing: Packing,
     settings: Settings,
     objective: Objective,
     *,
@@ -146,11 +162,11 @@ def evaluation_batches(
     """The micro-batches of a dataset as evaluations of a run have them, see `validation_batches`.
 
     Args:
+        packing: of `held_out_packing`.
         max_sequences: the most sequences. Default: `evaluate.max_sequences`.
     """
     return validation_batches(
-        dataset,
-        sequence_length=settings.data.sequence_length,
+        packing,
         max_sequences=settings.evaluate.max_sequences if max_sequences is None else max_sequences,
         micro_batch_size=settings.validation_batch_size,
         rank=rank,
@@ -159,15 +175,15 @@ def evaluation_batches(
     )
 
 
-def open_objective(settings: ObjectiveSettings, data_dir: Path) -> Objective:
-    """The objective of the settings, over the tokenizer of a data folder.
+def open_objective(settings: ObjectiveSettings, data: DataSettings) -> Objective:
+    """The objective of the settings, over the tokenizer and the rows of the data.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that it needs.
     """
     if settings.name == "causal":
         return make_objective(settings, None)
-    return make_objective(settings, DataTokenizer.open(data_dir).vocabulary())
+    return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length)
 
 
 def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSummary]:
@@ -188,20 +204,20 @@ def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSumma
     sources = [data.sources[number] for number in numbers]
     mirror = open_mirror(data, sources)
 
-    def packed(dataset: Dataset) -> PackSummary | None:
-        if data.packing == "concat":
+    def packed(dataset: Dataset, packing: str) -> PackSummary | None:
+        if packing == "concat":
             return None
-        return PackSummary.of(read_packs(dataset, data.packing, data.sequence_length))
+        return PackSummary.of(read_packs(dataset, packing, data.sequence_length))
 
     train = [
-        (dataset.summary, packed(dataset))
+        (dataset.summary, packed(dataset, data.packing))
         for dataset in opened_datasets(data, sources, mirror, model_vocab_size=vocab_size, split="train")
     ]
     held_out = [
-        dataset.summary
+        (dataset.summary, packed(dataset, data.held_out_packing))
         for dataset in opened_datasets(data, sources, mirror, model_vocab_size=vocab_size, split="validation")
     ]
-    return [SourceSummary(*trained, held) for trained, held in zip(train, held_out, strict=True)]
+    return [SourceSummary(*trained, *held) for trained, held in zip(train, held_out, strict=True)]
 
 
 def _plan_of(settings: Settings, train: list[Packing]) -> Plan:

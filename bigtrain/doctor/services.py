@@ -28,7 +28,7 @@ def measure_data(context: CheckContext) -> dict[str, Any]:
     """
     assert context.settings is not None
     data = RunData.open(context.settings)
-    check = spot_check([*data.datasets, *data.held_out], seconds=DATA_SECONDS, seed=context.meeting.rank)
+    check = spot_check([*data.datasets, *data.held_out_datasets], seconds=DATA_SECONDS, seed=context.meeting.rank)
     tokens = sum(dataset.tokens for dataset in data.datasets)
     return {**vars(check), "tokens": tokens, "sources": len(data.train), "plan_id": data.plan.plan_id}
 

@@ -112,24 +112,30 @@ class Engine:
         return module
 
     def forward_backward(
-        self, inputs: Mapping[str, Any], scale: float, forward: AbstractContextManager[None] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        scale: float | torch.Tensor,
+        forward: AbstractContextManager[None] | None = None,
     ) -> torch.Tensor:
-        """Add the gradient of scale * loss sum to what this step has gathered so far.
+        """Add the gradient of scale * loss sum to what this step has gathered so far; of several loss terms, each with
+        a scale of its own, that of the sum over them.
 
         Args:
             inputs: keyword arguments of the model's forward, on the engine's device.
-            scale: 1 / number of labelled tokens in the global batch, all ranks and micro-batches together.
+            scale: 1 / number of labelled tokens in the global batch, all ranks and micro-batches together. [terms]
+                where the model returns the sums of several terms: 1 / the number of labels of each.
             forward: entered for the time of the forward pass.
 
         Returns:
-            The loss sum over this rank's part of the micro-batch, unscaled, float32 scalar, without a graph. Added up
-            over all ranks, every labelled token counts once.
+            The loss sum over this rank's part of the micro-batch, unscaled, float32 scalar or [terms], without a graph.
+            Added up over all ranks, every label counts once.
         """
         with forward or nullcontext():
             reached("forward")
             loss: torch.Tensor = altered("loss", self._deepspeed(**inputs))
         reached("backward")
-        self._deepspeed.backward(loss * (scale * self._gradient_factor), scale_wrt_gas=False)
+        scaled = loss * (scale * self._gradient_factor)
+        self._deepspeed.backward(scaled.sum() if scaled.dim() else scaled, scale_wrt_gas=False)
         return self._reported(loss.detach())
 
     def step(self, learning_rate: float) -> StepResult:
@@ -172,7 +178,7 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The loss sum over this rank's part of one batch, float32 scalar, in evaluation mode.
+        """The loss sum over this rank's part of one batch, float32 scalar or [terms], in evaluation mode.
 
         Every rank has to call it equally often.
         """

@@ -12,6 +12,7 @@ transformer             embedding -> blocks -> norm -> head
     attention           projections around
       attention_rule    which tokens a token sees, and what is added to their scores
       attention_backends  varlen | flex | cpp | blockwise | sdpa | reference
+  dropout               what training drops, by the address of a row
   context               what all layers know of the tokens at hand
 multi_token             further blocks that predict further ahead
 auxiliary               what is learned beside the loss
@@ -20,7 +21,7 @@ loss                    cross-entropy without all logits
   loss_kernel           one Triton kernel
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
-  cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, transposing
+  cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, dropout, transposing
 initialize, counts
 generate                prompts in, continuations out
   cache                 keys and values of the tokens so far

@@ -14,6 +14,7 @@ from bigtrain.model.attention.attention import CrossAttention, SelfAttention
 from bigtrain.model.attention.relative_attention import RelativeAttention
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
+from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 from bigtrain.model.layers.experts import MixtureOfExperts
 from bigtrain.model.layers.feed_forward import FeedForward
 from bigtrain.model.layers.norm import norm_layer
@@ -57,6 +58,10 @@ class Block(nn.Module):
             else FeedForward(settings, execution.linear)
         )
         self.mlp_output_norm = norm("post", "post_residual")
+        rate = settings.hidden_dropout
+        self.attention_dropout = Dropout(rate, "attention_output")
+        self.cross_attention_dropout = Dropout(rate, "cross_attention_output")
+        self.mlp_dropout = Dropout(rate, "feed_forward_output")
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
         """Map [B, T, C] to [B, T, C], with the report of the block's router where the context asks for one."""
@@ -70,34 +75,36 @@ class Block(nn.Module):
             super().compile(*args, **kwargs)
 
     def _residuals(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
+        drop = context.dropout
         if self.norms_sums:
-            x = self.attention_output_norm(x + self._scaled(self.self_attn(x, context)))
+            x = self.attention_output_norm(x + self._branch(self.self_attn(x, context), self.attention_dropout, drop))
             if self.cross_attn is not None:
-                x = self.cross_attention_output_norm(x + self._scaled(self.cross_attn(x, context)))
+                seen = self._branch(self.cross_attn(x, context), self.cross_attention_dropout, drop)
+                x = self.cross_attention_output_norm(x + seen)
             fed, report = self._fed(x, context)
-            return self.mlp_output_norm(x + self._scaled(fed)), report
-        attended = self._attention(x, context)
+            return self.mlp_output_norm(x + self._branch(fed, self.mlp_dropout, drop)), report
+        attended = self.attention_output_norm(self.self_attn(self.input_layernorm(x), context))
+        attended = self._branch(attended, self.attention_dropout, drop)
         if self.parallel:
             fed, report = self._feed_forward(x, context)
             return x + attended + fed, report
         x = x + attended
         if self.cross_attn is not None:
-            seen = self.cross_attn(self.cross_attention_layernorm(x), context)
-            x = x + self._scaled(self.cross_attention_output_norm(seen))
+            seen = self.cross_attention_output_norm(self.cross_attn(self.cross_attention_layernorm(x), context))
+            x = x + self._branch(seen, self.cross_attention_dropout, drop)
         fed, report = self._feed_forward(x, context)
         return x + fed, report
 
-    def _attention(self, x: Tensor, context: Context) -> Tensor:
-        return self._scaled(self.attention_output_norm(self.self_attn(self.input_layernorm(x), context)))
-
     def _feed_forward(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
         x, report = self._fed(self.post_attention_layernorm(x), context)
-        return self._scaled(self.mlp_output_norm(x)), report
+        return self._branch(self.mlp_output_norm(x), self.mlp_dropout, context.dropout), report
 
     def _fed(self, x: Tensor, context: Context) -> tuple[Tensor, RouterReport | None]:
         if isinstance(self.mlp, MixtureOfExperts):
             return self.mlp(x, context.labelled)
-        return self.mlp(x), None
+        return self.mlp(x, context.dropout), None
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def _branch(self, x: Tensor, dropout: Dropout, keys: DropoutKeys | None) -> Tensor:
+        """What is added to the residual stream, of the output of a half."""
+        x = dropout(x, keys)
         return x if self.multiplier == 1 else x * self.multiplier

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
 
 from bigtrain.model.attention.attention_rule import KeyBoundaries, OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.layers.rotary import Rotary
 
 
@@ -49,3 +51,14 @@ class Context(NamedTuple):
     """[B, S, C], what the blocks of an encoder-decoder's decoder attend to."""
     encoder_keys: KeyBoundaries | None = None
     """Where its documents begin: as many as cu_seqlens has, in the same order."""
+    dropout: DropoutKeys | None = None
+    """The keys of the tokens' dropout, at the site of the layer at hand; None where nothing is dropped."""
+
+    def at_layer(self, number: int) -> Context:
+        """The same for one layer, each time that it is used. It has dropout of its own."""
+        return self if self.dropout is None else self._replace(dropout=self.dropout.at(_layer_site(number)))
+
+
+@cache
+def _layer_site(number: int) -> int:
+    return site_number(f"layer {number}")

@@ -15,7 +15,10 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import KeyBoundaries
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
+from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.transformer import BlockStack, Transformer
+
+_ENCODER = site_number("encoder")
 
 
 class EncoderDecoder(Transformer):
@@ -40,6 +43,7 @@ class EncoderDecoder(Transformer):
         encoder_cu_seqlens: Tensor,
         encoder_max_seqlen: int,
         each_token: bool = False,
+        row_keys: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
@@ -54,14 +58,19 @@ class EncoderDecoder(Transformer):
             encoder_cu_seqlens: [documents + 1] int32, among the B S tokens: as many documents, in the same order.
             encoder_max_seqlen: the longest of these, or more.
             each_token: return the losses of the tokens [B, T] instead of their sum, without a gradient.
+            row_keys: [B] int64, from the addresses of the rows: what training drops follows from them.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats.
         """
-        states = self._encode(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen)
-        hidden = self._decode(
-            input_ids, position_ids, cu_seqlens, max_seqlen, states, encoder_cu_seqlens, encoder_max_seqlen
+        read = self.dropout_keys(row_keys, encoder_input_ids)
+        states = self._encode(
+            encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen, read and read.at(_ENCODER)
         )
+        hidden = self._decode(
+            input_ids, position_ids, cu_seqlens, max_seqlen, states, encoder_cu_seqlens, encoder_max_seqlen,
+            self.dropout_keys(row_keys, input_ids),
+        )  # fmt: skip
         if each_token:
             return self.lm_head(hidden, labels, each_token=True)
         return self._summed_loss(hidden, labels)
@@ -88,12 +97,19 @@ class EncoderDecoder(Transformer):
         hidden = self._decode(input_ids, position_ids, cu_seqlens, own_longest, states, encoder_cu_seqlens, longest)
         return self.lm_head(hidden)
 
-    def _encode(self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def _encode(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        dropout: DropoutKeys | None = None,
+    ) -> Tensor:
         """The encoder's normalised states [B, S, C]."""
         x = self.embed_tokens(input_ids)
-        context = self.encoder.context(position_ids, cu_seqlens, max_seqlen, x.dtype)
-        x, _ = self.encoder.through_layers(self.encoder.stream(x, position_ids), context)
-        return self.encoder.norm(x)
+        context = self.encoder.context(position_ids, cu_seqlens, max_seqlen, x.dtype, dropout)
+        x, _ = self.encoder.through_layers(self.encoder.stream(x, position_ids, dropout=dropout), context)
+        return self.encoder.normalised(x, context)
 
     def _decode(
         self,
@@ -104,14 +120,15 @@ class EncoderDecoder(Transformer):
         states: Tensor,
         encoder_cu_seqlens: Tensor,
         encoder_max_seqlen: int,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """The decoder's normalised states [B, T, C]."""
         x = self.embed_tokens(input_ids)
-        context: Context = self.context(position_ids, cu_seqlens, max_seqlen, x.dtype)._replace(
+        context: Context = self.context(position_ids, cu_seqlens, max_seqlen, x.dtype, dropout)._replace(
             encoder_states=states, encoder_keys=KeyBoundaries(encoder_cu_seqlens, encoder_max_seqlen)
         )
-        x, _ = self.through_layers(self.stream(x, position_ids), context)
-        return self.norm(x)
+        x, _ = self.through_layers(self.stream(x, position_ids, dropout=dropout), context)
+        return self.normalised(x, context)
 
 
 def _places(ids: Tensor, position_ids: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -34,13 +34,14 @@ class NextTokenLayer(nn.Module):
         self.hidden_norm = norm_layer(settings)
         self.embedding_norm = norm_layer(settings)
         self.projection = execution.linear(2 * width, width, bias=False)
-        self.block = Block(settings, settings.num_hidden_layers + number, execution)
+        self.number = settings.num_hidden_layers + number
+        self.block = Block(settings, self.number, execution)
         self.norm = norm_layer(settings)
 
     def forward(self, x: Tensor, embedded: Tensor, context: Context) -> tuple[Tensor, Tensor, RouterReport | None]:
         """The stream [B, T, C] and the next token's embedding to the next stream, and to what the head takes of it."""
         joined = torch.cat((self.hidden_norm(x), self.embedding_norm(embedded)), dim=-1)
-        x, report = self.block(self.projection(joined), context)
+        x, report = self.block(self.projection(joined), context.at_layer(self.number))
         return x, self.norm(x), report
 
 

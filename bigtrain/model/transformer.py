@@ -21,11 +21,13 @@ from bigtrain.model.context import Context
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 from bigtrain.model.layers.embedding import InputEmbedding, OutputHead, token_types
 from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.positions import absolute_positions, relative_positions
 from bigtrain.model.layers.rotary import rotary_at
 from bigtrain.model.layers.router import Router, RouterReport
+from bigtrain.model.layers.sentence_head import SentenceHead
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
 
 
@@ -54,11 +56,19 @@ class BlockStack(nn.Module):
         width = settings.embedding_width
         self.embed_norm = norm_layer(settings, width) if settings.embedding_norm else None
         self.embed_projection = None if settings.embedding_size is None else CpuLinear(width, settings.hidden_size)
+        self.embed_dropout = Dropout(settings.embedding_dropout, "embeddings")
         self.relative_attention_bias = relative_positions(settings)
         self.layers = nn.ModuleList(Block(settings, layer, execution) for layer in range(settings.distinct_layers))
         self.norm = nn.Identity() if settings.norm_position == "post_residual" else norm_layer(settings)
+        self.final_dropout = Dropout(settings.final_dropout, "final")
 
-    def stream(self, embedded: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def stream(
+        self,
+        embedded: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        dropout: DropoutKeys | None = None,
+    ) -> Tensor:
         """What enters the first block, [B, T, C], from the embeddings of the tokens."""
         x = embedded
         if self.embed_token_types is not None:
@@ -67,17 +77,22 @@ class BlockStack(nn.Module):
             x = x + self.embed_positions(position_ids).to(x.dtype)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
+        x = self.embed_dropout(x, dropout)
         return x if self.embed_projection is None else self.embed_projection(x)
 
     def through_layers(self, x: Tensor, context: Context) -> tuple[Tensor, list[RouterReport | None]]:
         """The stream after the last block, and what the blocks' routers report."""
-        reports = []
+        reports: list[RouterReport | None] = []
         times = self.settings.num_hidden_layers // self.settings.distinct_layers
         for layer in self.layers:
             for _ in range(times):
-                x, report = layer(x, context)
+                x, report = layer(x, context.at_layer(len(reports)))
                 reports.append(report)
         return x, reports
+
+    def normalised(self, x: Tensor, context: Context) -> Tensor:
+        """The states [B, T, C] that others use, from the stream after the last block."""
+        return self.final_dropout(self.norm(x), context.dropout)
 
     def context(
         self,
@@ -85,6 +100,7 @@ class BlockStack(nn.Module):
         cu_seqlens: Tensor,
         max_seqlen: int,
         dtype: torch.dtype,
+        dropout: DropoutKeys | None = None,
         order_ranks: Tensor | None = None,
     ) -> Context:
         """What the layers know of tokens at positions [B, T], whose embeddings are of this type."""
@@ -98,6 +114,7 @@ class BlockStack(nn.Module):
             rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
             local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
             distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
+            dropout=dropout,
             order=None if order_ranks is None else OrderRanks(ranks := order_ranks.flatten(), ranks),
         )
 
@@ -111,6 +128,7 @@ class Transformer(BlockStack):
     def __init__(self, settings: ModelSettings, execution: Execution) -> None:
         super().__init__(settings, execution, InputEmbedding(settings))
         self.lm_head = OutputHead(settings)
+        self.sentence_head = SentenceHead(settings) if settings.sentence_head else None
         self.auxiliary = Auxiliary(settings)
         self._tie()
 
@@ -124,6 +142,8 @@ class Transformer(BlockStack):
         *,
         each_token: bool = False,
         token_type_ids: Tensor | None = None,
+        example_labels: Tensor | None = None,
+        row_keys: Tensor | None = None,
         order_ranks: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
@@ -137,30 +157,38 @@ class Transformer(BlockStack):
             max_seqlen: the longest document, or more.
             each_token: return the losses of the tokens [B, T] instead of their sum, without a gradient.
             token_type_ids: [B, T] int64, the kind of segment of each token. Default: 0; unused without type_vocab_size.
+            example_labels: [B, T] int64, what the sentence_head predicts, at the first tokens of examples; else -100.
+            row_keys: [B] int64, from the addresses of the rows: what training drops follows from them.
             order_ranks: [B, T] integers: a token sees those of its document with its own rank or a lower one. Default:
                 those that the architecture lets it see.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
             ranks share sequences. While the model trains, its gradient is that of the auxiliary losses too, which are
-            counted in `auxiliary`.
+            counted in `auxiliary`. With example_labels: [2], that and the same sum over labelled examples.
         """
+        dropout = self.dropout_keys(row_keys, input_ids)
         if (ranks := self.sequence_parallel) is not None:
             input_ids, labels, position_ids = (ranks.own_tokens(x) for x in (input_ids, labels, position_ids))
             token_type_ids = None if token_type_ids is None else ranks.own_tokens(token_type_ids)
+            example_labels = None if example_labels is None else ranks.own_tokens(example_labels)
         embedded = self.embed_tokens(input_ids)
-        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype, order_ranks)
+        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype, dropout, order_ranks)
         learns = self.training and torch.is_grad_enabled()
         if learns:
             context = context._replace(labelled=labels != IGNORE_INDEX)
-        x, reports = self.through_layers(self.stream(embedded, position_ids, token_type_ids), context)
+        x, reports = self.through_layers(self.stream(embedded, position_ids, token_type_ids, dropout), context)
+        hidden = self.normalised(x, context)
         if each_token:
-            return self.lm_head(self.norm(x), labels, each_token=True)
-        loss = self._summed_loss(self.norm(x), labels)
-        if not learns:
+            return self.lm_head(hidden, labels, each_token=True)
+        loss = self._summed_loss(hidden, labels)
+        if learns:
+            ahead, further = self._ahead(x, embedded, labels, context)
+            loss = self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
+        if example_labels is None:
             return loss
-        ahead, further = self._ahead(x, embedded, labels, context)
-        return self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
+        assert self.sentence_head is not None  # only its objective labels examples
+        return torch.stack((loss, self.sentence_head(hidden, example_labels)))
 
     def logits(
         self,
@@ -195,7 +223,7 @@ class Transformer(BlockStack):
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
         longest = length if max_seqlen is None else max_seqlen
-        context = self.context(position_ids, cu_seqlens, longest, x.dtype, order_ranks)
+        context = self.context(position_ids, cu_seqlens, longest, x.dtype, order_ranks=order_ranks)
         x = self.stream(x, position_ids, token_type_ids)
         x, _ = self.through_layers(x, context._replace(cache=cache))
         return self.norm(x)
@@ -244,6 +272,18 @@ class Transformer(BlockStack):
                         fix="use the settings that the checkpoint was written with, or another checkpoint",
                     )
                 router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
+
+    def dropout_keys(self, row_keys: Tensor | None, tokens: Tensor) -> DropoutKeys | None:
+        """The keys of the dropout of tokens [B, T], whole rows; None in evaluation, and without dropout.
+
+        Raises:
+            ValueError: the model trains with dropout, and the rows have no keys.
+        """
+        if not (self.training and self.settings.drops):
+            return None
+        if row_keys is None:
+            raise ValueError("a model trains with dropout on rows that have keys: give row_keys, or call eval()")
+        return DropoutKeys.of(row_keys, tokens.shape[1], self.sequence_parallel)
 
     def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The summed loss from the normalised last hidden states."""

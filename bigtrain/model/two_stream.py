@@ -19,8 +19,11 @@ from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.context import Context, QueryStream
 from bigtrain.model.execution import Execution
+from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.layers.positions import distance_vectors
 from bigtrain.model.transformer import Transformer
+
+_QUERY_STREAM = site_number("query stream")
 
 
 class MaskEmbedding(nn.Module):
@@ -42,7 +45,7 @@ class TwoStream(Transformer):
         super().__init__(settings, execution)
         self.mask_embedding = MaskEmbedding(settings.hidden_size)
 
-    def forward(
+    def forward(  # type: ignore[override]  # it has no examples of sentences
         self,
         input_ids: Tensor,
         labels: Tensor,
@@ -53,6 +56,7 @@ class TwoStream(Transformer):
         each_token: bool = False,
         token_type_ids: Tensor | None = None,
         order_ranks: Tensor | None = None,
+        row_keys: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch: see `Transformer.forward`.
 
@@ -63,7 +67,8 @@ class TwoStream(Transformer):
         places = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         if not len(places):  # one place without a label: every rank uses all parameters
             places = places.new_zeros(1)
-        hidden = self._streams(input_ids, cu_seqlens, max_seqlen, token_type_ids, order_ranks, places)
+        dropout = self.dropout_keys(row_keys, input_ids)
+        hidden = self._streams(input_ids, cu_seqlens, max_seqlen, token_type_ids, order_ranks, places, dropout)
         own = labels.flatten()[places]
         if not each_token:
             return self._summed_loss(hidden, own)
@@ -99,6 +104,7 @@ class TwoStream(Transformer):
         token_type_ids: Tensor | None,
         order_ranks: Tensor | None,
         places: Tensor | None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """The last hidden states of the query stream at places [P], or of the content stream: [P or B T, C]."""
         x = self.embed_tokens(input_ids).flatten(0, 1)
@@ -113,5 +119,17 @@ class TwoStream(Transformer):
             stream = QueryStream(places, OrderRanks(ranks[places] - 1, ranks))
             context = context._replace(order=OrderRanks(ranks, ranks), query_stream=stream)
             x = torch.cat((x, self.mask_embedding(len(places)).to(x.dtype)))
-        x, _ = self.through_layers(x[None], context)
-        return self.norm(x[0] if places is None else x[0, -len(places) :])
+        if dropout is not None:
+            context = context._replace(dropout=_keys_of_streams(dropout, places))
+        x, _ = self.through_layers(self.embed_dropout(x[None], context.dropout), context)
+        x = self.normalised(x, context)[0]
+        return x if places is None else x[-len(places) :]
+
+
+def _keys_of_streams(keys: DropoutKeys, places: Tensor | None) -> DropoutKeys:
+    """The keys [1, N + P] of both streams, from those of the tokens: the query stream has a site of its own."""
+    streams = [keys.whole.flatten()]
+    if places is not None:
+        streams.append(keys.at(_QUERY_STREAM).whole.flatten()[places])
+    joined = torch.cat(streams)[None]
+    return DropoutKeys(joined, joined)

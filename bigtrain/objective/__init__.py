@@ -7,8 +7,11 @@ objective       what every objective does; which one the settings ask for      o
   fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
   prefix        the same, after starts that are seen from both sides             prefix.py
   masked        tokens that were hidden                                        masked.py
+                and whether sentences follow each other                        sentence_pairs.py
   permutation   some tokens, in a random order                                 permutation.py, subsets.py
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
+  translation   targets of source texts, by an encoder-decoder                translation.py, parts.py
+  mixture       several of these, in turns                                     mixture.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
@@ -23,14 +26,18 @@ from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.mixture import ObjectiveMixture
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.permutation import Permuted
 from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
+from bigtrain.objective.sentence_pairs import PAIR_TOKENS, SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
+from bigtrain.objective.translation import Translation
 
 __all__ = [
+    "PAIR_TOKENS",
     "AddressKeys",
     "Causal",
     "Denoising",
@@ -38,12 +45,15 @@ __all__ = [
     "FillInTheMiddle",
     "Masked",
     "Objective",
+    "ObjectiveMixture",
     "ObjectiveVocabulary",
     "Permuted",
     "Prefix",
     "PreparedRows",
+    "SentencePairs",
     "SpanCorruption",
     "TokenRows",
+    "Translation",
     "make_objective",
     "row_lengths",
     "span_lengths",

@@ -7,7 +7,7 @@ section 4.1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.objective.randomness import U32, U64, below, choices, further, numbers
 from bigtrain.objective.rows import I32, I64, Bools, PreparedRows, TokenRows
+from bigtrain.objective.sentence_pairs import SentencePairs
 
 _CHOICE = 0
 """The site of the choice of tokens."""
@@ -39,9 +40,21 @@ class Masked:
     """[V], whether a token may be chosen, or stand for a chosen one: special tokens may not."""
     begins_word: Bools | None = None
     """[V], whether a token begins a word; then words are chosen in place of tokens. None: tokens."""
+    pairs: SentencePairs | None = None
+    """What makes pairs of rows of two segments, with a label each. None: rows stay as they are."""
 
     def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows:
         """See `Objective.prepare`."""
+        if self.pairs is None:
+            return self._masked(rows, keys)
+        paired = self.pairs.joined(rows, keys)
+        return replace(
+            self._masked(paired.rows, keys),
+            label_examples=np.count_nonzero(paired.example_labels != IGNORE_INDEX, axis=1),
+            others={"token_type_ids": paired.token_type_ids, "example_labels": paired.example_labels},
+        )
+
+    def _masked(self, rows: TokenRows, keys: U64) -> PreparedRows:
         ids, (count, length) = rows.input_ids.reshape(-1), rows.input_ids.shape
         words = numbers(keys, _CHOICE, length)
         places = self._chosen(rows, words)

@@ -9,16 +9,19 @@ from typing import Protocol
 import numpy as np
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import ObjectiveSettings
+from bigtrain.config import ObjectiveChoice
 from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.mixture import ObjectiveMixture, common_lengths
 from bigtrain.objective.permutation import Permuted
 from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
+from bigtrain.objective.sentence_pairs import SentencePairs
 from bigtrain.objective.span_corruption import SpanCorruption, span_lengths
+from bigtrain.objective.translation import Translation, side_length
 
 FIM_TOKENS = {
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -82,25 +85,32 @@ class ObjectiveVocabulary:
         return self.special[token]
 
 
-def row_lengths(settings: ObjectiveSettings, length: int) -> tuple[int, int | None]:
+def row_lengths(settings: ObjectiveChoice, length: int) -> tuple[int, int | None]:
     """The tokens of a row that a model predicts from, and of its encoder's row where it is an encoder-decoder.
 
     Args:
         settings: the section `objective`.
         length: tokens of a row of the data.
     """
+    if settings.mixed:
+        return common_lengths([row_lengths(component, length) for component in settings.mixed])
+    if settings.name == "translation":
+        return 2 * (side_length(length, settings.pair_share),)
     if settings.name == "span_corruption":
         encoder, decoder = span_lengths(length, settings.noise_density, settings.mean_span_length)
         return decoder, encoder
     return length, length if settings.reads_pairs else None
 
 
-def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary | None) -> Objective:
+def make_objective(
+    settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary | None, length: int | None = None
+) -> Objective:
     """The objective of the settings.
 
     Args:
         settings: the section `objective`.
         vocabulary: of the data; the causal objective needs none.
+        length: tokens of a row of the data; only a mixture needs it.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that the objective needs.
@@ -108,10 +118,21 @@ def make_objective(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary 
     if settings.name == "causal":
         return Causal()
     assert vocabulary is not None
+    if settings.mixed:
+        assert length is not None
+        decoder, encoder = row_lengths(settings, length)
+        return ObjectiveMixture(
+            [make_objective(component, vocabulary) for component in settings.mixed],
+            [component.weight for component in settings.mixed],
+            length=decoder,
+            encoder_length=encoder,
+            padding=vocabulary.end_of_text,
+            in_an_order=bool(settings.orders),
+        )
     return _MADE_BY[settings.name](settings, vocabulary)
 
 
-def _fill_in_the_middle(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
+def _fill_in_the_middle(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> FillInTheMiddle:
     names = FIM_TOKENS[settings.fim_tokens]
     ids = [vocabulary.id_of(name, f"objective.fim_tokens {settings.fim_tokens}") for name in names]
     prefix, suffix, middle, *end = ids
@@ -136,12 +157,12 @@ def _require_ordinary(vocabulary: ObjectiveVocabulary) -> None:
         )
 
 
-def _permutation(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Permuted:
+def _permutation(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Permuted:
     _require_ordinary(vocabulary)
     return Permuted(settings.partial_prediction, settings.max_span_length, vocabulary.ordinary)
 
 
-def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Masked:
+def _masked(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Masked:
     mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
     _require_ordinary(vocabulary)
     return Masked(
@@ -151,10 +172,21 @@ def _masked(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Mas
         random_share=settings.random_token_share,
         ordinary=vocabulary.ordinary,
         begins_word=vocabulary.begins_word if settings.whole_words else None,
+        pairs=_sentence_pairs(settings, vocabulary),
     )
 
 
-def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> SpanCorruption:
+def _sentence_pairs(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> SentencePairs | None:
+    if settings.sentence_task == "none":
+        return None
+    return SentencePairs(
+        cls_id=vocabulary.id_of(settings.cls_token, "objective.cls_token"),
+        sep_id=vocabulary.id_of(settings.sep_token, "objective.sep_token"),
+        orders=settings.sentence_task == "sentence_order",
+    )
+
+
+def _span_corruption(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> SpanCorruption:
     name = settings.sentinel_tokens.format
     sentinels = [vocabulary.id_of(name(0), "objective.sentinel_tokens")]
     while name(len(sentinels)) in vocabulary.special:
@@ -168,7 +200,7 @@ def _span_corruption(settings: ObjectiveSettings, vocabulary: ObjectiveVocabular
     )
 
 
-def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> Denoising:
+def _denoising(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Denoising:
     known = vocabulary.ends_sentence
     return Denoising(
         mask_id=vocabulary.id_of(settings.mask_token, "objective.mask_token"),
@@ -184,11 +216,20 @@ def _denoising(settings: ObjectiveSettings, vocabulary: ObjectiveVocabulary) -> 
     )
 
 
-_MADE_BY: Mapping[str, Callable[[ObjectiveSettings, ObjectiveVocabulary], Objective]] = {
+def _translation(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Translation:
+    return Translation(
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
+        end_of_text_id=vocabulary.end_of_text,
+        share=settings.pair_share,
+    )
+
+
+_MADE_BY: Mapping[str, Callable[[ObjectiveChoice, ObjectiveVocabulary], Objective]] = {
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,
     "permutation": _permutation,
     "prefix": lambda settings, _: Prefix(settings.prefix_min_share, settings.prefix_max_share),
     "span_corruption": _span_corruption,
+    "translation": _translation,
 }

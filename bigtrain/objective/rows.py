@@ -38,6 +38,35 @@ class TokenRows:
     """[R]: tokens that are not padding."""
     withheld: list[tuple[int, int, int]] = field(default_factory=list)
     """Parts of documents that are not trained on: row, first token, token after the last one."""
+    labels: I32 | None = None
+    """[R, T], what the source says of each token, in padding IGNORE_INDEX; None where no source says anything."""
+    turns: I64 | None = None
+    """[R], whose turn a row is in a mixture of objectives: its sequence number plus its epoch."""
+    follows: Bools | None = None
+    """[D], whether a part of a document follows the part before it in the row in that document, too. None where the
+    packing does not make pairs."""
+
+    def chosen(self, which: I64) -> TokenRows:
+        """Some of the rows [n], in rising order."""
+        length = self.input_ids.shape[1]
+        first = self.boundaries.searchsorted(which * length)
+        after = self.boundaries.searchsorted((which + 1) * length)
+        part = np.concatenate([np.arange(*bounds) for bounds in zip(first, after, strict=True)])
+        number = np.full(len(self.input_ids), -1)
+        number[which] = np.arange(len(which))
+        row, place = np.divmod(self.boundaries[part], length)
+        return TokenRows(
+            input_ids=self.input_ids[which],
+            next_ids=self.next_ids[which],
+            positions=self.positions[which],
+            boundaries=np.concatenate((number[row] * length + place, [len(which) * length])),
+            next_tokens=self.next_tokens[which],
+            input_tokens=self.input_tokens[which],
+            withheld=[(int(number[row]), first, end) for row, first, end in self.withheld if number[row] >= 0],
+            labels=None if self.labels is None else self.labels[which],
+            turns=None if self.turns is None else self.turns[which],
+            follows=None if self.follows is None else self.follows[part],
+        )
 
     def withhold(self, row: int, first: int, end: int) -> None:
         """Train on no token from `first` to before `end` of a row; each of them is of one document."""
@@ -79,6 +108,8 @@ class PreparedRows:
     """[R]: labels that are not IGNORE_INDEX."""
     input_tokens: I64
     """[R]: tokens of the data that are not padding."""
+    label_examples: I64 | None = None
+    """[R]: labels of whole examples that are not IGNORE_INDEX: those of `example_labels` in `others`."""
     others: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """What else the model takes, by the names of its arguments: arrays with R rows."""
     encoder: EncoderRows | None = None

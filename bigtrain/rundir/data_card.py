@@ -34,7 +34,7 @@ def card_of_run(run: Path, step: int | None = None) -> Card:
     return {
         "run": opened.directory.root.resolve().name,
         "step": step,
-        **data_card(opened.settings.data, data.datasets, data.held_out, data.plan, consumed),
+        **data_card(opened.settings.data, data.datasets, data.held_out_datasets, data.plan, consumed),
     }
 
 

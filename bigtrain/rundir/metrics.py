@@ -16,7 +16,7 @@ class StepMetrics:
     step: Count
     """Steps done, this one included."""
     loss: float
-    """Mean over the labelled tokens of the global batch, in nats."""
+    """Mean over the labelled tokens of the global batch, in nats; with labels of examples, plus the mean over these."""
     learning_rate: float
     """Of this step."""
     grad_norm: float
@@ -25,7 +25,8 @@ class StepMetrics:
     """Not a field of this name; its entries are fields of the line. `router_aux_loss`, `router_z_loss`: the losses of
     routers of experts, for each labelled token, without their coefficients, summed over layers. `router_imbalance`: the
     load of the busiest expert as a multiple of its router's mean, at the worst layer. `mtp_loss`: multi-token
-    prediction's mean over its modules, for each labelled token, in nats."""
+    prediction's mean over its modules, for each labelled token, in nats. `token_loss`, `example_loss`: the terms whose
+    sum is `loss`, where an objective has labels of whole examples beside those of tokens; each a mean over its own."""
     tokens: Count
     """Labelled tokens of the global batch."""
     consumed_samples: Count

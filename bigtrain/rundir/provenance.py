@@ -283,7 +283,7 @@ def steps_of_document(run: Path, reference: str) -> StepsOfDocument:
         BigtrainError: no run, no such document, data that are missing, or not those that the run trained on.
     """
     opened = OpenedRun.open(run)
-    document = find_document([*opened.data.datasets, *opened.data.held_out], reference)
+    document = find_document([*opened.data.datasets, *opened.data.held_out_datasets], reference)
     newest = opened.directory.newest()
     done = 0
     if newest is not None:

@@ -26,7 +26,7 @@ from bigtrain.train.document_losses import documents_of, losses_of_parts
 from bigtrain.train.loop import to_the_end, train
 from bigtrain.train.ownership import refuse_checkpoints_of_others
 from bigtrain.train.setup import open_run
-from bigtrain.train.step import LearningRate, StepOutcome, TrainingStep
+from bigtrain.train.step import LearningRate, StepOutcome, TrainingStep, loss_scale
 from bigtrain.train.stop import StopRequest
 from bigtrain.train.training import TrainingRun
 from bigtrain.train.vote import Agreement, Vote, require_labels
@@ -43,6 +43,7 @@ __all__ = [
     "documents_of",
     "engine_at",
     "layout_of",
+    "loss_scale",
     "losses_of_parts",
     "open_loader",
     "open_run",

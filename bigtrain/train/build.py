@@ -163,7 +163,7 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     opened = on_every_rank(topology, lambda: dict(zip(own, summaries_of(settings, own), strict=True)))
     every = topology.reduce(opened, lambda lower, higher: lower | higher)
     summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
-    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data.dir))
+    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data))
     data = on_every_rank(topology, lambda: RunData.of(settings, summaries, objective))
     shares = FileShares((rank, world_size), (topology.local_rank, topology.local_world_size))
     collectively(topology, f"the data in {settings.data.dir} are not whole", lambda: data.check_sizes(shares))

@@ -68,12 +68,14 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
 
     ids, inputs = documents(length, extra=1)
     inputs["labels"] = ids[:, 1:].contiguous()
-    if settings.objective.name == "prefix":
-        inputs["order_ranks"] = inputs["position_ids"]
-    if settings.objective.name == "permutation":  # labels cost a second stream: as many as there are
-        every, places = settings.objective.partial_prediction, inputs["position_ids"]
+    if settings.objective.orders:
+        inputs["order_ranks"] = places = inputs["position_ids"]
+    if settings.objective.architecture == "two_stream":  # a label costs a place of the second stream
+        every = min(choice.partial_prediction for choice in settings.objective.mixed or (settings.objective,))
         chosen = places % every == every - 1
         inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}
+    if settings.model.drops:
+        inputs["row_keys"] = torch.arange(rows, device=device)
     if encoder_length is not None:
         inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}
     return inputs

@@ -113,7 +113,7 @@ def _log_warnings(run: TrainingRun) -> None:
             "evaluate.samples: at ZeRO stage 3, or with tensor or sequence parallelism, no rank has the whole model; "
             f"`bigtrain report {settings.run_dir} --samples {settings.evaluate.samples}` draws them from a checkpoint"
         )
-    for dataset in run.data.held_out:
+    for dataset in run.data.held_out_datasets:
         if not dataset.tokens:
             logger.warning(f"source {dataset.name} has no held-out documents: it is not evaluated")
 

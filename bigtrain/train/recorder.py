@@ -95,7 +95,7 @@ class Recorder:
             learning_rate=outcome.learning_rate,
             grad_norm=outcome.grad_norm,
             auxiliary=outcome.auxiliary,
-            tokens=agreed.label_tokens,
+            tokens=agreed.labels.tokens,
             consumed_samples=consumed_samples,
             step_seconds=round(reading.step_seconds, 5),
             data_seconds=round(reading.data_seconds, 5),

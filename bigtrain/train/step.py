@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -16,13 +16,14 @@ import torch
 
 from bigtrain.base import damage, reached
 from bigtrain.config import Settings
-from bigtrain.data import RankBatch
+from bigtrain.data import LabelCounts, RankBatch
 from bigtrain.engine import Engine, Topology, learning_rate
 from bigtrain.health import Heartbeat, LoopPhase
 from bigtrain.model import Transformer
 from bigtrain.observe import FORWARD, FORWARD_BACKWARD, OPTIMIZER
 from bigtrain.train.router_balance import settle
 
+LOSS_TERMS = ("token_loss", "example_loss")
 Timing = Callable[[str], AbstractContextManager[None]]
 """Gives, for a part of the step, what times the work done inside."""
 
@@ -34,14 +35,14 @@ class StepOutcome:
     step: int
     """Its number, from 1."""
     loss: float
-    """Mean over the labelled tokens of the global batch, in nats."""
+    """Mean over the labelled tokens of the global batch, in nats; with labels of examples, plus the mean over these."""
     grad_norm: float
     """Norm of the gradient before clipping."""
     applied: bool
     """Whether the weights were updated: not where the gradient was not finite."""
     learning_rate: float
     auxiliary: dict[str, float]
-    """What the model counts beside the loss; see `router_balance.settle`."""
+    """What the model counts, see `router_balance.settle`; and the terms of the loss, where there are two."""
 
 
 class LearningRate:
@@ -89,7 +90,7 @@ class TrainingStep:
         return cast(Transformer, self.engine.module)
 
     def take(
-        self, batch: RankBatch, label_tokens: int, *, before_update: Callable[[], None] = lambda: None
+        self, batch: RankBatch, labels: LabelCounts, *, before_update: Callable[[], None] = lambda: None
     ) -> StepOutcome:
         """Forward, backward and update on this rank's share of the next global batch. Every rank calls it.
 
@@ -97,19 +98,20 @@ class TrainingStep:
 
         Args:
             batch: the share.
-            label_tokens: labelled tokens of the global batch: the loss is their mean.
+            labels: of the global batch: each loss term is a mean over its own.
             before_update: called when the gradient is there, before it is used.
         """
         step, device = self.done + 1, self._topology.device
         self._heartbeat.enter(LoopPhase.FORWARD_BACKWARD)
         reached("step", step)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        counts = labels.of_terms(batch.loss_terms)
+        loss_sums = torch.zeros(len(counts), dtype=torch.float64, device=device)
         with self._timing(FORWARD_BACKWARD):
             for micro_batch in batch.micro_batches:
                 self._heartbeat.beat()
-                loss_sum += self.engine.forward_backward(
+                loss_sums += self.engine.forward_backward(
                     micro_batch.to(device).model_inputs(),
-                    scale=1 / label_tokens,
+                    scale=loss_scale(counts, device),
                     forward=self._timing(FORWARD),
                 )
         self._heartbeat.enter(LoopPhase.OPTIMIZER)
@@ -121,7 +123,22 @@ class TrainingStep:
             update = self.engine.step(rate)
         self._heartbeat.enter(LoopPhase.SETTLE)
         norm_of_first = update.grad_norm if self._topology.rank == 0 else 0.0
-        total, norm = self._topology.sum_across_ranks([loss_sum.item(), norm_of_first])
-        auxiliary = settle(self.model, self._topology, label_tokens, move=update.applied)
+        *totals, norm = self._topology.sum_across_ranks([*loss_sums.tolist(), norm_of_first])
+        means = [total / count for total, count in zip(totals, counts, strict=True)]
+        auxiliary = settle(self.model, self._topology, labels.tokens, move=update.applied)
+        if len(means) > 1:
+            auxiliary |= dict(zip(LOSS_TERMS, means, strict=True))
         self.done = step
-        return StepOutcome(step, total / label_tokens, norm, update.applied, rate, auxiliary)
+        return StepOutcome(step, sum(means), norm, update.applied, rate, auxiliary)
+
+
+def loss_scale(counts: Sequence[int], device: torch.device) -> float | torch.Tensor:
+    """What makes means of the summed terms of a loss, for `Engine.forward_backward`.
+
+    Args:
+        counts: labels of the global batch, of each term.
+        device: of the engine.
+    """
+    if len(counts) == 1:
+        return 1 / counts[0]
+    return torch.tensor([1 / count for count in counts], device=device)

@@ -150,7 +150,7 @@ class TrainingRun:
             BigtrainError: the step does not fit into memory, or the weights of the ranks differ; nothing was updated.
         """
         with enough_memory(self.settings, self.topology, f"step {self.step + 1}"):
-            return self.training.take(batch, agreed.label_tokens, before_update=self._compare_replicas_if_due)
+            return self.training.take(batch, agreed.labels, before_update=self._compare_replicas_if_due)
 
     def record(self, outcome: StepOutcome, agreed: Agreement) -> Reading:
         """Write the step down; returns what the meter says of it."""
@@ -227,7 +227,7 @@ class TrainingRun:
         if not wanted.samples or self.topology.rank or not one_rank_can_sample(self.settings):
             return []
         model = TextModel.in_training(self.training.model, self.settings)
-        beginnings = prompts(self.data.held_out, model.tokenizer, wanted.samples, model.context)
+        beginnings = prompts(self.data.held_out_datasets, model.tokenizer, wanted.samples, model.context)
         self.training.model.eval()
         with torch.compiler.set_stance("force_eager"):  # a text grows by a token at a time: each time another shape
             samples = draw(model, beginnings, wanted.sample_tokens)

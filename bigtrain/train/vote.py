@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from bigtrain.base import BigtrainError, first_of
-from bigtrain.data import RankBatch, format_digest
+from bigtrain.data import LabelCounts, RankBatch, format_digest
 from bigtrain.engine import Topology
 
 
@@ -15,6 +15,8 @@ class Vote:
 
     label_tokens: int = 0
     """Labelled tokens of its share of the batch."""
+    label_examples: int = 0
+    """Labelled examples of it, where the objective has labels of whole examples."""
     input_tokens: int = 0
     """All tokens of it."""
     batch_digest: int = 0
@@ -50,6 +52,7 @@ class Vote:
         counted = batch if counts_batch else None
         return cls(
             label_tokens=counted.label_tokens if counted else 0,
+            label_examples=counted.label_examples if counted else 0,
             input_tokens=counted.input_tokens if counted else 0,
             batch_digest=counted.digest if counted else 0,
             inputs_digest=counted.inputs_digest if counted else 0,
@@ -63,13 +66,18 @@ class Vote:
         """The sum of all ranks' votes, on every rank; the digests modulo 2^64. Every rank calls it."""
         return Vote(*map(int, topology.sum_across_ranks(astuple(self))))
 
+    @property
+    def labels(self) -> LabelCounts:
+        """What the losses are means over."""
+        return LabelCounts(self.label_tokens, self.label_examples)
+
 
 @dataclass(frozen=True)
 class Agreement:
     """What all ranks know about the step to come."""
 
-    label_tokens: int
-    """Tokens of the global batch that have a label: the loss is their mean."""
+    labels: LabelCounts
+    """Labels of the global batch: each loss term is a mean over its own."""
     input_tokens: int
     """Tokens of the global batch that go into the model."""
     batch_digest: str
@@ -88,7 +96,7 @@ def agree(vote: Vote, stop_reason: str | None, topology: Topology) -> Agreement:
         topology: the ranks.
     """
     return Agreement(
-        label_tokens=vote.label_tokens,
+        labels=vote.labels,
         input_tokens=vote.input_tokens,
         batch_digest=format_digest(vote.batch_digest),
         inputs_digest=format_digest(vote.inputs_digest) if vote.inputs_digest else None,

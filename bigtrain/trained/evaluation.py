@@ -67,7 +67,7 @@ def sum_of_losses(
     """
     total, tokens = 0.0, 0
     for batch in batches:
-        total += loss_sum(batch.to(device).model_inputs()).item()
+        total += loss_sum(batch.to(device).model_inputs()).flatten()[0].item()
         tokens += batch.label_tokens
     return total, tokens
 

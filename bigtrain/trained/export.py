@@ -89,6 +89,7 @@ def export_run(
 
     if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
         report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
+    objective = settings.objective.mixed[0] if settings.objective.mixed else settings.objective
     export_hf(
         weights,
         settings.model,
@@ -96,8 +97,8 @@ def export_run(
         out,
         end_of_text=settings.data.tokenizer.end_of_text,
         begin_of_text=DataTokenizer.open(settings.data.dir).begin_of_text,
-        mask_token=settings.objective.mask_token if settings.objective.name == "masked" else None,
-        decoder_start=settings.objective.decoder_start_token if settings.objective.reads_pairs else None,
+        mask_token=objective.mask_token if objective.name == "masked" else None,
+        decoder_start=objective.decoder_start_token if objective.reads_pairs else None,
         dtype=dtype,
         documents=_documents(run, settings, checkpoint, report),
         check=compare,

@@ -14,7 +14,14 @@ from tokenizers import Tokenizer
 from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
-from bigtrain.data import evaluation_batches, load_tokenizer, open_datasets, open_mirror, open_objective
+from bigtrain.data import (
+    evaluation_batches,
+    held_out_packing,
+    load_tokenizer,
+    open_datasets,
+    open_mirror,
+    open_objective,
+)
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import Transformer, build_model
 from bigtrain.rundir import RunDirectory, RunState
@@ -75,23 +82,26 @@ class TrainedModel:
             with_baselines: also the perplexities of a unigram and a 5-gram model on the same labels, trained on the
                 same data.
         """
+        data = self.settings.data
         opened = {
-            split: open_datasets(self.settings.data, model_vocab_size=self.settings.model.vocab_size, split=split)
+            split: open_datasets(data, model_vocab_size=self.settings.model.vocab_size, split=split)
             for split in ("train", "validation")
         }
-        objective = open_objective(self.settings.objective, self.settings.data.dir)
+        objective = open_objective(self.settings.objective, self.settings.data)
         baselines: Baselines | LabelBaselines | None = None
         if with_baselines and objective.causal:
             baselines = Baselines(opened["train"])
         elif with_baselines:
             sample = chain.from_iterable(
-                evaluation_batches(dataset, self.settings, objective, max_sequences=BASELINE_SEQUENCES)
+                evaluation_batches(
+                    held_out_packing(data, dataset), self.settings, objective, max_sequences=BASELINE_SEQUENCES
+                )
                 for dataset in opened["train"]
             )
             baselines = LabelBaselines(sample, opened["train"][0].summary.vocab_size)
         rows = []
         for dataset in opened["validation"]:
-            batches = list(evaluation_batches(dataset, self.settings, objective))
+            batches = list(evaluation_batches(held_out_packing(data, dataset), self.settings, objective))
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
             if not tokens:
                 continue

@@ -26,7 +26,7 @@ from bigtrain.base import BigtrainError, to_json, write_atomically
 from bigtrain.config import Settings
 from bigtrain.data import RankBatch
 from bigtrain.observe import FORWARD_BACKWARD, OPTIMIZER, Reading, datasheet_flops
-from bigtrain.train import Agreement, TrainingRun, open_run
+from bigtrain.train import Agreement, TrainingRun, loss_scale, open_run
 from bigtrain.trials.trace import STEP, TraceSummary, read_trace, summarize
 from bigtrain.trials.trial import changed
 
@@ -173,8 +173,9 @@ def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
         torch.cuda.memory._record_memory_history(max_entries=HISTORY_EVENTS)
     else:
         _forget_peak_of_process()
+    scale = loss_scale(agreed.labels.of_terms(batch.loss_terms), device)
     for micro_batch in batch.micro_batches:
-        engine.forward_backward(micro_batch.to(device).model_inputs(), scale=1 / agreed.label_tokens)
+        engine.forward_backward(micro_batch.to(device).model_inputs(), scale=scale)
     parts = engine.held_bytes()
     engine.step(run.training.learning_rate(run.step + 1))
     if on_gpu:

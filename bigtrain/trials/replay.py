@@ -137,7 +137,7 @@ def replay(
 
         def take(batch: RankBatch, vote: Vote) -> StepOutcome:
             with enough_memory(settings, topology, f"step {training.done + 1}"):
-                return training.take(batch, vote.label_tokens)
+                return training.take(batch, vote.labels)
 
         say = report if topology.rank == 0 else lambda line: None
         if step - 1 > from_step:

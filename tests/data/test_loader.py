@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.data import Dataset, Loader, MicroBatch, Packing, Plan, RankBatch, format_digest
+from bigtrain.objective import AddressKeys
 from tests.data.helpers import build_packs_of, plan_over, random_dataset
 
 LENGTH = 16
@@ -173,3 +175,32 @@ def test_micro_batches_are_tensors_ready_for_the_model(
         assert micro.label_tokens == int((micro.labels != -100).sum())
         assert int(micro.cu_seqlens[-1]) == 4 * LENGTH
         assert micro.max_seqlen == int(micro.cu_seqlens.diff().max())
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (2, 2), (4, 1)])
+def test_keys_of_rows_follow_from_addresses_and_change_nothing_else(
+    planned: tuple[Plan, list[Packing]], world_size: int, micro_batch_size: int
+) -> None:
+    """They are those of `AddressKeys`, one for each row, and none twice, in the second epoch neither. Digests and all
+    other inputs are as without them."""
+    plan, _ = planned
+    steps = 80
+    plain = take(planned, steps, micro_batch_size=16)
+    ranks = [
+        take(planned, steps, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size, keyed=True)
+        for rank in range(world_size)
+    ]
+    keys = AddressKeys(plan.seed, [source.name for source in plan.sources])
+    found = []
+    for step, one in enumerate(plain):
+        parts = [rank[step] for rank in ranks]
+        micros = [micro for part in parts for micro in part.micro_batches]
+        found.append(torch.cat([micro.model_inputs()["row_keys"] for micro in micros]))
+        wanted = keys.of(*plan.locate_many(np.arange(16) + one.first_sample)).view(np.int64)
+        assert found[-1].tolist() == wanted.tolist()
+        assert torch.equal(rows(parts), rows([one]))
+        assert int(sum(torch.tensor(part.digest) for part in parts)) == one.digest
+        assert all(part.inputs_digest == 0 for part in parts)
+    assert all("row_keys" not in micro.model_inputs() for micro in plain[0].micro_batches)
+    assert len(torch.cat(found).unique()) == 16 * steps
+    assert max(plan.locate(16 * steps - 1 - back).epoch for back in range(16)) > 0

@@ -69,7 +69,7 @@ def test_a_rank_that_heard_of_the_data_trains_on_the_same_batches(built: Setting
     settings = with_packing(built, packing)
     alone, told = RunData.open(settings), heard(settings)
     assert told.plan.plan_id == alone.plan.plan_id
-    assert [d.dataset_id for d in told.held_out] == [d.dataset_id for d in alone.held_out]
+    assert [d.dataset_id for d in told.held_out_datasets] == [d.dataset_id for d in alone.held_out_datasets]
     with (
         alone.loader(2, 0, rank=0, world_size=2) as wanted,
         told.loader(2, 0, rank=0, world_size=2) as found,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bigtrain.data import Dataset, MicroBatch, validation_batches
+from bigtrain.data.batch.packing import ConcatPacking
 from tests.data.helpers import random_dataset, write_dataset
 
 LENGTH = 16
@@ -19,8 +20,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def batches(dataset: Dataset, limit: int | None, rank: int = 0, world_size: int = 1, size: int = 4) -> list[MicroBatch]:
-    arguments = {"sequence_length": LENGTH, "max_sequences": limit, "micro_batch_size": size}
-    return list(validation_batches(dataset, **arguments, rank=rank, world_size=world_size))
+    arguments = {"max_sequences": limit, "micro_batch_size": size}
+    return list(validation_batches(ConcatPacking(dataset, LENGTH), **arguments, rank=rank, world_size=world_size))
 
 
 def labelled_rows(found: list[MicroBatch]) -> list[tuple[list[int], list[int]]]:

@@ -27,7 +27,7 @@ def test_its_machine_code_reads_16_bytes_at_a_time_and_keeps_all_in_registers(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kind, capability = target.split()[0], int(target.split()[1])
     pointers = {"products": f"*{kind}", "labels": "*i64", "losses": "*fp32"}
-    numbers = dict.fromkeys(("scale", "softcap", "z_loss_coef"), "fp32")
+    numbers = dict.fromkeys(("scale", "softcap", "z_loss_coef", "label_smoothing"), "fp32")
     constants = {"CLASSES": 128_256, "IGNORE_INDEX": -100, "CAPPED": capped, "GRADIENTS": True, "BLOCK": BLOCK}
     signature = {**pointers, **numbers, **dict.fromkeys(constants, "constexpr")}
     aligned = {(0,): [["tt.divisibility", 16]], (2,): [["tt.divisibility", 16]]}  # as a launch finds them

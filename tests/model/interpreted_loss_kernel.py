@@ -30,6 +30,7 @@ shapings = st.builds(
     logits_scaling=st.sampled_from([1.0, 0.5, 3.0, 8.0]),
     softcap=st.sampled_from([None, 3.0, 30.0]),
     z_loss_coef=st.sampled_from([0.0, 1e-4, 0.1]),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
 )
 
 

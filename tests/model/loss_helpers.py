@@ -41,7 +41,9 @@ def assert_equals_float64(
     labelled = (labels != IGNORE_INDEX)[:, None]
     log_z = logits.logsumexp(1, keepdim=True)
     drawn = shaping.z_loss_coef * (log_z.square() * labelled).sum()
-    (wanted_gradient,) = torch.autograd.grad(wanted + drawn, inputs)
+    smoothing = shaping.label_smoothing
+    learned = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
+    (wanted_gradient,) = torch.autograd.grad(learned + drawn, inputs)
 
     largest = 1 + (shaping.softcap or logits.abs().max().item())
     assert loss.dtype == torch.float32 and gradient.dtype == products.dtype
@@ -54,7 +56,7 @@ def assert_equals_float64(
     steepness = 1.0 if shaping.softcap is None else 1 + inputs.detach().abs() / shaping.logits_scaling / shaping.softcap
     allowed = (
         wanted_gradient.abs() * (kind.eps + exact * steepness)
-        + (probabilities + one_hot) * exact / shaping.logits_scaling
+        + (probabilities + one_hot + smoothing / logits.shape[1]) * exact / shaping.logits_scaling
         + tiny
     )
     excess = ((gradient.double() - wanted_gradient).abs() - allowed * labelled).max().item()

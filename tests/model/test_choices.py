@@ -37,6 +37,7 @@ CHOICES: dict[str, st.SearchStrategy[Any]] = {
     "final_logit_softcapping": st.sampled_from([None, 1.0]),
     "mup_base_hidden_size": st.sampled_from([None, 8]),
     "z_loss_coef": st.sampled_from([0.0, 1e-2]),
+    "label_smoothing": st.sampled_from([0.0, 0.1]),
     "norm_bias": st.booleans(),
     "embedding_norm": st.booleans(),
     "type_vocab_size": st.sampled_from([0, 2]),

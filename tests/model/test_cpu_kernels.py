@@ -139,14 +139,23 @@ def test_attention_repeats_itself_whatever_the_number_of_threads(works: None) ->
     size=st.sampled_from([0.1, 3.0, 40.0]),
     scaling=st.sampled_from([1.0, 3.0]),
     z_loss_coef=st.sampled_from([0.0, 1e-2]),
+    smoothing=st.sampled_from([0.0, 0.1]),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 2**20),
 )
 def test_softmax_is_as_exact_as_float32(
-    works: None, rows: int, classes: int, size: float, scaling: float, z_loss_coef: float, ignored: float, seed: int
+    works: None,
+    rows: int,
+    classes: int,
+    size: float,
+    scaling: float,
+    z_loss_coef: float,
+    smoothing: float,
+    ignored: float,
+    seed: int,
 ) -> None:
     products, labels = chunk(rows, classes, torch.bfloat16, size, seed, ignored)
-    shaping = Shaping(scaling, None, z_loss_coef)
+    shaping = Shaping(scaling, None, z_loss_coef, smoothing)
     gradient = products.clone()
     loss = softmax_in_cpp(gradient, labels, shaping, True)
     assert_equals_float64(products, labels, shaping, loss, gradient)
@@ -275,5 +284,6 @@ def test_without_a_folder_to_keep_them_the_kernels_are_there_too(
 
 
 def test_the_description_of_a_call_is_laid_out_as_in_the_source() -> None:
-    """Eight fields; a float before the last two, which are aligned to eight bytes."""
-    assert ctypes.sizeof(cpu_kernels.Call) == 64 and cpu_kernels.Call.window.offset == 48
+    """Eleven fields of eight bytes, or aligned to eight; the last two are of four bytes each."""
+    assert ctypes.sizeof(cpu_kernels.Call) == 80 and cpu_kernels.Call.window.offset == 48
+    assert cpu_kernels.Call.drop_scale.offset == 76

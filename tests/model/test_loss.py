@@ -39,6 +39,7 @@ def oracle(
     logits_scaling: float = 1.0,
     softcap: float | None = None,
     z_loss_coef: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> list[Tensor]:
     """The loss, and the gradients of what is minimised, in float64."""
     hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
@@ -47,7 +48,8 @@ def oracle(
         logits = softcap * torch.tanh(logits / softcap)
     loss = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
     z_loss = logits[labels != -100].logsumexp(1).square().sum()
-    return [loss, *torch.autograd.grad((loss + z_loss_coef * z_loss) * scale, (hidden, weight))]
+    learned = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum", label_smoothing=label_smoothing)
+    return [loss, *torch.autograd.grad((learned + z_loss_coef * z_loss) * scale, (hidden, weight))]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,8 @@ EXTRAS = [
     {"logits_scaling": 8.0},
     {"softcap": 5.0},
     {"z_loss_coef": 1e-2},
-    {"logits_scaling": 0.5, "softcap": 3.0, "z_loss_coef": 3e-2},
+    {"label_smoothing": 0.1},
+    {"logits_scaling": 0.5, "softcap": 3.0, "z_loss_coef": 3e-2, "label_smoothing": 0.3},
 ]
 
 
@@ -92,9 +95,10 @@ def test_scaled_capped_and_drawn_to_zero_logits_equal_the_float64_oracle(
         assert torch.equal(linear_cross_entropy(hidden, weight, labels, **extras), loss.detach())
 
 
-def test_the_reported_loss_is_the_cross_entropy_whatever_the_z_loss() -> None:
+@pytest.mark.parametrize("what", ["z_loss_coef", "label_smoothing"])
+def test_the_reported_loss_is_the_cross_entropy_whatever_is_learned(what: str) -> None:
     hidden, weight, labels = problem(torch.float32)
-    plain, drawn = (linear_cross_entropy(hidden, weight, labels, z_loss_coef=z) for z in (0.0, 0.5))
+    plain, drawn = (linear_cross_entropy(hidden, weight, labels, **{what: value}) for value in (0.0, 0.5))
     assert torch.equal(plain, drawn)
     gradients = [torch.autograd.grad(loss, hidden)[0] for loss in (plain, drawn)]
     assert relative_error(gradients[1], gradients[0]) > 0.1

@@ -8,12 +8,13 @@ import json
 import pytest
 import yaml
 
+from tests import forkserver
 from tests.matrix import thinned
 from tests.refusals import assert_refused
 from tests.system.run_sandbox import STATUS_STOPPED, RunSandbox, kill_ranks, small_settings
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(20)]
-ADDITIONAL = ["<pad>", "[MASK]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", *SENTINELS]
+ADDITIONAL = ["<pad>", "[MASK]", "[CLS]", "[SEP]", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", *SENTINELS]
 ENCODER = {
     "family": "bert",
     "hidden_size": 64,
@@ -30,8 +31,37 @@ OBJECTIVES = {
     "permutation": {"objective": {"name": "permutation"}, "model": ENCODER | {"family": "xlnet"}},
     "span_corruption": {"objective": {"name": "span_corruption"}, "model": ENCODER | {"family": "t5"}},
     "denoising": {"objective": {"name": "denoising"}, "model": ENCODER | {"family": "t5_v1_1"}},
+    "next_sentence": {
+        "objective": {"name": "masked", "sentence_task": "next_sentence"},
+        "model": ENCODER | {"sentence_head": True},
+        "data": {"packing": "next_sentence_pairs"},
+    },
+    "sentence_order": {
+        "objective": {"name": "masked", "sentence_task": "sentence_order"},
+        "model": ENCODER | {"family": "albert", "embedding_size": 32, "sentence_head": True},
+        "data": {"packing": "sentence_pairs"},
+    },
+    "translation": {
+        "objective": {"name": "translation"},
+        "model": ENCODER | {"family": "marian", "label_smoothing": 0.1},
+        "data": {"packing": "best_fit", "sources": [{"name": "django", "kind": "gettext", "package": "django"}]},
+    },
+    "mixture": {
+        "objective": {
+            "name": "mixture",
+            "components": [
+                {"name": "span_corruption", "weight": 2},
+                {"name": "span_corruption", "noise_density": 0.5, "decoder_start_token": "[CLS]"},
+                {"name": "denoising", "decoder_start_token": "[SEP]"},
+            ],
+        },
+        "model": ENCODER | {"family": "t5"},
+    },
     "whole_words": {"objective": {"name": "masked", "whole_words": True, "mask_rate": 0.3}, "model": ENCODER},
 }
+DROPPED = {"masked_with_dropout": "masked", "denoising_with_dropout": "denoising"}
+RATES = {f"{place}_dropout": 0.1 for place in ("embedding", "attention", "hidden", "activation", "final")}
+OBJECTIVES |= {name: OBJECTIVES[of] | {"model": OBJECTIVES[of]["model"] | RATES} for name, of in DROPPED.items()}
 EXACT = ("step", "loss", "grad_norm", "tokens", "batch_digest", "inputs_digest")
 
 
@@ -50,13 +80,23 @@ def with_tokens(tmp_path_factory: pytest.TempPathFactory) -> RunSandbox:
 
 
 def run_of(data: RunSandbox, directory, objective: str, name: str, **engine: object) -> RunSandbox:
-    settings = yaml.safe_load(data.config.read_text()) | copy.deepcopy(OBJECTIVES[objective])
+    settings = yaml.safe_load(data.config.read_text())
+    changes = copy.deepcopy(OBJECTIVES[objective])
+    settings["data"] |= changes.pop("data", {})
+    settings |= changes
     settings["run_dir"] = str(directory / name / "run")
     settings["engine"] |= engine
     (directory / name).mkdir()
     config = directory / name / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
-    return RunSandbox(directory / name, config)
+    sandbox = RunSandbox(directory / name, config)
+    if "packing" in settings["data"]:
+        if settings["data"]["sources"][0]["kind"] == "gettext":
+            settings["data"]["sources"][0]["languages"] = ["de", "fr"]
+            settings["data"]["dir"] = str(data.directory / "pairs")
+            config.write_text(yaml.safe_dump(settings))
+        assert sandbox.bigtrain("data", "build", config).returncode == 0
+    return sandbox
 
 
 def numbers(sandbox: RunSandbox, keys: tuple[str, ...] = EXACT) -> list[tuple]:
@@ -102,7 +142,7 @@ def assert_continues_prefixes(run: RunSandbox) -> None:
         assert_refused(refused, "from one side only", "objective.name prefix", "allow_change")
 
 
-@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "span_corruption"]))
+@pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "next_sentence", "span_corruption"]))
 def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp_path, objective):
     """Inputs are equal at 1, 2 and 4 ranks; what was killed repeats its steps bit for bit; a step can be replayed."""
     whole = run_of(with_tokens, tmp_path, objective, "whole")
@@ -139,6 +179,36 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
     assert replayed.returncode == 0, replayed.stderr
     found = json.loads(replayed.stdout)
     assert abs(found["loss"] / steps[6][1] - 1) < 1e-2 and found["documents"]
+
+
+@pytest.mark.slow
+def test_losses_with_dropout_are_equal_however_the_work_is_spread(with_tokens, tmp_path):
+    """In float32 at 1 and 2 ranks, micro-batches of 1, 2 and 4. Dropout changes no digest, and it changes losses."""
+    found = {}
+    for name, world, micro, of in (
+        ("one-4", 1, 4, "masked_with_dropout"),
+        ("one-1", 1, 1, "masked_with_dropout"),
+        ("two-2", 2, 2, "masked_with_dropout"),
+        ("none", 1, 4, "masked"),
+    ):
+        run = run_of(with_tokens, tmp_path, of, name, precision="fp32", zero_stage=world)
+        status, output = run.train(world, f"train.micro_batch_size={micro}", "train.stop_after=5")
+        assert status == STATUS_STOPPED, output
+        found[name] = run.metrics()
+    for name, metrics in found.items():
+        for record, wanted in zip(metrics, found["one-4"], strict=True):
+            assert record["inputs_digest"] == wanted["inputs_digest"]
+            equal = record["loss"] == pytest.approx(wanted["loss"], rel=2e-6)
+            assert equal if name != "none" else not equal
+
+
+@pytest.mark.slow
+def test_verify_resume_finds_every_promise_kept_with_dropout(with_tokens, tmp_path):
+    run = run_of(with_tokens, tmp_path, "masked_with_dropout", "verified")
+    with_launcher = ("--launcher", forkserver.launcher("{n}"))
+    done = run.bigtrain("verify-resume", run.config, "--json", *with_launcher, "-n", "2", "--steps", "4", timeout=280)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["ok"] and len(report["checks"]) == 7, report
 
 
 def test_what_an_objective_lacks_is_one_message_before_the_first_step(with_tokens, tmp_path):

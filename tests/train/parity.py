@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bigtrain.config import Settings
-from bigtrain.config.objective_settings import IN_AN_ORDER
 from bigtrain.model import build_model
 from tests import forkserver
 
@@ -43,6 +42,8 @@ class Case:
     """Modules of multi-token prediction."""
     prefix: bool = False
     """Documents have prefixes that are seen from both sides."""
+    drop: float = 0.0
+    """Every rate of dropout."""
 
     @property
     def name(self) -> str:
@@ -120,8 +121,20 @@ def cases() -> list[Case]:
         (3, 1, 4, "offloaded"),
     ):
         found.append(Case(stage, world, accumulation, 0.3, True, recompute, family="xlnet"))
+    found.append(Case(2, 2, 4, 0.3, True, "full", family="xlnet", drop=0.1))
     for stage, world, sequence, recompute in ((0, 1, 1, "full"), (2, 2, 2, "none"), (3, 2, 1, "selective")):
         found.append(Case(stage, world, 1, 0.3, recompute=recompute, sequence=sequence, prefix=True))
+    for stage, world, accumulation, recompute, family in (
+        (0, 2, 4, "selective", "llama"),
+        (1, 1, 4, "none", "bert"),
+        (2, 4, 1, "full", "albert"),
+        (3, 2, 4, "offloaded", "gpt2"),
+    ):
+        found.append(Case(stage, world, accumulation, 0.3, True, recompute, family=family, drop=0.1))
+    found.append(Case(3, 4, clip=0.3, recompute="full", sequence=2, family="bert", drop=0.1))
+    found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, drop=0.1))
+    found.append(Case(2, 2, clip=0.3, ahead=2, drop=0.1))
+    found.append(Case(1, 2, clip=0.3, tied=True, family="bert", precision="bf16", drop=0.1))
     return found
 
 
@@ -136,6 +149,7 @@ def state_cases() -> list[Case]:
         Case(2, 4, tied=True, tensor=2, precision="bf16"),
         Case(3, 2, tied=True, sequence=2, offload="cpu"),
         Case(3, 4, tied=True, secondary=2),
+        Case(1, 2, tied=True, drop=0.1),
     ]
 
 
@@ -148,6 +162,8 @@ def settings(case: Case) -> Settings:
     mixture = {
         "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
     }  # fmt: skip
+    # Tensor parallelism has whole residual streams alone on each rank.
+    places = ("embedding", "hidden", "final", *(() if case.tensor > 1 else ("attention", "activation")))
     of_family: dict[str, dict[str, Any]] = {
         "mixtral": mixture,
         "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
@@ -168,6 +184,7 @@ def settings(case: Case) -> Settings:
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
+                **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
             },
             "objective": {"name": "prefix" if case.prefix else OBJECTIVES.get(case.family, "causal")},
@@ -216,7 +233,10 @@ def rows(step: int, order: str | None = None) -> dict[str, Tensor]:
         labels[row, TOKENS - row :] = -100
     tiers = torch.arange(TOKENS).expand(ROWS, TOKENS)
     positions = tiers - torch.where(starts, tiers, 0).cummax(dim=1).values
-    batch = {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts}
+    keys = torch.randint(-(2**63), 2**63 - 1, (ROWS,), generator=generator)
+    batch = {
+        "input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts, "row_keys": keys,
+    }  # fmt: skip
     if order == "prefix":  # of eight tokens, or of a whole document
         batch["labels"] = labels.masked_fill(positions < 7, -100)
         batch["order_ranks"] = positions.clamp(min=7)
@@ -229,8 +249,7 @@ def rows(step: int, order: str | None = None) -> dict[str, Tensor]:
 
 def order_of(case: Case) -> str | None:
     """In which order the tokens of a case see each other, beside what its architecture says."""
-    name = settings(case).objective.name
-    return name if name in IN_AN_ORDER else None
+    return next(iter(settings(case).objective.orders), None)
 
 
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
@@ -248,13 +267,16 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    return json.loads(_plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.prefix))
+    what = case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix
+    return json.loads(_plain_loop(*what))
 
 
 @functools.cache
-def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, prefix: bool) -> str:
-    sequence = 4 if whole_heads else 1
-    like = Case(0, 4, clip=clip, tied=tied, family=family, sequence=sequence, ahead=ahead, prefix=prefix)
+def _plain_loop(
+    family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool
+) -> str:
+    shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
+    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bigtrain.data import validation_batches
+from bigtrain.data.batch.packing import ConcatPacking
 from bigtrain.trained.ngram import Baselines, NGramModel, training_documents
 from tests.data.helpers import write_dataset
 
@@ -113,8 +114,8 @@ def test_perplexities_are_over_the_labels_with_the_context_of_the_row(
     """Perplexities are over exactly the labels, each with the tokens of its document before it in the row."""
     trained = write_dataset(tmp_path / "train", [documents[:20], documents[20:40]], vocab_size=VOCABULARY)
     held_out = write_dataset(tmp_path / "validation", [documents[40:]], vocab_size=VOCABULARY)
-    arguments = {"sequence_length": 7, "max_sequences": None, "micro_batch_size": 4}
-    found = Baselines([trained]).perplexities(validation_batches(held_out, **arguments))
+    arguments = {"max_sequences": None, "micro_batch_size": 4}
+    found = Baselines([trained]).perplexities(validation_batches(ConcatPacking(held_out, 7), **arguments))
 
     slow = SlowKneserNey([[*document, 0] for document in documents[:40]], 5)
     counts = Counter(token for document in documents[:40] for token in [*document, 0])

@@ -24,6 +24,7 @@ from bigtrain.objective import TokenRows
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> TokenRows:
@@ -40,6 +41,9 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
     rows, length = len(sequences), packings[0].sequence_length
     ids, next_ids, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
     input_tokens = np.zeros(rows, np.int64)
+    labelled = any(packing.dataset.summary.labels for packing in packings)
+    labels = np.full((rows, length), IGNORE_INDEX, np.int32) if labelled else None
+    pairs, continued = [packing.makes_pairs for packing in packings], []
     ends, cuts = [], [np.arange(0, (rows + 1) * length, length)]  # of documents, and of spans
     for source in np.unique(sources).tolist():
         own = np.flatnonzero(sources == source)
@@ -48,7 +52,11 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
         places = spans.row * length + spans.offset
         for shard, chosen in _by_shard(packings[source].dataset, spans):
             ends.append(_copy(shard, places[chosen], spans.start[chosen], spans.length[chosen], ids, next_ids))
+            if labels is not None and packings[source].dataset.summary.labels:
+                _copy_labels(shard, places[chosen], spans.start[chosen], spans.length[chosen], labels)
         cuts.append(places + spans.length)
+        if pairs[source]:
+            continued.append(places[_continuing(spans)])
         filled = np.bincount(spans.row, spans.length, rows).astype(np.int64)
         for row in own[filled[own] < length].tolist():
             ids[row, filled[row] :] = packings[source].dataset.end_of_text
@@ -70,7 +78,27 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
         boundaries=boundaries,
         next_tokens=input_tokens - np.bincount((end - 1) // length, minlength=rows),
         input_tokens=input_tokens,
+        labels=labels,
+        follows=_follows(boundaries, np.concatenate(continued), end) if continued else None,
     )
+
+
+def _continuing(spans: Spans) -> I64:
+    """The spans, by index, that begin in their shard where the one before them in the row ends."""
+    one, other = (Spans(*(field[part] for field in spans)) for part in (slice(None, -1), slice(1, None)))
+    same = (one.row == other.row) & (one.shard == other.shard) & (one.start + one.length == other.start)
+    return np.flatnonzero(same) + 1
+
+
+def _follows(boundaries: I64, continued: I64, ends: I64) -> Bools:
+    """[D], whether a part at one of the boundaries goes on with a document.
+
+    Args:
+        boundaries: [D+1].
+        continued: places of spans that go on with the span before them.
+        ends: where documents end.
+    """
+    return np.isin(boundaries[:-1], np.setdiff1d(continued, ends))
 
 
 def _by_shard(dataset: Dataset, spans: Spans) -> Iterable[tuple[TokenShard, I64 | slice]]:
@@ -100,6 +128,13 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, n
     before = np.cumsum(counts) - counts
     ends = offsets[np.arange(counts.sum()) + np.repeat(first - before, counts)]
     return ends + np.repeat(places - starts, counts)
+
+
+def _copy_labels(shard: TokenShard, places: I64, starts: I64, lengths: I64, labels: I32) -> None:
+    """Copy the labels of spans of a shard into those of the R*T tokens."""
+    flat = labels.reshape(-1)
+    for place, start, length in zip(places.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+        flat[place : place + length] = shard.labels[start : start + length]
 
 
 def _check_vocabulary(packings: Sequence[Packing], ids: I32, next_ids: I32, sources: I64, sequences: I64) -> None:

@@ -14,6 +14,7 @@ from bigtrain.objective import PreparedRows
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +40,12 @@ class MicroBatch:
     """Labels that are not -100."""
     input_tokens: int
     """Tokens that are not padding."""
+    label_examples: int = 0
+    """Labels of whole examples that are not -100: those of `example_labels` in `others`."""
     others: dict[str, Tensor | int] = field(default_factory=dict)
     """What else the objective gives to the model, by the names of its arguments: tensors [B, ...], and for an
-    encoder-decoder encoder_input_ids, encoder_position_ids [B, S], encoder_cu_seqlens and encoder_max_seqlen."""
+    encoder-decoder encoder_input_ids, encoder_position_ids [B, S], encoder_cu_seqlens and encoder_max_seqlen. Where the
+    model has dropout, row_keys int64 [B], from the addresses of the rows."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on a device, converted there to int64, the type that models take."""
@@ -51,7 +55,7 @@ class MicroBatch:
             if isinstance(value, int):
                 return value
             moved = value.to(device, non_blocking=True)
-            return moved.to(torch.int64) if name == "labels" or name.endswith("_ids") else moved
+            return moved.to(torch.int64) if name.endswith(("labels", "_ids")) else moved
 
         names = ("input_ids", "labels", "position_ids", "cu_seqlens")
         own = {name: there(name, getattr(self, name)) for name in names}
@@ -61,6 +65,20 @@ class MicroBatch:
         """The keyword arguments of the model's forward pass."""
         names = ("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen")
         return {name: getattr(self, name) for name in names} | self.others
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """The labels of a global batch, by loss term."""
+
+    tokens: int
+    """Tokens that have a label."""
+    examples: int = 0
+    """Whole examples that have one."""
+
+    def of_terms(self, number: int) -> list[int]:
+        """The counts of the first terms of a loss; at least 1, so that a term without labels is 0."""
+        return [max(count, 1) for count in (self.tokens, self.examples)[:number]]
 
 
 @dataclass(frozen=True)
@@ -74,15 +92,19 @@ class RankBatch:
     """Labels in this rank's share that are not -100."""
     input_tokens: int
     """Tokens in this rank's share that are not padding."""
+    label_examples: int
+    """Labels of whole examples in this rank's share that are not -100."""
     digest: int
     """This rank's part of the digest of the global batch, as int64. The sum over ranks, modulo 2^64, is the same at
     every world size."""
+    loss_terms: int = 1
+    """1, or 2 where the objective labels whole examples, too."""
     inputs_digest: int = 0
     """Likewise of what the objective made of the batch; 0 where that is the tokens as they are."""
 
 
-def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
-    """Rows as micro-batches of `size` rows each, which share their memory."""
+def micro_batches_of(rows: PreparedRows, size: int, keys: U64 | None = None) -> list[MicroBatch]:
+    """Rows as micro-batches of `size` rows each, which share their memory; with keys [R] these are `row_keys`."""
     import torch
 
     labels = torch.split(torch.from_numpy(rows.labels), size)
@@ -95,7 +117,11 @@ def micro_batches_of(rows: PreparedRows, size: int) -> list[MicroBatch]:
             _parts_of(rows.input_ids, rows.positions, rows.boundaries, size)
         )
     ]
-    for name, array in rows.others.items():
+    if rows.label_examples is not None:
+        examples = rows.label_examples.reshape(-1, size).sum(axis=1).tolist()
+        batches = [replace(batch, label_examples=count) for batch, count in zip(batches, examples, strict=True)]
+    others = dict(rows.others) if keys is None else {**rows.others, "row_keys": keys.view(np.int64)}
+    for name, array in others.items():
         for batch, part in zip(batches, torch.split(torch.from_numpy(array), size), strict=True):
             batch.others[name] = part
     if (encoder := rows.encoder) is not None:

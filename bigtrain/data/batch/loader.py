@@ -6,6 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class Loader:
         rank: data-parallel rank of this process.
         world_size: data-parallel size.
         objective: makes inputs and labels of rows.
+        keyed: whether the model is given the keys of rows, `row_keys`: dropout follows from them.
         prefetch: groups of batches that are prepared in advance.
 
     Raises:
@@ -74,6 +76,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         objective: Objective | None = None,
+        keyed: bool = False,
         prefetch: int = 2,
     ) -> None:
         divide_work(plan.batches, micro_batch_size, world_size)
@@ -87,6 +90,7 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._unlabelled = find_unlabelled(plan, packings)
         self._objective = objective or Causal()
+        self._keyed = keyed
         self._keys = AddressKeys(plan.seed, [source.name for source in plan.sources])
         self._ready: deque[RankBatch] = deque()
         self._queue: queue.Queue[list[RankBatch] | BaseException] = queue.Queue(prefetch)
@@ -177,10 +181,12 @@ class Loader:
         rows = assemble(self._packings, addresses.source, addresses.sequence)
         for skip in self._unlabelled:
             skip.apply(rows, samples, addresses)
-        draws = self._objective.changes_inputs  # the keys cost two per cent of what the causal objective takes in all
+        # The keys cost two per cent of what the causal objective takes in all.
+        draws = self._keyed or self._objective.changes_inputs
         keys = self._keys.of(*addresses) if draws else np.zeros(len(samples), np.uint64)
+        rows = replace(rows, turns=addresses.sequence + addresses.epoch) if draws else rows
         prepared = self._objective.prepare(rows, keys)
-        micro_batches = micro_batches_of(prepared, self._micro_batch_size)
+        micro_batches = micro_batches_of(prepared, self._micro_batch_size, keys if self._keyed else None)
         batches, first = [], 0
         for size in group.sizes:
             last = first + size
@@ -192,7 +198,9 @@ class Loader:
                     micro_batches=own,
                     label_tokens=sum(batch.label_tokens for batch in own),
                     input_tokens=sum(batch.input_tokens for batch in own),
+                    label_examples=sum(batch.label_examples for batch in own),
                     digest=wrap_int64(digest_rows(rows.input_ids[first:last], position)),
+                    loss_terms=1 if prepared.label_examples is None else 2,
                     inputs_digest=self._digest_of_inputs(prepared, slice(first, last), position),
                 )
             )

@@ -20,7 +20,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.mapping import keep_mapped
-from bigtrain.data.format.pack_file import PackManifest, PackReader, PackRecord, manifest_path
+from bigtrain.data.format.pack_file import OF_SENTENCES, PackManifest, PackReader, PackRecord, manifest_path
 from bigtrain.data.format.summary import PackSummary
 from bigtrain.data.store.store import Dataset
 
@@ -48,6 +48,8 @@ class Packing(Protocol):
     sequence_length: int
     rows: int
     """Sequences in one epoch."""
+    makes_pairs: bool
+    """Whether a sequence is a pair of segments."""
 
     @property
     def pack_id(self) -> str | None:
@@ -71,6 +73,7 @@ class ConcatPacking:
     """Documents one after the other, cut every `sequence_length` tokens. The last row of the stream may be short."""
 
     pack_id: str | None = None
+    makes_pairs = False
 
     def __init__(self, dataset: Dataset, sequence_length: int) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length
@@ -105,7 +108,7 @@ class IndexedPacking:
 
     Args:
         dataset: the training split of a source.
-        packing: `best_fit` or `buckets`.
+        packing: one of `PACKINGS`.
         sequence_length: T.
         summary: what another rank has read from the manifest. Default: the manifest is read now.
 
@@ -117,7 +120,7 @@ class IndexedPacking:
         self, dataset: Dataset, packing: str, sequence_length: int, summary: PackSummary | None = None
     ) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length
-        self._packing = packing
+        self._packing, self.makes_pairs = packing, packing in OF_SENTENCES
         self._packs: dict[int, PackFile] = {}
         if summary is None:
             vars(self)["_manifest"] = read_packs(dataset, packing, sequence_length)  # as cached_property keeps it
@@ -225,6 +228,13 @@ def open_packings(settings: DataSettings, datasets: list[Dataset]) -> list[Packi
     if settings.packing == "concat":
         return [ConcatPacking(dataset, settings.sequence_length) for dataset in datasets]
     return [IndexedPacking(dataset, settings.packing, settings.sequence_length) for dataset in datasets]
+
+
+def held_out_packing(settings: DataSettings, dataset: Dataset) -> Packing:
+    """The packing of a dataset for evaluations. Raises BigtrainError if an index is missing or is of other data."""
+    if settings.held_out_packing == "concat":
+        return ConcatPacking(dataset, settings.sequence_length)
+    return IndexedPacking(dataset, settings.held_out_packing, settings.sequence_length)
 
 
 def fetch(packings: Sequence[Packing], sources: I64, sequences: I64) -> None:

@@ -55,9 +55,10 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
         build_tokenizer(settings, vocab_size, corpora, filters, workers, report)
         for source in settings.sources:
             build_source(source, settings, corpora[source.name], filters[source.name], workers, report)
-            if settings.packing != "concat":
-                directory = settings.dir / source.name / "train"
-                build_packs(directory, settings.packing, settings.sequence_length, workers, report)
+            for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
+                if packing != "concat":
+                    directory = settings.dir / source.name / split
+                    build_packs(directory, packing, settings.sequence_length, workers, report)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from bigtrain.data.format.layout import (
     with_defaults,
     write_record,
 )
-from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
+from bigtrain.data.format.manifest import FORMAT, LABELLED_FORMAT, MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.shards import ShardWriter
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, DataTokenizer, require_same_begin, tokenizer_hash
 
@@ -69,7 +69,9 @@ def build_source(
     pieces = corpus.pieces()
     done = _skip_groups(pieces, pairs[-1].next_piece if pairs else 0)
     meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
-    for pair in _write_pairs(folder, pairs[-1:], workers.map_in_order(tokenize, pieces), settings.shard_tokens, meter):
+    tokenized = workers.map_in_order(tokenize, pieces)
+    labelled = source.labels is not None
+    for pair in _write_pairs(folder, pairs[-1:], tokenized, settings.shard_tokens, meter, labelled=labelled):
         pairs.append(pair)
     meter.finish()
     funnel = pairs[-1].funnel if pairs else Funnel()
@@ -98,6 +100,8 @@ def build_source(
             parents={"corpus": pairs[-1].corpus, "tokenizer": tokenizer_id},
             shards=[shard for pair in pairs if (shard := pair.of(split)) is not None],
             begin_of_text=begin.to_json(),
+            labels=source.labels,
+            format=FORMAT if source.labels is None else LABELLED_FORMAT,
         )
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")
@@ -170,6 +174,8 @@ def _write_pairs(
     pieces: Iterator[TokenizedPiece],
     shard_tokens: int,
     meter: ProgressMeter,
+    *,
+    labelled: bool,
 ) -> Iterator[ShardPair]:
     """Append pieces to shards. Yields each pair of shards when it is durable.
 
@@ -190,7 +196,7 @@ def _write_pairs(
 
     for piece in pieces:
         if not writers:
-            writers = {split: ShardWriter(folder / split, index) for split in SPLITS}
+            writers = {split: ShardWriter(folder / split, index, labelled=labelled) for split in SPLITS}
         writers["train"].append(piece.train)
         writers["validation"].append(piece.validation)
         ids["train"] += piece.train.ids

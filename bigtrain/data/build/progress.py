@@ -102,7 +102,7 @@ def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
     for split in SPLITS:
         shards = [shard for pair in keep or () if (shard := pair.of(split)) is not None]
         names = {file.name for shard in shards for file in shard.files}
-        for pattern in ("*.tok", "*.doc", f"*{TEMPORARY_SUFFIX}"):
+        for pattern in ("*.tok", "*.doc", "*.lab", f"*{TEMPORARY_SUFFIX}"):
             for path in (folder / split).glob(pattern):
                 if path.suffix == TEMPORARY_SUFFIX or (keep is not None and path.name not in names):
                     path.unlink()

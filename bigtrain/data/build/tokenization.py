@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,13 +59,19 @@ class TokenizePiece:
 
     def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
         closing = _load(self.directory, self.identity)
-        encodings = _encoded(closing.tokenizer, [each for each in documents if each.ids is None])
-        arrays = [
-            closing.around(document, next(encodings) if document.ids is None else np.frombuffer(document.ids, "<u4"))
-            for document in documents
-        ]
+        encodings = _encoded(closing.tokenizer, list(_texts(documents)))
+        arrays, labels = [], []
+        for document in documents:
+            if document.ids is not None:
+                arrays.append(closing.around(document, np.frombuffer(document.ids, "<u4")))
+                continue
+            parts = [next(encodings) for _ in document.parts or (document.text,)]
+            arrays.append(closing.around(document, np.concatenate(parts)))
+            if document.parts:
+                labels.append(closing.numbers([len(part) for part in parts]))
         return TokenizedDocuments(
             tokens=np.concatenate(arrays) if arrays else np.empty(0, token_dtype(closing.vocabulary)),
+            labels=np.concatenate(labels) if labels else np.empty(0, np.int8),
             lengths=[len(array) for array in arrays],
             ids=[document_id(self.source, document) for document in documents],
             files=[document.file for document in documents],
@@ -109,6 +115,23 @@ class _Enclosed:
                 fix="split the document there, or set data.tokenizer.end_of_text to the token that ends documents",
             )
         return np.concatenate((self.begin, text.astype(self.begin.dtype), self.end))
+
+    def numbers(self, lengths: list[int]) -> npt.NDArray[np.int8]:
+        """The number of the part that each token of a document is in. What it begins with belongs to the first, and
+        what it ends with to the last.
+
+        Args:
+            lengths: tokens of each part.
+        """
+        lengths = [len(self.begin) + lengths[0], *lengths[1:-1], lengths[-1] + 1]
+        return np.repeat(np.arange(len(lengths), dtype=np.int8), lengths)
+
+
+def _texts(documents: list[Document]) -> Iterator[Document]:
+    """The texts to encode: of a document of several parts, each one."""
+    for document in documents:
+        if document.ids is None:
+            yield from (replace(document, text=part) for part in document.parts) if document.parts else (document,)
 
 
 def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[npt.NDArray[np.uint32]]:

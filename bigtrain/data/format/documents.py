@@ -28,6 +28,15 @@ class Document:
     """Token ids as little-endian u32, if the corpus holds these instead of text."""
     null: bool = False
     """Whether the corpus has a null in place of the text, which its source says to skip."""
+    parts: tuple[str, ...] = ()
+    """The parts that the text is made of, where each is labelled with its number: a source and its translation."""
+    group: str | None = None
+    """What decides whether it is held out. None: its file and position."""
+
+    @classmethod
+    def of_parts(cls, parts: tuple[str, ...], file: str, position: int, group: str | None = None) -> Document:
+        """A document of several texts."""
+        return cls("\n".join(parts), file, position, parts=parts, group=group)
 
     @property
     def content(self) -> bytes:
@@ -72,12 +81,13 @@ def document_id(source: str, document: Document) -> bytes:
     return digest(origin + document.content_hash, person=b"document")
 
 
-def is_held_out(file: str, position: int, fraction: float) -> bool:
-    """Whether the document with this origin belongs to validation.
+def is_held_out(file: str, position: int, fraction: float, group: str | None = None) -> bool:
+    """Whether the document with this origin, or of this group, belongs to validation.
 
-    Only the origin decides, with a fixed key. So all documents that are made from one file (its source text, its
-    documentation) are on the same side, in every build of every corpus.
+    Only that decides, with a fixed key. So all documents that are made from one file (its source text, its
+    documentation) are on the same side, in every build of every corpus; and so are those of one group.
     """
     threshold = int(Fraction(repr(fraction)) * 2**64)
-    origin = digest(canonical_json([file, position]), person=b"held-out split 1", size=8)
+    decides = [file, position] if group is None else ["group", group]
+    origin = digest(canonical_json(decides), person=b"held-out split 1", size=8)
     return int.from_bytes(origin, "big") < threshold

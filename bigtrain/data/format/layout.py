@@ -32,7 +32,7 @@ BUILD_RECORD = "build.json"
 Record = dict[str, Any]
 Part = TypeVar("Part", dict[str, Any], str)
 
-ADDED_TO_SOURCES: Record = {"on_null": "refuse"}
+ADDED_TO_SOURCES: Record = {"on_null": "refuse", "target_field": None, "package": None, "languages": []}
 """Keys of a source that the first versions did not have, with the values that they built with."""
 ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None, **ADDED_TO_SOURCES}
 """Settings that the first versions did not record, with the values that they built with."""

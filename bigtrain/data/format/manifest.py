@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, wraps
 from itertools import zip_longest
@@ -27,6 +27,10 @@ from bigtrain.base import (
 from bigtrain.data.format.hashing import canonical_json, identity
 
 FORMAT = 1
+LABELLED_FORMAT = 2
+"""Of datasets with a label for each token. Those without are written in format 1, as before."""
+LabelKind = Literal["parts"]
+"""What labels mean. `parts`: the number of the part of a document, 0 for a source text and 1 for its target."""
 HASH_BYTES = 16
 BLOCK_BYTES = 4 << 20
 MANIFEST = "manifest.json"
@@ -173,7 +177,7 @@ class ShardSize:
     tokens: int
     documents: int
     files: Sequence[FileSize]
-    """The `.tok` file, then the `.doc` file."""
+    """The `.tok` file, then the `.doc` file; of a labelled dataset then the `.lab` file."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ class _ShardEntry(TypedDict):
 
     tokens: Positive
     documents: Annotated[int, Field(ge=1, lt=2**32)]  # `document_index.py` has 32 bits for one
-    files: Annotated[list[Any], Field(min_length=2, max_length=2)]
+    files: Annotated[list[Any], Field(min_length=2, max_length=3)]
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,8 @@ class DatasetManifest:
     begin_of_text: dict[str, Any] | None = None
     """What each document begins with, as `BeginOfText.to_json` gives it. None, which no manifest spells out, where it
     is the first token of its text."""
+    labels: LabelKind | None = None
+    """What the labels of the tokens mean. None, which no manifest spells out, where there are none."""
 
     @cached_property
     def dataset_id(self) -> str:
@@ -258,8 +264,9 @@ class DatasetManifest:
     def _content(self) -> dict[str, Any]:
         """The content that the dataset id is a hash of."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.begin_of_text is None:  # so that the ids of datasets from before stay as they were
-            del content["begin_of_text"]
+        for name in ("begin_of_text", "labels"):  # so that the ids of datasets from before stay as they were
+            if content[name] is None:
+                del content[name]
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
@@ -270,7 +277,13 @@ class DatasetManifest:
         )
         fix = "build the data again, or use the version of bigtrain that wrote it"
         return read_verified(
-            directory / MANIFEST, cls._from_json, "dataset_id", ("tokens", "documents"), FORMAT, missing, fix
+            directory / MANIFEST,
+            cls._from_json,
+            "dataset_id",
+            ("tokens", "documents"),
+            (FORMAT, LABELLED_FORMAT),
+            missing,
+            fix,
         )
 
     @classmethod
@@ -283,10 +296,16 @@ class DatasetManifest:
         if manifest.vocab_size > 256**width or manifest.end_of_text >= manifest.vocab_size:
             found = f"{manifest.vocab_size:,} ids of {width} bytes, end of text {manifest.end_of_text:,}"
             raise unlike(where, found, "ids that fit, and an end of text among them")
+        widths = [width] if manifest.labels is None else [width, 1]
+        if (manifest.format == LABELLED_FORMAT) != (manifest.labels is not None):
+            raise unlike(where, f"format {manifest.format}, labels {manifest.labels}", "labels in format 2 alone")
         for shard in shards:
-            if shard.files[0].size != shard.tokens * width:
-                found = f"{shard.files[0].name}: {shard.files[0].size:,} bytes, {shard.tokens:,} tokens"
-                raise unlike(where, found, f"{width} bytes a token")
+            if len(shard.files) != len(widths) + 1:
+                raise unlike(where, f"{len(shard.files)} files of a shard", f"{len(widths) + 1}")
+            for file, bytes_each in zip([shard.files[0], *shard.files[2:]], widths, strict=True):
+                if file.size != shard.tokens * bytes_each:
+                    found = f"{file.name}: {file.size:,} bytes, {shard.tokens:,} tokens"
+                    raise unlike(where, found, f"{bytes_each} bytes a token")
         if manifest.tokens >= 2**63 or manifest.block_bytes % width:
             raise unlike(where, f"{manifest.tokens:,} tokens, {manifest.block_bytes:,} bytes a block", "whole tokens")
         return manifest
@@ -311,6 +330,7 @@ class _ManifestEntry(TypedDict):
     shards: Annotated[list[Any], Field(max_length=2**31)]
     block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
     begin_of_text: NotRequired[dict[str, Any]]  # `BeginOfText.from_json` checks it
+    labels: NotRequired[LabelKind]
     format: int
 
 
@@ -332,7 +352,7 @@ def read_verified(
     from_json: Callable[[object, Path], Verified],
     id_name: str,
     totals: Sequence[str],
-    format: int,
+    formats: Collection[int],
     missing: BigtrainError,
     fix: str,
 ) -> Verified:
@@ -343,7 +363,7 @@ def read_verified(
         from_json: makes the object from the content and the path.
         id_name: the key of the hash, and the cached property of the object.
         totals: keys that are not part of the content, but properties of the object.
-        format: the expected format.
+        formats: those that are read.
         missing: the error for a missing file.
         fix: the fix for another format.
 
@@ -357,11 +377,11 @@ def read_verified(
     if not isinstance(value, dict):
         raise changed_error(path, f"a JSON {type(value).__name__}", "a manifest as bigtrain wrote it")
     found = value.get("format")
-    if found != format or isinstance(found, bool | float):
+    if isinstance(found, bool | float) or found not in formats:
         raise BigtrainError(
             f"{path} is of a format that this version of bigtrain does not read",
             found=f"format {found!r}"[:100],
-            wanted=f"format {format}",
+            wanted=f"format {' or '.join(map(str, sorted(formats)))}",
             fix=fix,
         )
     recorded = {name: value.pop(name, None) for name in (id_name, *totals)}

@@ -1,6 +1,6 @@
 r"""The pack index, format 1: which parts of documents share a training row. The build makes it, beside the shards.
 
-    00000.best_fit-2048.pack   one for each shard of the training split: spans and rows of that shard
+    00000.best_fit-2048.pack   one for each shard: spans and rows of that shard
     best_fit-2048.json         the manifest, written last: parents, counts, size and hashes of each file, pack id
 
 A span is a range of tokens of one document. A row has up to T tokens in spans. The spans of a shard partition its
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ from bigtrain.data.format.manifest import (
 from bigtrain.data.format.mapping import map_file
 
 FORMAT = 1
+PackingName = Literal["best_fit", "buckets", "sentence_pairs", "next_sentence_pairs"]
 PACK_MAGIC = b"btpack\0\1"
 HEADER_BYTES = len(PACK_MAGIC) + 16
 MOST_SPANS = 1 << 32
@@ -59,7 +60,10 @@ LARGE_SHARD = 1 << 27
 """Tokens of a shard from which on its pack has small blocks."""
 SMALL_BLOCK = 1 << 18
 """Bytes. A rank that reads one row of a pack reads four blocks of it."""
-MANIFEST_PATTERNS = ("best_fit-*.json", "buckets-*.json")
+PACKINGS = get_args(PackingName)
+OF_SENTENCES = frozenset({"sentence_pairs", "next_sentence_pairs"})
+"""The packings whose rows are two segments of whole sentences."""
+MANIFEST_PATTERNS = tuple(f"{packing}-*.json" for packing in PACKINGS)
 
 I64 = npt.NDArray[np.int64]
 
@@ -298,7 +302,7 @@ class PackReader:
 
 @dataclass(frozen=True)
 class PackManifest:
-    """All rows of the training split of a source, for one packing and one sequence length."""
+    """All rows of one split of a source, for one packing and one sequence length."""
 
     packing: str
     sequence_length: int
@@ -360,7 +364,7 @@ class PackManifest:
 
         Args:
             directory: the folder of the shards.
-            packing: `best_fit` or `buckets`.
+            packing: one of `PACKINGS`.
             sequence_length: T.
             dataset_id: the id of the dataset. Default: the one in the manifest of the folder.
 
@@ -374,7 +378,7 @@ class PackManifest:
             fix="pack them: bigtrain data build CONFIG",
         )
         fix = "make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it"
-        manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), FORMAT, missing, fix)
+        manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), (FORMAT,), missing, fix)
         if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
             raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
         dataset_id = DatasetManifest.read(directory).dataset_id if dataset_id is None else dataset_id
@@ -407,7 +411,7 @@ class _Parents(TypedDict):
 class _PackManifestEntry(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
-    packing: Literal["best_fit", "buckets"]
+    packing: PackingName
     sequence_length: Positive
     parents: _Parents
     shards: list[Any]

@@ -1,9 +1,10 @@
-r"""Shards, format 1: token ids and documents on disk.
+r"""Shards: token ids and documents on disk, and labels of the tokens where a source has them.
 
 A dataset is a folder:
 
     00000.tok      little-endian u16 or u32 token ids, without a header; the largest possible id decides the width
     00000.doc      its documents, in columns (below)
+    00000.lab      format 2 alone: a label for each token, i8, without a header
     manifest.json  written last: format, counts, tokenizer hash, special ids, parents, and for each file its size
                    and an xxh3-128 for every block of BLOCK_BYTES
 
@@ -18,13 +19,15 @@ A `.doc` file with n documents from f files, everything little-endian, each colu
     name_end   u64[f]    end of each file's name in `names`
     names      UTF-8     the names, concatenated
 
+The labels of a source of pairs are the numbers of the parts that its tokens are in: 0 in the source, 1 in the target.
+
 The dataset id is a Merkle root: the hash of the manifest, which has the hashes of the blocks. It depends only on the
 content of the dataset, not on paths, times, or the number of processes that wrote it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +51,8 @@ class TokenizedDocuments:
     ids: list[bytes]
     files: list[str]
     positions: list[int]
+    labels: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
+    """A label for each token; empty where the source has none."""
 
 
 DOC_MAGIC = b"btdoc\0\0\1"
@@ -80,15 +85,40 @@ class BlockHasher:
         return FileRecord(name, self.size, self._blocks + tail)
 
 
+class _Column:
+    """A file with a value for each token, written under a temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: BinaryIO = open_temporary(path)
+        self._hasher = BlockHasher()
+
+    def append(self, values: npt.NDArray[np.integer]) -> None:
+        """Add values at the end."""
+        data = values.view(np.uint8).data
+        self._stream.write(data)
+        self._hasher.update(data)
+
+    def commit(self) -> FileRecord:
+        """Make the file durable under its own name."""
+        with self._stream:
+            commit_file(self._stream, self._path)
+        return self._hasher.record(self._path.name)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._stream.close()
+        temporary_of(self._path).unlink()
+
+
 class ShardWriter:
     """Writes one shard under a temporary name. `finish` commits it."""
 
-    def __init__(self, directory: Path, index: int) -> None:
+    def __init__(self, directory: Path, index: int, *, labelled: bool = False) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._tok = directory / f"{index:05d}.tok"
         self._doc = directory / f"{index:05d}.doc"
-        self._stream: BinaryIO = open_temporary(self._tok)
-        self._hasher = BlockHasher()
+        self._tok = _Column(directory / f"{index:05d}.tok")
+        self._lab = _Column(directory / f"{index:05d}.lab") if labelled else None
         self.tokens = 0
         self._lengths: list[int] = []
         self._ids: list[bytes] = []
@@ -98,9 +128,10 @@ class ShardWriter:
 
     def append(self, documents: TokenizedDocuments) -> None:
         """Add documents at the end."""
-        data = documents.tokens.view(np.uint8).data
-        self._stream.write(data)
-        self._hasher.update(data)
+        self._tok.append(documents.tokens)
+        if self._lab is not None:
+            assert len(documents.labels) == len(documents.tokens)
+            self._lab.append(documents.labels)
         self.tokens += len(documents.tokens)
         self._lengths += documents.lengths
         self._ids += documents.ids
@@ -109,18 +140,17 @@ class ShardWriter:
 
     def finish(self) -> ShardRecord | None:
         """Commit the shard and return its record. For a shard without documents: None, and no files."""
+        of_tokens = [self._tok] if self._lab is None else [self._tok, self._lab]
         if not self._ids:
-            self._stream.close()
-            temporary_of(self._tok).unlink()
+            for column in of_tokens:
+                column.discard()
             return None
         columns = self._columns()
         doc_hasher = BlockHasher()
         doc_hasher.update(memoryview(columns))
         write_atomically(self._doc, columns)
-        with self._stream:
-            commit_file(self._stream, self._tok)
-        files = [self._hasher.record(self._tok.name), doc_hasher.record(self._doc.name)]
-        return ShardRecord(self.tokens, len(self._ids), files)
+        tokens, *labels = [column.commit() for column in of_tokens]
+        return ShardRecord(self.tokens, len(self._ids), [tokens, doc_hasher.record(self._doc.name), *labels])
 
     def _columns(self) -> bytes:
         count = len(self._ids)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.data.format.manifest import DatasetManifest, FileSize, ShardSize
+from bigtrain.data.format.manifest import DatasetManifest, FileSize, LabelKind, ShardSize
 from bigtrain.data.format.pack_file import PackManifest
 
 I64 = npt.NDArray[np.int64]
@@ -68,7 +68,9 @@ class DatasetSummary:
     documents_of: I64
     """[n], documents of each shard."""
     files: FileTable
-    """[2n]: the `.tok` file and the `.doc` file of each shard."""
+    """[2n], or [3n] with labels: the files of each shard, see `ShardSize`."""
+    labels: LabelKind | None = None
+    """What the labels of the tokens mean; None where there are none."""
 
     @classmethod
     def of(cls, manifest: DatasetManifest) -> DatasetSummary:
@@ -82,6 +84,7 @@ class DatasetSummary:
             starts=_starts([shard.tokens for shard in shards]),
             documents_of=np.array([shard.documents for shard in shards], np.int64),
             files=FileTable.of(file for shard in shards for file in shard.files),
+            labels=manifest.labels,
         )
 
     @property
@@ -102,7 +105,9 @@ class DatasetSummary:
     def shard(self, index: int) -> ShardSize:
         """Counts and files of a shard."""
         tokens = int(self.starts[index + 1] - self.starts[index])
-        return ShardSize(tokens, int(self.documents_of[index]), [self.files[2 * index], self.files[2 * index + 1]])
+        each = 2 if self.labels is None else 3
+        files = [self.files[number] for number in range(each * index, each * index + each)]
+        return ShardSize(tokens, int(self.documents_of[index]), files)
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,13 @@ class PackSummary:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """The datasets of a source, and how the one for training is packed."""
+    """The datasets of a source, and how they are packed."""
 
     train: DatasetSummary
     pack: PackSummary | None
     """None where the packing needs no index."""
     held_out: DatasetSummary
+    held_out_pack: PackSummary | None
 
 
 def _starts(counts: Sequence[int]) -> I64:

@@ -46,6 +46,7 @@ class TokenShard:
 
     _tokens: Tokens | None = None
     _documents: DocumentColumns | None = None
+    _labels: npt.NDArray[np.int8] | None = None
     _windows: Tokens | None = None
 
     def __init__(self, directory: Path, record: ShardSize, dtype: str) -> None:
@@ -72,9 +73,17 @@ class TokenShard:
             self._documents = columns
         return columns
 
+    @property
+    def labels(self) -> npt.NDArray[np.int8]:
+        """[tokens], a view of the `.lab` file, which shards of a labelled dataset have."""
+        keep_mapped(self)
+        if (labels := self._labels) is None:
+            labels = self._labels = np.frombuffer(self._map(self.record.files[2]), np.int8)
+        return labels
+
     def unmap(self) -> None:
         """Forget the files; they are mapped again when they are needed."""
-        self._tokens = self._documents = self._windows = None
+        self._tokens = self._documents = self._windows = self._labels = None
 
     def read(self, start: int, end: int, vocab_size: int) -> Tokens:
         """Tokens [start, end), or fewer at the end of the shard. They must not be written to.
@@ -145,6 +154,13 @@ class RemoteShard(TokenShard):
             self._mirror.fetch(self._directory, self.record.files[1], self._block_bytes)
         return super().documents
 
+    @property
+    def labels(self) -> npt.NDArray[np.int8]:
+        """[tokens], a view of the `.lab` file, fetched if it is not here yet."""
+        if self._labels is None:
+            self._mirror.fetch(self._directory, self.record.files[2], self._block_bytes)
+        return super().labels
+
     def missing(self, start: int, end: int) -> dict[str, Callable[[], object]]:
         """The reads, by name, that bring here what tokens [start, end) still need."""
         reads: dict[str, Callable[[], object]] = {}
@@ -153,6 +169,8 @@ class RemoteShard(TokenShard):
                 reads[self._blocks[index]] = partial(self._block, index)
         if self._documents is None:
             reads[self.record.files[1].blocks[0]] = lambda: self.documents
+        if len(self.record.files) > 2 and self._labels is None:
+            reads[self.record.files[2].blocks[0]] = lambda: self.labels
         return reads
 
     def check_sizes(self) -> None:

@@ -9,6 +9,7 @@ from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
+from bigtrain.model.layers.dropout import AttentionDropout, site_number
 from bigtrain.model.layers.norm import norm_layer
 
 
@@ -20,7 +21,8 @@ class SelfAttention(nn.Module):
         self.layer = layer
         self.implementation = execution.attn_implementation
         self.sequence_parallel = execution.sequence_parallel
-        self.head_width = settings.head_width
+        self.head_width, self.heads = settings.head_width, settings.num_attention_heads
+        self.drop_rate, self.site = settings.attention_dropout, site_number("attention")
         self.scale, self.softcap = settings.attention_scale, settings.attn_logit_softcapping
         self.window, self.two_sided = settings.window_of(layer), settings.two_sided
         query_width = settings.num_attention_heads * settings.head_width
@@ -48,9 +50,12 @@ class SelfAttention(nn.Module):
         if (ranks := self.sequence_parallel) is not None:
             query, key, value = (ranks.gather_tokens(heads) for heads in (query, key, value))
             bias = None if bias is None else ranks.own_heads(bias)
+        drop = None
+        if context.dropout is not None and self.drop_rate:
+            drop = AttentionDropout.of(context.dropout.at(self.site), self.drop_rate, self.heads, ranks)
         order = context.order
         two_sided = self.two_sided or order is not None
-        rule = AttentionRule(self.scale, self.window, self.softcap, bias, two_sided, order=order)
+        rule = AttentionRule(self.scale, self.window, self.softcap, bias, two_sided, dropout=drop, order=order)
         if (cache := context.cache) is not None and cache.holds(self.layer):
             return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]
@@ -82,7 +87,8 @@ class CrossAttention(nn.Module):
     def __init__(self, settings: ModelSettings, execution: Execution) -> None:
         super().__init__()
         self.implementation = execution.attn_implementation
-        self.head_width = settings.head_width
+        self.head_width, self.heads = settings.head_width, settings.num_attention_heads
+        self.drop_rate, self.site = settings.attention_dropout, site_number("cross_attention")
         self.scale, self.softcap = settings.attention_scale, settings.attn_logit_softcapping
         width = settings.hidden_size
         query_width = settings.num_attention_heads * settings.head_width
@@ -100,7 +106,10 @@ class CrossAttention(nn.Module):
             projected.unflatten(-1, (-1, self.head_width)).flatten(0, 1)
             for projected in (self.q_proj(x), self.k_proj(states), self.v_proj(states))
         )
-        rule = AttentionRule(self.scale, softcap=self.softcap, two_sided=True, keys=context.encoder_keys)
+        drop = None
+        if context.dropout is not None and self.drop_rate:
+            drop = AttentionDropout.of(context.dropout.at(self.site), self.drop_rate, self.heads)
+        rule = AttentionRule(self.scale, softcap=self.softcap, two_sided=True, keys=context.encoder_keys, dropout=drop)
         attend = attention_backend(self.implementation, query, rule)
         output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
         return self.o_proj(output.reshape(*x.shape[:2], -1))

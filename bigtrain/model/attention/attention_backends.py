@@ -6,13 +6,15 @@ sides, or in an order, as far and with such scores as the layer's `AttentionRule
 cross-attention the rule says where the documents of the keys begin, which are then [M, K, D] of another sequence. Where
 queries stand at some tokens only, there are fewer of them, and the rule says which.
 
-    varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap, bias or order
-    flex       FlexAttention, compiled for the rule: CUDA, any rule
+    varlen     FlashAttention over all documents in one call: CUDA, bf16 or fp16; windows, no soft cap, bias, order or
+               dropout
+    flex       FlexAttention, compiled for the rule: CUDA, any rule without dropout
     cpp        FlashAttention in C++, compiled at first use: x86 CPUs with bf16 instructions, bf16; no soft cap, bias or
                order, one sequence
     blockwise  FlashAttention's algorithm in batched matrix products: any CPU, any precision, any rule of one sequence
                without an order
-    sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap
+    sdpa       PyTorch's scaled_dot_product_attention, document by document: any device, no soft cap; with dropout the
+               same in matrix products, which hold a document's scores, for nearly any rule
     reference  the definition, with the full score matrix: what the others are tested against
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -48,6 +50,8 @@ from bigtrain.model.attention.cpu_attention import cpu_attention
 from bigtrain.model.attention.flex_attention import packed_flex_attention
 from bigtrain.model.cpu.cpu_kernels import obstacle as obstacle_to_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
+from bigtrain.model.layers.activations import soft_capped
+from bigtrain.model.layers.dropout import AttentionDropout, dropped
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionRule], Tensor]
 """(query, key, value, cu_seqlens, max_seqlen, rule) -> [N, H, D]"""
@@ -99,7 +103,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
     runs = [(shape, len(list(run))) for shape, run in groupby(_document_shapes(cu_seqlens, rule))]
     own, others = ([documents * shape[side] for shape, documents in runs] for side in (0, 1))
     # Split at once, and not slice by slice: the gradient of a slice is as long as the whole.
-    parts = zip(query.split(own), key.split(others), value.split(others), _split(rule, own, others), strict=True)
+    parts = zip(
+        torch.split(query, own),
+        torch.split(key, others),
+        torch.split(value, others),
+        _split(rule, own, others),
+        strict=True,
+    )
     outputs = []
     for ((length, keys), documents), (q, k, v, part) in zip(runs, parts, strict=True):
         if not (length and keys):  # a query that sees nothing gets zero
@@ -108,12 +118,39 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seql
         mask, seeing = _mask(documents, keys, part, q)
         q = q.reshape(documents, length, -1, q.shape[-1]).transpose(1, 2)
         k, v = (x.reshape(documents, keys, -1, x.shape[-1]).transpose(1, 2) for x in (k, v))
-        output = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and not rule.two_sided, scale=rule.scale, enable_gqa=True
-        )
+        if (drop := part.dropout) is not None:
+            output = _dropped_attention(q, k, v, mask, part, drop.keys.view(documents, length, -1).transpose(1, 2))
+        else:
+            causal = mask is None and not rule.two_sided
+            output = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scale, enable_gqa=True
+            )
         output = output if seeing is None else output * seeing
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def _dropped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule, drop_keys: Tensor
+) -> Tensor:
+    """What `scaled_dot_product_attention` computes, with a soft cap and weights dropped by keys.
+
+    Args:
+        query: [n, H, L, D].
+        key, value: [n, K, S, D], H a multiple of K.
+        mask: visible pairs, or what is added to their scores: what broadcasts to [n, H, L, S].
+        rule: has scale, soft cap and rate.
+        drop_keys: [n, H, L].
+    """
+    assert rule.dropout is not None
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, 1) if group > 1 else x for x in (key, value))
+    scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * rule.scale
+    scores = soft_capped(scores, rule.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = dropped(scores.softmax(-1).to(query.dtype), drop_keys, rule.dropout.rate)
+    return weights @ value
 
 
 def _document_shapes(cu_seqlens: Tensor, rule: AttentionRule) -> list[tuple[int, int]]:
@@ -127,12 +164,14 @@ def _document_shapes(cu_seqlens: Tensor, rule: AttentionRule) -> list[tuple[int,
     return list(zip(lengths, lengths, strict=True))
 
 
-def _split(rule: AttentionRule, own: Sequence[int], others: Sequence[int]) -> Iterator[AttentionRule]:
+def _split(rule: AttentionRule, own: list[int], others: list[int]) -> Iterator[AttentionRule]:
     """The rule for each of several parts of the tokens, with `own` [parts] queries and `others` keys."""
     order, stands, relative = rule.order, rule.queries, rule.relative
-    ranks = None if order is None else (order.of_queries.split(list(own)), order.of_keys.split(list(others)))
-    places = None if stands is None else stands.split(list(own))
-    products = None if relative is None else relative.query.split(list(own))
+    ranks = None if order is None else (torch.split(order.of_queries, own), torch.split(order.of_keys, others))
+    places = None if stands is None else torch.split(stands, own)
+    products = None if relative is None else torch.split(relative.query, own)
+    drop = rule.dropout
+    drop_keys = None if drop is None else torch.split(drop.keys, own)
     start = 0
     for number, length in enumerate(others):
         yield replace(
@@ -140,12 +179,14 @@ def _split(rule: AttentionRule, own: Sequence[int], others: Sequence[int]) -> It
             order=None if ranks is None else OrderRanks(ranks[0][number], ranks[1][number]),
             queries=None if places is None else places[number] - start,
             relative=None if relative is None or products is None else RelativeKeys(products[number], relative.key),
+            dropout=None if drop is None or drop_keys is None else AttentionDropout(drop_keys[number], drop.rate),
         )
         start += length
 
 
 def _mask(documents: int, keys: int, rule: AttentionRule, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What sdpa takes beside `is_causal` for documents of one shape, each with n queries and m keys.
+    """What sdpa takes beside `is_causal` for documents of one shape, each with n queries and m keys; with dropout also
+    what `is_causal` says.
 
     Args:
         documents: how many.
@@ -159,7 +200,8 @@ def _mask(documents: int, keys: int, rule: AttentionRule, query: Tensor) -> tupl
     """
     window = keys if rule.window is None else rule.window
     biased = rule.distance_bias is not None or rule.relative is not None
-    if rule.keys is not None or (window >= keys and not biased and rule.order is None):
+    by_itself = rule.two_sided or rule.dropout is None
+    if rule.keys is not None or (window >= keys and not biased and rule.order is None and by_itself):
         return None, None
     tokens = torch.arange(keys, device=query.device)
     places = tokens
@@ -258,7 +300,7 @@ def attention_backend(implementation: str, query: Tensor, rule: AttentionRule) -
             _prepare_flash_attention(torch.cuda.get_device_capability(query.device)[0])
     if obstacle := _obstacle(implementation, query, rule):
         able = [name for name in BACKENDS if _obstacle(name, query, rule) is None]
-        parts = ("window", "softcap", "distance_bias", "order", "queries", "relative")
+        parts = ("window", "softcap", "distance_bias", "dropout", "order", "queries", "relative")
         wishes = [name for name in parts if getattr(rule, name) is not None]
         raise BigtrainError(
             f"attention back-end {implementation!r} cannot run here",
@@ -275,7 +317,9 @@ def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
     """What this back-end would need and does not find; None when it can run."""
     if name in ("cpp", "blockwise") and rule.keys is not None:
         return "queries and keys of one sequence"
-    if name in ("varlen", "cpp", "sdpa") and rule.softcap is not None:
+    if rule.softcap is not None and (
+        name in ("varlen", "cpp") or (name == "sdpa" and (rule.dropout is None or rule.relative is not None))
+    ):
         return "a rule without softcap"
     if name in ("varlen", "cpp") and rule.distance_bias is not None:
         return "a rule without distance bias"
@@ -283,6 +327,8 @@ def _obstacle(name: str, query: Tensor, rule: AttentionRule) -> str | None:
         for part in ("order", "queries", "relative"):
             if getattr(rule, part) is not None:
                 return f"a rule without {part}"
+    if name in ("varlen", "flex") and rule.dropout is not None:
+        return "a rule without dropout: model.attention_dropout 0"
     if name == "blockwise" and query.device.type != "cpu":
         return "a CPU"
     if name == "flex" and query.device.type == "cpu":

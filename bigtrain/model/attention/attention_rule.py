@@ -4,7 +4,7 @@
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      two-sided: for a key |d| < window places away
     score(q, k)    = cap(scale * q.k)                               two sequences: for all keys of the query's document
     score(q, k, d) = cap(scale * (q.k + q'.r[d]))                   relative keys r (Dai et al., 2019, section 3.3)
-    output         = softmax(scores) V                              (Vaswani et al., 2017, equation 1)
+    output         = drop(softmax(scores)) V                        (Vaswani et al., 2017, equation 1)
 
 An order narrows what a two-sided rule sees: a key is seen where rank(k) <= rank(q). With ranks 0, 1, 2, ... that is the
 causal rule; a prefix is tokens of one rank; the two streams of XLNet differ by one in the ranks of their queries.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.model.layers.activations import soft_capped
+from bigtrain.model.layers.dropout import AttentionDropout, kept_at, scale_of
 
 
 class KeyBoundaries(NamedTuple):
@@ -88,6 +89,8 @@ class AttentionRule:
     """[n] integers, increasing: at which of the keys' tokens the queries stand. None: at all of them."""
     relative: RelativeKeys | None = None
     """Of a two-sided rule: what is added to q.k by distance, for each query."""
+    dropout: AttentionDropout | None = None
+    """Which weights are dropped after the softmax. None: none are."""
 
     @property
     def bias_reach(self) -> int:
@@ -154,6 +157,10 @@ def attention_by_definition(
     hidden = ~visible[:, None]
     # The lowest finite number and not -inf, and zero once more afterwards: a row that sees nothing is no NaN then.
     weights = scores.masked_fill(hidden, torch.finfo(dtype).min).softmax(dim=-1).masked_fill(hidden, 0.0)
+    if (drop := rule.dropout) is not None:
+        by_head = drop.keys.view(*query.shape[:3]).transpose(1, 2)
+        kept = kept_at(by_head[..., None], key_positions[:, None, None].clamp(min=0), drop.rate)
+        weights = weights * kept * scale_of(drop.rate)
     weights = weights.view(key.shape[0], key.shape[2], -1, *hidden.shape[2:])
     output = torch.einsum("bkgnm,bmkd->bnkgd", weights, value.to(dtype))
     return output.flatten(2, 3).to(query.dtype)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigtrain.model.attention.attention_rule import AttentionRule
+from bigtrain.model.layers.dropout import kept_in, scale_of
 
 _BLOCK = 128
 """Queries in a block of the forward pass, keys in a block of the backward pass."""
@@ -221,10 +223,33 @@ class _Scores:
             yield slice(start, min(start + size, matrices))
 
 
+@dataclass(frozen=True)
+class _Drops:
+    """Which weights of a batch of documents are dropped."""
+
+    keys: Tensor
+    """[K n, 1, L G] int64, of the queries."""
+    rate: float
+
+    @classmethod
+    def of(cls, batch: _Batch, keys: Tensor | None, rate: float, matrices: int) -> _Drops | None:
+        """For keys [N, H] of the queries; None without these."""
+        return None if keys is None else cls(batch.arrange(keys[..., None], matrices).transpose(1, 2), rate)
+
+    @property
+    def scale(self) -> float:
+        return scale_of(self.rate)
+
+    def kept(self, chunk: slice, at: _ScoreBlock, rows: slice) -> Tensor:
+        """[c, k, q G], whether a weight is kept."""
+        return kept_in(self.keys[chunk, 0, rows], at.first_key, at.last_key, self.rate)
+
+
 @torch.library.custom_op("bigtrain::blockwise_attention", mutates_args=())
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor, scale: float,
-    window: int | None, softcap: float | None, two_sided: bool,
+    query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
+    drop_keys: Tensor | None, scale: float, window: int | None, softcap: float | None, two_sided: bool,
+    drop_rate: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output [N, H, D]; and for the backward pass each softmax's shift and sum, [N, H]."""
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -235,6 +260,7 @@ def _forward(
         n, length = batch.tokens.shape
         rule = _Scores(query, key, n, length, scale, window, softcap, distance_bias, two_sided, batch.valid)
         queries, keys, values = (batch.arrange(x, key.shape[1] * n) for x in (query, key, value))
+        drops = _Drops.of(batch, drop_keys, drop_rate, len(queries))
         outputs = torch.empty_like(queries)
         shifts, totals = (queries.new_empty(len(queries), 1, queries.shape[1], dtype=wide) for _ in range(2))
         for chunk in rule.chunks(len(queries)):
@@ -242,9 +268,12 @@ def _forward(
                 rows = at.queries(rule.group)
                 exponentials, largest = rule.forward(keys[chunk, at.keys], queries[chunk, rows], chunk, at)
                 normaliser = exponentials.sum(-2, keepdim=True, dtype=wide)
+                shifts[chunk, :, rows], totals[chunk, :, rows] = largest, normaliser
+                if drops is not None:
+                    exponentials *= drops.kept(chunk, at, rows)
+                    normaliser = normaliser / drops.scale
                 result = torch.bmm(exponentials.transpose(1, 2), values[chunk, at.keys])
                 torch.div(result, normaliser.transpose(1, 2), out=outputs[chunk, rows])
-                shifts[chunk, :, rows], totals[chunk, :, rows] = largest, normaliser
         for target, arranged in ((output, outputs), (shift, shifts), (total, totals)):
             batch.put(target, arranged)
     return output, shift, total
@@ -253,8 +282,8 @@ def _forward(
 @torch.library.custom_op("bigtrain::blockwise_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
-    output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None, softcap: float | None,
-    two_sided: bool, wants_bias_grad: bool,
+    drop_keys: Tensor | None, output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None,
+    softcap: float | None, two_sided: bool, drop_rate: float, wants_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key, value (Dao et al., 2022, appendix B.4) and distance bias."""
     wide = total.dtype
@@ -270,6 +299,7 @@ def _backward(
         queries, keys, values, grads, shifts, deltas = (
             batch.arrange(x, key.shape[1] * n) for x in (query, key, value, grad, shift[..., None], delta[..., None])
         )
+        drops = _Drops.of(batch, drop_keys, drop_rate, len(queries))
         if batch.valid is not None:  # nothing comes from padding: its exponentials are zero
             padding = ~batch.valid.repeat_interleave(rule.group, 1).repeat(key.shape[1], 1)
             shifts.masked_fill_(padding[..., None], float("inf"))
@@ -282,8 +312,14 @@ def _backward(
                 rows = at.queries(rule.group)
                 q, k, v, g = queries[chunk, rows], keys[chunk, at.keys], values[chunk, at.keys], grads[chunk, rows]
                 exponentials, slope = rule.backward(k, q, chunk, at, shifts[chunk, :, rows])
-                grad_values[chunk, at.keys] = torch.bmm(exponentials, g)
-                grad_scores = torch.baddbmm(deltas[chunk, :, rows], v, g.transpose(1, 2), beta=-1).mul_(exponentials)
+                if drops is None:
+                    grad_values[chunk, at.keys] = torch.bmm(exponentials, g)
+                    grad_scores = torch.baddbmm(deltas[chunk, :, rows], v, g.transpose(1, 2), beta=-1)
+                else:
+                    kept = drops.kept(chunk, at, rows).to(query.dtype).mul_(drops.scale)
+                    grad_values[chunk, at.keys] = torch.bmm(exponentials * kept, g)
+                    grad_scores = torch.bmm(v, g.transpose(1, 2)).mul_(kept).sub_(deltas[chunk, :, rows])
+                grad_scores.mul_(exponentials)
                 if wants_bias_grad:
                     rule.add_bias_grad(grad_scores, chunk, at)
                 if slope is not None:
@@ -303,8 +339,9 @@ def _backward(
 
 @_forward.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor, scale: float,
-    window: int | None, softcap: float | None, two_sided: bool,
+    query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
+    drop_keys: Tensor | None, scale: float, window: int | None, softcap: float | None, two_sided: bool,
+    drop_rate: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(query.dtype, torch.float32)
     shift, total = (query.new_empty(query.shape[:2], dtype=wide) for _ in range(2))
@@ -314,8 +351,8 @@ def _(
 @_backward.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, distance_bias: Tensor | None, cu_seqlens: Tensor,
-    output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None, softcap: float | None,
-    two_sided: bool, wants_bias_grad: bool,
+    drop_keys: Tensor | None, output: Tensor, shift: Tensor, total: Tensor, scale: float, window: int | None,
+    softcap: float | None, two_sided: bool, drop_rate: float, wants_bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grad_query, grad_key, grad_value = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -325,14 +362,14 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5], *output)
-    ctx.rule = inputs[5:]
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.rule = inputs[6:]
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wants_bias_grad = ctx.needs_input_grad[3]
     *grads, grad_bias = _backward(grad, *ctx.saved_tensors, *ctx.rule, wants_bias_grad)
-    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None, None
+    return *grads, grad_bias if wants_bias_grad else None, None, None, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -351,9 +388,11 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: T
     Returns:
         [N, H, D].
     """
+    drop_keys, drop_rate = rule.dropout or (None, 0.0)
     output, _, _ = _forward(
-        query, key, value, rule.distance_bias, cu_seqlens, rule.scale, rule.window, rule.softcap, rule.two_sided
-    )
+        query, key, value, rule.distance_bias, cu_seqlens, drop_keys, rule.scale, rule.window, rule.softcap,
+        rule.two_sided, drop_rate,
+    )  # fmt: skip
     return output
 
 

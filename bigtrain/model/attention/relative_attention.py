@@ -19,6 +19,7 @@ from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule, RelativeKeys
 from bigtrain.model.context import Context, QueryStream
 from bigtrain.model.execution import Execution
+from bigtrain.model.layers.dropout import AttentionDropout, site_number
 
 SEGMENT_KINDS = 8
 """Numbers of segments are below this. It is a multiple of 8 because it widens heads: kernels like that."""
@@ -33,6 +34,7 @@ class RelativeAttention(nn.Module):
         self.heads, self.head_width = settings.num_attention_heads, settings.head_width
         self.scale = settings.attention_scale
         width, inner = settings.hidden_size, settings.num_attention_heads * settings.head_width
+        self.drop_rate, self.site = settings.attention_dropout, site_number("attention")
         self.q_proj = execution.linear(width, inner, bias=False)
         self.k_proj = execution.linear(width, inner, bias=False)
         self.v_proj = execution.linear(width, inner, bias=False)
@@ -57,15 +59,20 @@ class RelativeAttention(nn.Module):
         else:  # a gradient of zero, so that all parameters have one on every rank
             by_content = by_content + 0 * (self.segment_bias + self.segments.sum(0)).view(self.heads, -1)
         distances = self._heads(self.r_proj(context.distances))
-        seen = [self._attend(by_content[:length], by_distance[:length], key, value, distances, context, None)]
-        if stream is not None:
-            own = slice(length, None)
-            seen.append(self._attend(by_content[own], by_distance[own], key, value, distances, context, stream))
+        drop = None
+        if context.dropout is not None and self.drop_rate:
+            drop = AttentionDropout.of(context.dropout.at(self.site), self.drop_rate, self.heads)
+        seen = []
+        for own, each in ((slice(length), None), (slice(length, None), stream)):
+            if each is not None or own.start is None:
+                products = RelativeKeys(by_distance[own], distances)
+                part = None if drop is None else drop._replace(keys=drop.keys[own])
+                seen.append(self._attend(by_content[own], products, key, value, context, each, part))
         return self.o_proj(torch.cat(seen).flatten(1))[None]
 
     def _attend(
-        self, query: Tensor, by_distance: Tensor, key: Tensor, value: Tensor, distances: Tensor, context: Context,
-        stream: QueryStream | None,
+        self, query: Tensor, relative: RelativeKeys, key: Tensor, value: Tensor, context: Context,
+        stream: QueryStream | None, drop: AttentionDropout | None,
     ) -> Tensor:  # fmt: skip
         """What one stream sees, [n, H, D]."""
         rule = AttentionRule(
@@ -73,7 +80,8 @@ class RelativeAttention(nn.Module):
             two_sided=True,
             order=context.order if stream is None else stream.order,
             queries=None if stream is None else stream.places,
-            relative=RelativeKeys(by_distance, distances),
+            relative=relative,
+            dropout=drop,
         )
         attend = attention_backend(self.implementation, query, rule)
         return attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)

@@ -1,5 +1,5 @@
 // What PyTorch has no fast kernel for on a CPU with bfloat16 instructions: attention inside packed documents, the softmax
-// of the loss, transposing. Compiled at first use and called through `cpu_kernels.py`, which says what the arguments are.
+// of the loss, dropout, transposing. Compiled at first use and called through `cpu_kernels.py`, which says what the arguments are.
 //
 // Matrix products are oneDNN's, as PyTorch exports them (`brgemm`: C[M, N] float32 = A[M, K] B[K, N] in bfloat16). Its
 // B comes in pairs of rows: [K / 2, N, 2]. Where a block is cut off by the end of a document, its rows are filled up
@@ -63,6 +63,39 @@ Floats exp2(Floats x) {
   y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.00000012f));
   return _mm512_scalef_ps(y, whole);
 }
+
+// What dropout drops: the same bits as `layers/dropout.py` computes, where they are defined.
+struct Drops {
+  uint32_t threshold;  // a place with 16 bits below this is dropped; 0: nothing is
+  float scale;         // of what is kept
+
+  // The words of 16 pairs of places, or of 16 keys: the first place of a pair has the lower half.
+  static __m512i words(__m512i pairs, __m512i low, __m512i high) {
+    auto x = _mm512_xor_si512(_mm512_mullo_epi32(pairs, _mm512_set1_epi32(0x9E3779B9)), low);
+    x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), _mm512_set1_epi32(0x7FEB352D));
+    x = _mm512_xor_si512(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), high);
+    x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x846CA68B));
+    return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+  }
+
+  // Which of 32 places are kept, from an even one on.
+  __mmask32 kept(int64_t key, int64_t place) const {
+    const auto numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const auto pairs = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(place / 2)), numbers);
+    const auto low = _mm512_set1_epi32(static_cast<int32_t>(key));
+    const auto high = _mm512_set1_epi32(static_cast<int32_t>(key >> 32));
+    return _mm512_cmpge_epu16_mask(words(pairs, low, high), _mm512_set1_epi16(static_cast<int16_t>(threshold)));
+  }
+
+  // Of 16 keys, by their halves: whether an even place is kept, and the place after it.
+  void kept_pair(const int32_t* lows, const int32_t* highs, int64_t place, __mmask16 (&kept)[2]) const {
+    const auto x = words(
+        _mm512_set1_epi32(static_cast<int32_t>(place / 2)), _mm512_loadu_si512(lows), _mm512_loadu_si512(highs));
+    const auto bound = _mm512_set1_epi32(static_cast<int32_t>(threshold));
+    kept[0] = _mm512_cmpge_epu32_mask(_mm512_and_si512(x, _mm512_set1_epi32(0xffff)), bound);
+    kept[1] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x, 16), bound);
+  }
+};
 
 // 16 x 16 numbers of 32 bits.
 using Square = __m512i[kLanes];
@@ -170,8 +203,11 @@ struct Attention {
   float scale;
   int64_t window;  // a token sees those less than this many places before it, itself included
   int64_t ahead;   // and those up to this many places after it
+  const int64_t* drop_keys;  // [N, heads], of the queries, where weights are dropped
+  Drops drops;
 
   int64_t group() const { return heads / key_heads; }
+  const int64_t* drop_keys_of(int64_t first_token) const { return drop_keys ? drop_keys + first_token : nullptr; }
   int64_t length(int64_t document) const { return boundaries[document + 1] - boundaries[document]; }
 
   Rows rows(const BFloat16* x, int64_t document, int64_t head, int64_t of_heads) const {
@@ -242,7 +278,7 @@ struct OnlineSoftmax {
     std::fill_n(total, kQueries, 0.0f);
   }
 
-  // The weights of a row's next scores, of which those from `seen` on are hidden. Returns the factor by which what was
+  // The weights of a row's next scores, of which those from `seen` on are hidden, before any are dropped. Returns the factor by which what was
   // summed with the weights before shrinks.
   float weigh(int64_t row, const float* scores, int64_t seen, int64_t columns, BFloat16* weights) {
     auto maximum = _mm512_set1_ps(largest[row]);
@@ -287,10 +323,18 @@ void write(const float* from, int64_t n, float factor, const Rows& like, BFloat1
   }
 }
 
+// Sets the weights of a query to zero that are dropped among those for the keys [begin, begin + n), n a multiple of 32.
+void drop(const Drops& drops, int64_t drop_key, int64_t begin, int64_t n, BFloat16* weights) {
+  for (int64_t at = 0; at < n; at += 2 * kLanes) {
+    const auto x = _mm512_loadu_si512(weights + at);
+    _mm512_storeu_si512(weights + at, _mm512_maskz_mov_epi16(drops.kept(drop_key, begin + at), x));
+  }
+}
+
 // One block of queries of one head, over blocks of keys (Dao et al., 2022, algorithm 1, with the division at the end).
 void attend(
     const Attention& call, const Rows& queries, int64_t query, const BFloat16* keys, const BFloat16* values,
-    ForwardMemory& memory, BFloat16* output, float* normaliser) {
+    const int64_t* drop_keys, ForwardMemory& memory, BFloat16* output, float* normaliser) {
   const int64_t width = queries.width, n = std::min(kQueries, queries.count - query), rows = padded(n);
   auto* block = at_least(memory.queries, kQueries * width);
   auto* scores = at_least(memory.scores, kQueries * kForwardKeys);
@@ -309,12 +353,14 @@ void attend(
       const int64_t seen = hide(of_row, columns, query + row - call.window + 1 - key, behind - key);
       const float shrunk = softmax.weigh(row, of_row, seen, columns, weights + row * kForwardKeys);
       if (shrunk != 1 && key != begin) multiply(sums + row * width, width, shrunk);
+      if (drop_keys) drop(call.drops, drop_keys[(query + row) * call.heads], key, columns, weights + row * kForwardKeys);
     }
     std::memset(weights + n * kForwardKeys, 0, (rows - n) * kForwardKeys * sizeof(BFloat16));
     brgemm(rows, width, columns, kForwardKeys, width, width, key != begin, weights, values + key * width, sums);
   }
   for (int64_t row = 0; row < n; ++row) {
-    write(sums + row * width, 1, 1 / softmax.total[row], queries, output + (query + row) * queries.stride);
+    const float factor = (drop_keys ? call.drops.scale : 1) / softmax.total[row];
+    write(sums + row * width, 1, factor, queries, output + (query + row) * queries.stride);
     normaliser[(query + row) * call.heads] = softmax.normaliser(row);
   }
 }
@@ -323,10 +369,13 @@ struct BackwardMemory {
   std::vector<BFloat16> keys, keys_transposed, values, queries, queries_transposed, grads, grads_transposed;
   std::vector<BFloat16> weights, slopes, slopes_in_pairs;
   std::vector<float> scores, grad_weights, grad_queries, grad_keys, grad_values, deltas, normalisers;
+  std::vector<int32_t> low_drop_keys, high_drop_keys;  // of the queries, empty where nothing is dropped
 };
 
-// The weights of a block, transposed [keys, queries], and the gradients of its scores, as A and as B. Padding needs no
-// care among queries, whose gradients are zero there; among keys, those from `length` on, nothing sees it.
+// The weights of a block, transposed [keys, queries], without those that are dropped, and the gradients of its scores, as
+// A and as B. Padding needs no care among queries, whose gradients are zero there; among keys, those from `length` on,
+// nothing sees it.
+template <bool drops>
 void differentiate_scores(
     const Attention& call, int64_t key, int64_t query, int64_t keys, int64_t queries, int64_t length,
     const float* normalisers, const float* deltas, BackwardMemory& memory) {
@@ -335,6 +384,7 @@ void differentiate_scores(
   auto *weights = memory.weights.data(), *slopes = memory.slopes.data();
   auto* pairs = reinterpret_cast<uint32_t*>(memory.slopes_in_pairs.data());
   const auto scale = _mm512_set1_ps(call.scale * static_cast<float>(M_LOG2E));
+  const auto drop_scale = _mm512_set1_ps(call.drops.scale);
   for (int64_t row = 0; row < keys; row += 2) {
     for (int64_t r = row; r < row + 2; ++r) {
       const int64_t same = key + r - query;
@@ -343,10 +393,18 @@ void differentiate_scores(
     for (int64_t column = 0; column < queries; column += kLanes) {
       const auto normaliser = _mm512_loadu_ps(normalisers + column), delta = _mm512_loadu_ps(deltas + column);
       __m512i slope_bits[2];
+      __mmask16 kept[2];
+      if constexpr (drops) {
+        const auto *lows = memory.low_drop_keys.data() + query, *highs = memory.high_drop_keys.data() + query;
+        call.drops.kept_pair(lows + column, highs + column, key + row, kept);
+      }
       for (int64_t r = row; r < row + 2; ++r) {
         const int64_t at = r * kQueries + column;
-        const auto weight = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), scale, normaliser));
-        const auto bits = rounded(_mm512_mul_ps(weight, _mm512_sub_ps(_mm512_loadu_ps(grad_weights + at), delta)));
+        auto weight = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), scale, normaliser));
+        auto grad = _mm512_loadu_ps(grad_weights + at);
+        if constexpr (drops) grad = _mm512_maskz_mul_ps(kept[r - row], grad, drop_scale);
+        const auto bits = rounded(_mm512_mul_ps(weight, _mm512_sub_ps(grad, delta)));
+        if constexpr (drops) weight = _mm512_maskz_mov_ps(kept[r - row], weight);
         store(weights + at, weight);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(slopes + at), bits);
         slope_bits[r - row] = _mm512_cvtepu16_epi32(bits);
@@ -357,10 +415,11 @@ void differentiate_scores(
   }
 }
 
-// What the gradients of a head's scores take of each query, both [rows]: its softmax's normaliser, and the product of
-// its output and the output's gradient. Zero behind the last query.
+// What the gradients of a head's scores take of each query, all [rows]: its softmax's normaliser, the product of its
+// output and the output's gradient, and the halves of its key of dropout. Zero behind the last query.
 void prepare_queries(
-    const Attention& call, const Rows& grads, const BFloat16* output, const float* normaliser, BackwardMemory& memory) {
+    const Attention& call, const Rows& grads, const BFloat16* output, const float* normaliser, const int64_t* drop_keys,
+    BackwardMemory& memory) {
   const int64_t length = grads.count, rows = padded(length);
   auto* deltas = at_least(memory.deltas, rows);
   auto* normalisers = at_least(memory.normalisers, rows);
@@ -373,6 +432,12 @@ void prepare_queries(
     }
     deltas[token] = _mm512_reduce_add_ps(delta);
     normalisers[token] = normaliser[token * call.heads];
+  }
+  if (drop_keys == nullptr) return;
+  auto *lows = at_least(memory.low_drop_keys, rows), *highs = at_least(memory.high_drop_keys, rows);
+  for (int64_t token = 0; token < length; ++token) {
+    lows[token] = static_cast<int32_t>(drop_keys[token * call.heads]);
+    highs[token] = static_cast<int32_t>(drop_keys[token * call.heads] >> 32);
   }
 }
 
@@ -394,14 +459,15 @@ void write_transposed(const float* from, int64_t n, float factor, const Rows& li
 // Of one query head; adds to the gradients of its keys and values.
 void differentiate_head(
     const Attention& call, const Rows& queries, const Rows& grads, const BFloat16* output, const float* normaliser,
-    BackwardMemory& memory, BFloat16* grad_queries) {
+    const int64_t* drop_keys, BackwardMemory& memory, BFloat16* grad_queries) {
   const int64_t width = queries.width, length = queries.count, rows = padded(length);
-  prepare_queries(call, grads, output, normaliser, memory);
+  prepare_queries(call, grads, output, normaliser, drop_keys, memory);
   auto* q = at_least(memory.queries, kQueries * width);
   auto* qt = at_least(memory.queries_transposed, kQueries * width);
   auto* g = at_least(memory.grads, kQueries * width);
   auto* gt = at_least(memory.grads_transposed, kQueries * width);
   auto* sums = at_least(memory.grad_queries, kQueries * width);
+  const auto differentiate = call.drop_keys ? differentiate_scores<true> : differentiate_scores<false>;
   for (int64_t query = 0; query < length; query += kQueries) {
     const int64_t n = std::min(kQueries, rows - query);
     queries.pair(query, n, q), queries.pair_transposed(query, n, qt);
@@ -414,7 +480,7 @@ void differentiate_head(
       const auto at = key * width;
       brgemm(keys, n, width, width, n, kQueries, false, memory.keys.data() + at, qt, memory.scores.data());
       brgemm(keys, n, width, width, n, kQueries, false, memory.values.data() + at, gt, memory.grad_weights.data());
-      differentiate_scores(call, key, query, keys, n, length, normalisers, deltas, memory);
+      differentiate(call, key, query, keys, n, length, normalisers, deltas, memory);
       brgemm(keys, width, n, kQueries, width, width, true, memory.weights.data(), g, memory.grad_values.data() + at);
       brgemm(keys, width, n, kQueries, width, width, true, memory.slopes.data(), q, memory.grad_keys.data() + at);
       brgemm(
@@ -446,7 +512,9 @@ bool attention_forward(
       const auto queries = call->rows(query, document, head, call->heads);
       const int64_t first_token = call->boundaries[document] * call->heads + head;
       for (int64_t at = 0; at < length; at += kQueries) {
-        attend(*call, queries, at, k, v, memory, output + first_token * call->width, normaliser + first_token);
+        attend(
+            *call, queries, at, k, v, call->drop_keys_of(first_token), memory, output + first_token * call->width,
+            normaliser + first_token);
       }
     }
   };
@@ -478,13 +546,43 @@ bool attention_backward(
       const int64_t first_token = call->boundaries[document] * call->heads + head;
       differentiate_head(
           *call, call->rows(query, document, head, call->heads), call->rows(grad, document, head, call->heads),
-          output + first_token * width, normaliser + first_token, memory, grad_query + first_token * width);
+          output + first_token * width, normaliser + first_token, call->drop_keys_of(first_token), memory,
+          grad_query + first_token * width);
     }
     const int64_t first_key = (call->boundaries[document] * call->key_heads + key_head) * width;
     write(memory.grad_keys.data(), keys.count, call->scale, keys, grad_key + first_key);
-    write(memory.grad_values.data(), values.count, 1, values, grad_value + first_key);
+    const float kept_scale = call->drop_keys ? call->drops.scale : 1;
+    write(memory.grad_values.data(), values.count, kept_scale, values, grad_value + first_key);
   };
   return had_memory([&] { call->spread<BackwardMemory>(work); });
+}
+
+// x [tokens, channels] of bfloat16 or float32 -> to: channels dropped or scaled, by a key [tokens] for each token.
+void drop_channels(
+    const void* x, const int64_t* keys, int64_t tokens, int64_t channels, uint32_t threshold, float scale, bool is_bf16,
+    void* to) {
+  const Drops drops{threshold, scale};
+  const auto factor = _mm512_set1_ps(scale);
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      for (int64_t channel = 0; channel < channels; channel += 2 * kLanes) {
+        const auto kept = drops.kept(keys[token], channel);
+        for (int64_t half = 0; half < 2; ++half) {
+          const int64_t n = channels - channel - half * kLanes, at = token * channels + channel + half * kLanes;
+          if (n <= 0) break;
+          const auto own = static_cast<__mmask16>(kept >> (half * kLanes));
+          if (is_bf16) {
+            const auto* from = static_cast<const BFloat16*>(x) + at;
+            store(static_cast<BFloat16*>(to) + at, _mm512_maskz_mul_ps(own, widened(from, n), factor), n);
+          } else {
+            const auto numbers = _mm512_maskz_loadu_ps(first(n), static_cast<const float*>(x) + at);
+            _mm512_mask_storeu_ps(static_cast<float*>(to) + at, first(n), _mm512_maskz_mul_ps(own, numbers, factor));
+          }
+        }
+      }
+    }
+  };
+  at::parallel_for(0, tokens, std::max<int64_t>(1, 32768 / std::max<int64_t>(channels, 1)), work);
 }
 
 // from [rows, columns] -> to [columns, rows].
@@ -524,11 +622,11 @@ void transpose(const BFloat16* from, int64_t rows, int64_t columns, BFloat16* to
 }
 
 // Of each row of logits = products / scaling: losses[row] = log Z - logits[label], 0 where the label is `ignored`; and
-// with `gradients` the products become the gradient of loss + z_loss_coef * (log Z)^2. Returns how many labels are no
-// class, or -1: there was no memory.
+// with `gradients` the products become the gradient of the loss with smoothed labels + z_loss_coef * (log Z)^2. Returns
+// how many labels are no class, or -1: there was no memory.
 int64_t softmax_of_rows(
     BFloat16* products, const int64_t* labels, float* losses, int64_t rows, int64_t classes, float scaling,
-    float z_loss_coef, int64_t ignored, bool gradients) {
+    float z_loss_coef, float label_smoothing, int64_t ignored, bool gradients) {
   std::atomic<int64_t> unknown{0};
   const auto work = [&](int64_t begin, int64_t end) {
     std::vector<float> exponentials(padded(classes));
@@ -559,11 +657,12 @@ int64_t softmax_of_rows(
       losses[row] = log_z - of_label;
       if (!gradients) continue;
       const float slope = (1 + 2 * z_loss_coef * log_z) / (total * scaling);
+      const float of_each = label_smoothing / (classes * scaling);
       for (int64_t at = 0; at < classes; at += kLanes) {
         const auto x = _mm512_mul_ps(_mm512_loadu_ps(exponentials.data() + at), _mm512_set1_ps(slope));
-        store(logits + at, x, classes - at);
+        store(logits + at, _mm512_sub_ps(x, _mm512_set1_ps(of_each)), classes - at);
       }
-      logits[label] = exponentials[label] * slope - 1 / scaling;
+      logits[label] = exponentials[label] * slope - of_each - (1 - label_smoothing) / scaling;
     }
   };
   return had_memory([&] { at::parallel_for(0, rows, 16, work); }) ? unknown.load() : -1;

@@ -47,6 +47,9 @@ class Call(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("window", ctypes.c_int64),
         ("ahead", ctypes.c_int64),
+        ("drop_keys", ctypes.c_void_p),
+        ("threshold", ctypes.c_uint32),
+        ("drop_scale", ctypes.c_float),
     )
 
 
@@ -91,9 +94,13 @@ def _load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(_compiled(compiler)))
         library.attention_forward.restype = library.attention_backward.restype = ctypes.c_bool
         library.softmax_of_rows.argtypes = (
-            *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 2, *(ctypes.c_float,) * 2, ctypes.c_int64, ctypes.c_bool,
+            *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 2, *(ctypes.c_float,) * 3, ctypes.c_int64, ctypes.c_bool,
         )  # fmt: skip
         library.softmax_of_rows.restype = ctypes.c_int64
+        library.drop_channels.argtypes = (
+            *(ctypes.c_void_p,) * 2, *(ctypes.c_int64,) * 2, ctypes.c_uint32, ctypes.c_float, ctypes.c_bool,
+            ctypes.c_void_p,
+        )  # fmt: skip
         return library
     except subprocess.CalledProcessError as error:
         problem = next((line for line in error.stderr.splitlines() if "error" in line), f"{compiler} failed")

@@ -5,5 +5,6 @@ positions.py     position embeddings: learned, sinusoidal, rotary (rotary.py), o
 norm.py          RMSNorm and LayerNorm
 feed_forward.py  the feed-forward layer; activations.py has its functions
 experts.py       a mixture of experts instead; router.py chooses the experts of each token
+dropout.py       what training drops, by the address of a row
 float8.py        linear layers with 8-bit matrix products
 """

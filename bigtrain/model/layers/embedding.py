@@ -72,6 +72,7 @@ class OutputHead(nn.Module):
             self.norm = norm_layer(settings, width)
         self.scaling = settings.logits_divisor
         self.softcap, self.z_loss_coef = settings.final_logit_softcapping, settings.z_loss_coef
+        self.label_smoothing = settings.label_smoothing
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, *, each_token: bool = False) -> Tensor:
         """[B, T, C] to logits [B, T, V]; with labels [B, T] to the summed loss of `linear_cross_entropy`, or to the
@@ -90,6 +91,7 @@ class OutputHead(nn.Module):
             logits_scaling=self.scaling,
             softcap=self.softcap,
             z_loss_coef=self.z_loss_coef,
+            label_smoothing=self.label_smoothing,
         )
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.layers.activations import ACTIVATIONS
+from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 
 
 class FeedForward(nn.Module):
@@ -18,9 +19,12 @@ class FeedForward(nn.Module):
         self.gate_proj = linear(width, inner, bias=bias) if settings.gated_mlp else None
         self.up_proj = linear(width, inner, bias=bias)
         self.down_proj = linear(inner, width, bias=bias)
+        self.dropout = Dropout(settings.activation_dropout, "activation")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., width] to [..., width]."""
+    def forward(self, x: Tensor, keys: DropoutKeys | None = None) -> Tensor:
+        """Map [B, T, width] to [B, T, width], with the keys of these tokens where the model drops."""
         if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+            inner = self.activation(self.up_proj(x))
+        else:
+            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(self.dropout(inner, keys))

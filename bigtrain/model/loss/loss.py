@@ -33,6 +33,7 @@ def linear_cross_entropy(
     logits_scaling: float = 1.0,
     softcap: float | None = None,
     z_loss_coef: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Sum over the labelled rows of -log softmax(logits)[label], in nats; logits = hidden @ weight.T at its plainest.
 
@@ -41,7 +42,8 @@ def linear_cross_entropy(
 
     The value is the cross-entropy and nothing else, so that losses compare between runs; the *gradient* is that of
     cross-entropy + z_loss_coef * sum of log(Z)^2, with Z the softmax's normaliser (PaLM, Chowdhery et al., 2022,
-    section 5): it keeps the logits from drifting.
+    section 5): it keeps the logits from drifting. With label_smoothing e the gradient is that of the cross-entropy with
+    1 - e of a label's weight on the label and e spread evenly over all classes (Szegedy et al., 2016, section 7).
 
     Args:
         hidden: [N, C].
@@ -51,11 +53,12 @@ def linear_cross_entropy(
         logits_scaling: the logits are divided by it.
         softcap: then, logits = softcap * tanh(logits / softcap) (Gemma 2, section 2). None: as they are.
         z_loss_coef: weight of log(Z)^2 in the gradient.
+        label_smoothing: e.
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
     """
-    shaping = Shaping(logits_scaling, softcap, z_loss_coef)
+    shaping = Shaping(logits_scaling, softcap, z_loss_coef, label_smoothing)
     dtype = product_dtype(hidden.dtype, hidden.device)
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):

@@ -39,6 +39,7 @@ def softmax_in_one_kernel(products: Tensor, labels: Tensor, shaping: Shaping, gr
             1 / shaping.logits_scaling,
             shaping.softcap or 1.0,
             shaping.z_loss_coef,
+            shaping.label_smoothing,
             CLASSES=classes,
             IGNORE_INDEX=IGNORE_INDEX,
             CAPPED=shaping.softcap is not None,
@@ -57,6 +58,7 @@ def softmax_of_a_row(  # type: ignore[no-untyped-def]
     scale,
     softcap,
     z_loss_coef,
+    label_smoothing,
     CLASSES: tl.constexpr,
     IGNORE_INDEX: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -104,7 +106,8 @@ def softmax_of_a_row(  # type: ignore[no-untyped-def]
             raw = tl.load(products + start + columns, mask=there, other=0.0)
             logits, slope = scaled_and_capped(raw, scale, softcap, CAPPED)
             gradient = tl.exp(logits - largest) * factor
-            gradient = tl.where(start + columns == label, gradient - 1.0, gradient) * slope
+            gradient -= label_smoothing / CLASSES
+            gradient = tl.where(start + columns == label, gradient - (1.0 - label_smoothing), gradient) * slope
             tl.store(products + start + columns, gradient.to(raw.dtype), mask=there)
 
 

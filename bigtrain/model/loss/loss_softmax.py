@@ -49,7 +49,7 @@ class SoftmaxInPyTorch:
             wide = torch.promote_types(products.dtype, torch.float32)
             self._copies = (torch.empty_like(products, dtype=wide), torch.empty_like(products, dtype=wide))
         logits, probabilities = (copy[: labels.shape[0]] for copy in self._copies)
-        scaling, softcap, z_loss_coef = shaping
+        scaling, softcap, z_loss_coef, smoothing = shaping
         labelled = (labels != IGNORE_INDEX).to(logits.dtype)[:, None]
         target = labels[:, None].clamp(min=0)
         logits.copy_(products)
@@ -67,7 +67,9 @@ class SoftmaxInPyTorch:
 
         # d loss / d logits = softmax - one-hot, and d log(Z)^2 / d logits = 2 log(Z) softmax
         gradient = probabilities.mul_(labelled if z_loss_coef == 0 else labelled * (1 + 2 * z_loss_coef * log_z))
-        gradient.scatter_add_(1, target, -labelled)
+        gradient.scatter_add_(1, target, labelled * (smoothing - 1))
+        if smoothing:  # of each label's weight a part is on all classes
+            gradient.sub_(labelled, alpha=smoothing / products.shape[1])
         if softcap is not None:  # d tanh = 1 - tanh^2
             gradient.addcmul_(gradient, logits.div_(softcap).square_(), value=-1)
         if scaling != 1.0:
@@ -82,7 +84,7 @@ def softmax_in_cpp(products: Tensor, labels: Tensor, shaping: Shaping, gradients
     losses = torch.empty(rows, dtype=torch.float32)
     unknown = kernels().softmax_of_rows(
         address(products), address(labels.contiguous()), address(losses),
-        rows, classes, shaping.logits_scaling, shaping.z_loss_coef, IGNORE_INDEX, gradients,
+        rows, classes, shaping.logits_scaling, shaping.z_loss_coef, shaping.label_smoothing, IGNORE_INDEX, gradients,
     )  # fmt: skip
     if unknown < 0:
         raise MemoryError("no memory for a row of logits")

@@ -11,3 +11,4 @@ class Shaping(NamedTuple):
     logits_scaling: float = 1.0
     softcap: float | None = None
     z_loss_coef: float = 0.0
+    label_smoothing: float = 0.0

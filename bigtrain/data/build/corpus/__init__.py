@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus
 from bigtrain.data.build.corpus.files import describe_skipped
+from bigtrain.data.build.corpus.gettext import gettext
 from bigtrain.data.build.corpus.huggingface import huggingface
 from bigtrain.data.build.corpus.jsonl import jsonl
 from bigtrain.data.build.corpus.megatron import megatron
@@ -27,6 +28,7 @@ CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
     "parquet": parquet,
     "huggingface": huggingface,
     "megatron": megatron,
+    "gettext": gettext,
 }
 
 

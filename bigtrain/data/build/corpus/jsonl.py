@@ -40,6 +40,8 @@ class _Lines:
     first_line: int
     lines: list[bytes]
     field: str
+    target: str | None
+    """The field of the target of a pair."""
     extent: int
     """Bytes of the file, compressed if the file is."""
     skip_null: bool = False
@@ -50,15 +52,23 @@ class _Lines:
     def documents(self) -> Iterator[Document]:
         for line_index, record in self.records():
             where = f"{self.place}:{line_index + 1}"
-            if not isinstance(record, dict) or self.field not in record:
-                raise missing_field(where, self.field, record if isinstance(record, dict) else ())
-            text = record[self.field]
-            if text is None and self.skip_null:
+            texts, null = [], False
+            for field in (self.field,) if self.target is None else (self.field, self.target):
+                if not isinstance(record, dict) or field not in record:
+                    raise missing_field(where, field, record if isinstance(record, dict) else ())
+                text = record[field]
+                if isinstance(text, str):
+                    texts.append(without_surrogates(text))
+                elif text is None and self.skip_null:
+                    null = True
+                else:
+                    raise not_text(where, field, text)
+            if null:
                 yield Document("", self.name, line_index, null=True)
-                continue
-            if not isinstance(text, str):
-                raise not_text(where, self.field, text)
-            yield Document(without_surrogates(text), self.name, line_index)
+            elif self.target is None:
+                yield Document(texts[0], self.name, line_index)
+            else:
+                yield Document.of_parts(tuple(texts), self.name, line_index)
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """The value of each line that is not blank, with its index in the file."""
@@ -108,7 +118,9 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-def _pieces(file: CorpusFile, field: str, limit: int, *, skip_null: bool = False) -> Iterator[_Lines]:
+def _pieces(
+    file: CorpusFile, field: str, limit: int, *, target: str | None = None, skip_null: bool = False
+) -> Iterator[_Lines]:
     first_line = position = 0
     with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
         groups = _groups(stream, file.place, limit)
@@ -116,7 +128,8 @@ def _pieces(file: CorpusFile, field: str, limit: int, *, skip_null: bool = False
         while lines is not None:
             later = next(groups, None)
             now = raw.tell()
-            yield _Lines(file.place, file.name, first_line, lines, field, now - position, skip_null, last=later is None)
+            extent, last = now - position, later is None
+            yield _Lines(file.place, file.name, first_line, lines, field, target, extent, skip_null, last=last)
             first_line, position, lines = first_line + len(lines), now, later
         file.require_whole(raw.tell())
 
@@ -222,6 +235,12 @@ def jsonl(source: SourceSettings) -> Corpus:
 
     def pieces() -> Iterator[_Lines]:
         for file in found.files:
-            yield from _pieces(file, source.text_field, source.max_document_bytes, skip_null=source.on_null == "skip")
+            yield from _pieces(
+                file,
+                source.text_field,
+                source.max_document_bytes,
+                target=source.target_field,
+                skip_null=source.on_null == "skip",
+            )
 
     return corpus_of_files(found.files, pieces, found.skipped)

@@ -17,7 +17,15 @@ from bisect import bisect_left, insort
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.data.build.pack.documents import DocumentGroup
+
 I64 = npt.NDArray[np.int64]
+
+
+def pack(documents: DocumentGroup, sequence_length: int) -> tuple[I64, I64]:
+    """The spans [m] of documents, and the row [m] of each: see `pack_shard.Algorithm`."""
+    spans = cut(documents.lengths, sequence_length)
+    return spans, assign(spans, sequence_length)
 
 
 def cut(lengths: I64, sequence_length: int) -> I64:

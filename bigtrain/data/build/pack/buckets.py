@@ -15,11 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.data.build.pack import best_fit
+from bigtrain.data.build.pack.documents import DocumentGroup
 
 MIN_BUCKET = 64
 """Tokens in the shortest spans that have rows of their own."""
 
 I64 = npt.NDArray[np.int64]
+
+
+def pack(documents: DocumentGroup, sequence_length: int) -> tuple[I64, I64]:
+    """The spans [m] of documents, and the row [m] of each: see `pack_shard.Algorithm`."""
+    spans = cut(documents.lengths, sequence_length)
+    return spans, assign(spans, sequence_length)
 
 
 def cut(lengths: I64, sequence_length: int) -> I64:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, read_json, read_regular, write_atomically
 from bigtrain.data.build.pack.pack_shard import pack_shard
@@ -23,8 +25,9 @@ from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.hashing import canonical_json
 from bigtrain.data.format.manifest import LARGEST, DatasetManifest, FileRecord, ShardRecord, changed_error
 from bigtrain.data.format.mapping import map_file
-from bigtrain.data.format.pack_file import FORMAT, I64, PackManifest, PackRecord, ShardPack, pack_path
+from bigtrain.data.format.pack_file import FORMAT, I64, OF_SENTENCES, PackManifest, PackRecord, ShardPack, pack_path
 from bigtrain.data.format.shards import BlockHasher, DocumentColumns
+from bigtrain.data.format.tokenizer import DataTokenizer
 
 NOTE_SUFFIX = ".note"
 
@@ -36,17 +39,19 @@ def build_packs(
 
     Args:
         directory: the folder of the dataset.
-        packing: `best_fit` or `buckets`.
+        packing: one of `PACKINGS`.
         sequence_length: T.
         workers: pack the shards. The bytes do not depend on their number.
         report: called with lines of progress.
 
     Raises:
-        BigtrainError: the dataset was changed after it was written.
+        BigtrainError: the dataset was changed after it was written, or has no two sentences in one document where the
+            packing makes pairs of sentences.
         OSError: a file cannot be written. Finished packs are kept.
     """
     dataset = DatasetManifest.read(directory)
-    name = f"{dataset.source}: {packing}-{sequence_length}"
+    which = "" if dataset.split == "train" else f" {dataset.split}"
+    name = f"{dataset.source}{which}: {packing}-{sequence_length}"
     try:
         manifest = PackManifest.read(directory, packing, sequence_length, dataset.dataset_id)
         there = all(shard.file.size_in(directory) == shard.file.size for shard in manifest.shards)
@@ -62,10 +67,22 @@ def build_packs(
     ends = accumulate(shard.tokens for shard in dataset.shards)
     results = workers.map_in_order(job, zip(dataset.shards, ends, strict=True))
     packed = list(_reported(results, name, len(dataset.shards), report))
+    needs_sentences = packing in OF_SENTENCES and dataset.split == "train"
+    if needs_sentences and not any(shard.of_sentences for shard in packed):
+        raise BigtrainError(
+            f"data.packing {packing}: the documents of source {dataset.source!r} have no two sentences",
+            found=f"{dataset.documents:,} documents of one sentence each",
+            wanted="documents in which a token with a full stop, a question mark, an exclamation mark or a line break "
+            "is followed by another sentence",
+            fix="take data.packing best_fit with an objective without sentences, or a source of longer documents",
+        )
     parents, records = {"dataset_id": dataset.dataset_id}, [shard.record for shard in packed]
     manifest = PackManifest(packing, sequence_length, parents, records, block_bytes)
     manifest.write(directory)
     _discard_others(directory, manifest)
+    if not packed:
+        report(f"{name}: no documents")
+        return manifest
     cuts = Cuts(*(sum(count) for count in zip(*(shard.cuts for shard in packed), strict=True)))
     report(
         f"{name}: {manifest.rows:,} rows, {manifest.tokens / manifest.rows / sequence_length:.3%} full; "
@@ -100,6 +117,8 @@ class PackedShard:
 
     record: PackRecord
     cuts: Cuts
+    of_sentences: int
+    """Documents with more than one sentence; 0 where the packing does not ask for them."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +138,23 @@ class PackJob:
         path = pack_path(self.directory, shard, self.packing, self.sequence_length)
         note = path.with_name(path.name + NOTE_SUFFIX)
         record = self._finished(note)
+        ends = self._sentence_ends(shard) if self.packing in OF_SENTENCES else None
         if record is None:
-            pack = pack_shard(offset, self.packing, self.sequence_length)
+            pack = pack_shard(offset, self.packing, self.sequence_length, ends)
             data = pack.encode()
             write_atomically(path, data)
             record = PackRecord(pack.rows, len(pack.row), pack.tokens, self._file_record(path.name, data))
             content = canonical_json(self._note(record))
             write_atomically(note, content)
         start = ShardPack.open(path).start
-        return PackedShard(record, Cuts.of(offset, start, self.sequence_length, end - shard.tokens))
+        of_sentences = 0 if ends is None else _of_sentences(offset, ends)
+        return PackedShard(record, Cuts.of(offset, start, self.sequence_length, end - shard.tokens), of_sentences)
+
+    def _sentence_ends(self, shard: ShardRecord) -> npt.NDArray[np.bool_]:
+        """[tokens], whether each token of a shard ends a sentence."""
+        dtype = DatasetManifest.read(self.directory).dtype
+        tokens = np.frombuffer(map_file(self.directory / shard.files[0].name), dtype)
+        return _ends_sentence(self.directory.parent.parent)[tokens]
 
     def _note(self, record: PackRecord) -> dict[str, object]:
         return {"format": FORMAT, "dataset_id": self.dataset_id, "pack": record.to_json()}
@@ -147,6 +174,21 @@ class PackJob:
         hasher = BlockHasher(self.block_bytes)
         hasher.update(memoryview(data))
         return hasher.record(name)
+
+
+@lru_cache(maxsize=1)
+def _ends_sentence(data_dir: Path) -> npt.NDArray[np.bool_]:
+    """[V], whether each token of a data folder's tokenizer ends a sentence."""
+    known = DataTokenizer.open(data_dir).vocabulary()
+    assert known.ends_sentence is not None
+    return known.ends_sentence
+
+
+def _of_sentences(offset: I64, ends: npt.NDArray[np.bool_]) -> int:
+    """Documents in which something follows a sentence beside the token that ends the document."""
+    places = np.flatnonzero(ends)
+    document = offset.searchsorted(places, "right") - 1
+    return len(np.unique(document[places + 2 < offset[document + 1]]))
 
 
 def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
