@@ -38,6 +38,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "masked": {"name": "masked"},
     "masked, whole words": {"name": "masked", "whole_words": True},
     "fill_in_the_middle": {"name": "fill_in_the_middle"},
+    "prefix": {"name": "prefix"},
+    "permutation": {"name": "permutation"},
     "span_corruption": {"name": "span_corruption"},
     "denoising": {"name": "denoising"},
 }

@@ -55,6 +55,18 @@ _RECURRENT: dict[str, Any] = {
     "initializer_range": 0.05,
     "embedding_multiplier": "sqrt_hidden_size",
 }
+_XLNET: dict[str, Any] = {
+    "architecture": "two_stream",
+    "norm": "layer_norm",
+    "norm_eps": 1e-12,
+    "norm_position": "post_residual",
+    "position_embedding": "transformer_xl",
+    "hidden_act": "gelu",
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "tie_word_embeddings": True,
+    "head_bias": True,
+}
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -137,4 +149,5 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
         "attention_score": "additive",
     },
     "luong": {**_RECURRENT, "architecture": "recurrent_encoder_decoder"},
+    "xlnet": _XLNET,
 }

@@ -16,7 +16,7 @@ from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, OpenUnitIn
 
 Family = Literal[
     "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma2", "granite", "mixtral",
-    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1", "bart", "marian", "lstm", "gru",
+    "qwen3_moe", "bert", "roberta", "albert", "modernbert", "t5", "t5_v1_1", "bart", "marian", "xlnet", "lstm", "gru",
     "char_lstm", "bahdanau", "luong",
 ]  # fmt: skip
 Layers = Annotated[PositiveInt, Field(le=10_000)]
@@ -49,6 +49,12 @@ _ONLY_RECURRENT = (
     "highway_layers",
     "max_token_bytes",
 )
+_NOT_OF_TWO_STREAMS = {
+    "sliding_window": None, "attention_bias": False, "attention_output_bias": False,
+    "qk_norm": "none", "attn_logit_softcapping": None, "num_experts": 0, "num_nextn_predict_layers": 0,
+    "embedding_size": None, "embedding_norm": False, "type_vocab_size": 0,
+}  # fmt: skip
+"""What a model of two streams cannot have, each with the only value that it takes."""
 
 
 class RopeScaling(Section):
@@ -93,16 +99,20 @@ class ModelSettings(Section):
     family: Family = "llama"
     """A named set of choices: `llama` (pre-norm with RMSNorm, RoPE, SwiGLU), `gpt2`, `gpt_neox` (Pythia), `mistral`,
     `qwen2`, `qwen3`, `olmo2`, `gemma`, `gemma2`, `granite`, with experts `mixtral`, `qwen3_moe`, the encoders `bert`,
-    `roberta`, `albert`, `modernbert`, and the encoder-decoders `t5`, `t5_v1_1`, `bart`, `marian`. Without attention:
-    `lstm`, `gru`, and `char_lstm`, which reads the bytes of its tokens. Recurrent encoder-decoders: `bahdanau`,
-    `luong`. Any key below may be given another value, but a model that the family cannot express at Hugging Face
-    cannot be exported."""
-    architecture: Literal["decoder", "encoder", "encoder_decoder", "recurrent", "recurrent_encoder_decoder"] = "decoder"
+    `roberta`, `albert`, `modernbert`, the encoder-decoders `t5`, `t5_v1_1`, `bart`, `marian`, and `xlnet`. Without
+    attention: `lstm`, `gru`, and `char_lstm`, which reads the bytes of its tokens. Recurrent encoder-decoders:
+    `bahdanau`, `luong`. Any key below may be given another value, but a model that the family cannot express at Hugging
+    Face cannot be exported."""
+    architecture: Literal[
+        "decoder", "encoder", "encoder_decoder", "two_stream", "recurrent", "recurrent_encoder_decoder"
+    ] = "decoder"
     """`decoder`: a token sees those before it, and its label is the next token. `encoder`: a token sees its whole
     document, and its label stands at its own position. An encoder does not generate text. `encoder_decoder`: a decoder
-    whose blocks attend to the output of an encoder, too (Vaswani et al., 2017). `recurrent`: layers that carry a state
-    from token to token, to predict the next one (Zaremba et al., 2014). `recurrent_encoder_decoder`: such layers that
-    attend to the states of others, which read in both directions (Luong et al., 2015)."""
+    whose blocks attend to the output of an encoder, too (Vaswani et al., 2017). `two_stream`: tokens are predicted
+    in an order of any kind, by a second stream of attention that does not see them (xlnet; Yang et al., 2019).
+    `recurrent`: layers that carry a state from token to token, to predict the next one (Zaremba et al., 2014).
+    `recurrent_encoder_decoder`: such layers that attend to the states of others, which read in both directions
+    (Luong et al., 2015)."""
     init_from: UserPath | None = None
     """A folder written by `bigtrain import`: a new run starts from its weights."""
 
@@ -151,10 +161,10 @@ class ModelSettings(Section):
     """Attention and feed-forward layer read the same input, in parallel (gpt_neox)."""
 
     # positions
-    position_embedding: Literal["rope", "learned", "sinusoidal", "alibi", "t5", "none"] = "rope"
+    position_embedding: Literal["rope", "learned", "sinusoidal", "alibi", "t5", "transformer_xl", "none"] = "rope"
     """How positions enter: rotated queries and keys (`rope`), vectors added to the embedding (`learned`,
     `sinusoidal`), scores lowered by distance (`alibi`; Press et al., 2022), scores with a learned bias by distance
-    (`t5`; Raffel et al., 2020), or not at all."""
+    (`t5`; Raffel et al., 2020), scores with keys for distances (`transformer_xl`; Dai et al., 2019), or not at all."""
     rope_theta: PositiveFloat = 10000.0
     """rope: base of the frequencies."""
     partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -499,6 +509,27 @@ class ModelSettings(Section):
                 getattr(self, key) != plain,
                 f"architecture encoder_decoder works with {key} {plain}, found {getattr(self, key)}; remove it",
             )
+        for key, plain in _NOT_OF_TWO_STREAMS.items() if self.architecture == "two_stream" else ():
+            yield (
+                getattr(self, key) != plain,
+                f"architecture two_stream works with {key} {plain}, found {getattr(self, key)}; remove it",
+            )
+        yield (
+            self.architecture == "two_stream" and self.key_value_heads != self.num_attention_heads,
+            f"architecture two_stream has as many key and value heads as query heads, found num_key_value_heads "
+            f"{self.num_key_value_heads}; remove it",
+        )
+        relative = self.position_embedding == "transformer_xl"
+        yield (
+            relative != (self.architecture == "two_stream"),
+            f"position_embedding transformer_xl and architecture two_stream go together, found "
+            f"{self.position_embedding} and {self.architecture}; change one of them",
+        )
+        yield (
+            relative and self.hidden_size % 2 > 0,
+            f"position_embedding transformer_xl has pairs of sine and cosine: hidden_size must be even, found "
+            f"{self.hidden_size}",
+        )
         yield (
             self.architecture == "encoder" and self.num_nextn_predict_layers > 0,
             "num_nextn_predict_layers is for architecture decoder: an encoder has no next token; remove it",

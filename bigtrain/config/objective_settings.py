@@ -30,15 +30,21 @@ OF_OBJECTIVE = {
         "whole_words",
     ),
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
+    "permutation": ("max_span_length", "partial_prediction"),
+    "prefix": ("prefix_max_share", "prefix_min_share"),
     "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
     "translation": ("decoder_start_token", "pair_share"),
 }
 """The keys that are not for every objective."""
+IN_AN_ORDER = ("permutation", "prefix")
+"""The objectives that say in which order tokens see each other."""
 ARCHITECTURES_OF = {
     "causal": ("decoder", "recurrent"),
     "denoising": ("encoder_decoder", "recurrent_encoder_decoder"),
     "fill_in_the_middle": ("decoder", "recurrent"),
     "masked": ("encoder",),
+    "permutation": ("two_stream",),
+    "prefix": ("decoder",),
     "span_corruption": ("encoder_decoder", "recurrent_encoder_decoder"),
     "translation": ("encoder_decoder", "recurrent_encoder_decoder"),
 }
@@ -49,12 +55,22 @@ class ObjectiveChoice(Section):
     """One objective, alone or in a mixture."""
 
     name: Literal[
-        "causal", "denoising", "fill_in_the_middle", "masked", "mixture", "span_corruption", "translation"
+        "causal",
+        "denoising",
+        "fill_in_the_middle",
+        "masked",
+        "mixture",
+        "permutation",
+        "prefix",
+        "span_corruption",
+        "translation",
     ] = "causal"
     """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
     encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
     (encoders; Devlin et al., 2019). `mixture`: each sample by one of several objectives, see components.
+    `permutation`: some tokens are predicted one after the other, in a random order (xlnet; Yang et al., 2019).
+    `prefix`: as causal, after a start of each document that is seen from both sides (decoders; Raffel et al., 2020).
     `span_corruption`: a decoder writes the spans of tokens
     that its encoder does not see (encoder-decoders; Raffel et al., 2020). `translation`: a decoder writes the target of
     the source text that its encoder reads (encoder-decoders; Vaswani et al., 2017)."""
@@ -83,6 +99,8 @@ class ObjectiveChoice(Section):
     data.tokenizer.additional_special_tokens adds it to a tokenizer that is trained."""
     mask_token_share: UnitInterval = 0.8
     """masked: share of the tokens to predict that become mask_token."""
+    max_span_length: Annotated[int, Field(ge=1, le=1000)] = 5
+    """permutation: tokens in a row that are predicted, at most; each number up to it is as likely."""
     mean_span_length: Annotated[float, Field(ge=1.0, le=1000.0)] = 3.0
     """span_corruption: hidden tokens per span. Where a document has more spans than there are sentinel_tokens, it has
     fewer and longer ones instead."""
@@ -92,6 +110,14 @@ class ObjectiveChoice(Section):
     pair_share: Annotated[float, Field(ge=0.1, le=1.0)] = 0.75
     """translation: tokens of a row of the encoder, and of one of the decoder, as a share of data.sequence_length. A row
     of the data holds sources and targets. Those of its last pairs that do not fit are not trained on."""
+    partial_prediction: Annotated[int, Field(ge=2, le=1000)] = 6
+    """permutation: one token in so many is predicted, the paper's K. The others are seen by all tokens."""
+    prefix_max_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """prefix: the largest share of the tokens of a part of a document that its prefix has. One token at least is left
+    to predict."""
+    prefix_min_share: OpenUnitInterval = 0.0
+    """prefix: the least share. Lengths of one token at least are uniform from this share to prefix_max_share. With 0.75
+    for both it is the S-denoiser of UL2 (Tay et al., 2022)."""
     random_token_share: UnitInterval = 0.1
     """masked: share of the tokens to predict that become a random token. The others stay as they are."""
     rotation_rate: UnitInterval = 0.0
@@ -138,12 +164,17 @@ class ObjectiveChoice(Section):
         return "encoder_decoder" in self.architectures
 
     @property
+    def orders(self) -> frozenset[str]:
+        """Those of its objectives that say in which order tokens see each other."""
+        return frozenset(name for name in IN_AN_ORDER if name in {choice.name for choice in self.mixed or (self,)})
+
+    @property
     def labelled_share(self) -> float:
         """The share of tokens that are to be predicted, roughly."""
         if self.mixed:
             labelled = sum(component.weight * component.labelled_share for component in self.mixed)
             return labelled / sum(component.weight for component in self.mixed)
-        return self.mask_rate if self.name == "masked" else 1.0
+        return {"masked": self.mask_rate, "permutation": 1 / self.partial_prediction}.get(self.name, 1.0)
 
     @model_validator(mode="after")
     def _choices_work(self) -> ObjectiveChoice:
@@ -151,6 +182,11 @@ class ObjectiveChoice(Section):
             raise ValueError(
                 f"mask_token_share {self.mask_token_share} and random_token_share {self.random_token_share} are more "
                 "than 1 together"
+            )
+        if self.prefix_min_share > self.prefix_max_share:
+            raise ValueError(
+                f"prefix_min_share {self.prefix_min_share} is more than prefix_max_share {self.prefix_max_share}; "
+                "lower one or raise the other"
             )
         noises = [key for key in OF_OBJECTIVE["denoising"] if key.endswith("_rate")]
         if self.name == "denoising" and not any(getattr(self, key) for key in noises):

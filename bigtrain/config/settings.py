@@ -372,12 +372,39 @@ class Settings(Section):
         return None
 
     @model_validator(mode="after")
+    def _orders_are_kept(self) -> Settings:
+        model, backend = self.model, self.engine.attn_implementation
+        name = next(iter(sorted(self.objective.orders)), None)
+        if name is not None and backend not in ("auto", "flex", "sdpa", "reference"):
+            raise ValueError(
+                f"objective.name {name} needs attention in an order, which engine.attn_implementation {backend} does "
+                "not have; set it to auto, flex, sdpa or reference"
+            )
+        if model.architecture == "two_stream" and self.engine.float8:
+            raise ValueError(
+                "model.architecture two_stream works with engine.float8 false: it multiplies as many rows as there are "
+                "labels, and 8 bits need a multiple of 16"
+            )
+        if name == "prefix" and model.position_embedding in ("alibi", "t5"):
+            raise ValueError(
+                f"objective.name prefix works with model.position_embedding rope, learned, sinusoidal or none, found "
+                f"{model.position_embedding}, which knows no distances to the tokens after a token of a prefix"
+            )
+        if name == "prefix" and model.num_nextn_predict_layers:
+            raise ValueError(
+                f"objective.name prefix works with model.num_nextn_predict_layers 0, found "
+                f"{model.num_nextn_predict_layers}: a prefix would see the tokens that they are to predict"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _work_divides_over_the_ranks(self) -> Settings:
         model, engine = self.model, self.engine
         tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
         if (problem := uneven_share(model, self.data.sequence_length, tensor, sequence)) is not None:
             raise ValueError(problem)
-        if (model.reads_pairs or model.recurrent) and max(tensor, sequence) > 1:
+        alone = model.reads_pairs or model.recurrent or model.architecture == "two_stream"
+        if alone and max(tensor, sequence) > 1:
             raise ValueError(
                 f"model.architecture {model.architecture} works with engine.tensor_parallel_size 1 and "
                 f"engine.sequence_parallel_size 1, found {tensor} and {sequence}; use ZeRO alone"

@@ -250,6 +250,8 @@ def function_of(settings: ModelSettings) -> dict[str, Any]:
         del values["relative_attention_num_buckets"], values["relative_attention_max_distance"]
     if settings.position_embedding != "sinusoidal":
         del values["sinusoidal_layout"]
+    if settings.position_embedding == "transformer_xl":  # which knows no longest context
+        del values["max_position_embeddings"]
     if settings.norm != "layer_norm":
         del values["norm_bias"]
     if not settings.head_transform:

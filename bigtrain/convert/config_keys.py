@@ -159,6 +159,28 @@ def scaled_embedding() -> Keys:
     return Keys(frozenset({"scale_embedding"}), write, read)
 
 
+def width_of_heads(theirs: str) -> Keys:
+    """xlnet: the width of a head, which has to be that of the model over the number of heads.
+
+    Args:
+        theirs: its name in config.json.
+    """
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return {theirs: model.hidden_size // model.num_attention_heads}
+
+    return Keys(frozenset({theirs}), write, lambda config: {"head_dim": config.get(theirs)})
+
+
+def no_longest_context(length: int) -> Keys:
+    """xlnet: config.json has no longest context, and a model none. A model that is read gets one that is usual.
+
+    Args:
+        length: it, in tokens.
+    """
+    return Keys(frozenset(), lambda model: {}, lambda config: {"max_position_embeddings": length})
+
+
 def t5_feed_forward() -> Keys:
     """t5: the activation function, `relu`, and whether the layer is gated, `gated-gelu`; and what transformers makes of
     it, which it writes beside it."""

@@ -22,12 +22,14 @@ from bigtrain.convert.config_keys import (
     in_both,
     key,
     local_attention,
+    no_longest_context,
     offset_positions,
     scaled_embedding,
     score_scale,
     sparse_layers,
     t5_feed_forward,
     t5_head,
+    width_of_heads,
     window_by_layer,
     window_of_all_layers,
 )
@@ -38,12 +40,13 @@ from bigtrain.convert.rope_keys import rope, two_ropes
 class Module:
     """A module at Hugging Face and what its weight, and its bias where there is one, are made of here.
 
-    `{}` in a name is the layer; in theirs, a second one is the expert. Of a `row` both are names of whole tensors.
+    `{}` in a name is the layer; in theirs, a second one is the expert. Of a `row` and of `heads_last` both are names of
+    whole tensors.
     """
 
     theirs: str
     ours: tuple[str, ...]
-    layout: Literal["joined", "conv1d", "by_head", "experts", "row"] = "joined"
+    layout: Literal["joined", "conv1d", "by_head", "experts", "row", "heads_last", "heads_last_transposed"] = "joined"
     gated: bool | None = None
     """Only of models whose feed-forward layers are gated, or are not."""
 
@@ -311,6 +314,27 @@ def _bart_layers(theirs: str, ours: str, *, cross: bool) -> tuple[Module, ...]:
         Module(theirs + "fc1", (ours + "mlp.up_proj",)),
         Module(theirs + "fc2", (ours + "mlp.down_proj",)),
         Module(theirs + "final_layer_norm", (ours + "mlp_output_norm",)),
+    )
+
+
+_XLNET_LAYER = "transformer.layer.{}."
+
+
+def _xlnet_attention() -> tuple[Module, ...]:
+    """The tensors of attention of an XLNet, which are no modules there."""
+    theirs = _XLNET_LAYER + "rel_attn."
+    others = {
+        "r_w_bias": "content_bias",
+        "r_r_bias": "distance_bias",
+        "r_s_bias": "segment_bias",
+        "seg_embed": "segments",
+    }
+    return (
+        *(Module(theirs + name, (f"{_SELF}{name}_proj.weight",), "heads_last_transposed") for name in "qkv"),
+        Module(theirs + "o", (_SELF + "o_proj.weight",), "heads_last"),
+        Module(theirs + "r", (_SELF + "r_proj.weight",), "heads_last_transposed"),
+        *(Module(theirs + their, (_SELF + our,), "heads_last") for their, our in others.items()),
+        Module(theirs + "layer_norm", ("layers.{}.attention_output_norm",)),
     )
 
 
@@ -676,6 +700,42 @@ FAMILIES: dict[str, Family] = {
         idle=_BART_IDLE,
         buffers=r"embed_positions\.weight$",
         renamed=_BART_TIED,
+        whole_heads=True,
+    ),
+    "xlnet": Family(
+        "XLNetLMHeadModel",
+        (
+            *_ALL,
+            key("d_model", "hidden_size", also=("hidden_size",)),
+            key("n_layer", "num_hidden_layers", also=("num_hidden_layers",)),
+            key("n_head", "num_attention_heads", also=("num_attention_heads",)),
+            key("d_inner", "intermediate_size"),
+            width_of_heads("d_head"),
+            key("layer_norm_eps", "norm_eps", default=1e-12),
+            activation("ff_activation", default="gelu"),
+            no_longest_context(512),
+        ),
+        (
+            Module("transformer.mask_emb", ("mask_embedding.weight",), "row"),
+            Module("transformer.word_embedding", ("embed_tokens",)),
+            *_xlnet_attention(),
+            Module(_XLNET_LAYER + "ff.layer_norm", ("layers.{}.mlp_output_norm",)),
+            Module(_XLNET_LAYER + "ff.layer_1", ("layers.{}.mlp.up_proj",)),
+            Module(_XLNET_LAYER + "ff.layer_2", ("layers.{}.mlp.down_proj",)),
+            Module("lm_loss", ("lm_head",)),
+        ),
+        only={
+            "attn_type": ("bi",), "bi_data": (False,), "clamp_len": (-1,), "same_length": (False,),
+            "untie_r": (True,), "tie_word_embeddings": (True,),
+        },
+        same_as={"n_token": "vocab_size"},
+        training_only=frozenset({"dropout"}),
+        idle=frozenset({
+            "mem_len", "reuse_len", "use_mems_eval", "use_mems_train", "summary_type", "summary_use_proj",
+            "summary_activation", "summary_last_dropout", "start_n_top", "end_n_top",
+        }),
+        prefix="transformer.",
+        renamed={"lm_loss.weight": "transformer.word_embedding.weight"},
         whole_heads=True,
     ),
 }  # fmt: skip

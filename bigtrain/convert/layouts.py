@@ -2,6 +2,7 @@
 
 joined     theirs is one of ours, or several, one below the other; transposed where it is GPT-2's `Conv1D`, [in, out]
 by head    queries, keys and values of a head follow each other: [heads, 3, head_dim] rows (gpt_neox)
+heads last columns, or a vector, are [heads, head_dim] there; a matrix may be transposed first (xlnet)
 row        a vector of ours is a matrix of one row there, or one of zeros, which ours lacks
 stacked    one of ours, [experts, ...], is a tensor for each expert there
 
@@ -64,6 +65,25 @@ class ByHead:
 
 
 @dataclass(frozen=True)
+class HeadsLast:
+    """The last dimension as two, heads and their width."""
+
+    heads: int
+    transposed: bool = False
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Divide it."""
+        (tensor,) = ours
+        return [torch.unflatten(tensor.T if self.transposed else tensor, -1, (self.heads, -1))]
+
+    def to_ours(self, theirs: Sequence[Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
+        """Join it."""
+        (divided,) = theirs
+        joined = divided.flatten(-2)
+        return [joined.T if self.transposed else joined]
+
+
+@dataclass(frozen=True)
 class Stacked:
     """A tensor for each expert."""
 
@@ -79,7 +99,8 @@ class Stacked:
 
 @dataclass(frozen=True)
 class OneRow:
-    """A vector as a matrix of one row. Where ours has no such vector, theirs is zero."""
+    """A vector as a matrix of one row, or a matrix with another dimension before it. Where ours has no such vector,
+    theirs is zero."""
 
     width: int
 

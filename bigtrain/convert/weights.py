@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigtrain.config import ModelSettings
 from bigtrain.convert.families import FAMILIES, Module
-from bigtrain.convert.layouts import ByHead, Joined, Layout, OneRow, Stacked
+from bigtrain.convert.layouts import ByHead, HeadsLast, Joined, Layout, OneRow, Stacked
 from bigtrain.model import build_model
 
 FOR_TRAINING_ONLY = "next_token_layers."
@@ -102,9 +102,11 @@ def _of_module(
             theirs = tuple(module.theirs.format(*at, expert) + ".weight" for expert in range(settings.num_experts))
             yield WeightMap(theirs, ours, _LAYOUTS["experts"])
         return
-    if module.layout == "row":
+    if module.layout in ("row", "heads_last", "heads_last_transposed"):
+        heads = HeadsLast(settings.num_attention_heads, module.layout == "heads_last_transposed")
         present = tuple(name for name in ours if name in shapes)
-        yield WeightMap((module.theirs,), present, OneRow(settings.vocab_size))
+        whole = OneRow(settings.vocab_size) if module.layout == "row" else heads
+        yield WeightMap((module.theirs.format(*at),), present, whole)
         return
     layout = ByHead(settings.num_attention_heads) if module.layout == "by_head" else _LAYOUTS[module.layout]
     for suffix in (".weight", ".bias"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bigtrain.config import ModelSettings
 from bigtrain.model.activation_checkpointing import recomputation
 from bigtrain.model.attention.attention import CrossAttention, SelfAttention
+from bigtrain.model.attention.relative_attention import RelativeAttention
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
@@ -39,7 +40,11 @@ class Block(nn.Module):
             return norm_layer(settings) if settings.norm_position in (*where, "sandwich") else nn.Identity()
 
         self.input_layernorm = norm("pre") if layer or settings.first_attention_norm else nn.Identity()
-        self.self_attn = SelfAttention(settings, layer, execution)
+        self.self_attn = (
+            RelativeAttention(settings, execution)
+            if settings.position_embedding == "transformer_xl"
+            else SelfAttention(settings, layer, execution)
+        )
         self.attention_output_norm = norm("post", "post_residual")
         self.cross_attn: CrossAttention | None = None
         if settings.architecture == "encoder_decoder":

@@ -14,11 +14,13 @@ from bigtrain.model.layers.float8 import require_float8
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
 from bigtrain.model.sequence_parallel import SequenceParallel
+from bigtrain.model.two_stream import TwoStream
 
 ARCHITECTURES: Mapping[str, Callable[[ModelSettings, Execution], LanguageModel]] = {
     "decoder": Decoder,
     "encoder": Encoder,
     "encoder_decoder": EncoderDecoder,
+    "two_stream": TwoStream,
     "recurrent": Recurrent,
     "recurrent_encoder_decoder": RecurrentEncoderDecoder,
 }

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bigtrain.model.attention.attention_rule import KeyBoundaries
+from bigtrain.model.attention.attention_rule import KeyBoundaries, OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.layers.rotary import Rotary
@@ -20,6 +20,15 @@ class Encoded(NamedTuple):
     """[B, S, C], its normalised last hidden states."""
     keys: KeyBoundaries
     """Where its documents begin: as many as the decoder has, in the same order."""
+
+
+class QueryStream(NamedTuple):
+    """Where the second of two streams is, and what it sees of the first."""
+
+    places: Tensor
+    """[P] int64, increasing: places among the B T tokens."""
+    order: OrderRanks
+    """Of these places, and of the tokens."""
 
 
 class Context(NamedTuple):
@@ -39,6 +48,14 @@ class Context(NamedTuple):
     """[B, T] bool, the tokens that count in the losses; None where there are no losses."""
     cache: KeyValueCache | None = None
     """Generation: the tokens before these."""
+    order: OrderRanks | None = None
+    """In which order tokens see each other; None: as the architecture says."""
+    query_stream: QueryStream | None = None
+    """Of two streams: the second one, whose states come after those of the B T tokens."""
+    distances: Tensor | None = None
+    """[2 L - 1, C], what stands for the distances 1 - L to L - 1 in relative attention."""
+    segments: Tensor | None = None
+    """[B T], the number of each token's segment in relative attention."""
     encoded: Encoded | None = None
     """What the blocks of an encoder-decoder's decoder attend to; None where the cache holds all of it."""
     dropout: DropoutKeys | None = None

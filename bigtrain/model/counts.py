@@ -42,6 +42,10 @@ def flops_per_token(
     A recurrent layer has no attention: only its weights count. Convolutions over bytes and the highway layers after
     them count as a look-up, because they are computed once for all occurrences of a token.
 
+    Of two streams, the second one multiplies as many tokens as have labels, but makes no keys and values of its own.
+    Scores have a second product, with the keys of distances. Making these is not counted: their number is not that of
+    the tokens.
+
     Of an encoder-decoder it is for one token of the decoder, with its share of what the encoder does: the weights that
     multiply the encoder's S tokens count S / T times, and cross-attention sees S tokens.
 
@@ -50,13 +54,14 @@ def flops_per_token(
         sequence_length: T, in tokens.
         causal: count attention as it is, over the tokens that a token sees on average: of a decoder (T + 1) / 2, of an
             encoder all, or fewer where a layer has a sliding window.
-        labelled: the share of tokens with a label. An encoder computes its head for these alone, a decoder for all.
+        labelled: the share of tokens with a label. An encoder and a model of two streams compute their head for these
+            alone, a decoder for all.
         encoder_length: encoder_decoder: S, in tokens. Default: T.
     """
     with torch.device("meta"):
         model = build_model(settings)
     ahead = settings.num_nextn_predict_layers
-    heads = labelled if settings.architecture == "encoder" else 1 + ahead
+    heads = labelled if settings.architecture in ("encoder", "two_stream") else 1 + ahead
     read = (encoder_length or sequence_length) / sequence_length
     matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
     multiplying = heads * settings.vocab_size * settings.head_input_width + sum(
@@ -71,6 +76,8 @@ def flops_per_token(
         return 6 * multiplying + 12 * attention_width * seen_by_all
     if settings.architecture == "recurrent_encoder_decoder":
         return 6 * multiplying + 12 * settings.hidden_size * read * sequence_length
+    if settings.architecture == "two_stream":  # three products for each pair, of which few are hidden
+        return 6 * multiplying + 18 * attention_width * sequence_length * (1 + labelled) * settings.num_hidden_layers
     tokens_seen = _tokens_seen_on_both_sides if settings.two_sided else _tokens_seen
     seen = [tokens_seen(sequence_length, window) if causal else sequence_length for window in windows]
     return 6 * multiplying + 12 * attention_width * sum(seen)
@@ -98,6 +105,11 @@ def _uses(name: str, settings: ModelSettings, heads: float, read: float) -> floa
         return read
     if name == "lm_head.dense.weight":
         return heads
+    if settings.architecture == "two_stream" and name.startswith("layers."):
+        if name.endswith((".r_proj.weight", ".segments")):
+            return 0
+        own = 0 if name.endswith((".k_proj.weight", ".v_proj.weight")) else heads
+        return (1 + own) * settings.num_hidden_layers / settings.distinct_layers
     if name in ("embed_projection.weight", "attention.query.weight", "readout.weight"):
         return 1
     if name.startswith("layers."):

@@ -20,6 +20,7 @@ from bigtrain.model.cache import Cache, boundaries, packed_positions
 from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.sampling import Sampler, Sampling
+from bigtrain.model.transformer import Transformer
 
 Ended = Literal["end_of_text", "stop", "length", "context"]
 """Why a text is no longer: its last token ends a text, the caller stopped it, `max_new_tokens` are there, or there is
@@ -43,6 +44,7 @@ def generate(
     max_new_tokens: int,
     read: Sequence[Sequence[int]] | None = None,
     sampling: Sampling | None = None,
+    two_sided_prompts: bool = False,
     end_of_text: Collection[int] = (),
     vocab_size: int | None = None,
     stops: Callable[[int, int], bool] = lambda row, token: False,
@@ -60,6 +62,8 @@ def generate(
         max_new_tokens: how many to add at most.
         read: of an encoder-decoder, and of it alone: the ids that its encoder reads for each prompt, at least one.
         sampling: how tokens are drawn.
+        two_sided_prompts: let the tokens of a prompt see those after them in the prompt, too, as a model that learned
+            by the objective `prefix` does.
         end_of_text: a row ends with one of these.
         vocab_size: ids from here on are never drawn: an embedding may have more rows than the tokenizer has tokens.
         stops: called with the number of a prompt and each token that comes after it; True ends the row.
@@ -83,7 +87,7 @@ def generate(
     completions: list[list[int]] = [[] for _ in prompts]
     ended: dict[int, Ended] = {}
     rows = list(range(len(prompts)))  # the prompts that the rows of the batch continue
-    logits = read_prompts(model, prompts, cache, read) if prompts else torch.empty(0)
+    logits = read_prompts(model, prompts, cache, read, two_sided=two_sided_prompts) if prompts else torch.empty(0)
     while rows:
         tokens = sampler.draw(logits)
         for row, length, token in zip(rows, cache.lengths, tokens.tolist(), strict=True):
@@ -115,15 +119,21 @@ def read_prompts(
     prompts: Sequence[Sequence[int]],
     cache: Cache,
     read: Sequence[Sequence[int]] | None = None,
+    *,
+    two_sided: bool = False,
 ) -> Tensor:
-    """Fill an empty cache; returns the logits [B, V] of what follows each prompt."""
+    """Fill an empty cache; returns the logits [B, V] of what follows each prompt, whose tokens may see each other."""
     device = cache.positions.device
-    inputs = (_packed(prompts, device), cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
+    packed = _packed(prompts, device)
+    inputs = (packed, cache.prompt_positions, cache.cu_seqlens, max(cache.lengths), cache)
     if isinstance(model, EncoderDecoder):
         assert read is not None and len(read) == len(prompts)
         lengths = boundaries([*map(len, read)], device)
         encoded = model.encode(_packed(read, device), packed_positions(lengths), lengths, max(map(len, read)))
         hidden = model.hidden(*inputs, encoded=encoded)
+    elif two_sided:
+        assert isinstance(model, Transformer)  # its objective says so
+        hidden = model.hidden(*inputs, order_ranks=torch.zeros_like(packed))
     else:
         hidden = model.hidden(*inputs)
     return model.lm_head(hidden[0, cache.cu_seqlens[1:].long() - 1])
@@ -145,11 +155,17 @@ def require_decoder(settings: ModelSettings) -> None:
     """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
     if settings.writes_text:
         return
-    name, why = (
-        ("an encoder", "it predicts tokens inside a text that it sees as a whole")
-        if settings.architecture == "encoder"
-        else ("a recurrent encoder-decoder", "it is here to be measured, and has no cache")
-    )
+    name, why = {
+        "encoder": ("an encoder", "it predicts tokens inside a text that it sees as a whole"),
+        "two_stream": (
+            "an XLNet",
+            "it predicts tokens at places inside a text, and keeps no keys and values of earlier ones",
+        ),
+        "recurrent_encoder_decoder": (
+            "a recurrent encoder-decoder",
+            "it is here to be measured, and has no cache",
+        ),
+    }[settings.architecture]
     raise BigtrainError(
         f"{name} continues no text: {why}",
         found=f"a {settings.family} model, model.architecture {settings.architecture}",

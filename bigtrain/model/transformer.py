@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import ModelSettings
+from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
@@ -100,6 +101,7 @@ class BlockStack(nn.Module):
         max_seqlen: int,
         dtype: torch.dtype,
         dropout: DropoutKeys | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Context:
         """What the layers know of tokens at positions [B, T], whose embeddings are of this type."""
         if self.compiled:  # the number of documents differs from batch to batch: compile for any
@@ -113,6 +115,7 @@ class BlockStack(nn.Module):
             local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
             distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
             dropout=dropout,
+            order=None if order_ranks is None else OrderRanks(ranks := order_ranks.flatten(), ranks),
         )
 
 
@@ -140,6 +143,7 @@ class Transformer(BlockStack, LanguageModel):
         token_type_ids: Tensor | None = None,
         example_labels: Tensor | None = None,
         row_keys: Tensor | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
@@ -154,6 +158,8 @@ class Transformer(BlockStack, LanguageModel):
             token_type_ids: [B, T] int64, the kind of segment of each token. Default: 0; unused without type_vocab_size.
             example_labels: [B, T] int64, what the sentence_head predicts, at the first tokens of examples; else -100.
             row_keys: [B] int64, from the addresses of the rows: what training drops follows from them.
+            order_ranks: [B, T] integers: a token sees those of its document with its own rank or a lower one. Default:
+                those that the architecture lets it see.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
@@ -166,7 +172,7 @@ class Transformer(BlockStack, LanguageModel):
             token_type_ids = None if token_type_ids is None else ranks.own_tokens(token_type_ids)
             example_labels = None if example_labels is None else ranks.own_tokens(example_labels)
         embedded = self.embed_tokens(input_ids)
-        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype, dropout)
+        context = self.context(position_ids, cu_seqlens, max_seqlen, embedded.dtype, dropout, order_ranks)
         learns = self.training and torch.is_grad_enabled()
         if learns:
             context = context._replace(labelled=labels != IGNORE_INDEX)
@@ -190,9 +196,12 @@ class Transformer(BlockStack, LanguageModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         token_type_ids: Tensor | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
-        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids)
+        hidden = self.hidden(
+            input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids, order_ranks=order_ranks
+        )
         return self.lm_head(hidden)
 
     def hidden(
@@ -205,6 +214,7 @@ class Transformer(BlockStack, LanguageModel):
         token_type_ids: Tensor | None = None,
         encoded: Encoded | None = None,
         dropout: DropoutKeys | None = None,
+        order_ranks: Tensor | None = None,
     ) -> Tensor:
         """The normalised last hidden states [B, T, C]; of an encoder-decoder those of its decoder, which attends to
         `encoded`. Without boundaries, each row is one document."""
@@ -214,7 +224,8 @@ class Transformer(BlockStack, LanguageModel):
         if cu_seqlens is None:
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         x = self.embed_tokens(input_ids)
-        context = self.context(position_ids, cu_seqlens, length if max_seqlen is None else max_seqlen, x.dtype, dropout)
+        longest = length if max_seqlen is None else max_seqlen
+        context = self.context(position_ids, cu_seqlens, longest, x.dtype, dropout, order_ranks=order_ranks)
         assert cache is None or isinstance(cache, KeyValueCache)  # of `new_cache`
         context = context._replace(cache=cache, encoded=encoded)
         x, _ = self.through_layers(self.stream(x, position_ids, token_type_ids, dropout=dropout), context)

@@ -5,8 +5,10 @@ randomness      by the address of a row, never by rank, time or batch          r
 objective       what every objective does; which one the settings ask for      objective.py
   causal        the next token                                                 causal.py
   fill_in_the_middle  the same, middles of documents after their ends         fill_in_the_middle.py, segments.py
+  prefix        the same, after starts that are seen from both sides             prefix.py
   masked        tokens that were hidden                                        masked.py
                 and whether sentences follow each other                        sentence_pairs.py
+  permutation   some tokens, in a random order                                 permutation.py, subsets.py
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
   translation   targets of source texts, by an encoder-decoder                translation.py, parts.py
   mixture       several of these, in turns                                     mixture.py
@@ -26,6 +28,8 @@ from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.mixture import ObjectiveMixture
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
+from bigtrain.objective.permutation import Permuted
+from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import AddressKeys
 from bigtrain.objective.rows import EncoderRows, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import PAIR_TOKENS, SentencePairs
@@ -45,6 +49,8 @@ __all__ = [
     "Objective",
     "ObjectiveMixture",
     "ObjectiveVocabulary",
+    "Permuted",
+    "Prefix",
     "PreparedRows",
     "SentencePairs",
     "SpanCorruption",

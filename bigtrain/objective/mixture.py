@@ -66,6 +66,8 @@ class ObjectiveMixture:
     encoder_length: int | None
     padding: int
     """The token of padding."""
+    in_an_order: bool = False
+    """Whether an objective says in which order tokens see each other: then all rows have one."""
 
     @property
     def changes_inputs(self) -> bool:
@@ -83,11 +85,17 @@ class ObjectiveMixture:
         chosen = self._pattern[rows.turns % len(self._pattern)]
         own = [np.flatnonzero(chosen == number) for number in range(len(self.components))]
         made = [
-            (which, self._lengthened(component.prepare(rows.chosen(which), keys[which])))
+            (which, self._ordered(self._lengthened(component.prepare(rows.chosen(which), keys[which]))))
             for component, which in zip(self.components, own, strict=True)
             if len(which)
         ]
         return _merged(made)
+
+    def _ordered(self, rows: PreparedRows) -> PreparedRows:
+        """Rows of an objective without an order with that in which a token of a decoder sees those before it."""
+        if not self.in_an_order or "order_ranks" in rows.others:
+            return rows
+        return replace(rows, others={**rows.others, "order_ranks": rows.positions})
 
     @cached_property
     def _pattern(self) -> I64:

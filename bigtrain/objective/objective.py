@@ -15,6 +15,8 @@ from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.mixture import ObjectiveMixture, common_lengths
+from bigtrain.objective.permutation import Permuted
+from bigtrain.objective.prefix import Prefix
 from bigtrain.objective.randomness import U64
 from bigtrain.objective.rows import Bools, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import SentencePairs
@@ -125,6 +127,7 @@ def make_objective(
             length=decoder,
             encoder_length=encoder,
             padding=vocabulary.end_of_text,
+            in_an_order=bool(settings.orders),
         )
     return _MADE_BY[settings.name](settings, vocabulary)
 
@@ -145,14 +148,23 @@ def _fill_in_the_middle(settings: ObjectiveChoice, vocabulary: ObjectiveVocabula
     )
 
 
-def _masked(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Masked:
-    mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
+def _require_ordinary(vocabulary: ObjectiveVocabulary) -> None:
     if not np.any(vocabulary.ordinary):
         raise BigtrainError(
-            "the tokenizer has no tokens that could be masked",
+            "the tokenizer has no tokens that could be predicted",
             found=f"{len(vocabulary.ordinary)} tokens, all of them special",
             fix="use another tokenizer",
         )
+
+
+def _permutation(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Permuted:
+    _require_ordinary(vocabulary)
+    return Permuted(settings.partial_prediction, settings.max_span_length, vocabulary.ordinary)
+
+
+def _masked(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> Masked:
+    mask_id = vocabulary.id_of(settings.mask_token, "objective.mask_token")
+    _require_ordinary(vocabulary)
     return Masked(
         mask_id=mask_id,
         rate=settings.mask_rate,
@@ -216,6 +228,8 @@ _MADE_BY: Mapping[str, Callable[[ObjectiveChoice, ObjectiveVocabulary], Objectiv
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,
+    "permutation": _permutation,
+    "prefix": lambda settings, _: Prefix(settings.prefix_min_share, settings.prefix_max_share),
     "span_corruption": _span_corruption,
     "translation": _translation,
 }

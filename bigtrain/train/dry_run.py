@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.base import gibibytes
+from bigtrain.base import IGNORE_INDEX, gibibytes
 from bigtrain.config import Settings
 from bigtrain.engine import Engine, Topology
 from bigtrain.health import enough_memory
@@ -51,7 +51,8 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
 
 
 def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The model's inputs: random tokens in documents as long as a row, each token with a label."""
+    """The model's inputs: random tokens in documents as long as a row, each token with a label where the objective may
+    give it one."""
     rows = settings.train.micro_batch_size
     length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
     generator = torch.Generator().manual_seed(0)
@@ -67,6 +68,12 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
 
     ids, inputs = documents(length, extra=1)
     inputs["labels"] = ids[:, 1:].contiguous()
+    if settings.objective.orders:
+        inputs["order_ranks"] = places = inputs["position_ids"]
+    if settings.model.architecture == "two_stream":  # a label costs a place of the second stream
+        every = min(choice.partial_prediction for choice in settings.objective.mixed or (settings.objective,))
+        chosen = places % every == every - 1
+        inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}
     if settings.model.drops:
         inputs["row_keys"] = torch.arange(rows, device=device)
     if encoder_length is not None:

@@ -74,10 +74,12 @@ def export_run(
         report: called with each line of progress.
 
     Raises:
-        BigtrainError: nothing to export, `out` holds something else, or the check fails.
+        BigtrainError: nothing to export, `out` holds something else, the model sees its prompts as transformers cannot,
+            or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = open_with_settings(directory, step)
+    require_known_attention(settings, "transformers")
     config_of(settings.model)  # before anything is read: it refuses what transformers has not
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
@@ -109,6 +111,23 @@ def export_run(
         dtype=settings.engine.precision,
         **compared,
     )
+
+
+def require_known_attention(settings: Settings, tool: str) -> None:
+    """Refuse to hand a model that sees prompts from both sides to a tool that would show it one. Raises BigtrainError.
+
+    Args:
+        settings: of the run.
+        tool: its name.
+    """
+    if settings.objective.name == "prefix":
+        raise BigtrainError(
+            f"{tool} would not compute what this model computes: it shows a prompt from one side only",
+            found="objective.name prefix, by which the model has learned to see a prompt from both sides",
+            wanted="a model of a causal objective",
+            fix="use it with `bigtrain generate`; or train on with objective.name=causal and "
+            "checkpoint.allow_change=[objective.name], and export then",
+        )
 
 
 def tokenizer_file_of(settings: Settings) -> Path:

@@ -22,7 +22,7 @@ from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import RunDirectory
 from bigtrain.trained.checkpoint_settings import open_with_settings
-from bigtrain.trained.export import tokenizer_file_of
+from bigtrain.trained.export import require_known_attention, tokenizer_file_of
 
 FILE = "model.gguf"
 """Name of the file in a folder."""
@@ -63,6 +63,7 @@ def export_run_to_gguf(
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = open_with_settings(directory, step)
+    require_known_attention(settings, "llama.cpp")
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, tokenizer_file = load_weights(checkpoint), tokenizer_file_of(settings)
     tokenizer = DataTokenizer.open(tokenizer_file.parent)

@@ -24,6 +24,7 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
     task, loader, use = {
         "decoder": ("text-generation", "AutoModelForCausalLM", "continues text and follows no instructions."),
         "encoder": ("fill-mask", "AutoModelForMaskedLM", "predicts tokens of a text."),
+        "two_stream": ("text-generation", "AutoModelForCausalLM", "predicts tokens of a text, in any order."),
         "encoder_decoder": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes one text after reading another."),
     }[model.architecture]
     paragraphs = [

@@ -106,6 +106,8 @@ class TextModel:
     """Whether a prompt gets the tokens that the tokenizer puts around a text."""
     decoder_start: int | None = None
     """Of an encoder-decoder: the token that its decoder's texts start with."""
+    two_sided_prompts: bool = False
+    """Whether the tokens of a prompt see those after them: of a model that learned by the objective `prefix`."""
 
     @classmethod
     def open(cls, path: Path, step: int | None = None) -> TextModel:
@@ -194,6 +196,7 @@ class TextModel:
                 read=None if self.decoder_start is None else ids[first : first + batch_size],
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
+                two_sided_prompts=self.two_sided_prompts,
                 end_of_text=self.end_of_text,
                 vocab_size=vocabulary_size(self.tokenizer),
                 stops=lambda row, token, first=first: read(first + row, token),  # type: ignore[misc]
@@ -241,7 +244,15 @@ def _of_run(decoder: LanguageModel, settings: Settings, step: int | None) -> Tex
         return TextModel(decoder, shown, (end,), None, step, adds_special_tokens=True, decoder_start=start)
     learned_before = settings.model.init_from is not None
     beginning = begin.ids[0] if begin.ids else end if learned_before else None
-    return TextModel(decoder, tokenizer.for_prompts(), (end,), beginning, step, adds_special_tokens=True)
+    return TextModel(
+        decoder,
+        tokenizer.for_prompts(),
+        (end,),
+        beginning,
+        step,
+        adds_special_tokens=True,
+        two_sided_prompts=settings.objective.name == "prefix",
+    )
 
 
 def _of_hugging_face(folder: Path) -> TextModel:

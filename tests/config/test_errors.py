@@ -209,7 +209,8 @@ WHOLE = "a whole number, at least 1"
             "      kind: text",
             "      kind: txt",
             "data.sources.0.kind cannot be 'txt'\n  found:  'txt', text\n"
-            "  wanted: python_stdlib, text, jsonl, parquet, huggingface, megatron or gettext\n  fix:    write kind: text",
+            "  wanted: python_stdlib, text, jsonl, parquet, huggingface, megatron or gettext\n"
+            "  fix:    write kind: text",
         ),
         (
             "      weight: 0.75",

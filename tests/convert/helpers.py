@@ -23,10 +23,11 @@ WITH_MLP_BIAS_SWITCH = {"llama", "granite"}
 ENCODERS = {name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder"}
 OF_BOTH = {name for name, choices in FAMILIES.items() if choices.get("architecture") == "encoder_decoder"}
 T5 = {"t5", "t5_v1_1"}
-WHOLE_HEADS = {"gpt2", "gpt_neox"} | ENCODERS | OF_BOTH - T5
+TWO_STREAMS = {"xlnet"}
+WHOLE_HEADS = {"gpt2", "gpt_neox"} | ENCODERS | OF_BOTH - T5 | TWO_STREAMS
 """hidden_size is num_attention_heads times head_dim, and each head has keys of its own."""
 OF_BART = OF_BOTH - T5
-TIED = {"bert", "roberta", "albert"} | OF_BART
+TIED = {"bert", "roberta", "albert"} | OF_BART | TWO_STREAMS
 MIXTURES = {name for name, choices in FAMILIES.items() if choices.get("num_experts")}
 
 scalings = st.one_of(
@@ -85,7 +86,7 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
         values["head_dim"] = draw(st.sampled_from([6, 16, None]))
     if family in OF_BOTH:
         values["num_decoder_layers"] = draw(st.sampled_from([None, 1, 3]))
-    if family not in {"gpt2"} | ENCODERS | OF_BOTH:
+    if family not in {"gpt2"} | ENCODERS | OF_BOTH | TWO_STREAMS:
         values |= {"rope_theta": draw(st.sampled_from([10000.0, 500000.0])), "rope_scaling": draw(scalings)}
     if family in WITH_BIAS_SWITCH:
         biased = draw(st.booleans())
@@ -106,7 +107,7 @@ def shapes(draw: st.DrawFn, family: str) -> ModelSettings:
     if family in OF_BART:
         values["embedding_multiplier"] = draw(st.sampled_from([1.0, "sqrt_hidden_size"]))
         del values["norm_eps"]  # it has no key in config.json
-    elif family in TIED:
+    elif family in TIED - TWO_STREAMS:
         values |= {"type_vocab_size": draw(st.integers(1, 3))}
     if family == "roberta":
         values |= {"position_offset": draw(st.integers(2, 4))}

@@ -30,6 +30,7 @@ BART_SHAPE = {
     "vocab_size": 320, "d_model": 32, "encoder_layers": 4, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40,
 }  # fmt: skip
+XLNET_SHAPE = {"vocab_size": 320, "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 40}
 GPT2_SHAPE = {"vocab_size": 320, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT}
 
 
@@ -37,6 +38,8 @@ def smallest(family: str) -> dict[str, Any]:
     """A config.json without any key that may be left out."""
     if family == "gpt2":
         return {"model_type": family, **GPT2_SHAPE}
+    if family == "xlnet":
+        return {"model_type": family, **XLNET_SHAPE}
     if family in T5:
         return {"model_type": "t5", **T5_SHAPE}
     if family in OF_BART:
@@ -292,6 +295,19 @@ PUBLISHED |= {
         {"hidden_act": "silu", "embedding_multiplier": "sqrt_hidden_size", "sinusoidal_layout": "halves",
          "head_bias": True},
     ),
+    "xlnet": (
+        {
+            "architectures": ["XLNetLMHeadModel"], "attn_type": "bi", "bi_data": False, "bos_token_id": 1,
+            "clamp_len": -1, "d_head": 64, "d_inner": 3072, "d_model": 768, "dropout": 0.1, "end_n_top": 5,
+            "eos_token_id": 2, "ff_activation": "gelu", "initializer_range": 0.02, "layer_norm_eps": 1e-12,
+            "mem_len": None, "model_type": "xlnet", "n_head": 12, "n_layer": 12, "pad_token_id": 5, "reuse_len": None,
+            "same_length": False, "start_n_top": 5, "summary_activation": "tanh", "summary_last_dropout": 0.1,
+            "summary_type": "last", "summary_use_proj": True, "task_specific_params": {"text-generation": {
+                "do_sample": True, "max_length": 250}}, "untie_r": True, "vocab_size": 32000,
+        },
+        {"architecture": "two_stream", "position_embedding": "transformer_xl", "norm_eps": 1e-12, "hidden_act": "gelu",
+         "head_bias": True, "tie_word_embeddings": True, "max_position_embeddings": 512},
+    ),
     "bert": (
         {
             "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False,
@@ -355,7 +371,7 @@ def test_published_files_are_read(name: str) -> None:
     assert {key: getattr(model, key) for key in wanted} == wanted
     assert obstacles(model) == []
     assert bool(notes) == (
-        name in ("gpt2", "bert", "roberta", *OF_BOTH)
+        name in ("gpt2", "bert", "roberta", "xlnet", *OF_BOTH)
     )  # they were trained with dropout, which is said
 
 

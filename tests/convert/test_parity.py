@@ -20,6 +20,7 @@ from tests.convert.helpers import (
     ENCODERS,
     MIXTURES,
     OF_BOTH,
+    TWO_STREAMS,
     VOCABULARY,
     auto_class,
     exported,
@@ -27,7 +28,7 @@ from tests.convert.helpers import (
     shapes,
     trained,
 )
-from tests.model.helpers import exact_t5
+from tests.model.helpers import exact_t5, exact_xlnet
 
 LENGTH = 40
 
@@ -57,6 +58,7 @@ def test_transformers_computes_the_same_logits_and_gradients(
 def compare(chosen: ModelSettings, tokenizer_file: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         exact_t5(monkeypatch)
+        exact_xlnet(monkeypatch)
         compare_both(chosen, tokenizer_file)
 
 
@@ -68,6 +70,7 @@ def compare_both(chosen: ModelSettings, tokenizer_file: Path) -> None:
         theirs = auto_class(chosen.family).from_pretrained(
             Path(folder) / "out", dtype=torch.float64, **how(chosen.family)
         )
+        theirs = theirs.double()  # tensors of an XLNet's attention stay in float32 otherwise
     input_ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(2))
     input_ids[0, :10] = torch.arange(10)  # special tokens too
     if chosen.architecture == "encoder":
@@ -85,14 +88,18 @@ def compare_both(chosen: ModelSettings, tokenizer_file: Path) -> None:
         labels = torch.cat((input_ids[:, :-1], torch.full((2, 1), -100)), dim=1)
     else:
         labels = torch.cat((input_ids[:, 1:], torch.full((2, 1), -100)), dim=1)
+    their_labels = input_ids if chosen.architecture == "decoder" else labels
+    if chosen.architecture == "two_stream":
+        labels, their_labels, ours_reads, order = in_an_order(input_ids)
+        theirs_reads |= order
     positions = torch.arange(LENGTH).expand(2, LENGTH)
     boundaries = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32)
     if of_both:
         ours_reads |= {"encoder_position_ids": positions, "encoder_cu_seqlens": boundaries}
         ours_reads["encoder_max_seqlen"] = LENGTH
-    loss = ours(input_ids, labels, positions, boundaries, LENGTH, **ours_reads) / (2 * LENGTH - 2)
+    loss = ours(input_ids, labels, positions, boundaries, LENGTH, **ours_reads) / int((labels != -100).sum())
     loss.backward()
-    their_loss = theirs(**theirs_reads, labels=input_ids if chosen.architecture == "decoder" else labels).loss
+    their_loss = theirs(**theirs_reads, labels=their_labels).loss
     their_loss.backward()
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     gradients = {key: parameter.grad for key, parameter in ours.named_parameters()}
@@ -102,8 +109,21 @@ def compare_both(chosen: ModelSettings, tokenizer_file: Path) -> None:
     assert_same_gradients(chosen, gradients, named)
 
 
+def in_an_order(input_ids: Tensor) -> tuple[Tensor, Tensor, dict[str, Any], dict[str, Any]]:
+    """Every third token predicted in the order of their ids: labels of ours and theirs, and the order in both ways."""
+    places = torch.arange(2, LENGTH, 3)
+    ranks = torch.zeros_like(input_ids)
+    ranks[:, places] = 1 + input_ids[:, places].argsort(1).argsort(1)
+    labels = torch.full_like(input_ids, -100)
+    labels[:, places] = input_ids[:, places]
+    hidden = (ranks[:, None, :] >= ranks[:, :, None]) & (labels != -100)[:, None, :]
+    targets = torch.nn.functional.one_hot(places, LENGTH).expand(2, -1, -1)
+    order = {"perm_mask": hidden.double(), "target_mapping": targets.double()}
+    return labels, labels[:, places], {"order_ranks": ranks}, order
+
+
 def how(family: str) -> dict[str, Any]:
-    return {} if family in ENCODERS | OF_BOTH else {"experts_implementation": "eager"}
+    return {} if family in ENCODERS | OF_BOTH | TWO_STREAMS else {"experts_implementation": "eager"}
 
 
 def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -111,6 +131,9 @@ def assert_same_gradients(chosen: ModelSettings, ours: dict[str, Tensor], theirs
     expected = as_loaded({k: grad for each in weight_maps(chosen) for k, grad in each.to_theirs(ours).items()})
     largest = max(grad.abs().max().item() for grad in expected.values())
     expected.pop("final_logits_bias", None)  # a buffer at transformers
+    if chosen.architecture == "two_stream":  # no segments were given
+        assert all(not expected.pop(name).any() for name in list(expected) if name.endswith(("r_s_bias", "seg_embed")))
+        theirs = {name: gradient for name, gradient in theirs.items() if gradient is not None}
     assert expected.keys() == theirs.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(

@@ -77,3 +77,14 @@ def exact_t5(monkeypatch: pytest.MonkeyPatch) -> None:
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
     monkeypatch.setattr(T5LayerNorm, "forward", normalise)
+
+
+def exact_xlnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers makes the vectors of distances in float32 and multiplies them with weights of any type; the
+    comparison is of what is computed. They keep the values of float32, which are ours, too."""
+    from transformers.models.xlnet.modeling_xlnet import XLNetModel
+
+    made = XLNetModel.relative_positional_encoding
+    monkeypatch.setattr(
+        XLNetModel, "relative_positional_encoding", lambda self, *args, **kw: made(self, *args, **kw).to(self.dtype)
+    )

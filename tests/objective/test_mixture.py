@@ -30,6 +30,22 @@ UL2 = ObjectiveSettings.model_validate(
 CAUSAL = ObjectiveSettings.model_validate(
     {"name": "mixture", "components": [{"name": "causal", "weight": 3}, {"name": "fill_in_the_middle"}]}
 )
+IN_AN_ORDER = ObjectiveSettings.model_validate(
+    {"name": "mixture", "components": [{"name": "causal", "weight": 2}, {"name": "prefix"}]}
+)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9))
+def test_rows_without_an_order_see_what_comes_before_alone(seed: int, count: int) -> None:
+    """Beside rows with prefixes, a causal row has the causal order; it has it where no row has a prefix, too, so that
+    what a row becomes does not depend on those beside it."""
+    mixture = make_objective(IN_AN_ORDER, vocabulary(), LENGTH)
+    rows = replace(rows_of(some_rows(seed, count, LENGTH), LENGTH), turns=np.arange(count))
+    found = mixture.prepare(rows, keys_of(seed, count))
+    ranks, causal = found.others["order_ranks"], turns_of([2, 1])[np.arange(count) % 3] == 0
+    assert np.array_equal(ranks[causal], rows.positions[causal])
+    alone = mixture.prepare(rows.chosen(np.array([0])), keys_of(seed, count)[:1])
+    assert np.array_equal(alone.others["order_ranks"][0], ranks[0])
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 200), st.integers(1, 300))
@@ -44,7 +60,7 @@ def test_any_run_of_turns_has_each_share_to_within_one(weights: list[int], first
     assert (np.abs(run - count * np.array(weights) / sum(weights)) < 2).all()
 
 
-@pytest.mark.parametrize("settings", [UL2, CAUSAL], ids=["encoder-decoder", "decoder"])
+@pytest.mark.parametrize("settings", [UL2, CAUSAL, IN_AN_ORDER], ids=["encoder-decoder", "decoder", "order"])
 @given(st.integers(0, 2**32), st.integers(1, 9))
 def test_a_row_is_what_its_own_objective_makes_of_it(settings: ObjectiveSettings, seed: int, count: int) -> None:
     """The same tokens, labels and documents, and padding after them where the others' rows are longer."""
@@ -77,7 +93,7 @@ def test_a_row_is_what_its_own_objective_makes_of_it(settings: ObjectiveSettings
         assert found.label_tokens[number] == own.label_tokens[0]
 
 
-@pytest.mark.parametrize("settings", [UL2, CAUSAL], ids=["encoder-decoder", "decoder"])
+@pytest.mark.parametrize("settings", [UL2, CAUSAL, IN_AN_ORDER], ids=["encoder-decoder", "decoder", "order"])
 @given(st.integers(0, 2**32), st.integers(1, 7))
 def test_a_row_becomes_the_same_alone_and_in_any_order(settings: ObjectiveSettings, seed: int, count: int) -> None:
     mixture = make_objective(settings, vocabulary(), LENGTH)

@@ -27,6 +27,8 @@ ENCODER = {
 OBJECTIVES = {
     "fill_in_the_middle": {"objective": {"name": "fill_in_the_middle"}},
     "masked": {"objective": {"name": "masked"}, "model": ENCODER},
+    "prefix": {"objective": {"name": "prefix"}},
+    "permutation": {"objective": {"name": "permutation"}, "model": ENCODER | {"family": "xlnet"}},
     "span_corruption": {"objective": {"name": "span_corruption"}, "model": ENCODER | {"family": "t5"}},
     "denoising": {"objective": {"name": "denoising"}, "model": ENCODER | {"family": "t5_v1_1"}},
     "next_sentence": {
@@ -130,6 +132,31 @@ def assert_writes_spans(run: RunSandbox) -> None:
     assert len(samples) == 2 and all("<extra_id_0>" in sample["prompt"] for sample in samples)
 
 
+def assert_goes_to_transformers(run: RunSandbox) -> None:
+    """The export is compared with transformers' logits; evaluation beside a unigram model; no text is continued."""
+    done = run.bigtrain("export", run.run, run.directory / "hf", "--to", "hf")
+    assert done.returncode == 0 and "logits equal ours within" in done.stdout + done.stderr, done.stderr
+    evaluated = run.bigtrain("eval", run.run, "--baselines", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    for source in json.loads(evaluated.stdout)["validation"]:
+        assert 50 < source["unigram perplexity"] < 1024 and "5-gram perplexity" not in source
+    assert_refused(run.bigtrain("generate", run.run, "def load("), "continues no text", "two_stream")
+
+
+def assert_continues_prefixes(run: RunSandbox) -> None:
+    """A prompt is a prefix, held-out text is evaluated beside a 5-gram model, and no other tool gets the model."""
+    done = run.bigtrain("generate", run.run, "def load(", "--json", "--max-new-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["texts"][0]["tokens"]) <= 8
+    evaluated = run.bigtrain("eval", run.run, "--baselines", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    for source in json.loads(evaluated.stdout)["validation"]:
+        assert source["unigram perplexity"] > source["5-gram perplexity"] > 1
+    for to in ("hf", "gguf"):
+        refused = run.bigtrain("export", run.run, run.directory / to, "--to", to)
+        assert_refused(refused, "from one side only", "objective.name prefix", "allow_change")
+
+
 @pytest.mark.parametrize("objective", thinned(OBJECTIVES, keep=["masked", "next_sentence", "span_corruption"]))
 def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp_path, objective):
     """Inputs are equal at 1, 2 and 4 ranks; what was killed repeats its steps bit for bit; a step can be replayed."""
@@ -142,6 +169,10 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
         assert_fills_masks(whole)
     if objective == "span_corruption":
         assert_writes_spans(whole)
+    if objective == "permutation":
+        assert_goes_to_transformers(whole)
+    if objective == "prefix":
+        assert_continues_prefixes(whole)
 
     killed = run_of(with_tokens, tmp_path, objective, "killed")
     training = killed.start_forked(2)
@@ -204,6 +235,7 @@ def test_what_an_objective_lacks_is_one_message_before_the_first_step(with_token
         ("objective.fim_rate=0", ["fim_rate"]),
         ("objective.mask_rate=0.3", ["mask_rate", "fill_in_the_middle"]),
         ("objective.name=masked", ["masked", "encoder"]),
+        ("objective.prefix_min_share=0.5", ["prefix_min_share", "fill_in_the_middle"]),
     ):
         assert_refused(fim.bigtrain("train", fim.config, override), *words)
     masked = run_of(with_tokens, tmp_path, "masked", "bert")
@@ -213,6 +245,14 @@ def test_what_an_objective_lacks_is_one_message_before_the_first_step(with_token
         ("objective.name=causal", ["causal", "encoder"]),
     ):
         assert_refused(masked.bigtrain("train", masked.config, override), *words)
+    prefix = run_of(with_tokens, tmp_path, "prefix", "prefix")
+    for override, words in (
+        ("engine.attn_implementation=blockwise", ["attn_implementation blockwise", "auto, flex, sdpa"]),
+        ("model.position_embedding=alibi", ["position_embedding", "alibi", "rope, learned"]),
+        ("model.num_nextn_predict_layers=1", ["num_nextn_predict_layers"]),
+        ("objective.prefix_max_share=0", ["prefix_max_share"]),
+    ):
+        assert_refused(prefix.bigtrain("train", prefix.config, override), *words)
     assert not fim.run.exists() and not masked.run.exists()
 
 

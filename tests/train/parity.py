@@ -43,6 +43,8 @@ class Case:
     """Ranks of ZeRO++'s second copy of the weights."""
     ahead: int = 0
     """Modules of multi-token prediction."""
+    prefix: bool = False
+    """Documents have prefixes that are seen from both sides."""
     drop: float = 0.0
     """Every rate of dropout."""
 
@@ -140,6 +142,17 @@ def cases() -> list[Case]:
     found.append(Case(3, 4, clip=0.3, sequence=2, family="bert"))
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, family="bert"))
     found.append(Case(2, 2, clip=0.3, tied=True, family="modernbert", precision="bf16"))
+    for stage, world, accumulation, recompute in (
+        (0, 2, 4, "none"),
+        (1, 4, 1, "selective"),
+        (2, 2, 1, "full"),
+        (3, 4, 1, "full"),
+        (3, 1, 4, "offloaded"),
+    ):
+        found.append(Case(stage, world, accumulation, 0.3, True, recompute, family="xlnet"))
+    found.append(Case(2, 2, 4, 0.3, True, "full", family="xlnet", drop=0.1))
+    for stage, world, sequence, recompute in ((0, 1, 1, "full"), (2, 2, 2, "none"), (3, 2, 1, "selective")):
+        found.append(Case(stage, world, 1, 0.3, recompute=recompute, sequence=sequence, prefix=True))
     for stage, world, accumulation, recompute, family in (
         (0, 2, 4, "selective", "llama"),
         (1, 1, 4, "none", "bert"),
@@ -169,7 +182,13 @@ def state_cases() -> list[Case]:
     ]
 
 
-OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
+OBJECTIVES = {
+    "decoder": "causal",
+    "encoder": "masked",
+    "encoder_decoder": "denoising",
+    "recurrent": "causal",
+    "two_stream": "permutation",
+}
 """One for each architecture."""
 
 
@@ -178,7 +197,7 @@ def architecture(family: str) -> str:
 
 
 def settings(case: Case) -> Settings:
-    gpt2 = case.family == "gpt2"
+    whole_heads = case.family in ("gpt2", "xlnet")
     mixture = {
         "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
     }  # fmt: skip
@@ -204,7 +223,7 @@ def settings(case: Case) -> Settings:
                 "hidden_size": 32,
                 "num_hidden_layers": 2,
                 "num_attention_heads": 4,
-                "num_key_value_heads": 4 if gpt2 or case.sequence == 4 else 2,
+                "num_key_value_heads": 4 if whole_heads or case.sequence == 4 else 2,
                 "intermediate_size": 80,
                 "vocab_size": VOCABULARY,
                 "max_position_embeddings": TOKENS,
@@ -214,7 +233,7 @@ def settings(case: Case) -> Settings:
                 **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
             },
-            "objective": {"name": OBJECTIVES[architecture(case.family)]},
+            "objective": {"name": "prefix" if case.prefix else OBJECTIVES[architecture(case.family)]},
             "data": {
                 "dir": "unused",
                 "tokenizer": {"vocab_size": VOCABULARY},
@@ -243,8 +262,13 @@ def settings(case: Case) -> Settings:
     )
 
 
-def rows(step: int) -> dict[str, Tensor]:
-    """A step's global batch: rows of documents of ragged lengths, the last labels of some rows missing."""
+def rows(step: int, order: str | None = None) -> dict[str, Tensor]:
+    """A step's global batch: rows of documents of ragged lengths, the last labels of some rows missing.
+
+    Args:
+        step: number of the step.
+        order: in which tokens see each other, of `order_of`.
+    """
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, VOCABULARY // 4, (ROWS, TOKENS + 1), generator=generator)
     starts = torch.rand(ROWS, TOKENS, generator=generator) < 0.12
@@ -256,9 +280,22 @@ def rows(step: int) -> dict[str, Tensor]:
     tiers = torch.arange(TOKENS).expand(ROWS, TOKENS)
     positions = tiers - torch.where(starts, tiers, 0).cummax(dim=1).values
     keys = torch.randint(-(2**63), 2**63 - 1, (ROWS,), generator=generator)
-    return {
+    batch = {
         "input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "starts": starts, "row_keys": keys,
     }  # fmt: skip
+    if order == "prefix":  # of eight tokens, or of a whole document
+        batch["labels"] = labels.masked_fill(positions < 7, -100)
+        batch["order_ranks"] = positions.clamp(min=7)
+    if order == "permutation":
+        ranks = torch.stack([torch.randperm(TOKENS, generator=generator) for _ in range(ROWS)]) - TOKENS // 2
+        batch["labels"] = labels.masked_fill(ranks <= 0, -100)
+        batch["order_ranks"] = ranks.clamp(min=0)
+    return batch
+
+
+def order_of(case: Case) -> str | None:
+    """In which order the tokens of a case see each other, beside what its architecture says."""
+    return next(iter(settings(case).objective.orders), None)
 
 
 def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
@@ -273,10 +310,10 @@ def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
     return {"input_ids": tokens, "position_ids": positions, "starts": read_starts}
 
 
-def batch_for(family: str, step: int) -> dict[str, Tensor]:
-    """A step's global batch for the architecture of a family."""
-    batch = rows(step)
-    if architecture(family) == "encoder_decoder":
+def batch_for(case: Case, step: int) -> dict[str, Tensor]:
+    """A step's global batch for the architecture and the objective of a case."""
+    batch = rows(step, order_of(case))
+    if architecture(case.family) == "encoder_decoder":
         batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
     return batch
 
@@ -299,15 +336,16 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    return json.loads(
-        _plain_loop(case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor)
-    )
+    what = case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix
+    return json.loads(_plain_loop(*what))
 
 
 @functools.cache
-def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int) -> str:
+def _plain_loop(
+    family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool
+) -> str:
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, **shares)
+    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference")
@@ -325,7 +363,7 @@ def _plain_loop(family: str, tied: bool, clip: float, whole_heads: bool, ahead: 
     )
     losses, norms = [], []
     for step in range(STEPS):
-        batch = batch_for(family, step)
+        batch = batch_for(like, step)
         labelled = int((batch["labels"] != -100).sum())
         loss = model(**micro_batch(batch, 0, ROWS)) / labelled
         optimizer.zero_grad()

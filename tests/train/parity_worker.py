@@ -35,7 +35,7 @@ class Training:
         share, micro = ROWS // self.topology.data_size, self.case.micro_batch_size
         losses, norms, counted = [], [], []
         for step in steps:
-            batch = batch_for(self.case.family, step)
+            batch = batch_for(self.case, step)
             labelled = int((batch["labels"] != -100).sum())
             total = 0.0
             for first in range(self.topology.data_rank * share, (self.topology.data_rank + 1) * share, micro):

@@ -55,7 +55,9 @@ class SelfAttention(nn.Module):
         drop = None
         if context.dropout is not None and self.drop_rate:
             drop = AttentionDropout.of(context.dropout.at(self.site), self.drop_rate, self.heads, ranks)
-        rule = AttentionRule(self.scale, self.window, self.softcap, bias, self.two_sided, dropout=drop)
+        order = context.order
+        two_sided = self.two_sided or order is not None
+        rule = AttentionRule(self.scale, self.window, self.softcap, bias, two_sided, dropout=drop, order=order)
         if (cache := context.cache) is not None and cache.holds(self.layer):
             return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]

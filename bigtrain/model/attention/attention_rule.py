@@ -3,7 +3,11 @@
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      for a key d >= 0 places back, d < window
     score(q, k, d) = cap(scale * q.k) + distance_bias[head, d]      two-sided: for a key |d| < window places away
     score(q, k)    = cap(scale * q.k)                               two sequences: for all keys of the query's document
+    score(q, k, d) = cap(scale * (q.k + q'.r[d]))                   relative keys r (Dai et al., 2019, section 3.3)
     output         = drop(softmax(scores)) V                        (Vaswani et al., 2017, equation 1)
+
+An order narrows what a two-sided rule sees: a key is seen where rank(k) <= rank(q). With ranks 0, 1, 2, ... that is the
+causal rule; a prefix is tokens of one rank; the two streams of XLNet differ by one in the ranks of their queries.
 
 `attention_by_definition` computes that with the full score matrix, for any positions of queries and keys: every
 back-end is tested against it, and so is generation, where a new query meets a cache of keys.
@@ -33,6 +37,31 @@ class KeyBoundaries(NamedTuple):
     """The longest of them, or more."""
 
 
+class OrderRanks(NamedTuple):
+    """The order in which tokens come into sight. A query sees the keys of its document whose rank is its own or lower:
+    so tokens of equal rank see each other."""
+
+    of_queries: Tensor
+    """[n] integers, of the queries laid end to end."""
+    of_keys: Tensor
+    """[m] integers, likewise."""
+
+
+class RelativeKeys(NamedTuple):
+    """A second product for each score, with a key that stands for the distance (Dai et al., 2019, section 3.3)."""
+
+    query: Tensor
+    """[n, H, W], what is multiplied with it for each query; of a width W of its own."""
+    key: Tensor
+    """[2 L - 1, H, W], the key of each distance d = 1 - L to L - 1, a token after the query first. L is at least the
+    number of tokens of the longest document."""
+
+    @property
+    def reach(self) -> int:
+        """L."""
+        return (self.key.shape[0] + 1) // 2
+
+
 @dataclass(frozen=True)
 class AttentionRule:
     """Which tokens a token sees inside its document, and what is added to their scores."""
@@ -54,6 +83,12 @@ class AttentionRule:
     keys: KeyBoundaries | None = None
     """Of two sequences: a token of the n-th document of the queries sees all of the n-th of the keys. Such a rule is
     two-sided and has neither window nor distance bias. None: queries and keys are of the same tokens."""
+    order: OrderRanks | None = None
+    """Of a two-sided rule: the keys that come after a query in this order are not seen. None: all are."""
+    queries: Tensor | None = None
+    """[n] integers, increasing: at which of the keys' tokens the queries stand. None: at all of them."""
+    relative: RelativeKeys | None = None
+    """Of a two-sided rule: what is added to q.k by distance, for each query."""
     dropout: AttentionDropout | None = None
     """Which weights are dropped after the softmax. None: none are."""
 
@@ -93,21 +128,31 @@ def attention_by_definition(
     Returns:
         [B, n, H, D]; zero for a query that sees nothing.
     """
-    require_whole_documents(rule)
+    require_consistent(rule)
     dtype = torch.promote_types(query.dtype, torch.float32)
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     away = distance.abs() if rule.two_sided else distance
     visible = (away >= 0) & (key_positions >= 0)[:, None, :]
     if rule.window is not None:
         visible &= away < rule.window
+    if rule.order is not None:
+        own, others = rule.order.of_queries.view_as(query_positions), rule.order.of_keys.view_as(key_positions)
+        visible &= others[:, None, :] <= own[:, :, None]
     if same_document is not None:
         visible &= same_document
     grouped = query.to(dtype).reshape(*query.shape[:2], key.shape[2], -1, query.shape[-1])
-    scores = torch.einsum("bnkgd,bmkd->bkgnm", grouped, key.to(dtype)).flatten(1, 2) * rule.scale
+    scores = torch.einsum("bnkgd,bmkd->bkgnm", grouped, key.to(dtype)).flatten(1, 2)
+    seen_distance = distance.masked_fill(~visible, 0)  # what is hidden may be any distance away: it counts for nothing
+    if (relative := rule.relative) is not None:
+        by_distance = torch.einsum(
+            "bnhd,lhd->bhnl", relative.query.to(dtype).view(*query.shape[:3], -1), relative.key.to(dtype)
+        )
+        places = (seen_distance + relative.reach - 1)[:, None].expand(-1, query.shape[2], -1, -1)
+        scores = scores + by_distance.gather(-1, places)
+    scores = scores * rule.scale
     scores = soft_capped(scores, rule.softcap)
     if rule.distance_bias is not None:
-        # StorageTiers that are not visible may be any distance away; their bias counts for nothing.
-        places = distance.masked_fill(~visible, 0) + rule.zero_distance
+        places = seen_distance + rule.zero_distance
         scores = scores + bias_at(rule.distance_bias.to(dtype), places).movedim(-1, 1)
     hidden = ~visible[:, None]
     # The lowest finite number and not -inf, and zero once more afterwards: a row that sees nothing is no NaN then.
@@ -121,19 +166,31 @@ def attention_by_definition(
     return output.flatten(2, 3).to(query.dtype)
 
 
-def require_whole_documents(rule: AttentionRule) -> None:
-    """Refuse a rule of two sequences that measures distances, which there are none of between them.
+def require_consistent(rule: AttentionRule) -> None:
+    """Refuse a rule whose parts do not go together.
 
     Raises:
-        BigtrainError: it has a window, a distance bias, or one side only.
+        BigtrainError: a rule of two sequences measures distances, which there are none of between them; or an order or
+            relative keys are in a rule that sees one side only.
     """
-    if rule.keys is not None and (rule.window is not None or rule.distance_bias is not None or not rule.two_sided):
+    measured = {
+        "window": rule.window, "distance_bias": rule.distance_bias, "order": rule.order, "queries": rule.queries,
+        "relative": rule.relative,
+    }  # fmt: skip
+    given = [name for name, value in measured.items() if value is not None]
+    if rule.keys is not None and (given or not rule.two_sided):
         raise BigtrainError(
             "attention between two sequences knows no distances",
-            found=f"window {rule.window}, two_sided {rule.two_sided}"
-            + (", a distance bias" if rule.distance_bias is not None else ""),
-            wanted="a two-sided rule without window and distance bias",
+            found=f"two_sided {rule.two_sided}" + (f", with {' and '.join(given)}" if given else ""),
+            wanted="a two-sided rule without window, distance bias, order and relative keys",
             fix="leave them out: each token sees all of its document in the other sequence",
+        )
+    if not rule.two_sided and (rule.order is not None or rule.relative is not None):
+        raise BigtrainError(
+            "an order and relative keys are parts of a two-sided rule",
+            found="a rule that sees one side",
+            wanted="two_sided True: the order says which tokens of either side are seen",
+            fix="set two_sided; ranks that rise with the positions are the causal rule",
         )
 
 

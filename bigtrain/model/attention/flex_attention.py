@@ -21,7 +21,7 @@ def packed_flex_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens:
     """Attention inside each document.
 
     Args:
-        query: [N, H, D].
+        query: [N, H, D]; fewer where the rule says at which tokens they stand.
         key: [N, K, D], H a multiple of K; of two sequences [M, K, D].
         value: like the key.
         cu_seqlens: [documents + 1] integers from 0 to N.
@@ -49,52 +49,67 @@ def _kernel(compiled: bool) -> Callable[..., Any]:
 
 
 def _score(rule: AttentionRule) -> Callable[..., Tensor] | None:
-    cap, bias, zero = rule.softcap, rule.distance_bias, rule.zero_distance
-    if cap is None and bias is None:
+    cap, bias, zero, relative, stands = (
+        rule.softcap,
+        rule.distance_bias,
+        rule.zero_distance,
+        rule.relative,
+        rule.queries,
+    )
+    if cap is None and bias is None and relative is None:
         return None
+    by_distance = None
+    if relative is not None:
+        by_distance = torch.einsum("nhd,lhd->hnl", relative.query, relative.key) * rule.scale
 
     def score(s: Tensor, _batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = (query if stands is None else stands[query]) - key
+        # Pairs that the mask hides are computed, too; their distance must only be one that there is.
+        if by_distance is not None:
+            last = by_distance.shape[2] - 1
+            s = s + by_distance[head, query, (distance + last // 2).clamp(0, last)]
         if cap is not None:
             s = cap * torch.tanh(s / cap)
         if bias is not None:
-            # Pairs that the mask hides are computed, too; their place in the bias must only exist.
-            s = s + bias[head, (query - key + zero).clamp(0, bias.shape[1] - 1)]
+            s = s + bias[head, (distance + zero).clamp(0, bias.shape[1] - 1)]
         return s
 
     return score
 
 
-_masks: list[tuple[Tensor, Tensor, tuple[Any, ...], BlockMask]] = []
+_masks: list[tuple[tuple[Tensor | None, ...], tuple[Any, ...], BlockMask]] = []
 """The documents attended to last, the latest in front: the layers of a model ask for the same ones, one after the
 other, with one or two windows, and a second time in the backward pass where they are recomputed."""
 
 
 def _block_mask(cu_seqlens: Tensor, queries: int, keys: int, rule: AttentionRule) -> BlockMask:
     key_cu_seqlens = cu_seqlens if rule.keys is None else rule.keys.cu_seqlens
-    window, two_sided = rule.window, rule.two_sided
-    wanted = (_version(cu_seqlens), _version(key_cu_seqlens), window, two_sided)
-    for documents, key_documents, made_for, mask in _masks:
-        if documents is cu_seqlens and key_documents is key_cu_seqlens and made_for == wanted:
+    window, two_sided, order, stands = rule.window, rule.two_sided, rule.order, rule.queries
+    tensors = (cu_seqlens, key_cu_seqlens, stands, *(order or (None, None)))
+    # Tensors of inference mode count no versions; nothing writes to these.
+    versions = (None if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors)
+    wanted = (window, two_sided, *versions)
+    for made_from, made_for, mask in _masks:
+        if made_for == wanted and all(one is other for one, other in zip(made_from, tensors, strict=True)):
             return mask
-    document = torch.bucketize(torch.arange(queries, device=cu_seqlens.device), cu_seqlens[1:], right=True)
+    places = torch.arange(queries, device=cu_seqlens.device) if stands is None else stands
+    document = torch.bucketize(places, cu_seqlens[1:], right=True)
     key_document = document
-    if rule.keys is not None:
+    if rule.keys is not None or stands is not None:
         key_document = torch.bucketize(torch.arange(keys, device=cu_seqlens.device), key_cu_seqlens[1:], right=True)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = document[query] == key_document[key]
+        if order is not None:
+            seen = seen & (order.of_keys[key] <= order.of_queries[query])
+        distance = (query if stands is None else stands[query]) - key
         if not two_sided:
-            seen = seen & (query >= key)
+            seen = seen & (distance >= 0)
         elif window is not None:
-            seen = seen & (key - query < window)
-        return seen if window is None else seen & (query - key < window)
+            seen = seen & (-distance < window)
+        return seen if window is None else seen & (distance < window)
 
     mask = create_block_mask(visible, None, None, queries, keys, device=cu_seqlens.device, _compile=cu_seqlens.is_cuda)
-    _masks.insert(0, (cu_seqlens, key_cu_seqlens, wanted, mask))
+    _masks.insert(0, (tensors, wanted, mask))
     del _masks[4:]
     return mask
-
-
-def _version(x: Tensor) -> int:
-    """Changes when a tensor does; one of inference mode has none, and generation changes none of its boundaries."""
-    return 0 if x.is_inference() else x._version

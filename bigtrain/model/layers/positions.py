@@ -3,6 +3,7 @@
 learned, sinusoidal   position_ids [B, T] -> vectors [B, T, C], added to the embeddings
 rope                  position_ids -> Rotary, for queries and keys
 alibi, t5             distance -> bias [H, L], for scores; of t5 on both sides [H, 2 L - 1]
+transformer_xl        distance -> vectors [2 L - 1, C], from which each layer makes keys for scores
 none                  nothing
 """
 
@@ -73,6 +74,16 @@ class SinusoidalEmbedding(nn.Module):
         exponents = torch.arange(0, self.width, 2, device=position_ids.device).float() / self.width
         angles = position_ids[..., None].float() / 10000.0**exponents
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def distance_vectors(length: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines [2 L - 1, C] of the distances 1 - L to L - 1 (Dai et al., 2019), float32.
+
+    They are computed as Hugging Face does, so that both round to the same numbers.
+    """
+    frequencies = 1 / torch.pow(10000, torch.arange(0, width, 2, device=device).float() / width)
+    turns = torch.arange(1 - length, length, device=device).float()[:, None] * frequencies
+    return torch.cat((turns.sin(), turns.cos()), dim=-1)
 
 
 def absolute_positions(settings: ModelSettings) -> nn.Module | None:
