@@ -134,6 +134,8 @@ def cases() -> list[Case]:
         (2, 4, 1, "full", "lstm", True),
         (3, 2, 4, "none", "gru", False),
         (3, 4, 1, "full", "lstm", True),
+        (3, 2, 1, "full", "bahdanau", False),
+        (2, 2, 4, "selective", "luong", True),
     ):
         found.append(Case(stage, world, accumulation, 0.3, tied, recompute, family=family))
     found.append(Case(3, 2, clip=0.3, family="lstm", precision="bf16"))
@@ -169,7 +171,13 @@ def state_cases() -> list[Case]:
     ]
 
 
-OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
+OBJECTIVES = {
+    "decoder": "causal",
+    "encoder": "masked",
+    "encoder_decoder": "denoising",
+    "recurrent": "causal",
+    "recurrent_encoder_decoder": "denoising",
+}
 """One for each architecture."""
 
 
@@ -191,6 +199,8 @@ def settings(case: Case) -> Settings:
     of_family: dict[str, dict[str, Any]] = {
         "lstm": recurrent,
         "gru": recurrent,
+        "bahdanau": recurrent,
+        "luong": recurrent,
         "mixtral": mixture,
         "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
         "modernbert": {"num_hidden_layers": 3, "sliding_window": 8},
@@ -276,7 +286,9 @@ def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
 def batch_for(family: str, step: int) -> dict[str, Tensor]:
     """A step's global batch for the architecture of a family."""
     batch = rows(step)
-    if architecture(family) == "encoder_decoder":
+    if architecture(family).startswith("recurrent"):  # without dropout: the loader gives keys to no other model
+        del batch["row_keys"]
+    if architecture(family).endswith("encoder_decoder"):
         batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
     return batch
 
