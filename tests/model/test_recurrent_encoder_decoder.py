@@ -87,7 +87,9 @@ def plain_logits(model: RecurrentEncoderDecoder, ids: Tensor, read: Tensor) -> T
             y = states[number][0]
         attention = model.attention
         if settings.attention_score == "additive":
-            scores = torch.stack([attention.score(torch.tanh(attention.query(y) + attention.key(h)))[0] for h in keys])
+            scores = torch.stack(
+                [attention.weight[0] @ torch.tanh(attention.query(y) + attention.key(h)) for h in keys]
+            )
         else:
             scores = torch.stack([y @ h for h in keys])
         context = sum(weight * h for weight, h in zip(scores.softmax(0), keys, strict=True))

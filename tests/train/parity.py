@@ -136,6 +136,8 @@ def cases() -> list[Case]:
         (2, 4, 1, "full", "lstm", True),
         (3, 2, 4, "none", "gru", False),
         (3, 4, 1, "full", "lstm", True),
+        (3, 2, 1, "full", "bahdanau", False),
+        (2, 2, 4, "selective", "luong", True),
     ):
         found.append(Case(stage, world, accumulation, 0.3, tied, recompute, family=family))
     found.append(Case(3, 2, clip=0.3, family="lstm", precision="bf16"))
@@ -188,6 +190,7 @@ OBJECTIVES = {
     "encoder_decoder": "denoising",
     "recurrent": "causal",
     "two_stream": "permutation",
+    "recurrent_encoder_decoder": "denoising",
 }
 """One for each architecture."""
 
@@ -210,6 +213,8 @@ def settings(case: Case) -> Settings:
     of_family: dict[str, dict[str, Any]] = {
         "lstm": recurrent,
         "gru": recurrent,
+        "bahdanau": recurrent,
+        "luong": recurrent,
         "mixtral": mixture,
         "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
         "modernbert": {"num_hidden_layers": 3, "sliding_window": 8},
@@ -313,7 +318,9 @@ def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
 def batch_for(case: Case, step: int) -> dict[str, Tensor]:
     """A step's global batch for the architecture and the objective of a case."""
     batch = rows(step, order_of(case))
-    if architecture(case.family) == "encoder_decoder":
+    if architecture(case.family).startswith("recurrent"):  # without dropout: the loader gives keys to no other model
+        del batch["row_keys"]
+    if architecture(case.family).endswith("encoder_decoder"):
         batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
     return batch
 

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,9 @@ class DocumentAttention(nn.Module):
 
     Scores are v tanh(W s + U h) (Bahdanau et al., 2015, appendix A.1.2) or s h (Luong et al., 2015, equation 8). The
     additive ones need memory for each feature of each pair, so they are computed twice instead of being kept.
+
+    ZeRO 3 gathers a module's weights when it is called, on all ranks alike. So no module is called inside the loop over
+    documents, whose number differs from rank to rank: v is a parameter of this module, which is called once.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -30,7 +34,7 @@ class DocumentAttention(nn.Module):
         if self.additive:
             width = settings.hidden_size
             self.query, self.key = CpuLinear(width, width), CpuLinear(width, width, bias=False)
-            self.score = CpuLinear(width, 1, bias=False)
+            self.weight = nn.Parameter(torch.empty(1, width))  # v
 
     def forward(self, states: Tensor, cu_seqlens: Tensor, read: Tensor, read_cu_seqlens: Tensor) -> Tensor:
         """Contexts [N, H] for states [N, H] of the decoder, from states [M, H] of the encoder; the n-th document of one
@@ -51,7 +55,7 @@ class DocumentAttention(nn.Module):
 
     def _additive_chunk(self, queries: Tensor, keys: Tensor) -> Tensor:
         features = (queries[:, None] + keys).tanh()
-        return self.score(features).squeeze(-1).to(torch.promote_types(queries.dtype, torch.float32))
+        return F.linear(features, self.weight).squeeze(-1).to(torch.promote_types(queries.dtype, torch.float32))
 
 
 def _products(queries: Tensor, keys: Tensor) -> Tensor:
