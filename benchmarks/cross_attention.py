@@ -37,16 +37,16 @@ def times(documents: int, written: int, dtype: torch.dtype, repeats: int) -> dic
     """Milliseconds of a forward and a backward pass by back-end."""
     own, read = boundaries(documents, written)
     shapes = (ROWS * written, ROWS * READ, ROWS * READ)
-    tensors = [torch.randn(tokens, HEADS, WIDTH).to(dtype).requires_grad_() for tokens in shapes]
-    grad = torch.randn_like(tensors[0])
+    query, key, value = (torch.randn(tokens, HEADS, WIDTH).to(dtype).requires_grad_() for tokens in shapes)
+    grad = torch.randn_like(query)
     rule = AttentionRule(WIDTH**-0.5, two_sided=True, keys=KeyBoundaries(read, int(read.diff().max())))
     found: dict[str, list[float]] = {"sdpa": [], "blockwise": []}
     for _ in range(repeats):
         for name, taken in found.items():
             started = time.process_time()
             for _ in range(LAYERS):  # of one model: they ask for the same documents
-                output = BACKENDS[name](*tensors, own, int(own.diff().max()), rule)
-                torch.autograd.grad(output, tensors, grad)
+                output = BACKENDS[name](query, key, value, own, int(own.diff().max()), rule)
+                torch.autograd.grad(output, (query, key, value), grad)
             taken.append((time.process_time() - started) / LAYERS * 1e3)
     return {name: min(taken) for name, taken in found.items()}
 
