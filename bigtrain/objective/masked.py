@@ -57,10 +57,12 @@ class Masked:
     def _masked(self, rows: TokenRows, keys: U64) -> PreparedRows:
         ids, (count, length) = rows.input_ids.reshape(-1), rows.input_ids.shape
         words = numbers(keys, _CHOICE, length)
-        places = self._chosen(rows, words)
-        labels, inputs = np.full_like(ids, IGNORE_INDEX), ids.copy()
-        labels[places] = ids[places]
-        self._hide(inputs, places, words.reshape(-1)[places])
+        places, tokens = self._chosen(rows, words)
+        labels, inputs = np.empty((2, ids.size), np.int32)  # one large allocation is cheaper than two
+        labels.fill(IGNORE_INDEX)
+        labels[places] = tokens
+        inputs[:] = ids
+        self._hide(inputs, places, words.reshape(-1).take(places))
         return PreparedRows(
             input_ids=inputs.reshape(count, length),
             labels=labels.reshape(count, length),
@@ -70,8 +72,8 @@ class Masked:
             input_tokens=rows.input_tokens,
         )
 
-    def _chosen(self, rows: TokenRows, words: U32) -> I64:
-        """The places of the tokens to predict among the R*T flattened ones, in order.
+    def _chosen(self, rows: TokenRows, words: U32) -> tuple[I64, I32]:
+        """The places of the tokens to predict among the R*T flattened ones, in order; and these tokens.
 
         Padding is of special tokens, and so never chosen.
         """
@@ -80,13 +82,15 @@ class Masked:
             drawn = self._whole_words(rows, drawn, self.begins_word)
         for row, first, end in rows.withheld:
             drawn[row, first:end] = False
-        places = np.flatnonzero(drawn)
-        return places[self.ordinary[rows.input_ids.reshape(-1)[places]]]
+        places = np.flatnonzero(drawn)  # `take` is faster than an index in brackets
+        tokens = rows.input_ids.reshape(-1).take(places)
+        ordinary = self.ordinary.take(tokens)
+        return (places, tokens) if ordinary.all() else (places[ordinary], tokens[ordinary])
 
     def _whole_words(self, rows: TokenRows, drawn: Bools, begins_word: Bools) -> Bools:
         """[R, T]: a token is drawn where the first one of its word is."""
-        special = ~self.ordinary[rows.input_ids]
-        begins = begins_word[rows.input_ids] | (rows.positions == 0) | special
+        special = ~self.ordinary.take(rows.input_ids)
+        begins = begins_word.take(rows.input_ids) | (rows.positions == 0) | special
         begins[:, 1:] |= special[:, :-1]
         first = np.maximum.accumulate(np.where(begins, np.arange(drawn.shape[1], dtype=np.int32), 0), axis=1)
         return np.take_along_axis(drawn, first, axis=1)
@@ -94,11 +98,11 @@ class Masked:
     def _hide(self, inputs: I32, places: I64, words: U32) -> None:
         """Replace the ids at places of the flattened tokens, or keep them, by a number that was drawn for each."""
         drawn = further(words)
-        masked = drawn < below(self.mask_share)
-        random = np.flatnonzero(~masked & (drawn < below(self.mask_share + self.random_share)))
-        inputs[places[masked]] = self.mask_id
-        tokens = choices(further(drawn[random]), len(self._ordinary_ids))
-        inputs[places[random]] = self._ordinary_ids[tokens]
+        masked, either = (drawn < below(share) for share in (self.mask_share, self.mask_share + self.random_share))
+        random = np.flatnonzero(masked ^ either)  # the shares add up: what is masked is below both bounds
+        inputs[places.take(np.flatnonzero(masked))] = self.mask_id
+        tokens = choices(further(drawn.take(random)), len(self._ordinary_ids))
+        inputs[places.take(random)] = self._ordinary_ids.take(tokens)
 
     @cached_property
     def _ordinary_ids(self) -> I64:

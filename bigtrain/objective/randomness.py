@@ -20,8 +20,8 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_BLOCK_WORDS = 1 << 14
-"""Numbers that are computed at a time: they stay in the first-level caches."""
+_BLOCK_WORDS = 1 << 15
+"""Numbers that are computed at a time: they stay in the second-level cache."""
 
 
 class AddressKeys:
