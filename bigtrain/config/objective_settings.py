@@ -161,7 +161,7 @@ class ObjectiveChoice(Section):
     @property
     def orders(self) -> set[str]:
         """Those of its objectives that say in which order tokens see each other."""
-        return {choice.name for choice in self.mixed or (self,)} & set(IN_AN_ORDER)
+        return {choice.name for choice in self.mixed or (self,) if choice.name in IN_AN_ORDER}
 
     @property
     def labelled_share(self) -> float:
