@@ -198,6 +198,30 @@ def test_compiled_blocks_compute_the_same_for_any_number_of_labels() -> None:
             assert relative_error(found[name], gradient, floor=1e-3) < 1e-4, name
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_a_row_is_dropped_alike_in_any_micro_batch(backend: str) -> None:
+    """Both streams, by the address of the row: two rows at once, each alone, and recomputed, in float64; a token and
+    the place at which it is predicted are dropped in different ways."""
+    rates = {f"{place}_dropout": 0.2 for place in ("embedding", "attention", "hidden", "activation", "final")}
+    model = built(changes=rates, attn_implementation=backend).train()
+    again = built(changes=rates, attn_implementation=backend, activation_checkpointing="full").train()
+    batch, keys = permuted_batch(2, 20, seed=4, whole_rows=True), torch.tensor([5, -(2**60)])
+    both = gradients(model, batch | {"row_keys": keys})
+    recomputed = gradients(again, batch | {"row_keys": keys})
+    parts = []
+    for row in range(2):
+        one = {name: batch[name][row : row + 1] for name in ("input_ids", "labels", "position_ids", "order_ranks")}
+        bounds = {"cu_seqlens": torch.tensor([0, 20], dtype=torch.int32), "max_seqlen": 20}
+        parts.append(gradients(model, one | bounds | {"row_keys": keys[row : row + 1]}))
+        parts[-1] = {name: gradient.clone() for name, gradient in parts[-1].items()}
+    for name in both:
+        assert torch.equal(both[name], recomputed[name]) or relative_error(both[name], recomputed[name]) < 1e-14
+        assert relative_error(parts[0][name] + parts[1][name], both[name], floor=1e-6) < 1e-10, name
+    assert both["loss"] != gradients(model, batch | {"row_keys": keys + 1})["loss"]
+    with pytest.raises(ValueError, match="row_keys"):
+        model(**batch)
+
+
 def test_an_xlnet_generates_no_text() -> None:
     with pytest.raises(BigtrainError, match="continues no text"):
         generate(built(), [[1, 2]], max_new_tokens=1)
