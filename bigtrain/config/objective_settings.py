@@ -32,7 +32,7 @@ OF_OBJECTIVE = {
     "fill_in_the_middle": ("fim_rate", "fim_spm_rate", "fim_tokens"),
     "permutation": ("max_span_length", "partial_prediction"),
     "prefix": ("prefix_max_share", "prefix_min_share"),
-    "span_corruption": ("decoder_start_token", "mean_span_length", "noise_density", "sentinel_tokens"),
+    "span_corruption": ("decoder_start_token", "mean_span_length", "noise_at_end", "noise_density", "sentinel_tokens"),
     "translation": ("decoder_start_token", "pair_share"),
 }
 """The keys that are not for every objective."""
@@ -104,6 +104,9 @@ class ObjectiveChoice(Section):
     mean_span_length: Annotated[float, Field(ge=1.0, le=1000.0)] = 3.0
     """span_corruption: hidden tokens per span. Where a document has more spans than there are sentinel_tokens, it has
     fewer and longer ones instead."""
+    noise_at_end: bool = False
+    """span_corruption: hide the last tokens of a document, in one span: the sequential denoiser of UL2.
+    mean_span_length then says how many documents of a row have one."""
     noise_density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """span_corruption: share of the tokens that are hidden. The lengths of the rows of encoder and decoder follow from
     it, from mean_span_length and from data.sequence_length. In rows of many documents a little less is hidden."""

@@ -197,6 +197,7 @@ def _span_corruption(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary)
         sentinels=sentinels,
         start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token"),
         end_of_text_id=vocabulary.end_of_text,
+        at_end=settings.noise_at_end,
     )
 
 

@@ -20,6 +20,9 @@ many documents of a row become has to fit as well:
 - What does not fit still is left out from the end of the row. That needs rows of very short documents, which have too
   few places for noise. At T5's rates all documents of 16 tokens or more fit.
 
+With `at_end` the noise of a document is its last tokens, in one span (the S-denoiser of UL2; Tay et al., 2022): T5's
+number of spans of a row says only how many documents have one, and the room of the others' sentinels is padding.
+
 So a full row has no padding in its encoder, and at most two tokens in its decoder, unless sentinels are too few. They
 are without labels at the end of the last document, where no other token sees them. A row that is not full has padding
 in the proportion of its own, as a document on both sides.
@@ -83,6 +86,8 @@ class SpanCorruption:
     start_id: int
     """What a decoder's document starts with, and what pads its rows."""
     end_of_text_id: int
+    at_end: bool = False
+    """Whether the noise of a document is one span, its last tokens: then the decoder goes on with a text."""
 
     def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows:
         """See `Objective.prepare`."""
@@ -92,7 +97,7 @@ class SpanCorruption:
         encoder = RowLayout.of(_encoder_sizes(parts, noise, counts), parts.row, count, lengths[0])
         decoder = RowLayout.of(_decoder_sizes(parts, noise, counts), parts.row, count, lengths[1])
         padded = encoder.used < encoder.length
-        seen, targets = self._sides(rows, parts, counts, *_spans(parts, noise, counts, keys, length))
+        seen, targets = self._sides(rows, parts, counts, *self._spans(parts, noise, counts, keys, length))
         labelled = ~parts.withheld & (counts + parts.ended > 0)
         return PreparedRows(
             input_ids=decoder.rows_of(shifted(targets, decoder.sizes, self.start_id), self.start_id),
@@ -131,7 +136,14 @@ class SpanCorruption:
         spans = quotas(np.minimum(wanted, sums(places, row, count)), places, row, words[:, 0])
         places = np.where(spans > 0, text - 2 * spans, 0)
         noise = spans + quotas(np.minimum(fewer, sums(places, row, count)), places, row, words[:, 1])
-        return noise, np.minimum(spans, len(self.sentinels))
+        return noise, np.minimum(spans, 1 if self.at_end else len(self.sentinels))
+
+    def _spans(self, parts: DocumentParts, noise: I64, counts: I64, keys: U64, length: int) -> tuple[I64, I64]:
+        """Where the spans of all parts start in the flattened tokens, and their lengths."""
+        if self.at_end:
+            own = counts > 0
+            return (parts.first + parts.text - noise)[own], noise[own]
+        return _spans(parts, noise, counts, keys, length)
 
     def _sides(self, rows: TokenRows, parts: DocumentParts, counts: I64, starts: I64, lengths: I64) -> tuple[I32, I32]:
         """What the encoder reads, and what the decoder writes, one part after the other.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -59,7 +59,7 @@ class Evaluation:
     run: str
     step: int
     validation: list[SourceLoss]
-    translations: list[TranslationScores] = field(default_factory=list)
+    translations: list[TranslationScores] | None = None
     """Of held-out pairs, where they were asked for."""
 
 

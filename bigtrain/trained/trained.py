@@ -218,7 +218,7 @@ def evaluate_run(
     for name, other in beside.items():
         require_same_labels(trained, name, other)
     losses = trained.validation_losses(with_baselines=with_baselines, beside=beside)
-    scores = trained.translations(translations) if translations else []
+    scores = trained.translations(translations) if translations else None
     evaluation = Evaluation(str(run), trained.step, losses, scores)
     with suppress(OSError):  # a run directory that is read-only can be evaluated too
         write_atomically(

@@ -332,3 +332,24 @@ def test_sentinels_are_those_of_the_tokenizer_by_name() -> None:
     assert "<sentinel_0>" in str(error.value) and "additional_special_tokens" in str(error.value)
     with pytest.raises(ValueError, match="sentinel_tokens"):
         ObjectiveSettings(name="span_corruption", sentinel_tokens="<sentinel>")
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(16, 90))
+def test_noise_at_the_end_is_one_span_of_the_last_tokens(seed: int, count: int, length: int) -> None:
+    """The encoder reads the start of a document and a sentinel, and the decoder goes on from there."""
+    rule = SpanCorruption(0.25, 4.0, MANY, START, END, at_end=True)
+    texts = long_documents(seed, count, length, 8)
+    found = rule.prepare(rows_of(texts, length), keys_of(seed, count))
+    spans = 0
+    for row, parts in zip(pairs(found), texts, strict=True):
+        for (read, _, labels), part in zip(row, parts, strict=False):
+            body = part[:-1] if part[-1] == END else part
+            ending = [END] if part[-1] == END else []
+            written = [label for label in labels if label != IGNORE_INDEX]
+            if written[:1] == [MANY[0]]:
+                spans += 1
+                hidden = written[1 : len(written) - len(ending)]
+                assert hidden and body[len(body) - len(hidden) :] == hidden
+                wanted = [*body[: len(body) - len(hidden)], MANY[0], *ending]
+                assert read[: len(wanted)] == wanted
+    assert spans
