@@ -132,6 +132,34 @@ def assert_writes_spans(run: RunSandbox) -> None:
     assert len(samples) == 2 and all("<extra_id_0>" in sample["prompt"] for sample in samples)
 
 
+def assert_translates(run: RunSandbox) -> None:
+    """BLEU and chrF of held-out pairs beside those of copies, and a text from the command line."""
+    done = run.bigtrain("eval", run.run, "--translations", "12", "--json")
+    assert done.returncode == 0, done.stderr
+    (scores,) = json.loads(done.stdout)["translations"]
+    assert 6 <= scores["pairs"] <= 12 and 0 <= scores["bleu"] <= 100 and scores["copy_chrf"] > 0
+    assert scores["signature"].startswith("nrefs:1|") and len(scores["examples"]) == 3
+    shown = run.bigtrain("eval", run.run, "--translations", "3")
+    assert shown.returncode == 0 and "BLEU of copies" in shown.stdout
+    written = run.bigtrain("generate", run.run, ">>de<< Save", "--greedy", "--max-new-tokens", "5", "--json")
+    assert written.returncode == 0, written.stderr
+    reported = run.bigtrain("report", run.run, "--samples", "1")
+    assert reported.returncode == 0, reported.stderr
+    (sample,) = json.loads((run.run / "samples.json").read_text())["samples"]
+    assert ">>" in sample["prompt"]
+
+
+def assert_relates_sentences(run: RunSandbox) -> None:
+    """Both terms of the loss are recorded, and the share of pairs whose relation is right is evaluated."""
+    for record in run.metrics():
+        assert record["loss"] == pytest.approx(record["token_loss"] + record["example_loss"])
+    done = run.bigtrain("eval", run.run, "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(0 <= source["sentence accuracy"] <= 1 for source in json.loads(done.stdout)["validation"])
+    refused = run.bigtrain("eval", run.run, "--translations", "3")
+    assert_refused(refused, "translates nothing", "objective.name masked")
+
+
 def assert_goes_to_transformers(run: RunSandbox) -> None:
     """The export is compared with transformers' logits; evaluation beside a unigram model; no text is continued."""
     done = run.bigtrain("export", run.run, run.directory / "hf", "--to", "hf")
@@ -169,6 +197,10 @@ def test_a_run_is_the_same_after_kills_and_at_other_world_sizes(with_tokens, tmp
         assert_fills_masks(whole)
     if objective == "span_corruption":
         assert_writes_spans(whole)
+    if objective == "translation":
+        assert_translates(whole)
+    if "sentence" in objective:
+        assert_relates_sentences(whole)
     if objective == "permutation":
         assert_goes_to_transformers(whole)
     if objective == "prefix":
