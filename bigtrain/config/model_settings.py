@@ -38,7 +38,7 @@ _OF_RECURRENT = frozenset({
     "max_position_embeddings", "tie_word_embeddings", "expect_parameters", "position_embedding", "embedding_size",
     "head_bias", "embedding_multiplier", "label_smoothing", "logits_scaling", "final_logit_softcapping",
     "initializer_range", "z_loss_coef", "cell", "attention_score", "character_filters", "character_size",
-    "highway_layers", "max_token_bytes",
+    "highway_layers", "max_token_bytes", "embedding_dropout", "hidden_dropout", "final_dropout",
 })  # fmt: skip
 """What a recurrent model has. Every other key is about blocks with attention, and keeps its default."""
 _ONLY_RECURRENT = (
@@ -297,7 +297,8 @@ class ModelSettings(Section):
     document are then held in memory: PyTorch's kernels have no dropout that follows from an address."""
     hidden_dropout: OpenUnitInterval = 0.0
     """Share of the channels that is dropped of what attention and feed-forward layer add to the residual stream
-    (`resid_pdrop` of gpt2). `hidden_dropout_prob` of bert and `dropout` of bart are this and embedding_dropout."""
+    (`resid_pdrop` of gpt2). `hidden_dropout_prob` of bert and `dropout` of bart are this and embedding_dropout. Of a
+    recurrent model it is what goes from one layer to the next (Zaremba et al., 2014)."""
     activation_dropout: OpenUnitInterval = 0.0
     """Share of the channels that is dropped inside the feed-forward layer, after the activation function (bart, t5)."""
     final_dropout: OpenUnitInterval = 0.0

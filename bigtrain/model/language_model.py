@@ -19,10 +19,12 @@ from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
 from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.layers.dropout import DropoutKeys
 from bigtrain.model.layers.embedding import OutputHead, TokenEmbedding
 from bigtrain.model.layers.router import Router
 from bigtrain.model.recurrence.characters import CharacterEmbedding
 from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
+from bigtrain.model.sequence_parallel import SequenceParallel
 
 
 class LanguageModel(nn.Module):
@@ -31,6 +33,8 @@ class LanguageModel(nn.Module):
     settings: ModelSettings
     lm_head: OutputHead
     auxiliary: Auxiliary
+    sequence_parallel: SequenceParallel | None = None
+    """The ranks that share each sequence with this one."""
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +74,18 @@ class LanguageModel(nn.Module):
         """An empty cache for prompts of these lengths, which the first call of `hidden` brings packed, end to end. Of
         an encoder-decoder `read_lengths` are those of what its encoder has read, likewise."""
         raise NotImplementedError
+
+    def dropout_keys(self, row_keys: Tensor | None, tokens: Tensor) -> DropoutKeys | None:
+        """The keys of the dropout of tokens [B, T], whole rows; None in evaluation, and without dropout.
+
+        Raises:
+            ValueError: the model trains with dropout, and the rows have no keys.
+        """
+        if not (self.training and self.settings.drops):
+            return None
+        if row_keys is None:
+            raise ValueError("a model trains with dropout on rows that have keys: give row_keys, or call eval()")
+        return DropoutKeys.of(row_keys, tokens.shape[1], self.sequence_parallel)
 
     def init_weights(self, seed: int) -> None:
         """Fill every parameter, in place, by name and seed alone: see `initialize`."""

@@ -17,7 +17,9 @@ from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.cache import Cache
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.recurrence.between_layers import BetweenLayers
 from bigtrain.model.recurrence.characters import CharacterEmbedding
 from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
 from bigtrain.model.recurrence.sequences import Sequences
@@ -34,6 +36,8 @@ class Recurrent(LanguageModel):
         self.embed_tokens = CharacterEmbedding(settings) if settings.character_filters else InputEmbedding(settings)
         widths = [settings.embedding_width] + [settings.hidden_size] * (settings.num_hidden_layers - 1)
         self.layers = nn.ModuleList(RecurrentLayer(settings, width, execution) for width in widths)
+        self.between_layers = BetweenLayers(settings, len(widths))
+        self.final_dropout = Dropout(settings.final_dropout, "final")
         self.lm_head = OutputHead(settings)
         self.auxiliary = Auxiliary(settings)
         self._tie()
@@ -47,9 +51,11 @@ class Recurrent(LanguageModel):
         max_seqlen: int,
         *,
         each_token: bool = False,
+        row_keys: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch: see `Transformer.forward`. Positions are not used."""
-        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
+        dropout = self.dropout_keys(row_keys, input_ids)
+        hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, dropout=dropout)
         return self.lm_head(hidden, labels, each_token=each_token)
 
     def logits(
@@ -69,6 +75,7 @@ class Recurrent(LanguageModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         cache: Cache | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """See `LanguageModel.hidden`."""
         assert cache is None or isinstance(cache, StateCache)  # of `new_cache`
@@ -78,13 +85,14 @@ class Recurrent(LanguageModel):
             cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
         sequences = Sequences.of(cu_seqlens)
         x = self.embed_tokens(input_ids).flatten(0, 1)[sequences.order]
-        ends = []
+        keys, ends = sequences.in_steps(dropout), []
         for number, layer in enumerate(self.layers):
+            x = self.between_layers(x, number, keys)
             x, end = layer(x, sequences, starts[number] if starts else None)
             ends.append(end)
         if cache is not None:
             cache.states = ends
-        return x[sequences.inverse].unflatten(0, (batch, length))
+        return self.final_dropout(x[sequences.inverse].unflatten(0, (batch, length)), dropout)
 
     def new_cache(
         self, lengths: Sequence[int], device: torch.device, read_lengths: Sequence[int] | None = None

@@ -21,11 +21,15 @@ from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.dropout import Dropout, DropoutKeys, site_number
 from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.recurrence.between_layers import BetweenLayers
 from bigtrain.model.recurrence.characters import CharacterEmbedding
 from bigtrain.model.recurrence.document_attention import DocumentAttention
 from bigtrain.model.recurrence.recurrent_layer import BidirectionalLayer, RecurrentLayer
 from bigtrain.model.recurrence.sequences import Sequences
+
+_ENCODER = site_number("encoder")
 
 
 class RecurrentEncoder(nn.Module):
@@ -35,12 +39,13 @@ class RecurrentEncoder(nn.Module):
         """With a layer for each of these widths of inputs."""
         super().__init__()
         self.layers = nn.ModuleList(BidirectionalLayer(settings, width, execution) for width in widths)
+        self.between_layers = BetweenLayers(settings, len(widths))
 
-    def forward(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, sequences: Sequences, dropout: DropoutKeys | None = None) -> tuple[Tensor, Tensor]:
         """Map [N, C], in step order, to states [N, H], and give the last layer's last states [D, H]."""
-        ends = x
-        for layer in self.layers:
-            x, ends = layer(x, sequences)
+        ends, keys = x, sequences.in_steps(dropout)
+        for number, layer in enumerate(self.layers):
+            x, ends = layer(self.between_layers(x, number, keys), sequences)
         return x, ends
 
 
@@ -63,6 +68,8 @@ class RecurrentEncoderDecoder(LanguageModel):
         self.layers = nn.ModuleList(RecurrentLayer(settings, each, execution) for each in written)
         self.attention = DocumentAttention(settings)
         self.readout = CpuLinear(2 * width, width)
+        self.between_layers = BetweenLayers(settings, layers)
+        self.final_dropout = Dropout(settings.final_dropout, "final")
         self.lm_head = OutputHead(settings)
         self.auxiliary = Auxiliary(settings)
         self._tie()
@@ -80,9 +87,10 @@ class RecurrentEncoderDecoder(LanguageModel):
         encoder_cu_seqlens: Tensor,
         encoder_max_seqlen: int,
         each_token: bool = False,
+        row_keys: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch: see `EncoderDecoder.forward`. Positions are not used."""
-        hidden = self._read_and_write(input_ids, cu_seqlens, encoder_input_ids, encoder_cu_seqlens)
+        hidden = self._read_and_write(input_ids, cu_seqlens, encoder_input_ids, encoder_cu_seqlens, row_keys)
         return self.lm_head(hidden, labels, each_token=each_token)
 
     def logits(
@@ -103,22 +111,28 @@ class RecurrentEncoderDecoder(LanguageModel):
         return self.lm_head(self._read_and_write(input_ids, own, encoder_input_ids, read))
 
     def _read_and_write(
-        self, input_ids: Tensor, cu_seqlens: Tensor, encoder_input_ids: Tensor, encoder_cu_seqlens: Tensor
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        encoder_input_ids: Tensor,
+        encoder_cu_seqlens: Tensor,
+        row_keys: Tensor | None = None,
     ) -> Tensor:
         """What the head takes, [B, T, H]."""
-        sequences = Sequences.of(encoder_cu_seqlens)
+        sequences, reads = Sequences.of(encoder_cu_seqlens), self.dropout_keys(row_keys, encoder_input_ids)
         x = self.embed_tokens(encoder_input_ids).flatten(0, 1)[sequences.order]
-        x, ends = self.encoder(x, sequences)
+        x, ends = self.encoder(x, sequences, reads and reads.at(_ENCODER))
         read = x[sequences.inverse]
         starts = self.start(ends.to(read.dtype)).tanh().chunk(len(self.layers), dim=-1)
-        sequences = Sequences.of(cu_seqlens)
-        x = self.embed_tokens(input_ids).flatten(0, 1)[sequences.order]
-        for layer, start in zip(self.layers, starts, strict=True):
+        sequences, dropout = Sequences.of(cu_seqlens), self.dropout_keys(row_keys, input_ids)
+        x, keys = self.embed_tokens(input_ids).flatten(0, 1)[sequences.order], sequences.in_steps(dropout)
+        for number, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
             cells = (torch.zeros_like(start),) if self.settings.cell == "lstm" else ()
-            x, _ = layer(x, sequences, (start, *cells))
+            x, _ = layer(self.between_layers(x, number, keys), sequences, (start, *cells))
         states = x[sequences.inverse]
         contexts = self.attention(states, cu_seqlens, read, encoder_cu_seqlens)
-        return self.readout(torch.cat((states, contexts), dim=-1)).tanh().unflatten(0, input_ids.shape)
+        hidden = self.readout(torch.cat((states, contexts), dim=-1)).tanh().unflatten(0, input_ids.shape)
+        return self.final_dropout(hidden, dropout)
 
 
 def _boundaries(ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -244,18 +244,6 @@ class Transformer(BlockStack, LanguageModel):
             if isinstance(module, BlockStack):
                 module.compiled = True
 
-    def dropout_keys(self, row_keys: Tensor | None, tokens: Tensor) -> DropoutKeys | None:
-        """The keys of the dropout of tokens [B, T], whole rows; None in evaluation, and without dropout.
-
-        Raises:
-            ValueError: the model trains with dropout, and the rows have no keys.
-        """
-        if not (self.training and self.settings.drops):
-            return None
-        if row_keys is None:
-            raise ValueError("a model trains with dropout on rows that have keys: give row_keys, or call eval()")
-        return DropoutKeys.of(row_keys, tokens.shape[1], self.sequence_parallel)
-
     def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The summed loss from the normalised last hidden states."""
         return self.lm_head(hidden, labels)

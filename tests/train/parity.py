@@ -153,6 +153,8 @@ def cases() -> list[Case]:
     ):
         found.append(Case(stage, world, accumulation, 0.3, True, recompute, family="xlnet"))
     found.append(Case(2, 2, 4, 0.3, True, "full", family="xlnet", drop=0.1))
+    found.append(Case(2, 2, 4, 0.3, False, "full", family="lstm", drop=0.1))
+    found.append(Case(3, 2, 1, 0.3, False, "none", family="bahdanau", drop=0.1))
     for stage, world, sequence, recompute in ((0, 1, 1, "full"), (2, 2, 2, "none"), (3, 2, 1, "selective")):
         found.append(Case(stage, world, 1, 0.3, recompute=recompute, sequence=sequence, prefix=True))
     for stage, world, accumulation, recompute, family in (
@@ -205,7 +207,8 @@ def settings(case: Case) -> Settings:
         "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
-    places = ("embedding", "hidden", "final", *(() if case.tensor > 1 else ("attention", "activation")))
+    no_others = case.tensor > 1 or architecture(case.family).startswith("recurrent")
+    places = ("embedding", "hidden", "final", *(() if no_others else ("attention", "activation")))
     recurrent = {
         "hidden_size": 64, "num_attention_heads": 0, "num_key_value_heads": None, "intermediate_size": 0,
         "initializer_range": 0.2,
@@ -318,8 +321,6 @@ def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
 def batch_for(case: Case, step: int) -> dict[str, Tensor]:
     """A step's global batch for the architecture and the objective of a case."""
     batch = rows(step, order_of(case))
-    if architecture(case.family).startswith("recurrent"):  # without dropout: the loader gives keys to no other model
-        del batch["row_keys"]
     if architecture(case.family).endswith("encoder_decoder"):
         batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
     return batch

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bigtrain.model.layers.dropout import DropoutKeys
+
 
 class Sequences(NamedTuple):
     """D documents of N tokens in all."""
@@ -51,6 +53,13 @@ class Sequences(NamedTuple):
         return cls(
             order, inverse, mirrored[order], sizes.cpu(), documents, ranks, starts[lengths[documents] - 1] + each
         )
+
+    def in_steps(self, keys: DropoutKeys | None) -> DropoutKeys | None:
+        """The keys of the dropout of tokens, [1, N] in step order; None without keys."""
+        if keys is None:
+            return None
+        own = keys.own.flatten()[self.order][None]
+        return DropoutKeys(own, own)
 
     @property
     def number(self) -> int:
