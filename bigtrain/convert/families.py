@@ -58,7 +58,7 @@ class Family:
     architecture: str
     keys: tuple[Keys, ...]
     modules: tuple[Module, ...]
-    """In the order in which their tensors are written: before the layers, of each layer, after them."""
+    """In the order in which their tensors are written: before the layers, of each layer, after them; the head last."""
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys of config.json that may have these values only: with others a model would compute something else."""
     same_as: Mapping[str, str] = field(default_factory=dict)
@@ -565,9 +565,9 @@ FAMILIES: dict[str, Family] = {
             *_prefixed("bert.", _BERT_BLOCK),
             Module("cls.predictions.transform.dense", ("lm_head.dense",)),
             Module("cls.predictions.transform.LayerNorm", ("lm_head.norm",)),
-            Module("cls.predictions", ("lm_head",)),
             Module("bert.pooler.dense", ("sentence_head.dense",)),
             Module("cls.seq_relationship", ("sentence_head.classifier",)),
+            Module("cls.predictions", ("lm_head",)),
         ),
         only=_BERT_ONLY,
         training_only=_BERT_NOISE,
@@ -614,9 +614,9 @@ FAMILIES: dict[str, Family] = {
             *_prefixed("albert.", _ALBERT_BLOCK),
             Module("predictions.dense", ("lm_head.dense",)),
             Module("predictions.LayerNorm", ("lm_head.norm",)),
-            Module("predictions", ("lm_head",)),
             Module("albert.pooler", ("sentence_head.dense",)),
             Module("sop_classifier.classifier", ("sentence_head.classifier",)),
+            Module("predictions", ("lm_head",)),
         ),
         only={**_BERT_ONLY, "inner_group_num": (1,)},
         training_only=_BERT_NOISE,

@@ -19,7 +19,12 @@ OTHERS_SECONDS = 3.0
 """Seconds for which a rank without memory waits for the others to fail too, so that one message is enough."""
 _FAILED_RANKS = "bigtrain/out-of-memory"
 """The key of a counter in the store."""
-_CPU_MESSAGES = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+_CPU_MESSAGES = (
+    "can't allocate memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "could not create a primitive",  # oneDNN, where it has no memory for the code that it makes
+)
 _REQUESTED = re.compile(r"(?:allocate (\d+) bytes|Tried to allocate ([\d.]+) ([KMGT]iB))")
 
 
