@@ -45,6 +45,12 @@ def boundaries(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
+def of_whole_rows(ids: torch.Tensor) -> torch.Tensor:
+    """cu_seqlens [B + 1] of rows [B, T] of one document each."""
+    batch, length = ids.shape
+    return torch.arange(batch + 1, device=ids.device, dtype=torch.int32) * length
+
+
 def packed_positions(cu_seqlens: torch.Tensor) -> torch.Tensor:
     """[1, N] the positions of the tokens of packed rows."""
     starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())

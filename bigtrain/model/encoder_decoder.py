@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import KeyBoundaries
+from bigtrain.model.cache import of_whole_rows
 from bigtrain.model.context import Encoded
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.dropout import DropoutKeys, site_number
@@ -107,7 +108,7 @@ class EncoderDecoder(Transformer):
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
         if cu_seqlens is None:
-            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+            cu_seqlens = of_whole_rows(input_ids)
         keys = KeyBoundaries(cu_seqlens, length if max_seqlen is None else max_seqlen)
         dropout = dropout and dropout.at(_ENCODER)
         x = self.embed_tokens(input_ids)

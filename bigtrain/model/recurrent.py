@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
-from bigtrain.model.cache import Cache
+from bigtrain.model.cache import Cache, of_whole_rows
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
-from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.layers.embedding import OutputHead
 from bigtrain.model.recurrence.between_layers import BetweenLayers
-from bigtrain.model.recurrence.characters import CharacterEmbedding
+from bigtrain.model.recurrence.characters import token_vectors
 from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
 from bigtrain.model.recurrence.sequences import Sequences
 from bigtrain.model.recurrence.state_cache import StateCache
@@ -33,7 +33,7 @@ class Recurrent(LanguageModel):
     def __init__(self, settings: ModelSettings, execution: Execution) -> None:
         super().__init__()
         self.settings = settings
-        self.embed_tokens = CharacterEmbedding(settings) if settings.character_filters else InputEmbedding(settings)
+        self.embed_tokens = token_vectors(settings)
         widths = [settings.embedding_width] + [settings.hidden_size] * (settings.num_hidden_layers - 1)
         self.layers = nn.ModuleList(RecurrentLayer(settings, width, execution) for width in widths)
         self.between_layers = BetweenLayers(settings, len(widths))
@@ -79,11 +79,8 @@ class Recurrent(LanguageModel):
     ) -> Tensor:
         """See `LanguageModel.hidden`."""
         assert cache is None or isinstance(cache, StateCache)  # of `new_cache`
-        batch, length = input_ids.shape
         starts = cache.states if cache is not None else []
-        if cu_seqlens is None:
-            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
-        sequences = Sequences.of(cu_seqlens)
+        sequences = Sequences.of(of_whole_rows(input_ids) if cu_seqlens is None else cu_seqlens)
         x = self.embed_tokens(input_ids).flatten(0, 1)[sequences.order]
         keys, ends = sequences.in_steps(dropout), []
         for number, layer in enumerate(self.layers):
@@ -92,7 +89,7 @@ class Recurrent(LanguageModel):
             ends.append(end)
         if cache is not None:
             cache.states = ends
-        return self.final_dropout(x[sequences.inverse].unflatten(0, (batch, length)), dropout)
+        return self.final_dropout(x[sequences.inverse].unflatten(0, input_ids.shape), dropout)
 
     def new_cache(
         self, lengths: Sequence[int], device: torch.device, read_lengths: Sequence[int] | None = None

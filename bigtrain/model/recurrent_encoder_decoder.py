@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
+from bigtrain.model.cache import of_whole_rows
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys, site_number
-from bigtrain.model.layers.embedding import InputEmbedding, OutputHead
+from bigtrain.model.layers.embedding import OutputHead
 from bigtrain.model.recurrence.between_layers import BetweenLayers
-from bigtrain.model.recurrence.characters import CharacterEmbedding
+from bigtrain.model.recurrence.characters import token_vectors
 from bigtrain.model.recurrence.document_attention import DocumentAttention
 from bigtrain.model.recurrence.recurrent_layer import BidirectionalLayer, RecurrentLayer
 from bigtrain.model.recurrence.sequences import Sequences
@@ -57,7 +58,7 @@ class RecurrentEncoderDecoder(LanguageModel):
         super().__init__()
         self.settings = settings
         width, layers = settings.hidden_size, settings.decoder_layers
-        self.embed_tokens = CharacterEmbedding(settings) if settings.character_filters else InputEmbedding(settings)
+        self.embed_tokens = token_vectors(settings)
 
         def widths(number: int) -> list[int]:
             return [settings.embedding_width] + [width] * (number - 1)
@@ -107,7 +108,8 @@ class RecurrentEncoderDecoder(LanguageModel):
     ) -> Tensor:
         """Logits [B, T, V] for input_ids [B, T], after encoder_input_ids [B, S]. Without boundaries, each row is one
         document."""
-        own, read = _boundaries(input_ids, cu_seqlens), _boundaries(encoder_input_ids, encoder_cu_seqlens)
+        own = of_whole_rows(input_ids) if cu_seqlens is None else cu_seqlens
+        read = of_whole_rows(encoder_input_ids) if encoder_cu_seqlens is None else encoder_cu_seqlens
         return self.lm_head(self._read_and_write(input_ids, own, encoder_input_ids, read))
 
     def _read_and_write(
@@ -133,10 +135,3 @@ class RecurrentEncoderDecoder(LanguageModel):
         contexts = self.attention(states, cu_seqlens, read, encoder_cu_seqlens)
         hidden = self.readout(torch.cat((states, contexts), dim=-1)).tanh().unflatten(0, input_ids.shape)
         return self.final_dropout(hidden, dropout)
-
-
-def _boundaries(ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Boundaries of rows [B, T], by default of one document each."""
-    if cu_seqlens is not None:
-        return cu_seqlens
-    return torch.arange(len(ids) + 1, device=ids.device, dtype=torch.int32) * ids.shape[1]

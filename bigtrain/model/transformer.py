@@ -16,7 +16,7 @@ from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
-from bigtrain.model.cache import Cache
+from bigtrain.model.cache import Cache, of_whole_rows
 from bigtrain.model.context import Context, Encoded
 from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
@@ -222,7 +222,7 @@ class Transformer(BlockStack, LanguageModel):
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device).expand(batch, length)
         if cu_seqlens is None:
-            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+            cu_seqlens = of_whole_rows(input_ids)
         x = self.embed_tokens(input_ids)
         longest = length if max_seqlen is None else max_seqlen
         context = self.context(position_ids, cu_seqlens, longest, x.dtype, dropout, order_ranks=order_ranks)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import OrderRanks
-from bigtrain.model.cache import Cache
+from bigtrain.model.cache import Cache, of_whole_rows
 from bigtrain.model.context import Context, Encoded, QueryStream
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.dropout import DropoutKeys, site_number
@@ -91,7 +91,7 @@ class TwoStream(Transformer):
         those of the content stream, in which each token sees its whole document."""
         batch, length = input_ids.shape
         if cu_seqlens is None:
-            cu_seqlens = torch.arange(batch + 1, device=input_ids.device, dtype=torch.int32) * length
+            cu_seqlens = of_whole_rows(input_ids)
         places = None if order_ranks is None else torch.arange(input_ids.numel(), device=input_ids.device)
         longest = length if max_seqlen is None else max_seqlen
         hidden = self._streams(input_ids, cu_seqlens, longest, token_type_ids, order_ranks, places, dropout)

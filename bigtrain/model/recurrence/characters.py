@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bigtrain.base import BYTE_SYMBOLS
 from bigtrain.config import ModelSettings
 from bigtrain.model.cpu.cpu_products import CpuLinear
-from bigtrain.model.layers.embedding import TokenEmbedding
+from bigtrain.model.layers.embedding import InputEmbedding, TokenEmbedding
 
 
 class CharacterEmbedding(nn.Module):
@@ -57,6 +57,11 @@ class CharacterEmbedding(nn.Module):
         x = x[inverse]
         multiplier = x.shape[-1] ** 0.5 if self.multiplier == "sqrt_hidden_size" else self.multiplier
         return x if multiplier == 1 else x * multiplier
+
+
+def token_vectors(settings: ModelSettings) -> CharacterEmbedding | InputEmbedding:
+    """What gives tokens their vectors: their bytes, where the settings have filters, or else a table."""
+    return CharacterEmbedding(settings) if settings.character_filters else InputEmbedding(settings)
 
 
 class Highway(nn.Module):

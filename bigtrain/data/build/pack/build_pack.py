@@ -63,7 +63,7 @@ def build_packs(
         return manifest
 
     block_bytes = PackManifest.block_bytes_for(dataset)
-    job = PackJob(directory, packing, sequence_length, dataset.dataset_id, block_bytes)
+    job = PackJob(directory, packing, sequence_length, dataset.dataset_id, block_bytes, dataset.dtype)
     ends = accumulate(shard.tokens for shard in dataset.shards)
     results = workers.map_in_order(job, zip(dataset.shards, ends, strict=True))
     packed = list(_reported(results, name, len(dataset.shards), report))
@@ -130,6 +130,8 @@ class PackJob:
     sequence_length: int
     dataset_id: str
     block_bytes: int
+    dtype: str
+    """Of the token ids."""
 
     def __call__(self, item: tuple[ShardRecord, int]) -> PackedShard:
         """Pack a shard, given with where it ends in the stream, unless it is done already."""
@@ -152,8 +154,7 @@ class PackJob:
 
     def _sentence_ends(self, shard: ShardRecord) -> npt.NDArray[np.bool_]:
         """[tokens], whether each token of a shard ends a sentence."""
-        dtype = DatasetManifest.read(self.directory).dtype
-        tokens = np.frombuffer(map_file(self.directory / shard.files[0].name), dtype)
+        tokens = np.frombuffer(map_file(self.directory / shard.files[0].name), self.dtype)
         return _ends_sentence(self.directory.parent.parent)[tokens]
 
     def _note(self, record: PackRecord) -> dict[str, object]:
