@@ -16,7 +16,13 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
-from bigtrain.config.objective_settings import ARCHITECTURES_OF, ObjectiveSettings
+from bigtrain.config.objective_settings import (
+    ARCHITECTURES_OF,
+    HOW_TO_LABEL,
+    LABELS_OF,
+    WHAT_LABELS_ARE,
+    ObjectiveSettings,
+)
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
 from bigtrain.config.section import (
@@ -316,7 +322,7 @@ class Settings(Section):
                 f"objective.name {self.objective.name} needs model.architecture {' or '.join(served)}, found "
                 f"model.architecture {self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
-        if (problem := self._sentence_problem() or self._pair_problem()) is not None:
+        if (problem := self._sentence_problem() or self._label_problem()) is not None:
             raise ValueError(problem)
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven
@@ -329,24 +335,29 @@ class Settings(Section):
             )
         return self
 
-    def _pair_problem(self) -> str | None:
-        """What is wrong with the pairs of objective.translation."""
-        pairs = [source.name for source in self.data.sources if source.labels == "parts"]
-        others = [source.name for source in self.data.sources if source.labels != "parts"]
-        if self.objective.name == "translation" and others:
+    def _label_problem(self) -> str | None:
+        """What is wrong with the labels of the sources, or with what is to predict them."""
+        name, wanted = self.objective.name, self.objective.labels
+        head, found = self.objective.task_head, self.model.task_head
+        for source in self.data.sources:
+            if source.labels != wanted and wanted is not None:
+                labels = "no labels" if source.labels is None else f"labels of the kind {source.labels}"
+                return (
+                    f"objective.name {name} needs sources with {WHAT_LABELS_ARE[wanted]}, found {source.name!r} with "
+                    f"{labels}; {HOW_TO_LABEL[wanted]}"
+                )
+            if source.labels is not None and wanted is None:
+                fitting = next(other for other, labels in LABELS_OF.items() if labels == source.labels)
+                return (
+                    f"source {source.name!r} has {WHAT_LABELS_ARE[source.labels]}, which objective.name {name} would "
+                    f"ignore; take objective.name {fitting}, or another source"
+                )
+        if wanted is not None and self.data.packing != "best_fit":
             return (
-                f"objective.name translation needs sources of pairs, found {others[0]!r} of one text a document: "
-                "give it a target_field, or take a source of kind gettext"
+                f"objective.name {name} needs whole documents: set data.packing to best_fit, found {self.data.packing}"
             )
-        if self.objective.name != "translation" and pairs:
-            return (
-                f"source {pairs[0]!r} holds pairs of texts, which objective.name {self.objective.name} would take for "
-                "one; take objective.name translation, or another source"
-            )
-        if pairs and self.data.packing != "best_fit":
-            return (
-                f"objective.name translation needs whole pairs: set data.packing to best_fit, found {self.data.packing}"
-            )
+        if head != found:
+            return f"objective.name {name} needs model.task_head {head}, found {found}; set model.task_head to {head}"
         return None
 
     def _sentence_problem(self) -> str | None:

@@ -63,7 +63,7 @@ class RunData:
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
-        objective = open_objective(settings.objective, settings.data)
+        objective = open_objective(settings.objective, settings.data, settings.model)
         return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
 
     @classmethod
@@ -180,15 +180,15 @@ def evaluation_batches(
     )
 
 
-def open_objective(settings: ObjectiveSettings, data: DataSettings) -> Objective:
-    """The objective of the settings, over the tokenizer and the rows of the data.
+def open_objective(settings: ObjectiveSettings, data: DataSettings, model: ModelSettings) -> Objective:
+    """The objective of the settings, over the tokenizer and the rows of the data, for a model of these settings.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that it needs.
     """
     if settings.name == "causal":
         return make_objective(settings, None)
-    return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length)
+    return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length, model)
 
 
 def open_token_bytes(settings: ModelSettings, data_dir: Path) -> npt.NDArray[np.int16]:

@@ -175,7 +175,7 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     opened = on_every_rank(topology, lambda: dict(zip(own, summaries_of(settings, own), strict=True)))
     every = topology.reduce(opened, lambda lower, higher: lower | higher)
     summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
-    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data))
+    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data, settings.model))
     data = on_every_rank(topology, lambda: RunData.of(settings, summaries, objective))
     shares = FileShares((rank, world_size), (topology.local_rank, topology.local_world_size))
     collectively(topology, f"the data in {settings.data.dir} are not whole", lambda: data.check_sizes(shares))
@@ -218,7 +218,9 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     peaks = gather(topology, own)
     earlier = [event["peak"] for event in history if isinstance(event.get("peak"), dict)]
-    length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
+    length, encoder_length = row_lengths(
+        settings.objective, settings.data.sequence_length, reads_pairs=settings.model.reads_pairs
+    )
     share = length / settings.data.sequence_length  # the meter counts tokens of the data
 
     def flops(causal: bool) -> float:

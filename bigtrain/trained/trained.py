@@ -107,7 +107,7 @@ class TrainedModel:
             split: open_datasets(data, model_vocab_size=self.settings.model.vocab_size, split=split)
             for split in ("train", "validation")
         }
-        objective = open_objective(self.settings.objective, self.settings.data)
+        objective = open_objective(self.settings.objective, self.settings.data, self.settings.model)
         baselines: Baselines | LabelBaselines | None = None
         if with_baselines and objective.causal:
             baselines = Baselines(opened["train"])
