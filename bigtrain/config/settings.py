@@ -178,6 +178,8 @@ class CheckpointSettings(Section):
     """Keep this many of the newest verified checkpoints. Default: all of them."""
     keep_every_steps: PositiveInt | None = None
     """Also keep the checkpoints at multiples of this many steps, for ever."""
+    keep_best: bool = False
+    """Save after each evaluation that is better than all before it, and keep the newest of these beside the others."""
     asynchronous: bool = True
     """Continue training while a checkpoint is written: a save then costs only a copy of the state. false: wait."""
     dir: PathOrUrl | None = None
@@ -218,8 +220,13 @@ class EvaluateSettings(Section):
     """Compute the validation loss after every this many steps, and at the end."""
     max_sequences: PositiveInt | None = 256
     """At most this many sequences of each source, always the same ones. Default: 256; null: all."""
+    metric: str = "loss"
+    """What decides which evaluation is the best: `loss`, of which less is better, or one of the metrics of the
+    objective, such as accuracy or f1. Over several sources it is a mean, by their numbers of labels."""
     micro_batch_size: PositiveInt | None = None
     """Sequences in one forward pass. Default: train.micro_batch_size."""
+    patience: PositiveInt | None = None
+    """End the run after so many evaluations in a row that were not better than the best one. Default: never."""
     samples: NonNegativeInt = 0
     """Number of held-out documents whose first tokens the model continues at each evaluation, for the report and W&B.
     The documents are always the same. Each of `sample_tokens` costs a pass through the model."""

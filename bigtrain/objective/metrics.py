@@ -102,7 +102,7 @@ class TagMetric:
         return np.concatenate((counted.reshape(-1), [np.count_nonzero(predicted == wanted), len(places)]))
 
     def scores(self, counts: F64) -> dict[str, float]:
-        """Precision, recall and F1 over all entities (micro), the mean F1 of the types (macro), accuracy of the tags."""
+        """Precision, recall and F1 over all entities (micro), the mean F1 of types (macro), accuracy of the tags."""
         by_type, right_tags, tags = counts[:-2].reshape(3, -1), counts[-2], counts[-1]
         right, predicted, true = by_type.sum(axis=1)
         occurring = by_type[2] > 0

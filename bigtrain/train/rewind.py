@@ -36,6 +36,7 @@ from bigtrain.rundir import (
     with_decisions,
     write_decision,
 )
+from bigtrain.train.best_step import BestStep
 from bigtrain.train.build import layout_of, open_loader, restore, starting_weights
 from bigtrain.train.continuation import standing_commits
 from bigtrain.train.document_losses import documents_by_loss
@@ -146,7 +147,7 @@ def act(run: TrainingRun, checkpoint: Checkpoint | None, decision: Decision, dat
     run.loader = open_loader(data, first_sample, run.settings.train.micro_batch_size, run.topology)
     state = restore(run.training.engine, checkpoint, run.topology) if checkpoint else restart(run)
     run.anomalies.start_over(Guard.of(run.settings, run.data.plan), state.guard)
-    run.go_back(step, is_durable=checkpoint is None or not run.tiers.is_local(checkpoint))
+    run.go_back(step, BestStep.of(state.best), is_durable=checkpoint is None or not run.tiers.is_local(checkpoint))
 
 
 def restart(run: TrainingRun) -> RunState:

@@ -32,6 +32,8 @@ class SourceLoss:
     """Of a unigram model on the same labels, where baselines were asked for."""
     five_gram_perplexity: Annotated[float | None, Field(alias="5-gram perplexity")] = None
     """Of a 5-gram model, likewise."""
+    metrics: dict[str, float] | None = None
+    """How well labels that are not tokens are predicted, by the names of the objective's metrics."""
     accuracy: float | None = None
     """Share of the labels that are the likeliest token; only where labels are not the next tokens of a text."""
     sentence_accuracy: Annotated[float | None, Field(alias="sentence accuracy")] = None
