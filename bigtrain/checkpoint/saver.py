@@ -210,9 +210,7 @@ class Saver:
         finally:
             self.saving_since = None
 
-    def _cleared(
-        self, storage: Storage, step: int, keep_steps: Collection[int]
-    ) -> tuple[list[Checkpoint], str | None]:
+    def _cleared(self, storage: Storage, step: int, keep_steps: Collection[int]) -> tuple[list[Checkpoint], str | None]:
         """Remove older checkpoints. Returns those removed, and the problem if they could not be."""
         try:
             if storage is self._tiers.local:

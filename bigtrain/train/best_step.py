@@ -47,7 +47,11 @@ class BestStep:
         if not losses or step == self.last_evaluation:
             return self
         value = mean_of(metric, losses)
-        if self.value is None or metric != self.metric or (value < self.value if metric == LOSS else value > self.value):
+        if (
+            self.value is None
+            or metric != self.metric
+            or (value < self.value if metric == LOSS else value > self.value)
+        ):
             return BestStep(step, metric, value, step)
         return replace(self, last_evaluation=step, worse=self.worse + 1)
 

@@ -1,8 +1,8 @@
 """What a model of labels has to beat: the scores of the simplest predictors, on the same labels by the same metric.
 
-    classification        the most frequent class; logistic regression on which tokens a document has
-    token_classification  the most frequent tag; of each token the tag that it has most often
-    extractive_qa         the answer at the most frequent place of the context, of the most frequent length
+classification        the most frequent class; logistic regression on which tokens a document has
+token_classification  the most frequent tag; of each token the tag that it has most often
+extractive_qa         the answer at the most frequent place of the context, of the most frequent length
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def test_scores_are_those_of_torchmetrics(questions: list[tuple[str, list[str]]]
     ]
     wanted = squad(predictions, targets)
     found = answer_scores(
-        {str(n): text for n, (text, _) in enumerate(questions)}, {str(n): right for n, (_, right) in enumerate(questions)}
+        {str(n): text for n, (text, _) in enumerate(questions)},
+        {str(n): right for n, (_, right) in enumerate(questions)},
     )
     assert found.exact_match == pytest.approx(float(wanted["exact_match"]), rel=1e-5)
     assert found.f1 == pytest.approx(float(wanted["f1"]), rel=1e-5)
