@@ -56,7 +56,7 @@ class AdapterSettings(Section):
     @property
     def targets(self) -> tuple[str, ...]:
         """The patterns of the layers that are adapted, with the default filled in."""
-        return self.target_modules or TARGETS.get(self.method, ())
+        return TARGETS.get(self.method, ()) if self.target_modules is None else self.target_modules
 
     @property
     def scaling(self) -> float:

@@ -1,7 +1,7 @@
 """Adapters in a model: which layers have one, which parameters learn, what a merged model's weights are.
 
-    build_model --adapt--> a model whose parameters do not learn, but for those that the adapter adds
-    weights of base and adapter --Merged--> weights of a model without adapter that computes the same
+build_model --adapt--> a model whose parameters do not learn, but for those that the adapter adds
+weights of base and adapter --Merged--> weights of a model without adapter that computes the same
 """
 
 from __future__ import annotations

@@ -236,6 +236,7 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
         heartbeat=joined.heartbeat,
         decisions=opened.decisions,
         parent=parent,
+        base=state.base,
     )
     held.callback(lambda: run.loader.close())  # after a rewind it has another one
     joined.phases.end("meter and tracker")

@@ -2,6 +2,7 @@
 
 checkpoints.py      the checkpoints of a run: list, verify, compare, prune
   checkpoint_settings.py      one of them with the settings that its weights were trained with
+  base_model.py               the model that an adapter was trained beside
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
   right_labels.py     how many labels are the likeliest token
@@ -14,6 +15,7 @@ export.py, export_gguf.py, importing.py     Hugging Face and llama.cpp, checked 
   model_card.py       the README.md of an exported model
 """
 
+from bigtrain.trained.base_model import base_of, require_base
 from bigtrain.trained.checkpoints import (
     CheckpointDifference,
     CommittedCheckpoint,
@@ -46,6 +48,7 @@ __all__ = [
     "SourceLoss",
     "TextModel",
     "VerifiedCheckpoint",
+    "base_of",
     "describe_checkpoints",
     "diff_checkpoints",
     "draw",
@@ -56,6 +59,7 @@ __all__ = [
     "one_rank_can_sample",
     "prompts",
     "prune_checkpoints",
+    "require_base",
     "say_diff",
     "validation_losses",
     "verify_checkpoints",

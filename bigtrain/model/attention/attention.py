@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
@@ -74,10 +75,10 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor, keys: DropoutKeys | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D], normalised where the model does so."""
-        query, key, value = (project(layer, x, keys) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = project(self.q_proj, x, keys), project(self.k_proj, x, keys), project(self.v_proj, x, keys)
         if self.q_norm is not None and self.k_norm is not None and not self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (flat.unflatten(-1, (-1, self.head_width)) for flat in (query, key, value))
+        query, key, value = (torch.unflatten(flat, -1, (-1, self.head_width)) for flat in (query, key, value))
         if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query, key, value
