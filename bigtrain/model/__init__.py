@@ -42,6 +42,7 @@ from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, row_lengths
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
@@ -50,6 +51,9 @@ from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
 
 __all__ = [
+    "LORA_A",
+    "LORA_B",
+    "MAGNITUDE",
     "Completion",
     "Decoder",
     "Encoder",
@@ -78,4 +82,5 @@ __all__ = [
     "require_decoder",
     "require_room",
     "rotary_frequencies",
+    "row_lengths",
 ]

@@ -11,6 +11,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
 from bigtrain.convert import Imported
+from bigtrain.model import Merged
 from bigtrain.rundir import RunState
 
 
@@ -49,3 +50,32 @@ def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tenso
     base = base_of(settings)
     require_base(base, checkpoint)
     return ChainMap(trained, base)  # type: ignore[arg-type]  # nothing is written to it
+
+
+def plain_weights(settings: Settings, checkpoint: Checkpoint, merge: bool) -> Mapping[str, Tensor]:
+    """The weights of a run's model at a checkpoint, as those of a model without an adapter.
+
+    Args:
+        settings: of the run.
+        checkpoint: of the run.
+        merge: whether the user asks to merge an adapter into them.
+
+    Raises:
+        BigtrainError: an adapter is to be left unmerged, cannot be merged, or is not there.
+    """
+    method, weights = settings.adapter.method, weights_of(settings, checkpoint)
+    if merge and not settings.adapter.low_rank:
+        raise BigtrainError(
+            "there is nothing to merge",
+            found=f"adapter.method {method}",
+            wanted="lora or dora, which change matrices that are there",
+            fix="leave --merge out" if method == "none" else "use the run with `bigtrain eval` and `bigtrain generate`",
+        )
+    if method != "none" and not merge:
+        raise BigtrainError(
+            "this run has trained an adapter, which this format has no place for",
+            found=f"adapter.method {method}",
+            wanted="a model without an adapter",
+            fix="merge it with --merge, or write it for peft: --to peft",
+        )
+    return Merged(weights, settings.adapter) if merge else weights
