@@ -17,6 +17,7 @@ class Format(StrEnum):
 
     hf = "hf"
     gguf = "gguf"
+    peft = "peft"
 
 
 class ExportType(StrEnum):
@@ -254,13 +255,16 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="The folder to write, or a file whose name ends with .gguf.")
     ],
-    to: Annotated[Format, typer.Option(help="hf: a Hugging Face folder; gguf: a file for llama.cpp.")] = Format.hf,
+    to: Annotated[
+        Format, typer.Option(help="hf: a Hugging Face folder; gguf: a file for llama.cpp; peft: the adapter alone.")
+    ] = Format.hf,
     step: StepOption = None,
     dtype: Annotated[
         ExportType | None, typer.Option(help="gguf: type of the matrices. Default: the precision of the training.")
     ] = None,
+    merge: Annotated[bool, typer.Option(help="hf, gguf: merge the adapter of the run into the weights.")] = False,
     check: Annotated[
-        bool, typer.Option(help="Reload it with transformers or llama.cpp and compare their results with ours.")
+        bool, typer.Option(help="Reload it with transformers, llama.cpp or peft, and compare their results with ours.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -268,11 +272,16 @@ def export(
     from bigtrain.trained import export_run
 
     if to is Format.gguf:
-        _export_gguf(run, out, step, dtype, check, as_json)
+        _export_gguf(run, out, step, dtype, check, merge, as_json)
         return
     if dtype is not None:
-        raise typer.BadParameter("is for --to gguf; a Hugging Face folder has the precision of the training")
-    result = export_run(run, out, step=step, check=check, report=say)
+        raise typer.BadParameter("is for --to gguf; other formats have the precision of the training")
+    if to is Format.peft:
+        if merge:
+            raise typer.BadParameter("is for --to hf and --to gguf; peft takes the adapter as it is")
+        _export_peft(run, out, step, check, as_json)
+        return
+    result = export_run(run, out, step=step, check=check, report=say, merge=merge)
     if as_json:
         print_json(result)
     else:
@@ -307,10 +316,27 @@ def import_(
     echo(f"to go on training it, see {result.model}")
 
 
-def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
+def _export_peft(run: Path, out: Path, step: int | None, check: bool, as_json: bool) -> None:
+    from bigtrain.trained import export_run_to_peft
+
+    result = export_run_to_peft(run, out, step=step, check=check, report=say)
+    if as_json:
+        print_json(result)
+        return
+    echo(
+        f"{out}: {result.method} of {result.modules} modules, {result.parameters:,} parameters of step {result.step}, "
+        f"for peft on {result.base}"
+    )
+    if sentence := result.sentence:
+        echo(sentence)
+
+
+def _export_gguf(
+    run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, merge: bool, as_json: bool
+) -> None:
     from bigtrain.trained import export_run_to_gguf
 
-    result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say)
+    result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say, merge=merge)
     if as_json:
         print_json(result)
         return

@@ -10,8 +10,8 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 
 settings.py         the whole tree, and the rules that span sections; data_settings.py, model_settings.py,
-                    objective_settings.py, engine_settings.py, guard_settings.py and cleaning.py hold its larger
-                    sections
+                    objective_settings.py, adapter_settings.py, engine_settings.py, guard_settings.py and
+                    cleaning.py hold its larger sections
 families.py         the choices that each model family makes
 load.py             file and overrides --> Settings; document.py, yaml12.py, overrides.py, problems.py, suggest.py
 parallel_sizes.py   how ranks and samples divide
@@ -20,6 +20,7 @@ mathematics.py      which settings change the mathematics, the data plan, or nei
 secrets.py          keeps passwords out of everything that a run writes
 """
 
+from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.cleaning import (
     C4Settings,
@@ -73,6 +74,7 @@ __all__ = [
     "DROPOUT_RATES",
     "FAMILIES",
     "HIDDEN",
+    "AdapterSettings",
     "BatchSchedule",
     "C4Settings",
     "CheckpointSettings",

@@ -11,7 +11,7 @@ from bigtrain.config.section import Section, UserPath
 
 class DistillationSettings(Section):
     """Learning from a larger model of the same family and tokenizer, the teacher. What is learned is label_weight times
-    the loss, plus weight and hidden_weight times what the two models differ by (Hinton et al., 2015; Sanh et al., 2019).
+    the loss, plus weight and hidden_weight times what the models differ by (Hinton et al., 2015; Sanh et al., 2019).
     The loss that is reported stays that of the labels."""
 
     teacher: UserPath | None = None
@@ -49,9 +49,7 @@ class DistillationSettings(Section):
         if self.layer_map and not self.hidden_weight:
             raise ValueError("layer_map is for hidden_weight, found 0.0; set it, or remove layer_map")
         if self.learns_from_teacher and not (self.weight or self.hidden_weight):
-            raise ValueError(
-                "weight and hidden_weight are 0, so nothing is learned from the teacher; raise one of them"
-            )
+            raise ValueError("weight and hidden_weight are 0: nothing is learned from the teacher; raise one of them")
         return self
 
     def layer_pairs(self, own: int, teachers: int) -> tuple[tuple[int, int], ...]:

@@ -17,6 +17,7 @@ MATHEMATICS = frozenset(
     {
         # the function that is trained, and its losses
         "model",
+        "adapter",
         "objective",
         # how long the run is, and its initial weights
         "train.steps",

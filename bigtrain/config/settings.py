@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
@@ -241,6 +242,8 @@ class Settings(Section):
     """The run directory: settings, metrics, events, logs and checkpoints."""
     model: ModelSettings
     """The model."""
+    adapter: AdapterSettings = AdapterSettings()
+    """What learns in the place of the model's own parameters."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What is learned from a sample."""
     data: DataSettings
@@ -280,6 +283,11 @@ class Settings(Section):
         if self.schedule.by == "step":
             return step
         return self.train.batches.consumed_after(step) * self.data.sequence_length
+
+    @property
+    def drops(self) -> bool:
+        """Whether training has dropout, in the model or in an adapter."""
+        return self.model.drops or self.adapter.lora_dropout > 0
 
     @property
     def validation_batch_size(self) -> int:
@@ -388,6 +396,38 @@ class Settings(Section):
                 f"{self.model.type_vocab_size}; set it to 2"
             )
         return None
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> Settings:
+        method, model = self.adapter.method, self.model
+        if method == "none":
+            return self
+        if model.init_from is None:
+            raise ValueError(
+                f"adapter.method {method} adapts a model that is there, found model.init_from null; set it to a folder "
+                "that `bigtrain import` wrote"
+            )
+        if model.recurrent:
+            raise ValueError(
+                f"adapter.method {method} adapts blocks with attention, found model.architecture {model.architecture}; "
+                "set adapter.method to none"
+            )
+        for key, found, works, instead in (
+            # It replaces the linear layers.
+            ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, 1, "use ZeRO or sequence parallelism"),
+            # No base has these blocks.
+            ("model.num_nextn_predict_layers", model.num_nextn_predict_layers, 0, "remove it"),
+            # A router's biases move beside the parameters: no adapter would hold them.
+            ("model.router_bias_update_rate", model.router_bias_update_rate, 0.0, "remove it"),
+        ):
+            if found != works:
+                raise ValueError(f"adapter.method {method} works with {key} {works}, found {found}; {instead}")
+        if self.adapter.lora_dropout and model.architecture not in ("decoder", "encoder"):
+            raise ValueError(
+                f"adapter.lora_dropout {self.adapter.lora_dropout} works with model.architecture decoder and encoder, "
+                f"found {model.architecture}: what it would drop has no address there; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _orders_are_kept(self) -> Settings:

@@ -46,6 +46,7 @@ class _Manifest:
     end_of_text: str
     files: dict[str, str]
     tensors: dict[str, str]
+    source: str = ""
     ignored_keys: dict[str, Any] = field(default_factory=dict)
     decoder_start_id: int | None = None
 
@@ -99,6 +100,16 @@ class Imported(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._manifest.tensors)
+
+    @property
+    def source(self) -> str:
+        """The folder that was imported, where it was then; empty where an earlier version imported it."""
+        return self._manifest.source
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """xxh3-128 of every weight by our name: see `tensor_digest`."""
+        return dict(self._manifest.tensors)
 
     @property
     def notes(self) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import ModelSettings
+from bigtrain.config import AdapterSettings, ModelSettings
 from bigtrain.convert.config_json import read_config
 from bigtrain.convert.shards import INDEX, TensorFolder
 from bigtrain.model import LanguageModel, build_model
@@ -78,16 +78,19 @@ def compare_with_transformers(
     settings: ModelSettings,
     dtype: torch.dtype,
     *,
+    adapter: tuple[AdapterSettings, Path] | None = None,
     tokens: int = 64,
     seed: int = 0,
 ) -> LogitsComparison:
-    """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`.
+    """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`, and peft for
+    an adapter.
 
     Args:
         folder: at Hugging Face's format.
         weights: of our model, by our names.
         settings: of our model.
         dtype: of the weights in the folder; where they have several, one that holds each exactly.
+        adapter: of our model, with the folder from which peft loads it onto theirs.
         tokens: length of the two sequences compared, cut to the model's context.
         seed: of the random tokens.
 
@@ -99,7 +102,7 @@ def compare_with_transformers(
     read: dict[str, Any] = {}
     if settings.architecture == "encoder_decoder":  # the encoder reads other tokens, so that the two cannot be mixed up
         read["encoder_input_ids"] = input_ids.flip(1)
-    ours = _ours(weights, settings, dtype)
+    ours = _ours(weights, settings, dtype, None if adapter is None else adapter[0])
     exact = ours.float().logits(input_ids, **read)
     rounded = ours.to(dtype).logits(input_ids, **read).float()
     del ours
@@ -109,7 +112,8 @@ def compare_with_transformers(
             found="NaN or infinity, computed in float32",
             fix="use an earlier checkpoint of this model, or fetch the folder again",
         )
-    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype)
+    their_adapter = None if adapter is None else adapter[1]
+    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype, their_adapter)
     # Where two tokens lie closer than rounding moves them, either may win.
     noise = 2 * max((rounded - exact).abs().max().item(), (their_rounded - their_exact).abs().max().item())
     their_tokens = their_rounded.argmax(-1, keepdim=True)
@@ -123,9 +127,11 @@ def compare_with_transformers(
     )
 
 
-def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> LanguageModel:
+def _ours(
+    weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype, adapter: AdapterSettings | None
+) -> LanguageModel:
     with torch.device("meta"):
-        model = build_model(settings, attn_implementation="reference")
+        model = build_model(settings, attn_implementation="reference", adapter=adapter)
     model = model.to(dtype).to_empty(device="cpu").eval()
     given = set(weights)
     for name, parameter in model.named_parameters():
@@ -135,7 +141,7 @@ def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.d
 
 
 def _their_logits(
-    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype
+    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype, adapter: Path | None
 ) -> tuple[Tensor, Tensor]:
     """Logits of transformers' model in float32, and in the type of the files."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -162,7 +168,12 @@ def _their_logits(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-            ).eval()
+            )
+            if adapter is not None:
+                from peft import PeftModel
+
+                theirs = PeftModel.from_pretrained(theirs, adapter)
+            theirs.eval()
             exact = theirs.float()(input_ids, **inputs).logits
             rounded = theirs.to(dtype)(input_ids, **inputs).logits.float()
         except Exception as error:  # whatever a config.json that is not ours makes it raise

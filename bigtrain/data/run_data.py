@@ -64,7 +64,7 @@ class RunData:
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
         objective = open_objective(settings.objective, settings.data, settings.model)
-        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     @classmethod
     def of(cls, settings: Settings, summaries: Sequence[SourceSummary], objective: Objective) -> RunData:
@@ -94,7 +94,7 @@ class RunData:
                     if pack is None
                     else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
                 )
-        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     def check_sizes(self, shares: FileShares | None = None) -> None:
         """Look at this rank's share of the files of each dataset. Default: at all.

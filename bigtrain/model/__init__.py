@@ -15,6 +15,7 @@ transformer             embedding -> blocks -> norm -> head
       attention_backends  varlen | flex | cpp | blockwise | sdpa | reference
   dropout               what training drops, by the address of a row
   context               what all layers know of the tokens at hand
+adapters                what learns beside a frozen model, and which of its layers have it: adapted, in layers/
 multi_token             further blocks that predict further ahead
 auxiliary               what is learned beside the loss
 loss                    cross-entropy without all logits
@@ -30,6 +31,7 @@ generate                prompts in, continuations out
   sampling              from logits to the next token
 """
 
+from bigtrain.model.adapters import Merged, first_magnitude, is_of_adapter
 from bigtrain.model.build import build_model
 from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
 from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
@@ -40,6 +42,7 @@ from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, row_lengths
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
@@ -48,12 +51,16 @@ from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
 
 __all__ = [
+    "LORA_A",
+    "LORA_B",
+    "MAGNITUDE",
     "Completion",
     "Decoder",
     "Encoder",
     "EncoderDecoder",
     "Ended",
     "LanguageModel",
+    "Merged",
     "Recurrent",
     "RecurrentEncoderDecoder",
     "Sampling",
@@ -64,13 +71,16 @@ __all__ = [
     "count_active_parameters",
     "count_parameters",
     "effective_theta",
+    "first_magnitude",
     "flops_per_token",
     "generate",
     "initialize",
+    "is_of_adapter",
     "lacking_for_cpu_kernels",
     "original_context",
     "product_dtype",
     "require_decoder",
     "require_room",
     "rotary_frequencies",
+    "row_lengths",
 ]

@@ -33,6 +33,8 @@ class LanguageModel(nn.Module):
     settings: ModelSettings
     lm_head: OutputHead
     auxiliary: Auxiliary
+    adapter_drops = False
+    """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None
     """The ranks that share each sequence with this one."""
 
@@ -81,7 +83,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: the model trains with dropout, and the rows have no keys.
         """
-        if not (self.training and self.settings.drops):
+        if not (self.training and (self.settings.drops or self.adapter_drops)):
             return None
         if row_keys is None:
             raise ValueError("a model trains with dropout on rows that have keys: give row_keys, or call eval()")

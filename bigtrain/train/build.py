@@ -40,6 +40,7 @@ from bigtrain.model import (
     LanguageModel,
     SequenceParallel,
     build_model,
+    first_magnitude,
     flops_per_token,
     initialize,
     product_dtype,
@@ -47,6 +48,7 @@ from bigtrain.model import (
 from bigtrain.objective import row_lengths
 from bigtrain.observe import Meter, peak_of, peak_of_all
 from bigtrain.rundir import RunState
+from bigtrain.trained import base_of, require_base
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +76,30 @@ def ranks(engine: EngineSettings) -> Iterator[Topology]:
 
 
 def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topology) -> tuple[Engine, RunState]:
-    """A new engine at the step of the checkpoint, or before step 1, and the state of the run at that step."""
+    """A new engine at the step of the checkpoint, or before step 1, and the state of the run at that step.
+
+    Raises:
+        BigtrainError: on every rank, when `model.init_from` is not what the settings say, or the checkpoint is of an
+            adapter for another base.
+    """
+    base = on_first_rank(topology, lambda: _base(checkpoint, settings))
     with enough_memory(settings, topology, "the model with its optimizer's state"):
-        model = new_model(settings, topology, fill=checkpoint is None)
+        model = new_model(settings, topology, fill=checkpoint is None or bool(base))
         engine = Engine(model, settings, topology)
     if checkpoint is not None:
         return engine, restore(engine, checkpoint, topology)
     model.set_router_moves({})
-    return engine, RunState()
+    return engine, RunState(base=base)
+
+
+def _base(checkpoint: Checkpoint | None, settings: Settings) -> dict[str, str]:
+    """The digests of the base of an adapter, that of the checkpoint. Raises BigtrainError."""
+    if settings.adapter.method == "none":
+        return {}
+    base = base_of(settings)
+    if checkpoint is not None:
+        require_base(base, checkpoint)
+    return base.digests
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
@@ -94,6 +112,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             activation_memory_budget=settings.engine.activation_memory_budget,
             sequence_parallel=sequence_parallel(topology),
             float8=settings.engine.float8,
+            adapter=settings.adapter,
         )
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
@@ -118,15 +137,40 @@ def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None
     for name, parameter in whole_parameters(model):
-        if name not in given:
-            initialize(name, parameter, settings.model, settings.train.seed)
-        elif reads and error is None:  # after an error go on with the other ranks, which have to learn of it
-            try:
-                parameter.data.copy_(given[name])
-            except BigtrainError as caught:
-                error = caught
+        try:
+            if reads and error is None:  # after an error go on with the other ranks, which have to learn of it
+                _require_given(name, parameter, given)
+                first_weight(name, parameter.data, given, settings)
+        except BigtrainError as caught:
+            error = caught
     if given:
         raise_first(topology, error)
+
+
+def first_weight(name: str, weight: torch.Tensor, given: Mapping[str, torch.Tensor], settings: Settings) -> None:
+    """Fill one whole parameter, in place, with its first value: a given one, what follows from these, or a random one.
+
+    Raises:
+        BigtrainError: what is given is damaged.
+    """
+    dtype = COMPUTE_DTYPES[settings.engine.precision]
+    if name in given:
+        weight.copy_(given[name])
+    elif (magnitude := first_magnitude(name, given, dtype)) is not None:
+        weight.copy_(magnitude)
+    else:
+        initialize(name, weight, settings.model, settings.train.seed)
+
+
+def _require_given(name: str, parameter: torch.Tensor, given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a random weight that never learns. Raises BigtrainError."""
+    if not parameter.requires_grad and name not in given:
+        raise BigtrainError(
+            f"model.init_from has no {name}, and an adapter would leave it as random as it is",
+            found="a base without this part of the model",
+            wanted="a part that learns",
+            fix=f"add a pattern for {name.rpartition('.')[0]} to adapter.modules_to_save",
+        )
 
 
 def starting_weights(settings: Settings) -> Imported:

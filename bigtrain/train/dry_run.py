@@ -76,7 +76,7 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
         every = min(choice.partial_prediction for choice in settings.objective.mixed or (settings.objective,))
         chosen = places % every == every - 1
         inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}
-    if settings.model.drops:
+    if settings.drops:
         inputs["row_keys"] = torch.arange(rows, device=device)
     if encoder_length is not None:
         inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}

@@ -23,7 +23,6 @@ from bigtrain.config import Settings, SkipSettings
 from bigtrain.data import RunData, load_tokenizer
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.health import Assessment, Guard, LoopPhase
-from bigtrain.model import initialize
 from bigtrain.rundir import (
     Decision,
     EvidenceEvent,
@@ -37,7 +36,7 @@ from bigtrain.rundir import (
     write_decision,
 )
 from bigtrain.train.best_step import BestStep
-from bigtrain.train.build import layout_of, open_loader, restore, starting_weights
+from bigtrain.train.build import first_weight, layout_of, open_loader, restore, starting_weights
 from bigtrain.train.continuation import standing_commits
 from bigtrain.train.document_losses import documents_by_loss
 from bigtrain.train.superseded import remove_superseded
@@ -160,17 +159,14 @@ def restart(run: TrainingRun) -> RunState:
 
     def first_weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         weights = torch.empty(shape, device=device)
-        if name in given:
-            weights.copy_(given[name])
-        else:
-            initialize(name, weights, settings.model, settings.train.seed)
+        first_weight(name, weights, given, settings)
         return weights.to(COMPUTE_DTYPES[settings.engine.precision])
 
     engine = run.training.engine
     on_every_rank(run.topology, lambda: reinitialize(engine.fragments(), first_weights))
     engine.restore(0, engine.first_loss_scaler)
     run.training.model.set_router_moves({})
-    return RunState()
+    return RunState(base=run.base)
 
 
 def given_weights(settings: Settings) -> Mapping[str, torch.Tensor]:

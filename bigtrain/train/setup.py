@@ -238,6 +238,7 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
         decisions=opened.decisions,
         parent=parent,
         best=BestStep.of(state.best),
+        base=state.base,
     )
     held.callback(lambda: run.loader.close())  # after a rewind it has another one
     joined.phases.end("meter and tracker")

@@ -60,11 +60,14 @@ class TrainingRun:
     stop: StopRequest
     heartbeat: Heartbeat
     decisions: tuple[Decision, ...]
+    """What was decided about anomalies so far; `settings` and `data` follow them."""
+    """What was decided about anomalies so far; `settings` and `data` follow them."""
     parent: Parent | None
     """The run that this start branches from."""
-    """What was decided about anomalies so far; `settings` and `data` follow them."""
     best: BestStep
     """The best evaluation so far."""
+    base: dict[str, str]
+    """The digests of the weights beside which an adapter is trained; empty without one."""
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
 
@@ -293,6 +296,7 @@ class TrainingRun:
             guard=self.anomalies.guard.state(),
             decisions=len(self.decisions),
             best=self.best.as_json(),
+            base=self.base,
         )
         stall = self.saver.save(
             Cursor(self.step, self.consumed_samples, plan.plan_id, engine.optimizer_steps),

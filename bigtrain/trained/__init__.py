@@ -2,6 +2,7 @@
 
 checkpoints.py      the checkpoints of a run: list, verify, compare, prune
   checkpoint_settings.py      one of them with the settings that its weights were trained with
+  base_model.py               the model that an adapter was trained beside
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
   right_labels.py     how many labels are the likeliest token
@@ -10,10 +11,11 @@ trained.py          the model of a checkpoint, without the training engine
 text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown
   samples.py          continuations of held-out documents
-export.py, export_gguf.py, importing.py     Hugging Face and llama.cpp, checked against them
+export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
   model_card.py       the README.md of an exported model
 """
 
+from bigtrain.trained.base_model import base_of, require_base
 from bigtrain.trained.checkpoints import (
     CheckpointDifference,
     CommittedCheckpoint,
@@ -28,6 +30,7 @@ from bigtrain.trained.checkpoints import (
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, validation_losses
 from bigtrain.trained.export import HuggingFaceExport, export_run
 from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
+from bigtrain.trained.export_peft import PeftExport, export_run_to_peft
 from bigtrain.trained.importing import ImportedModel, import_model
 from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
 from bigtrain.trained.text_model import GeneratedTexts, TextModel
@@ -41,21 +44,25 @@ __all__ = [
     "GgufExport",
     "HuggingFaceExport",
     "ImportedModel",
+    "PeftExport",
     "PrunedCheckpoints",
     "Sample",
     "SourceLoss",
     "TextModel",
     "VerifiedCheckpoint",
+    "base_of",
     "describe_checkpoints",
     "diff_checkpoints",
     "draw",
     "evaluate_run",
     "export_run",
     "export_run_to_gguf",
+    "export_run_to_peft",
     "import_model",
     "one_rank_can_sample",
     "prompts",
     "prune_checkpoints",
+    "require_base",
     "say_diff",
     "validation_losses",
     "verify_checkpoints",

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bigtrain.base import BigtrainError, to_json, write_atomically
-from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import Settings
 from bigtrain.data import (
     TOKENIZER_FILE,
@@ -35,6 +35,7 @@ from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import LanguageModel, build_model
 from bigtrain.objective import Objective
 from bigtrain.rundir import RunDirectory, RunState
+from bigtrain.trained.base_model import weights_of
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.ngram import Baselines, LabelBaselines
@@ -77,10 +78,12 @@ class TrainedModel:
         settings, checkpoint = open_with_settings(directory, step)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):
-            model = build_model(settings.model, attn_implementation=settings.engine.attn_implementation)
+            model = build_model(
+                settings.model, attn_implementation=settings.engine.attn_implementation, adapter=settings.adapter
+            )
         model = model.to_empty(device="cpu")
         with torch.no_grad():
-            weights = load_weights(checkpoint)
+            weights = weights_of(settings, checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
         open_mirror(settings.data)  # the tokenizer may be at a URL

@@ -1,0 +1,81 @@
+"""The model that an adapter was trained beside: a checkpoint holds only what learned, and names the rest by digests."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from bigtrain.base import BigtrainError
+from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.config import Settings
+from bigtrain.convert import Imported
+from bigtrain.model import Merged
+from bigtrain.rundir import RunState
+
+
+def base_of(settings: Settings) -> Imported:
+    """The model at `model.init_from`. Raises BigtrainError where there is none."""
+    assert settings.model.init_from is not None  # the settings have seen to it
+    return Imported(settings.model.init_from)
+
+
+def require_base(base: Imported, checkpoint: Checkpoint) -> None:
+    """Refuse a base that a checkpoint's adapter was not trained beside.
+
+    Raises:
+        BigtrainError: names the weights that differ.
+    """
+    stored, found = RunState.of(checkpoint.manifest.state).base, base.digests
+    if differing := sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name)):
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise BigtrainError(
+            f"{base.folder} is not the base that the adapter in {checkpoint.location} was trained beside",
+            found=f"another {', '.join(differing[:4])}{more}",
+            wanted=f"{len(stored)} weights with the digests in the checkpoint's manifest",
+            fix="set model.init_from to the folder that the run was started from",
+        )
+
+
+def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """All weights of a run's model at a checkpoint, whole, each read at every request: those of a base, too.
+
+    Raises:
+        BigtrainError: here or at a request: the checkpoint is damaged, or the base is another one.
+    """
+    trained = load_weights(checkpoint)
+    if settings.adapter.method == "none":
+        return trained
+    base = base_of(settings)
+    require_base(base, checkpoint)
+    return ChainMap(trained, base)  # type: ignore[arg-type]  # nothing is written to it
+
+
+def plain_weights(settings: Settings, checkpoint: Checkpoint, merge: bool) -> Mapping[str, Tensor]:
+    """The weights of a run's model at a checkpoint, as those of a model without an adapter.
+
+    Args:
+        settings: of the run.
+        checkpoint: of the run.
+        merge: whether the user asks to merge an adapter into them.
+
+    Raises:
+        BigtrainError: an adapter is to be left unmerged, cannot be merged, or is not there.
+    """
+    method, weights = settings.adapter.method, weights_of(settings, checkpoint)
+    if merge and not settings.adapter.low_rank:
+        raise BigtrainError(
+            "there is nothing to merge",
+            found=f"adapter.method {method}",
+            wanted="lora or dora, which change matrices that are there",
+            fix="leave --merge out" if method == "none" else "use the run with `bigtrain eval` and `bigtrain generate`",
+        )
+    if method != "none" and not merge:
+        raise BigtrainError(
+            "this run has trained an adapter, which this format has no place for",
+            found=f"adapter.method {method}",
+            wanted="a model without an adapter",
+            fix="merge it with --merge, or write it for peft: --to peft",
+        )
+    return Merged(weights, settings.adapter) if merge else weights
