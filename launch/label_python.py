@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ Question = tuple[str, str, int | None]
 
 
 def main() -> None:
+    """Write both files."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     out = Path(sys.argv[1])
@@ -83,7 +85,7 @@ def tagged(text: str, definition: Any) -> tuple[list[str], list[str]]:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
             at = next(
                 token.start
-                for before, token in zip(names, names[1:], strict=False)
+                for before, token in pairwise(names)
                 if before.string in ("def", "class") and token.string == node.name and token.start[0] >= node.lineno
             )
             tags[at] = "B-CLASS" if isinstance(node, ast.ClassDef) else "B-FUNCTION"

@@ -47,13 +47,13 @@ class BestStep:
         if not losses or step == self.last_evaluation:
             return self
         value = mean_of(metric, losses)
-        if (
-            self.value is None
-            or metric != self.metric
-            or (value < self.value if metric == LOSS else value > self.value)
-        ):
+        if self.value is None or metric != self.metric or self._is_better(value):
             return BestStep(step, metric, value, step)
         return replace(self, last_evaluation=step, worse=self.worse + 1)
+
+    def _is_better(self, value: float) -> bool:
+        assert self.value is not None
+        return value < self.value if self.metric == LOSS else value > self.value
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest of a checkpoint."""

@@ -61,7 +61,6 @@ class TrainingRun:
     heartbeat: Heartbeat
     decisions: tuple[Decision, ...]
     """What was decided about anomalies so far; `settings` and `data` follow them."""
-    """What was decided about anomalies so far; `settings` and `data` follow them."""
     parent: Parent | None
     """The run that this start branches from."""
     best: BestStep
