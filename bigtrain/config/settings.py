@@ -482,6 +482,11 @@ class Settings(Section):
                         f"engine.tensor_parallel_size {tensor} works with model.{key} {works}, found {found}; use ZeRO "
                         "or sequence parallelism"
                     )
+        if sequence > 1 and model.task_head == "question_answering":
+            raise ValueError(
+                f"engine.sequence_parallel_size {sequence} works with classes, found model.task_head "
+                f"{model.task_head}, which chooses among all tokens of a document; use ZeRO alone"
+            )
         if sequence > 1 and model.num_nextn_predict_layers:
             raise ValueError(
                 f"engine.sequence_parallel_size {sequence} works with model.num_nextn_predict_layers 0, found "

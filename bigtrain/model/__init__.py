@@ -7,6 +7,7 @@ language_model          what the packages above need of any of them
 transformer             embedding -> blocks -> norm -> head
   positions, rotary     where a token stands: vectors, a rotation, or a bias on scores
   embedding             tokens in; loss or logits out
+  task_head             or classes, or where answers are
   block                 norms, attention and a feed-forward half around the residual stream
     norm, feed_forward, activations
     experts, router     a mixture in the place of the feed-forward layer

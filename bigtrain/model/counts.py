@@ -54,17 +54,19 @@ def flops_per_token(
         sequence_length: T, in tokens.
         causal: count attention as it is, over the tokens that a token sees on average: of a decoder (T + 1) / 2, of an
             encoder all, or fewer where a layer has a sliding window.
-        labelled: the share of tokens with a label. An encoder and a model of two streams compute their head for these
-            alone, a decoder for all.
+        labelled: the share of tokens with a label. An encoder, a model of two streams and the head of a task that
+            predicts classes compute their head for these alone, a decoder for all.
         encoder_length: encoder_decoder: S, in tokens. Default: T.
     """
     with torch.device("meta"):
         model = build_model(settings)
     ahead = settings.num_nextn_predict_layers
-    heads = labelled if settings.architecture in ("encoder", "two_stream") else 1 + ahead
+    classifies = settings.num_labels > 0
+    heads = labelled if settings.architecture in ("encoder", "two_stream") or classifies else 1 + ahead
+    of_labels = settings.vocab_size * settings.head_input_width if settings.task_head == "none" else 0
     read = (encoder_length or sequence_length) / sequence_length
     matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
-    multiplying = heads * settings.vocab_size * settings.head_input_width + sum(
+    multiplying = heads * of_labels + sum(
         size * _uses(name, settings, heads, read) * _share_at_work(name, settings) for name, size in matrices
     )
     attention_width = settings.num_attention_heads * settings.head_width
@@ -105,6 +107,8 @@ def _uses(name: str, settings: ModelSettings, heads: float, read: float) -> floa
         return read
     if name == "lm_head.dense.weight":
         return heads
+    if name.startswith("task_head."):
+        return 1 if settings.task_head == "question_answering" else heads
     if settings.architecture == "two_stream" and name.startswith("layers."):
         if name.endswith((".r_proj.weight", ".segments")):
             return 0

@@ -70,9 +70,12 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
 
     ids, inputs = documents(length, extra=1)
     inputs["labels"] = ids[:, 1:].contiguous()
+    plain, classes = settings.model.task_head == "none", settings.model.num_labels
+    if not plain:  # each token with a class, or with the start and end of answers
+        inputs["labels"] = inputs["labels"] % classes if classes else inputs["labels"] % 3 + 1
     if settings.objective.orders:
         inputs["order_ranks"] = places = inputs["position_ids"]
-    if settings.model.architecture == "two_stream":  # a label costs a place of the second stream
+    if settings.model.architecture == "two_stream" and plain:  # a label costs a place of the second stream
         every = min(choice.partial_prediction for choice in settings.objective.mixed or (settings.objective,))
         chosen = places % every == every - 1
         inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}

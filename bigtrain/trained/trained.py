@@ -155,7 +155,7 @@ class TrainedModel:
     def _measured(self, name: str, batches: Sequence[MicroBatch], objective: Objective) -> SourceLoss | None:
         """Loss and accuracies of the model on batches of a source; None where they have no labels."""
         pairs = getattr(self.model, "sentence_head", None)
-        with RightLabels(self.model.lm_head) as right, RightLabels(pairs or nn.Identity()) as related:
+        with RightLabels(self.model.head) as right, RightLabels(pairs or nn.Identity()) as related:
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
         if not tokens:
             return None

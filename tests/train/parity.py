@@ -47,6 +47,8 @@ class Case:
     """Documents have prefixes that are seen from both sides."""
     drop: float = 0.0
     """Every rate of dropout."""
+    task: str = "none"
+    """The head of a task in the place of that for tokens."""
 
     @property
     def name(self) -> str:
@@ -168,6 +170,21 @@ def cases() -> list[Case]:
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, drop=0.1))
     found.append(Case(2, 2, clip=0.3, ahead=2, drop=0.1))
     found.append(Case(1, 2, clip=0.3, tied=True, family="bert", precision="bf16", drop=0.1))
+    texts, tokens, answers = TASKS
+    for stage, world, accumulation, recompute, family, task in (
+        (0, 2, 4, "none", "llama", tokens),
+        (1, 1, 4, "full", "bart", texts),
+        (1, 4, 1, "none", "modernbert", answers),
+        (2, 2, 4, "selective", "bert", texts),
+        (2, 4, 1, "full", "xlnet", texts),
+        (3, 2, 1, "none", "llama", answers),
+        (3, 4, 1, "full", "roberta", tokens),
+    ):
+        found.append(Case(stage, world, accumulation, 0.1, True, recompute, family=family, task=task))
+    found.append(Case(3, 2, 4, 0.1, True, "full", family="roberta", task=texts, drop=0.1))
+    found.append(Case(3, 4, clip=0.1, sequence=2, family="bert", task=tokens, drop=0.1))
+    found.append(Case(1, 2, clip=0.1, tied=True, tensor=2, task=texts))
+    found.append(Case(2, 2, clip=0.1, tied=True, family="bert", task=tokens, precision="bf16"))
     return found
 
 
@@ -197,6 +214,10 @@ OBJECTIVES = {
 """One for each architecture."""
 
 
+TASKS = ("sequence_classification", "token_classification", "question_answering")
+CLASSES = 3
+
+
 def architecture(family: str) -> str:
     return FAMILIES[family].get("architecture", "decoder")
 
@@ -208,7 +229,9 @@ def settings(case: Case) -> Settings:
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
     no_others = case.tensor > 1 or architecture(case.family).startswith("recurrent")
+    task = {"task_head": case.task, "num_labels": CLASSES if case.task in TASKS[:2] else 0}
     places = ("embedding", "hidden", "final", *(() if no_others else ("attention", "activation")))
+    places += () if case.task == "none" else ("classifier",)
     recurrent = {
         "hidden_size": 64, "num_attention_heads": 0, "num_key_value_heads": None, "intermediate_size": 0,
         "initializer_range": 0.2,
@@ -238,6 +261,7 @@ def settings(case: Case) -> Settings:
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
+                **task,
                 **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
             },
@@ -321,9 +345,26 @@ def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
 def batch_for(case: Case, step: int) -> dict[str, Tensor]:
     """A step's global batch for the architecture and the objective of a case."""
     batch = rows(step, order_of(case))
+    if case.task != "none":
+        batch["labels"] = labels_of_task(case, batch)
+        batch.pop("order_ranks", None)
     if architecture(case.family).endswith("encoder_decoder"):
         batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
     return batch
+
+
+def labels_of_task(case: Case, batch: dict[str, Tensor]) -> Tensor:
+    """Classes that follow from a token, or an answer that is a whole document; some documents have none."""
+    ids, starts = batch["input_ids"], batch["starts"]
+    classes = ids % CLASSES
+    ends = torch.cat((starts[:, 1:], torch.ones(ROWS, 1, dtype=torch.bool)), dim=1)
+    if case.task == "token_classification":
+        return classes.masked_fill(ids % 4 == 0, -100)
+    if case.task == "sequence_classification":
+        place = starts if architecture(case.family) == "encoder" else ends
+        return torch.where(place & (ids % 5 > 0), classes, -100)
+    number = starts.flatten().cumsum(0).view_as(starts)
+    return torch.where((starts | ends) & (number % 3 > 0), starts + 2 * ends, -100)
 
 
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
@@ -344,16 +385,20 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    what = case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix
+    what = (
+        case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix,
+        case.task,
+    )  # fmt: skip
     return json.loads(_plain_loop(*what))
 
 
 @functools.cache
 def _plain_loop(
-    family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool
-) -> str:
+    family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool,
+    task: str,
+) -> str:  # fmt: skip
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares)
+    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, task=task, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference")
