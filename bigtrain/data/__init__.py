@@ -78,7 +78,14 @@ from bigtrain.data.provenance.provenance import (
     digest_of,
     digest_part,
 )
-from bigtrain.data.run_data import RunData, evaluation_batches, open_objective, open_token_bytes, summaries_of
+from bigtrain.data.run_data import (
+    RunData,
+    evaluation_batches,
+    names_of_labels,
+    open_objective,
+    open_token_bytes,
+    summaries_of,
+)
 from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import is_mirror, open_mirror
@@ -130,6 +137,7 @@ __all__ = [
     "is_mirror",
     "load_tokenizer",
     "make_plan",
+    "names_of_labels",
     "open_datasets",
     "open_mirror",
     "open_objective",

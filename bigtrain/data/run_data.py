@@ -9,13 +9,14 @@ together    summaries_of(settings, some sources)      a source is opened by one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, ModelSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
@@ -64,6 +65,7 @@ class RunData:
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
         objective = open_objective(settings.objective, settings.data, settings.model)
+        check_labels(settings.model, names_of_labels(packing.dataset for packing in train))
         return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     @classmethod
@@ -94,6 +96,7 @@ class RunData:
                     if pack is None
                     else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
                 )
+        check_labels(settings.model, names_of_labels(packing.dataset for packing in train))
         return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     def check_sizes(self, shares: FileShares | None = None) -> None:
@@ -144,6 +147,11 @@ class RunData:
             keyed=self.keyed,
         )
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of the classes or tags that the labels of the sources are, by their numbers; none for other labels."""
+        return names_of_labels(packing.dataset for packing in self.train)
+
     def validation(
         self, settings: Settings, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[str, Iterator[MicroBatch]]]:
@@ -153,6 +161,34 @@ class RunData:
                 packing.dataset.name,
                 evaluation_batches(packing, settings, self.objective, rank=rank, world_size=world_size),
             )
+
+
+def names_of_labels(datasets: Iterable[Dataset]) -> tuple[str, ...]:
+    """The names of classes or tags, which all datasets have to have in common.
+
+    Raises:
+        BigtrainError: two of them have others.
+    """
+    found = {dataset.name: dataset.summary.label_names or () for dataset in datasets}
+    if len(set(found.values())) > 1:
+        raise BigtrainError(
+            "the sources do not have the same labels",
+            found="; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in found.items()),
+            wanted="the same names in the same order",
+            fix="set label_names in each source, and build in another data.dir",
+        )
+    return next(iter(found.values()), ())
+
+
+def check_labels(model: ModelSettings, names: Sequence[str]) -> None:
+    """Compare the classes of a model's task head with those of the data. Raises BigtrainError."""
+    if model.num_labels and model.num_labels != len(names):
+        raise BigtrainError(
+            "the model has another number of classes than the data",
+            found=f"model.num_labels {model.num_labels}",
+            wanted=f"{len(names)}: {', '.join(names[:20])}",
+            fix=f"set model.num_labels to {len(names)}",
+        )
 
 
 def evaluation_batches(

@@ -27,30 +27,29 @@ Predictor = Callable[[I64, I64, I64], F64]
 """From token ids [N], labels [N], of which only the places count, and boundaries [D+1] to logits [N, L]."""
 
 
-def baseline_scores(
-    objective: ObjectiveChoice,
-    metric: LabelMetric,
-    train: Iterable[MicroBatch],
-    validation: Sequence[MicroBatch],
-) -> dict[str, dict[str, float]]:
-    """The scores of each baseline of an objective, by its name.
+class LabelPredictors:
+    """The baselines of an objective, learned from training batches."""
 
-    Args:
-        objective: the settings.
-        metric: of the objective.
-        train: batches of training rows, to learn from.
-        validation: batches to predict.
+    def __init__(self, objective: ObjectiveChoice, metric: LabelMetric, train: Iterable[MicroBatch]) -> None:
+        """Args:
+            objective: the settings.
+            metric: of the objective.
+            train: batches of training rows, to learn from.
 
-    Raises:
-        BigtrainError: scikit-learn is missing.
-    """
-    learned = [_arrays(batch) for batch in train]
-    wanted = [_arrays(batch) for batch in validation]
-    scores = {}
-    for name, predict in _predictors(objective, metric, learned).items():
-        counts = sum(metric.counts(predict(*arrays), *arrays[1:]) for arrays in wanted)
-        scores[name] = metric.scores(np.asarray(counts))
-    return scores
+        Raises:
+            BigtrainError: scikit-learn is missing.
+        """
+        self._metric = metric
+        self._predictors = _predictors(objective, metric, [_arrays(batch) for batch in train])
+
+    def scores(self, validation: Sequence[MicroBatch]) -> dict[str, dict[str, float]]:
+        """The scores of each on exactly the labels of these batches."""
+        wanted = [_arrays(batch) for batch in validation]
+        scores = {}
+        for name, predict in self._predictors.items():
+            counts = sum(self._metric.counts(predict(*arrays), *arrays[1:]) for arrays in wanted)
+            scores[name] = self._metric.scores(np.asarray(counts))
+        return scores
 
 
 def _predictors(
