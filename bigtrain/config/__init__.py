@@ -36,7 +36,6 @@ from bigtrain.config.data_settings import (
     DecontaminateSettings,
     PhaseSettings,
     SkipSettings,
-    SourceSettings,
     TokenizerSettings,
     ValidationSettings,
     as_typed,
@@ -67,6 +66,7 @@ from bigtrain.config.settings import (
     TrainSettings,
 )
 from bigtrain.config.show import dump_settings
+from bigtrain.config.source_settings import LabelKind, SourceSettings
 from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
@@ -88,6 +88,7 @@ __all__ = [
     "GopherQualitySettings",
     "GopherRepetitionSettings",
     "GuardSettings",
+    "LabelKind",
     "LanguageSettings",
     "ModelSettings",
     "ObjectiveChoice",
