@@ -37,7 +37,6 @@ from bigtrain.config.data_settings import (
     DecontaminateSettings,
     PhaseSettings,
     SkipSettings,
-    SourceSettings,
     TokenizerSettings,
     ValidationSettings,
     as_typed,
@@ -68,6 +67,7 @@ from bigtrain.config.settings import (
     TrainSettings,
 )
 from bigtrain.config.show import dump_settings
+from bigtrain.config.source_settings import LabelKind, SourceSettings
 from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "GopherQualitySettings",
     "GopherRepetitionSettings",
     "GuardSettings",
+    "LabelKind",
     "LanguageSettings",
     "ModelSettings",
     "ObjectiveChoice",

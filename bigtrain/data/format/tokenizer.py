@@ -18,14 +18,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import TokenizerSettings
+from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.summary import DatasetSummary
-from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent, ends_sentence_with
+from bigtrain.data.format.tokenizer_content import (
+    TOKENIZER_BYTES,
+    BeginOfText,
+    TokenizerContent,
+    ends_sentence_with,
+    read_chat_template,
+)
 from bigtrain.objective import ObjectiveVocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
+CHAT_TOKENS = "chat_tokens"
+"""The key of a data folder's record with the special tokens of its chat template."""
 
 
 def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
@@ -91,6 +100,8 @@ class DataTokenizer:
     """The token that closes each document."""
     begin_of_text: BeginOfText
     """What each document begins with."""
+    template: ChatTemplate | None = None
+    """The chat template of the data folder."""
 
     @classmethod
     def open(cls, directory: Path) -> DataTokenizer:
@@ -101,12 +112,33 @@ class DataTokenizer:
         end_of_text = settings.get("end_of_text", TokenizerSettings().end_of_text)
         if not isinstance(end_of_text, str):
             raise changed_error(directory / BUILD_RECORD, f"end_of_text {end_of_text!r:.100}", "a token")
-        return cls(content, end_of_text, begin_in_record(record, directory))
+        begin = begin_in_record(record, directory)
+        program = read_chat_template(directory)
+        if program is None:
+            return cls(content, end_of_text, begin)
+        names = part_of(record, CHAT_TOKENS, dict, directory) if CHAT_TOKENS in record else {}
+        tokens = {"bos_token": "".join(content.texts(begin.ids)), "eos_token": end_of_text, **names}
+        return cls(content, end_of_text, begin, ChatTemplate(program, tokens))
 
     @property
     def end_id(self) -> int:
         """Id of the token that closes a document. Raises BigtrainError if the vocabulary lacks it."""
         return end_of_text_id(self.content.library, self.end_of_text)
+
+    def special_id(self, separator: str) -> int:
+        """Id of the special token between two texts. Raises BigtrainError if the tokenizer has none of this name."""
+        return self.vocabulary().id_of(separator, "data.tokenizer.separator")
+
+    def chat_template(self) -> ChatTemplate:
+        """How conversations become text. Raises BigtrainError if the data folder has no chat template."""
+        if self.template is None:
+            raise BigtrainError(
+                "the tokenizer has no chat template, so conversations cannot become text",
+                found="neither a chat_template.jinja beside it nor a template in its tokenizer_config.json",
+                wanted="a template of the model that is trained, or one of your own",
+                fix="name a Jinja file at data.tokenizer.chat_template, and build in another data.dir",
+            )
+        return self.template
 
     @property
     def vocabulary_size(self) -> int:
