@@ -41,7 +41,8 @@ def main() -> None:
         sys.exit(__doc__)
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    articles, lines = [], []
+    articles: list[dict[str, Any]] = []
+    lines, count = [], 0
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         source = path.read_text(encoding="utf-8")
         paragraphs = []
@@ -50,12 +51,12 @@ def main() -> None:
             asked = [as_record(f"{path.stem}:{node.lineno}:{n}", *each) for n, each in enumerate(questions(text, node))]
             if asked:
                 paragraphs.append({"context": text, "qas": asked})
+            count += len(asked)
         if paragraphs:
             articles.append({"title": path.stem, "paragraphs": paragraphs})
     (out / "tags.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "questions.json").write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
-    asked = sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
-    print(f"{out}: {len(lines):,} functions and classes with tags, {asked:,} questions about {len(articles)} modules")
+    print(f"{out}: {len(lines):,} functions and classes with tags, {count:,} questions about {len(articles)} modules")
 
 
 def definitions(source: str) -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,8 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 
 settings.py         the whole tree, and the rules that span sections; data_settings.py, model_settings.py,
-                    objective_settings.py, adapter_settings.py, engine_settings.py, guard_settings.py and
-                    cleaning.py hold its larger sections
+                    objective_settings.py, adapter_settings.py, distillation_settings.py, engine_settings.py,
+                    guard_settings.py and cleaning.py hold its larger sections
 families.py         the choices that each model family makes
 load.py             file and overrides --> Settings; document.py, yaml12.py, overrides.py, problems.py, suggest.py
 parallel_sizes.py   how ranks and samples divide
@@ -42,6 +42,7 @@ from bigtrain.config.data_settings import (
     as_typed,
 )
 from bigtrain.config.diff import Difference, diff
+from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.explain import Explanation, explain, schema
@@ -82,6 +83,7 @@ __all__ = [
     "DataSettings",
     "DecontaminateSettings",
     "Difference",
+    "DistillationSettings",
     "EngineSettings",
     "EvaluateSettings",
     "Explanation",

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from bigtrain.config.section import OpenUnitInterval, Section, UnitInterval
 
 OF_OBJECTIVE = {
+    "classification": ("class_weights", "decoder_start_token"),
+    "token_classification": ("class_weights",),
     "denoising": (
         "decoder_start_token",
         "infilling_length",
@@ -113,11 +115,14 @@ class ObjectiveChoice(Section):
     that its encoder does not see (encoder-decoders; Raffel et al., 2020). `token_classification`: the tag of each
     word. `translation`: a decoder writes the target of
     the source text that its encoder reads (encoder-decoders; Vaswani et al., 2017)."""
+    class_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
+    """classification, token_classification: what the loss of each class is multiplied by in training, in the order of
+    the classes. The loss that is reported has no weights. Default: 1 for each."""
     cls_token: str = "[CLS]"
     """sentence_task: the special token that each pair begins with, at which the label of the pair is predicted."""
     decoder_start_token: str = "<pad>"
-    """span_corruption, denoising and translation: the special token that each document of the decoder starts with. T5
-    takes its padding, and BART the token that ends documents."""
+    """span_corruption, denoising, translation, and classification by encoder-decoders: the special token that each
+    document of the decoder starts with. T5 takes its padding, and BART the token that ends documents."""
     fim_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """fill_in_the_middle: probability that a part of a document in a row is transformed. With data.packing best_fit
     nearly every part is a whole document."""

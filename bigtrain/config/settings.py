@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import ModelSettings
@@ -246,6 +247,8 @@ class Settings(Section):
     """What learns in the place of the model's own parameters."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What is learned from a sample."""
+    distillation: DistillationSettings = DistillationSettings()
+    """Learning from another model beside the labels."""
     data: DataSettings
     """The data."""
     train: TrainSettings
@@ -373,6 +376,9 @@ class Settings(Section):
             )
         if head != found:
             return f"objective.name {name} needs model.task_head {head}, found {found}; set model.task_head to {head}"
+        weights, classes = len(self.objective.class_weights), self.model.num_labels
+        if weights not in (0, classes):
+            return f"objective.class_weights has {weights} weights, found model.num_labels {classes}; give one for each"
         return None
 
     def _sentence_problem(self) -> str | None:
@@ -426,6 +432,24 @@ class Settings(Section):
             raise ValueError(
                 f"adapter.lora_dropout {self.adapter.lora_dropout} works with model.architecture decoder and encoder, "
                 f"found {model.architecture}: what it would drop has no address there; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_can_be_asked(self) -> Settings:
+        if not self.distillation.learns_from_teacher:
+            return self
+        for key, found, works in (
+            ("model.architecture", self.model.architecture, ("decoder", "encoder")),
+            ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, (1,)),
+            ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
+        ):
+            if found not in works:
+                raise ValueError(f"distillation works with {key} {' or '.join(map(str, works))}, found {found}")
+        if self.distillation.hidden_weight and self.model.num_hidden_groups is not None:
+            raise ValueError(
+                f"distillation.hidden_weight {self.distillation.hidden_weight} needs layers with weights of their own, "
+                f"found model.num_hidden_groups {self.model.num_hidden_groups}; set hidden_weight to 0"
             )
         return self
 

@@ -224,7 +224,10 @@ def open_objective(settings: ObjectiveSettings, data: DataSettings, model: Model
     """
     if settings.name == "causal":
         return make_objective(settings, None)
-    return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length, model)
+    vocabulary = DataTokenizer.open(data.dir).vocabulary()
+    if (separator := data.tokenizer.separator) is not None:
+        vocabulary = replace(vocabulary, separator=vocabulary.id_of(separator, "data.tokenizer.separator"))
+    return make_objective(settings, vocabulary, data.sequence_length, model)
 
 
 def open_token_bytes(settings: ModelSettings, data_dir: Path) -> npt.NDArray[np.int16]:

@@ -9,7 +9,7 @@ The teacher's parameters do not learn: the optimizer and checkpoints leave them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import DistillationSettings, ModelSettings
 from bigtrain.model.cpu.cpu_products import CpuLinear
-from bigtrain.model.loss.soft_labels import from_kept, from_teacher
+from bigtrain.model.loss.soft_labels import Spread, from_kept, from_teacher
 
 PREDICTIONS, STATES = "distillation_loss", "hidden_loss"
 """The names that the two have in metrics, each a mean over labels."""
 Head = Callable[[Tensor], Tensor]
+Reads = tuple[Tensor, Tensor, Tensor, int, Tensor | None]
 
 
 class Distillation(nn.Module):
@@ -59,7 +60,7 @@ class Distillation(nn.Module):
         return self
 
     def losses(
-        self, head: Head, hidden: Tensor, labels: Tensor, inputs: Mapping[str, Any], kept: Sequence[Tensor] | None
+        self, head: Head, hidden: Tensor, labels: Tensor, inputs: Reads, kept: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Sums over the labelled positions: of the divergence, and of the mean squares of all pairs of layers.
 
@@ -67,38 +68,45 @@ class Distillation(nn.Module):
             head: of the model that learns.
             hidden: [B, T, C], its last states.
             labels: [B, T], IGNORE_INDEX where there is none.
-            inputs: of the forward pass, for the teacher's `hidden`.
+            inputs: what the teacher reads: input_ids, position_ids, cu_seqlens, max_seqlen and token_type_ids.
             kept: what a teacher said: tokens and their log-probabilities, each [B, T, k]. None: it is here.
         """
         places = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         own = hidden.flatten(0, -2)[places]
-        spread = {"temperature": self.settings.temperature, "classes": self.classes}
+        spread = Spread(self.settings.temperature, self.classes)
         if kept is not None:
             tokens, log_probs = (each.flatten(0, -2)[places] for each in kept)
-            return {PREDICTIONS: from_kept(head, own, tokens.long(), log_probs, **spread)}  # type: ignore[arg-type]
+            return {PREDICTIONS: from_kept(head, own, tokens.long(), log_probs, spread)}
         with torch.no_grad():
-            theirs = self.teacher.hidden(**inputs).flatten(0, -2)[places]
+            *read, types = inputs
+            theirs = self.teacher.hidden(*read, token_type_ids=types).flatten(0, -2)[places]
         found = {}
         if self.settings.weight:
-            found[PREDICTIONS] = from_teacher(head, own, self.teacher.head, theirs, **spread)  # type: ignore[arg-type]
+            found[PREDICTIONS] = from_teacher(head, own, self.teacher.head, theirs, spread)
         if self.pairs:
             found[STATES] = self._states(places)
         return found
 
-    def coefficient(self, name: str) -> float:
-        """What a loss is multiplied by in what is learned."""
-        return self.settings.weight if name == PREDICTIONS else self.settings.hidden_weight
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """What the losses are multiplied by in what is learned."""
+        return {PREDICTIONS: self.settings.weight, STATES: self.settings.hidden_weight}
+
+    def weighted(self, loss: Tensor) -> Tensor:
+        """The loss of the labels, with the weight of its gradient."""
+        weight = self.settings.label_weight
+        return loss if weight == 1 else loss.detach() + weight * (loss - loss.detach())
 
     def _states(self, places: Tensor) -> Tensor:
         own, theirs = self._own.take(), self._theirs.take()
-        total = 0.0
+        losses = []
         for number, (layer, other) in enumerate(self.pairs):
             state = own[layer].flatten(0, -2)[places]
             if self.projections:
                 state = self.projections[number](state)
             difference = state.float() - theirs[other].flatten(0, -2)[places].float()
-            total = total + difference.square().mean(-1).sum()
-        return total  # type: ignore[return-value]
+            losses.append(difference.square().mean(-1).sum())
+        return torch.stack(losses).sum()
 
 
 class _KeptStates:

@@ -18,6 +18,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
+from bigtrain.model.distillation import Distillation
 from bigtrain.model.initialize import initialize, is_hidden_matrix
 from bigtrain.model.layers.dropout import DropoutKeys
 from bigtrain.model.layers.embedding import OutputHead, TokenEmbedding
@@ -36,6 +37,8 @@ class LanguageModel(nn.Module):
     """Predicts tokens; a model with a task_head has none."""
     task_head: TaskHead | None
     auxiliary: Auxiliary
+    distillation: Distillation | None
+    """What a model with attention learns from a teacher, where there is one."""
     adapter_drops = False
     """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None
@@ -62,6 +65,12 @@ class LanguageModel(nn.Module):
         """
         assert self.task_head is not None  # else its logits are of tokens
         return self.logits(*args, **inputs)
+
+    def learn_from(self, distillation: Distillation) -> None:
+        """Learn from a teacher beside the labels."""
+        distillation.watch(cast(nn.ModuleList, self.layers))
+        self.distillation = distillation
+        self.auxiliary.set_coefficients(distillation.coefficients)
 
     def set_class_weights(self, weights: Sequence[float] | None) -> None:
         """Weigh the classes of the task's head: see `TaskHead.set_class_weights`. Checkpoints do not hold them."""

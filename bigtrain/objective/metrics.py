@@ -99,7 +99,8 @@ class TagMetric:
             for row, found in enumerate((true & guessed, guessed, true)):
                 for kind, _, _ in found:
                     counted[row, number[kind]] += 1
-        return np.concatenate((counted.reshape(-1), [np.count_nonzero(predicted == wanted), len(places)]))
+        tags = np.array([np.count_nonzero(predicted == wanted), len(places)], np.float64)
+        return np.concatenate((counted.reshape(-1), tags))
 
     def scores(self, counts: F64) -> dict[str, float]:
         """Precision, recall and F1 over all entities (micro), the mean F1 of types (macro), accuracy of the tags."""

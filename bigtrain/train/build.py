@@ -114,6 +114,8 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             float8=settings.engine.float8,
             adapter=settings.adapter,
         )
+    if settings.objective.class_weights:
+        model.set_class_weights(settings.objective.class_weights)
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))

@@ -154,7 +154,11 @@ def _arrays(batch: MicroBatch) -> tuple[I64, I64, I64]:
 
     Its rows are as long as those of the decoder, so labels stand at the same places.
     """
-    ids = batch.others.get("encoder_input_ids", batch.input_ids)
-    every = (each.numpy().reshape(-1).astype(np.int64) for each in (ids, batch.labels, batch.cu_seqlens))
-    ids, labels, boundaries = every
+    read = batch.others.get("encoder_input_ids", batch.input_ids)
+    ids, labels, boundaries = (_flat(each) for each in (read, batch.labels, batch.cu_seqlens))
     return ids, labels, boundaries
+
+
+def _flat(tensor: Any) -> I64:
+    flat: I64 = tensor.numpy().reshape(-1).astype(np.int64)
+    return flat

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from bigtrain.model.loss import soft_labels
-from bigtrain.model.loss.soft_labels import from_kept, from_teacher
+from bigtrain.model.loss.soft_labels import Spread, from_kept, from_teacher
 
 PLACES, WIDTH, CLASSES = 37, 8, 50
 
@@ -24,7 +24,7 @@ def heads() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.Tensor, torch.Tenso
 def test_value_and_gradient_are_those_of_the_divergence(temperature, monkeypatch) -> None:
     monkeypatch.setattr(soft_labels, "_LOGITS_AT_ONCE", 5 * CLASSES)
     student, teacher, hidden, states = heads()
-    found = from_teacher(student, hidden, teacher, states, temperature=temperature, classes=CLASSES)
+    found = from_teacher(student, hidden, teacher, states, Spread(temperature, CLASSES))
     ours = torch.autograd.grad(found, [hidden, student.weight])
     own, target = ((head(x) / temperature).log_softmax(-1) for head, x in ((student, hidden), (teacher, states)))
     wanted = temperature**2 * F.kl_div(own, target.detach(), reduction="sum", log_target=True)
@@ -35,7 +35,7 @@ def test_value_and_gradient_are_those_of_the_divergence(temperature, monkeypatch
 
 def test_nothing_is_learned_by_the_teacher() -> None:
     student, teacher, hidden, states = heads()
-    from_teacher(student, hidden, teacher, states, temperature=1.0, classes=CLASSES).backward()
+    from_teacher(student, hidden, teacher, states, Spread(1.0, CLASSES)).backward()
     assert states.grad is None and teacher.weight.grad is None and hidden.grad is not None
 
 
@@ -44,17 +44,17 @@ def test_with_nearly_all_tokens_kept_it_is_the_whole_divergence(temperature) -> 
     student, teacher, hidden, states = heads()
     log_probs = teacher(states).detach().log_softmax(-1)
     kept, tokens = log_probs.topk(CLASSES - 1)
-    found = from_kept(student, hidden, tokens, kept, temperature=temperature, classes=CLASSES)
-    wanted = from_teacher(student, hidden, teacher, states, temperature=temperature, classes=CLASSES)
+    found = from_kept(student, hidden, tokens, kept, Spread(temperature, CLASSES))
+    wanted = from_teacher(student, hidden, teacher, states, Spread(temperature, CLASSES))
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_with_few_tokens_kept_the_others_are_one_class() -> None:
     student, teacher, hidden, states = heads()
     kept, tokens = teacher(states).detach().log_softmax(-1).topk(5)
-    found = from_kept(student, hidden, tokens, kept, temperature=1.0, classes=CLASSES)
+    found = from_kept(student, hidden, tokens, kept, Spread(1.0, CLASSES))
     p = torch.cat((kept.exp(), 1 - kept.exp().sum(-1, keepdim=True)), -1)
     own = student(hidden).softmax(-1).gather(-1, tokens)
     q = torch.cat((own, 1 - own.sum(-1, keepdim=True)), -1)
     torch.testing.assert_close(found, torch.sum(p * (p / q).log()))
-    assert found <= from_teacher(student, hidden, teacher, states, temperature=1.0, classes=CLASSES)
+    assert found <= from_teacher(student, hidden, teacher, states, Spread(1.0, CLASSES))

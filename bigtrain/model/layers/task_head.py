@@ -87,7 +87,7 @@ class TaskHead(nn.Module):
         logits = self._logits(states[places], _same_keys(None if keys is None else keys[places]))
         logits, chosen = logits.to(torch.promote_types(logits.dtype, torch.float32)), flat[places]
         if cu_seqlens is not None:
-            self._show(logits, chosen, places.searchsorted(cu_seqlens.to(places.dtype)))
+            self._show(logits, chosen, torch.searchsorted(places, cu_seqlens.to(places.dtype)))
         if each_token:
             found = F.cross_entropy(logits, chosen, reduction="none").detach()
             return found.new_zeros(len(flat)).index_put((places,), found).view_as(labels)

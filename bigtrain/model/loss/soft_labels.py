@@ -9,6 +9,7 @@ each part is computed again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,16 @@ Head = Callable[[Tensor], Tensor]
 """From states [n, C] to logits [n, V]."""
 
 
-def from_teacher(
-    student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor, *, temperature: float, classes: int
-) -> Tensor:
+class Spread(NamedTuple):
+    """How distributions are compared."""
+
+    temperature: float
+    """T."""
+    classes: int
+    """V."""
+
+
+def from_teacher(student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor, spread: Spread) -> Tensor:
     """The sum over n places, a float32 scalar (float64 for float64 states), in nats. No gradient goes to the teacher.
 
     Args:
@@ -30,9 +38,9 @@ def from_teacher(
         hidden: [n, C].
         teacher: the head of the teacher.
         teacher_hidden: [n, C'].
-        temperature: T.
-        classes: V, of both.
+        spread: temperature and classes.
     """
+    temperature = spread.temperature
 
     def part(own: Tensor, theirs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -40,21 +48,20 @@ def from_teacher(
         found = _widened(student(own)).div(temperature).log_softmax(-1)
         return temperature**2 * torch.sum(target.exp() * (target - found))
 
-    return _over_parts(part, classes, hidden, teacher_hidden)
+    return _over_parts(part, spread.classes, hidden, teacher_hidden)
 
 
-def from_kept(
-    student: Head, hidden: Tensor, tokens: Tensor, log_probs: Tensor, *, temperature: float, classes: int
-) -> Tensor:
+def from_kept(student: Head, hidden: Tensor, tokens: Tensor, log_probs: Tensor, spread: Spread) -> Tensor:
     """The same of a teacher whose k likeliest tokens were kept; all others together are one class.
 
     With temperature T the kept probabilities and the rest are raised to 1 / T and normalised: the rest counts as one.
 
     Args:
-        student, hidden, temperature, classes: as above.
+        student, hidden, spread: as above.
         tokens: [n, k] int64.
         log_probs: [n, k], of these tokens, in nats.
     """
+    temperature = spread.temperature
 
     def part(own: Tensor, kept: Tensor, known: Tensor) -> Tensor:
         every = _widened(student(own)).log_softmax(-1)
@@ -62,7 +69,7 @@ def from_kept(
         target = _with_rest(known.to(found.dtype)).div(temperature).log_softmax(-1)
         return temperature**2 * torch.sum(target.exp() * (target - found))
 
-    return _over_parts(part, classes, hidden, tokens, log_probs)
+    return _over_parts(part, spread.classes, hidden, tokens, log_probs)
 
 
 def _with_rest(log_probs: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ def _with_rest(log_probs: Tensor) -> Tensor:
 def _over_parts(part: Callable[..., Tensor], classes: int, hidden: Tensor, *others: Tensor) -> Tensor:
     rows = max(1, _LOGITS_AT_ONCE // classes)
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    for arrays in zip(*(each.split(rows) for each in (hidden, *others)), strict=True):
+    for arrays in zip(*(torch.split(each, rows) for each in (hidden, *others)), strict=True):
         total = total + checkpoint(part, *arrays, use_reentrant=False)
     return total
 
