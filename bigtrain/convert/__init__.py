@@ -1,6 +1,7 @@
 """Exchange with what other tools read and write.
 
 families          what each family is at Hugging Face: one table for both directions, made of
+  family, task_heads        a family's rows, and its classes of transformers by head
   config_keys, rope_keys    rows between config.json and the section model
   layouts                   how tensors become others, and back
 config_json       config.json <-> settings; what cannot be expressed
