@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -176,7 +176,10 @@ def evaluate(
         print_json(evaluation)
         return
     results = [dict(source.as_record()) for source in evaluation.validation]
+    scores = []
     for row in results:
+        scored = {"model": row.pop("metrics", {})} | cast(dict[str, Any], row.pop("baseline metrics", {}))
+        scores += [(row["source"], name, found) for name, found in scored.items() if found]
         others = cast(dict[str, float], row.pop("run perplexities", {}))
         row |= {f"perplexity of {name}": perplexity for name, perplexity in others.items()}
     columns = list(results[0])
@@ -185,6 +188,13 @@ def evaluate(
         columns,
         [[f"{row[c]:,.4g}" if isinstance(row[c], float) else row[c] for c in columns] for row in results],
     )
+    if scores:
+        names = list(scores[0][2])
+        print_table(
+            "Scores of labels",
+            ["source", "by", *names],
+            [[source, name, *(f"{found[each]:.4f}" for each in names)] for source, name, found in scores],
+        )
     if evaluation.translations:
         print_table(
             "Translations of held-out pairs, and their sources as they are",

@@ -42,7 +42,9 @@ class DistillationSettings(Section):
     def _work_together(self) -> DistillationSettings:
         if self.teacher is not None and self.kept_outputs is not None:
             raise ValueError("teacher and kept_outputs are two ways of the same; remove one of them")
-        if not self.learns_from_teacher and (idle := sorted(self.model_fields_set - {"teacher", "kept_outputs"})):
+        fields = type(self).model_fields.items()
+        idle = [key for key, field in fields if getattr(self, key) != field.default]  # a run's config.yaml has all keys
+        if idle and not self.learns_from_teacher:
             raise ValueError(f"{', '.join(idle)} without a teacher; set teacher or kept_outputs")
         if self.kept_outputs is not None and self.hidden_weight:
             raise ValueError(f"hidden_weight {self.hidden_weight} needs the teacher itself; set teacher")
