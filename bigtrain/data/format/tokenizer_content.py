@@ -99,10 +99,10 @@ def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = F
     return ids
 
 
-def decode_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, without special tokens. Raises BigtrainError where the tokenizer cannot decode them."""
+def decode_ids(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> str:
+    """The text of ids, with special tokens or without. Raises BigtrainError where the tokenizer cannot decode them."""
     with one_error("the tokenizer cannot decode token ids", found=str(list(ids[:20]))):
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = tokenizer.decode(ids, skip_special_tokens=not special)
     return text
 
 
