@@ -12,7 +12,7 @@ def with_labels(part: PartOfDocument) -> str:
     """The text of a part of a document.
 
     In a conversation, what is not trained on is in double brackets. With other labels, each text is in brackets before
-    its label, as in `[Rome](B-LOC)`; what has none, and words in no entity, stand alone.
+    its label, as in `[Rome|B-LOC]`; what has none, and words in no entity, stand alone.
     """
     if part.runs is None:
         return part.text or ""
@@ -22,4 +22,4 @@ def with_labels(part: PartOfDocument) -> str:
 def _shown(run: LabelledRun, labels: str | None) -> str:
     if labels == "turns":
         return run.text if run.label == ANSWER else f"\u27e6{run.text}\u27e7"
-    return run.text if run.label in (None, NO_ENTITY) else f"[{run.text}]({run.label})"
+    return run.text if run.label in (None, NO_ENTITY) else f"[{run.text}|{run.label}]"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, ModelSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
@@ -29,6 +30,7 @@ from bigtrain.data.batch.packing import (
 )
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.validation import validation_batches
+from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.summary import PackSummary, SourceSummary
 from bigtrain.data.format.token_bytes import token_bytes
 from bigtrain.data.format.tokenizer import DataTokenizer, check_vocabulary
@@ -123,6 +125,15 @@ class RunData:
         return [packing.dataset for packing in self.train]
 
     @property
+    def label_scheme(self) -> LabelScheme | None:
+        """Names and numbers of the labels, which all labelled sources share; None without any.
+
+        Raises:
+            BigtrainError: two sources have other labels.
+        """
+        return common_labels(self.datasets)
+
+    @property
     def held_out_datasets(self) -> list[Dataset]:
         """The validation datasets."""
         return [packing.dataset for packing in self.held_out]
@@ -178,6 +189,28 @@ def evaluation_batches(
         world_size=world_size,
         objective=objective,
     )
+
+
+def common_labels(datasets: Sequence[Dataset]) -> LabelScheme | None:
+    """Names and numbers of the labels, which all labelled datasets share; None without any.
+
+    Raises:
+        BigtrainError: two of them have other labels.
+    """
+    of_each = [(dataset.name, dataset.summary.label_scheme) for dataset in datasets]
+    schemes = [(name, scheme) for name, scheme in of_each if scheme is not None]
+    if not schemes:
+        return None
+    first, scheme = schemes[0]
+    for name, other in schemes[1:]:
+        if other != scheme:
+            raise BigtrainError(
+                f"data.sources: {first!r} and {name!r} have other labels, so their numbers would mean two things",
+                found=f"{first}: {', '.join(scheme.names)}; {name}: {', '.join(other.names)}"[:500],
+                wanted="the same labels in the same order",
+                fix="give both the same label_names, and build them again",
+            )
+    return scheme
 
 
 def open_objective(settings: ObjectiveSettings, data: DataSettings) -> Objective:

@@ -44,8 +44,8 @@ def test_a_conversation_shows_what_is_not_trained_on_in_brackets(tmp_path: Path)
     talk = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
     source = chats(tmp_path / "a.jsonl", *[{"messages": talk}] * 20)
     printed = shown(tmp_path, chat_settings(tmp_path, CHATML, source))
-    wanted = "\u27e6<|im_start|>user\nthe fox<|im_end|>\n<|im_start|>assistant\n\u27e7jumps<|im_end|>\u27e6\n<|endoftext|>\u27e7"
-    assert wanted in printed
+    before = "<|im_start|>user\nthe fox<|im_end|>\n<|im_start|>assistant\n"
+    assert f"\u27e6{before}\u27e7jumps<|im_end|>\u27e6\n<|endoftext|>\u27e7" in printed
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_a_conversation_shows_what_is_not_trained_on_in_brackets(tmp_path: Path)
         (
             {"text": "a fox", "label": "yes"},
             {"label_field": "label", "label_names": ("no", "yes")},
-            "[<|endoftext|>a fox<|endoftext|>](yes)",
+            "[<|endoftext|>a fox<|endoftext|>|yes]",
         ),
         (
             {"text": "a b c", "spans": [{"start": 2, "end": 3, "label": "x"}]},
             {"spans_field": "spans"},
-            "<|endoftext|>a[ b](B-x) c<|endoftext|>",
+            "<|endoftext|>a[ b|B-x] c<|endoftext|>",
         ),
     ],
 )
