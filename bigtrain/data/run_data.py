@@ -9,7 +9,7 @@ together    summaries_of(settings, some sources)      a source is opened by one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from bigtrain.data.batch.packing import (
 )
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.validation import validation_batches
+from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.summary import PackSummary, SourceSummary
 from bigtrain.data.format.token_bytes import token_bytes
 from bigtrain.data.format.tokenizer import DataTokenizer, check_vocabulary
@@ -65,7 +66,7 @@ class RunData:
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
         objective = open_objective(settings.objective, settings.data, settings.model)
-        check_labels(settings.model, names_of_labels(packing.dataset for packing in train))
+        check_labels(settings.model, common_labels([packing.dataset for packing in train]))
         return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     @classmethod
@@ -96,7 +97,7 @@ class RunData:
                     if pack is None
                     else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
                 )
-        check_labels(settings.model, names_of_labels(packing.dataset for packing in train))
+        check_labels(settings.model, common_labels([packing.dataset for packing in train]))
         return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     def check_sizes(self, shares: FileShares | None = None) -> None:
@@ -126,6 +127,15 @@ class RunData:
         return [packing.dataset for packing in self.train]
 
     @property
+    def label_scheme(self) -> LabelScheme | None:
+        """Names and numbers of the labels, which all labelled sources share; None without any.
+
+        Raises:
+            BigtrainError: two sources have other labels.
+        """
+        return common_labels(self.datasets)
+
+    @property
     def held_out_datasets(self) -> list[Dataset]:
         """The validation datasets."""
         return [packing.dataset for packing in self.held_out]
@@ -148,9 +158,9 @@ class RunData:
         )
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """Of the classes or tags that the labels of the sources are, by their numbers; none for other labels."""
-        return names_of_labels(packing.dataset for packing in self.train)
+    def labels(self) -> LabelScheme | None:
+        """What the labels of the sources are; None where they have none."""
+        return common_labels([packing.dataset for packing in self.train])
 
     def validation(
         self, settings: Settings, rank: int = 0, world_size: int = 1
@@ -163,25 +173,9 @@ class RunData:
             )
 
 
-def names_of_labels(datasets: Iterable[Dataset]) -> tuple[str, ...]:
-    """The names of classes or tags, which all datasets have to have in common.
-
-    Raises:
-        BigtrainError: two of them have others.
-    """
-    found = {dataset.name: dataset.summary.label_names or () for dataset in datasets}
-    if len(set(found.values())) > 1:
-        raise BigtrainError(
-            "the sources do not have the same labels",
-            found="; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in found.items()),
-            wanted="the same names in the same order",
-            fix="set label_names in each source, and build in another data.dir",
-        )
-    return next(iter(found.values()), ())
-
-
-def check_labels(model: ModelSettings, names: Sequence[str]) -> None:
+def check_labels(model: ModelSettings, labels: LabelScheme | None) -> None:
     """Compare the classes of a model's task head with those of the data. Raises BigtrainError."""
+    names = () if labels is None else labels.names
     if model.num_labels and model.num_labels != len(names):
         raise BigtrainError(
             "the model has another number of classes than the data",
@@ -214,6 +208,28 @@ def evaluation_batches(
         world_size=world_size,
         objective=objective,
     )
+
+
+def common_labels(datasets: Sequence[Dataset]) -> LabelScheme | None:
+    """Names and numbers of the labels, which all labelled datasets share; None without any.
+
+    Raises:
+        BigtrainError: two of them have other labels.
+    """
+    of_each = [(dataset.name, dataset.summary.label_scheme) for dataset in datasets]
+    schemes = [(name, scheme) for name, scheme in of_each if scheme is not None]
+    if not schemes:
+        return None
+    first, scheme = schemes[0]
+    for name, other in schemes[1:]:
+        if other != scheme:
+            raise BigtrainError(
+                f"data.sources: {first!r} and {name!r} have other labels, so their numbers would mean two things",
+                found=f"{first}: {', '.join(scheme.names)}; {name}: {', '.join(other.names)}"[:500],
+                wanted="the same labels in the same order",
+                fix="give both the same label_names, and build them again",
+            )
+    return scheme
 
 
 def open_objective(settings: ObjectiveSettings, data: DataSettings, model: ModelSettings) -> Objective:

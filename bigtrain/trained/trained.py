@@ -22,10 +22,10 @@ from bigtrain.data import (
     TOKENIZER_FILE,
     DataTokenizer,
     MicroBatch,
+    common_labels,
     evaluation_batches,
     held_out_packing,
     load_tokenizer,
-    names_of_labels,
     open_datasets,
     open_mirror,
     open_objective,
@@ -114,7 +114,8 @@ class TrainedModel:
             for split in ("train", "validation")
         }
         objective = open_objective(self.settings.objective, self.settings.data, self.settings.model)
-        metric = make_metric(self.settings.objective, names_of_labels(opened["train"]))
+        labels = common_labels(opened["train"])
+        metric = make_metric(self.settings.objective, labels and labels.names)
         sample = chain.from_iterable(
             evaluation_batches(
                 held_out_packing(data, dataset), self.settings, objective, max_sequences=BASELINE_SEQUENCES

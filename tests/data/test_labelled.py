@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import SourceSettings
-from bigtrain.data import open_datasets, verify
+from bigtrain.data import common_labels, open_datasets, verify
 from bigtrain.data.build.examples import EncodedText, ExampleRules, LabelledTokens, shortened
 from bigtrain.data.format.documents import LabelledSpan, Segment
 from bigtrain.data.format.labels import FIXED_NAMES, LabelScheme
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.store.store import Dataset
-from tests.data.helpers import VOCABULARY, contents, sentences
+from tests.data.helpers import VOCABULARY, contents, data_settings, make, sentences
 from tests.data.labelled import SEPARATOR, built, labelled_settings, names_of, source_of, stored, tokenizer_of
 
 BEGIN, BETWEEN, END = (np.array([number], np.uint16) for number in (1, 2, 3))
@@ -126,6 +126,21 @@ def test_files_that_are_held_out_are_the_validation(tmp_path: Path) -> None:
     found = [(split, file) for split, file, *_ in stored(settings)]
     assert found.count(("train", "part.jsonl")) == 30 and found.count(("validation", "held_out/part.jsonl")) == 9
     assert len(found) == 39
+
+
+def test_sources_with_other_labels_have_no_common_numbers(tmp_path: Path) -> None:
+    """Names that are found source by source may differ; the same ones are shared."""
+    sources = []
+    for name, labels in (("one", "ab"), ("two", "bc"), ("three", "ba")):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": "fox", "label": labels[n % 2]}) + "\n" for n in range(30)))
+        sources.append(SourceSettings(name=name, kind="jsonl", path=str(path), label_field="label"))
+    settings = data_settings(tmp_path / "data", *sources, packing="best_fit")
+    make(settings)
+    one, two, three = open_datasets(settings, model_vocab_size=VOCABULARY)
+    assert common_labels([one, three]) == LabelScheme("classes", ("a", "b")) and common_labels([]) is None
+    with pytest.raises(BigtrainError, match=r"(?s)'one' and 'two' have other labels.*one: a, b; two: b, c"):
+        common_labels([one, three, two])
 
 
 def test_data_for_rows_of_another_length_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bigtrain.data.build.dedup import without_duplicates
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.workers import Workers
-from bigtrain.data.format.tokenizer import DataTokenizer
+from bigtrain.data.format.tokenizer import DataTokenizer, open_chat_template
 
 
 def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[[str], None]) -> None:
@@ -70,7 +70,7 @@ def _require_tokens(settings: DataSettings) -> None:
         if source.separated and settings.tokenizer.separator is not None:
             tokenizer.special_id(settings.tokenizer.separator)
         if source.kind == "chat":
-            tokenizer.chat_template()
+            open_chat_template(settings.dir)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from bigtrain.data.build.workers import note
 from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.documents import Document, Piece, Segment, document_id
 from bigtrain.data.format.shards import TokenizedDocuments
-from bigtrain.data.format.tokenizer import DataTokenizer
+from bigtrain.data.format.tokenizer import DataTokenizer, open_chat_template
 from bigtrain.data.format.tokenizer_content import one_error
 
 CHARACTERS_AT_ONCE = 1 << 20
@@ -223,6 +223,6 @@ def _load(directory: Path, identity: str, rules: ExampleRules | None) -> _Enclos
     between = [] if rules is None or rules.separator is None else [data.special_id(rules.separator)]
     separator = np.array(between, dtype)
     if rules is not None and rules.scheme.kind == "turns":  # a template writes special tokens
-        template = data.chat_template()
+        template = open_chat_template(directory)
         return _Enclosed(data.for_prompts(), begin, end, data.vocabulary_size, separator, template)
     return _Enclosed(data.for_documents(), begin, end, data.vocabulary_size, separator)

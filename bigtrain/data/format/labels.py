@@ -55,6 +55,10 @@ class LabelScheme:
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names)}
 
+    def name(self, number: int) -> str | None:
+        """The label of a number; None for IGNORE_INDEX."""
+        return None if number == IGNORE_INDEX else self.names[number]
+
     def number(self, label: str | None) -> int:
         """The number of a label; IGNORE_INDEX for None.
 

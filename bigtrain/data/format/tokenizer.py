@@ -100,8 +100,6 @@ class DataTokenizer:
     """The token that closes each document."""
     begin_of_text: BeginOfText
     """What each document begins with."""
-    template: ChatTemplate | None = None
-    """The chat template of the data folder."""
 
     @classmethod
     def open(cls, directory: Path) -> DataTokenizer:
@@ -112,13 +110,7 @@ class DataTokenizer:
         end_of_text = settings.get("end_of_text", TokenizerSettings().end_of_text)
         if not isinstance(end_of_text, str):
             raise changed_error(directory / BUILD_RECORD, f"end_of_text {end_of_text!r:.100}", "a token")
-        begin = begin_in_record(record, directory)
-        program = read_chat_template(directory)
-        if program is None:
-            return cls(content, end_of_text, begin)
-        names = part_of(record, CHAT_TOKENS, dict, directory) if CHAT_TOKENS in record else {}
-        tokens = {"bos_token": "".join(content.texts(begin.ids)), "eos_token": end_of_text, **names}
-        return cls(content, end_of_text, begin, ChatTemplate(program, tokens))
+        return cls(content, end_of_text, begin_in_record(record, directory))
 
     @property
     def end_id(self) -> int:
@@ -128,17 +120,6 @@ class DataTokenizer:
     def special_id(self, separator: str) -> int:
         """Id of the special token between two texts. Raises BigtrainError if the tokenizer has none of this name."""
         return self.vocabulary().id_of(separator, "data.tokenizer.separator")
-
-    def chat_template(self) -> ChatTemplate:
-        """How conversations become text. Raises BigtrainError if the data folder has no chat template."""
-        if self.template is None:
-            raise BigtrainError(
-                "the tokenizer has no chat template, so conversations cannot become text",
-                found="neither a chat_template.jinja beside it nor a template in its tokenizer_config.json",
-                wanted="a template of the model that is trained, or one of your own",
-                fix="name a Jinja file at data.tokenizer.chat_template, and build in another data.dir",
-            )
-        return self.template
 
     @property
     def vocabulary_size(self) -> int:
@@ -178,6 +159,22 @@ class DataTokenizer:
         special tokens are shown: all but those that a text begins or ends with, and `start`."""
         whole = self.content.as_trained(self.end_of_text, self.begin_of_text, read_whole=True)
         return whole.for_prompts({start, self.end_id, *self.begin_of_text.ids})
+
+
+def open_chat_template(directory: Path) -> ChatTemplate:
+    """The chat template of a data folder, with its special tokens. Raises BigtrainError if there is none."""
+    program = read_chat_template(directory)
+    if program is None:
+        raise BigtrainError(
+            f"the tokenizer in {directory} has no chat template, so conversations cannot become text",
+            found="no template in a chat_template.jinja or tokenizer_config.json beside data.tokenizer.path",
+            wanted="the template of the model that is trained, or one of your own",
+            fix="name a Jinja file at data.tokenizer.chat_template, and build in another data.dir",
+        )
+    tokenizer, record = DataTokenizer.open(directory), read_record(directory) or {}
+    own = part_of(record, CHAT_TOKENS, dict, directory) if CHAT_TOKENS in record else {}
+    begin = "".join(tokenizer.content.texts(tokenizer.begin_of_text.ids))
+    return ChatTemplate(program, {"bos_token": begin, "eos_token": tokenizer.end_of_text, **own})
 
 
 def begin_of_text(settings: TokenizerSettings, content: TokenizerContent) -> BeginOfText:
