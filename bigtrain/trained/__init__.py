@@ -11,6 +11,7 @@ text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown
   samples.py          continuations of held-out documents
 export.py, export_gguf.py, importing.py     Hugging Face and llama.cpp, checked against them
+starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
   model_card.py       the README.md of an exported model
 """
 
@@ -30,6 +31,7 @@ from bigtrain.trained.export import HuggingFaceExport, export_run
 from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
 from bigtrain.trained.importing import ImportedModel, import_model
 from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
+from bigtrain.trained.starting_weights import starting_weights, verified_step
 from bigtrain.trained.text_model import GeneratedTexts, TextModel
 from bigtrain.trained.trained import evaluate_run
 
@@ -57,6 +59,8 @@ __all__ = [
     "prompts",
     "prune_checkpoints",
     "say_diff",
+    "starting_weights",
     "validation_losses",
+    "verified_step",
     "verify_checkpoints",
 ]

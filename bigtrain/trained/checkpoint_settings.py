@@ -39,9 +39,19 @@ def open_with_settings(run: RunDirectory, step: int | None) -> tuple[Settings, C
         BigtrainError: there is no such checkpoint, it is damaged, RUN/config.yaml has another model, or it would have
             data fetched elsewhere: see `RunDirectory.settings_for_data`.
     """
-    settings, checkpoint = run.settings_for_data(), open_checkpoint(run, step)
+    checkpoint = open_checkpoint(run, step)
+    return settings_of_checkpoint(run, checkpoint), checkpoint
+
+
+def settings_of_checkpoint(run: RunDirectory, checkpoint: Checkpoint) -> Settings:
+    """The settings of a run with the model of one of its checkpoints.
+
+    Raises:
+        BigtrainError: see `open_with_settings`.
+    """
+    settings = run.settings_for_data()
     if not (changes := model_changes(settings, checkpoint)):
-        return settings, checkpoint
+        return settings
     if refused := [change for change in changes if not _was_allowed(change, run, settings)]:
         raise BigtrainError(
             f"{run.config} does not have the model of the checkpoint of step {checkpoint.step}",
@@ -54,7 +64,7 @@ def open_with_settings(run: RunDirectory, step: int | None) -> tuple[Settings, C
             f"the checkpoint of step {checkpoint.step} was written with {change.key} {change.then}, which is used; "
             f"the run changed it to {change.now} later"
         )
-    return settings.model_copy(update={"model": _model_of(checkpoint)}), checkpoint
+    return settings.model_copy(update={"model": _model_of(checkpoint)})
 
 
 def model_changes(settings: Settings, checkpoint: Checkpoint) -> list[Change]:
