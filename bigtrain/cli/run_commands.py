@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -176,10 +176,10 @@ def evaluate(
         print_json(evaluation)
         return
     results = [dict(source.as_record()) for source in evaluation.validation]
-    scores = []
+    scores: list[tuple[str, str, dict[str, float]]] = []
     for row in results:
-        scored = {"model": row.pop("metrics", {})} | cast(dict[str, Any], row.pop("baseline metrics", {}))
-        scores += [(row["source"], name, found) for name, found in scored.items() if found]
+        scored = cast(dict[str, dict[str, float]], {"model": row.pop("metrics", {})} | row.pop("baseline metrics", {}))
+        scores += [(str(row["source"]), name, found) for name, found in scored.items() if found]
         others = cast(dict[str, float], row.pop("run perplexities", {}))
         row |= {f"perplexity of {name}": perplexity for name, perplexity in others.items()}
     columns = list(results[0])

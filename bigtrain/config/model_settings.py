@@ -122,7 +122,8 @@ class ModelSettings(Section):
     `recurrent_encoder_decoder`: such layers that attend to the states of others, which read in both directions
     (Luong et al., 2015)."""
     init_from: UserPath | None = None
-    """A folder written by `bigtrain import`: a new run starts from its weights."""
+    """What a new run starts from: a folder written by `bigtrain import`, or a run, of which it takes the weights of the
+    newest checkpoint. Its head may be another one, which then starts from random weights."""
 
     # the shape
     hidden_size: PositiveInt

@@ -12,6 +12,7 @@ export_hf         weights, settings and tokenizer -> a Hugging Face folder
 export_peft       an adapter -> a folder for peft
 import_hf         a Hugging Face folder -> a folder for model.init_from
 imported          that folder
+weight_source     weights that a new run starts from: that folder, or a run
 out_folder        the folder that either makes: whole, or not at all
 verify            a folder as `transformers` sees it against our own model
 gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
@@ -27,6 +28,7 @@ from bigtrain.convert.imported import MODEL, Imported
 from bigtrain.convert.llama_cpp import compare_with_llama_cpp
 from bigtrain.convert.shards import common_dtype
 from bigtrain.convert.verify import compare_with_transformers
+from bigtrain.convert.weight_source import StartingWeights, WeightSource
 from bigtrain.convert.weights import FOR_TRAINING_ONLY
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "Found",
     "HuggingFaceWeights",
     "Imported",
+    "StartingWeights",
+    "WeightSource",
     "architecture_of",
     "common_dtype",
     "compare_with_llama_cpp",

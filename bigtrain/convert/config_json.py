@@ -36,7 +36,7 @@ NOT_COMPUTED = frozenset({
 """Settings that decide how a model begins and learns; what a trained one computes does not depend on them, but for
 muP's division of the logits, which counts as logits_scaling."""
 
-_OF_TOKENS_HEAD = (
+OF_TOKENS_HEAD = (
     "tie_word_embeddings", "head_bias", "head_transform", "logits_scaling", "final_logit_softcapping",
 )  # fmt: skip
 """Settings of the head that predicts tokens, which a model with a task_head has not."""
@@ -257,11 +257,11 @@ def function_of(settings: ModelSettings) -> dict[str, Any]:
     if settings.norm != "layer_norm":
         del values["norm_bias"]
     if settings.task_head == "none":
-        del values["num_labels"]
+        del values["num_labels"], values["classifier_transform"]
     else:
-        for name in _OF_TOKENS_HEAD:
+        values["classifier_transform"] = settings.transform_of_task
+        for name in OF_TOKENS_HEAD:
             del values[name]
-    values["classifier_transform"] = settings.transform_of_task
     if not settings.head_transform if settings.task_head == "none" else settings.transform_of_task != "norm":
         del values["head_transform_bias"], values["head_act"]
     for name in ("rope_theta", "partial_rotary_factor", "rope_scaling", "local_rope_theta"):

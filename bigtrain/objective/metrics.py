@@ -141,14 +141,13 @@ class AnswerMetric:
         return {"exact_match": _ratio(exact, documents), "f1": _ratio(common, documents)}
 
 
-def make_metric(objective: ObjectiveChoice, label_names: Sequence[str] | None) -> LabelMetric | None:
+def make_metric(objective: ObjectiveChoice, label_names: Sequence[str]) -> LabelMetric | None:
     """The metric of an objective; None where its labels are tokens.
 
     Args:
         objective: the settings.
-        label_names: of classes or tags, by their numbers; None where there are none.
+        label_names: of classes or tags, by their numbers; none for other labels.
     """
-    label_names = label_names or ()
     if objective.name == "classification":
         return ClassMetric(len(label_names))
     if objective.name == "token_classification":

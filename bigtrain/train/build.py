@@ -23,10 +23,8 @@ from bigtrain.base import (
 )
 from bigtrain.checkpoint import Checkpoint, load
 from bigtrain.config import EngineSettings, Settings
-from bigtrain.convert import Imported, read_tokenizer
+from bigtrain.convert import StartingWeights
 from bigtrain.data import (
-    TOKENIZER_FILE,
-    DataTokenizer,
     FileShares,
     Loader,
     RunData,
@@ -48,7 +46,7 @@ from bigtrain.model import (
 from bigtrain.objective import row_lengths
 from bigtrain.observe import Meter, peak_of, peak_of_all
 from bigtrain.rundir import RunState
-from bigtrain.trained import base_of, require_base
+from bigtrain.trained import base_of, require_base, starting_weights, verified_step
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +86,6 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
         engine = Engine(model, settings, topology)
     if checkpoint is not None:
         return engine, restore(engine, checkpoint, topology)
-    model.set_router_moves({})
     return engine, RunState(base=base)
 
 
@@ -130,11 +127,13 @@ def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -
     """Give a new model its first weights: those of `model.init_from`, or random ones.
 
     Raises:
-        BigtrainError: on every rank, when the folder is of another model or tokenizer, or was changed after the import.
+        BigtrainError: on every rank, when the folder is of another model or tokenizer, or was changed after the import,
+            or the run that it is has no checkpoint.
     """
     given: Mapping[str, torch.Tensor] = {}
-    if settings.model.init_from is not None:
-        given = on_every_rank(topology, lambda: starting_weights(settings))
+    router_moves: dict[str, list[int]] = {}
+    if (weights := first_weights(settings, topology)) is not None:
+        given, router_moves = weights, weights.router_moves
     # At stage 3 what rank 0 writes is sent to all ranks; at the other stages every rank has its own copy.
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None
@@ -147,6 +146,7 @@ def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -
             error = caught
     if given:
         raise_first(topology, error)
+    model.set_router_moves(router_moves)
 
 
 def first_weight(name: str, weight: torch.Tensor, given: Mapping[str, torch.Tensor], settings: Settings) -> None:
@@ -175,21 +175,13 @@ def _require_given(name: str, parameter: torch.Tensor, given: Mapping[str, torch
         )
 
 
-def starting_weights(settings: Settings) -> Imported:
-    """The weights of `model.init_from`, checked against the model and the tokenizer. Raises BigtrainError."""
-    assert settings.model.init_from is not None
-    imported = Imported(settings.model.init_from)
-    imported.check_tokenizer(settings.data.dir / TOKENIZER_FILE)
-    own = read_tokenizer(settings.model.init_from)
-    begin = DataTokenizer.open(settings.data.dir).begin_of_text
-    if own.around.begin and begin.ids != own.around.begin:
-        logger.warning(
-            f"documents in {settings.data.dir} do not begin with {', '.join(own.texts(own.around.begin))}, which the "
-            "tokenizer of model.init_from puts before a text; data that are built in another data.dir do"
-        )
-    for note in (*imported.notes, *imported.check_model(settings.model)):
-        logger.warning(note)
-    return imported
+def first_weights(settings: Settings, topology: Topology) -> StartingWeights | None:
+    """The weights of `model.init_from`; None where all are random. Every rank calls it. Raises BigtrainError."""
+    folder = settings.model.init_from
+    if folder is None:
+        return None
+    step = on_first_rank(topology, lambda: verified_step(folder))
+    return on_every_rank(topology, lambda: starting_weights(settings, step))
 
 
 def sequence_parallel(topology: Topology) -> SequenceParallel | None:

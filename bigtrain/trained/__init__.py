@@ -12,6 +12,7 @@ text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown
   samples.py          continuations of held-out documents
 export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
+weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
   model_card.py       the README.md of an exported model
 """
 
@@ -33,8 +34,10 @@ from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
 from bigtrain.trained.export_peft import PeftExport, export_run_to_peft
 from bigtrain.trained.importing import ImportedModel, import_model
 from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
+from bigtrain.trained.starting_weights import starting_weights
 from bigtrain.trained.text_model import GeneratedTexts, TextModel
 from bigtrain.trained.trained import evaluate_run
+from bigtrain.trained.weight_source import verified_step
 
 __all__ = [
     "CheckpointDifference",
@@ -64,6 +67,8 @@ __all__ = [
     "prune_checkpoints",
     "require_base",
     "say_diff",
+    "starting_weights",
     "validation_losses",
+    "verified_step",
     "verify_checkpoints",
 ]

@@ -10,18 +10,19 @@ from torch import Tensor
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, load_weights
 from bigtrain.config import Settings
-from bigtrain.convert import Imported
+from bigtrain.convert import StartingWeights
 from bigtrain.model import Merged
 from bigtrain.rundir import RunState
+from bigtrain.trained.weight_source import weight_source
 
 
-def base_of(settings: Settings) -> Imported:
-    """The model at `model.init_from`. Raises BigtrainError where there is none."""
+def base_of(settings: Settings) -> StartingWeights:
+    """The weights of `model.init_from` that a model of these settings has. Raises BigtrainError: there are none."""
     assert settings.model.init_from is not None  # the settings have seen to it
-    return Imported(settings.model.init_from)
+    return weight_source(settings.model.init_from).for_model(settings.model)
 
 
-def require_base(base: Imported, checkpoint: Checkpoint) -> None:
+def require_base(base: StartingWeights, checkpoint: Checkpoint) -> None:
     """Refuse a base that a checkpoint's adapter was not trained beside.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Change, Checkpoint, changes_since, is_allowed
 from bigtrain.config import AdapterSettings, ModelSettings, Settings, mathematics
+from bigtrain.data import TOKENIZER_FILE
 from bigtrain.rundir import Event, RunDirectory, read_events
 from bigtrain.trained.checkpoints import open_checkpoint
 
@@ -44,9 +46,19 @@ def open_with_settings(run: RunDirectory, step: int | None) -> tuple[Settings, C
         BigtrainError: there is no such checkpoint, it is damaged, RUN/config.yaml has another model, or it would have
             data fetched elsewhere: see `RunDirectory.settings_for_data`.
     """
-    settings, checkpoint = run.settings_for_data(), open_checkpoint(run, step)
+    checkpoint = open_checkpoint(run, step)
+    return settings_of_checkpoint(run, checkpoint), checkpoint
+
+
+def settings_of_checkpoint(run: RunDirectory, checkpoint: Checkpoint) -> Settings:
+    """The settings of a run with the model of one of its checkpoints.
+
+    Raises:
+        BigtrainError: see `open_with_settings`.
+    """
+    settings = run.settings_for_data()
     if not (changes := model_changes(settings, checkpoint)):
-        return settings, checkpoint
+        return settings
     if refused := [change for change in changes if not _was_allowed(change, run, settings)]:
         raise BigtrainError(
             f"{run.config} does not have the model of the checkpoint of step {checkpoint.step}",
@@ -60,7 +72,20 @@ def open_with_settings(run: RunDirectory, step: int | None) -> tuple[Settings, C
             f"the run changed it to {change.now} later"
         )
     sections = {name: _section_of(checkpoint, name) for name in _SECTIONS}
-    return settings.model_copy(update=sections), checkpoint
+    return settings.model_copy(update=sections)
+
+
+def tokenizer_file_of(settings: Settings) -> Path:
+    """The tokenizer of a run's data. Raises BigtrainError where it is not there."""
+    file = settings.data.dir / TOKENIZER_FILE
+    if not file.is_file():
+        raise BigtrainError(
+            f"{file}, the tokenizer of this run, is not there",
+            found=f"data.dir {settings.data.dir}, seen from {Path.cwd()}",
+            wanted="the data folder that the run was started with",
+            fix="start the command in the directory in which the run was started, or put the data folder back",
+        )
+    return file
 
 
 def model_changes(settings: Settings, checkpoint: Checkpoint) -> list[Change]:

@@ -109,7 +109,7 @@ def validation_losses(
         return engine.evaluate(inputs)
 
     model = cast(LanguageModel, engine.module)
-    metric = make_metric(settings.objective, data.labels and data.labels.names)
+    metric = make_metric(settings.objective, () if data.labels is None else data.labels.names)
     losses = []
     for name, batches in data.validation(settings, topology.data_rank, topology.data_size):
         with LabelScores(model, metric) as found:

@@ -17,12 +17,12 @@ from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import AdapterSettings, ModelSettings, Settings
 from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, config_of, export_hf
-from bigtrain.data import TOKENIZER_FILE, DataTokenizer, card_as_markdown, open_mirror
+from bigtrain.data import DataTokenizer, card_as_markdown, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
 from bigtrain.trained.base_model import plain_weights
-from bigtrain.trained.checkpoint_settings import open_with_settings
+from bigtrain.trained.checkpoint_settings import open_with_settings, tokenizer_file_of
 from bigtrain.trained.model_card import model_card
 
 
@@ -142,19 +142,6 @@ def require_known_attention(settings: Settings, tool: str) -> None:
             fix="use it with `bigtrain generate`; or train on with objective.name=causal and "
             "checkpoint.allow_change=[objective.name], and export then",
         )
-
-
-def tokenizer_file_of(settings: Settings) -> Path:
-    """The tokenizer of a run's data. Raises BigtrainError where it is not there."""
-    file = settings.data.dir / TOKENIZER_FILE
-    if not file.is_file():
-        raise BigtrainError(
-            f"{file}, the tokenizer of this run, is not there",
-            found=f"data.dir {settings.data.dir}, seen from {Path.cwd()}",
-            wanted="the data folder that the run was started with",
-            fix="start the command in the directory in which the run was started, or put the data folder back",
-        )
-    return file
 
 
 def checked(

@@ -21,8 +21,8 @@ from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import RunDirectory
 from bigtrain.trained.base_model import plain_weights
-from bigtrain.trained.checkpoint_settings import open_with_settings
-from bigtrain.trained.export import require_known_attention, tokenizer_file_of
+from bigtrain.trained.checkpoint_settings import open_with_settings, tokenizer_file_of
+from bigtrain.trained.export import require_known_attention
 
 FILE = "model.gguf"
 """Name of the file in a folder."""

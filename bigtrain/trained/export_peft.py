@@ -73,7 +73,7 @@ def export_run_to_peft(
     open_mirror(settings.data)  # the tokenizer may be at a URL
     weights, base = weights_of(settings, checkpoint), base_of(settings)
     trained = [name for name in load_weights(checkpoint) if not is_of_adapter(name)]
-    dtype, base_name = COMPUTE_DTYPES[settings.engine.precision], base.source or str(base.folder)
+    dtype, base_name = COMPUTE_DTYPES[settings.engine.precision], base.name
     compared: dict[str, Any] = {}
 
     def compare(made: Path) -> None:

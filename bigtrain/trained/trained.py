@@ -115,7 +115,7 @@ class TrainedModel:
         }
         objective = open_objective(self.settings.objective, self.settings.data, self.settings.model)
         labels = common_labels(opened["train"])
-        metric = make_metric(self.settings.objective, labels and labels.names)
+        metric = make_metric(self.settings.objective, () if labels is None else labels.names)
         sample = chain.from_iterable(
             evaluation_batches(
                 held_out_packing(data, dataset), self.settings, objective, max_sequences=BASELINE_SEQUENCES
