@@ -86,6 +86,13 @@ def export_peft(
             wanted="lora or dora",
             fix="use the run with `bigtrain eval` and `bigtrain generate`",
         )
+    if settings.tie_word_embeddings and "embed_tokens.weight" in trained:
+        raise BigtrainError(
+            "peft would unbind the head of this model from its embedding, which learned as a whole",
+            found="model.tie_word_embeddings true, and an embedding among adapter.modules_to_save",
+            wanted="an embedding that is frozen, or not tied",
+            fix="export the merged model: bigtrain export RUN OUT --to hf --merge",
+        )
     maps = weight_maps(settings, our_shapes(settings))
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -189,7 +196,6 @@ def _config(
         "use_dora": adapter.method == "dora",
         "target_modules": list(ranks),
         "modules_to_save": learned or None,
-        "ensure_weight_tying": settings.tie_word_embeddings and bool(learned),
         "rank_pattern": others,
         "alpha_pattern": alphas,
         "bias": "none",
