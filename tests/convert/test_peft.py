@@ -138,9 +138,7 @@ def test_peft_computes_the_same_logits(
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(merged, wanted, rtol=1e-9, atol=1e-9)
     exact = logits(ours, ids, family, ours=True)
-    torch.testing.assert_close(
-        logits(merged_model(ours, adapter), ids, family, ours=True), exact, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(logits(merged_model(ours, adapter), ids, family, ours=True), exact, rtol=1e-9, atol=1e-9)
     # Angles of transformers' rotary embeddings are float32.
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-5 * exact.abs().max().item())
 
