@@ -84,7 +84,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
     """
     base = on_first_rank(topology, lambda: _base(checkpoint, settings))
     with enough_memory(settings, topology, "the model with its optimizer's state"):
-        model = new_model(settings, topology, fill=checkpoint is None or bool(base))
+        model = new_model(settings, topology, fill=checkpoint is None)
         engine = Engine(model, settings, topology)
     if checkpoint is not None:
         return engine, restore(engine, checkpoint, topology)
@@ -103,7 +103,8 @@ def _base(checkpoint: Checkpoint | None, settings: Settings) -> dict[str, str]:
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
-    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them."""
+    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and where
+    no checkpoint holds some of them, because they do not learn."""
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -117,7 +118,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))
-    if fill:
+    if fill or settings.adapter.method != "none":
         fill_weights(model, settings, topology)
     if settings.engine.compile:
         model.compile_blocks()
