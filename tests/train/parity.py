@@ -210,7 +210,8 @@ def architecture(family: str) -> str:
 def settings(case: Case) -> Settings:
     whole_heads = case.family in ("gpt2", "xlnet") or case.adapter != "none"
     mixture = {
-        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.0 if case.base else 0.01,
+        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001,
+        "router_bias_update_rate": 0.0 if case.base else 0.01,  # an adapter has no place for biases that move
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
     no_others = case.tensor > 1 or architecture(case.family).startswith("recurrent")
