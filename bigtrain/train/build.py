@@ -103,8 +103,8 @@ def _base(checkpoint: Checkpoint | None, settings: Settings) -> dict[str, str]:
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
-    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and where
-    no checkpoint holds some of them, because they do not learn."""
+    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and with
+    an adapter, whose base no checkpoint holds."""
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -269,7 +269,12 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     def flops(causal: bool) -> float:
         labelled = settings.objective.labelled_share
         return share * flops_per_token(
-            settings.model, length, causal=causal, labelled=labelled, encoder_length=encoder_length
+            settings.model,
+            length,
+            causal=causal,
+            labelled=labelled,
+            encoder_length=encoder_length,
+            adapter=settings.adapter,
         )
 
     return Meter(

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import AdapterSettings
-from bigtrain.model import LanguageModel, Merged, build_model, first_magnitude, initialize, is_of_adapter
+from bigtrain.model import (
+    LanguageModel,
+    Merged,
+    build_model,
+    count_learning_parameters,
+    first_magnitude,
+    flops_per_token,
+    initialize,
+    is_of_adapter,
+)
 from bigtrain.model.cpu.cpu_products import linear
 from bigtrain.model.layers.adapted import AdaptedLinear
 from bigtrain.model.loss.loss import linear_cross_entropy
@@ -161,3 +170,14 @@ def test_modules_to_save_learn_as_a_whole() -> None:
     whole = {n for n, parameter in model.named_parameters() if parameter.requires_grad and not is_of_adapter(n)}
     norms = {"layers.0.input_layernorm.weight", "layers.0.post_attention_layernorm.weight"}
     assert whole == {"embed_tokens.weight"} | norms  # a tied head is the embedding
+
+
+def test_frozen_weights_count_two_thirds_of_the_operations() -> None:
+    """Without attention and head the count of an adapter's run is 4 for each frozen weight and 6 for each other."""
+    settings, adapter = small_settings(), adapter_of("lora")
+    plain = flops_per_token(settings, 16)
+    attention = 12 * 2 * 32 * 16
+    learning = count_learning_parameters(settings, adapter)
+    wanted = (plain - attention) * 2 / 3 + 6 * learning + attention
+    assert flops_per_token(settings, 16, adapter=adapter) == pytest.approx(wanted, rel=1e-12)
+    assert learning == sum(3 * (n + k) for n, k in [(32, 32), (16, 32), (16, 32), (32, 32)] + [(48, 32)] * 3) * 2

@@ -169,7 +169,7 @@ def test_another_base_is_refused_before_the_first_step(adapter_run, base, tmp_pa
 )
 def test_an_adapter_that_cannot_be_is_refused_in_one_message(adapter_run, overrides, message):
     assert_refused(adapter_run.bigtrain("train", adapter_run.config, *overrides), message)
-    assert not (adapter_run.run / "checkpoints").exists()
+    assert not (adapter_run.run / "config.yaml").exists()
 
 
 def test_there_is_no_peft_or_merge_without_an_adapter(undisturbed, tmp_path):
