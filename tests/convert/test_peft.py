@@ -152,7 +152,7 @@ def test_the_config_names_modules_of_the_hugging_face_model(tokenizer_file: Path
     assert config["target_modules"] == [f"transformer.h.{layer}.attn.c_attn" for layer in (0, 1)]
     assert set(config["rank_pattern"].values()) == {4} and set(config["alpha_pattern"].values()) == {8.0}
     assert config["fan_in_fan_out"] and config["task_type"] == "CAUSAL_LM"
-    origin = json.loads((tmp_path / "out/bigtrain.json").read_text())
+    origin = json.loads((tmp_path / "out/origin.json").read_text())
     assert origin["base"].keys() == weights_of(base).keys()
 
 
