@@ -178,7 +178,8 @@ def evaluate(
     results = [dict(source.as_record()) for source in evaluation.validation]
     scores: list[tuple[str, str, dict[str, float]]] = []
     for row in results:
-        scored = cast(dict[str, dict[str, float]], {"model": row.pop("metrics", {})} | row.pop("baseline metrics", {}))
+        simple = cast(dict[str, dict[str, float]], row.pop("baseline metrics", {}))
+        scored = {"model": cast(dict[str, float], row.pop("metrics", {}))} | simple
         scores += [(str(row["source"]), name, found) for name, found in scored.items() if found]
         others = cast(dict[str, float], row.pop("run perplexities", {}))
         row |= {f"perplexity of {name}": perplexity for name, perplexity in others.items()}

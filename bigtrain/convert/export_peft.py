@@ -2,7 +2,7 @@
 
     adapter_config.json          what is adapted, in the names of the Hugging Face model
     adapter_model.safetensors    the matrices, and modules that learned as a whole
-    bigtrain.json                where it comes from: the digests of the base's weights
+    origin.json                where it comes from: the digests of the base's weights
 
 Where a matrix there is made of several of ours, which have adapters of their own, one adapter there does the same: its
 first matrix has those of ours one below the other, and its second has a block of columns for each,
@@ -33,8 +33,8 @@ from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.weights import WeightMap, our_shapes, weight_maps
 from bigtrain.model import LORA_A, LORA_B, MAGNITUDE, row_lengths
 
-CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "bigtrain.json"
-_NAMES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|bigtrain\.json|README\.md")
+CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "origin.json"
+_NAMES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|origin\.json|README\.md")
 _PREFIX = "base_model.model."
 """What peft puts before the names of a model's modules."""
 _TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
@@ -85,6 +85,13 @@ def export_peft(
             found=f"adapter.method {adapter.method}",
             wanted="lora or dora",
             fix="use the run with `bigtrain eval` and `bigtrain generate`",
+        )
+    if settings.tie_word_embeddings and "embed_tokens.weight" in trained:
+        raise BigtrainError(
+            "peft would unbind the head of this model from its embedding, which learned as a whole",
+            found="model.tie_word_embeddings true, and an embedding among adapter.modules_to_save",
+            wanted="an embedding that is frozen, or not tied",
+            fix="export the merged model: bigtrain export RUN OUT --to hf --merge",
         )
     maps = weight_maps(settings, our_shapes(settings))
     tensors: dict[str, Tensor] = {}
@@ -189,7 +196,6 @@ def _config(
         "use_dora": adapter.method == "dora",
         "target_modules": list(ranks),
         "modules_to_save": learned or None,
-        "ensure_weight_tying": settings.tie_word_embeddings and bool(learned),
         "rank_pattern": others,
         "alpha_pattern": alphas,
         "bias": "none",

@@ -34,7 +34,7 @@ generate                prompts in, continuations out
 
 from bigtrain.model.adapters import Merged, first_magnitude, is_of_adapter
 from bigtrain.model.build import build_model
-from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
+from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters, flops_per_token
 from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder
@@ -70,6 +70,7 @@ __all__ = [
     "attention_factor",
     "build_model",
     "count_active_parameters",
+    "count_learning_parameters",
     "count_parameters",
     "effective_theta",
     "first_magnitude",

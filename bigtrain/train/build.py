@@ -82,7 +82,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
     """
     base = on_first_rank(topology, lambda: _base(checkpoint, settings))
     with enough_memory(settings, topology, "the model with its optimizer's state"):
-        model = new_model(settings, topology, fill=checkpoint is None or bool(base))
+        model = new_model(settings, topology, fill=checkpoint is None)
         engine = Engine(model, settings, topology)
     if checkpoint is not None:
         return engine, restore(engine, checkpoint, topology)
@@ -100,7 +100,8 @@ def _base(checkpoint: Checkpoint | None, settings: Settings) -> dict[str, str]:
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
-    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them."""
+    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and with
+    an adapter, whose base no checkpoint holds."""
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -116,7 +117,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))
-    if fill:
+    if fill or settings.adapter.method != "none":
         fill_weights(model, settings, topology)
     if settings.engine.compile:
         model.compile_blocks()
@@ -264,7 +265,12 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     def flops(causal: bool) -> float:
         labelled = settings.objective.labelled_share
         return share * flops_per_token(
-            settings.model, length, causal=causal, labelled=labelled, encoder_length=encoder_length
+            settings.model,
+            length,
+            causal=causal,
+            labelled=labelled,
+            encoder_length=encoder_length,
+            adapter=settings.adapter,
         )
 
     return Meter(
