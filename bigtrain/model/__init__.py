@@ -38,6 +38,7 @@ from bigtrain.model.counts import count_active_parameters, count_learning_parame
 from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder
+from bigtrain.model.distillation import Distillation
 from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
@@ -57,6 +58,7 @@ __all__ = [
     "MAGNITUDE",
     "Completion",
     "Decoder",
+    "Distillation",
     "Encoder",
     "EncoderDecoder",
     "Ended",

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -35,6 +36,7 @@ from bigtrain.data import (
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
+    Distillation,
     LanguageModel,
     SequenceParallel,
     build_model,
@@ -46,7 +48,7 @@ from bigtrain.model import (
 from bigtrain.objective import row_lengths
 from bigtrain.observe import Meter, peak_of, peak_of_all
 from bigtrain.rundir import RunState
-from bigtrain.trained import base_of, require_base, starting_weights, verified_step
+from bigtrain.trained import TEACHER, Prefixed, frozen_digests, open_teacher, starting_weights, verified_step
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
         BigtrainError: on every rank, when `model.init_from` is not what the settings say, or the checkpoint is of an
             adapter for another base.
     """
-    base = on_first_rank(topology, lambda: _base(checkpoint, settings))
+    base = on_first_rank(topology, lambda: frozen_digests(settings, checkpoint))
     with enough_memory(settings, topology, "the model with its optimizer's state"):
         model = new_model(settings, topology, fill=checkpoint is None)
         engine = Engine(model, settings, topology)
@@ -89,19 +91,9 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
     return engine, RunState(base=base)
 
 
-def _base(checkpoint: Checkpoint | None, settings: Settings) -> dict[str, str]:
-    """The digests of the base of an adapter, that of the checkpoint. Raises BigtrainError."""
-    if settings.adapter.method == "none":
-        return {}
-    base = base_of(settings)
-    if checkpoint is not None:
-        require_base(base, checkpoint)
-    return base.digests
-
-
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
     """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and with
-    an adapter, whose base no checkpoint holds."""
+    an adapter or a teacher, whose weights no checkpoint holds."""
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -112,16 +104,28 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             float8=settings.engine.float8,
             adapter=settings.adapter,
         )
+        if settings.distillation.learns_from_teacher:
+            model.learn_from(_distillation(settings, topology))
     if settings.objective.class_weights:
         model.set_class_weights(settings.objective.class_weights)
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))
-    if fill or settings.adapter.method != "none":
+    if fill or settings.adapter.method != "none" or settings.distillation.teacher is not None:
         fill_weights(model, settings, topology)
     if settings.engine.compile:
         model.compile_blocks()
     return model
+
+
+def _distillation(settings: Settings, topology: Topology) -> Distillation:
+    """What a model learns from its teacher, whose weights are still to be filled. Raises BigtrainError."""
+    teacher: LanguageModel | None = None
+    if settings.distillation.teacher is not None:
+        step = _verified_step(settings.distillation.teacher, topology)
+        shape, _ = on_every_rank(topology, lambda: open_teacher(settings, step))
+        teacher = build_model(shape, attn_implementation=settings.engine.attn_implementation)
+    return Distillation(settings.distillation, settings.model, teacher)
 
 
 def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -> None:
@@ -135,6 +139,10 @@ def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -
     router_moves: dict[str, list[int]] = {}
     if (weights := first_weights(settings, topology)) is not None:
         given, router_moves = weights, weights.router_moves
+    if settings.distillation.teacher is not None:
+        step = _verified_step(settings.distillation.teacher, topology)
+        _, teacher = on_every_rank(topology, lambda: open_teacher(settings, step))
+        given = ChainMap(given, Prefixed(TEACHER, teacher))  # type: ignore[arg-type]  # nothing is written to it
     # At stage 3 what rank 0 writes is sent to all ranks; at the other stages every rank has its own copy.
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None
@@ -181,8 +189,12 @@ def first_weights(settings: Settings, topology: Topology) -> StartingWeights | N
     folder = settings.model.init_from
     if folder is None:
         return None
-    step = on_first_rank(topology, lambda: verified_step(folder))
+    step = _verified_step(folder, topology)
     return on_every_rank(topology, lambda: starting_weights(settings, step))
+
+
+def _verified_step(folder: Path, topology: Topology) -> int | None:
+    return on_first_rank(topology, lambda: verified_step(folder))
 
 
 def sequence_parallel(topology: Topology) -> SequenceParallel | None:

@@ -12,11 +12,12 @@ text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown
   samples.py          continuations of held-out documents
 export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
+teacher.py     what another model learns from
 weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
   model_card.py       the README.md of an exported model
 """
 
-from bigtrain.trained.base_model import base_of, require_base
+from bigtrain.trained.base_model import frozen_digests
 from bigtrain.trained.checkpoints import (
     CheckpointDifference,
     CommittedCheckpoint,
@@ -35,11 +36,13 @@ from bigtrain.trained.export_peft import PeftExport, export_run_to_peft
 from bigtrain.trained.importing import ImportedModel, import_model
 from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
 from bigtrain.trained.starting_weights import starting_weights
+from bigtrain.trained.teacher import TEACHER, Prefixed, open_teacher
 from bigtrain.trained.text_model import GeneratedTexts, TextModel
 from bigtrain.trained.trained import evaluate_run
 from bigtrain.trained.weight_source import verified_step
 
 __all__ = [
+    "TEACHER",
     "CheckpointDifference",
     "CommittedCheckpoint",
     "Evaluation",
@@ -48,12 +51,12 @@ __all__ = [
     "HuggingFaceExport",
     "ImportedModel",
     "PeftExport",
+    "Prefixed",
     "PrunedCheckpoints",
     "Sample",
     "SourceLoss",
     "TextModel",
     "VerifiedCheckpoint",
-    "base_of",
     "describe_checkpoints",
     "diff_checkpoints",
     "draw",
@@ -61,11 +64,12 @@ __all__ = [
     "export_run",
     "export_run_to_gguf",
     "export_run_to_peft",
+    "frozen_digests",
     "import_model",
     "one_rank_can_sample",
+    "open_teacher",
     "prompts",
     "prune_checkpoints",
-    "require_base",
     "say_diff",
     "starting_weights",
     "validation_losses",

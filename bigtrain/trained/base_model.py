@@ -13,6 +13,7 @@ from bigtrain.config import Settings
 from bigtrain.convert import StartingWeights
 from bigtrain.model import Merged
 from bigtrain.rundir import RunState
+from bigtrain.trained.teacher import TEACHER, open_teacher
 from bigtrain.trained.weight_source import weight_source
 
 
@@ -28,14 +29,46 @@ def require_base(base: StartingWeights, checkpoint: Checkpoint) -> None:
     Raises:
         BigtrainError: names the weights that differ.
     """
-    stored, found = RunState.of(checkpoint.manifest.state).base, base.digests
+    what = f"{base.folder} is not the base that the adapter in {checkpoint.location} was trained beside"
+    _require(base.digests, checkpoint, what, "model.init_from", of_teacher=False)
+
+
+def frozen_digests(settings: Settings, checkpoint: Checkpoint | None) -> dict[str, str]:
+    """The digests of all weights that a run's model has and does not train: of an adapter's base, and of a teacher.
+
+    Args:
+        settings: of the run.
+        checkpoint: that the run goes on from, which has to have been trained beside them.
+
+    Raises:
+        BigtrainError: they are not there, or the checkpoint was trained beside others.
+    """
+    digests: dict[str, str] = {}
+    if settings.adapter.method != "none":
+        base = base_of(settings)
+        digests |= base.digests
+        if checkpoint is not None:
+            require_base(base, checkpoint)
+    if settings.distillation.teacher is not None:
+        _, teacher = open_teacher(settings)
+        of_teacher = {f"{TEACHER}{name}": digest for name, digest in teacher.digests.items()}
+        digests |= of_teacher
+        if checkpoint is not None:
+            what = f"{teacher.folder} is not the teacher that the model in {checkpoint.location} has learned from"
+            _require(of_teacher, checkpoint, what, "distillation.teacher", of_teacher=True)
+    return digests
+
+
+def _require(found: Mapping[str, str], checkpoint: Checkpoint, what: str, key: str, *, of_teacher: bool) -> None:
+    every = RunState.of(checkpoint.manifest.state).base
+    stored = {name: digest for name, digest in every.items() if name.startswith(TEACHER) == of_teacher}
     if differing := sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name)):
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise BigtrainError(
-            f"{base.folder} is not the base that the adapter in {checkpoint.location} was trained beside",
+            what,
             found=f"another {', '.join(differing[:4])}{more}",
             wanted=f"{len(stored)} weights with the digests in the checkpoint's manifest",
-            fix="set model.init_from to the folder that the run was started from",
+            fix=f"set {key} to the folder that the run was started from",
         )
 
 
