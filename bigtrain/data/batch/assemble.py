@@ -40,7 +40,7 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64, *, with_
         BigtrainError: a shard cannot be read, or has an id that is not in the vocabulary.
     """
     rows, length = len(sequences), packings[0].sequence_length
-    ids, positions, *following = np.empty((2 + with_next, rows, length), np.int32)  # cheaper than three allocations
+    ids, *following, positions = np.empty((2 + with_next, rows, length), np.int32)  # cheaper than three allocations
     next_ids = following[0] if with_next else np.empty((rows, 0), np.int32)
     input_tokens = np.zeros(rows, np.int64)
     labelled = any(packing.dataset.summary.labels for packing in packings)
