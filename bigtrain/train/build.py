@@ -143,7 +143,7 @@ def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -
     if settings.distillation.teacher is not None:
         step = _verified_step(settings.distillation.teacher, topology)
         _, teacher = on_every_rank(topology, lambda: open_teacher(settings, step))
-        given = ChainMap(given, Prefixed(TEACHER, teacher))
+        given = ChainMap(given, Prefixed(TEACHER, teacher))  # type: ignore[arg-type]  # nothing is written to it
     # At stage 3 what rank 0 writes is sent to all ranks; at the other stages every rank has its own copy.
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None
