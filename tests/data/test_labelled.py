@@ -323,6 +323,11 @@ def test_labels_need_whole_documents_and_two_texts_a_separator(tmp_path: Path) -
         labelled_settings(tmp_path, source, tokenizer={"vocab_size": 300})
 
 
+def test_questions_that_leave_no_room_for_contexts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_query_length 64.*128 or more"):
+        labelled_settings(tmp_path, source_of("squad", tmp_path), length=100)
+
+
 def test_a_separator_that_the_tokenizer_lacks_is_one_message(tmp_path: Path) -> None:
     source = classified_lines(tmp_path / "lines.jsonl", 30)
     with pytest.raises(BigtrainError, match=r"data.tokenizer.separator: the tokenizer has no special token '<sep>'"):
