@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, SourceSettings
+from bigtrain.data import open_datasets
 from bigtrain.data.build.corpus import read_documents
 from bigtrain.data.build.examples import EncodedText, ExampleRules
 from bigtrain.data.format.chat_template import ChatTemplate
@@ -185,6 +186,13 @@ def test_without_marks_an_answer_is_what_its_message_adds(tmp_path: Path) -> Non
         assert shown.count("|") == sum(one.labels == 0)
 
 
+def test_a_prompt_ends_where_an_answer_begins() -> None:
+    template = ChatTemplate(PLAIN, {"bos_token": BEGIN})
+    prompt = template.prompt(Conversation(tuple(TALK[:2])), "here")
+    assert prompt == "<s>### System: Be brief.\n### User: the quick  brown fox?\n### Assistant: "
+    assert template.render(Conversation(tuple(TALK)), "here").text.startswith(prompt)
+
+
 def test_marks_and_prefixes_find_the_same_answers() -> None:
     """A template with marks and one without, for the same text: the same spans."""
     unmarked = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}{{ '\\n' }}", "{{ '\\n' }}")
@@ -203,6 +211,10 @@ def test_the_form_of_sharegpt_is_the_same_conversation(tmp_path: Path) -> None:
     items = [{"from": names[message["role"]], "value": message["content"]} for message in TALK]
     one, other = read_documents(chats(tmp_path / "a.jsonl", {"messages": TALK}, {"conversations": items}))
     assert one.conversation == other.conversation and one.text == other.text
+    (beside,) = read_documents(
+        chats(tmp_path / "b.jsonl", {"system": "Be brief.", "conversations": items[1:], "tools": json.dumps(TOOLS)})
+    )
+    assert beside.conversation == Conversation(tuple(TALK), tuple(TOOLS))
     assert one.text.startswith("Be brief.\nthe quick")
 
 
@@ -220,6 +232,16 @@ def test_a_long_conversation_ends_after_its_last_answer_that_fits(tmp_path: Path
     for one in stored(settings):
         assert one.ids.tolist() == [*whole, tokenizer.token_to_id(END)]
         assert one.position % 2 == 0 and len(one.ids) <= 120 and one.labels[-2] == 1
+
+
+def test_samples_of_a_conversation_begin_before_its_first_answer(tmp_path: Path) -> None:
+    """What a model continues in samples is what was said before the assistant."""
+    from bigtrain.trained.samples import _beginning
+
+    settings = built_chats(tmp_path, CHATML, chats(tmp_path / "a.jsonl", *[{"messages": TALK}] * 20))
+    (dataset,) = open_datasets(settings, model_vocab_size=512)
+    shown = Tokenizer.from_str(tokenizer_file()).decode(_beginning(dataset, 0, 500) or [], skip_special_tokens=False)
+    assert shown.endswith("fox?<|im_end|>\n<|im_start|>assistant\n") and shown.startswith("<|im_start|>system")
 
 
 def test_a_template_of_ones_own_is_kept_with_the_data(tmp_path: Path) -> None:

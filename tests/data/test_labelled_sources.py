@@ -229,6 +229,7 @@ def test_squad_becomes_windows_with_the_tokens_of_the_answer(tmp_path: Path) -> 
     for one in stored(settings):
         windows.setdefault(one.position, []).append(one)
     assert sorted(windows) == list(range(24))
+    assert sum(piece.extent for piece in open_corpus(source).pieces()) == path.stat().st_size
     for position, some in windows.items():
         asked = encode(questions[position]["question"], add_special_tokens=False).ids[:8]
         answer = questions[position]["answers"]
