@@ -34,12 +34,14 @@ _BERT: dict[str, Any] = {
     "position_embedding": "learned",
     "gated_mlp": False,
     "type_vocab_size": 2,
+    "classifier_transform": "pooler",
 }
 _T5: dict[str, Any] = {
     "architecture": "encoder_decoder",
     "norm_eps": 1e-6,
     "position_embedding": "t5",
     "attention_multiplier": 1.0,
+    "classifier_transform": "tanh",
 }
 _POST_NORM: dict[str, Any] = {
     **_BIASED,
@@ -48,6 +50,7 @@ _POST_NORM: dict[str, Any] = {
     "norm_position": "post_residual",
     "gated_mlp": False,
     "tie_word_embeddings": True,
+    "classifier_transform": "tanh",
 }
 _RECURRENT: dict[str, Any] = {
     "architecture": "recurrent",
@@ -66,6 +69,7 @@ _XLNET: dict[str, Any] = {
     "mlp_bias": True,
     "tie_word_embeddings": True,
     "head_bias": True,
+    "classifier_transform": "pooler",
 }
 _MIXTURE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
@@ -103,7 +107,14 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "mixtral": _MIXTURE,
     "qwen3_moe": {**_MIXTURE, "norm_eps": 1e-6, "qk_norm": "head", "num_experts": 128, "num_experts_per_tok": 8},
     "bert": _BERT,
-    "roberta": {**_BERT, "norm_eps": 1e-5, "position_offset": 2, "type_vocab_size": 1, "head_act": "gelu"},
+    "roberta": {
+        **_BERT,
+        "norm_eps": 1e-5,
+        "position_offset": 2,
+        "type_vocab_size": 1,
+        "head_act": "gelu",
+        "classifier_transform": "tanh",
+    },
     "albert": {**_BERT, "hidden_act": "gelu_pytorch_tanh", "embedding_size": 128, "num_hidden_groups": 1},
     "modernbert": {
         **_ENCODER,
@@ -115,6 +126,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
         "layer_types": ("full_attention", "sliding_attention", "sliding_attention"),
         "head_transform_bias": False,
         "head_act": "gelu",
+        "classifier_transform": "norm",
     },
     "t5": {
         **_T5,

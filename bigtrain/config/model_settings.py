@@ -25,8 +25,16 @@ LayerType = Literal["full_attention", "sliding_attention"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]
 assert set(get_args(Family)) == FAMILIES.keys()
 
-DROPOUT_RATES = ("embedding_dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "final_dropout")
+DROPOUT_RATES = (
+    "embedding_dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "final_dropout",
+    "classifier_dropout",
+)  # fmt: skip
 """The settings of dropout."""
+TaskHeadKind = Literal["none", "sequence_classification", "token_classification", "question_answering"]
+_OF_TASK_HEADS = ("task_head", "num_labels", "classifier_transform", "classifier_dropout")
+"""What decides the head of a task: a model of any architecture may have one."""
+_NOT_OF_TASK_HEADS = {"sentence_head": False, "num_nextn_predict_layers": 0, "z_loss_coef": 0.0}
+"""What belongs to the head of a language model, each with the only value that goes with the head of a task."""
 
 _NOT_OF_ENCODER_DECODERS = {
     "sliding_window": None, "parallel_residual": False, "qk_norm": "none", "num_experts": 0,
@@ -38,7 +46,7 @@ _OF_RECURRENT = frozenset({
     "max_position_embeddings", "tie_word_embeddings", "expect_parameters", "position_embedding", "embedding_size",
     "head_bias", "embedding_multiplier", "label_smoothing", "logits_scaling", "final_logit_softcapping",
     "initializer_range", "z_loss_coef", "cell", "attention_score", "character_filters", "character_size",
-    "highway_layers", "max_token_bytes", "embedding_dropout", "hidden_dropout", "final_dropout",
+    "highway_layers", "max_token_bytes", "embedding_dropout", "hidden_dropout", "final_dropout", *_OF_TASK_HEADS,
 })  # fmt: skip
 """What a recurrent model has. Every other key is about blocks with attention, and keeps its default."""
 _ONLY_RECURRENT = (
@@ -114,7 +122,8 @@ class ModelSettings(Section):
     `recurrent_encoder_decoder`: such layers that attend to the states of others, which read in both directions
     (Luong et al., 2015)."""
     init_from: UserPath | None = None
-    """A folder written by `bigtrain import`: a new run starts from its weights."""
+    """What a new run starts from: a folder written by `bigtrain import`, or a run, of which it takes the weights of the
+    newest checkpoint. Its head may be another one, which then starts from random weights."""
 
     # the shape
     hidden_size: PositiveInt
@@ -254,6 +263,19 @@ class ModelSettings(Section):
     """encoder: number of blocks that have weights of their own. Each is used num_hidden_layers / num_hidden_groups
     times in a row (albert). Default: num_hidden_layers."""
 
+    # the head of a task
+    task_head: TaskHeadKind = "none"
+    """A head in the place of the one that predicts tokens, with new weights: a class of each text
+    (`sequence_classification`), of each labelled token (`token_classification`), or where an answer starts and ends in
+    a text (`question_answering`). It has the form that the family has in transformers. Head keys without a task, such
+    as `tie_word_embeddings`, do nothing then, and muP does not divide its logits."""
+    num_labels: NonNegativeInt = 0
+    """task_head: number of classes; question_answering has none."""
+    classifier_transform: Literal["none", "pooler", "tanh", "norm"] = "none"
+    """task_head: what comes before the classifier. `none`: nothing (llama), and the classifier of a text has no bias.
+    `pooler`: tanh(dense(x)), of texts only (bert, albert, xlnet). `tanh`: the same, with dropout before it, too
+    (roberta, t5, bart). `norm`: norm(act(dense(x))), with head_act and head_transform_bias (modernbert)."""
+
     # recurrent models
     cell: Literal["lstm", "gru"] = "lstm"
     """recurrent: long short-term memory (`lstm`; Hochreiter and Schmidhuber, 1997) or gated recurrent units (`gru`;
@@ -305,13 +327,16 @@ class ModelSettings(Section):
     """Share of the channels that is dropped before the head, and of an encoder's states before a decoder sees them
     (t5)."""
 
+    classifier_dropout: OpenUnitInterval = 0.0
+    """task_head: share of the channels that is dropped before the classifier."""
+
     # what else is learned
     z_loss_coef: NonNegativeFloat = 0.0
     """Weight of the square of the log-normaliser of the logits (Chowdhery et al., 2022, section 5). The reported
     loss does not include it."""
     label_smoothing: OpenUnitInterval = 0.0
-    """Share of a label's weight that is spread evenly over the vocabulary (Szegedy et al., 2016, section 7; 0.1 in
-    Vaswani et al., 2017). The reported loss is that of the labels alone."""
+    """Share of a label's weight that is spread evenly over the vocabulary, or the classes of a task_head (Szegedy et
+    al., 2016, section 7; 0.1 in Vaswani et al., 2017). The reported loss is that of the labels alone."""
     num_nextn_predict_layers: Annotated[NonNegativeInt, Field(le=1000)] = 0
     """Multi-token prediction (DeepSeek-AI, 2024, section 2.2): this many additional blocks, each of which predicts one
     token further ahead. They are for training only: an export leaves them out."""
@@ -384,7 +409,18 @@ class ModelSettings(Section):
     @property
     def writes_text(self) -> bool:
         """Whether it generates text here."""
-        return self.architecture in ("decoder", "recurrent", "encoder_decoder")
+        return self.architecture in ("decoder", "recurrent", "encoder_decoder") and self.task_head == "none"
+
+    @property
+    def logits_of_task(self) -> int:
+        """Logits of a position that the head of a task gives: one for each class, or for start and end; 0 without."""
+        return 2 if self.task_head == "question_answering" else self.num_labels
+
+    @property
+    def transform_of_task(self) -> Literal["none", "pooler", "tanh", "norm"]:
+        """What comes before the classifier: classifier_transform, where this task has it."""
+        of_all = self.task_head == "sequence_classification" or self.classifier_transform == "norm"
+        return self.classifier_transform if of_all else "none"
 
     @property
     def distinct_layers(self) -> int:
@@ -446,6 +482,7 @@ class ModelSettings(Section):
         return self
 
     def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        yield from self._contradictions_of_task_head()
         if self.recurrent:
             yield from self._contradictions_of_recurrent()
             return
@@ -610,6 +647,33 @@ class ModelSettings(Section):
             yield (
                 layer >= self.num_hidden_layers,
                 f"mlp_only_layers names layer {layer}; the last one is {self.num_hidden_layers - 1}",
+            )
+
+    def _contradictions_of_task_head(self) -> Iterator[tuple[bool, str]]:
+        task = self.task_head
+        classifies = task in ("sequence_classification", "token_classification")
+        yield (
+            classifies and self.num_labels < 2,
+            f"task_head {task} needs num_labels, the number of classes: 2 or more, found {self.num_labels}",
+        )
+        yield (
+            not classifies and self.num_labels > 0,
+            f"num_labels {self.num_labels} is for task_head sequence_classification or token_classification, found "
+            f"{task}; remove it",
+        )
+        yield (
+            task == "none" and self.classifier_dropout > 0,
+            f"classifier_dropout {self.classifier_dropout} is for a task_head, found none; remove it",
+        )
+        yield (
+            task == "question_answering" and self.label_smoothing > 0,
+            f"label_smoothing {self.label_smoothing} is for classes or tokens, found task_head {task}; remove it",
+        )
+        for key, plain in _NOT_OF_TASK_HEADS.items() if task != "none" else ():
+            yield (
+                getattr(self, key) != plain,
+                f"task_head {task} takes the place of the language model's head: set {key} to {plain}, found "
+                f"{getattr(self, key)}",
             )
 
     def _contradictions_of_recurrent(self) -> Iterator[tuple[bool, str]]:

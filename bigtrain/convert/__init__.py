@@ -1,6 +1,7 @@
 """Exchange with what other tools read and write.
 
 families          what each family is at Hugging Face: one table for both directions, made of
+  family, task_heads        a family's rows, and its classes of transformers by head
   config_keys, rope_keys    rows between config.json and the section model
   layouts                   how tensors become others, and back
 config_json       config.json <-> settings; what cannot be expressed
@@ -8,8 +9,10 @@ config_json       config.json <-> settings; what cannot be expressed
 weights           every tensor there and what it is made of here
 shards            .safetensors files, written and read one tensor at a time
 export_hf         weights, settings and tokenizer -> a Hugging Face folder
+export_peft       an adapter -> a folder for peft
 import_hf         a Hugging Face folder -> a folder for model.init_from
 imported          that folder
+weight_source     weights that a new run starts from: that folder, or a run
 out_folder        the folder that either makes: whole, or not at all
 verify            a folder as `transformers` sees it against our own model
 gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
@@ -17,6 +20,7 @@ gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same compariso
 
 from bigtrain.convert.config_json import config_of, obstacles, read_config
 from bigtrain.convert.export_hf import export_hf, padding_obstacle
+from bigtrain.convert.export_peft import export_peft
 from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
 from bigtrain.convert.import_hf import Found, HuggingFaceWeights, import_hf, read_hf, read_special_ids, read_tokenizer
@@ -24,6 +28,7 @@ from bigtrain.convert.imported import MODEL, Imported
 from bigtrain.convert.llama_cpp import compare_with_llama_cpp
 from bigtrain.convert.shards import common_dtype
 from bigtrain.convert.verify import compare_with_transformers
+from bigtrain.convert.weight_source import StartingWeights, WeightSource
 from bigtrain.convert.weights import FOR_TRAINING_ONLY
 
 __all__ = [
@@ -33,6 +38,8 @@ __all__ = [
     "Found",
     "HuggingFaceWeights",
     "Imported",
+    "StartingWeights",
+    "WeightSource",
     "architecture_of",
     "common_dtype",
     "compare_with_llama_cpp",
@@ -41,6 +48,7 @@ __all__ = [
     "context_length",
     "export_gguf",
     "export_hf",
+    "export_peft",
     "import_hf",
     "obstacles",
     "padding_obstacle",

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from bigtrain.base import BigtrainError, read_json
 from bigtrain.config import DROPOUT_RATES, ModelSettings
 from bigtrain.convert.config_keys import value_of, windows
-from bigtrain.convert.families import FAMILIES, Family
+from bigtrain.convert.families import FAMILIES, family_of
+from bigtrain.convert.family import Family
 from bigtrain.convert.skipped_keys import claim_of, is_about_files
 from bigtrain.model import attention_factor, effective_theta, original_context
 
@@ -34,6 +35,11 @@ NOT_COMPUTED = frozenset({
 })  # fmt: skip
 """Settings that decide how a model begins and learns; what a trained one computes does not depend on them, but for
 muP's division of the logits, which counts as logits_scaling."""
+
+OF_TOKENS_HEAD = (
+    "tie_word_embeddings", "head_bias", "head_transform", "logits_scaling", "final_logit_softcapping",
+)  # fmt: skip
+"""Settings of the head that predicts tokens, which a model with a task_head has not."""
 
 _IDLE = frozenset({
     # what kind of file this is
@@ -100,9 +106,10 @@ def obstacles(settings: ModelSettings) -> list[str]:
     Each names a setting with its value and with the one that the family would be read back with.
     """
     name = settings.family
-    if name not in FAMILIES:
-        return [f"transformers has no class for family {name}"]
-    family = FAMILIES[name]
+    try:
+        family = family_of(settings)
+    except BigtrainError as error:
+        return [error.what]
     found = []
     if family.whole_heads and settings.hidden_size % settings.num_attention_heads:
         found.append(
@@ -134,7 +141,7 @@ def settings_of(config: Mapping[str, Any], ignored: Collection[str] = ()) -> tup
     Raises:
         BigtrainError: it is of no family that we know, or says something that we cannot compute.
     """
-    family = _family_of(config)
+    family = _family_in(config)
     _check_ignored(config, family, ignored)
     if problems := list(_problems(config, family, ignored)):
         raise _not_ours(config, problems)
@@ -167,7 +174,7 @@ def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
             ) from None
     try:
         settings = ModelSettings.model_validate_json(
-            json.dumps({"family": config["model_type"], **_sentence_head(config, family), **values}), strict=True
+            json.dumps({"family": config["model_type"], **family.settings, **values}), strict=True
         )
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
@@ -183,11 +190,6 @@ def _mapped(config: Mapping[str, Any], family: Family) -> ModelSettings:
             "config.json is of a model that is too large", found=", ".join(large), wanted=f"at most {_LARGEST}"
         )
     return settings
-
-
-def _sentence_head(config: Mapping[str, Any], family: Family) -> dict[str, bool]:
-    pretrained = family.with_sentence_head is not None and config.get("architectures") == [family.with_sentence_head]
-    return {"sentence_head": True} if pretrained else {}
 
 
 def _not_ours(config: Mapping[str, Any], problems: list[str]) -> BigtrainError:
@@ -254,7 +256,13 @@ def function_of(settings: ModelSettings) -> dict[str, Any]:
         del values["max_position_embeddings"]
     if settings.norm != "layer_norm":
         del values["norm_bias"]
-    if not settings.head_transform:
+    if settings.task_head == "none":
+        del values["num_labels"], values["classifier_transform"]
+    else:
+        values["classifier_transform"] = settings.transform_of_task
+        for name in OF_TOKENS_HEAD:
+            del values[name]
+    if not settings.head_transform if settings.task_head == "none" else settings.transform_of_task != "norm":
         del values["head_transform_bias"], values["head_act"]
     for name in ("rope_theta", "partial_rotary_factor", "rope_scaling", "local_rope_theta"):
         del values[name]
@@ -294,11 +302,11 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _written(settings: ModelSettings) -> dict[str, Any]:
-    family = FAMILIES[settings.family]
+    family = family_of(settings)
     written = {name: value for keys in family.keys for name, value in keys.write(settings).items()}
     silent = family.training_only
     return {
-        "architectures": [family.with_sentence_head if settings.sentence_head else family.architecture],
+        "architectures": [family.architecture],
         "model_type": family.model_type or settings.family,
         **written,
         **dict.fromkeys(sorted(silent), 0.0),
@@ -306,20 +314,23 @@ def _written(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _family_of(config: Mapping[str, Any]) -> Family:
+def _family_in(config: Mapping[str, Any]) -> Family:
     name, architectures = config.get("model_type"), config.get("architectures")
     if not isinstance(name, str) or name not in FAMILIES:
         raise BigtrainError(
             "config.json: model_type is of no family that bigtrain knows", found=name, wanted=", ".join(FAMILIES)
         )
-    family = FAMILIES[name]
-    if architectures not in (None, [family.architecture], [family.with_sentence_head]):
+    variants = list(FAMILIES[name].variants())
+    found = (
+        variants[:1] if architectures is None else [each for each in variants if [each.architecture] == architectures]
+    )
+    if not found:
         raise BigtrainError(
-            "config.json: architectures is not this family's language model",
+            "config.json: architectures is not this family's language model, nor one of its models for tasks",
             found=architectures,
-            wanted=family.architecture,
+            wanted=", ".join(each.architecture for each in variants),
         )
-    return family
+    return found[0]
 
 
 def _check_ignored(config: Mapping[str, Any], family: Family, ignored: Collection[str]) -> None:

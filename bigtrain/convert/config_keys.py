@@ -6,7 +6,7 @@ settings <--read--  keys of config.json, with transformers' own value where one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -113,6 +113,53 @@ def head_activation(theirs: str, *, default: str) -> Keys:
         return {"head_act": of_layers.read(config)["hidden_act"]}
 
     return Keys(frozenset({theirs}), write, read)
+
+
+def labels(number: int) -> Keys:
+    """The names of the classes, `id2label` and back, of which we need the number. An export may write other names.
+
+    Args:
+        number: of classes where there are no names.
+    """
+
+    def write(model: ModelSettings) -> dict[str, Any]:
+        return named_labels([f"LABEL_{label}" for label in range(model.num_labels)])
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"num_labels": len(label_names(config) or ()) or config.get("num_labels", number)}
+
+    return Keys(frozenset({"id2label", "label2id", "num_labels"}), write, read)
+
+
+def named_labels(names: Sequence[str]) -> dict[str, Any]:
+    """`id2label` and `label2id` of classes, in their order."""
+    return {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
+
+
+def label_names(config: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes in their order; None where config.json has none. Raises BigtrainError."""
+    names = config.get("id2label")
+    if names is None:
+        return None
+    numbers = [str(label) for label in range(len(names))] if isinstance(names, dict) else []
+    if not numbers or names.keys() != set(numbers) or not all(isinstance(name, str) for name in names.values()):
+        raise unreadable("id2label", str(names)[:200], "a name for each of the labels 0, 1, 2, ...")
+    return [names[label] for label in numbers]
+
+
+def start_and_end() -> Keys:
+    """question_answering: two labels, for the start and the end of an answer."""
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        number = len(label_names(config) or ()) or config.get("num_labels", 2)
+        if number != 2:
+            raise unreadable("num_labels", number, "2, for the start and the end of an answer")
+        return {}
+
+    return Keys(frozenset({"id2label", "label2id", "num_labels"}), lambda model: {}, read)
 
 
 def fixed(theirs: str, value: Any) -> Keys:

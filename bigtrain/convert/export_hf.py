@@ -1,5 +1,6 @@
 """Export to a Hugging Face folder, which transformers loads without network: a decoder by `AutoModelForCausalLM`, an
-encoder by `AutoModelForMaskedLM`, both by `AutoModelForSeq2SeqLM`, the tokenizer by `AutoTokenizer`.
+encoder by `AutoModelForMaskedLM`, both by `AutoModelForSeq2SeqLM`, a model with the head of a task by the class of
+that task, such as `AutoModelForSequenceClassification`, the tokenizer by `AutoTokenizer`.
 
     weights (our names) --weight_maps--> their names and layout --> .safetensors, one tensor at a time
     settings            --config_of-->  config.json; of what has a decoder generation_config.json
@@ -26,11 +27,14 @@ from torch import Tensor
 from bigtrain.base import BigtrainError, __version__, parse_json, read_regular
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import config_of
+from bigtrain.convert.config_keys import named_labels
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.shards import SHARD_BYTES, StoredTensor, write_safetensors
 from bigtrain.convert.weights import FOR_TRAINING_ONLY, WeightMap, our_shapes, their_shapes, weight_maps
 from bigtrain.data import CHAT_TEMPLATE, BeginOfText, TokenizerContent, read_chat_template
 
+_PADS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
+"""Names of padding tokens."""
 _MARK = "bigtrain_version"
 """The key in config.json by which a folder is known as one of ours, and may be replaced."""
 _NAMES = re.compile(
@@ -50,6 +54,7 @@ def export_hf(
     begin_of_text: BeginOfText | None = None,
     mask_token: str | None = None,
     decoder_start: str | None = None,
+    label_names: Sequence[str] | None = None,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     documents: Mapping[str, str] = MappingProxyType({}),
@@ -67,6 +72,7 @@ def export_hf(
         begin_of_text: what documents begin with. Default: what the tokenizer puts before a text.
         mask_token: the token that stood for hidden ones in the training of an encoder.
         decoder_start: the token that a document of an encoder-decoder's decoder starts with. Default: `end_of_text`.
+        label_names: of the classes of a model with a task_head, in their order. Default: LABEL_0, LABEL_1, ...
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
         documents: texts to lay beside the model, by the names of their files.
@@ -74,11 +80,11 @@ def export_hf(
 
     Raises:
         BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
-            know `end_of_text` or `decoder_start`, or has no padding token where the family counts positions from it, or
-            the family cannot express such a model.
+            know `end_of_text` or `decoder_start`, or has no padding token where the family counts positions from it,
+            the family cannot express such a model, or there is not one label name for each class.
     """
     refuse_foreign_folder(out, _is_ours, _NAMES, "export")
-    config = config_of(settings)
+    config = config_of(settings) | _labels(settings, label_names)
     shapes = our_shapes(settings)
     _check_names(weights, shapes)
     maps = weight_maps(settings, shapes)
@@ -94,7 +100,9 @@ def export_hf(
             wanted=f"a padding token, marked as special, with the id {settings.position_offset - 1}",
             fix="train with such a tokenizer, or as family bert, whose positions do not depend on tokens",
         )
-    as_trained = tokenizer.as_trained(end_of_text, begin, read_whole=settings.architecture == "encoder_decoder")
+    classifies = settings.task_head != "none"
+    read_whole = classifies or settings.architecture == "encoder_decoder"
+    as_trained = tokenizer.as_trained(end_of_text, begin, read_whole=read_whole)
     named = {"eos_token": end_of_text} | ({"bos_token": tokenizer.texts(begin.ids)[0]} if begin.ids else {})
     if settings.architecture == "encoder":
         named |= _roles_in_an_encoder(named, tokenizer, mask_token)
@@ -108,9 +116,11 @@ def export_hf(
             if decoder_start_id != end_of_text_id:  # T5 pads with it; were it end_of_text, see `_about_tokens`
                 tokens_of_decoder["pad_token_id"] = decoder_start_id
         tokens |= tokens_of_decoder
+        if classifies and settings.architecture != "encoder" and tokens["pad_token_id"] is None:
+            tokens["pad_token_id"] = _padding_of_texts(settings, tokenizer, end_of_text_id)
         _write_json(partial / "config.json", config | tokens | _padding(config) | _about_files(dtype))
         about_begin = {} if bos_token_id is None else {"bos_token_id": bos_token_id}
-        if settings.architecture != "encoder":
+        if settings.architecture != "encoder" and not classifies:
             padded = {"eos_token_id": end_of_text_id, "pad_token_id": end_of_text_id}
             _write_json(partial / "generation_config.json", {**about_begin, **padded, **tokens_of_decoder})
         if as_trained.content == tokenizer.content:
@@ -140,10 +150,35 @@ def _roles_in_an_encoder(
 ) -> dict[str, str]:
     """What transformers calls the tokens of an encoder's texts, for its fill-mask pipeline and classifiers."""
     special = tokenizer.special_tokens.values()
-    pads = [token for token in ("[PAD]", "<pad>") if token in special]
+    pads = [token for token in _PADS if token in special]
     roles = {"sep_token": named["eos_token"], "pad_token": (*pads, named["eos_token"])[0]}
     roles |= {"cls_token": named["bos_token"]} if "bos_token" in named else {}
     return roles | ({} if mask_token is None else {"mask_token": mask_token})
+
+
+def _padding_of_texts(settings: ModelSettings, tokenizer: TokenizerContent, end_of_text_id: int) -> int | None:
+    """The padding token of a decoder that classifies texts: transformers takes the last token before it.
+
+    It may not be the token that ends a text, which is the one to take. An encoder-decoder is asked for one in any case,
+    and takes the token that ends a text. Without one, transformers classifies one text at a time.
+    """
+    own = [number for number, token in tokenizer.special_tokens.items() if token in _PADS]
+    of_both = settings.architecture == "encoder_decoder"
+    return own[0] if own else end_of_text_id if of_both else None
+
+
+def _labels(settings: ModelSettings, names: Sequence[str] | None) -> dict[str, Any]:
+    """What config.json says about the names of classes, where they are given."""
+    if names is None:
+        return {}
+    if len(names) != settings.num_labels or len(set(names)) != len(names):
+        raise BigtrainError(
+            "the names of the classes are not one for each",
+            found=f"{len(names)}: {', '.join(names)[:200]}",
+            wanted=f"{settings.num_labels} different ones, as model.num_labels says",
+            fix="correct the names in the manifest of the data, or model.num_labels",
+        )
+    return named_labels(names)
 
 
 def padding_obstacle(settings: ModelSettings, tokenizer: TokenizerContent, used: Collection[int]) -> str | None:

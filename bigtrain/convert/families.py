@@ -10,9 +10,11 @@ else cannot be exported under that name. A new family is a new entry here and th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings
+from bigtrain.convert import task_heads
 from bigtrain.convert.config_keys import (
     REQUIRED,
     Keys,
@@ -33,58 +35,8 @@ from bigtrain.convert.config_keys import (
     window_by_layer,
     window_of_all_layers,
 )
+from bigtrain.convert.family import Family, Module
 from bigtrain.convert.rope_keys import rope, two_ropes
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module at Hugging Face and what its weight, and its bias where there is one, are made of here.
-
-    `{}` in a name is the layer; in theirs, a second one is the expert. Of a `row` and of `heads_last` both are names of
-    whole tensors.
-    """
-
-    theirs: str
-    ours: tuple[str, ...]
-    layout: Literal["joined", "conv1d", "by_head", "experts", "row", "heads_last", "heads_last_transposed"] = "joined"
-    gated: bool | None = None
-    """Only of models whose feed-forward layers are gated, or are not."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family at Hugging Face."""
-
-    architecture: str
-    keys: tuple[Keys, ...]
-    modules: tuple[Module, ...]
-    """In the order in which their tensors are written: before the layers, of each layer, after them; the head last."""
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Keys of config.json that may have these values only: with others a model would compute something else."""
-    same_as: Mapping[str, str] = field(default_factory=dict)
-    """Keys that published files have beside another of the same value."""
-    training_only: frozenset[str] = frozenset({"attention_dropout"})
-    """Keys that make training noisy, which ours is not; what a trained model computes is the same."""
-    idle: frozenset[str] = frozenset()
-    """Keys of this family that change nothing."""
-    prefix: str = "model."
-    """Published files may lack it in front of their tensors' names."""
-    buffers: str = r"rotary_emb\.inv_freq$"
-    """Names of tensors that published files hold beside the weights, though they follow from config.json."""
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    """Tensors' names in other releases of transformers, and those of this table. A file may hold both, alike."""
-    older_ends: Mapping[str, str] = field(default_factory=dict)
-    """Ends of tensors' names in older files, and those of today."""
-    token_ids: frozenset[str] = frozenset()
-    """Keys of tokens that only this family has; an export writes that there are none."""
-    other_heads: str = r"(?!)"
-    """Names of tensors of heads that the language model does not have; an import leaves them out with a note."""
-    model_type: str | None = None
-    """Its name in config.json, where that is another family's, too. Default: the family's own."""
-    with_sentence_head: str | None = None
-    """The architecture whose model has a sentence_head, too."""
-    whole_heads: bool = False
-    """transformers asks for a hidden_size that is a multiple of num_attention_heads."""
 
 
 def _same(prefix: str, *ours: str) -> tuple[Module, ...]:
@@ -292,9 +244,10 @@ _T5 = Family(
     idle=frozenset({"classifier_dropout"}),
     prefix="",
     # The first releases gave cross-attention a bias, which nothing reads.
-    buffers=r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+    buffers=r"^(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
     renamed={f"{half}.embed_tokens.weight": "shared.weight" for half in ("encoder", "decoder")},
     model_type="t5",
+    heads=task_heads.T5,
 )
 
 
@@ -374,12 +327,18 @@ _BART_TIED = dict.fromkeys(
     ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"), "model.shared.weight"
 )
 
+_OF_TEXTS = ("sequence_classification",)
+_OF_TEXTS_AND_TOKENS = (*_OF_TEXTS, "token_classification")
+_ANSWERS = ("model.", "transformer.")
+"""transformers keeps an old name for the model inside these classes."""
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         "LlamaForCausalLM",
         (*_shape(key_value_heads=None), *_rms(), rope(), _BIASES, key("mlp_bias", default=False)),
         _LLAMA_MODULES,
         idle=frozenset({"pretraining_tp"}),  # the same sums in another order
+        heads=task_heads.of_decoder("Llama", answers_start=_ANSWERS),
         whole_heads=True,
     ),
     "gpt2": Family(
@@ -417,6 +376,7 @@ FAMILIES: dict[str, Family] = {
         }),
         prefix="transformer.",
         buffers=r"\.attn\.(masked_)?bias$",
+        heads=task_heads.of_decoder("GPT2", classifier="classifier"),
         whole_heads=True,
     ),
     "gpt_neox": Family(
@@ -447,23 +407,27 @@ FAMILIES: dict[str, Family] = {
         prefix="gpt_neox.",
         buffers=r"attention\.((masked_)?bias|rotary_emb\.inv_freq)$",
         renamed={"lm_head.weight": "embed_out.weight"},
+        heads=task_heads.of_decoder("GPTNeoX", classifier="classifier"),
         whole_heads=True,
     ),
     "mistral": Family(
         "MistralForCausalLM",
         (*_shape(), *_rms(), rope(), window_of_all_layers(default=4096)),
         _LLAMA_MODULES,
+        heads=task_heads.of_decoder("Mistral"),
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         (*_shape(), *_rms(), rope(), window_by_layer(alternating=False)),
         _LLAMA_MODULES,
+        heads=task_heads.of_decoder("Qwen2", answers_start=_ANSWERS),
         only=_QWEN_ONLY,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         (*_shape(head_dim=REQUIRED), *_rms(), rope(), _BIASES, window_by_layer(alternating=False)),
         _LLAMA_MODULES,
+        heads=task_heads.of_decoder("Qwen3", answers_start=_ANSWERS),
         only=_QWEN_ONLY,
     ),
     "olmo2": Family(
@@ -477,6 +441,7 @@ FAMILIES: dict[str, Family] = {
             _norm("post_feedforward_layernorm", "mlp_output_norm"),
             *_ENDS,
         ),
+        heads=task_heads.of_decoder("Olmo2", _OF_TEXTS),
     ),
     "gemma": Family(
         "GemmaForCausalLM",
@@ -491,6 +456,7 @@ FAMILIES: dict[str, Family] = {
         ),
         _LLAMA_MODULES,
         only={**_CAUSAL, "hidden_activation": (None, _TANH)},
+        heads=task_heads.of_decoder("Gemma", _OF_TEXTS_AND_TOKENS),
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
@@ -509,6 +475,7 @@ FAMILIES: dict[str, Family] = {
         (*_EMBEDDING, *_SANDWICH, *_ATTENTION, *_FEED_FORWARD, *_ENDS),
         only=_CAUSAL,
         same_as={"sliding_window_size": "sliding_window"},
+        heads=task_heads.of_decoder("Gemma2", _OF_TEXTS_AND_TOKENS),
         idle=frozenset({"cache_implementation", "hidden_act"}),
         whole_heads=True,
     ),
@@ -540,6 +507,7 @@ FAMILIES: dict[str, Family] = {
         ),
         (*_EMBEDDING, *_PRE_NORMS, *_ATTENTION, *_MIXTRAL_EXPERTS, *_ENDS),
         training_only=frozenset({"attention_dropout", "router_jitter_noise"}),
+        heads=task_heads.of_decoder("Mixtral"),
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
@@ -557,6 +525,7 @@ FAMILIES: dict[str, Family] = {
             _AUX_LOSS,
         ),
         (*_EMBEDDING, *_PRE_NORMS, *_ATTENTION, *_QWEN_EXPERTS, *_FEED_FORWARD, *_ENDS),
+        heads=task_heads.of_decoder("Qwen3Moe", answers_start=_ANSWERS),
     ),
     "bert": Family(
         "BertForMaskedLM",
@@ -580,7 +549,7 @@ FAMILIES: dict[str, Family] = {
         renamed=_tied_head("cls.predictions.decoder", "cls.predictions"),
         older_ends=_OLDER_NORM,
         other_heads=r"^(bert\.)?pooler\.|^cls\.seq_relationship\.",
-        with_sentence_head="BertForPreTraining",
+        heads=task_heads.of_pooled("Bert", "bert.pooler.dense", "classifier_dropout"),
         whole_heads=True,
     ),
     "roberta": Family(
@@ -600,6 +569,7 @@ FAMILIES: dict[str, Family] = {
         renamed=_tied_head("lm_head.decoder", "lm_head"),
         older_ends=_OLDER_NORM,
         other_heads=r"^(roberta\.)?pooler\.",
+        heads=task_heads.ROBERTA,
         whole_heads=True,
     ),
     "albert": Family(
@@ -627,7 +597,7 @@ FAMILIES: dict[str, Family] = {
         buffers=_BERT_BUFFERS,
         renamed=_tied_head("predictions.decoder", "predictions"),
         other_heads=r"^(albert\.)?pooler\.|^sop_classifier\.",
-        with_sentence_head="AlbertForPreTraining",
+        heads=task_heads.of_pooled("Albert", "albert.pooler", "classifier_dropout_prob"),
         whole_heads=True,
     ),
     "modernbert": Family(
@@ -670,6 +640,7 @@ FAMILIES: dict[str, Family] = {
             "repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction",
         }),
         token_ids=frozenset({"cls_token_id", "sep_token_id"}),
+        heads=task_heads.MODERNBERT,
         whole_heads=True,
     ),
     "t5": _T5,
@@ -679,6 +650,7 @@ FAMILIES: dict[str, Family] = {
         _BART_KEYS,
         _BART_MODULES,
         only={**_BART_ONLY, "normalize_embedding": (True,), "static_position_embeddings": (False,)},
+        heads=task_heads.BART,
         same_as={"num_hidden_layers": "encoder_layers"},
         training_only=_BART_NOISE,
         idle=_BART_IDLE,
@@ -736,6 +708,28 @@ FAMILIES: dict[str, Family] = {
         }),
         prefix="transformer.",
         renamed={"lm_loss.weight": "transformer.word_embedding.weight"},
+        heads=task_heads.XLNET,
         whole_heads=True,
     ),
 }  # fmt: skip
+
+
+def family_of(settings: ModelSettings) -> Family:
+    """The family of a model with its head.
+
+    Raises:
+        BigtrainError: transformers has no class for it.
+    """
+    name = settings.family
+    found = FAMILIES[name].of(settings) if name in FAMILIES else None
+    if found is None:
+        with_head = "" if settings.task_head == "none" else f" with task_head {settings.task_head}"
+        with_head = " with a sentence_head" if settings.sentence_head else with_head
+        known = [each.architecture for each in FAMILIES[name].variants()] if name in FAMILIES else []
+        raise BigtrainError(
+            f"transformers has no class for family {name}{with_head}",
+            found=f"model.family {name}{with_head}",
+            wanted=", ".join(known) or f"a model of family {', '.join(FAMILIES)}",
+            fix="use the run with bigtrain, or train with a family that transformers has such a class of",
+        )
+    return found

@@ -23,10 +23,11 @@ from torch import Tensor
 from bigtrain.base import BigtrainError, __version__, as_record, read_json
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import CONFIG_BYTES, read_config, settings_of
-from bigtrain.convert.families import FAMILIES, Family
-from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
+from bigtrain.convert.families import family_of
+from bigtrain.convert.family import Family
+from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, write_model
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
-from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
+from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, tensor_digest, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
 from bigtrain.data import CHAT_TEMPLATE, TOKENIZER_FILE, TokenizerContent, vocabulary_size
 
@@ -80,7 +81,7 @@ def import_hf(
     settings, notes = settings_of(config, ignored)
     files, maps, shapes, stored_as = _weights(folder, settings)
     token = _end_of_text(folder, config, settings, end_of_text)
-    heads = FAMILIES[settings.family].other_heads
+    heads = family_of(settings).other_heads
     if other := [name for name in files.names() if name not in stored_as.values() and re.search(heads, name)]:
         notes.append(f"left out: {_listed(other)}, which belong to heads that the language model does not have")
 
@@ -258,13 +259,13 @@ def _stored_as(files: TensorFolder, settings: ModelSettings, wanted: Mapping[str
     Raises:
         BigtrainError: any is missing or misshapen or of a type that weights cannot have, or there are others.
     """
-    family = FAMILIES[settings.family]
+    family = family_of(settings)
     stored_as: dict[str, str] = {}
     surplus, copies, twice = [], [], {}
     for name in files.names():
         if (known := _known_as(name, family, wanted)) and known not in stored_as:
             stored_as[known] = name
-        elif known is None and settings.tie_word_embeddings and _is_head(name, family):
+        elif known is None and settings.task_head == "none" and settings.tie_word_embeddings and _is_head(name, family):
             copies.append(name)
         elif known is not None and not {name, stored_as[known]}.isdisjoint(family.renamed):
             twice[name] = stored_as[known]

@@ -12,7 +12,7 @@ A hash is compared when what it is of is read, so a weight is read once and neve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,12 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError, as_record, bare_name, read_json, read_regular
 from bigtrain.config import FAMILIES, ModelSettings, read_document, to_yaml
-from bigtrain.convert.config_json import differences
-from bigtrain.convert.shards import DTYPES, TensorFolder, bytes_of
-from bigtrain.data import TOKENIZER_FILE
+from bigtrain.convert.shards import DTYPES, TensorFolder, tensor_digest
+from bigtrain.convert.weight_source import TOKENIZER_BYTES, WeightSource
+from bigtrain.data import TOKENIZER_FILE, TokenizerContent
 
 MODEL, MANIFEST = "model.yaml", "manifest.json"
 FORMAT = "bigtrain import 1"
-
-_TOKENIZER_BYTES = 1 << 28
-"""A tokenizer.json is not longer: those with 260,000 tokens have 35 MB."""
-
-_ADJUSTABLE = ("max_position_embeddings", "rope_scaling")
-"""Settings that a continued training may change on purpose: a longer context, and how positions stretch over it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,12 @@ class _Manifest:
     end_of_text: str
     files: dict[str, str]
     tensors: dict[str, str]
+    source: str = ""
     ignored_keys: dict[str, Any] = field(default_factory=dict)
     decoder_start_id: int | None = None
 
 
-class Imported(Mapping[str, Tensor]):
+class Imported(WeightSource):
     """Weights by our names, each read, and its hash compared, when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +54,7 @@ class Imported(Mapping[str, Tensor]):
         Raises:
             BigtrainError: it is none that `bigtrain import` has written, or not whole.
         """
-        self.folder = folder
+        self.folder, self.model_file, self.tokenizer_file = folder, folder / MODEL, folder / TOKENIZER_FILE
         try:
             content = read_json(folder / MANIFEST)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -101,6 +96,15 @@ class Imported(Mapping[str, Tensor]):
         return len(self._manifest.tensors)
 
     @property
+    def name(self) -> str:
+        """The folder that was imported, where it was then; of an earlier version's import, the import."""
+        return self._manifest.source or str(self.folder)
+
+    def digest(self, name: str) -> str:
+        """See `WeightSource.digest`; it was recorded by the import."""
+        return self._manifest.tensors[name]
+
+    @property
     def notes(self) -> list[str]:
         """What the user chose when the folder was imported."""
         return [
@@ -109,47 +113,15 @@ class Imported(Mapping[str, Tensor]):
         ]
 
     @property
+    def begin(self) -> list[str]:
+        """The tokens that the tokenizer puts before a text."""
+        own = TokenizerContent.read(self.tokenizer_file)
+        return own.texts(own.around.begin)
+
+    @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of the weights; one, unless the model was published in several."""
         return {DTYPES[self._files.dtype_name(name)] for name in self}
-
-    def check_model(self, settings: ModelSettings) -> list[str]:
-        """Compare a section model with these weights'; returns notes on what it changes on purpose.
-
-        Raises:
-            BigtrainError: it would compute something else with them.
-        """
-        differing = differences(settings, self.settings)
-        adjusted = {key: differing.pop(key) for key in _ADJUSTABLE if key in differing and self._may_change(key)}
-        if differing:
-            raise BigtrainError(
-                f"the section model is not that of model.init_from {self.folder}",
-                found="; ".join(f"{key} {ours}" for key, (ours, _) in differing.items()),
-                wanted="; ".join(f"{key} {theirs}" for key, (_, theirs) in differing.items()),
-                fix=f"take the section model from {self.folder / MODEL}",
-            )
-        return [f"model.{key} is {ours}, and was {theirs} before" for key, (ours, theirs) in adjusted.items()]
-
-    def check_tokenizer(self, file: Path) -> None:
-        """Compare a tokenizer with the one that these weights were trained with; it may have further tokens.
-
-        Raises:
-            BigtrainError: it would give texts other ids.
-        """
-        ours, theirs = _encoding(file), _encoding(self.folder / TOKENIZER_FILE)
-        differing = [part for part in theirs if part != "added_tokens" and ours[part] != theirs[part]]
-        changed = sorted(theirs["added_tokens"].items() - ours["added_tokens"].items())
-        if differing or changed:
-            raise BigtrainError(
-                "the data were not made with the tokenizer of model.init_from",
-                found=f"{file}: another {', '.join([*differing, *(f'token {token}' for _, token in changed[:5])])}",
-                wanted=self.folder / TOKENIZER_FILE,
-                fix=f"set data.tokenizer.path to {self.folder / TOKENIZER_FILE} and data.tokenizer.end_of_text to "
-                f"{self.end_of_text!r}, and build the data in another data.dir",
-            )
-
-    def _may_change(self, key: str) -> bool:
-        return key == "rope_scaling" or self.settings.position_embedding != "learned"
 
 
 def write_model(path: Path, settings: ModelSettings, comment: Sequence[str]) -> None:
@@ -171,17 +143,10 @@ def read_model(path: Path) -> ModelSettings:
         raise BigtrainError(f"{path} is not a section model", found=str(error)) from None
 
 
-def tensor_digest(tensor: Tensor) -> str:
-    """xxh3-128 of a tensor's type, shape and bytes."""
-    hasher = xxhash.xxh3_128(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    hasher.update(bytes_of(tensor))
-    return hasher.hexdigest()
-
-
 def file_digest(path: Path) -> str:
     """xxh3-128 of a small file. Raises BigtrainError."""
     try:
-        return xxhash.xxh3_128(read_regular(path, _TOKENIZER_BYTES)).hexdigest()
+        return xxhash.xxh3_128(read_regular(path, TOKENIZER_BYTES)).hexdigest()
     except FileNotFoundError as error:
         raise BigtrainError(f"{path} cannot be read", found=str(error)) from None
 
@@ -191,14 +156,3 @@ def _compare(what: object, found: str, wanted: str) -> None:
         raise BigtrainError(
             f"{what} is not what was imported", found=f"xxh3 {found}", wanted=wanted, fix="import it again"
         )
-
-
-def _encoding(file: Path) -> dict[str, Any]:
-    """What decides which ids a text gets."""
-    try:
-        content = read_json(file, _TOKENIZER_BYTES)
-        added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
-    except (OSError, BigtrainError, KeyError, TypeError, AttributeError) as error:
-        found = error.found if isinstance(error, BigtrainError) else error
-        raise BigtrainError(f"no tokenizer can be read from {file}", found=str(found)) from None
-    return {part: content.get(part) for part in ("model", "normalizer", "pre_tokenizer")} | {"added_tokens": added}

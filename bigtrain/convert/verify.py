@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import ModelSettings
+from bigtrain.config import AdapterSettings, ModelSettings
 from bigtrain.convert.config_json import read_config
 from bigtrain.convert.shards import INDEX, TensorFolder
 from bigtrain.model import LanguageModel, build_model
@@ -78,16 +78,19 @@ def compare_with_transformers(
     settings: ModelSettings,
     dtype: torch.dtype,
     *,
+    adapter: tuple[AdapterSettings, Path] | None = None,
     tokens: int = 64,
     seed: int = 0,
 ) -> LogitsComparison:
-    """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`.
+    """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`, and peft for
+    an adapter.
 
     Args:
         folder: at Hugging Face's format.
         weights: of our model, by our names.
         settings: of our model.
         dtype: of the weights in the folder; where they have several, one that holds each exactly.
+        adapter: of our model, with the folder from which peft loads it onto theirs.
         tokens: length of the two sequences compared, cut to the model's context.
         seed: of the random tokens.
 
@@ -96,12 +99,14 @@ def compare_with_transformers(
     """
     length = min(tokens, settings.max_position_embeddings)
     input_ids = torch.randint(settings.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
+    if settings.task_head != "none":
+        input_ids = _as_texts(input_ids, read_config(folder))
     read: dict[str, Any] = {}
     if settings.architecture == "encoder_decoder":  # the encoder reads other tokens, so that the two cannot be mixed up
-        read["encoder_input_ids"] = input_ids.flip(1)
-    ours = _ours(weights, settings, dtype)
-    exact = ours.float().logits(input_ids, **read)
-    rounded = ours.to(dtype).logits(input_ids, **read).float()
+        read["encoder_input_ids"] = _to_read(input_ids, settings)
+    ours = _ours(weights, settings, dtype, None if adapter is None else adapter[0])
+    exact = _of_texts(ours.float().logits(input_ids, **read), settings)
+    rounded = _of_texts(ours.to(dtype).logits(input_ids, **read), settings).float()
     del ours
     if not exact.isfinite().all():
         raise BigtrainError(
@@ -109,7 +114,8 @@ def compare_with_transformers(
             found="NaN or infinity, computed in float32",
             fix="use an earlier checkpoint of this model, or fetch the folder again",
         )
-    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype)
+    their_adapter = None if adapter is None else adapter[1]
+    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype, their_adapter)
     # Where two tokens lie closer than rounding moves them, either may win.
     noise = 2 * max((rounded - exact).abs().max().item(), (their_rounded - their_exact).abs().max().item())
     their_tokens = their_rounded.argmax(-1, keepdim=True)
@@ -123,9 +129,11 @@ def compare_with_transformers(
     )
 
 
-def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> LanguageModel:
+def _ours(
+    weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype, adapter: AdapterSettings | None
+) -> LanguageModel:
     with torch.device("meta"):
-        model = build_model(settings, attn_implementation="reference")
+        model = build_model(settings, attn_implementation="reference", adapter=adapter)
     model = model.to(dtype).to_empty(device="cpu").eval()
     given = set(weights)
     for name, parameter in model.named_parameters():
@@ -134,24 +142,80 @@ def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.d
     return model
 
 
+def _as_texts(input_ids: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Rows that end as texts do, and have neither that token nor padding before: by these transformers finds ends."""
+    end, padding = config.get("eos_token_id"), config.get("pad_token_id")
+    free = next(token for token in range(3) if token not in (end, padding))
+    for special in (end, padding):
+        if special is not None:
+            input_ids = input_ids.masked_fill(input_ids == special, free)
+    if end is not None:
+        input_ids[:, -1] = end
+    return input_ids
+
+
+def _to_read(input_ids: Tensor, settings: ModelSettings) -> Tensor:
+    """What the encoder reads: of texts as many tokens with the same end."""
+    if settings.task_head == "none":
+        return input_ids.flip(1)
+    return torch.cat((input_ids[:, :-1].flip(1), input_ids[:, -1:]), dim=1)
+
+
+def _of_texts(logits: Tensor, settings: ModelSettings) -> Tensor:
+    """The logits [B, 1, classes] of whole texts, or those that there are, of tokens."""
+    if settings.task_head != "sequence_classification":
+        return logits
+    return logits[:, :1] if settings.architecture == "encoder" else logits[:, -1:]
+
+
+def _computed(model: Any, input_ids: Tensor, inputs: Mapping[str, Any], task: str) -> Tensor:
+    """Logits of transformers' model, as ours are. Texts go one by one: it may have no padding token."""
+    if task == "none":
+        return cast(Tensor, model(input_ids, **inputs).logits)
+    rows = []
+    for row, ids in enumerate(input_ids):
+        own = {
+            name: value[row : row + 1] if isinstance(value, Tensor) and len(value) > 1 else value
+            for name, value in inputs.items()
+        }
+        found = model(ids[None], **own)
+        answers = task == "question_answering"
+        rows.append(torch.stack((found.start_logits, found.end_logits), dim=-1) if answers else found.logits)
+    logits = torch.cat(rows)
+    return logits[:, None] if task == "sequence_classification" else logits
+
+
+def _loader(settings: ModelSettings) -> Any:
+    """The class of transformers that loads such a model."""
+    import transformers
+
+    kind = {
+        "sequence_classification": "SequenceClassification",
+        "token_classification": "TokenClassification",
+        "question_answering": "QuestionAnswering",
+        "encoder": "MaskedLM",
+        "encoder_decoder": "Seq2SeqLM",
+    }
+    return getattr(
+        transformers, "AutoModelFor" + (kind.get(settings.task_head) or kind.get(settings.architecture, "CausalLM"))
+    )
+
+
 def _their_logits(
-    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype
+    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype, adapter: Path | None
 ) -> tuple[Tensor, Tensor]:
     """Logits of transformers' model in float32, and in the type of the files."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
-    loader: Any = AutoModelForCausalLM
+    loader = _loader(settings)
     inputs: dict[str, Any] = {"return_dict": True}
     if settings.architecture == "encoder":
-        loader = AutoModelForMaskedLM
         # roberta would count the positions of tokens that are not padding; a random token may be its padding token
         inputs["position_ids"] = torch.arange(input_ids.shape[1])[None] + settings.position_offset
-    else:
+    elif settings.task_head == "none":
         inputs["use_cache"] = False
     if settings.architecture == "encoder_decoder":
-        loader = AutoModelForSeq2SeqLM
-        inputs["decoder_input_ids"], input_ids = input_ids, input_ids.flip(1)
+        inputs["decoder_input_ids"], input_ids = input_ids, _to_read(input_ids, settings)
     logging.disable_progress_bar()
     with _config_and_weights(folder) as seen:
         try:
@@ -162,9 +226,14 @@ def _their_logits(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-            ).eval()
-            exact = theirs.float()(input_ids, **inputs).logits
-            rounded = theirs.to(dtype)(input_ids, **inputs).logits.float()
+            )
+            if adapter is not None:
+                from peft import PeftModel
+
+                theirs = PeftModel.from_pretrained(theirs, adapter)
+            theirs.eval()
+            exact = _computed(theirs.float(), input_ids, inputs, settings.task_head)
+            rounded = _computed(theirs.to(dtype), input_ids, inputs, settings.task_head).float()
         except Exception as error:  # whatever a config.json that is not ours makes it raise
             raise BigtrainError(
                 f"transformers cannot compute with {folder}",

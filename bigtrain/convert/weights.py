@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bigtrain.config import ModelSettings
-from bigtrain.convert.families import FAMILIES, Module
+from bigtrain.convert.families import family_of
+from bigtrain.convert.family import Module
 from bigtrain.convert.layouts import ByHead, HeadsLast, Joined, Layout, OneRow, Stacked
 from bigtrain.model import build_model
 
@@ -71,7 +72,7 @@ def their_shapes(maps: Sequence[WeightMap], shapes: Mapping[str, torch.Size]) ->
 
 def _maps(settings: ModelSettings, shapes: Mapping[str, torch.Size]) -> Iterator[WeightMap]:
     of_layers: list[Module] = []
-    for module in FAMILIES[settings.family].modules:
+    for module in family_of(settings).modules:
         if module.gated not in (None, settings.gated_mlp):
             continue
         if "{}" in module.ours[0]:

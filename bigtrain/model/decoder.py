@@ -28,4 +28,4 @@ class Decoder(Transformer):
     def _ahead(
         self, x: Tensor, embedded: Tensor, labels: Tensor, context: Context
     ) -> tuple[list[Tensor], list[RouterReport | None]]:
-        return losses_ahead(self.next_token_layers, x, embedded, labels, context, self.lm_head)
+        return losses_ahead(self.next_token_layers, x, embedded, labels, context, self.head)

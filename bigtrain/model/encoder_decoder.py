@@ -50,7 +50,8 @@ class EncoderDecoder(Transformer):
 
         Args:
             input_ids: [B, T] int64, what the decoder reads: its target, shifted right by the objective.
-            labels: [B, T] int64, the target at the same positions; -100 where there is nothing to predict.
+            labels: [B, T] int64, the target at the same positions, or what `TaskHead` predicts; -100 where there is
+                nothing to predict.
             position_ids: [B, T] int64, restarting at 0 at each document.
             cu_seqlens: [documents + 1] int32, where documents begin among the B T tokens; each row begins one.
             max_seqlen: the longest document, or more.
@@ -73,9 +74,7 @@ class EncoderDecoder(Transformer):
         )
         dropout = self.dropout_keys(row_keys, input_ids)
         hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, encoded=encoded, dropout=dropout)
-        if each_token:
-            return self.lm_head(hidden, labels, each_token=True)
-        return self._summed_loss(hidden, labels)
+        return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
 
     def logits(  # type: ignore[override]  # it needs the encoder's tokens, too
         self,
@@ -93,7 +92,7 @@ class EncoderDecoder(Transformer):
         document."""
         encoded = self.encode(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen)
         hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, encoded=encoded)
-        return self.lm_head(hidden)
+        return self.head(hidden)
 
     def encode(
         self,

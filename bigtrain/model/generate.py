@@ -155,6 +155,13 @@ def require_decoder(settings: ModelSettings) -> None:
     """Refuse to generate text with a model that predicts no next token. Raises BigtrainError."""
     if settings.writes_text:
         return
+    if settings.task_head != "none":
+        raise BigtrainError(
+            "this model continues no text: it has the head of a task in the place of the one that predicts tokens",
+            found=f"model.task_head {settings.task_head}",
+            wanted="model.task_head none",
+            fix="use a run that predicts tokens, such as the one that this model started from",
+        )
     name, why = {
         "encoder": ("an encoder", "it predicts tokens inside a text that it sees as a whole"),
         "two_stream": (

@@ -1,7 +1,7 @@
 """What every language model is to the packages above: it reads packed documents, and says what it learns and keeps.
 
 forward     a packed micro-batch to its summed loss
-logits, hidden, new_cache     reading without labels, at once or token by token
+logits, task_logits, hidden, new_cache     reading without labels, at once or token by token
 init_weights, lr_scales, router_moves     what it has learned: parameters, and the moves of routers
 """
 
@@ -18,10 +18,12 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
+from bigtrain.model.distillation import Distillation
 from bigtrain.model.initialize import initialize, is_hidden_matrix
 from bigtrain.model.layers.dropout import DropoutKeys
 from bigtrain.model.layers.embedding import OutputHead, TokenEmbedding
 from bigtrain.model.layers.router import Router
+from bigtrain.model.layers.task_head import TaskHead
 from bigtrain.model.recurrence.characters import CharacterEmbedding
 from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
 from bigtrain.model.sequence_parallel import SequenceParallel
@@ -32,18 +34,48 @@ class LanguageModel(nn.Module):
 
     settings: ModelSettings
     lm_head: OutputHead
+    """Predicts tokens; a model with a task_head has none."""
+    task_head: TaskHead | None
     auxiliary: Auxiliary
+    distillation: Distillation | None
+    """What a model with attention learns from a teacher, where there is one."""
+    adapter_drops = False
+    """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None
     """The ranks that share each sequence with this one."""
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self.lm_head.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def head(self) -> OutputHead | TaskHead:
+        """What takes the last hidden states: called with labels it gives a loss, and without them logits."""
+        return self.lm_head if self.task_head is None else self.task_head
 
     def logits(self, *args: Any, **inputs: Any) -> Tensor:
-        """Logits [B, T, V] for the tokens that the architecture reads."""
+        """Logits [B, T, V] of the head for the tokens that the architecture reads."""
         raise NotImplementedError
+
+    def task_logits(self, *args: Any, **inputs: Any) -> Tensor:
+        """Logits [B, T, num_labels] of the classes at every token, of question_answering [B, T, 2] for start and end.
+
+        It takes what `logits` takes: the inputs of `forward` but for labels and keys of dropout.
+        """
+        assert self.task_head is not None  # else its logits are of tokens
+        return self.logits(*args, **inputs)
+
+    def learn_from(self, distillation: Distillation) -> None:
+        """Learn from a teacher beside the labels."""
+        distillation.watch(cast(nn.ModuleList, self.layers))
+        self.distillation = distillation
+        self.auxiliary.set_coefficients(distillation.coefficients)
+
+    def set_class_weights(self, weights: Sequence[float] | None) -> None:
+        """Weigh the classes of the task's head: see `TaskHead.set_class_weights`. Checkpoints do not hold them."""
+        assert self.task_head is not None  # only its objectives have classes
+        self.task_head.set_class_weights(weights)
 
     def hidden(
         self,
@@ -81,7 +113,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: the model trains with dropout, and the rows have no keys.
         """
-        if not (self.training and self.settings.drops):
+        if not (self.training and (self.settings.drops or self.adapter_drops)):
             return None
         if row_keys is None:
             raise ValueError("a model trains with dropout on rows that have keys: give row_keys, or call eval()")
@@ -130,8 +162,37 @@ class LanguageModel(nn.Module):
                     )
                 router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
 
+    def _add_head(self) -> None:
+        """Register the head: the order of the parameters is part of a run's arithmetic."""
+        self.task_head = None
+        if self.settings.task_head == "none":
+            self.lm_head = OutputHead(self.settings)
+        else:
+            self.task_head = TaskHead(self.settings)
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        dropout: DropoutKeys | None = None,
+        *,
+        each_token: bool = False,
+    ) -> Tensor:
+        """The summed loss, or that of each token, from the last hidden states."""
+        if self.task_head is not None:
+            return self.task_head(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        if each_token:
+            return self.lm_head(hidden, labels, each_token=True)
+        return self._summed_loss(hidden, labels)
+
+    def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss of tokens."""
+        return self.lm_head(hidden, labels)
+
     def _tie(self) -> None:
-        if self.settings.tie_word_embeddings:
+        if self.settings.tie_word_embeddings and self.task_head is None:
             self.lm_head.weight = cast(TokenEmbedding, self.embed_tokens).weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

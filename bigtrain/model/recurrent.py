@@ -18,7 +18,6 @@ from bigtrain.model.cache import Cache, of_whole_rows
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
-from bigtrain.model.layers.embedding import OutputHead
 from bigtrain.model.recurrence.between_layers import BetweenLayers
 from bigtrain.model.recurrence.characters import token_vectors
 from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
@@ -38,7 +37,7 @@ class Recurrent(LanguageModel):
         self.layers = nn.ModuleList(RecurrentLayer(settings, width, execution) for width in widths)
         self.between_layers = BetweenLayers(settings, len(widths))
         self.final_dropout = Dropout(settings.final_dropout, "final")
-        self.lm_head = OutputHead(settings)
+        self._add_head()
         self.auxiliary = Auxiliary(settings)
         self._tie()
 
@@ -56,7 +55,7 @@ class Recurrent(LanguageModel):
         """The summed loss of a packed micro-batch: see `Transformer.forward`. Positions are not used."""
         dropout = self.dropout_keys(row_keys, input_ids)
         hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, dropout=dropout)
-        return self.lm_head(hidden, labels, each_token=each_token)
+        return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
 
     def logits(
         self,
@@ -66,7 +65,7 @@ class Recurrent(LanguageModel):
         max_seqlen: int | None = None,
     ) -> Tensor:
         """Logits [B, T, V] for input_ids [B, T]. Without boundaries, each row is one document."""
-        return self.lm_head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen))
+        return self.head(self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen))
 
     def hidden(
         self,

@@ -23,7 +23,6 @@ from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys, site_number
-from bigtrain.model.layers.embedding import OutputHead
 from bigtrain.model.recurrence.between_layers import BetweenLayers
 from bigtrain.model.recurrence.characters import token_vectors
 from bigtrain.model.recurrence.document_attention import DocumentAttention
@@ -71,7 +70,7 @@ class RecurrentEncoderDecoder(LanguageModel):
         self.readout = CpuLinear(2 * width, width)
         self.between_layers = BetweenLayers(settings, layers)
         self.final_dropout = Dropout(settings.final_dropout, "final")
-        self.lm_head = OutputHead(settings)
+        self._add_head()
         self.auxiliary = Auxiliary(settings)
         self._tie()
 
@@ -92,7 +91,8 @@ class RecurrentEncoderDecoder(LanguageModel):
     ) -> Tensor:
         """The summed loss of a packed micro-batch: see `EncoderDecoder.forward`. Positions are not used."""
         hidden = self._read_and_write(input_ids, cu_seqlens, encoder_input_ids, encoder_cu_seqlens, row_keys)
-        return self.lm_head(hidden, labels, each_token=each_token)
+        dropout = self.dropout_keys(row_keys, input_ids)
+        return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
 
     def logits(
         self,
@@ -110,7 +110,7 @@ class RecurrentEncoderDecoder(LanguageModel):
         document."""
         own = of_whole_rows(input_ids) if cu_seqlens is None else cu_seqlens
         read = of_whole_rows(encoder_input_ids) if encoder_cu_seqlens is None else encoder_cu_seqlens
-        return self.lm_head(self._read_and_write(input_ids, own, encoder_input_ids, read))
+        return self.head(self._read_and_write(input_ids, own, encoder_input_ids, read))
 
     def _read_and_write(
         self,

@@ -1,6 +1,6 @@
 """What all architectures with attention share: embeddings, blocks, final norm, head, and the way through them.
 
-input_ids -> embed_tokens (+ token types, + positions, norm, projection) -> layers -> norm -> lm_head -> loss, or logits
+input_ids -> embed_tokens (+ token types, + positions, norm, projection) -> layers -> norm -> head -> loss, or logits
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bigtrain.model.cpu.cpu_products import CpuLinear
 from bigtrain.model.execution import Execution
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
-from bigtrain.model.layers.embedding import InputEmbedding, OutputHead, token_types
+from bigtrain.model.layers.embedding import InputEmbedding, token_types
 from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.positions import absolute_positions, relative_positions
 from bigtrain.model.layers.rotary import rotary_at
@@ -126,9 +126,10 @@ class Transformer(BlockStack, LanguageModel):
 
     def __init__(self, settings: ModelSettings, execution: Execution) -> None:
         super().__init__(settings, execution, InputEmbedding(settings))
-        self.lm_head = OutputHead(settings)
+        self._add_head()
         self.sentence_head = SentenceHead(settings) if settings.sentence_head else None
         self.auxiliary = Auxiliary(settings)
+        self.distillation = None
         self._tie()
 
     def forward(
@@ -144,13 +145,15 @@ class Transformer(BlockStack, LanguageModel):
         example_labels: Tensor | None = None,
         row_keys: Tensor | None = None,
         order_ranks: Tensor | None = None,
+        teacher_tokens: Tensor | None = None,
+        teacher_log_probs: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
         Args:
             input_ids: [B, T] int64.
             labels: [B, T] int64, what is predicted at each position: of a decoder the token after the input token, of
-                an encoder the token itself. -100 where there is nothing to predict.
+                an encoder the token itself, or what `TaskHead` predicts. -100 where there is nothing to predict.
             position_ids: [B, T] int64, restarting at 0 at each document.
             cu_seqlens: [documents + 1] int32, where documents begin among the B T tokens; each row begins one.
             max_seqlen: the longest document, or more.
@@ -160,6 +163,8 @@ class Transformer(BlockStack, LanguageModel):
             row_keys: [B] int64, from the addresses of the rows: what training drops follows from them.
             order_ranks: [B, T] integers: a token sees those of its document with its own rank or a lower one. Default:
                 those that the architecture lets it see.
+            teacher_tokens: [B, T, k], the likeliest tokens by a teacher whose outputs were kept.
+            teacher_log_probs: [B, T, k], of these tokens.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
@@ -178,12 +183,21 @@ class Transformer(BlockStack, LanguageModel):
             context = context._replace(labelled=labels != IGNORE_INDEX)
         x, reports = self.through_layers(self.stream(embedded, position_ids, token_type_ids, dropout), context)
         hidden = self.normalised(x, context)
+        loss = self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
         if each_token:
-            return self.lm_head(hidden, labels, each_token=True)
-        loss = self._summed_loss(hidden, labels)
+            return loss
         if learns:
             ahead, further = self._ahead(x, embedded, labels, context)
-            loss = self.auxiliary.join(loss, [report for report in reports + further if report is not None], ahead)
+            reported = [report for report in reports + further if report is not None]
+            distilled = {}
+            if self.distillation is not None:
+                reads = (input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids)
+                kept = None
+                if teacher_tokens is not None and teacher_log_probs is not None:
+                    kept = (teacher_tokens, teacher_log_probs)
+                distilled = self.distillation.losses(self.head, hidden, labels, reads, kept)
+                loss = self.distillation.weighted(loss)
+            loss = self.auxiliary.join(loss, reported, ahead, distilled)
         if example_labels is None:
             return loss
         assert self.sentence_head is not None  # only its objective labels examples
@@ -202,7 +216,7 @@ class Transformer(BlockStack, LanguageModel):
         hidden = self.hidden(
             input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids, order_ranks=order_ranks
         )
-        return self.lm_head(hidden)
+        return self.head(hidden)
 
     def hidden(
         self,
@@ -243,10 +257,6 @@ class Transformer(BlockStack, LanguageModel):
         for module in self.modules():
             if isinstance(module, BlockStack):
                 module.compiled = True
-
-    def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The summed loss from the normalised last hidden states."""
-        return self.lm_head(hidden, labels)
 
     def _ahead(
         self, x: Tensor, embedded: Tensor, labels: Tensor, context: Context

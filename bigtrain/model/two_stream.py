@@ -4,6 +4,8 @@ input_ids -> embed_tokens ----------------> content stream -+-> layers -> the qu
 labelled places -> one vector for all ----> query stream   -+
 input_ids -> embed_tokens -> layers, the content stream alone -> lm_head -> logits
 
+With a task_head: input_ids -> embed_tokens -> layers, the content stream alone -> task_head -> loss, or logits
+
 A label stands at the place of its token. The query stream is computed at labelled places only. Both streams go through
 a block as one sequence, one after the other, so that norms and feed-forward layers know nothing of it.
 """
@@ -61,13 +63,18 @@ class TwoStream(Transformer):
         """The summed loss of a packed micro-batch: see `Transformer.forward`.
 
         A labelled token is predicted from those of its document with lower ranks than its own. `order_ranks` [B, T]
-        has to be given; those of tokens that are not labelled are mostly the lowest.
+        has to be given; those of tokens that are not labelled are mostly the lowest. A task_head takes no order.
         """
+        dropout = self.dropout_keys(row_keys, input_ids)
+        if self.task_head is not None:
+            hidden = self.hidden(
+                input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids, dropout=dropout
+            )
+            return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
         assert order_ranks is not None  # the objective makes them
         places = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         if not len(places):  # one place without a label: every rank uses all parameters
             places = places.new_zeros(1)
-        dropout = self.dropout_keys(row_keys, input_ids)
         hidden = self._streams(input_ids, cu_seqlens, max_seqlen, token_type_ids, order_ranks, places, dropout)
         own = labels.flatten()[places]
         if not each_token:
@@ -109,6 +116,8 @@ class TwoStream(Transformer):
     ) -> Tensor:
         """The last hidden states of the query stream at places [P], or of the content stream: [P or B T, C]."""
         x = self.embed_tokens(input_ids).flatten(0, 1)
+        if self.task_head is not None:  # a gradient of zero, so that all parameters have one
+            x = x + 0 * self.mask_embedding(1).to(x.dtype)
         context = Context(
             cu_seqlens,
             max_seqlen,

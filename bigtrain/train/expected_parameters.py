@@ -62,12 +62,12 @@ def parameters_by_part(settings: ModelSettings) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         kind = name.partition(".")[0]
         parts[_PARTS.get(kind, "embedding" if kind.startswith("embed") else "blocks")] += parameter.numel()
-    if settings.tie_word_embeddings:
+    if settings.tie_word_embeddings and settings.task_head == "none":
         parts["head (tied to the embedding)"] = parts.pop("head")
     return parts
 
 
-_PARTS = {"layers": "blocks", "norm": "final norm", "lm_head": "head"}
+_PARTS = {"layers": "blocks", "norm": "final norm", "lm_head": "head", "task_head": "head"}
 
 
 def _parse(text: str) -> tuple[Decimal, int]:

@@ -62,8 +62,8 @@ def prompts(
         number: how many; fewer where there are not as many.
     """
     pairs = settings.objective.reads_pairs
-    corrupts = pairs and not any(dataset.summary.labels == "parts" for dataset in held_out)
-    objective = open_objective(settings.objective, settings.data) if corrupts else None
+    corrupts = pairs and not any(dataset.summary.labels for dataset in held_out)
+    objective = open_objective(settings.objective, settings.data, settings.model) if corrupts else None
     longest = min(TOKENS_TO_READ if pairs else PROMPT_TOKENS, settings.model.max_position_embeddings // 2)
     found: list[tuple[str, str]] = []
     for row in count():

@@ -377,7 +377,7 @@ def test_published_files_are_read(name: str) -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "of no family": ("llama", {"model_type": "mamba"}, "mamba"),
-    "another head": ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
+    "another head": ("llama", {"architectures": ["LlamaForMultipleChoice"]}, "LlamaForCausalLM"),
     "an unknown key": ("llama", {"use_parallel_residual": True}, "use_parallel_residual"),
     "several unknown keys": ("olmo2", {"clip_qkv": 8.0, "alibi": True}, r"clip_qkv.*alibi"),
     "code of its own": ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "auto_map"),

@@ -151,7 +151,7 @@ def test_an_imported_model_goes_on_with_its_own_begin(
     choice: str, model: Decoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Documents begin with it unless the settings say otherwise, and then a warning names it when the run starts."""
-    from bigtrain.train.build import starting_weights
+    from bigtrain.trained import starting_weights
 
     content = changed("unigram", begin=[BEGIN], end_is="piece")
     folder = exported(model, content, tmp_path / "hf", begin_of_text=BeginOfText((3,), before_prompts=True))

@@ -7,9 +7,11 @@ import torch
 import yaml
 
 from bigtrain.base.errors import BigtrainError
+from bigtrain.checkpoint import load_weights, newest_verified
 from bigtrain.config import load_settings
 from bigtrain.data.run_data import RunData
-from bigtrain.train.build import starting_weights
+from bigtrain.rundir import RunDirectory
+from bigtrain.trained import starting_weights
 from tests.matrix import thinned
 from tests.system.run_sandbox import RunSandbox, as_json
 
@@ -65,6 +67,25 @@ def loss_of_transformers(imported: RunSandbox) -> float:
                 total += torch.nn.functional.cross_entropy(logits, labels[start:end], reduction="sum").item()
             tokens += batch.label_tokens
     return total / tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", thinned([1, 3], keep=[3]))
+def test_a_run_starts_from_the_master_weights_of_another_run(undisturbed, tmp_path, stage):
+    """Bit for bit, in float32, and with other dropout; the log names the step."""
+    overrides = [
+        f"run_dir={tmp_path / 'run'}", f"model.init_from={undisturbed.run}", "model.hidden_dropout=0.1",
+        f"engine.zero_stage={stage}", "engine.precision=fp32", "optimizer.learning_rate=1e-30", "train.stop_after=1",
+    ]  # fmt: skip
+    status, output = undisturbed.train(2, *overrides)
+    assert status == 75, output
+    assert f"starts from the weights of step 12 of {undisturbed.run}" in output
+    theirs, ours = (
+        load_weights(newest_verified(RunDirectory(run).tiers()).newest) for run in (undisturbed.run, tmp_path / "run")
+    )
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), name
 
 
 class OnlyRank:

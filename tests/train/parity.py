@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtrain.config import Settings
 from bigtrain.config.families import FAMILIES
+from bigtrain.convert import Imported
 from bigtrain.model import build_model
 from tests import forkserver
 
@@ -47,6 +49,12 @@ class Case:
     """Documents have prefixes that are seen from both sides."""
     drop: float = 0.0
     """Every rate of dropout."""
+    task: str = "none"
+    """The head of a task in the place of that for tokens."""
+    adapter: str = "none"
+    """Method of an adapter, which also drops where the model does."""
+    base: str = ""
+    """adapter: a folder with `weights`, its base, and `data`, with the tokenizer of these; see `base.py`."""
 
     @property
     def name(self) -> str:
@@ -168,6 +176,21 @@ def cases() -> list[Case]:
     found.append(Case(1, 2, clip=0.3, tied=True, tensor=2, drop=0.1))
     found.append(Case(2, 2, clip=0.3, ahead=2, drop=0.1))
     found.append(Case(1, 2, clip=0.3, tied=True, family="bert", precision="bf16", drop=0.1))
+    texts, tokens, answers = TASKS
+    for stage, world, accumulation, recompute, family, task in (
+        (0, 2, 4, "none", "llama", tokens),
+        (1, 1, 4, "full", "bart", texts),
+        (1, 4, 1, "none", "modernbert", answers),
+        (2, 2, 4, "selective", "bert", texts),
+        (2, 4, 1, "full", "xlnet", texts),
+        (3, 2, 1, "none", "llama", answers),
+        (3, 4, 1, "full", "roberta", tokens),
+    ):
+        found.append(Case(stage, world, accumulation, 0.1, True, recompute, family=family, task=task))
+    found.append(Case(3, 2, 4, 0.1, True, "full", family="roberta", task=texts, drop=0.1))
+    found.append(Case(3, 4, clip=0.1, sequence=2, family="bert", task=tokens, drop=0.1))
+    found.append(Case(1, 2, clip=0.1, tied=True, tensor=2, task=texts))
+    found.append(Case(2, 2, clip=0.1, tied=True, family="bert", task=tokens, precision="bf16"))
     return found
 
 
@@ -197,18 +220,25 @@ OBJECTIVES = {
 """One for each architecture."""
 
 
+TASKS = ("sequence_classification", "token_classification", "question_answering")
+CLASSES = 3
+
+
 def architecture(family: str) -> str:
     return FAMILIES[family].get("architecture", "decoder")
 
 
 def settings(case: Case) -> Settings:
-    whole_heads = case.family in ("gpt2", "xlnet")
+    whole_heads = case.family in ("gpt2", "xlnet") or case.adapter != "none"
     mixture = {
-        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
+        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001,
+        "router_bias_update_rate": 0.0 if case.base else 0.01,  # an adapter has no place for biases that move
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
     no_others = case.tensor > 1 or architecture(case.family).startswith("recurrent")
+    task = {"task_head": case.task, "num_labels": CLASSES if case.task in TASKS[:2] else 0}
     places = ("embedding", "hidden", "final", *(() if no_others else ("attention", "activation")))
+    places += () if case.task == "none" else ("classifier",)
     recurrent = {
         "hidden_size": 64, "num_attention_heads": 0, "num_key_value_heads": None, "intermediate_size": 0,
         "initializer_range": 0.2,
@@ -238,12 +268,15 @@ def settings(case: Case) -> Settings:
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
+                **task,
                 **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
+                **({"init_from": f"{case.base}/weights"} if case.base else {}),
             },
+            "adapter": adapter_of(case),
             "objective": {"name": "prefix" if case.prefix else OBJECTIVES[architecture(case.family)]},
             "data": {
-                "dir": "unused",
+                "dir": f"{case.base}/data" if case.base else "unused",
                 "tokenizer": {"vocab_size": VOCABULARY},
                 "sources": [{"name": "x", "kind": "python_stdlib"}],
                 "sequence_length": TOKENS,
@@ -268,6 +301,19 @@ def settings(case: Case) -> Settings:
             },
         }
     )
+
+
+def adapter_of(case: Case) -> dict[str, Any]:
+    """The section adapter: of every kind of layer some, one layer by none, and a norm that learns as a whole."""
+    if case.adapter == "none":
+        return {}
+    if case.adapter == "bottleneck":
+        return {"method": "bottleneck", "bottleneck_size": 8}
+    targets = ["*.q_proj", "*.o_proj", *(["layers.1.*.down_proj"] if case.family != "mixtral" else [])]
+    drop = case.drop if architecture(case.family) in ("decoder", "encoder") else 0.0
+    return {
+        "method": case.adapter, "r": 4, "target_modules": targets, "modules_to_save": ["norm"], "lora_dropout": drop,
+    }  # fmt: skip
 
 
 def rows(step: int, order: str | None = None) -> dict[str, Tensor]:
@@ -321,9 +367,26 @@ def rows_to_read(step: int, starts: Tensor) -> dict[str, Tensor]:
 def batch_for(case: Case, step: int) -> dict[str, Tensor]:
     """A step's global batch for the architecture and the objective of a case."""
     batch = rows(step, order_of(case))
+    if case.task != "none":
+        batch["labels"] = labels_of_task(case, batch)
+        batch.pop("order_ranks", None)
     if architecture(case.family).endswith("encoder_decoder"):
         batch |= {f"encoder_{name}": value for name, value in rows_to_read(step, batch["starts"]).items()}
     return batch
+
+
+def labels_of_task(case: Case, batch: dict[str, Tensor]) -> Tensor:
+    """Classes that follow from a token, or an answer that is a whole document; some documents have none."""
+    ids, starts = batch["input_ids"], batch["starts"]
+    classes = ids % CLASSES
+    ends = torch.cat((starts[:, 1:], torch.ones(ROWS, 1, dtype=torch.bool)), dim=1)
+    if case.task == "token_classification":
+        return classes.masked_fill(ids % 4 == 0, -100)
+    if case.task == "sequence_classification":
+        place = starts if architecture(case.family) == "encoder" else ends
+        return torch.where(place & (ids % 5 > 0), classes, -100)
+    number = starts.flatten().cumsum(0).view_as(starts)
+    return torch.where((starts | ends) & (number % 3 > 0), starts + 2 * ends, -100)
 
 
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Any]:
@@ -344,22 +407,30 @@ def learning_rate(step: int) -> float:
 def plain_loop(case: Case) -> dict[str, list[float]]:
     """The same training in one process: a float32 model with naive attention, PyTorch's AdamW, the whole batch at
     once."""
-    what = case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix
+    what = (
+        case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix,
+        case.task, case.adapter, case.base,
+    )  # fmt: skip
     return json.loads(_plain_loop(*what))
 
 
 @functools.cache
 def _plain_loop(
-    family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool
-) -> str:
+    family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool,
+    task: str, adapter: str, base: str,
+) -> str:  # fmt: skip
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares)
+    added = {"task": task, "adapter": adapter, "base": base}
+    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares, **added)
     chosen = settings(like)
     torch.set_num_threads(1)
-    model = build_model(chosen.model, attn_implementation="reference")
+    model = build_model(chosen.model, attn_implementation="reference", adapter=chosen.adapter)
     model.init_weights(chosen.train.seed)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    if chosen.model.init_from is not None:
+        start_from(Imported(chosen.model.init_from), model)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learning if p.ndim >= 2]
+    vectors = [p for p in learning if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": chosen.optimizer.weight_decay},
@@ -377,7 +448,7 @@ def _plain_loop(
         optimizer.zero_grad()
         loss.backward()
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]))
-        for parameter in model.parameters() if clip else ():
+        for parameter in learning if clip else ():
             assert parameter.grad is not None
             parameter.grad *= min(1.0, clip / (float(norm) + 1e-6))
         for group in optimizer.param_groups:
@@ -388,6 +459,17 @@ def _plain_loop(
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return json.dumps({"losses": losses, "norms": norms})
+
+
+@torch.no_grad()
+def start_from(base: Mapping[str, Tensor], model: nn.Module) -> None:
+    """The base's weights in a model with an adapter, and the lengths of their rows where it learns these."""
+    for name, parameter in model.named_parameters():
+        layer, _, part = name.rpartition(".")
+        if name in base:
+            parameter.copy_(base[name])
+        elif part == "lora_magnitude_vector":
+            parameter.copy_(base[f"{layer}.weight"].norm(dim=1))
 
 
 def launch(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[Any]:

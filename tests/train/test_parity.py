@@ -14,8 +14,9 @@ from tests.train.parity import Case, cases, launch, plain_loop
 # 11 in float16; the loss of a whole batch averages most of it, the gradient norm less of it.
 TOLERANCES = {"fp32": (5e-6, 1e-5), "bf16": (5e-3, 1e-2), "fp16": (1.5e-3, 1e-2)}
 
-FALLS = {"t5": 0.25}
-"""By how much a loss falls at least, where that is not 0.6 nats: tied, T5 divides its logits by sqrt(hidden_size)."""
+FALLS = {"t5": 0.25, "question_answering": 0.05}
+"""By how much a loss falls at least, where that is not 0.6 nats: tied, T5 divides its logits by sqrt(hidden_size), and
+where an answer is has to be found among few tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -38,5 +39,5 @@ def test_sixteen_steps_equal_a_plain_loop(curves: dict[str, Any], case: Case) ->
     loss, norm = TOLERANCES[case.precision]
     assert ours["losses"] == pytest.approx(plain["losses"], abs=loss)
     assert ours["norms"] == pytest.approx(plain["norms"], rel=norm)
-    assert plain["losses"][-1] < plain["losses"][0] - FALLS.get(case.family, 0.6)  # it did train
+    assert plain["losses"][-1] < plain["losses"][0] - FALLS.get(case.task, FALLS.get(case.family, 0.6))  # it did train
     assert not case.clip or max(plain["norms"]) > case.clip  # and clipping bit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
@@ -11,7 +12,8 @@ from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
-from bigtrain.model.layers.dropout import AttentionDropout, site_number
+from bigtrain.model.layers.adapted import project
+from bigtrain.model.layers.dropout import AttentionDropout, DropoutKeys, site_number
 from bigtrain.model.layers.norm import norm_layer
 
 
@@ -44,7 +46,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, T, C] to [B, T, C]."""
-        query, key, value = self._project(x)
+        query, key, value = self._project(x, context.dropout)
         rotary = context.rotary if self.window is None or context.local_rotary is None else context.local_rotary
         if rotary is not None:
             query, key = rotary.rotate(query), rotary.rotate(key)
@@ -69,14 +71,14 @@ class SelfAttention(nn.Module):
         output = output.view(*rows, *output.shape[1:])
         if ranks is not None:
             output = ranks.gather_heads(output)
-        return self.o_proj(output.flatten(2))
+        return project(self.o_proj, output.flatten(2), context.dropout)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, keys: DropoutKeys | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D], normalised where the model does so."""
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        query, key, value = project(self.q_proj, x, keys), project(self.k_proj, x, keys), project(self.v_proj, x, keys)
         if self.q_norm is not None and self.k_norm is not None and not self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (flat.unflatten(-1, (-1, self.head_width)) for flat in (query, key, value))
+        query, key, value = (torch.unflatten(flat, -1, (-1, self.head_width)) for flat in (query, key, value))
         if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query, key, value
