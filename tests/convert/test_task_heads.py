@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.convert import compare_with_transformers, import_hf
+from bigtrain.convert import Imported, compare_with_transformers, import_hf
 from bigtrain.convert.config_json import config_of, obstacles, settings_of
 from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import LanguageModel
 from bigtrain.model.layers.task_head import END, START, START_AND_END
 from tests.convert import helpers
+from tests.convert.helpers import END as END_OF_TEXT
 from tests.convert.helpers import VOCABULARY, exported, trained, weights_of
 from tests.convert.test_parity import as_loaded, how
 from tests.matrix import one_of_each, thinned
@@ -206,6 +207,8 @@ def test_the_names_of_classes_go_into_config_json(tokenizer_file: Path, tmp_path
     assert config["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
     assert config["label2id"] == {"O": 0, "B-PER": 1, "I-PER": 2}
     assert loaded(folder, ours.settings).config.id2label == dict(enumerate(names))
+    import_hf(folder, tmp_path / "back", end_of_text=END_OF_TEXT)
+    assert Imported(tmp_path / "back").label_names == names
     for wrong in (names[:2], ["O", "O", "B"]):
         with pytest.raises(BigtrainError) as caught:
             exported(ours, tokenizer_file, tmp_path / "other", label_names=wrong)
