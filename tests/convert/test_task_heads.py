@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.convert import Imported, compare_with_transformers, import_hf
+from bigtrain.convert import Imported, compare_with_transformers, import_hf, read_hf
 from bigtrain.convert.config_json import config_of, obstacles, settings_of
 from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.weights import weight_maps
@@ -187,6 +187,23 @@ def test_the_check_of_an_export_compares_the_logits_of_the_task(
         next(p for name, p in ours.named_parameters() if name == "task_head.classifier.weight")[0] += 1
     with pytest.raises(BigtrainError):
         compare_with_transformers(folder, weights_of(ours), ours.settings, torch.float32).check(folder)
+
+
+@pytest.mark.parametrize(("family", "task"), thinned(CASES, keep=QUICK))
+def test_a_folder_that_transformers_saved_is_read_back_with_its_logits(family: str, task: str, tmp_path: Path) -> None:
+    """As it writes keys and names of tensors itself, with random weights of its own."""
+    import transformers
+
+    config = {"pad_token_id": 0} | config_of(settings_with(family, task))
+    kind = transformers.CONFIG_MAPPING[config.pop("model_type")]
+    torch.manual_seed(0)
+    made = getattr(transformers, f"AutoModelFor{TASKS[task]}").from_config(kind(**config))
+    made.save_pretrained(tmp_path)
+    settings, weights = read_hf(tmp_path)
+    assert (settings.task_head, settings.num_labels) == (task, 0 if task == "question_answering" else CLASSES)
+    found = compare_with_transformers(tmp_path, dict(weights.items()), settings, torch.float32)
+    found.check(tmp_path)
+    assert found.largest_logit > 0
 
 
 @pytest.mark.parametrize(("family", "task"), MISSING)
