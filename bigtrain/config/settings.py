@@ -115,6 +115,10 @@ class OptimizerSettings(Section):
     """Decoupled weight decay of matrices. Norms and biases have none."""
     groups: tuple[ParameterGroup, ...] = ()
     """Weight decays or learning rates for parameters by name."""
+    layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Fine-tuning: the learning rate is multiplied by this once for each block from a parameter to the head. So layer l
+    of L, counted from 0, has the rate times this to the power of L - l, and embeddings have the lowest one (Howard and
+    Ruder, 2018; the exponents are those of BEiT's code, Bao et al., 2022). 1.0: one rate for all."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this global L2 norm. 0 turns clipping off."""
 

@@ -25,7 +25,7 @@ loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
   cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, dropout, transposing
-initialize, counts
+initialize, counts, layer_depth
 recurrent, recurrent_encoder_decoder     without attention from token to token; what they are made of is in recurrence/
 generate                prompts in, continuations out
   cache                 where each row stands, and keys and values, or states, of the tokens so far
