@@ -404,12 +404,43 @@ class Settings(Section):
         ):
             if found != works:
                 raise ValueError(f"adapter.method {method} works with {key} {works}, found {found}; {instead}")
+        if (problem := self._virtual_token_problem()) is not None:
+            raise ValueError(problem)
         if self.adapter.lora_dropout and model.architecture not in ("decoder", "encoder"):
             raise ValueError(
                 f"adapter.lora_dropout {self.adapter.lora_dropout} works with model.architecture decoder and encoder, "
                 f"found {model.architecture}: what it would drop has no address there; remove it"
             )
         return self
+
+    def _virtual_token_problem(self) -> str | None:
+        """What keeps virtual tokens from standing in front of every document."""
+        count, model = self.adapter.virtual_tokens, self.model
+        if not count:
+            return None
+        length, most = self.data.sequence_length, model.max_position_embeddings
+        if length + count > most:
+            return (
+                f"adapter.num_virtual_tokens {count} and data.sequence_length {length} are more than "
+                f"model.max_position_embeddings {most}; lower one of the two"
+            )
+        if self.objective.orders:
+            return (
+                f"adapter.method {self.adapter.method} has no place in the order in which tokens see each other, found "
+                f"objective.name {self.objective.name}; use another method"
+            )
+        for key, found, works in (
+            ("model.architecture", model.architecture, ("decoder", "encoder")),
+            ("model.position_embedding", model.position_embedding, ("rope", "learned", "sinusoidal", "none")),
+            ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
+            ("engine.compile", self.engine.compile, (False,)),
+        ):
+            if found not in works:
+                return (
+                    f"adapter.method {self.adapter.method} works with {key} {' or '.join(map(str, works))}, "
+                    f"found {found}"
+                )
+        return None
 
     @model_validator(mode="after")
     def _orders_are_kept(self) -> Settings:

@@ -33,6 +33,8 @@ class LanguageModel(nn.Module):
     settings: ModelSettings
     lm_head: OutputHead
     auxiliary: Auxiliary
+    virtual_tokens = 0
+    """Virtual tokens that an adapter puts in front of every document."""
     adapter_drops = False
     """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None

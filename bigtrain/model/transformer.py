@@ -14,6 +14,7 @@ from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.attention.virtual_tokens import VirtualPlaces
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache, of_whole_rows
@@ -47,6 +48,8 @@ class BlockStack(nn.Module):
         self.settings = settings
         self.sequence_parallel = execution.sequence_parallel
         self.compiled = False
+        self.virtual_tokens = 0
+        """Virtual tokens that an adapter puts in front of every document: positions begin after them."""
         theta = settings.local_rope_theta
         self._local_settings = None if theta is None else settings.model_copy(update={"rope_theta": theta})
         if embed_tokens is not None:
@@ -74,7 +77,7 @@ class BlockStack(nn.Module):
         if self.embed_token_types is not None:
             x = x + self.embed_token_types(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(position_ids).to(x.dtype)
+            x = x + self.embed_positions(position_ids + self.virtual_tokens).to(x.dtype)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         x = self.embed_dropout(x, dropout)
@@ -106,6 +109,10 @@ class BlockStack(nn.Module):
         """What the layers know of tokens at positions [B, T], whose embeddings are of this type."""
         if self.compiled:  # the number of documents differs from batch to batch: compile for any
             torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+        virtual = None
+        if self.virtual_tokens:
+            virtual = VirtualPlaces.of(cu_seqlens, max_seqlen, self.virtual_tokens)
+            position_ids = position_ids + self.virtual_tokens
         rotates = self.settings.position_embedding == "rope"
         bias = self.relative_attention_bias
         return Context(
@@ -115,6 +122,7 @@ class BlockStack(nn.Module):
             local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
             distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
             dropout=dropout,
+            virtual=virtual,
             order=None if order_ranks is None else OrderRanks(ranks := order_ranks.flatten(), ranks),
         )
 
@@ -235,7 +243,7 @@ class Transformer(BlockStack, LanguageModel):
         self, lengths: Sequence[int], device: torch.device, read_lengths: Sequence[int] | None = None
     ) -> KeyValueCache:
         """See `LanguageModel.new_cache`."""
-        return KeyValueCache(self.settings, lengths, device, read_lengths)
+        return KeyValueCache(self.settings, lengths, device, read_lengths, self.virtual_tokens)
 
     def compile_blocks(self) -> None:
         """See `LanguageModel.compile_blocks`."""
