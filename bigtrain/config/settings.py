@@ -16,7 +16,7 @@ from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings
 from bigtrain.config.objective_settings import ARCHITECTURES_OF, ObjectiveSettings
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
@@ -429,11 +429,18 @@ class Settings(Section):
                 f"adapter.method {self.adapter.method} has no place in the order in which tokens see each other, found "
                 f"objective.name {self.objective.name}; use another method"
             )
+        # Virtual tokens that go through the layers have no address to drop by, and stand in no row of experts.
+        of_prompts: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+            ("model.num_experts", model.num_experts, (0,)),
+            ("model.embedding_multiplier", model.embedding_multiplier, (1.0,)),
+            *((f"model.{rate}", getattr(model, rate), (0.0,)) for rate in DROPOUT_RATES),
+        )
         for key, found, works in (
             ("model.architecture", model.architecture, ("decoder", "encoder")),
             ("model.position_embedding", model.position_embedding, ("rope", "learned", "sinusoidal", "none")),
             ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
             ("engine.compile", self.engine.compile, (False,)),
+            *(of_prompts if self.adapter.method == "prompt_tuning" else ()),
         ):
             if found not in works:
                 return (

@@ -31,7 +31,7 @@ from bigtrain.convert.config_json import config_of
 from bigtrain.convert.layouts import ByHead, Joined, Layout
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.weights import WeightMap, our_shapes, weight_maps
-from bigtrain.model import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, row_lengths
+from bigtrain.model import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
 
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "origin.json"
 _NAMES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|origin\.json|README\.md")
@@ -79,15 +79,15 @@ def export_peft(
     """
     refuse_foreign_folder(out, lambda folder: (folder / ORIGIN).is_file(), _NAMES, "export")
     config_of(settings)  # it refuses what transformers has not
-    if adapter.method == "prefix_tuning":
-        prefixes, config = _prefixes(weights, settings, adapter, base_name)
-        _write(prefixes, config, base, dtype, out, check)
-        return Exported(settings.num_hidden_layers, sum(tensor.numel() for tensor in prefixes.values()))
+    if adapter.virtual_tokens:
+        virtual, config = _virtual_tokens(weights, settings, adapter, base_name)
+        _write({"prompt_embeddings": virtual}, config, base, dtype, out, check)
+        return Exported(settings.num_hidden_layers, virtual.numel())
     if not adapter.low_rank:
         raise BigtrainError(
             "peft has no adapter of this kind",
             found=f"adapter.method {adapter.method}",
-            wanted="lora, dora or prefix_tuning",
+            wanted="any other adapter",
             fix="use the run with `bigtrain eval` and `bigtrain generate`",
         )
     if settings.tie_word_embeddings and "embed_tokens.weight" in trained:
@@ -134,33 +134,44 @@ def _write(
         check(partial)
 
 
-def _prefixes(
+def _virtual_tokens(
     weights: Mapping[str, Tensor], settings: ModelSettings, adapter: AdapterSettings, base_name: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Keys and values of all layers side by side, [P, layers 2 K D], and adapter_config.json. Raises BigtrainError."""
+) -> tuple[Tensor, dict[str, Any]]:
+    """The embeddings of virtual tokens [P, C], or keys and values of all layers side by side [P, layers 2 K D]; and
+    adapter_config.json. Raises BigtrainError."""
     if settings.architecture != "decoder":
         raise BigtrainError(
-            "transformers takes no keys and values in front of what an encoder reads",
+            "peft puts virtual tokens in front of what a decoder reads, and of nothing else here",
             found=f"model.architecture {settings.architecture}",
             wanted="a decoder",
             fix="use the run with `bigtrain eval`",
         )
-    names = [f"layers.{layer}.self_attn.prefix" for layer in range(settings.num_hidden_layers)]
-    parts = [weights[f"{name}.{part}"] for name in names for part in (PREFIX_KEY, PREFIX_VALUE)]
     config = {
-        "peft_type": "PREFIX_TUNING",
-        "task_type": _TASKS[settings.architecture],
         "base_model_name_or_path": base_name,
+        "task_type": _TASKS[settings.architecture],
         "inference_mode": True,
         "num_virtual_tokens": adapter.num_virtual_tokens,
-        "token_dim": settings.key_value_heads * settings.head_width,
         "num_transformer_submodules": 1,
-        "num_attention_heads": settings.key_value_heads,
         "num_layers": settings.num_hidden_layers,
+    }
+    if adapter.method == "prompt_tuning":
+        config |= {
+            "peft_type": "PROMPT_TUNING",
+            "token_dim": settings.embedding_width,
+            "num_attention_heads": settings.num_attention_heads,
+            "prompt_tuning_init": "RANDOM",
+        }
+        return weights[f"prompt.{PROMPT}"], config
+    names = [f"layers.{layer}.self_attn.prefix" for layer in range(settings.num_hidden_layers)]
+    parts = [weights[f"{name}.{part}"] for name in names for part in (PREFIX_KEY, PREFIX_VALUE)]
+    config |= {
+        "peft_type": "PREFIX_TUNING",
+        "token_dim": settings.key_value_heads * settings.head_width,
+        "num_attention_heads": settings.key_value_heads,
         "encoder_hidden_size": settings.hidden_size,
         "prefix_projection": False,
     }
-    return {"prompt_embeddings": torch.cat(parts, dim=1)}, config
+    return torch.cat(parts, dim=1), config
 
 
 def _parts(each: WeightMap, part: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bigtrain.base import BigtrainError
 from bigtrain.config import AdapterSettings
 from bigtrain.model.attention.attention import SelfAttention
-from bigtrain.model.attention.virtual_tokens import Prefix
+from bigtrain.model.attention.virtual_tokens import Prefix, PromptEmbedding
 from bigtrain.model.layers.adapted import (
     ADAPTED,
     LORA_A,
@@ -43,7 +43,7 @@ def adapt(model: nn.Module, settings: AdapterSettings) -> None:
         BigtrainError: a pattern matches nothing, r is larger than a matrix, or a module to save has an adapter.
     """
     if settings.virtual_tokens:
-        _put_prefixes(model, settings)
+        _put_virtual_tokens(model, settings)
     else:
         _adapt_layers(model, settings)
     modules = {name: module for name, module in model.named_modules() if name}
@@ -78,14 +78,16 @@ def _adapt_layers(model: nn.Module, settings: AdapterSettings) -> None:
         setattr(model.get_submodule(block), last, ADAPTED[settings.method](plain, settings, place))
 
 
-def _put_prefixes(model: nn.Module, settings: AdapterSettings) -> None:
-    """Give every layer of self-attention keys and values in front of every document."""
+def _put_virtual_tokens(model: nn.Module, settings: AdapterSettings) -> None:
+    """Put virtual tokens in front of every document: their keys and values in every layer, or their embeddings."""
     count = settings.virtual_tokens
-    for layer in _in_blocks(model, SelfAttention).values():
+    for layer in _in_blocks(model, SelfAttention).values() if settings.method == "prefix_tuning" else ():
         layer.prefix = Prefix(count, layer.k_proj.out_features // layer.head_width, layer.head_width)
-    for module in model.modules():
+    for module in list(model.modules()):
         if isinstance(module, BlockStack):
             module.virtual_tokens = count
+            if settings.method == "prompt_tuning":
+                module.prompt = PromptEmbedding(count, module.settings.embedding_width)
 
 
 def _in_blocks(model: nn.Module, kind: type[T]) -> dict[str, T]:

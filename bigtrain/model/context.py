@@ -60,7 +60,8 @@ class Context(NamedTuple):
     encoded: Encoded | None = None
     """What the blocks of an encoder-decoder's decoder attend to; None where the cache holds all of it."""
     virtual: VirtualPlaces | None = None
-    """Where the virtual tokens stand that an adapter puts in front of every document, for attention alone."""
+    """Where the virtual tokens stand that an adapter puts in front of every document; None where they are among the
+    tokens at hand."""
     dropout: DropoutKeys | None = None
     """The keys of the tokens' dropout, at the site of the layer at hand; None where nothing is dropped."""
 

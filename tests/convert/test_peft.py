@@ -144,12 +144,15 @@ def test_peft_computes_the_same_logits(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "mistral", "gpt_neox"])
-def test_peft_sees_the_same_prefix(family: str, tokenizer_file: Path, tmp_path: Path, require: Any) -> None:
-    """Virtual keys and values: the logits of peft on the exported base, with rotated, learned and windowed positions."""
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_peft_sees_the_same_virtual_tokens(
+    method: Any, family: str, tokenizer_file: Path, tmp_path: Path, require: Any
+) -> None:
+    """Embeddings, or keys and values: peft's logits on the exported base, with rotated, learned, windowed positions."""
     require("peft")
     from peft import PeftModel
 
-    adapter = AdapterSettings(method="prefix_tuning", num_virtual_tokens=5)
+    adapter = AdapterSettings(method=method, num_virtual_tokens=5)
     shape = {"sliding_window": 7} if family == "mistral" else {}
     base = trained(settings_of(family, **shape, **SHAPES.get(family, {})), torch.float64)
     ours = adapted(base, adapter)
@@ -161,7 +164,7 @@ def test_peft_sees_the_same_prefix(family: str, tokenizer_file: Path, tmp_path: 
     wanted = logits(ours, ids, family, ours=True)
     assert (wanted - logits(base, ids, family, ours=True)).abs().max() > 1e-2
     torch.testing.assert_close(
-        logits(theirs, ids, family, ours=False), wanted, rtol=0, atol=2e-5 * wanted.abs().max().item()
+        logits(theirs, ids, family, ours=False)[:, -20:], wanted, rtol=0, atol=2e-5 * wanted.abs().max().item()
     )
 
 

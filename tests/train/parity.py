@@ -22,6 +22,8 @@ from tests import forkserver
 STEPS = 16
 """The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
 ROWS, TOKENS, VOCABULARY = 16, 32, 96
+VIRTUAL = 3
+"""Virtual tokens of an adapter, in front of every document."""
 READ = 24
 """Tokens of a row of an encoder-decoder's encoder."""
 
@@ -241,7 +243,7 @@ def settings(case: Case) -> Settings:
                 "num_key_value_heads": 4 if whole_heads or case.sequence == 4 else 2,
                 "intermediate_size": 80,
                 "vocab_size": VOCABULARY,
-                "max_position_embeddings": TOKENS,
+                "max_position_embeddings": TOKENS + (VIRTUAL if case.adapter != "none" else 0),
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
@@ -285,6 +287,8 @@ def adapter_of(case: Case) -> dict[str, Any]:
         return {}
     if case.adapter == "bottleneck":
         return {"method": "bottleneck", "bottleneck_size": 8}
+    if case.adapter in ("prefix_tuning", "prompt_tuning"):
+        return {"method": case.adapter, "num_virtual_tokens": VIRTUAL}
     targets = ["*.q_proj", "*.o_proj", *(["layers.1.*.down_proj"] if case.family != "mixtral" else [])]
     drop = case.drop if architecture(case.family) in ("decoder", "encoder") else 0.0
     return {

@@ -68,7 +68,8 @@ class SelfAttention(nn.Module):
         rows = query.shape[:2]
         query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
         bounds = context.cu_seqlens, context.max_seqlen
-        if (places := context.virtual) is not None and self.prefix is not None:
+        places = None if self.prefix is None else context.virtual
+        if self.prefix is not None and places is not None:
             query, key, value = self.prefix(query, key, value, places)
             bounds = places.cu_seqlens, places.max_seqlen
             if drop is not None:

@@ -1,9 +1,9 @@
-"""Virtual tokens in front of every document of packed rows: keys and values that are learned, and not computed.
+"""Virtual tokens in front of every document of packed rows: their embeddings are learned, or keys and values of layers.
 
     [a a a | b b]  --placed-->  [p p a a a | p p b b]      two virtual tokens for each document
 
 Attention then needs to know nothing of them: each document is longer by as many tokens, which its own tokens see as
-they see any token before them. What virtual tokens themselves would see is computed and left out.
+they see any token before them. With keys and values alone, what virtual tokens would see is computed and left out.
 """
 
 from __future__ import annotations
@@ -72,3 +72,15 @@ class Prefix(nn.Module):
         )
         zeros = query.new_zeros(count, *query.shape[1:])
         return places.placed(query, zeros), places.placed(key, keys), places.placed(value, values)
+
+
+class PromptEmbedding(nn.Module):
+    """The embeddings [P, C] of P virtual tokens that learn (Lester et al., 2021)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.prompt_embeddings = nn.Parameter(torch.empty(count, width))
+
+    def forward(self) -> Tensor:
+        """[1, P, C]"""
+        return self.prompt_embeddings[None]

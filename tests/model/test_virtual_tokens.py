@@ -1,4 +1,4 @@
-"""Virtual keys and values in front of every document, by definition, packed and token by token."""
+"""Virtual tokens in front of every document, as embeddings or keys and values: packed, and token by token."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from tests.model.helpers import packed_batch, random_boundaries, small_settings
 P = 3
 
 
-def prefixed(family: str = "llama", backend: str = "reference", **shape: Any) -> LanguageModel:
-    adapter = AdapterSettings(method="prefix_tuning", num_virtual_tokens=P)
+METHODS = ("prefix_tuning", "prompt_tuning")
+LEARNING = ("prefix_key", "prefix_value", "prompt_embeddings")
+
+
+def prefixed(method: Any, family: str = "llama", backend: str = "reference", **shape: Any) -> LanguageModel:
+    adapter = AdapterSettings(method=method, num_virtual_tokens=P)
     model = build_model(small_settings(family, **shape), attn_implementation=backend, adapter=adapter)
     model.init_weights(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("prefix_key", "prefix_value")):
+            if name.endswith(LEARNING):
                 parameter.mul_(30)
     return model.double().eval()
 
@@ -45,9 +49,12 @@ def test_virtual_tokens_stand_in_front_of_each_document(seed: int, count: int) -
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("backend", ["reference", "sdpa", "blockwise"])
 @pytest.mark.parametrize("window", [None, 6])
-def test_documents_of_a_row_see_the_prefix_and_not_each_other(family: str, backend: str, window: int | None) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_documents_of_a_row_see_virtual_tokens_and_not_each_other(
+    method: str, family: str, backend: str, window: int | None
+) -> None:
     """Packed, each document has the hidden states that it has alone, with every back-end and a window."""
-    model = prefixed(family, backend, **({"sliding_window": window} if window and family == "llama" else {}))
+    model = prefixed(method, family, backend, **({"sliding_window": window} if window and family == "llama" else {}))
     batch = packed_batch(2, 16, 96, seed=4)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "cu_seqlens", "max_seqlen")}
     packed = model.hidden(**inputs).flatten(0, 1)
@@ -63,19 +70,21 @@ def test_documents_of_a_row_see_the_prefix_and_not_each_other(family: str, backe
         assert (packed[start:end] - plain.hidden(ids)[0]).abs().max() > 1e-3  # the prefix is seen
 
 
-def test_the_prefix_alone_learns_and_has_a_gradient() -> None:
-    model = prefixed().train()
+@pytest.mark.parametrize("method", METHODS)
+def test_virtual_tokens_alone_learn_and_have_a_gradient(method: str) -> None:
+    model = prefixed(method).train()
     model(**packed_batch(2, 16, 96, seed=1)).backward()
     for name, parameter in model.named_parameters():
-        learns = name.endswith(("prefix_key", "prefix_value"))
+        learns = name.endswith(LEARNING)
         assert parameter.requires_grad == learns
         assert (parameter.grad is not None and bool(parameter.grad.any())) == learns
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_generation_with_a_prefix_takes_the_likeliest_tokens(window: int | None) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_generation_after_virtual_tokens_takes_the_likeliest_ones(method: str, window: int | None) -> None:
     """Token by token from the cache as without it, for prompts of different lengths."""
-    model = prefixed(**({"sliding_window": window} if window else {}))
+    model = prefixed(method, **({"sliding_window": window} if window else {}))
     prompts = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15, 16]]
     found = generate(model, prompts, max_new_tokens=6, sampling=Sampling(temperature=0.0))
     for prompt, made in zip(prompts, found, strict=True):
@@ -86,6 +95,7 @@ def test_generation_with_a_prefix_takes_the_likeliest_tokens(window: int | None)
             ids.append(token)
 
 
-def test_virtual_tokens_take_room_in_the_context() -> None:
-    (made,) = generate(prefixed(), [[5] * 60], max_new_tokens=9)
+@pytest.mark.parametrize("method", METHODS)
+def test_virtual_tokens_take_room_in_the_context(method: str) -> None:
+    (made,) = generate(prefixed(method), [[5] * 60], max_new_tokens=9)
     assert made.ended == "context" and len(made.tokens) == 64 - P - 60 + 1
