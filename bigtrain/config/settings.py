@@ -17,7 +17,7 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings
 from bigtrain.config.objective_settings import (
     ARCHITECTURES_OF,
     HOW_TO_LABEL,
@@ -432,12 +432,50 @@ class Settings(Section):
         ):
             if found != works:
                 raise ValueError(f"adapter.method {method} works with {key} {works}, found {found}; {instead}")
+        if (problem := self._virtual_token_problem()) is not None:
+            raise ValueError(problem)
         if self.adapter.lora_dropout and model.architecture not in ("decoder", "encoder"):
             raise ValueError(
                 f"adapter.lora_dropout {self.adapter.lora_dropout} works with model.architecture decoder and encoder, "
                 f"found {model.architecture}: what it would drop has no address there; remove it"
             )
         return self
+
+    def _virtual_token_problem(self) -> str | None:
+        """What keeps virtual tokens from standing in front of every document."""
+        count, model = self.adapter.virtual_tokens, self.model
+        if not count:
+            return None
+        length, most = self.data.sequence_length, model.max_position_embeddings
+        if length + count > most:
+            return (
+                f"adapter.num_virtual_tokens {count} and data.sequence_length {length} are more than "
+                f"model.max_position_embeddings {most}; lower one of the two"
+            )
+        if self.objective.orders:
+            return (
+                f"adapter.method {self.adapter.method} has no place in the order in which tokens see each other, found "
+                f"objective.name {self.objective.name}; use another method"
+            )
+        # Virtual tokens that go through the layers have no address to drop by, and stand in no row of experts.
+        of_prompts: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+            ("model.num_experts", model.num_experts, (0,)),
+            ("model.embedding_multiplier", model.embedding_multiplier, (1.0,)),
+            *((f"model.{rate}", getattr(model, rate), (0.0,)) for rate in DROPOUT_RATES),
+        )
+        for key, found, works in (
+            ("model.architecture", model.architecture, ("decoder", "encoder")),
+            ("model.position_embedding", model.position_embedding, ("rope", "learned", "sinusoidal", "none")),
+            ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
+            ("engine.compile", self.engine.compile, (False,)),
+            *(of_prompts if self.adapter.method == "prompt_tuning" else ()),
+        ):
+            if found not in works:
+                return (
+                    f"adapter.method {self.adapter.method} works with {key} {' or '.join(map(str, works))}, "
+                    f"found {found}"
+                )
+        return None
 
     @model_validator(mode="after")
     def _teacher_can_be_asked(self) -> Settings:

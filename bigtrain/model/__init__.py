@@ -44,7 +44,7 @@ from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.language_model import LanguageModel
-from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, row_lengths
+from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
@@ -56,6 +56,9 @@ __all__ = [
     "LORA_A",
     "LORA_B",
     "MAGNITUDE",
+    "PREFIX_KEY",
+    "PREFIX_VALUE",
+    "PROMPT",
     "Completion",
     "Decoder",
     "Distillation",

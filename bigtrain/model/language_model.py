@@ -40,6 +40,8 @@ class LanguageModel(nn.Module):
     auxiliary: Auxiliary
     distillation: Distillation | None
     """What a model with attention learns from a teacher, where there is one."""
+    virtual_tokens = 0
+    """Virtual tokens that an adapter puts in front of every document."""
     adapter_drops = False
     """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None

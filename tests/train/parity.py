@@ -22,6 +22,8 @@ from tests import forkserver
 STEPS = 16
 """The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
 ROWS, TOKENS, VOCABULARY = 16, 32, 96
+VIRTUAL = 3
+"""Virtual tokens of an adapter, in front of every document."""
 READ = 24
 """Tokens of a row of an encoder-decoder's encoder."""
 
@@ -51,15 +53,12 @@ class Case:
     """Every rate of dropout."""
     task: str = "none"
     """The head of a task in the place of that for tokens."""
-<<<<<<< HEAD
     adapter: str = "none"
     """Method of an adapter, which also drops where the model does."""
     base: str = ""
     """adapter: a folder with `weights`, its base, and `data`, with the tokenizer of these; see `base.py`."""
-=======
     decay: float = 1.0
     """Of rates from layer to layer."""
->>>>>>> heads
 
     @property
     def name(self) -> str:
@@ -272,7 +271,7 @@ def settings(case: Case) -> Settings:
                 "num_key_value_heads": 4 if whole_heads or case.sequence == 4 else 2,
                 "intermediate_size": 80,
                 "vocab_size": VOCABULARY,
-                "max_position_embeddings": TOKENS,
+                "max_position_embeddings": TOKENS + (VIRTUAL if case.adapter != "none" else 0),
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
@@ -317,6 +316,8 @@ def adapter_of(case: Case) -> dict[str, Any]:
         return {}
     if case.adapter == "bottleneck":
         return {"method": "bottleneck", "bottleneck_size": 8}
+    if case.adapter in ("prefix_tuning", "prompt_tuning"):
+        return {"method": case.adapter, "num_virtual_tokens": VIRTUAL}
     targets = ["*.q_proj", "*.o_proj", *(["layers.1.*.down_proj"] if case.family != "mixtral" else [])]
     drop = case.drop if architecture(case.family) in ("decoder", "encoder") else 0.0
     return {
@@ -417,11 +418,7 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
     once."""
     what = (
         case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix,
-<<<<<<< HEAD
-        case.task, case.adapter, case.base,
-=======
-        case.task, case.decay,
->>>>>>> heads
+        case.task, case.adapter, case.base, case.decay,
     )  # fmt: skip
     return json.loads(_plain_loop(*what))
 
@@ -429,31 +426,17 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
 @functools.cache
 def _plain_loop(
     family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool,
-<<<<<<< HEAD
-    task: str, adapter: str, base: str,
-) -> str:  # fmt: skip
-    shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
-    added = {"task": task, "adapter": adapter, "base": base}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares, **added)
-=======
-    task: str, decay: float,
+    task: str, adapter: str, base: str, decay: float,
 ) -> str:  # fmt: skip
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
     others: dict[str, Any] = {"ahead": ahead, "drop": drop, "prefix": prefix, "task": task, "decay": decay}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, **others, **shares)
->>>>>>> heads
+    like = Case(1, 4, clip=clip, tied=tied, family=family, adapter=adapter, base=base, **others, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference", adapter=chosen.adapter)
     model.init_weights(chosen.train.seed)
-<<<<<<< HEAD
     if chosen.model.init_from is not None:
         start_from(Imported(chosen.model.init_from), model)
-    learning = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learning if p.ndim >= 2]
-    vectors = [p for p in learning if p.ndim < 2]
-=======
->>>>>>> heads
     optimizer = torch.optim.AdamW(
         [
             {
@@ -462,6 +445,7 @@ def _plain_loop(
                 "scale": decay ** blocks_to_head(name, family),
             }
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         ],
         betas=chosen.optimizer.betas,
         eps=chosen.optimizer.eps,
@@ -475,7 +459,7 @@ def _plain_loop(
         optimizer.zero_grad()
         loss.backward()
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]))
-        for parameter in learning if clip else ():
+        for parameter in (p for p in model.parameters() if clip and p.requires_grad):
             assert parameter.grad is not None
             parameter.grad *= min(1.0, clip / (float(norm) + 1e-6))
         for group in optimizer.param_groups:
@@ -488,7 +472,6 @@ def _plain_loop(
     return json.dumps({"losses": losses, "norms": norms})
 
 
-<<<<<<< HEAD
 @torch.no_grad()
 def start_from(base: Mapping[str, Tensor], model: nn.Module) -> None:
     """The base's weights in a model with an adapter, and the lengths of their rows where it learns these."""
@@ -498,7 +481,8 @@ def start_from(base: Mapping[str, Tensor], model: nn.Module) -> None:
             parameter.copy_(base[name])
         elif part == "lora_magnitude_vector":
             parameter.copy_(base[f"{layer}.weight"].norm(dim=1))
-=======
+
+
 def blocks_to_head(name: str, family: str) -> int:
     """How many blocks of these models lie between a parameter and the head, its own included."""
     start, _, rest = name.removeprefix("encoder.").partition(".")
@@ -508,7 +492,6 @@ def blocks_to_head(name: str, family: str) -> int:
     if start.startswith("embed") or start == "relative_attention_bias":
         return blocks + reads + 1
     return blocks + 1 if name.startswith("encoder.") else 0
->>>>>>> heads
 
 
 def launch(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[Any]:
