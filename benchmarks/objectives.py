@@ -108,8 +108,11 @@ def loaders(data: Path, seconds: float, repeats: int) -> dict[str, Any]:
     from bigtrain.config import ObjectiveSettings
 
     opened = RunData.open(settings(data, {}))
-    about = settings(data, {}).data
-    made = {name: open_objective(ObjectiveSettings.model_validate(given), about) for name, given in OBJECTIVES.items()}
+    about = settings(data, {})
+    made = {
+        name: open_objective(ObjectiveSettings.model_validate(given), about.data, about.model)
+        for name, given in OBJECTIVES.items()
+    }
     rates: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(repeats):
         for name, objective in made.items():

@@ -115,9 +115,10 @@ def model_settings(name: str, tiny: bool) -> ModelSettings:
 def settings_for(case: Case, model: ModelSettings, work: Work, micro_batch_size: int, compiled: bool) -> Settings:
     """The settings of a run that does this work. Its folders are never touched."""
     from bigtrain.config import Settings
-    from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings
+    from bigtrain.config.data_settings import DataSettings, TokenizerSettings
     from bigtrain.config.engine_settings import EngineSettings
     from bigtrain.config.settings import TrainSettings
+    from bigtrain.config.source_settings import SourceSettings
 
     return Settings(
         run_dir=Path("unused"),

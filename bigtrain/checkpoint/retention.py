@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from bigtrain.base import ALONE, Ranks, collectively
 from bigtrain.checkpoint.checkpoint import Checkpoint, steps_for_all, verify
@@ -10,7 +10,13 @@ from bigtrain.checkpoint.storage import Storage
 
 
 def prune(
-    storage: Storage, keep: int, keep_every_steps: int | None = None, *, dry_run: bool = False, ranks: Ranks = ALONE
+    storage: Storage,
+    keep: int,
+    keep_every_steps: int | None = None,
+    *,
+    keep_steps: Collection[int] = (),
+    dry_run: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Checkpoint]:
     """Remove all but the `keep` newest good checkpoints. Every rank calls it.
 
@@ -21,6 +27,7 @@ def prune(
         storage: where the checkpoints are.
         keep: number of checkpoints to keep.
         keep_every_steps: checkpoints whose step is a multiple of this are kept for ever.
+        keep_steps: these checkpoints are kept, too.
         dry_run: remove nothing.
         ranks: these share the reading.
 
@@ -41,7 +48,9 @@ def prune(
     expired = [
         checkpoint
         for checkpoint in there
-        if checkpoint.step < kept[-1].step and not (keep_every_steps and checkpoint.step % keep_every_steps == 0)
+        if checkpoint.step < kept[-1].step
+        and checkpoint.step not in keep_steps
+        and not (keep_every_steps and checkpoint.step % keep_every_steps == 0)
     ]
 
     def remove() -> None:

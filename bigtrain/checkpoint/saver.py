@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,6 +137,7 @@ class Saver:
         zero_stage: int,
         state: Mapping[str, Any],
         last: bool = False,
+        keep_steps: Collection[int] = (),
         before: Callable[[], None] = lambda: None,
     ) -> float:
         """Copy the state, and make it a checkpoint of this step in the background.
@@ -145,7 +146,8 @@ class Saver:
 
         Args:
             fragments: this rank's part of the state; may change as soon as this returns.
-            last: this is the last save of this start: it goes to the durable tier regardless of `durable_every`.
+            last: it goes to the durable tier regardless of `durable_every`, as the last save of a start does.
+            keep_steps: the checkpoints of these steps are not removed.
             before: makes other files durable that must be so before the checkpoint is. It runs in the background.
 
         Returns:
@@ -172,7 +174,7 @@ class Saver:
                 local = storage is self._tiers.local
                 done = commit(storage, about, contents, data, checksum, leads=leads, of_nodes=local, ranks=self._ranks)
                 seconds = time.perf_counter() - started
-                removed, problem = self._cleared(storage, cursor.step)
+                removed, problem = self._cleared(storage, cursor.step, keep_steps)
                 self._commits.append(Commit(done, local, stall, seconds, removed, problem))
 
         self._in_background(work)
@@ -208,13 +210,14 @@ class Saver:
         finally:
             self.saving_since = None
 
-    def _cleared(self, storage: Storage, step: int) -> tuple[list[Checkpoint], str | None]:
+    def _cleared(self, storage: Storage, step: int, keep_steps: Collection[int]) -> tuple[list[Checkpoint], str | None]:
         """Remove older checkpoints. Returns those removed, and the problem if they could not be."""
         try:
             if storage is self._tiers.local:
                 return self._clear_local(storage, step), None
             if self._settings.keep is not None:
-                return prune(storage, self._settings.keep, self._settings.keep_every_steps, ranks=self._ranks), None
+                keep, every = self._settings.keep, self._settings.keep_every_steps
+                return prune(storage, keep, every, keep_steps=keep_steps, ranks=self._ranks), None
         except (OSError, BigtrainError) as error:
             return [], str(error)
         return [], None

@@ -80,6 +80,8 @@ def funnel(
         ]
         print_table(source, ("", "documents", "share", "MB as read"), rows)
         echo(f"written: {funnel.written_bytes / 1e6:,.3f} MB, {funnel.tokens:,} tokens")
+        if funnel.cut:
+            echo(f"cut to the length of a row: {funnel.cut:,} documents with labels")
         if funnel.skipped_files:
             echo(describe_skipped(funnel.skipped_files))
         for removal in funnel.removed if examples else ():
@@ -116,10 +118,13 @@ def verify(
 def where(
     run: RunArgument,
     step: Annotated[int, typer.Option(help="A step of the run's schedule, from 1.")],
-    text: Annotated[bool, typer.Option("--text", help="Print the text of each part of a document.")] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="Print the text of each part of a document, and labels.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the documents in a step's global batch, and check its digest against the run's metrics."""
+    from bigtrain.cli.labelled_text import with_labels
     from bigtrain.rundir import documents_of_step
 
     found = documents_of_step(run, step, text=text)
@@ -134,7 +139,7 @@ def where(
     if text:
         for sample, part, origin in parts:
             echo(f"--- {sample.position}: {origin}, tokens {part.start}-{part.end} of {part.tokens}, {part.id}")
-            echo(part.text)
+            echo(with_labels(part))
     else:
         columns = ("", "sample", "epoch", "sequence", "document", "tokens", "of", "id")
         rows = [

@@ -28,6 +28,7 @@ from bigtrain.trained import (
     GgufExport,
     HuggingFaceExport,
     ImportedModel,
+    PeftExport,
     PrunedCheckpoints,
     VerifiedCheckpoint,
 )
@@ -40,7 +41,7 @@ RESULTS: Mapping[str, Any] = {
     "replay": Replay,
     "eval": Evaluation,
     "generate": GeneratedTexts,
-    "export": HuggingFaceExport | GgufExport,
+    "export": HuggingFaceExport | GgufExport | PeftExport,
     "import": ImportedModel,
     "report": Summary,
     "runs": list[RunStatus],

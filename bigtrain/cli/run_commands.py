@@ -17,6 +17,7 @@ class Format(StrEnum):
 
     hf = "hf"
     gguf = "gguf"
+    peft = "peft"
 
 
 class ExportType(StrEnum):
@@ -175,7 +176,11 @@ def evaluate(
         print_json(evaluation)
         return
     results = [dict(source.as_record()) for source in evaluation.validation]
+    scores: list[tuple[str, str, dict[str, float]]] = []
     for row in results:
+        simple = cast(dict[str, dict[str, float]], row.pop("baseline metrics", {}))
+        scored = {"model": cast(dict[str, float], row.pop("metrics", {}))} | simple
+        scores += [(str(row["source"]), name, found) for name, found in scored.items() if found]
         others = cast(dict[str, float], row.pop("run perplexities", {}))
         row |= {f"perplexity of {name}": perplexity for name, perplexity in others.items()}
     columns = list(results[0])
@@ -184,6 +189,13 @@ def evaluate(
         columns,
         [[f"{row[c]:,.4g}" if isinstance(row[c], float) else row[c] for c in columns] for row in results],
     )
+    if scores:
+        names = list(scores[0][2])
+        print_table(
+            "Scores of labels",
+            ["source", "by", *names],
+            [[source, name, *(f"{found[each]:.4f}" for each in names)] for source, name, found in scores],
+        )
     if evaluation.translations:
         print_table(
             "Translations of held-out pairs, and their sources as they are",
@@ -254,13 +266,16 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="The folder to write, or a file whose name ends with .gguf.")
     ],
-    to: Annotated[Format, typer.Option(help="hf: a Hugging Face folder; gguf: a file for llama.cpp.")] = Format.hf,
+    to: Annotated[
+        Format, typer.Option(help="hf: a Hugging Face folder; gguf: a file for llama.cpp; peft: the adapter alone.")
+    ] = Format.hf,
     step: StepOption = None,
     dtype: Annotated[
         ExportType | None, typer.Option(help="gguf: type of the matrices. Default: the precision of the training.")
     ] = None,
+    merge: Annotated[bool, typer.Option(help="hf, gguf: merge the adapter of the run into the weights.")] = False,
     check: Annotated[
-        bool, typer.Option(help="Reload it with transformers or llama.cpp and compare their results with ours.")
+        bool, typer.Option(help="Reload it with transformers, llama.cpp or peft, and compare their results with ours.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -268,11 +283,16 @@ def export(
     from bigtrain.trained import export_run
 
     if to is Format.gguf:
-        _export_gguf(run, out, step, dtype, check, as_json)
+        _export_gguf(run, out, step, dtype, check, merge, as_json)
         return
     if dtype is not None:
-        raise typer.BadParameter("is for --to gguf; a Hugging Face folder has the precision of the training")
-    result = export_run(run, out, step=step, check=check, report=say)
+        raise typer.BadParameter("is for --to gguf; other formats have the precision of the training")
+    if to is Format.peft:
+        if merge:
+            raise typer.BadParameter("is for --to hf and --to gguf; peft takes the adapter as it is")
+        _export_peft(run, out, step, check, as_json)
+        return
+    result = export_run(run, out, step=step, check=check, report=say, merge=merge)
     if as_json:
         print_json(result)
     else:
@@ -307,10 +327,27 @@ def import_(
     echo(f"to go on training it, see {result.model}")
 
 
-def _export_gguf(run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, as_json: bool) -> None:
+def _export_peft(run: Path, out: Path, step: int | None, check: bool, as_json: bool) -> None:
+    from bigtrain.trained import export_run_to_peft
+
+    result = export_run_to_peft(run, out, step=step, check=check, report=say)
+    if as_json:
+        print_json(result)
+        return
+    echo(
+        f"{out}: {result.method} of {result.modules} modules, {result.parameters:,} parameters of step {result.step}, "
+        f"for peft on {result.base}"
+    )
+    if sentence := result.sentence:
+        echo(sentence)
+
+
+def _export_gguf(
+    run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, merge: bool, as_json: bool
+) -> None:
     from bigtrain.trained import export_run_to_gguf
 
-    result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say)
+    result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say, merge=merge)
     if as_json:
         print_json(result)
         return

@@ -10,8 +10,8 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 
 settings.py         the whole tree, and the rules that span sections; data_settings.py, model_settings.py,
-                    objective_settings.py, engine_settings.py, guard_settings.py and cleaning.py hold its larger
-                    sections
+                    objective_settings.py, adapter_settings.py, distillation_settings.py, engine_settings.py,
+                    guard_settings.py and cleaning.py hold its larger sections
 families.py         the choices that each model family makes
 load.py             file and overrides --> Settings; document.py, yaml12.py, overrides.py, problems.py, suggest.py
 parallel_sizes.py   how ranks and samples divide
@@ -20,6 +20,7 @@ mathematics.py      which settings change the mathematics, the data plan, or nei
 secrets.py          keeps passwords out of everything that a run writes
 """
 
+from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.cleaning import (
     C4Settings,
@@ -36,12 +37,12 @@ from bigtrain.config.data_settings import (
     DecontaminateSettings,
     PhaseSettings,
     SkipSettings,
-    SourceSettings,
     TokenizerSettings,
     ValidationSettings,
     as_typed,
 )
 from bigtrain.config.diff import Difference, diff
+from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.explain import Explanation, explain, schema
@@ -67,12 +68,14 @@ from bigtrain.config.settings import (
     TrainSettings,
 )
 from bigtrain.config.show import dump_settings
+from bigtrain.config.source_settings import LabelKind, SourceSettings
 from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
     "DROPOUT_RATES",
     "FAMILIES",
     "HIDDEN",
+    "AdapterSettings",
     "BatchSchedule",
     "C4Settings",
     "CheckpointSettings",
@@ -80,6 +83,7 @@ __all__ = [
     "DataSettings",
     "DecontaminateSettings",
     "Difference",
+    "DistillationSettings",
     "EngineSettings",
     "EvaluateSettings",
     "Explanation",
@@ -88,6 +92,7 @@ __all__ = [
     "GopherQualitySettings",
     "GopherRepetitionSettings",
     "GuardSettings",
+    "LabelKind",
     "LanguageSettings",
     "ModelSettings",
     "ObjectiveChoice",

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from bigtrain.config.cleaning import CleanStep
-from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PathOrUrl, PositiveInt, Section, UserPath
+from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PositiveInt, Section, UserPath
+from bigtrain.config.source_settings import SourceSettings
 
 SHORTEST_PAIR = 8
 """Tokens in a row of two segments, at least."""
@@ -36,104 +36,13 @@ class TokenizerSettings(Section):
     additional_special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Further special tokens, such as `[MASK]`, that an objective needs. A tokenizer that is trained counts them in
     vocab_size; one at `path` that lacks them gets them after its last id."""
+    separator: str | None = None
+    """The special token between two texts of a document, such as `[SEP]`. Sources of two texts need one, such as pairs
+    of sentences, or questions with their contexts."""
+    chat_template: UserPath | None = None
+    """A Jinja file: how conversations become text. Default: the template that came with the tokenizer at `path`."""
     train_bytes: PositiveInt = 50_000_000
     """Bytes of text that a tokenizer is trained on, taken evenly from the sources."""
-
-
-class SourceSettings(Section):
-    """One corpus: where its documents come from, and its share of the mixture."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """A name of your choice. Folders, metrics and reports use it."""
-    kind: Literal["python_stdlib", "text", "jsonl", "parquet", "huggingface", "megatron", "gettext"]
-    """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
-    JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library; `megatron`:
-    token ids that Megatron-LM's preprocess_data.py wrote (`.bin` and `.idx`) with the tokenizer at tokenizer.path;
-    `gettext`: pairs of a message and its translation, from catalogues (`.po`)."""
-    path: PathOrUrl | None = None
-    """text, jsonl, parquet: a file, a folder or a glob, on this machine or at a URL such as s3://bucket/folder.
-    huggingface: a hub id or a local folder. megatron: the prefix of a pair of files, one of the pair, a folder or a
-    glob."""
-    text_field: str = "text"
-    """jsonl, parquet, huggingface: the field or column that holds the text."""
-    target_field: str | None = None
-    """jsonl: the field that holds the target of a pair, such as the translation of text_field. A document is the two
-    texts, and each token has a label that says in which of them it is."""
-    package: str | None = None
-    """gettext: an installed Python package, such as django, whose message catalogues are read in place of a path."""
-    languages: tuple[str, ...] = ()
-    """gettext: the languages of the catalogues, such as `de`, by the name of their folder. With several, each source
-    begins with `>>de<< `. Default: all."""
-    content: Literal["source", "documentation"] = "source"
-    """python_stdlib: the source files, or the documentation strings in them."""
-    subset: str | None = None
-    """huggingface: the configuration name of a dataset that has several."""
-    split: str = "train"
-    """huggingface: the split to read."""
-    streaming: bool = False
-    """huggingface: read rows as they arrive instead of storing the dataset on this machine first."""
-    weight: NonNegativeFloat | None = None
-    """Share of the mixture, relative to the other sources. 0: only a later phase draws from it. Default: in proportion
-    to its tokens. Give a weight to all sources or to none; a weight of 0 may always be given."""
-    max_epochs: PositiveFloat | None = None
-    """Draw each of its tokens at most this many times. After that, the other sources share what it would have given.
-    Default: no limit."""
-    license: str | None = None
-    """The licence of its documents, for the data card. It changes nothing that is built or trained."""
-    on_null: Literal["refuse", "skip"] = "refuse"
-    """jsonl, parquet, huggingface: what to do about a null in place of a text. `refuse` stops the build; `skip` leaves
-    the document out, and `bigtrain data funnel` counts it."""
-    max_document_bytes: PositiveInt = 32 << 20
-    """text, jsonl, parquet, huggingface: the most bytes of a document, and of the line that holds it. A longer one
-    stops the build before it takes all memory: a worker needs about 100 times the bytes of a document."""
-    clean: tuple[CleanStep, ...] = ()
-    """Rules that each document passes, in this order, before it is tokenized. A document that a rule refuses is
-    removed; some rules rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
-
-    @property
-    def exact_weight(self) -> Fraction | None:
-        """The weight as it was typed, without binary rounding: 0.1 is one tenth."""
-        return None if self.weight is None else as_typed(self.weight)
-
-    @property
-    def labels(self) -> Literal["parts"] | None:
-        """What the labels of its tokens mean; None where it has none."""
-        return "parts" if self.kind == "gettext" or self.target_field is not None else None
-
-    @model_validator(mode="after")
-    def _keys_of_the_kind(self) -> SourceSettings:
-        if self.kind == "gettext" and (self.path is None) == (self.package is None):
-            raise ValueError(f"source {self.name!r} of kind 'gettext' needs a path or a package, and not both")
-        if self.kind not in ("python_stdlib", "gettext") and not self.path:
-            raise ValueError(f"source {self.name!r} of kind {self.kind!r} needs a path")
-        kinds_of_key = {
-            "path": ("text", "jsonl", "parquet", "huggingface", "megatron", "gettext"),
-            "target_field": ("jsonl",),
-            "package": ("gettext",),
-            "languages": ("gettext",),
-            "text_field": ("jsonl", "parquet", "huggingface"),
-            "content": ("python_stdlib",),
-            "subset": ("huggingface",),
-            "split": ("huggingface",),
-            "streaming": ("huggingface",),
-            "on_null": ("jsonl", "parquet", "huggingface"),
-            "max_document_bytes": ("text", "jsonl", "parquet", "huggingface", "gettext"),
-        }
-        for key, kinds in kinds_of_key.items():
-            value = getattr(self, key)
-            # The default is accepted for every kind, because a run's config.yaml writes every key.
-            if self.kind not in kinds and value != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"source {self.name!r} of kind {self.kind!r} has no {key}, found {value!r}; "
-                    f"remove it: {key} is for {', '.join(kinds)} only"
-                )
-        if self.labels is not None and self.clean:
-            raise ValueError(f"source {self.name!r} holds pairs, which clean would tear apart; remove clean")
-        if self.kind == "megatron" and self.clean:
-            raise ValueError(
-                f"source {self.name!r} of kind 'megatron' holds token ids, which clean cannot read; remove clean"
-            )
-        return self
 
 
 class PhaseSettings(Section):
@@ -334,6 +243,24 @@ class DataSettings(Section):
             raise ValueError(
                 f"packing {self.packing} makes two segments and three special tokens, found sequence_length "
                 f"{self.sequence_length}; set it to {SHORTEST_PAIR} or more"
+            )
+        labelled = [source.name for source in self.sources if source.fits_rows]
+        if labelled and self.packing != "best_fit":
+            raise ValueError(
+                f"source {labelled[0]!r} has labels of whole documents: set packing to best_fit, found {self.packing}"
+            )
+        for source in self.sources:
+            if source.kind == "squad" and self.sequence_length < 2 * source.max_query_length:
+                raise ValueError(
+                    f"source {source.name!r} may have questions of max_query_length {source.max_query_length} tokens, "
+                    f"which leave too little of sequence_length {self.sequence_length} to contexts; set it to "
+                    f"{2 * source.max_query_length} or more, or lower max_query_length"
+                )
+        separated = [source.name for source in self.sources if source.separated]
+        if separated and self.tokenizer.separator is None:
+            raise ValueError(
+                f"source {separated[0]!r} has documents of two texts: set tokenizer.separator to the special token "
+                "between them, such as '[SEP]'"
             )
         if any(source.kind == "megatron" for source in self.sources) and self.tokenizer.path is None:
             raise ValueError(

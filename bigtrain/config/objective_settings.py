@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from bigtrain.config.section import OpenUnitInterval, Section, UnitInterval
 
 OF_OBJECTIVE = {
+    "classification": ("class_weights", "decoder_start_token"),
+    "token_classification": ("class_weights",),
     "denoising": (
         "decoder_start_token",
         "infilling_length",
@@ -40,15 +42,47 @@ IN_AN_ORDER = ("permutation", "prefix")
 """The objectives that say in which order tokens see each other."""
 ARCHITECTURES_OF = {
     "causal": ("decoder", "recurrent"),
+    "chat": ("decoder", "recurrent"),
+    "classification": ("decoder", "encoder", "encoder_decoder", "two_stream"),
     "denoising": ("encoder_decoder", "recurrent_encoder_decoder"),
+    "extractive_qa": ("decoder", "encoder"),
     "fill_in_the_middle": ("decoder", "recurrent"),
     "masked": ("encoder",),
     "permutation": ("two_stream",),
     "prefix": ("decoder",),
     "span_corruption": ("encoder_decoder", "recurrent_encoder_decoder"),
+    "token_classification": ("decoder", "encoder"),
     "translation": ("encoder_decoder", "recurrent_encoder_decoder"),
 }
 """The architectures that learn by each objective."""
+HEAD_OF = {
+    "classification": "sequence_classification",
+    "extractive_qa": "question_answering",
+    "token_classification": "token_classification",
+}
+"""The `model.task_head` of the objectives whose labels are not tokens."""
+LABELS_OF = {
+    "chat": "turns",
+    "classification": "classes",
+    "extractive_qa": "answers",
+    "token_classification": "tags",
+    "translation": "parts",
+}
+"""What the labels in the data mean for the objectives that need some."""
+WHAT_LABELS_ARE = {
+    "answers": "answers to questions",
+    "classes": "a class for each document",
+    "parts": "pairs of texts",
+    "tags": "tags of words",
+    "turns": "conversations",
+}
+HOW_TO_LABEL = {
+    "answers": "take a source of kind squad",
+    "classes": "give it a label_field, or take a source of kind glue, super_glue or imdb",
+    "parts": "give it a target_field, or take a source of kind gettext",
+    "tags": "give it a tags_field, or take a source of kind conll",
+    "turns": "take a source of kind chat",
+}
 
 
 class ObjectiveChoice(Section):
@@ -56,29 +90,39 @@ class ObjectiveChoice(Section):
 
     name: Literal[
         "causal",
+        "chat",
+        "classification",
         "denoising",
+        "extractive_qa",
         "fill_in_the_middle",
         "masked",
         "mixture",
         "permutation",
         "prefix",
         "span_corruption",
+        "token_classification",
         "translation",
     ] = "causal"
-    """`causal`: each token predicts the next one (decoders). `denoising`: a decoder writes the document that its
-    encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `fill_in_the_middle`: as causal, with the middle of
+    """`causal`: each token predicts the next one (decoders). `chat`: the same, of what the assistant says in
+    conversations. `classification`: the class of each document. `denoising`: a decoder writes the document that its
+    encoder sees corrupted (encoder-decoders; Lewis et al., 2020). `extractive_qa`: where the answer to a question
+    is in its context (Rajpurkar et al., 2016). `fill_in_the_middle`: as causal, with the middle of
     some documents after their end (Bavarian et al., 2022). `masked`: hidden tokens are predicted from both sides
     (encoders; Devlin et al., 2019). `mixture`: each sample by one of several objectives, see components.
     `permutation`: some tokens are predicted one after the other, in a random order (xlnet; Yang et al., 2019).
     `prefix`: as causal, after a start of each document that is seen from both sides (decoders; Raffel et al., 2020).
     `span_corruption`: a decoder writes the spans of tokens
-    that its encoder does not see (encoder-decoders; Raffel et al., 2020). `translation`: a decoder writes the target of
+    that its encoder does not see (encoder-decoders; Raffel et al., 2020). `token_classification`: the tag of each
+    word. `translation`: a decoder writes the target of
     the source text that its encoder reads (encoder-decoders; Vaswani et al., 2017)."""
+    class_weights: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
+    """classification, token_classification: what the loss of each class is multiplied by in training, in the order of
+    the classes. The loss that is reported has no weights. Default: 1 for each."""
     cls_token: str = "[CLS]"
     """sentence_task: the special token that each pair begins with, at which the label of the pair is predicted."""
     decoder_start_token: str = "<pad>"
-    """span_corruption, denoising and translation: the special token that each document of the decoder starts with. T5
-    takes its padding, and BART the token that ends documents."""
+    """span_corruption, denoising, translation, and classification by encoder-decoders: the special token that each
+    document of the decoder starts with. T5 takes its padding, and BART the token that ends documents."""
     fim_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """fill_in_the_middle: probability that a part of a document in a row is transformed. With data.packing best_fit
     nearly every part is a whole document."""
@@ -163,8 +207,8 @@ class ObjectiveChoice(Section):
 
     @property
     def reads_pairs(self) -> bool:
-        """Whether it gives an encoder something to read beside its decoder."""
-        return "encoder_decoder" in self.architectures
+        """Whether it is for encoder-decoders alone."""
+        return all("encoder_decoder" in architecture for architecture in self.architectures)
 
     @property
     def orders(self) -> frozenset[str]:
@@ -178,6 +222,16 @@ class ObjectiveChoice(Section):
             labelled = sum(component.weight * component.labelled_share for component in self.mixed)
             return labelled / sum(component.weight for component in self.mixed)
         return {"masked": self.mask_rate, "permutation": 1 / self.partial_prediction}.get(self.name, 1.0)
+
+    @property
+    def labels(self) -> str | None:
+        """What the labels of its sources mean; None where it needs none."""
+        return LABELS_OF.get(self.name)
+
+    @property
+    def task_head(self) -> str:
+        """The `model.task_head` that it trains."""
+        return HEAD_OF.get(self.name, "none")
 
     @model_validator(mode="after")
     def _choices_work(self) -> ObjectiveChoice:
@@ -210,7 +264,7 @@ class ObjectiveComponent(ObjectiveChoice):
 
     @model_validator(mode="after")
     def _can_be_mixed(self) -> ObjectiveComponent:
-        if self.name in ("mixture", "translation") or self.sentence_task != "none":
+        if self.name == "mixture" or self.labels is not None or self.sentence_task != "none":
             task = f" with sentence_task {self.sentence_task}" if self.name == "masked" else ""
             raise ValueError(f"name {self.name}{task} cannot be a component of a mixture: it needs samples of its own")
         return self

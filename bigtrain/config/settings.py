@@ -11,12 +11,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
-from bigtrain.config.model_settings import ModelSettings
-from bigtrain.config.objective_settings import ARCHITECTURES_OF, ObjectiveSettings
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings
+from bigtrain.config.objective_settings import (
+    ARCHITECTURES_OF,
+    HOW_TO_LABEL,
+    LABELS_OF,
+    WHAT_LABELS_ARE,
+    ObjectiveSettings,
+)
 from bigtrain.config.parallel_sizes import uneven_batch, uneven_share
 from bigtrain.config.secrets import is_masked, passwords_in, with_bare_urls
 from bigtrain.config.section import (
@@ -176,6 +184,8 @@ class CheckpointSettings(Section):
     """Keep this many of the newest verified checkpoints. Default: all of them."""
     keep_every_steps: PositiveInt | None = None
     """Also keep the checkpoints at multiples of this many steps, for ever."""
+    keep_best: bool = False
+    """Save after each evaluation that is better than all before it, and keep the newest of these beside the others."""
     asynchronous: bool = True
     """Continue training while a checkpoint is written: a save then costs only a copy of the state. false: wait."""
     dir: PathOrUrl | None = None
@@ -216,8 +226,13 @@ class EvaluateSettings(Section):
     """Compute the validation loss after every this many steps, and at the end."""
     max_sequences: PositiveInt | None = 256
     """At most this many sequences of each source, always the same ones. Default: 256; null: all."""
+    metric: str = "loss"
+    """What decides which evaluation is the best: `loss`, of which less is better, or one of the metrics of the
+    objective, such as accuracy or f1. Over several sources it is a mean, by their numbers of labels."""
     micro_batch_size: PositiveInt | None = None
     """Sequences in one forward pass. Default: train.micro_batch_size."""
+    patience: PositiveInt | None = None
+    """End the run after so many evaluations in a row that were not better than the best one. Default: never."""
     samples: NonNegativeInt = 0
     """Number of held-out documents whose first tokens the model continues at each evaluation, for the report and W&B.
     The documents are always the same. Each of `sample_tokens` costs a pass through the model."""
@@ -232,8 +247,12 @@ class Settings(Section):
     """The run directory: settings, metrics, events, logs and checkpoints."""
     model: ModelSettings
     """The model."""
+    adapter: AdapterSettings = AdapterSettings()
+    """What learns in the place of the model's own parameters."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What is learned from a sample."""
+    distillation: DistillationSettings = DistillationSettings()
+    """Learning from another model beside the labels."""
     data: DataSettings
     """The data."""
     train: TrainSettings
@@ -271,6 +290,11 @@ class Settings(Section):
         if self.schedule.by == "step":
             return step
         return self.train.batches.consumed_after(step) * self.data.sequence_length
+
+    @property
+    def drops(self) -> bool:
+        """Whether training has dropout, in the model or in an adapter."""
+        return self.model.drops or self.adapter.lora_dropout > 0
 
     @property
     def validation_batch_size(self) -> int:
@@ -320,7 +344,7 @@ class Settings(Section):
                 f"objective.name {self.objective.name} needs model.architecture {' or '.join(served)}, found "
                 f"model.architecture {self.model.architecture}; it learns by {' or '.join(fitting)}"
             )
-        if (problem := self._sentence_problem() or self._pair_problem()) is not None:
+        if (problem := self._sentence_problem() or self._label_problem()) is not None:
             raise ValueError(problem)
         if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven
@@ -333,24 +357,32 @@ class Settings(Section):
             )
         return self
 
-    def _pair_problem(self) -> str | None:
-        """What is wrong with the pairs of objective.translation."""
-        pairs = [source.name for source in self.data.sources if source.labels == "parts"]
-        others = [source.name for source in self.data.sources if source.labels != "parts"]
-        if self.objective.name == "translation" and others:
+    def _label_problem(self) -> str | None:
+        """What is wrong with the labels of the sources, or with what is to predict them."""
+        name, wanted = self.objective.name, self.objective.labels
+        head, found = self.objective.task_head, self.model.task_head
+        for source in self.data.sources:
+            if source.labels != wanted and wanted is not None:
+                labels = "no labels" if source.labels is None else f"labels of the kind {source.labels}"
+                return (
+                    f"objective.name {name} needs sources with {WHAT_LABELS_ARE[wanted]}, found {source.name!r} with "
+                    f"{labels}; {HOW_TO_LABEL[wanted]}"
+                )
+            if source.labels is not None and wanted is None:
+                fitting = next(other for other, labels in LABELS_OF.items() if labels == source.labels)
+                return (
+                    f"source {source.name!r} has {WHAT_LABELS_ARE[source.labels]}, which objective.name {name} would "
+                    f"ignore; take objective.name {fitting}, or another source"
+                )
+        if wanted is not None and self.data.packing != "best_fit":
             return (
-                f"objective.name translation needs sources of pairs, found {others[0]!r} of one text a document: "
-                "give it a target_field, or take a source of kind gettext"
+                f"objective.name {name} needs whole documents: set data.packing to best_fit, found {self.data.packing}"
             )
-        if self.objective.name != "translation" and pairs:
-            return (
-                f"source {pairs[0]!r} holds pairs of texts, which objective.name {self.objective.name} would take for "
-                "one; take objective.name translation, or another source"
-            )
-        if pairs and self.data.packing != "best_fit":
-            return (
-                f"objective.name translation needs whole pairs: set data.packing to best_fit, found {self.data.packing}"
-            )
+        if head != found:
+            return f"objective.name {name} needs model.task_head {head}, found {found}; set model.task_head to {head}"
+        weights, classes = len(self.objective.class_weights), self.model.num_labels
+        if weights not in (0, classes):
+            return f"objective.class_weights has {weights} weights, found model.num_labels {classes}; give one for each"
         return None
 
     def _sentence_problem(self) -> str | None:
@@ -374,6 +406,94 @@ class Settings(Section):
                 f"{self.model.type_vocab_size}; set it to 2"
             )
         return None
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> Settings:
+        method, model = self.adapter.method, self.model
+        if method == "none":
+            return self
+        if model.init_from is None:
+            raise ValueError(
+                f"adapter.method {method} adapts a model that is there, found model.init_from null; set it to a folder "
+                "that `bigtrain import` wrote"
+            )
+        if model.recurrent:
+            raise ValueError(
+                f"adapter.method {method} adapts blocks with attention, found model.architecture {model.architecture}; "
+                "set adapter.method to none"
+            )
+        for key, found, works, instead in (
+            # It replaces the linear layers.
+            ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, 1, "use ZeRO or sequence parallelism"),
+            # No base has these blocks.
+            ("model.num_nextn_predict_layers", model.num_nextn_predict_layers, 0, "remove it"),
+            # A router's biases move beside the parameters: no adapter would hold them.
+            ("model.router_bias_update_rate", model.router_bias_update_rate, 0.0, "remove it"),
+        ):
+            if found != works:
+                raise ValueError(f"adapter.method {method} works with {key} {works}, found {found}; {instead}")
+        if (problem := self._virtual_token_problem()) is not None:
+            raise ValueError(problem)
+        if self.adapter.lora_dropout and model.architecture not in ("decoder", "encoder"):
+            raise ValueError(
+                f"adapter.lora_dropout {self.adapter.lora_dropout} works with model.architecture decoder and encoder, "
+                f"found {model.architecture}: what it would drop has no address there; remove it"
+            )
+        return self
+
+    def _virtual_token_problem(self) -> str | None:
+        """What keeps virtual tokens from standing in front of every document."""
+        count, model = self.adapter.virtual_tokens, self.model
+        if not count:
+            return None
+        length, most = self.data.sequence_length, model.max_position_embeddings
+        if length + count > most:
+            return (
+                f"adapter.num_virtual_tokens {count} and data.sequence_length {length} are more than "
+                f"model.max_position_embeddings {most}; lower one of the two"
+            )
+        if self.objective.orders:
+            return (
+                f"adapter.method {self.adapter.method} has no place in the order in which tokens see each other, found "
+                f"objective.name {self.objective.name}; use another method"
+            )
+        # Virtual tokens that go through the layers have no address to drop by, and stand in no row of experts.
+        of_prompts: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+            ("model.num_experts", model.num_experts, (0,)),
+            ("model.embedding_multiplier", model.embedding_multiplier, (1.0,)),
+            *((f"model.{rate}", getattr(model, rate), (0.0,)) for rate in DROPOUT_RATES),
+        )
+        for key, found, works in (
+            ("model.architecture", model.architecture, ("decoder", "encoder")),
+            ("model.position_embedding", model.position_embedding, ("rope", "learned", "sinusoidal", "none")),
+            ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
+            ("engine.compile", self.engine.compile, (False,)),
+            *(of_prompts if self.adapter.method == "prompt_tuning" else ()),
+        ):
+            if found not in works:
+                return (
+                    f"adapter.method {self.adapter.method} works with {key} {' or '.join(map(str, works))}, "
+                    f"found {found}"
+                )
+        return None
+
+    @model_validator(mode="after")
+    def _teacher_can_be_asked(self) -> Settings:
+        if not self.distillation.learns_from_teacher:
+            return self
+        for key, found, works in (
+            ("model.architecture", self.model.architecture, ("decoder", "encoder")),
+            ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, (1,)),
+            ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
+        ):
+            if found not in works:
+                raise ValueError(f"distillation works with {key} {' or '.join(map(str, works))}, found {found}")
+        if self.distillation.hidden_weight and self.model.num_hidden_groups is not None:
+            raise ValueError(
+                f"distillation.hidden_weight {self.distillation.hidden_weight} needs layers with weights of their own, "
+                f"found model.num_hidden_groups {self.model.num_hidden_groups}; set hidden_weight to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _orders_are_kept(self) -> Settings:

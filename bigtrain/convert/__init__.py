@@ -9,6 +9,7 @@ config_json       config.json <-> settings; what cannot be expressed
 weights           every tensor there and what it is made of here
 shards            .safetensors files, written and read one tensor at a time
 export_hf         weights, settings and tokenizer -> a Hugging Face folder
+export_peft       an adapter -> a folder for peft
 import_hf         a Hugging Face folder -> a folder for model.init_from
 imported          that folder
 weight_source     weights that a new run starts from: that folder, or a run
@@ -19,6 +20,7 @@ gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same compariso
 
 from bigtrain.convert.config_json import config_of, obstacles, read_config
 from bigtrain.convert.export_hf import export_hf, padding_obstacle
+from bigtrain.convert.export_peft import export_peft
 from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
 from bigtrain.convert.import_hf import Found, HuggingFaceWeights, import_hf, read_hf, read_special_ids, read_tokenizer
@@ -46,6 +48,7 @@ __all__ = [
     "context_length",
     "export_gguf",
     "export_hf",
+    "export_peft",
     "import_hf",
     "obstacles",
     "padding_obstacle",

@@ -26,9 +26,9 @@ from bigtrain.convert.config_json import CONFIG_BYTES, read_config, settings_of
 from bigtrain.convert.config_keys import label_names
 from bigtrain.convert.families import family_of
 from bigtrain.convert.family import Family
-from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, tensor_digest, write_model
+from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, write_model
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
-from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, write_safetensors
+from bigtrain.convert.shards import DTYPES, SHARD_BYTES, StoredTensor, TensorFolder, tensor_digest, write_safetensors
 from bigtrain.convert.weights import WeightMap, our_shapes, their_shapes, weight_maps
 from bigtrain.data import CHAT_TEMPLATE, TOKENIZER_FILE, TokenizerContent, vocabulary_size
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bigtrain.base import BigtrainError, as_record, bare_name, read_json, read_regular
 from bigtrain.config import FAMILIES, ModelSettings, read_document, to_yaml
-from bigtrain.convert.shards import DTYPES, TensorFolder, bytes_of
+from bigtrain.convert.shards import DTYPES, TensorFolder, tensor_digest
 from bigtrain.convert.weight_source import TOKENIZER_BYTES, WeightSource
 from bigtrain.data import TOKENIZER_FILE, TokenizerContent
 
@@ -40,6 +40,7 @@ class _Manifest:
     end_of_text: str
     files: dict[str, str]
     tensors: dict[str, str]
+    source: str = ""
     ignored_keys: dict[str, Any] = field(default_factory=dict)
     decoder_start_id: int | None = None
     label_names: list[str] | None = None
@@ -98,6 +99,15 @@ class Imported(WeightSource):
         return len(self._manifest.tensors)
 
     @property
+    def name(self) -> str:
+        """The folder that was imported, where it was then; of an earlier version's import, the import."""
+        return self._manifest.source or str(self.folder)
+
+    def digest(self, name: str) -> str:
+        """See `WeightSource.digest`; it was recorded by the import."""
+        return self._manifest.tensors[name]
+
+    @property
     def notes(self) -> list[str]:
         """What the user chose when the folder was imported."""
         return [
@@ -134,13 +144,6 @@ def read_model(path: Path) -> ModelSettings:
         return ModelSettings.model_validate_json(json.dumps(read_document(path).tree["model"]), strict=True)
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
         raise BigtrainError(f"{path} is not a section model", found=str(error)) from None
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """xxh3-128 of a tensor's type, shape and bytes."""
-    hasher = xxhash.xxh3_128(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    hasher.update(bytes_of(tensor))
-    return hasher.hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -204,3 +205,10 @@ def _shards(entries: Sequence[StoredTensor], shard_bytes: int) -> Iterator[list[
 def _header(shard: Sequence[StoredTensor]) -> bytes:
     entries = (HeaderEntry(entry.name, _NAMES[entry.dtype], entry.shape, entry.nbytes) for entry in shard)
     return safetensors_header(entries, {"format": "pt"})[0]
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """xxh3-128 of a tensor's type, shape and bytes."""
+    hasher = xxhash.xxh3_128(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    hasher.update(bytes_of(tensor))
+    return hasher.hexdigest()

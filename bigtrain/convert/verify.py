@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import ModelSettings
+from bigtrain.config import AdapterSettings, ModelSettings
 from bigtrain.convert.config_json import read_config
 from bigtrain.convert.shards import INDEX, TensorFolder
 from bigtrain.model import LanguageModel, build_model
@@ -80,16 +80,19 @@ def compare_with_transformers(
     settings: ModelSettings,
     dtype: torch.dtype,
     *,
+    adapter: tuple[AdapterSettings, Path] | None = None,
     tokens: int = 64,
     seed: int = 0,
 ) -> LogitsComparison:
-    """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`.
+    """Compare what `transformers` loads from a folder with our own model. Needs the extra `hf`, and peft for
+    an adapter.
 
     Args:
         folder: at Hugging Face's format.
         weights: of our model, by our names.
         settings: of our model.
         dtype: of the weights in the folder; where they have several, one that holds each exactly.
+        adapter: of our model, with the folder from which peft loads it onto theirs.
         tokens: length of the two sequences compared, cut to the model's context.
         seed: of the random tokens.
 
@@ -103,7 +106,7 @@ def compare_with_transformers(
     read: dict[str, Any] = {}
     if settings.architecture == "encoder_decoder":  # the encoder reads other tokens, so that the two cannot be mixed up
         read["encoder_input_ids"] = _to_read(input_ids, settings)
-    ours = _ours(weights, settings, dtype)
+    ours = _ours(weights, settings, dtype, None if adapter is None else adapter[0])
     exact = _of_texts(ours.float().logits(input_ids, **read), settings)
     rounded = _of_texts(ours.to(dtype).logits(input_ids, **read), settings).float()
     del ours
@@ -113,7 +116,8 @@ def compare_with_transformers(
             found="NaN or infinity, computed in float32",
             fix="use an earlier checkpoint of this model, or fetch the folder again",
         )
-    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype)
+    their_adapter = None if adapter is None else adapter[1]
+    their_exact, their_rounded = _their_logits(folder, input_ids, settings, dtype, their_adapter)
     # Where two tokens lie closer than rounding moves them, either may win.
     noise = 2 * max((rounded - exact).abs().max().item(), (their_rounded - their_exact).abs().max().item())
     their_tokens = their_rounded.argmax(-1, keepdim=True)
@@ -127,9 +131,11 @@ def compare_with_transformers(
     )
 
 
-def _ours(weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype) -> LanguageModel:
+def _ours(
+    weights: Mapping[str, Tensor], settings: ModelSettings, dtype: torch.dtype, adapter: AdapterSettings | None
+) -> LanguageModel:
     with torch.device("meta"):
-        model = build_model(settings, attn_implementation="reference")
+        model = build_model(settings, attn_implementation="reference", adapter=adapter)
     model = model.to(dtype).to_empty(device="cpu").eval()
     given = set(weights)
     for name, parameter in model.named_parameters():
@@ -210,7 +216,7 @@ def _loader(settings: ModelSettings) -> Any:
 
 
 def _their_logits(
-    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype
+    folder: Path, input_ids: Tensor, settings: ModelSettings, dtype: torch.dtype, adapter: Path | None
 ) -> tuple[Tensor, Tensor]:
     """Logits of transformers' model in float32, and in the type of the files."""
     from transformers.utils import logging
@@ -234,7 +240,12 @@ def _their_logits(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-            ).eval()
+            )
+            if adapter is not None:
+                from peft import PeftModel
+
+                theirs = PeftModel.from_pretrained(theirs, adapter)
+            theirs.eval()
             exact = _computed(theirs.float(), input_ids, inputs, settings.task_head)
             rounded = _computed(theirs.to(dtype), input_ids, inputs, settings.task_head).float()
         except Exception as error:  # whatever a config.json that is not ours makes it raise
@@ -244,7 +255,8 @@ def _their_logits(
                 wanted="a folder that it loads, so that the two can be compared",
                 fix="correct the folder, or take it without a comparison: --no-check",
             ) from error
-    return exact, rounded
+    length = input_ids.shape[1]  # of virtual tokens peft gives logits, too
+    return exact[:, -length:], rounded[:, -length:]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ name of a parameter of the new model  --origins-->  name of the tensor here; non
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from bigtrain.base import BigtrainError, read_json
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import OF_TOKENS_HEAD, differences, function_of
+from bigtrain.convert.shards import tensor_digest
 from bigtrain.model import build_model
 
 TOKENIZER_BYTES = 1 << 28
@@ -43,9 +45,18 @@ class WeightSource(Mapping[str, Tensor]):
     """Where the section model is."""
 
     @property
+    def name(self) -> str:
+        """What others know the model by."""
+        return str(self.folder)
+
+    @property
     def notes(self) -> list[str]:
         """What the user ought to know of them."""
         return []
+
+    def digest(self, name: str) -> str:
+        """xxh3-128 of a weight: see `tensor_digest`."""
+        return tensor_digest(self[name])
 
     @property
     def router_moves(self) -> dict[str, list[int]]:
@@ -143,6 +154,21 @@ class StartingWeights(Mapping[str, Tensor]):
         """What is new and what is unused, for the log; None where neither is."""
         parts = [f"{what}: {_listed(names)}" for what, names in (("new", self.new), ("not used", self.unused)) if names]
         return f"weights of model.init_from {self._source.folder}; {'; '.join(parts)}" if parts else None
+
+    @property
+    def folder(self) -> Path:
+        """Where they are read."""
+        return self._source.folder
+
+    @property
+    def name(self) -> str:
+        """What others know the model by that they are of."""
+        return self._source.name
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """xxh3-128 of every weight: see `tensor_digest`."""
+        return {name: self._source.digest(origin) for name, origin in self._origins.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._source[self._origins[name]]

@@ -49,14 +49,18 @@ from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.build.build import build_datasets
-from bigtrain.data.build.corpus import describe_skipped
+from bigtrain.data.build.corpus import describe_skipped, read_documents
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
+from bigtrain.data.format.chat_template import ChatTemplate
+from bigtrain.data.format.documents import Conversation, Document
+from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
     DataTokenizer,
     check_vocabulary,
     end_of_text_id,
     load_tokenizer,
+    open_chat_template,
     tokenizer_hash,
     vocabulary_size,
 )
@@ -78,7 +82,14 @@ from bigtrain.data.provenance.provenance import (
     digest_of,
     digest_part,
 )
-from bigtrain.data.run_data import RunData, evaluation_batches, open_objective, open_token_bytes, summaries_of
+from bigtrain.data.run_data import (
+    RunData,
+    common_labels,
+    evaluation_batches,
+    open_objective,
+    open_token_bytes,
+    summaries_of,
+)
 from bigtrain.data.store.document_index import index_datasets
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import is_mirror, open_mirror
@@ -92,13 +103,17 @@ __all__ = [
     "TOKENIZER_FILE",
     "BeginOfText",
     "Card",
+    "ChatTemplate",
+    "Conversation",
     "Count",
     "DataTokenizer",
     "Dataset",
+    "Document",
     "DocumentPart",
     "FileShares",
     "Funnel",
     "LabelCounts",
+    "LabelScheme",
     "Loader",
     "MicroBatch",
     "Packing",
@@ -113,6 +128,7 @@ __all__ = [
     "build_datasets",
     "card_as_markdown",
     "check_vocabulary",
+    "common_labels",
     "contents_of",
     "data_card",
     "decode_ids",
@@ -130,12 +146,14 @@ __all__ = [
     "is_mirror",
     "load_tokenizer",
     "make_plan",
+    "open_chat_template",
     "open_datasets",
     "open_mirror",
     "open_objective",
     "open_packings",
     "open_token_bytes",
     "read_chat_template",
+    "read_documents",
     "read_funnels",
     "require_samples",
     "spot_check",

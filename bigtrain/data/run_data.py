@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, ModelSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.batch import MicroBatch
 from bigtrain.data.batch.loader import Loader
@@ -29,6 +30,7 @@ from bigtrain.data.batch.packing import (
 )
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.validation import validation_batches
+from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.summary import PackSummary, SourceSummary
 from bigtrain.data.format.token_bytes import token_bytes
 from bigtrain.data.format.tokenizer import DataTokenizer, check_vocabulary
@@ -63,8 +65,9 @@ class RunData:
         train = open_packings(settings.data, open_datasets(settings.data, model_vocab_size=vocab_size))
         others = open_datasets(settings.data, model_vocab_size=vocab_size, split="validation")
         held_out = [held_out_packing(settings.data, dataset) for dataset in others]
-        objective = open_objective(settings.objective, settings.data)
-        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
+        objective = open_objective(settings.objective, settings.data, settings.model)
+        check_labels(settings.model, common_labels([packing.dataset for packing in train]))
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     @classmethod
     def of(cls, settings: Settings, summaries: Sequence[SourceSummary], objective: Objective) -> RunData:
@@ -94,7 +97,8 @@ class RunData:
                     if pack is None
                     else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
                 )
-        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.model.drops)
+        check_labels(settings.model, common_labels([packing.dataset for packing in train]))
+        return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
     def check_sizes(self, shares: FileShares | None = None) -> None:
         """Look at this rank's share of the files of each dataset. Default: at all.
@@ -123,6 +127,15 @@ class RunData:
         return [packing.dataset for packing in self.train]
 
     @property
+    def label_scheme(self) -> LabelScheme | None:
+        """Names and numbers of the labels, which all labelled sources share; None without any.
+
+        Raises:
+            BigtrainError: two sources have other labels.
+        """
+        return common_labels(self.datasets)
+
+    @property
     def held_out_datasets(self) -> list[Dataset]:
         """The validation datasets."""
         return [packing.dataset for packing in self.held_out]
@@ -144,6 +157,11 @@ class RunData:
             keyed=self.keyed,
         )
 
+    @property
+    def labels(self) -> LabelScheme | None:
+        """What the labels of the sources are; None where they have none."""
+        return common_labels([packing.dataset for packing in self.train])
+
     def validation(
         self, settings: Settings, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[str, Iterator[MicroBatch]]]:
@@ -153,6 +171,18 @@ class RunData:
                 packing.dataset.name,
                 evaluation_batches(packing, settings, self.objective, rank=rank, world_size=world_size),
             )
+
+
+def check_labels(model: ModelSettings, labels: LabelScheme | None) -> None:
+    """Compare the classes of a model's task head with those of the data. Raises BigtrainError."""
+    names = () if labels is None else labels.names
+    if model.num_labels and model.num_labels != len(names):
+        raise BigtrainError(
+            "the model has another number of classes than the data",
+            found=f"model.num_labels {model.num_labels}",
+            wanted=f"{len(names)}: {', '.join(names[:20])}",
+            fix=f"set model.num_labels to {len(names)}",
+        )
 
 
 def evaluation_batches(
@@ -180,15 +210,40 @@ def evaluation_batches(
     )
 
 
-def open_objective(settings: ObjectiveSettings, data: DataSettings) -> Objective:
-    """The objective of the settings, over the tokenizer and the rows of the data.
+def common_labels(datasets: Sequence[Dataset]) -> LabelScheme | None:
+    """Names and numbers of the labels, which all labelled datasets share; None without any.
+
+    Raises:
+        BigtrainError: two of them have other labels.
+    """
+    of_each = [(dataset.name, dataset.summary.label_scheme) for dataset in datasets]
+    schemes = [(name, scheme) for name, scheme in of_each if scheme is not None]
+    if not schemes:
+        return None
+    first, scheme = schemes[0]
+    for name, other in schemes[1:]:
+        if other != scheme:
+            raise BigtrainError(
+                f"data.sources: {first!r} and {name!r} have other labels, so their numbers would mean two things",
+                found=f"{first}: {', '.join(scheme.names)}; {name}: {', '.join(other.names)}"[:500],
+                wanted="the same labels in the same order",
+                fix="give both the same label_names, and build them again",
+            )
+    return scheme
+
+
+def open_objective(settings: ObjectiveSettings, data: DataSettings, model: ModelSettings) -> Objective:
+    """The objective of the settings, over the tokenizer and the rows of the data, for a model of these settings.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that it needs.
     """
     if settings.name == "causal":
         return make_objective(settings, None)
-    return make_objective(settings, DataTokenizer.open(data.dir).vocabulary(), data.sequence_length)
+    vocabulary = DataTokenizer.open(data.dir).vocabulary()
+    if (separator := data.tokenizer.separator) is not None:
+        vocabulary = replace(vocabulary, separator=vocabulary.id_of(separator, "data.tokenizer.separator"))
+    return make_objective(settings, vocabulary, data.sequence_length, model)
 
 
 def open_token_bytes(settings: ModelSettings, data_dir: Path) -> npt.NDArray[np.int16]:

@@ -67,14 +67,13 @@ def owners(optimizer: Optimizer, wrapper: Any, stage: int) -> dict[torch.Tensor,
 
 
 def owned_ranges(model: nn.Module, optimizer: Optimizer, wrapper: Any, stage: int) -> list[OwnedRange]:
-    """The ranges of parameters that this rank owns, in the order of the model's parameters."""
+    """The ranges of the parameters that learn which this rank owns, in the order of the model's parameters."""
+    # DeepSpeed hangs attributes of its own on parameters.
+    named: list[tuple[str, Any]] = [each for each in model.named_parameters() if each[1].requires_grad]
     if stage == 0:
         return [
-            OwnedRange(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
-            for name, parameter in model.named_parameters()
+            OwnedRange(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0) for name, parameter in named
         ]
-    # DeepSpeed hangs attributes of its own on parameters.
-    named: Iterable[tuple[str, Any]] = model.named_parameters()
     return list(_of_stage_3(named, wrapper) if stage == 3 else _of_stages_1_and_2(named, optimizer))
 
 

@@ -16,6 +16,7 @@ transformer             embedding -> blocks -> norm -> head
       attention_backends  varlen | flex | cpp | blockwise | sdpa | reference
   dropout               what training drops, by the address of a row
   context               what all layers know of the tokens at hand
+adapters                what learns beside a frozen model, and which of its layers have it: adapted, in layers/
 multi_token             further blocks that predict further ahead
 auxiliary               what is learned beside the loss
 loss                    cross-entropy without all logits
@@ -31,16 +32,19 @@ generate                prompts in, continuations out
   sampling              from logits to the next token
 """
 
+from bigtrain.model.adapters import Merged, first_magnitude, is_of_adapter
 from bigtrain.model.build import build_model
-from bigtrain.model.counts import count_active_parameters, count_parameters, flops_per_token
+from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters, flops_per_token
 from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.decoder import Decoder
+from bigtrain.model.distillation import Distillation
 from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.language_model import LanguageModel
+from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
@@ -49,12 +53,20 @@ from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
 
 __all__ = [
+    "LORA_A",
+    "LORA_B",
+    "MAGNITUDE",
+    "PREFIX_KEY",
+    "PREFIX_VALUE",
+    "PROMPT",
     "Completion",
     "Decoder",
+    "Distillation",
     "Encoder",
     "EncoderDecoder",
     "Ended",
     "LanguageModel",
+    "Merged",
     "Recurrent",
     "RecurrentEncoderDecoder",
     "Sampling",
@@ -63,15 +75,19 @@ __all__ = [
     "attention_factor",
     "build_model",
     "count_active_parameters",
+    "count_learning_parameters",
     "count_parameters",
     "effective_theta",
+    "first_magnitude",
     "flops_per_token",
     "generate",
     "initialize",
+    "is_of_adapter",
     "lacking_for_cpu_kernels",
     "original_context",
     "product_dtype",
     "require_decoder",
     "require_room",
     "rotary_frequencies",
+    "row_lengths",
 ]

@@ -1,4 +1,4 @@
-"""Losses that are learned from and not reported: a router's two, and those of multi-token prediction.
+"""Losses that are learned from and not reported: a router's two, those of multi-token prediction and of a teacher.
 
     learned = loss + sum of coefficient * auxiliary loss        its gradient
     reported = loss                                             its value
@@ -8,6 +8,8 @@ Each is a sum over tokens, as the loss is, so that the objective does not depend
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -39,15 +41,26 @@ class Auxiliary:
         self._losses: dict[str, Tensor] = {}
         self._loads: list[Tensor] = []
 
-    def join(self, loss: Tensor, reports: list[RouterReport], ahead: list[Tensor]) -> Tensor:
+    def set_coefficients(self, coefficients: Mapping[str, float]) -> None:
+        """Say what further losses, by name, are multiplied by."""
+        self._coefficients |= coefficients
+
+    def join(
+        self,
+        loss: Tensor,
+        reports: list[RouterReport],
+        ahead: list[Tensor],
+        further: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
         """The loss with all of their gradients.
 
         Args:
             loss: the value.
             reports: of the routers, in the order of the model's.
             ahead: the summed losses of the modules of multi-token prediction.
+            further: other summed losses, by the names of `set_coefficients`.
         """
-        losses = {}
+        losses = dict(further)
         if reports:
             losses["router_aux_loss"] = torch.stack([report.balance_loss for report in reports]).sum()
             losses["router_z_loss"] = torch.stack([report.z_loss for report in reports]).sum()

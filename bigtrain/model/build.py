@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bigtrain.config import ModelSettings
+from bigtrain.config import AdapterSettings, ModelSettings
+from bigtrain.model.adapters import adapt
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
@@ -34,6 +35,7 @@ def build_model(
     activation_memory_budget: float = 1.0,
     sequence_parallel: SequenceParallel | None = None,
     float8: bool = False,
+    adapter: AdapterSettings | None = None,
 ) -> LanguageModel:
     """The model of these settings on the current default device, `meta` included. Its weights are still to be filled,
     by `init_weights` or a checkpoint.
@@ -45,13 +47,18 @@ def build_model(
         activation_memory_budget: selective: the share of the results of matrix products that is kept.
         sequence_parallel: the ranks that share each sequence with this one.
         float8: let the linear layers of the blocks multiply in 8 bits.
+        adapter: what learns in the place of the model's own parameters. Default: these do.
 
     Raises:
-        BigtrainError: float8 does not go with this shape.
+        BigtrainError: float8 or the adapter does not go with this shape.
     """
     if float8:
         require_float8(settings)
-    return ARCHITECTURES[settings.architecture](
+    model = ARCHITECTURES[settings.architecture](
         settings,
         Execution(attn_implementation, activation_checkpointing, activation_memory_budget, sequence_parallel, float8),
     )
+    if adapter is not None and adapter.method != "none":
+        adapt(model, adapter)
+        model.adapter_drops = adapter.lora_dropout > 0
+    return model

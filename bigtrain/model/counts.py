@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from bigtrain.config import ModelSettings
+from bigtrain.config import AdapterSettings, ModelSettings
 from bigtrain.model.build import build_model
 
 
@@ -12,6 +13,13 @@ def count_parameters(settings: ModelSettings) -> int:
     """Parameters of the model, tied ones once, counted on the meta device; those of multi-token prediction too."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(settings).parameters())
+
+
+def count_learning_parameters(settings: ModelSettings, adapter: AdapterSettings) -> int:
+    """Parameters that learn: with an adapter its own, and those of the modules that it lets learn as a whole."""
+    with torch.device("meta"):
+        model = build_model(settings, adapter=adapter)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def count_active_parameters(settings: ModelSettings) -> int:
@@ -30,6 +38,7 @@ def flops_per_token(
     causal: bool = False,
     labelled: float = 1.0,
     encoder_length: int | None = None,
+    adapter: AdapterSettings | None = None,
 ) -> float:
     """Floating-point operations of matrix products for one training token, forward and backward.
 
@@ -49,6 +58,9 @@ def flops_per_token(
     Of an encoder-decoder it is for one token of the decoder, with its share of what the encoder does: the weights that
     multiply the encoder's S tokens count S / T times, and cross-attention sees S tokens.
 
+    A weight that does not learn has no gradient: of its three products two are left, and it counts 4 times. The
+    gradient of what enters the first layer that learns is counted, though nobody needs it.
+
     Args:
         settings: the shape.
         sequence_length: T, in tokens.
@@ -57,15 +69,22 @@ def flops_per_token(
         labelled: the share of tokens with a label. An encoder, a model of two streams and the head of a task that
             predicts classes compute their head for these alone, a decoder for all.
         encoder_length: encoder_decoder: S, in tokens. Default: T.
+        adapter: what learns in the place of the model's own parameters.
     """
     with torch.device("meta"):
-        model = build_model(settings)
+        model = build_model(settings, adapter=adapter)
     ahead = settings.num_nextn_predict_layers
     classifies = settings.num_labels > 0
     heads = labelled if settings.architecture in ("encoder", "two_stream") or classifies else 1 + ahead
-    of_labels = settings.vocab_size * settings.head_input_width if settings.task_head == "none" else 0
+    of_labels = 0.0
+    if settings.task_head == "none":
+        of_labels = settings.vocab_size * settings.head_input_width * _share_of_products(model.lm_head.weight)
     read = (encoder_length or sequence_length) / sequence_length
-    matrices = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+    matrices = [
+        (name, parameter.numel() * _share_of_products(parameter))
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 2
+    ]
     multiplying = heads * of_labels + sum(
         size * _uses(name, settings, heads, read) * _share_at_work(name, settings) for name, size in matrices
     )
@@ -87,6 +106,11 @@ def flops_per_token(
 
 _OF_ENCODER_TOKENS = (".cross_attn.k_proj.weight", ".cross_attn.v_proj.weight", "attention.key.weight")
 """Matrices of a decoder that multiply the states of its encoder."""
+
+
+def _share_of_products(weight: Tensor) -> float:
+    """The share of the three products of a matrix that training computes: without a gradient of its own two of them."""
+    return 1 if weight.requires_grad else 2 / 3
 
 
 def _share_at_work(name: str, settings: ModelSettings) -> float:

@@ -18,6 +18,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
+from bigtrain.model.distillation import Distillation
 from bigtrain.model.initialize import initialize, is_hidden_matrix
 from bigtrain.model.layer_depth import layers_to_head
 from bigtrain.model.layers.dropout import DropoutKeys
@@ -37,6 +38,12 @@ class LanguageModel(nn.Module):
     """Predicts tokens; a model with a task_head has none."""
     task_head: TaskHead | None
     auxiliary: Auxiliary
+    distillation: Distillation | None
+    """What a model with attention learns from a teacher, where there is one."""
+    virtual_tokens = 0
+    """Virtual tokens that an adapter puts in front of every document."""
+    adapter_drops = False
+    """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None
     """The ranks that share each sequence with this one."""
 
@@ -61,6 +68,12 @@ class LanguageModel(nn.Module):
         """
         assert self.task_head is not None  # else its logits are of tokens
         return self.logits(*args, **inputs)
+
+    def learn_from(self, distillation: Distillation) -> None:
+        """Learn from a teacher beside the labels."""
+        distillation.watch(cast(nn.ModuleList, self.layers))
+        self.distillation = distillation
+        self.auxiliary.set_coefficients(distillation.coefficients)
 
     def set_class_weights(self, weights: Sequence[float] | None) -> None:
         """Weigh the classes of the task's head: see `TaskHead.set_class_weights`. Checkpoints do not hold them."""
@@ -103,7 +116,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: the model trains with dropout, and the rows have no keys.
         """
-        if not (self.training and self.settings.drops):
+        if not (self.training and (self.settings.drops or self.adapter_drops)):
             return None
         if row_keys is None:
             raise ValueError("a model trains with dropout on rows that have keys: give row_keys, or call eval()")

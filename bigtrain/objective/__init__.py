@@ -12,6 +12,8 @@ objective       what every objective does; which one the settings ask for      o
   denoising     documents that were corrupted, by an encoder-decoder           denoising.py, parts.py, subsets.py
   translation   targets of source texts, by an encoder-decoder                translation.py, parts.py
   mixture       several of these, in turns                                     mixture.py
+  classification, token_classification, extractive_qa, chat: labels of the data  labelled.py
+metrics         how well such labels are predicted                             metrics.py
   span_corruption  spans of them, by an encoder-decoder                        span_corruption.py, parts.py, subsets.py
 
 It is numpy alone, and knows neither a model nor files. The loader calls `prepare` after packing:
@@ -25,7 +27,9 @@ in any micro-batch, and after every restart.
 from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
+from bigtrain.objective.labelled import Chat, Classification, ExtractiveQa, TokenClassification
 from bigtrain.objective.masked import Masked
+from bigtrain.objective.metrics import LabelMetric, make_metric
 from bigtrain.objective.mixture import ObjectiveMixture
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.permutation import Permuted
@@ -42,9 +46,13 @@ __all__ = [
     "TARGET",
     "AddressKeys",
     "Causal",
+    "Chat",
+    "Classification",
     "Denoising",
     "EncoderRows",
+    "ExtractiveQa",
     "FillInTheMiddle",
+    "LabelMetric",
     "Masked",
     "Objective",
     "ObjectiveMixture",
@@ -54,8 +62,10 @@ __all__ = [
     "PreparedRows",
     "SentencePairs",
     "SpanCorruption",
+    "TokenClassification",
     "TokenRows",
     "Translation",
+    "make_metric",
     "make_objective",
     "row_lengths",
     "span_lengths",

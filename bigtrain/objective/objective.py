@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from bigtrain.base import BigtrainError
-from bigtrain.config import ObjectiveChoice
+from bigtrain.config import ModelSettings, ObjectiveChoice
 from bigtrain.objective.causal import Causal
 from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
+from bigtrain.objective.labelled import Chat, Classification, DocumentInputs, ExtractiveQa, TokenClassification
 from bigtrain.objective.masked import Masked
 from bigtrain.objective.mixture import ObjectiveMixture, common_lengths
 from bigtrain.objective.permutation import Permuted
@@ -40,6 +41,10 @@ class Objective(Protocol):
     @property
     def changes_inputs(self) -> bool:
         """Whether the inputs are other than the tokens of the data, so that they have a digest of their own."""
+
+    @property
+    def reads_next_ids(self) -> bool:
+        """Whether it needs `TokenRows.next_ids`: the loader copies them for it."""
 
     @property
     def causal(self) -> bool:
@@ -70,6 +75,8 @@ class ObjectiveVocabulary:
     """What documents begin with."""
     ends_sentence: Bools | None = None
     """[V], whether a token ends a sentence. None: no token does."""
+    separator: int | None = None
+    """What stands between the two texts of a document. None: nothing does."""
 
     def id_of(self, token: str, key: str) -> int:
         """The id of a special token that the settings name at a key. Raises BigtrainError where there is none."""
@@ -85,12 +92,13 @@ class ObjectiveVocabulary:
         return self.special[token]
 
 
-def row_lengths(settings: ObjectiveChoice, length: int) -> tuple[int, int | None]:
+def row_lengths(settings: ObjectiveChoice, length: int, *, reads_pairs: bool = False) -> tuple[int, int | None]:
     """The tokens of a row that a model predicts from, and of its encoder's row where it is an encoder-decoder.
 
     Args:
         settings: the section `objective`.
         length: tokens of a row of the data.
+        reads_pairs: whether the model is an encoder-decoder.
     """
     if settings.mixed:
         return common_lengths([row_lengths(component, length) for component in settings.mixed])
@@ -99,11 +107,14 @@ def row_lengths(settings: ObjectiveChoice, length: int) -> tuple[int, int | None
     if settings.name == "span_corruption":
         encoder, decoder = span_lengths(length, settings.noise_density, settings.mean_span_length)
         return decoder, encoder
-    return length, length if settings.reads_pairs else None
+    return length, length if reads_pairs or settings.reads_pairs else None
 
 
 def make_objective(
-    settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary | None, length: int | None = None
+    settings: ObjectiveChoice,
+    vocabulary: ObjectiveVocabulary | None,
+    length: int | None = None,
+    model: ModelSettings | None = None,
 ) -> Objective:
     """The objective of the settings.
 
@@ -111,6 +122,7 @@ def make_objective(
         settings: the section `objective`.
         vocabulary: of the data; the causal objective needs none.
         length: tokens of a row of the data; only a mixture needs it.
+        model: that learns; only the objectives with a head of their own need it.
 
     Raises:
         BigtrainError: the tokenizer lacks a token that the objective needs.
@@ -129,6 +141,9 @@ def make_objective(
             padding=vocabulary.end_of_text,
             in_an_order=bool(settings.orders),
         )
+    if settings.task_head != "none":
+        assert model is not None
+        return _labelled(settings, vocabulary, model)
     return _MADE_BY[settings.name](settings, vocabulary)
 
 
@@ -146,6 +161,19 @@ def _fill_in_the_middle(settings: ObjectiveChoice, vocabulary: ObjectiveVocabula
         rate=settings.fim_rate,
         spm_rate=settings.fim_spm_rate,
     )
+
+
+def _labelled(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary, model: ModelSettings) -> Objective:
+    inputs = DocumentInputs(
+        end_of_text_id=vocabulary.end_of_text,
+        separator_id=vocabulary.separator if model.type_vocab_size > 1 else None,
+        start_id=vocabulary.id_of(settings.decoder_start_token, "objective.decoder_start_token")
+        if model.reads_pairs
+        else None,
+    )
+    if settings.name == "classification":
+        return Classification(inputs, at_end=model.architecture != "encoder")
+    return TokenClassification(inputs) if settings.name == "token_classification" else ExtractiveQa(inputs)
 
 
 def _require_ordinary(vocabulary: ObjectiveVocabulary) -> None:
@@ -226,6 +254,7 @@ def _translation(settings: ObjectiveChoice, vocabulary: ObjectiveVocabulary) -> 
 
 
 _MADE_BY: Mapping[str, Callable[[ObjectiveChoice, ObjectiveVocabulary], Objective]] = {
+    "chat": lambda settings, vocabulary: Chat(),
     "denoising": _denoising,
     "fill_in_the_middle": _fill_in_the_middle,
     "masked": _masked,

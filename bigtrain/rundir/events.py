@@ -141,7 +141,7 @@ class PlanEvent(EventFields):
     """The items of data.skip from here on."""
 
 
-class SourceValidation(TypedDict):
+class SourceValidation(TypedDict, total=False):
     """The held-out documents of a source, evaluated. `bigtrain eval` adds accuracies, and the numbers of baselines."""
 
     source: str
@@ -150,6 +150,8 @@ class SourceValidation(TypedDict):
     """Nats a token."""
     perplexity: float
     tokens: Count
+    metrics: Mapping[str, float]
+    """Of labels that are not tokens, such as accuracy and f1."""
 
 
 @dataclass(frozen=True)

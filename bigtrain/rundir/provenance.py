@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bigtrain.base import BigtrainError, to_json
-from bigtrain.config import Settings
+from bigtrain.config import LabelKind, Settings
 from bigtrain.data import (
     DocumentPart,
     RunData,
@@ -28,6 +28,16 @@ from bigtrain.rundir.directory import RunDirectory
 Record = dict[str, Any]
 
 EVIDENT_DOCUMENTS = 100
+
+
+@dataclass(frozen=True)
+class LabelledRun:
+    """Tokens of a document that follow each other and have the same label."""
+
+    label: str | None
+    """Null where they have none."""
+    text: str
+    """Of the tokens, special ones too."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,10 @@ class PartOfDocument:
     """False where data.skip took the labels away: the part is in the batch and is not trained on."""
     text: str | None = None
     """Of the part, where it was asked for."""
+    labels: LabelKind | None = None
+    """What labels the source has: parts, classes, tags, answers or turns."""
+    runs: list[LabelledRun] | None = None
+    """The text again, divided by the labels of its tokens, where its source has labels."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,7 @@ def part_of_document(part: DocumentPart, tokenizer: Tokenizer | None = None) -> 
     """Where a part of a document is from; with a tokenizer, its text too."""
     document = part.document
     text = tokenizer and decode_ids(tokenizer, part.token_ids.tolist())
+    runs = None if tokenizer is None else part.runs
     return PartOfDocument(
         id=document.id,
         file=document.file,
@@ -225,6 +240,10 @@ def part_of_document(part: DocumentPart, tokenizer: Tokenizer | None = None) -> 
         tokens=document.tokens,
         labelled=part.labelled,
         text=text,
+        labels=document.dataset.summary.labels,
+        runs=None
+        if tokenizer is None or runs is None
+        else [LabelledRun(label, decode_ids(tokenizer, ids, special=True)) for label, ids in runs],
     )
 
 

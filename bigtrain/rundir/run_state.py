@@ -36,6 +36,10 @@ class RunState:
     """What the guard remembers of the last steps."""
     decisions: Count = 0
     """How many decisions the run had taken."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Which evaluation was the best so far; empty before the first one."""
+    base: dict[str, str] = field(default_factory=dict)
+    """The digests of the weights that an adapter was trained beside, which the checkpoint does not hold; by name."""
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RunState:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -35,9 +37,11 @@ from bigtrain.data import (
 from bigtrain.engine import COMPUTE_DTYPES, Engine, Topology, construction, start, whole_parameters
 from bigtrain.health import enough_memory
 from bigtrain.model import (
+    Distillation,
     LanguageModel,
     SequenceParallel,
     build_model,
+    first_magnitude,
     flops_per_token,
     initialize,
     product_dtype,
@@ -45,7 +49,7 @@ from bigtrain.model import (
 from bigtrain.objective import row_lengths
 from bigtrain.observe import Meter, peak_of, peak_of_all
 from bigtrain.rundir import RunState
-from bigtrain.trained import starting_weights, verified_step
+from bigtrain.trained import TEACHER, Prefixed, frozen_digests, open_teacher, starting_weights, verified_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +77,24 @@ def ranks(engine: EngineSettings) -> Iterator[Topology]:
 
 
 def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topology) -> tuple[Engine, RunState]:
-    """A new engine at the step of the checkpoint, or before step 1, and the state of the run at that step."""
+    """A new engine at the step of the checkpoint, or before step 1, and the state of the run at that step.
+
+    Raises:
+        BigtrainError: on every rank, when `model.init_from` is not what the settings say, or the checkpoint is of an
+            adapter for another base.
+    """
+    base = on_first_rank(topology, lambda: frozen_digests(settings, checkpoint))
     with enough_memory(settings, topology, "the model with its optimizer's state"):
         model = new_model(settings, topology, fill=checkpoint is None)
         engine = Engine(model, settings, topology)
     if checkpoint is not None:
         return engine, restore(engine, checkpoint, topology)
-    return engine, RunState()
+    return engine, RunState(base=base)
 
 
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
-    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them."""
+    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and with
+    an adapter or a teacher, whose weights no checkpoint holds."""
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -92,15 +103,30 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             activation_memory_budget=settings.engine.activation_memory_budget,
             sequence_parallel=sequence_parallel(topology),
             float8=settings.engine.float8,
+            adapter=settings.adapter,
         )
+        if settings.distillation.learns_from_teacher:
+            model.learn_from(_distillation(settings, topology))
+    if settings.objective.class_weights:
+        model.set_class_weights(settings.objective.class_weights)
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))
-    if fill:
+    if fill or settings.adapter.method != "none" or settings.distillation.teacher is not None:
         fill_weights(model, settings, topology)
     if settings.engine.compile:
         model.compile_blocks()
     return model
+
+
+def _distillation(settings: Settings, topology: Topology) -> Distillation:
+    """What a model learns from its teacher, whose weights are still to be filled. Raises BigtrainError."""
+    teacher: LanguageModel | None = None
+    if settings.distillation.teacher is not None:
+        step = _verified_step(settings.distillation.teacher, topology)
+        shape, _ = on_every_rank(topology, lambda: open_teacher(settings, step))
+        teacher = build_model(shape, attn_implementation=settings.engine.attn_implementation)
+    return Distillation(settings.distillation, settings.model, teacher)
 
 
 def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -> None:
@@ -114,28 +140,62 @@ def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -
     router_moves: dict[str, list[int]] = {}
     if (weights := first_weights(settings, topology)) is not None:
         given, router_moves = weights, weights.router_moves
+    if settings.distillation.teacher is not None:
+        step = _verified_step(settings.distillation.teacher, topology)
+        _, teacher = on_every_rank(topology, lambda: open_teacher(settings, step))
+        given = ChainMap(given, Prefixed(TEACHER, teacher))  # type: ignore[arg-type]  # nothing is written to it
     # At stage 3 what rank 0 writes is sent to all ranks; at the other stages every rank has its own copy.
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None
     for name, parameter in whole_parameters(model):
-        if name not in given:
-            initialize(name, parameter, settings.model, settings.train.seed)
-        elif reads and error is None:  # after an error go on with the other ranks, which have to learn of it
-            try:
-                parameter.data.copy_(given[name])
-            except BigtrainError as caught:
-                error = caught
+        try:
+            if reads and error is None:  # after an error go on with the other ranks, which have to learn of it
+                _require_given(name, parameter, given)
+                first_weight(name, parameter.data, given, settings)
+        except BigtrainError as caught:
+            error = caught
     if given:
         raise_first(topology, error)
     model.set_router_moves(router_moves)
 
 
+def first_weight(name: str, weight: torch.Tensor, given: Mapping[str, torch.Tensor], settings: Settings) -> None:
+    """Fill one whole parameter, in place, with its first value: a given one, what follows from these, or a random one.
+
+    Raises:
+        BigtrainError: what is given is damaged.
+    """
+    dtype = COMPUTE_DTYPES[settings.engine.precision]
+    if name in given:
+        weight.copy_(given[name])
+    elif (magnitude := first_magnitude(name, given, dtype)) is not None:
+        weight.copy_(magnitude)
+    else:
+        initialize(name, weight, settings.model, settings.train.seed)
+
+
+def _require_given(name: str, parameter: torch.Tensor, given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a random weight that never learns. Raises BigtrainError."""
+    if not parameter.requires_grad and name not in given:
+        raise BigtrainError(
+            f"model.init_from has no {name}, and an adapter would leave it as random as it is",
+            found="a base without this part of the model",
+            wanted="a part that learns",
+            fix=f"add a pattern for {name.rpartition('.')[0]} to adapter.modules_to_save",
+        )
+
+
 def first_weights(settings: Settings, topology: Topology) -> StartingWeights | None:
     """The weights of `model.init_from`; None where all are random. Every rank calls it. Raises BigtrainError."""
-    if settings.model.init_from is None:
+    folder = settings.model.init_from
+    if folder is None:
         return None
-    step = on_first_rank(topology, lambda: verified_step(settings))
+    step = _verified_step(folder, topology)
     return on_every_rank(topology, lambda: starting_weights(settings, step))
+
+
+def _verified_step(folder: Path, topology: Topology) -> int | None:
+    return on_first_rank(topology, lambda: verified_step(folder))
 
 
 def sequence_parallel(topology: Topology) -> SequenceParallel | None:
@@ -167,7 +227,7 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     opened = on_every_rank(topology, lambda: dict(zip(own, summaries_of(settings, own), strict=True)))
     every = topology.reduce(opened, lambda lower, higher: lower | higher)
     summaries = topology.broadcast(every and [every[number] for number in sorted(every)])
-    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data))
+    objective = on_first_rank(topology, lambda: open_objective(settings.objective, settings.data, settings.model))
     data = on_every_rank(topology, lambda: RunData.of(settings, summaries, objective))
     shares = FileShares((rank, world_size), (topology.local_rank, topology.local_world_size))
     collectively(topology, f"the data in {settings.data.dir} are not whole", lambda: data.check_sizes(shares))
@@ -210,13 +270,20 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     peaks = gather(topology, own)
     earlier = [event["peak"] for event in history if isinstance(event.get("peak"), dict)]
-    length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
+    length, encoder_length = row_lengths(
+        settings.objective, settings.data.sequence_length, reads_pairs=settings.model.reads_pairs
+    )
     share = length / settings.data.sequence_length  # the meter counts tokens of the data
 
     def flops(causal: bool) -> float:
         labelled = settings.objective.labelled_share
         return share * flops_per_token(
-            settings.model, length, causal=causal, labelled=labelled, encoder_length=encoder_length
+            settings.model,
+            length,
+            causal=causal,
+            labelled=labelled,
+            encoder_length=encoder_length,
+            adapter=settings.adapter,
         )
 
     return Meter(

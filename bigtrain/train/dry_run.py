@@ -54,7 +54,9 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
     """The model's inputs: random tokens in documents as long as a row, each token with a label where the objective may
     give it one."""
     rows = settings.train.micro_batch_size
-    length, encoder_length = row_lengths(settings.objective, settings.data.sequence_length)
+    length, encoder_length = row_lengths(
+        settings.objective, settings.data.sequence_length, reads_pairs=settings.model.reads_pairs
+    )
     generator = torch.Generator().manual_seed(0)
 
     def documents(tokens: int, extra: int = 0) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -77,7 +79,7 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
         every = min(choice.partial_prediction for choice in settings.objective.mixed or (settings.objective,))
         chosen = places % every == every - 1
         inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}
-    if settings.model.drops:
+    if settings.drops:
         inputs["row_keys"] = torch.arange(rows, device=device)
     if encoder_length is not None:
         inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}

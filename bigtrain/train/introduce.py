@@ -14,9 +14,7 @@ from bigtrain.checkpoint import Change, Search
 from bigtrain.config import Settings
 from bigtrain.convert import obstacles, padding_obstacle
 from bigtrain.data import DataTokenizer, Plan
-from bigtrain.model import (
-    count_parameters,
-)
+from bigtrain.model import count_learning_parameters, count_parameters
 from bigtrain.rundir import (
     ChangeEvent,
     Event,
@@ -84,6 +82,11 @@ def _log_shape(run: TrainingRun) -> None:
         f"{topology.world_size} process(es) on {topology.device.type}, {torch.get_num_threads()} thread(s) each; "
         f"100% MFU is {peak}"
     )
+    if settings.adapter.method != "none":
+        learning = count_learning_parameters(settings.model, settings.adapter)
+        logger.info(
+            f"adapter {settings.adapter.method}: {learning:,} parameters learn beside {settings.model.init_from}"
+        )
     run.recorder.tracker.describe({"peak": peak.as_record()})
     logger.info(
         f"{run.total_steps:,} steps of {batch} x {length} = {quantity(batch * length)} tokens, in micro-batches of "

@@ -24,7 +24,7 @@ def train(settings: Settings) -> int:
 
 def to_the_end(run: TrainingRun) -> int:
     """The loop itself, from wherever the run stands."""
-    while run.step < run.last_step:
+    while run.goes_on:
         batch, agreed = run.fetch()
         if agreed.stop_reason:
             return leave(run, reason=agreed.stop_reason)
@@ -41,7 +41,7 @@ def to_the_end(run: TrainingRun) -> int:
             run.evaluate()
         if run.save_is_due:
             run.save()
-    if run.step < run.total_steps:
+    if not run.is_over:
         return leave(run, reason="train.stop_after")
     return finish(run)
 
@@ -54,9 +54,9 @@ def leave(run: TrainingRun, reason: str) -> int:
 
 
 def finish(run: TrainingRun) -> int:
-    """Evaluate and commit the end of the schedule, unless an earlier start has already done so."""
+    """Evaluate and commit the end of the run, unless an earlier start has already done so."""
     if run.has_trained:
         run.evaluate()
         run.save(last=True)
-    run.close("all steps done", DONE)
+    run.close(run.why_over, DONE)
     return DONE

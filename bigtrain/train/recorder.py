@@ -127,13 +127,17 @@ class Recorder:
     def evaluation(self, step: int, seconds: float, losses: Sequence[SourceLoss], samples: Sequence[Sample]) -> None:
         """Write down the validation loss of every source, and what the model generated."""
         for source in losses:
-            logger.info(
-                f"step {step}  validation loss of {source.name}: {source.loss:.4f}, "
-                f"perplexity {source.perplexity:.2f} over {quantity(source.tokens)} tokens"
-            )
+            if source.metrics:
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in source.metrics.items())
+                over = f"{shown} over {quantity(source.tokens)} labels"
+            else:
+                over = f"perplexity {source.perplexity:.2f} over {quantity(source.tokens)} tokens"
+            logger.info(f"step {step}  validation loss of {source.name}: {source.loss:.4f}, {over}")
         drawn = [sample.as_record() for sample in samples]
         self.note(EvaluateEvent(round(seconds, 3), [source.as_record() for source in losses], drawn or None), step)
         self.tracker.log({f"validation_loss/{source.name}": source.loss for source in losses}, step)
+        for source in losses:
+            self.tracker.log({f"{name}/{source.name}": value for name, value in (source.metrics or {}).items()}, step)
         if samples:
             rows = [(step, sample.source, sample.prompt, sample.completion) for sample in samples]
             self.tracker.table("samples", ("step", "source", "prompt", "completion"), rows, step)

@@ -22,7 +22,6 @@ from bigtrain.config import SkipSettings
 from bigtrain.data import RunData, load_tokenizer
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.health import Assessment, Guard, LoopPhase
-from bigtrain.model import initialize
 from bigtrain.rundir import (
     Decision,
     EvidenceEvent,
@@ -35,7 +34,8 @@ from bigtrain.rundir import (
     with_decisions,
     write_decision,
 )
-from bigtrain.train.build import first_weights, layout_of, open_loader, restore
+from bigtrain.train.best_step import BestStep
+from bigtrain.train.build import first_weight, first_weights, layout_of, open_loader, restore
 from bigtrain.train.continuation import standing_commits
 from bigtrain.train.document_losses import documents_by_loss
 from bigtrain.train.superseded import remove_superseded
@@ -145,7 +145,7 @@ def act(run: TrainingRun, checkpoint: Checkpoint | None, decision: Decision, dat
     run.loader = open_loader(data, first_sample, run.settings.train.micro_batch_size, run.topology)
     state = restore(run.training.engine, checkpoint, run.topology) if checkpoint else restart(run)
     run.anomalies.start_over(Guard.of(run.settings, run.data.plan), state.guard)
-    run.go_back(step, is_durable=checkpoint is None or not run.tiers.is_local(checkpoint))
+    run.go_back(step, BestStep.of(state.best), is_durable=checkpoint is None or not run.tiers.is_local(checkpoint))
 
 
 def restart(run: TrainingRun) -> RunState:
@@ -158,17 +158,14 @@ def restart(run: TrainingRun) -> RunState:
 
     def first_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         weights = torch.empty(shape, device=device)
-        if given is not None and name in given:
-            weights.copy_(given[name])
-        else:
-            initialize(name, weights, settings.model, settings.train.seed)
+        first_weight(name, weights, given or {}, settings)
         return weights.to(COMPUTE_DTYPES[settings.engine.precision])
 
     engine = run.training.engine
     on_every_rank(run.topology, lambda: reinitialize(engine.fragments(), first_value))
     engine.restore(0, engine.first_loss_scaler)
     run.training.model.set_router_moves({} if given is None else given.router_moves)
-    return RunState()
+    return RunState(base=run.base)
 
 
 def explain(run: TrainingRun, anomaly: Assessment, data: RunData) -> None:

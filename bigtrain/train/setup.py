@@ -39,6 +39,7 @@ from bigtrain.rundir import (
     with_decisions,
 )
 from bigtrain.train.anomaly_policy import AnomalyPolicy
+from bigtrain.train.best_step import BestStep
 from bigtrain.train.build import engine_at, layout_of, meter_for, open_loader, open_run_data, ranks
 from bigtrain.train.continuation import check_continuation
 from bigtrain.train.dry_run import dry_run
@@ -236,6 +237,8 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
         heartbeat=joined.heartbeat,
         decisions=opened.decisions,
         parent=parent,
+        best=BestStep.of(state.best),
+        base=state.base,
     )
     held.callback(lambda: run.loader.close())  # after a rewind it has another one
     joined.phases.end("meter and tracker")

@@ -31,6 +31,7 @@ from bigtrain.rundir import (
     record_failing_hosts,
 )
 from bigtrain.train.anomaly_policy import AnomalyPolicy
+from bigtrain.train.best_step import BestStep
 from bigtrain.train.recorder import Recorder
 from bigtrain.train.save_policy import SavePolicy
 from bigtrain.train.step import StepOutcome, TrainingStep
@@ -59,9 +60,13 @@ class TrainingRun:
     stop: StopRequest
     heartbeat: Heartbeat
     decisions: tuple[Decision, ...]
+    """What was decided about anomalies so far; `settings` and `data` follow them."""
     parent: Parent | None
     """The run that this start branches from."""
-    """What was decided about anomalies so far; `settings` and `data` follow them."""
+    best: BestStep
+    """The best evaluation so far."""
+    base: dict[str, str]
+    """The digests of the weights beside which an adapter is trained; empty without one."""
     first_step: int = field(init=False)
     """Where this start began: a checkpoint of that step is there already."""
 
@@ -84,6 +89,24 @@ class TrainingRun:
         return min(self.total_steps, self.settings.train.stop_after or self.total_steps)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether there is another step to do in this start."""
+        return self.step < self.last_step and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the schedule has ended, or evaluations got no better for as long as the user waits."""
+        patience = self.settings.evaluate.patience
+        return self.step >= self.total_steps or (patience is not None and self.best.worse >= patience)
+
+    @property
+    def why_over(self) -> str:
+        """Why the run is over."""
+        if self.step >= self.total_steps:
+            return "all steps done"
+        return f"evaluate.patience: no better evaluation since that of step {self.best.step}"
+
+    @property
     def consumed_samples(self) -> int:
         """The whole state of the data, with the plan's id."""
         return self.data.plan.batches.consumed_after(self.step)
@@ -98,7 +121,7 @@ class TrainingRun:
     def save_is_due(self) -> bool:
         """Whether to save after this step; the last one is `finish`'s. While the guard suspects something, a save that
         is due waits."""
-        due = self.saves.is_due_after(self.step)
+        due = self.saves.is_due_after(self.step) or (self._is_best and self.saves.saved_step != self.step)
         return due and not self.anomalies.suspects and self.step < self.total_steps
 
     @property
@@ -174,12 +197,17 @@ class TrainingRun:
         return self.anomalies.check(outcome, agreed.batch_digest, self.training.engine.loss_scaler())
 
     def evaluate(self) -> None:
-        """Compute and record the validation loss of every source."""
+        """Compute and record the validation loss of every source.
+
+        Raises:
+            BigtrainError: the sources have no such metric as `evaluate.metric`; raised on every rank.
+        """
         self.heartbeat.enter(LoopPhase.EVALUATE)
         reached("eval")
         started = time.perf_counter()
         losses = validation_losses(self.training.engine, self.topology, self.data, self.settings, self.heartbeat.beat)
         samples = self._samples()
+        self.best = self.best.after(self.step, self.settings.evaluate.metric, losses)
         self.recorder.evaluation(self.step, time.perf_counter() - started, losses, samples)
 
     def save(self, last: bool = False) -> None:
@@ -203,14 +231,15 @@ class TrainingRun:
             news = self.saves.committed(stall_seconds=commit.stall_seconds, durable_seconds=commit.seconds)
             self.recorder.commit(commit, waited_seconds, self.step, news)
 
-    def go_back(self, step: int, *, is_durable: bool) -> None:
+    def go_back(self, step: int, best: BestStep, *, is_durable: bool) -> None:
         """Be at an earlier step again, of which there is a checkpoint, or which is 0.
 
         Args:
             step: the earlier step.
+            best: the best evaluation until then.
             is_durable: whether that checkpoint is in the durable tier.
         """
-        self.training.done = step
+        self.training.done, self.best = step, best
         self.first_step = min(self.first_step, step)
         self.saver.went_back(step if is_durable else None)
         self.saves.saved(step)
@@ -220,6 +249,10 @@ class TrainingRun:
         self.heartbeat.enter(LoopPhase.FINISH)
         self.recorder.end(reason, exit_status, self.step)
         self.stop.ignore()
+
+    @property
+    def _is_best(self) -> bool:
+        return self.settings.checkpoint.keep_best and self.best.step == self.step
 
     def _samples(self) -> list[Sample]:
         """What the model makes of the beginnings of held-out documents, on rank 0, where that is asked for."""
@@ -261,6 +294,8 @@ class TrainingRun:
             router_moves=self.training.model.router_moves(),
             guard=self.anomalies.guard.state(),
             decisions=len(self.decisions),
+            best=self.best.as_json(),
+            base=self.base,
         )
         stall = self.saver.save(
             Cursor(self.step, self.consumed_samples, plan.plan_id, engine.optimizer_steps),
@@ -269,8 +304,9 @@ class TrainingRun:
             mathematics=mathematics(self.settings),
             zero_stage=self.settings.engine.zero_stage,
             state=state.as_json(),
-            last=last,
+            last=last or self._is_best,
             before=self.recorder.sync,
+            keep_steps=(self.best.step,) if self.settings.checkpoint.keep_best and self.best.step else (),
         )
         self.saves.saved(self.step)
         self.recorder.note(SaveEvent(round(stall, 4)), self.step)

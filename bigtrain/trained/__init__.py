@@ -2,6 +2,7 @@
 
 checkpoints.py      the checkpoints of a run: list, verify, compare, prune
   checkpoint_settings.py      one of them with the settings that its weights were trained with
+  base_model.py               the model that an adapter was trained beside
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
   right_labels.py     how many labels are the likeliest token
@@ -10,11 +11,13 @@ trained.py          the model of a checkpoint, without the training engine
 text_model.py       a model that continues text, of a run or a folder
   text_stream.py      from tokens to text that can be shown
   samples.py          continuations of held-out documents
-export.py, export_gguf.py, importing.py     Hugging Face and llama.cpp, checked against them
-starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
+export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
+teacher.py     what another model learns from
+weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
   model_card.py       the README.md of an exported model
 """
 
+from bigtrain.trained.base_model import frozen_digests
 from bigtrain.trained.checkpoints import (
     CheckpointDifference,
     CommittedCheckpoint,
@@ -29,13 +32,17 @@ from bigtrain.trained.checkpoints import (
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, validation_losses
 from bigtrain.trained.export import HuggingFaceExport, export_run
 from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
+from bigtrain.trained.export_peft import PeftExport, export_run_to_peft
 from bigtrain.trained.importing import ImportedModel, import_model
 from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
-from bigtrain.trained.starting_weights import starting_weights, verified_step
+from bigtrain.trained.starting_weights import starting_weights
+from bigtrain.trained.teacher import TEACHER, Prefixed, open_teacher
 from bigtrain.trained.text_model import GeneratedTexts, TextModel
 from bigtrain.trained.trained import evaluate_run
+from bigtrain.trained.weight_source import verified_step
 
 __all__ = [
+    "TEACHER",
     "CheckpointDifference",
     "CommittedCheckpoint",
     "Evaluation",
@@ -43,6 +50,8 @@ __all__ = [
     "GgufExport",
     "HuggingFaceExport",
     "ImportedModel",
+    "PeftExport",
+    "Prefixed",
     "PrunedCheckpoints",
     "Sample",
     "SourceLoss",
@@ -54,8 +63,11 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "export_run_to_gguf",
+    "export_run_to_peft",
+    "frozen_digests",
     "import_model",
     "one_rank_can_sample",
+    "open_teacher",
     "prompts",
     "prune_checkpoints",
     "say_diff",

@@ -1,4 +1,4 @@
-"""The settings of a run, with the model that a checkpoint was written with.
+"""The settings of a run, with the model and the adapter that a checkpoint was written with.
 
 RUN/config.yaml says what the run was last started with, and can be edited. What the weights of a checkpoint compute is
 in the checkpoint's manifest: where the two differ, the change was allowed when the run went on, or it is an error.
@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Change, Checkpoint, changes_since, is_allowed
-from bigtrain.config import ModelSettings, Settings, mathematics
+from bigtrain.config import AdapterSettings, ModelSettings, Settings, mathematics
+from bigtrain.data import TOKENIZER_FILE
 from bigtrain.rundir import Event, RunDirectory, read_events
 from bigtrain.trained.checkpoints import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_SECTION = "model."
+_SECTIONS: Mapping[str, type[ModelSettings] | type[AdapterSettings]] = {
+    "model": ModelSettings,
+    "adapter": AdapterSettings,
+}
+"""The sections that say what the weights of a checkpoint compute."""
 _ONLY_LOSSES = frozenset({
-    "initializer_range", "router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate", "z_loss_coef",
-    "mtp_loss_coef",
+    "model.initializer_range", "model.router_aux_loss_coef", "model.router_z_loss_coef",
+    "model.router_bias_update_rate", "model.z_loss_coef", "model.mtp_loss_coef", "adapter.lora_dropout",
 })  # fmt: skip
-"""Keys of the section that change how a model learns, and not what it computes."""
+"""Keys of these sections that change how a model learns, and not what it computes."""
 
 
 def open_with_settings(run: RunDirectory, step: int | None) -> tuple[Settings, Checkpoint]:
-    """A checkpoint of a run, and the settings of the run with the model of that checkpoint.
+    """A checkpoint of a run, and the settings of the run with the model and the adapter of that checkpoint.
 
     Args:
         run: a run directory.
@@ -64,15 +71,29 @@ def settings_of_checkpoint(run: RunDirectory, checkpoint: Checkpoint) -> Setting
             f"the checkpoint of step {checkpoint.step} was written with {change.key} {change.then}, which is used; "
             f"the run changed it to {change.now} later"
         )
-    return settings.model_copy(update={"model": _model_of(checkpoint)})
+    sections = {name: _section_of(checkpoint, name) for name in _SECTIONS}
+    return settings.model_copy(update=sections)
+
+
+def tokenizer_file_of(settings: Settings) -> Path:
+    """The tokenizer of a run's data. Raises BigtrainError where it is not there."""
+    file = settings.data.dir / TOKENIZER_FILE
+    if not file.is_file():
+        raise BigtrainError(
+            f"{file}, the tokenizer of this run, is not there",
+            found=f"data.dir {settings.data.dir}, seen from {Path.cwd()}",
+            wanted="the data folder that the run was started with",
+            fix="start the command in the directory in which the run was started, or put the data folder back",
+        )
+    return file
 
 
 def model_changes(settings: Settings, checkpoint: Checkpoint) -> list[Change]:
-    """The settings of the model that differ from those in a checkpoint and change what it computes."""
+    """The settings of model and adapter that differ from those in a checkpoint and change what it computes."""
     return [
         change
         for change in changes_since(checkpoint.manifest.mathematics, mathematics(settings))
-        if change.key.startswith(_SECTION) and change.key.removeprefix(_SECTION) not in _ONLY_LOSSES
+        if change.key.partition(".")[0] in _SECTIONS and change.key not in _ONLY_LOSSES
     ]
 
 
@@ -84,19 +105,19 @@ def _was_allowed(change: Change, run: RunDirectory, settings: Settings) -> bool:
     return any(event["key"] == change.key and change.now in (event["from"], event["to"]) for event in events)
 
 
-def _model_of(checkpoint: Checkpoint) -> ModelSettings:
-    """The section model that the manifest of a checkpoint has."""
+def _section_of(checkpoint: Checkpoint, name: str) -> ModelSettings | AdapterSettings:
+    """A section that the manifest of a checkpoint has; an earlier version left sections out that it did not know."""
     section: dict[str, Any] = {}
     for key, value in checkpoint.manifest.mathematics.items():
-        if key.startswith(_SECTION):
-            *outer, name = key.removeprefix(_SECTION).split(".")
+        if key.startswith(f"{name}."):
+            *outer, last = key.removeprefix(f"{name}.").split(".")
             inner = section
             for part in outer:
                 inner = inner.setdefault(part, {})
-            inner[name] = value
+            inner[last] = value
     try:
-        return ModelSettings.model_validate_json(json.dumps(section), strict=True)
+        return _SECTIONS[name].model_validate_json(json.dumps(section), strict=True)
     except (ValidationError, AttributeError, TypeError) as error:
         raise BigtrainError(
-            f"the manifest of {checkpoint.location} has no section model", found=str(error), fix="use another step"
+            f"the manifest of {checkpoint.location} has no section {name}", found=str(error), fix="use another step"
         ) from None

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Checkpoint, compare, newest_verified, prune, verify
-from bigtrain.rundir import RunDirectory
+from bigtrain.rundir import RunDirectory, RunState
 
 
 def open_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
@@ -155,7 +155,14 @@ def prune_checkpoints(run: Path, keep: int | None, keep_every: int | None, *, dr
         )
     if not dry_run:
         directory.lock()  # until the process ends
-    expired = prune(directory.tiers().durable, keep, keep_every or settings.keep_every_steps, dry_run=dry_run)
+    best = RunState.of(open_checkpoint(directory, None).manifest.state).best.get("step") if settings.keep_best else None
+    expired = prune(
+        directory.tiers().durable,
+        keep,
+        keep_every or settings.keep_every_steps,
+        keep_steps=() if best is None else (best,),
+        dry_run=dry_run,
+    )
     directory.unlock()
     return PrunedCheckpoints(dry_run, [checkpoint.location for checkpoint in expired])
 

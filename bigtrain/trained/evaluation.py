@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -14,7 +15,10 @@ from bigtrain.base import to_json
 from bigtrain.config import Settings
 from bigtrain.data import MicroBatch, RunData
 from bigtrain.engine import Engine, Topology
+from bigtrain.model import LanguageModel
+from bigtrain.objective import make_metric
 from bigtrain.rundir import SourceValidation
+from bigtrain.trained.label_scores import LabelScores
 from bigtrain.trained.translation import TranslationScores
 
 
@@ -32,6 +36,10 @@ class SourceLoss:
     """Of a unigram model on the same labels, where baselines were asked for."""
     five_gram_perplexity: Annotated[float | None, Field(alias="5-gram perplexity")] = None
     """Of a 5-gram model, likewise."""
+    metrics: dict[str, float] | None = None
+    """How well labels that are not tokens are predicted, by the names of the objective's metrics."""
+    baseline_metrics: Annotated[dict[str, dict[str, float]] | None, Field(alias="baseline metrics")] = None
+    """The same of the simplest predictors of labels, by their names, where baselines were asked for."""
     accuracy: float | None = None
     """Share of the labels that are the likeliest token; only where labels are not the next tokens of a text."""
     sentence_accuracy: Annotated[float | None, Field(alias="sentence accuracy")] = None
@@ -100,11 +108,15 @@ def validation_losses(
         beat()
         return engine.evaluate(inputs)
 
+    model = cast(LanguageModel, engine.module)
+    metric = make_metric(settings.objective, () if data.labels is None else data.labels.names)
     losses = []
     for name, batches in data.validation(settings, topology.data_rank, topology.data_size):
-        loss, tokens = sum_of_losses(evaluate, batches, topology.device)
+        with LabelScores(model, metric) as found:
+            loss, tokens = sum_of_losses(evaluate, batches, topology.device)
         counted = tokens if topology.shard_rank == 0 else 0
-        loss, all_tokens = topology.sum_across_ranks([loss, float(counted)])
+        loss, all_tokens, *counts = topology.sum_across_ranks([loss, float(counted), *found.counts.tolist()])
         if all_tokens:
-            losses.append(SourceLoss.of(name, loss / all_tokens, int(all_tokens)))
+            row = SourceLoss.of(name, loss / all_tokens, int(all_tokens))
+            losses.append(replace(row, metrics=found.scores(np.array(counts))))
     return losses

@@ -7,20 +7,22 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint, load_weights
-from bigtrain.config import ModelSettings, Settings
+from bigtrain.checkpoint import Checkpoint
+from bigtrain.config import AdapterSettings, ModelSettings, Settings
 from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, config_of, export_hf
-from bigtrain.data import TOKENIZER_FILE, DataTokenizer, card_as_markdown, open_mirror
+from bigtrain.data import DataTokenizer, card_as_markdown, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
-from bigtrain.trained.checkpoint_settings import open_with_settings
+from bigtrain.trained.base_model import plain_weights
+from bigtrain.trained.checkpoint_settings import open_with_settings, tokenizer_file_of
 from bigtrain.trained.model_card import model_card
 
 
@@ -60,7 +62,7 @@ class HuggingFaceExport(ComparedWithTransformers):
 
 
 def export_run(
-    run: Path, out: Path, *, step: int | None, check: bool, report: Callable[[str], None]
+    run: Path, out: Path, *, step: int | None, check: bool, report: Callable[[str], None], merge: bool = False
 ) -> HuggingFaceExport:
     """Write a checkpoint as a Hugging Face folder, in the precision the model was trained in.
 
@@ -72,17 +74,18 @@ def export_run(
         step: of the checkpoint. Default: the newest verified one.
         check: reload the folder with transformers and compare; without transformers it is skipped with a message.
         report: called with each line of progress.
+        merge: of a run with an adapter: merge it into the weights.
 
     Raises:
-        BigtrainError: nothing to export, `out` holds something else, the model sees its prompts as transformers cannot,
-            or the check fails.
+        BigtrainError: nothing to export, the run has an adapter that is not merged, `out` holds something else, the
+            model sees its prompts as transformers cannot, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = open_with_settings(directory, step)
     require_known_attention(settings, "transformers")
     config_of(settings.model)  # before anything is read: it refuses what transformers has not
     open_mirror(settings.data)  # the tokenizer may be at a URL
-    weights, dtype = load_weights(checkpoint), COMPUTE_DTYPES[settings.engine.precision]
+    weights, dtype = plain_weights(settings, checkpoint, merge), COMPUTE_DTYPES[settings.engine.precision]
     compared: dict[str, Any] = {}
 
     def compare(made: Path) -> None:
@@ -90,6 +93,24 @@ def export_run(
 
     if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
         report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
+    write_folder(weights, settings, out, _documents(run, settings, checkpoint, report), compare)
+    return HuggingFaceExport(
+        out=str(out),
+        step=checkpoint.step,
+        parameters=count_parameters(settings.model),
+        dtype=settings.engine.precision,
+        **compared,
+    )
+
+
+def write_folder(
+    weights: Mapping[str, Tensor],
+    settings: Settings,
+    out: Path,
+    documents: Mapping[str, str] = MappingProxyType({}),
+    check: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Write weights of a run's model, without an adapter, as a Hugging Face folder: see `export_hf`."""
     objective = settings.objective.first
     export_hf(
         weights,
@@ -100,16 +121,9 @@ def export_run(
         begin_of_text=DataTokenizer.open(settings.data.dir).begin_of_text,
         mask_token=objective.mask_token if objective.name == "masked" else None,
         decoder_start=objective.decoder_start_token if objective.reads_pairs else None,
-        dtype=dtype,
-        documents=_documents(run, settings, checkpoint, report),
-        check=compare,
-    )
-    return HuggingFaceExport(
-        out=str(out),
-        step=checkpoint.step,
-        parameters=count_parameters(settings.model),
-        dtype=settings.engine.precision,
-        **compared,
+        dtype=COMPUTE_DTYPES[settings.engine.precision],
+        documents=documents,
+        check=check,
     )
 
 
@@ -130,19 +144,6 @@ def require_known_attention(settings: Settings, tool: str) -> None:
         )
 
 
-def tokenizer_file_of(settings: Settings) -> Path:
-    """The tokenizer of a run's data. Raises BigtrainError where it is not there."""
-    file = settings.data.dir / TOKENIZER_FILE
-    if not file.is_file():
-        raise BigtrainError(
-            f"{file}, the tokenizer of this run, is not there",
-            found=f"data.dir {settings.data.dir}, seen from {Path.cwd()}",
-            wanted="the data folder that the run was started with",
-            fix="start the command in the directory in which the run was started, or put the data folder back",
-        )
-    return file
-
-
 def checked(
     folder: Path,
     weights: Mapping[str, Tensor],
@@ -150,6 +151,7 @@ def checked(
     dtype: torch.dtype,
     report: Callable[[str], None] | None,
     ignored: Sequence[str] = (),
+    adapter: tuple[AdapterSettings, Path] | None = None,
 ) -> dict[str, Any]:
     """Compare a Hugging Face folder with our weights; without `report` nothing is compared.
 
@@ -160,6 +162,7 @@ def checked(
         dtype: of the weights in the folder; where they have several, one that holds each exactly.
         report: called with the reason why nothing is compared.
         ignored: keys of config.json that the user had ignored.
+        adapter: of our model, with the folder from which peft loads it.
 
     Raises:
         BigtrainError: transformers computes something else.
@@ -167,10 +170,11 @@ def checked(
     nothing = {"largest_logit_difference": None, "greedy_tokens": None, "greedy_tokens_alike": None}
     if report is None:
         return nothing
-    if importlib.util.find_spec("transformers") is None:
-        report("not checked: transformers is not installed (pip install 'bigtrain[hf]')")
-        return nothing
-    comparison = compare_with_transformers(folder, weights, model, dtype)
+    for package in ("transformers",) if adapter is None else ("transformers", "peft"):
+        if importlib.util.find_spec(package) is None:
+            report(f"not checked: {package} is not installed (pip install 'bigtrain[hf]')")
+            return nothing
+    comparison = compare_with_transformers(folder, weights, model, dtype, adapter=adapter)
     comparison.check(folder, ignored)
     return {key: getattr(comparison, key) for key in nothing}
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bigtrain.checkpoint import load_weights
 from bigtrain.config import Settings
 from bigtrain.convert import (
     DTYPES,
@@ -21,8 +20,9 @@ from bigtrain.data import BeginOfText, DataTokenizer, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import RunDirectory
-from bigtrain.trained.checkpoint_settings import open_with_settings
-from bigtrain.trained.export import require_known_attention, tokenizer_file_of
+from bigtrain.trained.base_model import plain_weights
+from bigtrain.trained.checkpoint_settings import open_with_settings, tokenizer_file_of
+from bigtrain.trained.export import require_known_attention
 
 FILE = "model.gguf"
 """Name of the file in a folder."""
@@ -46,7 +46,14 @@ class GgufExport:
 
 
 def export_run_to_gguf(
-    run: Path, out: Path, *, step: int | None, dtype: str | None, check: bool, report: Callable[[str], None]
+    run: Path,
+    out: Path,
+    *,
+    step: int | None,
+    dtype: str | None,
+    check: bool,
+    report: Callable[[str], None],
+    merge: bool = False,
 ) -> GgufExport:
     """Write a checkpoint as a GGUF file. Memory holds one tensor at a time, and for the check the model in float32.
 
@@ -57,15 +64,17 @@ def export_run_to_gguf(
         dtype: of the matrices, a key of `DTYPES`. Default: the precision the model was trained in.
         check: load the file with llama.cpp and compare; without llama-cpp-python it is skipped with a message.
         report: called with each line of progress.
+        merge: of a run with an adapter: merge it into the weights.
 
     Raises:
-        BigtrainError: nothing to export, `out` is something else, llama.cpp has no such model, or the check fails.
+        BigtrainError: nothing to export, the run has an adapter that is not merged, `out` is something else, llama.cpp
+            has no such model, or the check fails.
     """
     directory = RunDirectory.of_existing_run(run)
     settings, checkpoint = open_with_settings(directory, step)
     require_known_attention(settings, "llama.cpp")
     open_mirror(settings.data)  # the tokenizer may be at a URL
-    weights, tokenizer_file = load_weights(checkpoint), tokenizer_file_of(settings)
+    weights, tokenizer_file = plain_weights(settings, checkpoint, merge), tokenizer_file_of(settings)
     tokenizer = DataTokenizer.open(tokenizer_file.parent)
     torch_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[settings.engine.precision]
     file = out if out.suffix == ".gguf" else out / FILE

@@ -16,12 +16,13 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bigtrain.base import BigtrainError, to_json, write_atomically
-from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import Settings
 from bigtrain.data import (
     TOKENIZER_FILE,
     DataTokenizer,
     MicroBatch,
+    common_labels,
     evaluation_batches,
     held_out_packing,
     load_tokenizer,
@@ -33,10 +34,13 @@ from bigtrain.data import (
 )
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import LanguageModel, build_model
-from bigtrain.objective import Objective
+from bigtrain.objective import LabelMetric, Objective, make_metric
 from bigtrain.rundir import RunDirectory, RunState
+from bigtrain.trained.base_model import weights_of
 from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
+from bigtrain.trained.label_scores import LabelScores
+from bigtrain.trained.labelled_baselines import LabelPredictors
 from bigtrain.trained.ngram import Baselines, LabelBaselines
 from bigtrain.trained.right_labels import RightLabels
 from bigtrain.trained.translation import TranslationScores, pairs_of, require_sacrebleu, score, translated
@@ -77,10 +81,12 @@ class TrainedModel:
         settings, checkpoint = open_with_settings(directory, step)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):
-            model = build_model(settings.model, attn_implementation=settings.engine.attn_implementation)
+            model = build_model(
+                settings.model, attn_implementation=settings.engine.attn_implementation, adapter=settings.adapter
+            )
         model = model.to_empty(device="cpu")
         with torch.no_grad():
-            weights = load_weights(checkpoint)
+            weights = weights_of(settings, checkpoint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
         open_mirror(settings.data)  # the tokenizer may be at a URL
@@ -107,24 +113,31 @@ class TrainedModel:
             split: open_datasets(data, model_vocab_size=self.settings.model.vocab_size, split=split)
             for split in ("train", "validation")
         }
-        objective = open_objective(self.settings.objective, self.settings.data)
+        objective = open_objective(self.settings.objective, self.settings.data, self.settings.model)
+        labels = common_labels(opened["train"])
+        metric = make_metric(self.settings.objective, () if labels is None else labels.names)
+        sample = chain.from_iterable(
+            evaluation_batches(
+                held_out_packing(data, dataset), self.settings, objective, max_sequences=BASELINE_SEQUENCES
+            )
+            for dataset in opened["train"]
+        )
         baselines: Baselines | LabelBaselines | None = None
-        if with_baselines and objective.causal:
+        simple: LabelPredictors | None = None
+        if with_baselines and metric is not None:
+            simple = LabelPredictors(self.settings.objective, metric, sample)
+        elif with_baselines and objective.causal:
             baselines = Baselines(opened["train"])
         elif with_baselines:
-            sample = chain.from_iterable(
-                evaluation_batches(
-                    held_out_packing(data, dataset), self.settings, objective, max_sequences=BASELINE_SEQUENCES
-                )
-                for dataset in opened["train"]
-            )
             baselines = LabelBaselines(sample, opened["train"][0].summary.vocab_size)
         rows = []
         for dataset in opened["validation"]:
             batches = list(evaluation_batches(held_out_packing(data, dataset), self.settings, objective))
-            row = self._measured(dataset.name, batches, objective)
+            row = self._measured(dataset.name, batches, objective, metric)
             if row is None:
                 continue
+            if simple is not None:
+                row = replace(row, baseline_metrics=simple.scores(batches))
             if baselines is not None:
                 found = baselines.perplexities(batches)
                 row = replace(row, unigram_perplexity=found["unigram"], five_gram_perplexity=found.get("5-gram"))
@@ -149,15 +162,22 @@ class TrainedModel:
         loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
         return SourceLoss.of("", loss / tokens, tokens).perplexity
 
-    def _measured(self, name: str, batches: Sequence[MicroBatch], objective: Objective) -> SourceLoss | None:
+    def _measured(
+        self, name: str, batches: Sequence[MicroBatch], objective: Objective, metric: LabelMetric | None
+    ) -> SourceLoss | None:
         """Loss and accuracies of the model on batches of a source; None where they have no labels."""
         pairs = getattr(self.model, "sentence_head", None)
-        with RightLabels(self.model.head) as right, RightLabels(pairs or nn.Identity()) as related:
+        head = nn.Identity() if objective.causal or metric is not None else self.model.head
+        with (
+            RightLabels(head) as right,
+            RightLabels(pairs or nn.Identity()) as related,
+            LabelScores(self.model, metric) as labelled,
+        ):
             loss, tokens = sum_of_losses(lambda inputs: self.model(**inputs), batches, self.device)
         if not tokens:
             return None
-        row = SourceLoss.of(name, loss / tokens, tokens)
-        if not objective.causal:
+        row = replace(SourceLoss.of(name, loss / tokens, tokens), metrics=labelled.scores())
+        if right.labels:
             row = replace(row, accuracy=right.number / tokens)
         if related.labels:
             row = replace(row, sentence_accuracy=related.number / related.labels)

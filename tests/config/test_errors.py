@@ -209,7 +209,8 @@ WHOLE = "a whole number, at least 1"
             "      kind: text",
             "      kind: txt",
             "data.sources.0.kind cannot be 'txt'\n  found:  'txt', text\n"
-            "  wanted: python_stdlib, text, jsonl, parquet, huggingface, megatron or gettext\n"
+            "  wanted: python_stdlib, text, jsonl, parquet, huggingface, megatron, gettext, csv, text_lines, imdb, "
+            "glue, super_glue, conll, squad or chat\n"
             "  fix:    write kind: text",
         ),
         (
@@ -359,7 +360,7 @@ def test_samples_of_an_encoder_are_refused(good: str, refusal: Callable[..., str
             "      path: web.txt",
             "      path: web.txt\n      text_field: content",
             "c.yaml:12: data.sources.0: source 'web' of kind 'text' has no text_field, found 'content'; "
-            "remove it: text_field is for jsonl, parquet, huggingface only\n"
+            "remove it: text_field is for jsonl, parquet, huggingface, csv only\n"
             "  fix:    change data.sources.0.kind (c.yaml:13) or data.sources.0.text_field (c.yaml:15)",
         ),
         (
@@ -373,7 +374,8 @@ def test_samples_of_an_encoder_are_refused(good: str, refusal: Callable[..., str
             "      kind: python_stdlib",
             "      kind: python_stdlib\n      path: lib",
             "c.yaml:16: data.sources.1: source 'code' of kind 'python_stdlib' has no path, found 'lib'; "
-            "remove it: path is for text, jsonl, parquet, huggingface, megatron, gettext only\n"
+            "remove it: path is for text, jsonl, parquet, huggingface, megatron, gettext, text_lines, csv, "
+            "imdb, glue, super_glue, conll, squad, chat only\n"
             "  fix:    change data.sources.1.kind (c.yaml:17) or data.sources.1.path (c.yaml:18)",
         ),
     ],

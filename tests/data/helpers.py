@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bigtrain.config.batch_schedule import BatchSchedule
-from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
+from bigtrain.config.data_settings import DataSettings, TokenizerSettings, ValidationSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data.batch.packing import Packing, open_packings
 from bigtrain.data.build.build import build_datasets
 from bigtrain.data.build.pack.build_pack import build_packs

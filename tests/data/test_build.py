@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings, ValidationSettings
+from bigtrain.config.data_settings import DataSettings, TokenizerSettings, ValidationSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import Dataset, build_datasets, load_tokenizer, open_datasets
 from bigtrain.data.build.corpus import open_corpus, read_documents
 from bigtrain.data.build.filters import Filters

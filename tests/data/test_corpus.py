@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import SourceSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data.build.corpus import open_corpus, read_documents
 from bigtrain.data.build.corpus.python_stdlib import TOPICS, documentation
 from bigtrain.data.format.documents import Document, document_id, is_held_out

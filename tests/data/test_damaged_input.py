@@ -25,7 +25,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DecontaminateSettings, SourceSettings
+from bigtrain.config.data_settings import DecontaminateSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data.build.corpus import open_corpus, read_documents, rows
 from bigtrain.data.build.corpus.compressed import opened
 from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts

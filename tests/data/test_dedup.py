@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import build_datasets, open_datasets, read_funnels
 from bigtrain.data.build.corpus import read_documents
 from bigtrain.data.build.dedup import mark_duplicates

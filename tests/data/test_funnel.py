@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from bigtrain.base.errors import BigtrainError
 from bigtrain.cli.data_commands import app
 from bigtrain.config.cleaning import CleanStep
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import Dataset, load_tokenizer, open_datasets, read_funnels
 from bigtrain.data.build.clean import Rejection, clean
 from bigtrain.data.build.corpus import read_documents

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import DataSettings, SourceSettings, TokenizerSettings
+from bigtrain.config.data_settings import DataSettings, TokenizerSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import Dataset, build_datasets, load_tokenizer, read_funnels, verify
 from bigtrain.data.build.corpus import open_corpus, read_documents
 from bigtrain.data.format.documents import Document, document_id, is_held_out

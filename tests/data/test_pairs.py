@@ -53,7 +53,7 @@ def test_each_token_is_labelled_with_the_part_it_is_in(tmp_path: Path) -> None:
     make(settings)
     tokenizer = DataTokenizer.open(settings.dir)
     encode = tokenizer.for_documents().encode
-    wanted = {document.position: document.parts for document in read_documents(source)}
+    wanted = {document.position: document.texts for document in read_documents(source)}
     seen = 0
     for split in ("train", "validation"):
         (dataset,) = open_datasets(settings, model_vocab_size=VOCABULARY, split=split)
@@ -127,13 +127,13 @@ def catalogues(folder: Path) -> None:
 def test_catalogues_give_translated_messages_and_their_languages(tmp_path: Path) -> None:
     catalogues(tmp_path)
     every = list(read_documents(SourceSettings(name="all", kind="gettext", path=str(tmp_path))))
-    assert [document.parts for document in every] == [
+    assert [document.texts for document in every] == [
         (">>de<< Save", "Speichern"), (">>de<< %d file", "%d Datei"), (">>de<< %d files", "%d Dateien"),
         (">>fr<< Save", "Enregistrer"), (">>fr<< %d file", "%d f"), (">>fr<< %d files", "%d ff"),
     ]  # fmt: skip
     assert every[0].group == every[3].group == "Save"
     one = list(read_documents(SourceSettings(name="one", kind="gettext", path=str(tmp_path), languages=("fr",))))
-    assert one[0].parts == ("Save", "Enregistrer")
+    assert one[0].texts == ("Save", "Enregistrer")
 
 
 def test_a_message_is_held_out_in_all_languages_or_in_none(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.batch_schedule import BatchSchedule
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.settings import TrainSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data.batch.packing import open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.order.mixture import MixturePhase

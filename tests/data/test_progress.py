@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from bigtrain.config.data_settings import DataSettings, SourceSettings
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import build_datasets
 from bigtrain.data.build.corpus import open_corpus
 from bigtrain.data.build.progress import ProgressMeter

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 import bigtrain.data.batch.planning
 import bigtrain.data.format.shards
 from bigtrain.base.errors import BigtrainError
-from bigtrain.config.data_settings import SourceSettings
 from bigtrain.config.settings import TrainSettings
+from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import (
     Dataset,
     Loader,

@@ -5,21 +5,25 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtrain.config import Settings
 from bigtrain.config.families import FAMILIES
+from bigtrain.convert import Imported
 from bigtrain.model import build_model
 from tests import forkserver
 
 STEPS = 16
 """The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
 ROWS, TOKENS, VOCABULARY = 16, 32, 96
+VIRTUAL = 3
+"""Virtual tokens of an adapter, in front of every document."""
 READ = 24
 """Tokens of a row of an encoder-decoder's encoder."""
 
@@ -49,6 +53,10 @@ class Case:
     """Every rate of dropout."""
     task: str = "none"
     """The head of a task in the place of that for tokens."""
+    adapter: str = "none"
+    """Method of an adapter, which also drops where the model does."""
+    base: str = ""
+    """adapter: a folder with `weights`, its base, and `data`, with the tokenizer of these; see `base.py`."""
     decay: float = 1.0
     """Of rates from layer to layer."""
 
@@ -228,9 +236,10 @@ def architecture(family: str) -> str:
 
 
 def settings(case: Case) -> Settings:
-    whole_heads = case.family in ("gpt2", "xlnet")
+    whole_heads = case.family in ("gpt2", "xlnet") or case.adapter != "none"
     mixture = {
-        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "router_bias_update_rate": 0.01,
+        "num_experts": 4, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001,
+        "router_bias_update_rate": 0.0 if case.base else 0.01,  # an adapter has no place for biases that move
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
     no_others = case.tensor > 1 or architecture(case.family).startswith("recurrent")
@@ -262,17 +271,19 @@ def settings(case: Case) -> Settings:
                 "num_key_value_heads": 4 if whole_heads or case.sequence == 4 else 2,
                 "intermediate_size": 80,
                 "vocab_size": VOCABULARY,
-                "max_position_embeddings": TOKENS,
+                "max_position_embeddings": TOKENS + (VIRTUAL if case.adapter != "none" else 0),
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
                 **task,
                 **{f"{place}_dropout": case.drop for place in places},
                 **of_family.get(case.family, {}),
+                **({"init_from": f"{case.base}/weights"} if case.base else {}),
             },
+            "adapter": adapter_of(case),
             "objective": {"name": "prefix" if case.prefix else OBJECTIVES[architecture(case.family)]},
             "data": {
-                "dir": "unused",
+                "dir": f"{case.base}/data" if case.base else "unused",
                 "tokenizer": {"vocab_size": VOCABULARY},
                 "sources": [{"name": "x", "kind": "python_stdlib"}],
                 "sequence_length": TOKENS,
@@ -297,6 +308,21 @@ def settings(case: Case) -> Settings:
             },
         }
     )
+
+
+def adapter_of(case: Case) -> dict[str, Any]:
+    """The section adapter: of every kind of layer some, one layer by none, and a norm that learns as a whole."""
+    if case.adapter == "none":
+        return {}
+    if case.adapter == "bottleneck":
+        return {"method": "bottleneck", "bottleneck_size": 8}
+    if case.adapter in ("prefix_tuning", "prompt_tuning"):
+        return {"method": case.adapter, "num_virtual_tokens": VIRTUAL}
+    targets = ["*.q_proj", "*.o_proj", *(["layers.1.*.down_proj"] if case.family != "mixtral" else [])]
+    drop = case.drop if architecture(case.family) in ("decoder", "encoder") else 0.0
+    return {
+        "method": case.adapter, "r": 4, "target_modules": targets, "modules_to_save": ["norm"], "lora_dropout": drop,
+    }  # fmt: skip
 
 
 def rows(step: int, order: str | None = None) -> dict[str, Tensor]:
@@ -392,7 +418,7 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
     once."""
     what = (
         case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix,
-        case.task, case.decay,
+        case.task, case.adapter, case.base, case.decay,
     )  # fmt: skip
     return json.loads(_plain_loop(*what))
 
@@ -400,15 +426,17 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
 @functools.cache
 def _plain_loop(
     family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool,
-    task: str, decay: float,
+    task: str, adapter: str, base: str, decay: float,
 ) -> str:  # fmt: skip
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
     others: dict[str, Any] = {"ahead": ahead, "drop": drop, "prefix": prefix, "task": task, "decay": decay}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, **others, **shares)
+    like = Case(1, 4, clip=clip, tied=tied, family=family, adapter=adapter, base=base, **others, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
-    model = build_model(chosen.model, attn_implementation="reference")
+    model = build_model(chosen.model, attn_implementation="reference", adapter=chosen.adapter)
     model.init_weights(chosen.train.seed)
+    if chosen.model.init_from is not None:
+        start_from(Imported(chosen.model.init_from), model)
     optimizer = torch.optim.AdamW(
         [
             {
@@ -417,6 +445,7 @@ def _plain_loop(
                 "scale": decay ** blocks_to_head(name, family),
             }
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         ],
         betas=chosen.optimizer.betas,
         eps=chosen.optimizer.eps,
@@ -430,7 +459,7 @@ def _plain_loop(
         optimizer.zero_grad()
         loss.backward()
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]))
-        for parameter in model.parameters() if clip else ():
+        for parameter in (p for p in model.parameters() if clip and p.requires_grad):
             assert parameter.grad is not None
             parameter.grad *= min(1.0, clip / (float(norm) + 1e-6))
         for group in optimizer.param_groups:
@@ -441,6 +470,17 @@ def _plain_loop(
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return json.dumps({"losses": losses, "norms": norms})
+
+
+@torch.no_grad()
+def start_from(base: Mapping[str, Tensor], model: nn.Module) -> None:
+    """The base's weights in a model with an adapter, and the lengths of their rows where it learns these."""
+    for name, parameter in model.named_parameters():
+        layer, _, part = name.rpartition(".")
+        if name in base:
+            parameter.copy_(base[name])
+        elif part == "lora_magnitude_vector":
+            parameter.copy_(base[f"{layer}.weight"].norm(dim=1))
 
 
 def blocks_to_head(name: str, family: str) -> int:

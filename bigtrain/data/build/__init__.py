@@ -7,6 +7,8 @@
 build.py            the order of the steps, and one build at a time in a folder
 build_tokenizer.py  the tokenizer that all sources share
 build_source.py     the shards of one source, resumable after a kill
+label_names.py      the labels of a source, in order
+examples.py         labels of tokens from spans of characters, and documents that fit into a row
 progress.py         which shards are finished, and the lines of progress
 funnel.py           how many documents each rule removed
 """

@@ -20,6 +20,7 @@ from bigtrain.data.build.dedup import without_duplicates
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.tokenizer import DataTokenizer, open_chat_template
 
 
 def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[[str], None]) -> None:
@@ -53,12 +54,23 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
         if settings.dedup.method != "none":
             corpora = without_duplicates(corpora, settings, filters, workers, report)
         build_tokenizer(settings, vocab_size, corpora, filters, workers, report)
+        _require_tokens(settings)
         for source in settings.sources:
             build_source(source, settings, corpora[source.name], filters[source.name], workers, report)
             for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
                 if packing != "concat":
                     directory = settings.dir / source.name / split
                     build_packs(directory, packing, settings.sequence_length, workers, report)
+
+
+def _require_tokens(settings: DataSettings) -> None:
+    """Raise BigtrainError where the tokenizer lacks the separator of a source, or the template of conversations."""
+    tokenizer = DataTokenizer.open(settings.dir)
+    for source in settings.sources:
+        if source.separated and settings.tokenizer.separator is not None:
+            tokenizer.special_id(settings.tokenizer.separator)
+        if source.kind == "chat":
+            open_chat_template(settings.dir)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.build.corpus import Corpus, describe_skipped
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.build.label_names import example_rules
 from bigtrain.data.build.progress import ProgressMeter, ShardPair, discard_unfinished, finished_pairs
 from bigtrain.data.build.tokenization import TokenizedPiece, TokenizePiece, token_dtype
 from bigtrain.data.build.workers import Workers
@@ -63,15 +64,14 @@ def build_source(
         return
 
     pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
-    tokenize = TokenizePiece(
-        source.name, filters, settings.dir, f"{tokenizer_id} {tokenizer.end_id} {begin}", settings.validation.fraction
-    )
+    rules = example_rules(source, settings, corpus, workers, report)
+    which = f"{tokenizer_id} {tokenizer.end_id} {begin}"
+    tokenize = TokenizePiece(source.name, filters, settings.dir, which, settings.validation.fraction, rules)
     pieces = corpus.pieces()
     done = _skip_groups(pieces, pairs[-1].next_piece if pairs else 0)
     meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
     tokenized = workers.map_in_order(tokenize, pieces)
-    labelled = source.labels is not None
-    for pair in _write_pairs(folder, pairs[-1:], tokenized, settings.shard_tokens, meter, labelled=labelled):
+    for pair in _write_pairs(folder, pairs[-1:], tokenized, settings.shard_tokens, meter, labelled=rules is not None):
         pairs.append(pair)
     meter.finish()
     funnel = pairs[-1].funnel if pairs else Funnel()
@@ -101,7 +101,8 @@ def build_source(
             shards=[shard for pair in pairs if (shard := pair.of(split)) is not None],
             begin_of_text=begin.to_json(),
             labels=source.labels,
-            format=FORMAT if source.labels is None else LABELLED_FORMAT,
+            label_names=rules.scheme.recorded_names if rules else None,
+            format=FORMAT if rules is None else LABELLED_FORMAT,
         )
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")

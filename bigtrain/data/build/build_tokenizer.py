@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from bigtrain.base import write_atomically
-from bigtrain.config import DataSettings
+from bigtrain.base import BigtrainError, read_regular, write_atomically
+from bigtrain.config import DataSettings, TokenizerSettings
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.chat_template import read_special_tokens
 from bigtrain.data.format.layout import Record, part_of, read_record, require_same, tokenizer_request, write_record
 from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.tokenizer import (
+    CHAT_TOKENS,
     TOKENIZER_FILE,
     DataTokenizer,
     begin_in_record,
@@ -25,7 +28,12 @@ from bigtrain.data.format.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from bigtrain.data.format.tokenizer_content import CHAT_TEMPLATE, TokenizerContent, read_chat_template
+from bigtrain.data.format.tokenizer_content import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_BYTES,
+    TokenizerContent,
+    read_chat_template,
+)
 
 
 def build_tokenizer(
@@ -57,15 +65,35 @@ def build_tokenizer(
     check_vocabulary(tokens, vocab_size)
     file = content.to_bytes()
     write_atomically(settings.dir / TOKENIZER_FILE, file)
-    if settings.tokenizer.path is not None:
-        path = settings.tokenizer.path
-        template = read_chat_template(path if path.is_dir() else path.parent)
-        if template is not None:
-            write_atomically(settings.dir / CHAT_TEMPLATE, template.encode())
+    template = _chat_template(settings.tokenizer)
+    if template is not None:
+        write_atomically(settings.dir / CHAT_TEMPLATE, template.encode())
     about_begin = {"begin_of_text": begin.to_json()} if begin.ids else {}
-    write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(file), **about_begin})
+    special = {} if settings.tokenizer.path is None else read_special_tokens(_folder_of(settings.tokenizer.path))
+    about_chats = {CHAT_TOKENS: special} if template is not None and special else {}
+    write_record(settings.dir, {"tokenizer": request, "hash": tokenizer_hash(file), **about_begin, **about_chats})
     first = ", ".join(content.texts(begin.ids)) or "their first token"
     report(f"tokenizer: {tokens:,} tokens, {time.perf_counter() - started:.1f} s; documents begin with {first}")
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a tokenizer, which is named by its file or its folder."""
+    return path if path.is_dir() else path.parent
+
+
+def _chat_template(settings: TokenizerSettings) -> str | None:
+    """The chat template of the settings, or the one that came with the tokenizer. Raises BigtrainError."""
+    if settings.chat_template is None:
+        return None if settings.path is None else read_chat_template(_folder_of(settings.path))
+    try:
+        return read_regular(settings.chat_template, CHAT_TEMPLATE_BYTES).decode()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise BigtrainError(
+            f"data.tokenizer.chat_template: {settings.chat_template} is not a chat template",
+            found="no file" if isinstance(error, FileNotFoundError) else str(error),
+            wanted="a Jinja file in UTF-8",
+            fix="correct the path, or remove it to use the template that came with the tokenizer",
+        ) from None
 
 
 def _check(settings: DataSettings, record: Record, request: Record) -> None:
@@ -75,6 +103,9 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
     if found != wanted:
         raise changed_error(file, found, wanted)
     require_begin_of_text(settings.tokenizer, settings.dir, begin_in_record(record, settings.dir))
+    if settings.tokenizer.chat_template is not None:
+        given_template, built = _chat_template(settings.tokenizer), read_chat_template(settings.dir)
+        require_same(settings.dir, {"chat_template": built}, {"chat_template": given_template})
     if settings.tokenizer.path is not None:
         content = read_content(settings.tokenizer.path, settings.tokenizer.additional_special_tokens)
         given = tokenizer_hash(content.to_bytes())

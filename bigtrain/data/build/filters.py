@@ -26,7 +26,7 @@ class Filters:
             return document if document.ids else NO_TEXT
         if document.null:
             return NULL
-        if document.parts and not all(part.strip() for part in document.parts):
+        if not all(text.strip() for text in document.texts):
             return NO_TEXT
         text = clean(document.text, self.rules)
         if isinstance(text, Rejection):

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, BigtrainError, as_record, read_json, write_atomically
-from bigtrain.data.build.clean import NO_TEXT, NULL, Rejection
+from bigtrain.data.build.clean import NO_ROOM, NO_TEXT, NULL, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
 
@@ -86,6 +86,8 @@ class Funnel:
     """Bytes of all kept documents, after rules that rewrite."""
     tokens: Natural = 0
     """Tokens of all kept documents, in both splits."""
+    cut: Natural = 0
+    """Kept documents with labels that were longer than a row, whose ends are left out."""
     skipped_files: dict[str, Natural] = field(default_factory=dict)
     """How many files of the source's folder were skipped, by their suffix."""
 
@@ -98,6 +100,15 @@ class Funnel:
     def remove(self, document: Document, size: int, rejection: Rejection) -> None:
         """Count a document that is removed; `size` is its size as read, in bytes."""
         self.read.add(1, size)
+        self._count_removed(document, size, rejection)
+
+    def drop(self, document: Document, size: int, rejection: Rejection, *, held_out: bool) -> None:
+        """Count a document as removed that was counted as kept."""
+        (self.validation if held_out else self.train).add(-1, -size)
+        self.written_bytes -= len(document.content)
+        self._count_removed(document, size, rejection)
+
+    def _count_removed(self, document: Document, size: int, rejection: Rejection) -> None:
         removal = self._removal(rejection.rule, rejection.reason)
         removal.add(1, size)
         if len(removal.examples) < EXAMPLES:
@@ -113,6 +124,7 @@ class Funnel:
             getattr(self, name).add(count.documents, count.bytes)
         self.written_bytes += later.written_bytes
         self.tokens += later.tokens
+        self.cut += later.cut
         for other in later.removed:
             removal = self._removal(other.rule, other.reason)
             removal.add(other.documents, other.bytes)
@@ -142,7 +154,7 @@ class Funnel:
 
     def write(self, folder: Path, rules: Sequence[str]) -> None:
         """Write funnel.json of a source, removals in the order in which its rules apply."""
-        order = [NULL.rule, NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule]
+        order = [NULL.rule, NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule, NO_ROOM.rule]
         self.removed.sort(key=lambda removal: (order.index(removal.rule), -removal.documents, removal.reason))
         content = json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
         write_atomically(folder / FUNNEL, content)

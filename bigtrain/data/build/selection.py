@@ -78,7 +78,9 @@ class SelectDocuments:
             if isinstance(cleaned, Rejection):
                 selection.funnel.remove(document, size, cleaned)
                 continue
-            held_out = is_held_out(document.file, document.position, self.validation_fraction, document.group)
+            held_out = document.held_out
+            if held_out is None:
+                held_out = is_held_out(document.file, document.position, self.validation_fraction, document.group)
             (selection.validation if held_out else selection.train).append(cleaned)
             selection.funnel.keep(cleaned, size, held_out=held_out)
         return selection

@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from bigtrain.base import BigtrainError
+from bigtrain.data.build.clean import NO_ROOM
+from bigtrain.data.build.examples import EncodedText, ExampleRules, LabelledTokens
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.build.workers import note
-from bigtrain.data.format.documents import Document, Piece, document_id
+from bigtrain.data.format.chat_template import ChatTemplate
+from bigtrain.data.format.documents import Document, Piece, Segment, document_id
 from bigtrain.data.format.shards import TokenizedDocuments
-from bigtrain.data.format.tokenizer import DataTokenizer
+from bigtrain.data.format.tokenizer import DataTokenizer, open_chat_template
 from bigtrain.data.format.tokenizer_content import one_error
 
 CHARACTERS_AT_ONCE = 1 << 20
@@ -49,33 +53,50 @@ class TokenizePiece:
     identity: str
     """What distinguishes its tokenizer from one that was there before."""
     validation_fraction: float
+    examples: ExampleRules | None = None
+    """How its labelled documents are made."""
 
     def __call__(self, piece: Piece) -> TokenizedPiece:
         """Select the documents of the piece, and tokenize both splits."""
         selection = SelectDocuments(self.filters, self.validation_fraction)(piece)
-        train, validation = self._tokenize(selection.train), self._tokenize(selection.validation)
+        train = self._tokenize(selection.train, selection.funnel, held_out=False)
+        validation = self._tokenize(selection.validation, selection.funnel, held_out=True)
         selection.funnel.tokens = len(train.tokens) + len(validation.tokens)
         return TokenizedPiece(train, validation, selection.funnel, piece.extent, piece.continued)
 
-    def _tokenize(self, documents: list[Document]) -> TokenizedDocuments:
-        closing = _load(self.directory, self.identity)
-        encodings = _encoded(closing.tokenizer, list(_texts(documents)))
+    def _tokenize(self, documents: list[Document], funnel: Funnel, *, held_out: bool) -> TokenizedDocuments:
+        rules = self.examples
+        closing = _load(self.directory, self.identity, rules)
+        texts = list(_texts(documents, closing.template))
+        encodings = zip(texts, _encoded(closing.tokenizer, texts), strict=True)
         arrays, labels = [], []
+        ids, files, positions = [], [], []
         for document in documents:
             if document.ids is not None:
-                arrays.append(closing.around(document, np.frombuffer(document.ids, "<u4")))
-                continue
-            parts = [next(encodings) for _ in document.parts or (document.text,)]
-            arrays.append(closing.around(document, np.concatenate(parts)))
-            if document.parts:
-                labels.append(closing.numbers([len(part) for part in parts]))
+                made = [closing.around(document, np.frombuffer(document.ids, "<u4"))]
+            elif rules is None:
+                made = [closing.around(document, next(encodings)[1].ids)]
+            else:
+                own = [next(encodings) for _ in document.texts]
+                segments = [rules.labelled(text.segment, encoded) for text, encoded in own]
+                examples, cut = closing.examples(rules, segments)
+                made = [example.ids for example in examples]
+                labels += [example.labels for example in examples]
+                funnel.cut += cut
+                if not made:
+                    funnel.drop(document, len(document.content), NO_ROOM, held_out=held_out)
+            arrays += made
+            ids += [document_id(self.source, document, window) for window in range(len(made))]
+            files += [document.file for _ in made]
+            positions += [document.position for _ in made]
+        label_type = np.dtype("i1") if rules is None else rules.scheme.dtype
         return TokenizedDocuments(
             tokens=np.concatenate(arrays) if arrays else np.empty(0, token_dtype(closing.vocabulary)),
-            labels=np.concatenate(labels) if labels else np.empty(0, np.int8),
+            labels=np.concatenate(labels).astype(label_type) if labels else np.empty(0, label_type),
             lengths=[len(array) for array in arrays],
-            ids=[document_id(self.source, document) for document in documents],
-            files=[document.file for document in documents],
-            positions=[document.position for document in documents],
+            ids=ids,
+            files=files,
+            positions=positions,
         )
 
 
@@ -88,6 +109,10 @@ class _Enclosed:
     end: npt.NDArray[np.unsignedinteger]
     """[1]"""
     vocabulary: int
+    separator: npt.NDArray[np.unsignedinteger]
+    """[1], or [0] where there is none."""
+    template: ChatTemplate | None = None
+    """How conversations become text."""
 
     def around(self, document: Document, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.unsignedinteger]:
         """The token ids of a document. Tokens that begin or end it are added where it does not have them.
@@ -116,58 +141,73 @@ class _Enclosed:
             )
         return np.concatenate((self.begin, text.astype(self.begin.dtype), self.end))
 
-    def numbers(self, lengths: list[int]) -> npt.NDArray[np.int8]:
-        """The number of the part that each token of a document is in. What it begins with belongs to the first, and
-        what it ends with to the last.
-
-        Args:
-            lengths: tokens of each part.
-        """
-        lengths = [len(self.begin) + lengths[0], *lengths[1:-1], lengths[-1] + 1]
-        return np.repeat(np.arange(len(lengths), dtype=np.int8), lengths)
+    def examples(self, rules: ExampleRules, segments: list[LabelledTokens]) -> tuple[list[LabelledTokens], bool]:
+        """See `ExampleRules.documents`."""
+        return rules.documents(segments, self.begin, self.separator, self.end)
 
 
-def _texts(documents: list[Document]) -> Iterator[Document]:
-    """The texts to encode: of a document of several parts, each one."""
+class _TextToEncode(NamedTuple):
+    """A text to encode."""
+
+    document: Document
+    segment: Segment
+
+
+def _texts(documents: list[Document], template: ChatTemplate | None) -> Iterator[_TextToEncode]:
+    """The texts to encode: of a document of several segments, each one."""
     for document in documents:
-        if document.ids is None:
-            yield from (replace(document, text=part) for part in document.parts) if document.parts else (document,)
+        if document.conversation is not None:
+            assert template is not None
+            where = f"document {document.position} of {document.file}"
+            yield _TextToEncode(document, template.render(document.conversation, where))
+        elif document.segments:
+            yield from (_TextToEncode(document, segment) for segment in document.segments)
+        elif document.ids is None:
+            yield _TextToEncode(document, Segment(document.text))
 
 
-def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[npt.NDArray[np.uint32]]:
-    """The token ids of each text. An encoding takes some 100 bytes for each byte of text, so few are held at once."""
+def _encoded(tokenizer: Tokenizer, texts: list[_TextToEncode]) -> Iterator[EncodedText]:
+    """The tokens of each text. An encoding takes some 100 bytes for each byte of text, so few are held at once."""
     start = 0
-    while start < len(documents):
+    while start < len(texts):
         end = start + 1
-        size = len(documents[start].text)
-        while end < len(documents) and size + len(documents[end].text) <= CHARACTERS_AT_ONCE:
-            size += len(documents[end].text)
+        size = len(texts[start].segment.text)
+        while end < len(texts) and size + len(texts[end].segment.text) <= CHARACTERS_AT_ONCE:
+            size += len(texts[end].segment.text)
             end += 1
-        group = documents[start:end]
-        note(max(group, key=lambda document: len(document.text)))
+        group = texts[start:end]
+        longest = max(group, key=lambda text: len(text.segment.text))
+        note(replace(longest.document, text=longest.segment.text))
         yield from _encode(tokenizer, group)
         start = end
 
 
-def _encode(tokenizer: Tokenizer, documents: list[Document]) -> list[npt.NDArray[np.uint32]]:
-    """The ids of texts. Raises BigtrainError, which names the document, where the tokenizer cannot encode one."""
+def _encode(tokenizer: Tokenizer, group: list[_TextToEncode]) -> list[EncodedText]:
+    """The tokens of texts. Raises BigtrainError, which names the document, where the tokenizer cannot encode one."""
+    placed = any(text.segment.spans for text in group)
+    encode = tokenizer.encode_batch if placed else tokenizer.encode_batch_fast  # the fast one has no offsets
     try:
-        encodings = tokenizer.encode_batch_fast([each.text for each in documents], add_special_tokens=False)
+        encodings = encode([text.segment.text for text in group], add_special_tokens=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException:  # the library does not say which; a panic of it is no Exception
-        return [_encode_one(tokenizer, document) for document in documents]
-    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        return [_encode_one(tokenizer, text) for text in group]
+    return [_encoding(encoding, text) for encoding, text in zip(encodings, group, strict=True)]
 
 
-def _encode_one(tokenizer: Tokenizer, document: Document) -> npt.NDArray[np.uint32]:
+def _encode_one(tokenizer: Tokenizer, text: _TextToEncode) -> EncodedText:
     with one_error(
-        f"document {document.position} of {document.file} cannot be encoded",
-        found=ascii(document.text[:80]),
+        f"document {text.document.position} of {text.document.file} cannot be encoded",
+        found=ascii(text.segment.text[:80]),
         wanted="a text that the tokenizer has tokens for",
         fix="use a tokenizer that has a token for unknown characters, or remove the document",
     ):
-        return np.array(tokenizer.encode(document.text, add_special_tokens=False).ids, np.uint32)
+        return _encoding(tokenizer.encode(text.segment.text, add_special_tokens=False), text)
+
+
+def _encoding(encoding: Encoding, text: _TextToEncode) -> EncodedText:
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2) if text.segment.spans else None
+    return EncodedText(np.array(encoding.ids, np.uint32), offsets)
 
 
 def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
@@ -176,8 +216,13 @@ def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
 
 
 @lru_cache(maxsize=1)
-def _load(directory: Path, identity: str) -> _Enclosed:
+def _load(directory: Path, identity: str, rules: ExampleRules | None) -> _Enclosed:
     data = DataTokenizer.open(directory)
     dtype = token_dtype(data.vocabulary_size)
     begin, end = np.array(data.begin_of_text.ids, dtype), np.array([data.end_id], dtype)
-    return _Enclosed(data.for_documents(), begin, end, data.vocabulary_size)
+    between = [] if rules is None or rules.separator is None else [data.special_id(rules.separator)]
+    separator = np.array(between, dtype)
+    if rules is not None and rules.scheme.kind == "turns":  # a template writes special tokens
+        template = open_chat_template(directory)
+        return _Enclosed(data.for_prompts(), begin, end, data.vocabulary_size, separator, template)
+    return _Enclosed(data.for_documents(), begin, end, data.vocabulary_size, separator)

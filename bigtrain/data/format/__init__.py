@@ -7,6 +7,7 @@
 
 layout.py     names of files and folders, and the settings that each was built with
 documents.py  a document before it is tokenized, its id, and its side of the held-out split
+labels.py     what the labels of tokens are called; chat_template.py makes a text with labels of a conversation
 hashing.py    identities (BLAKE2b) and checksums (xxh3)
 mapping.py    local files as memory; remote_files.py reads the same files from an object store or a web server
 """

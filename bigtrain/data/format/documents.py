@@ -5,13 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from bigtrain.data.format.hashing import canonical_json, digest
 
 ID_BYTES = 16
+
+
+class LabelledSpan(NamedTuple):
+    """Characters [start, end) of a text that have a label."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A text of a document, and the labels of its tokens."""
+
+    text: str
+    label: str | None = None
+    """Of tokens that no span has. None: they have no label."""
+    spans: tuple[LabelledSpan, ...] = ()
+    """In order, and without overlap. A token that has a character of a span has its label."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with their roles, and the tools that an assistant has."""
+
+    messages: tuple[dict[str, Any], ...]
+    """Each has a `role`, as chat templates read them."""
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"messages": list(self.messages), "tools": list(self.tools)}
 
 
 @dataclass(frozen=True)
@@ -28,19 +60,42 @@ class Document:
     """Token ids as little-endian u32, if the corpus holds these instead of text."""
     null: bool = False
     """Whether the corpus has a null in place of the text, which its source says to skip."""
-    parts: tuple[str, ...] = ()
-    """The parts that the text is made of, where each is labelled with its number: a source and its translation."""
+    segments: tuple[Segment, ...] = ()
+    """The texts that it is made of, with their labels: a source and its translation, a question and its context. None
+    where it is plain text."""
+    conversation: Conversation | None = None
+    """What its text is rendered from, by the chat template of the tokenizer."""
     group: str | None = None
     """What decides whether it is held out. None: its file and position."""
+    held_out: bool | None = None
+    """Whether it is held out, where its corpus says so."""
+    references: tuple[str, ...] = ()
+    """The right answers to its question, of which its labels have the first. They are not in the shards."""
 
     @classmethod
-    def of_parts(cls, parts: tuple[str, ...], file: str, position: int, group: str | None = None) -> Document:
-        """A document of several texts."""
-        return cls("\n".join(parts), file, position, parts=parts, group=group)
+    def of_segments(
+        cls,
+        segments: tuple[Segment, ...],
+        file: str,
+        position: int,
+        *,
+        group: str | None = None,
+        references: tuple[str, ...] = (),
+    ) -> Document:
+        """A document of labelled texts."""
+        text = "\n".join(segment.text for segment in segments)
+        return cls(text, file, position, segments=segments, group=group, references=references)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of its segments, or the one that it is."""
+        return tuple(segment.text for segment in self.segments) or (self.text,)
 
     @property
     def content(self) -> bytes:
-        """Its text as UTF-8, or its token ids."""
+        """Its text as UTF-8, its conversation as JSON, or its token ids."""
+        if self.conversation is not None:
+            return canonical_json(self.conversation.to_json())
         return self.text.encode() if self.ids is None else self.ids
 
     @property
@@ -75,9 +130,16 @@ class Piece(Protocol):
         ...
 
 
-def document_id(source: str, document: Document) -> bytes:
-    """16 bytes that identify a document: BLAKE2b of source, file, position and content."""
-    origin = canonical_json([source, document.file, document.position])
+def document_id(source: str, document: Document, window: int = 0) -> bytes:
+    """16 bytes that identify a document: BLAKE2b of source, file, position and content.
+
+    Args:
+        source: the name of its source.
+        document: the document.
+        window: the number, from 0, of what is stored of it, where that is several documents.
+    """
+    of_window = [window] if window else []
+    origin = canonical_json([source, document.file, document.position, *of_window])
     return digest(origin + document.content_hash, person=b"document")
 
 

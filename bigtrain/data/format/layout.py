@@ -2,7 +2,7 @@
 
     DIR/tokenizer.json            the tokenizer, in canonical form
     DIR/build.json                the settings of the tokenizer, its hash, and what documents begin with
-    DIR/chat_template.jinja       the chat template that came with the tokenizer, for exports
+    DIR/chat_template.jinja       the chat template that came with the tokenizer, for conversations and for exports
     DIR/<source>/build.json       the settings of the source, and the state of the corpus it was built from
     DIR/<source>/train/           the shards and manifest of the training split, and its packs (pack_file.py)
     DIR/<source>/validation/      the same for the held-out documents
@@ -32,7 +32,23 @@ BUILD_RECORD = "build.json"
 Record = dict[str, Any]
 Part = TypeVar("Part", dict[str, Any], str)
 
-ADDED_TO_SOURCES: Record = {"on_null": "refuse", "target_field": None, "package": None, "languages": []}
+ADDED_TO_SOURCES: Record = {
+    "on_null": "refuse",
+    "target_field": None,
+    "package": None,
+    "languages": [],
+    "held_out_path": None,
+    "text_pair_field": None,
+    "label_field": None,
+    "tokens_field": None,
+    "tags_field": None,
+    "spans_field": None,
+    "label_names": [],
+    "labels_path": None,
+    "task": None,
+    "doc_stride": 128,
+    "max_query_length": 64,
+}
 """Keys of a source that the first versions did not have, with the values that they built with."""
 ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None, **ADDED_TO_SOURCES}
 """Settings that the first versions did not record, with the values that they built with."""
@@ -47,14 +63,22 @@ def tokenizer_request(settings: DataSettings) -> Record:
     tokenizer = settings.tokenizer
     if tokenizer.path is not None:
         return {"path": str(tokenizer.path), "end_of_text": tokenizer.end_of_text, **_additional(tokenizer)}
-    plain = tokenizer.model_dump(mode="json", exclude={"begin_of_text", "additional_special_tokens"})
-    return {**plain, **_additional(tokenizer)}
+    later = {"begin_of_text", "additional_special_tokens", "separator", "chat_template"}
+    return {**tokenizer.model_dump(mode="json", exclude=later), **_additional(tokenizer)}
 
 
 def _additional(tokenizer: TokenizerSettings) -> Record:
     """Recorded only where there are any, so that older data stay as they are."""
     tokens = list(tokenizer.additional_special_tokens)
     return {"additional_special_tokens": tokens} if tokens else {}
+
+
+def _for_rows(source: SourceSettings, settings: DataSettings) -> Record:
+    """What the documents of labelled sources also follow from: the length of a row, and what separates two texts."""
+    if not source.fits_rows:
+        return {}
+    separator = {"separator": settings.tokenizer.separator} if source.separated else {}
+    return {"sequence_length": settings.sequence_length, **separator}
 
 
 def source_request(source: SourceSettings, settings: DataSettings, tokenizer: str) -> Record:
@@ -71,6 +95,7 @@ def source_request(source: SourceSettings, settings: DataSettings, tokenizer: st
         "validation": settings.validation.model_dump(mode="json"),
         "shard_tokens": settings.shard_tokens,
         "tokenizer": tokenizer,
+        **_for_rows(source, settings),
     }
 
 
@@ -95,7 +120,8 @@ def what_documents(source: SourceSettings) -> Record:
 
 def _recorded(source: SourceSettings, exclude: set[str]) -> Record:
     values = source.model_dump(mode="json", exclude=exclude)
-    return {**values, "path": values["path"] and recorded_path(values["path"])}
+    paths = {key: values[key] and recorded_path(values[key]) for key in ("path", "held_out_path")}
+    return {**values, **paths}
 
 
 def with_defaults(record: Record) -> Record:

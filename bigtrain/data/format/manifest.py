@@ -24,13 +24,13 @@ from bigtrain.base import (
     read_regular,
     write_atomically,
 )
+from bigtrain.config import LabelKind
 from bigtrain.data.format.hashing import canonical_json, identity
+from bigtrain.data.format.labels import FIXED_NAMES, MOST_NAMES, LabelScheme
 
 FORMAT = 1
 LABELLED_FORMAT = 2
 """Of datasets with a label for each token. Those without are written in format 1, as before."""
-LabelKind = Literal["parts"]
-"""What labels mean. `parts`: the number of the part of a document, 0 for a source text and 1 for its target."""
 HASH_BYTES = 16
 BLOCK_BYTES = 4 << 20
 MANIFEST = "manifest.json"
@@ -234,6 +234,14 @@ class DatasetManifest:
     is the first token of its text."""
     labels: LabelKind | None = None
     """What the labels of the tokens mean. None, which no manifest spells out, where there are none."""
+    label_names: tuple[str, ...] | None = None
+    """The labels in the order of their numbers. None, which no manifest spells out, where the kind of labels says it,
+    or where there are none."""
+
+    @property
+    def label_scheme(self) -> LabelScheme | None:
+        """Names and numbers of the labels; None where there are none."""
+        return LabelScheme.of(self.labels, self.label_names)
 
     @cached_property
     def dataset_id(self) -> str:
@@ -264,7 +272,11 @@ class DatasetManifest:
     def _content(self) -> dict[str, Any]:
         """The content that the dataset id is a hash of."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("begin_of_text", "labels"):  # so that the ids of datasets from before stay as they were
+        for name in (
+            "begin_of_text",
+            "labels",
+            "label_names",
+        ):  # so that the ids of datasets from before stay as they were
             if content[name] is None:
                 del content[name]
         return {**content, "shards": [shard.to_json() for shard in self.shards]}
@@ -290,13 +302,18 @@ class DatasetManifest:
     def _from_json(cls, value: object, where: Path) -> DatasetManifest:
         entry = as_entry(_ManifestEntry, value, where)
         shards = [ShardRecord.from_json(shard, where) for shard in entry["shards"]]
-        manifest = cls(**{**entry, "shards": shards})  # type: ignore[arg-type]
+        names = entry.get("label_names")
+        of_names = {"label_names": None if names is None else tuple(names)}
+        manifest = cls(**{**entry, **of_names, "shards": shards})  # type: ignore[arg-type]
         width = int(manifest.dtype[-1])
         check_files(where, [file for shard in shards for file in shard.files], manifest.block_bytes)
         if manifest.vocab_size > 256**width or manifest.end_of_text >= manifest.vocab_size:
             found = f"{manifest.vocab_size:,} ids of {width} bytes, end of text {manifest.end_of_text:,}"
             raise unlike(where, found, "ids that fit, and an end of text among them")
-        widths = [width] if manifest.labels is None else [width, 1]
+        if (manifest.label_names is not None) != (manifest.labels is not None and manifest.labels not in FIXED_NAMES):
+            raise unlike(where, f"labels {manifest.labels}, names {names}"[:200], "names of classes and tags alone")
+        scheme = manifest.label_scheme
+        widths = [width] if scheme is None else [width, scheme.dtype.itemsize]
         if (manifest.format == LABELLED_FORMAT) != (manifest.labels is not None):
             raise unlike(where, f"format {manifest.format}, labels {manifest.labels}", "labels in format 2 alone")
         for shard in shards:
@@ -331,6 +348,7 @@ class _ManifestEntry(TypedDict):
     block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
     begin_of_text: NotRequired[dict[str, Any]]  # `BeginOfText.from_json` checks it
     labels: NotRequired[LabelKind]
+    label_names: NotRequired[Annotated[list[str], Field(min_length=1, max_length=MOST_NAMES)]]
     format: int
 
 

@@ -4,7 +4,7 @@ A dataset is a folder:
 
     00000.tok      little-endian u16 or u32 token ids, without a header; the largest possible id decides the width
     00000.doc      its documents, in columns (below)
-    00000.lab      format 2 alone: a label for each token, i8, without a header
+    00000.lab      format 2 alone: a label for each token, i8 (or i16 for more than 128 names), without a header
     manifest.json  written last: format, counts, tokenizer hash, special ids, parents, and for each file its size
                    and an xxh3-128 for every block of BLOCK_BYTES
 
@@ -19,7 +19,8 @@ A `.doc` file with n documents from f files, everything little-endian, each colu
     name_end   u64[f]    end of each file's name in `names`
     names      UTF-8     the names, concatenated
 
-The labels of a source of pairs are the numbers of the parts that its tokens are in: 0 in the source, 1 in the target.
+What the numbers of labels mean, the manifest says: `labels` is their kind, `label_names` has the names of classes and
+tags. A token without a label has -100. labels.py has the names of the other kinds.
 
 The dataset id is a Merkle root: the hash of the manifest, which has the hashes of the blocks. It depends only on the
 content of the dataset, not on paths, times, or the number of processes that wrote it.
@@ -51,7 +52,7 @@ class TokenizedDocuments:
     ids: list[bytes]
     files: list[str]
     positions: list[int]
-    labels: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
+    labels: npt.NDArray[np.signedinteger] = field(default_factory=lambda: np.empty(0, np.int8))
     """A label for each token; empty where the source has none."""
 
 

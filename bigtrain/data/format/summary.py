@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigtrain.data.format.manifest import DatasetManifest, FileSize, LabelKind, ShardSize
+from bigtrain.config import LabelKind
+from bigtrain.data.format.labels import LabelScheme
+from bigtrain.data.format.manifest import DatasetManifest, FileSize, ShardSize
 from bigtrain.data.format.pack_file import PackManifest
 
 I64 = npt.NDArray[np.int64]
@@ -71,6 +73,13 @@ class DatasetSummary:
     """[2n], or [3n] with labels: the files of each shard, see `ShardSize`."""
     labels: LabelKind | None = None
     """What the labels of the tokens mean; None where there are none."""
+    label_names: tuple[str, ...] | None = None
+    """See `DatasetManifest.label_names`."""
+
+    @property
+    def label_scheme(self) -> LabelScheme | None:
+        """Names and numbers of the labels; None where there are none."""
+        return LabelScheme.of(self.labels, self.label_names)
 
     @classmethod
     def of(cls, manifest: DatasetManifest) -> DatasetSummary:
@@ -85,6 +94,7 @@ class DatasetSummary:
             documents_of=np.array([shard.documents for shard in shards], np.int64),
             files=FileTable.of(file for shard in shards for file in shard.files),
             labels=manifest.labels,
+            label_names=manifest.label_names,
         )
 
     @property

@@ -18,14 +18,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import TokenizerSettings
+from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
 from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
 from bigtrain.data.format.summary import DatasetSummary
-from bigtrain.data.format.tokenizer_content import TOKENIZER_BYTES, BeginOfText, TokenizerContent, ends_sentence_with
+from bigtrain.data.format.tokenizer_content import (
+    TOKENIZER_BYTES,
+    BeginOfText,
+    TokenizerContent,
+    ends_sentence_with,
+    read_chat_template,
+)
 from bigtrain.objective import ObjectiveVocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
+CHAT_TOKENS = "chat_tokens"
+"""The key of a data folder's record with the special tokens of its chat template."""
 
 
 def train_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> bytes:
@@ -108,6 +117,10 @@ class DataTokenizer:
         """Id of the token that closes a document. Raises BigtrainError if the vocabulary lacks it."""
         return end_of_text_id(self.content.library, self.end_of_text)
 
+    def special_id(self, separator: str) -> int:
+        """Id of the special token between two texts. Raises BigtrainError if the tokenizer has none of this name."""
+        return self.vocabulary().id_of(separator, "data.tokenizer.separator")
+
     @property
     def vocabulary_size(self) -> int:
         """Largest token id plus one."""
@@ -146,6 +159,22 @@ class DataTokenizer:
         special tokens are shown: all but those that a text begins or ends with, and `start`."""
         whole = self.content.as_trained(self.end_of_text, self.begin_of_text, read_whole=True)
         return whole.for_prompts({start, self.end_id, *self.begin_of_text.ids})
+
+
+def open_chat_template(directory: Path) -> ChatTemplate:
+    """The chat template of a data folder, with its special tokens. Raises BigtrainError if there is none."""
+    program = read_chat_template(directory)
+    if program is None:
+        raise BigtrainError(
+            f"the tokenizer in {directory} has no chat template, so conversations cannot become text",
+            found="no template in a chat_template.jinja or tokenizer_config.json beside data.tokenizer.path",
+            wanted="the template of the model that is trained, or one of your own",
+            fix="name a Jinja file at data.tokenizer.chat_template, and build in another data.dir",
+        )
+    tokenizer, record = DataTokenizer.open(directory), read_record(directory) or {}
+    own = part_of(record, CHAT_TOKENS, dict, directory) if CHAT_TOKENS in record else {}
+    begin = "".join(tokenizer.content.texts(tokenizer.begin_of_text.ids))
+    return ChatTemplate(program, {"bos_token": begin, "eos_token": tokenizer.end_of_text, **own})
 
 
 def begin_of_text(settings: TokenizerSettings, content: TokenizerContent) -> BeginOfText:

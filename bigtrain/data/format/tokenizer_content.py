@@ -9,7 +9,7 @@ Such a file also holds what a fine-tuning script left in it. This table is the o
     tokens around a text      `BeginOfText`          `BeginOfText`                  those of the file
       that an encoder reads   and the end of text    as documents have them         those of the file
     other added tokens        as the file has them   as the file has them           as the file has them
-    chat template beside it   not used               not used, exported             not used
+    chat template beside it   conversations alone    not used, exported             not used
 
 A special token is one that the file marks as special, and each that ends or begins a text. Special tokens may be
 pieces of the model's vocabulary, as in Unigram files. There a text could spell the token, so documents are
@@ -99,17 +99,17 @@ def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = F
     return ids
 
 
-def decode_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, without special tokens. Raises BigtrainError where the tokenizer cannot decode them."""
+def decode_ids(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> str:
+    """The text of ids, with special tokens or without. Raises BigtrainError where the tokenizer cannot decode them."""
     with one_error("the tokenizer cannot decode token ids", found=str(list(ids[:20]))):
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = tokenizer.decode(ids, skip_special_tokens=not special)
     return text
 
 
 def read_chat_template(folder: Path) -> str | None:
     """The chat template in the folder of a tokenizer; None without one. Raises BigtrainError if it cannot be read.
 
-    It is how conversations become text. A build keeps it for exports, and nothing that is trained depends on it.
+    It is how conversations become text. A build keeps it for sources of these, and for exports.
     """
     try:
         return read_regular(folder / CHAT_TEMPLATE, CHAT_TEMPLATE_BYTES).decode(errors="replace")
@@ -120,6 +120,9 @@ def read_chat_template(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     template = configuration.get("chat_template") if isinstance(configuration, dict) else None
+    if isinstance(template, list):  # several, by their names
+        named = [item.get("template") for item in template if isinstance(item, dict) and item.get("name") == "default"]
+        template = named[0] if named else None
     return template if isinstance(template, str) else None
 
 

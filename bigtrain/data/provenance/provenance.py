@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,17 @@ class DocumentPart:
     def token_ids(self) -> Tokens:
         """[end - start], a view of the shard."""
         return self.document.read(self.start, self.end)
+
+    @property
+    def runs(self) -> list[tuple[str | None, list[int]]] | None:
+        """Tokens that follow each other with the same label: its name, if there is one, and their ids. None where the
+        dataset has no labels."""
+        labels, scheme = self.document.labels(self.start, self.end), self.document.dataset.summary.label_scheme
+        if labels is None or scheme is None:
+            return None
+        bounds = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+        ids = self.token_ids.tolist()
+        return [(scheme.name(int(labels[first])), ids[first:end]) for first, end in pairwise(bounds) if first < end]
 
 
 @dataclass(frozen=True)

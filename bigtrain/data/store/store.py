@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import DataSettings, SourceSettings
+from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.layout import Split, part_of, read_record, require_same, source_request, tokenizer_request
 from bigtrain.data.format.manifest import (
     MANIFEST,
@@ -36,6 +37,7 @@ from bigtrain.data.format.tokenizer import (
 from bigtrain.data.store.mirror import Mirror, open_mirror
 
 Tokens = npt.NDArray[np.unsignedinteger]
+Labels = npt.NDArray[np.signedinteger]
 
 
 RESTORE = "restore the file, or remove its source's folder and build the data again"
@@ -46,13 +48,14 @@ class TokenShard:
 
     _tokens: Tokens | None = None
     _documents: DocumentColumns | None = None
-    _labels: npt.NDArray[np.int8] | None = None
+    _labels: Labels | None = None
     _windows: Tokens | None = None
 
-    def __init__(self, directory: Path, record: ShardSize, dtype: str) -> None:
+    def __init__(self, directory: Path, record: ShardSize, dtype: str, scheme: LabelScheme | None) -> None:
         self.record = record
         self._directory = directory
         self._dtype = dtype
+        self._scheme = scheme
 
     @property
     def tokens(self) -> Tokens:
@@ -74,11 +77,12 @@ class TokenShard:
         return columns
 
     @property
-    def labels(self) -> npt.NDArray[np.int8]:
+    def labels(self) -> Labels:
         """[tokens], a view of the `.lab` file, which shards of a labelled dataset have."""
+        assert self._scheme is not None
         keep_mapped(self)
         if (labels := self._labels) is None:
-            labels = self._labels = np.frombuffer(self._map(self.record.files[2]), np.int8)
+            labels = self._labels = np.frombuffer(self._map(self.record.files[2]), self._scheme.dtype)
         return labels
 
     def unmap(self) -> None:
@@ -135,8 +139,16 @@ class RemoteShard(TokenShard):
 
     record: ShardRecord
 
-    def __init__(self, directory: Path, record: ShardRecord, dtype: str, block_bytes: int, mirror: Mirror) -> None:
-        super().__init__(directory, record, dtype)
+    def __init__(
+        self,
+        directory: Path,
+        record: ShardRecord,
+        dtype: str,
+        scheme: LabelScheme | None,
+        block_bytes: int,
+        mirror: Mirror,
+    ) -> None:
+        super().__init__(directory, record, dtype, scheme)
         self._mirror = mirror
         self._blocks = record.files[0].blocks
         self._block_bytes = block_bytes
@@ -155,7 +167,7 @@ class RemoteShard(TokenShard):
         return super().documents
 
     @property
-    def labels(self) -> npt.NDArray[np.int8]:
+    def labels(self) -> Labels:
         """[tokens], a view of the `.lab` file, fetched if it is not here yet."""
         if self._labels is None:
             self._mirror.fetch(self._directory, self.record.files[2], self._block_bytes)
@@ -280,12 +292,15 @@ class Dataset:
                 self._local_shard(index).check_sizes()
 
     def _local_shard(self, index: int) -> TokenShard:
-        return TokenShard(self.directory, self.summary.shard(index), self.summary.dtype)
+        return TokenShard(self.directory, self.summary.shard(index), self.summary.dtype, self.summary.label_scheme)
 
     def _remote_shard(self, index: int) -> TokenShard:
         assert self.mirror is not None
         record = self.manifest.shards[index]
-        return RemoteShard(self.directory, record, self.summary.dtype, self.summary.block_bytes, self.mirror)
+        summary = self.summary
+        return RemoteShard(
+            self.directory, record, summary.dtype, summary.label_scheme, summary.block_bytes, self.mirror
+        )
 
 
 def open_datasets(settings: DataSettings, *, model_vocab_size: int, split: Split = "train") -> list[Dataset]:

@@ -13,7 +13,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.data.format.documents import ID_BYTES
 from bigtrain.data.format.shards import DocumentColumns
 from bigtrain.data.store.document_index import id_halves, look_up
-from bigtrain.data.store.store import Dataset, Tokens
+from bigtrain.data.store.store import Dataset, Labels, Tokens
 
 I64 = npt.NDArray[np.int64]
 
@@ -65,6 +65,13 @@ class StoredDocument:
         """Tokens [start, end) of the document, a view."""
         first = int(self._columns.offset[self.number])
         return self.dataset.shards[self.shard].read(first + start, first + end, self.dataset.summary.vocab_size)
+
+    def labels(self, start: int, end: int) -> Labels | None:
+        """Labels of tokens [start, end) of the document, a view; None where its dataset has none."""
+        if self.dataset.summary.labels is None:
+            return None
+        first = int(self._columns.offset[self.number])
+        return self.dataset.shards[self.shard].labels[first + start : first + end]
 
     @property
     def _columns(self) -> DocumentColumns:

@@ -134,7 +134,7 @@ def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, re
             broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in files]
             if any(broken[: len(record.files)]):
                 continue
-            shard = TokenShard(directory, record, manifest.dtype)
+            shard = TokenShard(directory, record, manifest.dtype, manifest.label_scheme)
             _verify_content(shard, directory, record, manifest, report)
             for pack, is_broken in zip(packs, broken[len(record.files) :], strict=True):
                 if not is_broken:

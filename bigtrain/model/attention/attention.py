@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule
+from bigtrain.model.attention.virtual_tokens import Prefix
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
-from bigtrain.model.layers.dropout import AttentionDropout, site_number
+from bigtrain.model.layers.adapted import project
+from bigtrain.model.layers.dropout import AttentionDropout, DropoutKeys, site_number
 from bigtrain.model.layers.norm import norm_layer
 
 
@@ -41,10 +44,12 @@ class SelfAttention(nn.Module):
         }[settings.qk_norm]
         self.q_norm = norm_layer(settings, normed[0]) if normed else None
         self.k_norm = norm_layer(settings, normed[1]) if normed else None
+        self.prefix: Prefix | None = None
+        """Keys and values that an adapter puts in front of every document."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, T, C] to [B, T, C]."""
-        query, key, value = self._project(x)
+        query, key, value = self._project(x, context.dropout)
         rotary = context.rotary if self.window is None or context.local_rotary is None else context.local_rotary
         if rotary is not None:
             query, key = rotary.rotate(query), rotary.rotate(key)
@@ -62,21 +67,31 @@ class SelfAttention(nn.Module):
             return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]
         query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
+        bounds = context.cu_seqlens, context.max_seqlen
+        places = None if self.prefix is None else context.virtual
+        if self.prefix is not None and places is not None:
+            query, key, value = self.prefix(query, key, value, places)
+            bounds = places.cu_seqlens, places.max_seqlen
+            if drop is not None:
+                keys = places.placed(drop.keys, drop.keys.new_zeros(len(self.prefix.prefix_key), self.heads))
+                rule = replace(rule, dropout=drop._replace(keys=keys))
         if cache is not None:
             cache.store(self.layer, key, value)
         attend = attention_backend(self.implementation, query, rule)
-        output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
+        output = attend(query, key, value, *bounds, rule)
+        if places is not None:
+            output = places.taken(output)
         output = output.view(*rows, *output.shape[1:])
         if ranks is not None:
             output = ranks.gather_heads(output)
-        return self.o_proj(output.flatten(2))
+        return project(self.o_proj, output.flatten(2), context.dropout)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, keys: DropoutKeys | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D], normalised where the model does so."""
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        query, key, value = project(self.q_proj, x, keys), project(self.k_proj, x, keys), project(self.v_proj, x, keys)
         if self.q_norm is not None and self.k_norm is not None and not self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (flat.unflatten(-1, (-1, self.head_width)) for flat in (query, key, value))
+        query, key, value = (torch.unflatten(flat, -1, (-1, self.head_width)) for flat in (query, key, value))
         if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         return query, key, value

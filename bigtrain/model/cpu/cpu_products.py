@@ -65,35 +65,45 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return transposed(torch.mm(transposed(x), grad))
 
 
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[..., K] to input W^T + bias [..., N], for W [N, K]: `torch.nn.functional.linear`, whose three matrix products on
+    a CPU, in 16 bits, are those of this module."""
+    narrow = product_dtype(input.dtype, input.device) == input.dtype
+    if narrow and (input.device.type != "cpu" or input.dtype != torch.bfloat16 or not torch.is_grad_enabled()):
+        return F.linear(input, weight, bias)
+    output: Tensor = _WideProduct.apply(input.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
+    output = output.view(*input.shape[:-1], weight.shape[0])
+    return output if bias is None else output + bias
+
+
 class CpuLinear(nn.Linear):
-    """nn.Linear whose three matrix products on a CPU, in 16 bits, are those of this module."""
+    """nn.Linear that computes by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        narrow = product_dtype(input.dtype, input.device) == input.dtype
-        if narrow and (input.device.type != "cpu" or input.dtype != torch.bfloat16 or not torch.is_grad_enabled()):
-            return F.linear(input, self.weight, self.bias)
-        output: Tensor = _WideProduct.apply(input.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
-        output = output.view(*input.shape[:-1], self.out_features)
-        return output if self.bias is None else output + self.bias
+        return linear(input, self.weight, self.bias)
 
 
 class _WideProduct(torch.autograd.Function):
     """`product` and its gradients.
 
     The weight is saved as it is, and where it is widened, widened again in the backward pass: ZeRO 3 has taken it away
-    in between.
+    in between. A frozen weight has no gradient, and the input is not kept for it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        return input_gradient(grad, weight), weight_gradient(grad, x)
+        of_input, of_weight = ctx.needs_input_grad
+        return (
+            input_gradient(grad, weight) if of_input else None,
+            weight_gradient(grad, x) if of_weight else None,
+        )
 
 
 @torch.library.custom_op("bigtrain::wide_mm", mutates_args=())

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.layers.activations import ACTIVATIONS
+from bigtrain.model.layers.adapted import project
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 
 
@@ -24,7 +25,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, keys: DropoutKeys | None = None) -> Tensor:
         """Map [B, T, width] to [B, T, width], with the keys of these tokens where the model drops."""
         if self.gate_proj is None:
-            inner = self.activation(self.up_proj(x))
+            inner = self.activation(project(self.up_proj, x, keys))
         else:
-            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(self.dropout(inner, keys))
+            inner = self.activation(project(self.gate_proj, x, keys)) * project(self.up_proj, x, keys)
+        return project(self.down_proj, self.dropout(inner, keys), keys)

@@ -40,21 +40,25 @@ class _Float8Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _multiply(_quantise(x, torch.float8_e4m3fn), _quantise(weight, torch.float8_e4m3fn), x.dtype, fast=True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        tokens = len(x)
+        of_input, of_weight = ctx.needs_input_grad
+        tokens = len(grad)
         if missing := -tokens % MULTIPLE:  # the gradient of the weight sums over them
-            x, grad = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (x, grad))
+            grad = F.pad(grad, (0, 0, 0, missing))
         grad8, grad_scale = _quantise(grad, torch.float8_e5m2)
-        x8, x_scale = _quantise(x, torch.float8_e4m3fn)
-        weight8, weight_scale = _quantise(weight, torch.float8_e4m3fn)
-        grad_x = _multiply((grad8, grad_scale), (weight8.t().contiguous(), weight_scale), x.dtype)
-        grad_weight = _multiply((grad8.t().contiguous(), grad_scale), (x8.t().contiguous(), x_scale), weight.dtype)
-        return grad_x[:tokens], grad_weight
+        grad_x = grad_weight = None
+        if of_input:
+            weight8, weight_scale = _quantise(weight, torch.float8_e4m3fn)
+            grad_x = _multiply((grad8, grad_scale), (weight8.t().contiguous(), weight_scale), weight.dtype)[:tokens]
+        if of_weight:
+            x8, x_scale = _quantise(F.pad(x, (0, 0, 0, missing)), torch.float8_e4m3fn)
+            grad_weight = _multiply((grad8.t().contiguous(), grad_scale), (x8.t().contiguous(), x_scale), weight.dtype)
+        return grad_x, grad_weight
 
 
 def _quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

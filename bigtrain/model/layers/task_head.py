@@ -7,7 +7,7 @@ What comes before the classifier is the family's choice, as transformers has it:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class TaskHead(nn.Module):
         self.label_smoothing = settings.label_smoothing
         self.class_weights: tuple[float, ...] | None = None
         """What the loss of each class is multiplied with in training; None: all with 1."""
+        self.observer: Callable[[Tensor, Tensor, Tensor], None] | None = None
+        """Is given the logits [n, classes] and labels [n] of labelled tokens, of question_answering those of all, and
+        where documents start among them; outside training. None: nobody asks."""
         self.input_dropout = Dropout(settings.classifier_dropout if transform == "tanh" else 0.0, "task head")
         self.dense: nn.Module | None = None
         if transform != "none":
@@ -76,11 +79,15 @@ class TaskHead(nn.Module):
         keys = None if dropout is None else dropout.own.flatten()
         if self.finds_answers:
             assert cu_seqlens is not None and max_seqlen is not None  # a start is chosen among those of its document
-            losses = answer_losses(self._logits(states, _same_keys(keys)), flat, cu_seqlens, max_seqlen)
+            logits = self._logits(states, _same_keys(keys))
+            self._show(logits, flat, cu_seqlens)
+            losses = answer_losses(logits, flat, cu_seqlens, max_seqlen)
             return losses.detach().view_as(labels) if each_token else losses.sum()
         places = (flat != IGNORE_INDEX).nonzero().squeeze(1)
         logits = self._logits(states[places], _same_keys(None if keys is None else keys[places]))
         logits, chosen = logits.to(torch.promote_types(logits.dtype, torch.float32)), flat[places]
+        if cu_seqlens is not None:
+            self._show(logits, chosen, torch.searchsorted(places, cu_seqlens.to(places.dtype)))
         if each_token:
             found = F.cross_entropy(logits, chosen, reduction="none").detach()
             return found.new_zeros(len(flat)).index_put((places,), found).view_as(labels)
@@ -101,6 +108,10 @@ class TaskHead(nn.Module):
         if weights is not None and (self.finds_answers or len(weights) != classes):
             raise ValueError(f"{len(weights)} class weights for {0 if self.finds_answers else classes} classes")
         self.class_weights = None if weights is None else tuple(weights)
+
+    def _show(self, logits: Tensor, labels: Tensor, starts: Tensor) -> None:
+        if self.observer is not None and not self.training:
+            self.observer(logits, labels, starts)
 
     def _logits(self, x: Tensor, dropout: DropoutKeys | None) -> Tensor:
         if self.dense is not None:

@@ -8,7 +8,7 @@ matrix products in all, as many as with all logits in memory. What lies between 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,15 @@ def linear_cross_entropy(
     hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, bias, labels, shaping)  # type: ignore[no-untyped-call]
-    return _loss_and_gradients(hidden, weight, bias, labels, shaping, gradients=False)[0]
+    return _loss_and_gradients(hidden, weight, bias, labels, shaping, Learns(False, False, False))[0]
+
+
+class Learns(NamedTuple):
+    """Which of them need a gradient: a frozen head has none."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -71,7 +79,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, shaping: Shaping
     ) -> Tensor:
-        loss, *gradients = _loss_and_gradients(hidden, weight, bias, labels, shaping, gradients=True)
+        learns = Learns(*ctx.needs_input_grad[:3])
+        loss, *gradients = _loss_and_gradients(hidden, weight, bias, labels, shaping, learns)
         ctx.save_for_backward(*gradients)
         ctx.dtype = weight.dtype
         return loss
@@ -83,13 +92,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, shaping: Shaping, gradients: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, shaping: Shaping, learns: Learns
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     wide = torch.promote_types(hidden.dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if gradients else None
-    grad_weight = torch.zeros_like(weight, dtype=wide) if gradients else None
-    grad_bias = torch.zeros_like(bias, dtype=wide) if gradients and bias is not None else None
+    grad_hidden = torch.empty_like(hidden) if learns.hidden else None
+    grad_weight = torch.zeros_like(weight, dtype=wide) if learns.weight else None
+    grad_bias = torch.zeros_like(bias, dtype=wide) if learns.bias and bias is not None else None
     softmax, copied_bytes = softmax_for(weight, shaping)
     rows = _chunk_rows(hidden, weight, weight.itemsize + copied_bytes)
     memory = weight.new_empty(rows, weight.shape[0])  # of all chunks
@@ -100,9 +109,10 @@ def _loss_and_gradients(
             torch.mm(hidden[chunk], weight.T, out=products)
         else:
             torch.addmm(bias, hidden[chunk], weight.T, out=products)
-        loss += softmax(products, labels[chunk], shaping, gradients)
-        if grad_hidden is not None and grad_weight is not None:
+        loss += softmax(products, labels[chunk], shaping, any(learns))
+        if grad_hidden is not None:
             torch.mm(products, weight, out=grad_hidden[chunk])
+        if grad_weight is not None:
             grad_weight += weight_gradient(products, hidden[chunk])
         if grad_bias is not None:
             grad_bias += products.sum(0, dtype=wide)

@@ -35,6 +35,7 @@ REQUIREMENTS: dict[str, Callable[[Any], None]] = {"fix_encoding": require_ftfy, 
 
 NO_TEXT = Rejection("empty", "no text")
 NULL = Rejection("on_null", "null in place of a text")
+NO_ROOM = Rejection("sequence_length", "nothing that is labelled fits into a row")
 
 
 def clean(text: str, steps: Sequence[CleanStep]) -> str | Rejection:
@@ -57,4 +58,4 @@ def require_libraries(steps: Sequence[CleanStep]) -> None:
             REQUIREMENTS[step.rule](step.settings)
 
 
-__all__ = ["NO_TEXT", "NULL", "RULES", "Rejection", "Text", "clean", "require_libraries"]
+__all__ = ["NO_ROOM", "NO_TEXT", "NULL", "RULES", "Rejection", "Text", "clean", "require_libraries"]

@@ -10,15 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bigtrain.config import SourceSettings
+from bigtrain.data.build.corpus.chat import chat
+from bigtrain.data.build.corpus.conll import conll
 from bigtrain.data.build.corpus.corpus import Corpus
+from bigtrain.data.build.corpus.csv_rows import csv_rows
 from bigtrain.data.build.corpus.files import describe_skipped
 from bigtrain.data.build.corpus.gettext import gettext
+from bigtrain.data.build.corpus.glue import glue
+from bigtrain.data.build.corpus.held_out import with_held_out
 from bigtrain.data.build.corpus.huggingface import huggingface
+from bigtrain.data.build.corpus.imdb import imdb
 from bigtrain.data.build.corpus.jsonl import jsonl
 from bigtrain.data.build.corpus.megatron import megatron
 from bigtrain.data.build.corpus.parquet import parquet
 from bigtrain.data.build.corpus.python_stdlib import python_stdlib
+from bigtrain.data.build.corpus.squad import squad
+from bigtrain.data.build.corpus.super_glue import super_glue
 from bigtrain.data.build.corpus.text import text
+from bigtrain.data.build.corpus.text_lines import text_lines
 from bigtrain.data.format.documents import Document
 
 CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
@@ -29,12 +38,24 @@ CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
     "huggingface": huggingface,
     "megatron": megatron,
     "gettext": gettext,
+    "csv": csv_rows,
+    "text_lines": text_lines,
+    "imdb": imdb,
+    "glue": glue,
+    "super_glue": super_glue,
+    "conll": conll,
+    "squad": squad,
+    "chat": chat,
 }
 
 
 def open_corpus(source: SourceSettings) -> Corpus:
-    """List a source's corpus. Raises BigtrainError if it is missing or empty."""
-    return CORPORA[source.kind](source)
+    """List a source's corpus, with what its settings hold out. Raises BigtrainError if it is missing or empty."""
+    corpus = CORPORA[source.kind](source)
+    if source.held_out_path is None:
+        return corpus
+    held_out = CORPORA[source.kind](source.model_copy(update={"path": source.held_out_path}))
+    return with_held_out(corpus, held_out)
 
 
 def read_documents(source: SourceSettings) -> Iterator[Document]:

@@ -13,6 +13,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files, grouped_by_size, total_size
 from bigtrain.data.build.corpus.files import CorpusFile, FoundFiles, no_files, too_long
+from bigtrain.data.build.corpus.records import pair_of
 from bigtrain.data.format.documents import Document
 
 SUFFIX = ".po"
@@ -36,7 +37,7 @@ class _Catalogues:
             mark = f">>{language_of(file.name)}<< " if self.marked else ""
             for position, (message, translation) in enumerate(_pairs(file, self.limit)):
                 # A message is in training in all languages, or held out in all.
-                yield Document.of_parts((mark + message, translation), file.name, position, group=message)
+                yield pair_of(mark + message, translation, file.name, position, group=message)
 
 
 def language_of(name: str) -> str:

@@ -12,9 +12,11 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.compressed import SUFFIXES as COMPRESSED
 from bigtrain.data.build.corpus.compressed import opened
-from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, missing_field, not_text
+from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files
 from bigtrain.data.build.corpus.encodings import without_mark
 from bigtrain.data.build.corpus.files import CorpusFile, FoundFiles, no_files, reading, suffix_of, too_long
+from bigtrain.data.build.corpus.json_records import PlainRecords, reader_of
+from bigtrain.data.build.corpus.records import Origin, RecordReader
 from bigtrain.data.format.documents import Document
 
 
@@ -39,36 +41,16 @@ class _Lines:
     name: str
     first_line: int
     lines: list[bytes]
-    field: str
-    target: str | None
-    """The field of the target of a pair."""
+    read: RecordReader
     extent: int
     """Bytes of the file, compressed if the file is."""
-    skip_null: bool = False
     last: bool = False
     """Whether the file ends here."""
     continued: bool = False
 
     def documents(self) -> Iterator[Document]:
         for line_index, record in self.records():
-            where = f"{self.place}:{line_index + 1}"
-            texts, null = [], False
-            for field in (self.field,) if self.target is None else (self.field, self.target):
-                if not isinstance(record, dict) or field not in record:
-                    raise missing_field(where, field, record if isinstance(record, dict) else ())
-                text = record[field]
-                if isinstance(text, str):
-                    texts.append(without_surrogates(text))
-                elif text is None and self.skip_null:
-                    null = True
-                else:
-                    raise not_text(where, field, text)
-            if null:
-                yield Document("", self.name, line_index, null=True)
-            elif self.target is None:
-                yield Document(texts[0], self.name, line_index)
-            else:
-                yield Document.of_parts(tuple(texts), self.name, line_index)
+            yield self.read(record, Origin(self.place, self.name, line_index))
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """The value of each line that is not blank, with its index in the file."""
@@ -109,18 +91,7 @@ class _Lines:
 _JQ = "jq -c 'if type == \"array\" then .[] else . end'"
 
 
-def without_surrogates(text: str) -> str:
-    r"""Replace half of a surrogate pair (`"\ud800"`), which JSON allows but is not a character, by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _pieces(
-    file: CorpusFile, field: str, limit: int, *, target: str | None = None, skip_null: bool = False
-) -> Iterator[_Lines]:
+def _pieces(file: CorpusFile, limit: int, read: RecordReader) -> Iterator[_Lines]:
     first_line = position = 0
     with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
         groups = _groups(stream, file.place, limit)
@@ -129,7 +100,7 @@ def _pieces(
             later = next(groups, None)
             now = raw.tell()
             extent, last = now - position, later is None
-            yield _Lines(file.place, file.name, first_line, lines, field, target, extent, skip_null, last=last)
+            yield _Lines(file.place, file.name, first_line, lines, read, extent, last=last)
             first_line, position, lines = first_line + len(lines), now, later
         file.require_whole(raw.tell())
 
@@ -176,7 +147,7 @@ def read_records(file: CorpusFile, limit: int) -> Iterator[dict[str, Any]]:
     Raises:
         BigtrainError: a line is no JSON object, with file and line.
     """
-    for lines in _pieces(file, "", limit):
+    for lines in _pieces(file, limit, PlainRecords((), skip_null=False)):
         for line_index, record in lines.records():
             if not isinstance(record, dict):
                 raise BigtrainError(
@@ -205,42 +176,48 @@ def is_json_lines(file: CorpusFile, limit: int, fields: tuple[str, ...] = ()) ->
     return isinstance(record, dict) and (not fields or any(field in record for field in fields))
 
 
-def find_json_lines(where: str, source: SourceSettings) -> FoundFiles:
-    """The files of a source, and a count of those in its folder that are not JSON lines.
+def find_json_lines(source: SourceSettings, path: str, fields: tuple[str, ...]) -> FoundFiles:
+    """The files of a path, and a count of those in a folder that are not JSON lines.
 
-    In a folder, a file named `.json` counts if its first line is an object with the field of the text.
+    In a folder, a file named `.json` counts if its first line is an object with one of the fields.
     """
-    assert source.path is not None
-    found = find_files(where, source.path, SUFFIXES, before=FIRST)
+    where = f"data.sources: {source.name!r}"
+    found = find_files(where, path, SUFFIXES, before=FIRST)
     if not found.in_folder:
         return found
     files, skipped = [], Counter(found.skipped)
     for file in found.files:
         uncertain = file.name.lower().endswith(JSON)
-        if uncertain and not is_json_lines(file, source.max_document_bytes, (source.text_field,)):
+        if uncertain and not is_json_lines(file, source.max_document_bytes, fields):
             skipped[suffix_of(file.name)] += 1
         else:
             files.append(file)
     if not files:
-        raise no_files(where, source.path, SUFFIXES, skipped)
+        raise no_files(where, path, SUFFIXES, skipped)
     return FoundFiles(files, skipped, in_folder=True)
 
 
-def jsonl(source: SourceSettings) -> Corpus:
-    """Each line's `text_field` is one document, its position the line's index.
+def corpus_of_lines(source: SourceSettings, read: RecordReader, fields: tuple[str, ...]) -> Corpus:
+    """The corpus of the JSON lines at a source's path.
 
-    Raises BigtrainError with file and line for what is not a JSON object with that field.
+    Args:
+        source: the source.
+        read: makes documents of records.
+        fields: of which a record in a `.json` file of a folder has one.
     """
-    found = find_json_lines(f"data.sources: {source.name!r}", source)
+    assert source.path is not None
+    found = find_json_lines(source, source.path, fields)
+    return corpus_of_files(
+        found.files,
+        lambda: (piece for file in found.files for piece in _pieces(file, source.max_document_bytes, read)),
+        found.skipped,
+    )
 
-    def pieces() -> Iterator[_Lines]:
-        for file in found.files:
-            yield from _pieces(
-                file,
-                source.text_field,
-                source.max_document_bytes,
-                target=source.target_field,
-                skip_null=source.on_null == "skip",
-            )
 
-    return corpus_of_files(found.files, pieces, found.skipped)
+def jsonl(source: SourceSettings) -> Corpus:
+    """Each line is one document, its position the line's index.
+
+    Raises BigtrainError with file and line for what is not a JSON object with the fields of the source.
+    """
+    fields = source.text_field if source.tokens_field is None else source.tokens_field
+    return corpus_of_lines(source, reader_of(source), (fields,))

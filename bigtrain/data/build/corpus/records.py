@@ -1,0 +1,150 @@
+"""Documents from records of a file, and the errors of records without what their source says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from bigtrain.base import BigtrainError
+from bigtrain.data.build.corpus.corpus import PIECE_BYTES, missing_field, not_text
+from bigtrain.data.build.corpus.files import CorpusFile
+from bigtrain.data.format.documents import Document, LabelledSpan, Segment
+
+
+class Origin(NamedTuple):
+    """Where a record is from."""
+
+    place: str
+    """The path of its file, for messages."""
+    name: str
+    """The name of the file in the corpus."""
+    position: int
+    """Of its document: the index of its line, from 0."""
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return f"{self.place}:{self.position + 1}"
+
+
+class RecordReader(Protocol):
+    """Makes documents of records; it is pickled for the worker processes."""
+
+    def __call__(self, record: Any, origin: Origin) -> Document:
+        """The document of a record. Raises BigtrainError, which names file and line."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecordPiece:
+    """Consecutive records of one file."""
+
+    place: str
+    name: str
+    records: list[tuple[int, Any]]
+    """The position of each, and what it is."""
+    read: RecordReader
+    extent: int
+    """Bytes of the file."""
+    continued: bool = False
+
+    def documents(self) -> Iterator[Document]:
+        """A document for each record."""
+        for position, record in self.records:
+            yield self.read(record, Origin(self.place, self.name, position))
+
+
+def pieces_of_records(
+    file: CorpusFile, records: Iterator[tuple[int, Any, int]], read: RecordReader, share: float = 1.0
+) -> Iterator[RecordPiece]:
+    """Records in pieces of about PIECE_BYTES.
+
+    Args:
+        file: the file that they are from.
+        records: the position of each, what it is, and its size in bytes.
+        read: makes documents of them.
+        share: bytes of the file for each byte of a record.
+    """
+    kept: list[tuple[int, Any]] = []
+    size = 0
+    for position, record, record_size in records:
+        kept.append((position, record))
+        size += record_size
+        if size >= PIECE_BYTES:
+            yield RecordPiece(file.place, file.name, kept, read, round(size * share))
+            kept, size = [], 0
+    if kept:
+        yield RecordPiece(file.place, file.name, kept, read, round(size * share))
+
+
+def pair_of(source: str, target: str, name: str, position: int, *, group: str | None = None) -> Document:
+    """A text and its translation."""
+    return Document.of_segments((Segment(source, "source"), Segment(target, "target")), name, position, group=group)
+
+
+def classified(texts: Sequence[str], label: str, origin: Origin) -> Document:
+    """A document of one text or two, with its class."""
+    return Document.of_segments(tuple(Segment(text, label) for text in texts), origin.name, origin.position)
+
+
+def tagged(words: Sequence[str], tags: Sequence[str], origin: Origin) -> Document:
+    """A document of words with a blank between them, and a tag for each."""
+    spans, start = [], 0
+    for word, tag in zip(words, tags, strict=True):
+        spans.append(LabelledSpan(start, start + len(word), tag))
+        start += len(word) + 1
+    return Document.of_segments((Segment(" ".join(words), None, tuple(spans)),), origin.name, origin.position)
+
+
+def field_of(record: Any, field: str, where: str) -> Any:
+    """The value of a field. Raises BigtrainError where a record is no object, or lacks the field."""
+    if not isinstance(record, dict) or field not in record:
+        raise missing_field(where, field, record if isinstance(record, dict) else ())
+    return record[field]
+
+
+def text_of(record: Any, field: str, where: str) -> str:
+    """The text of a field. Raises BigtrainError where it holds something else."""
+    value = field_of(record, field, where)
+    if not isinstance(value, str):
+        raise not_text(where, field, value)
+    return without_surrogates(value)
+
+
+def label_of(value: Any, names: Sequence[str], where: str) -> str:
+    """The name of a label: a text as it is, a whole number or a boolean in JSON's form.
+
+    Args:
+        value: what a record has.
+        names: those that the source allows; none: any.
+        where: file and line, for messages.
+
+    Raises:
+        BigtrainError: it is no label, or none of the names.
+    """
+    text = str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, str | int) else ""
+    if not text.strip():
+        raise BigtrainError(
+            f"{where} has no label",
+            found=repr(value)[:100],
+            wanted="a text, a whole number or a boolean",
+            fix="name the field with the label, leave out files without labels, or correct the record",
+        )
+    if names and text not in names:
+        raise BigtrainError(
+            f"{where} has a label that the source does not name",
+            found=text[:100],
+            wanted=f"one of {', '.join(names)}"[:500],
+            fix="correct the record, or add the label to label_names of the source",
+        )
+    return text
+
+
+def without_surrogates(text: str) -> str:
+    r"""Replace half of a surrogate pair (`"\ud800"`), which JSON allows but is not a character, by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
