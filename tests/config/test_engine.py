@@ -39,7 +39,7 @@ REFUSED = {
     "adapter.method=lora model.init_from=base model.num_nextn_predict_layers=1": "num_nextn_predict_layers 0, found 1",
     "adapter.method=prefix_tuning model.init_from=base": "are more than model.max_position_embeddings 128",
     "adapter.method=prompt_tuning model.init_from=base data.sequence_length=64 engine.compile=true": "compile False",
-    "adapter.method=prompt_tuning model.init_from=base data.sequence_length=9 model.hidden_dropout=0.1": "0.0, found 0.1",
+    "adapter.method=prompt_tuning model.init_from=base data.sequence_length=9 model.hidden_dropout=0.1": "found 0.1",
     "adapter.method=prefix_tuning model.init_from=base adapter.r=4": "r 4 is for method lora or dora",
     "schedule.by=token schedule.warmup_steps=5": "warmup_steps 5 with by token; write warmup_tokens",
     "schedule.by=token schedule.name=inverse_sqrt": "warmup_tokens, which is missing",
