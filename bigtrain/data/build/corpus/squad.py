@@ -18,7 +18,7 @@ from bigtrain.data.build.corpus.compressed import opened
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files
 from bigtrain.data.build.corpus.encodings import without_mark
 from bigtrain.data.build.corpus.files import CorpusFile, reading
-from bigtrain.data.build.corpus.records import Origin, pieces_of_records
+from bigtrain.data.build.corpus.records import Origin, pieces_of_records, valid_unicode
 from bigtrain.data.format.documents import Document, LabelledSpan, Piece, Segment
 from bigtrain.data.format.labels import ANSWER, CONTEXT, QUESTION
 
@@ -81,7 +81,7 @@ def _read(file: CorpusFile) -> list[_Question]:
         content = without_mark(stream.read(), file.place)
         file.require_whole(raw.tell())
     try:
-        articles = json.loads(content)["data"]
+        articles = valid_unicode(json.loads(content))["data"]
         questions = [
             _Question(paragraph["context"], about)
             for article in articles
