@@ -17,6 +17,7 @@ from bigtrain.checkpoint import MASTER, Cursor, Fragment, StorageTiers, save
 from bigtrain.config import ModelSettings, Settings, mathematics
 from bigtrain.convert import StartingWeights, import_hf
 from bigtrain.trained import starting_weights, verified_step
+from bigtrain.trained.label_names import require_same_names
 from tests.convert.helpers import END, exported, settings_of, trained, weights_of, write_tokenizer
 from tests.refusals import assert_refused
 from tests.tasks import sections_of_task
@@ -157,6 +158,18 @@ def test_a_pooler_that_was_trained_on_pairs_is_taken_over(data: Path, tmp_path: 
     assert found.new == ["task_head.classifier.weight", "task_head.classifier.bias"]
     plain = starting_weights(run_settings(tmp_path, settings_of("bert"), init_from=str(tmp_path / "imported")))
     assert not plain.new and all(name.startswith("sentence_head.") for name in plain.unused)
+
+
+def test_a_classifier_of_other_classes_is_refused() -> None:
+    """Their order counts. Names that nobody gave are not compared."""
+    names = ["negative", "positive"]
+    for theirs in (names, None, ["LABEL_0", "LABEL_1"]):
+        require_same_names(names, theirs, "imported")
+    require_same_names(None, names, "imported")
+    for theirs in (names[::-1], ["no", "yes"]):
+        with pytest.raises(BigtrainError) as caught:
+            require_same_names(names, theirs, "imported")
+        assert_refused(caught, "model.init_from imported", found="negative, positive", wanted=", ".join(theirs))
 
 
 def test_dropout_and_smoothing_may_change(data: Path, tmp_path: Path) -> None:
