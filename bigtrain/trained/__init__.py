@@ -14,6 +14,7 @@ text_model.py       a model that continues text, of a run or a folder
 export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
 teacher.py     what another model learns from
 weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
+  label_names.py      what the data call the classes
   model_card.py       the README.md of an exported model
 """
 
