@@ -162,7 +162,7 @@ def evaluate(
     ] = None,
     translations: Annotated[
         int,
-        typer.Option(min=0, help="Translate so many held-out pairs of each source, and compute BLEU and chrF."),
+        typer.Option(min=0, help="Translate so many held-out pairs of each source: BLEU, chrF and ROUGE-L."),
     ] = 0,
     answers: Annotated[
         str | None,
@@ -214,7 +214,7 @@ def evaluate(
     if evaluation.translations:
         print_table(
             "Translations of held-out pairs, and their sources as they are",
-            ["source", "pairs", "BLEU", "chrF", "BLEU of copies", "chrF of copies"],
+            ["source", "pairs", "BLEU", "chrF", "ROUGE-L", "BLEU of copies", "chrF of copies", "ROUGE-L of copies"],
             [[each.source, each.pairs, *(f"{value:.1f}" for value in each.scores)] for each in evaluation.translations],
         )
 

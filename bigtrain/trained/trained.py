@@ -46,7 +46,7 @@ from bigtrain.trained.label_scores import LabelScores
 from bigtrain.trained.labelled_baselines import LabelPredictors
 from bigtrain.trained.ngram import Baselines, LabelBaselines
 from bigtrain.trained.right_labels import RightLabels
-from bigtrain.trained.translation import TranslationScores, pairs_of, require_sacrebleu, score, translated
+from bigtrain.trained.translation import TranslationScores, pairs_of, require_libraries, score, translated
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class TrainedModel:
                 wanted="objective.name translation, model.architecture encoder_decoder",
                 fix="leave out --translations",
             )
-        require_sacrebleu()
+        require_libraries()
         tokenizer = DataTokenizer.open(data.dir)
         scores = []
         for dataset in open_datasets(data, model_vocab_size=model.vocab_size, split="validation"):
