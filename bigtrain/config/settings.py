@@ -20,6 +20,7 @@ from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings
 from bigtrain.config.objective_settings import (
     ARCHITECTURES_OF,
+    HEAD_OF,
     HOW_TO_LABEL,
     LABELS_OF,
     WHAT_LABELS_ARE,
@@ -339,7 +340,8 @@ class Settings(Section):
                 "encoder_decoder: others write no text here; remove it"
             )
         if self.model.architecture not in (served := self.objective.architectures):
-            fitting = [name for name, able in ARCHITECTURES_OF.items() if self.model.architecture in able]
+            able = [name for name, served in ARCHITECTURES_OF.items() if self.model.architecture in served]
+            fitting = [name for name in able if name not in HEAD_OF]
             raise ValueError(
                 f"objective.name {self.objective.name} needs model.architecture {' or '.join(served)}, found "
                 f"model.architecture {self.model.architecture}; it learns by {' or '.join(fitting)}"

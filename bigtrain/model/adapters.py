@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bigtrain.base import BigtrainError
 from bigtrain.config import AdapterSettings
 from bigtrain.model.attention.attention import SelfAttention
-from bigtrain.model.attention.virtual_tokens import Prefix, PromptEmbedding
+from bigtrain.model.attention.virtual_tokens import PromptEmbedding, VirtualKeys
 from bigtrain.model.layers.adapted import (
     ADAPTED,
     LORA_A,
@@ -82,7 +82,7 @@ def _put_virtual_tokens(model: nn.Module, settings: AdapterSettings) -> None:
     """Put virtual tokens in front of every document: their keys and values in every layer, or their embeddings."""
     count = settings.virtual_tokens
     for layer in _in_blocks(model, SelfAttention).values() if settings.method == "prefix_tuning" else ():
-        layer.prefix = Prefix(count, layer.k_proj.out_features // layer.head_width, layer.head_width)
+        layer.prefix = VirtualKeys(count, layer.k_proj.out_features // layer.head_width, layer.head_width)
     for module in list(model.modules()):
         if isinstance(module, BlockStack):
             module.virtual_tokens = count

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule
-from bigtrain.model.attention.virtual_tokens import Prefix
+from bigtrain.model.attention.virtual_tokens import VirtualKeys
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.adapted import project
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         }[settings.qk_norm]
         self.q_norm = norm_layer(settings, normed[0]) if normed else None
         self.k_norm = norm_layer(settings, normed[1]) if normed else None
-        self.prefix: Prefix | None = None
+        self.prefix: VirtualKeys | None = None
         """Keys and values that an adapter puts in front of every document."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

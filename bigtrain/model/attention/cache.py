@@ -111,7 +111,7 @@ class KeyValueCache(Cache):
 
     @property
     def _places(self) -> Tensor:
-        """[B] where the token at hand stands behind the virtual ones of its row."""
+        """[B] where the token at hand stands, after the virtual ones of its row."""
         return self.positions + self._virtual
 
     @property

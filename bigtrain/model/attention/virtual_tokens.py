@@ -52,7 +52,7 @@ class VirtualPlaces(NamedTuple):
         return placed.index_select(0, self.own)
 
 
-class Prefix(nn.Module):
+class VirtualKeys(nn.Module):
     """Keys and values of P virtual tokens that learn, for the K heads of a layer (Li and Liang, 2021)."""
 
     def __init__(self, count: int, heads: int, head_width: int) -> None:
