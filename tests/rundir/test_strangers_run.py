@@ -222,6 +222,7 @@ STATE = {
         "signs": [{"step": 3, "loss": 9.0, "grad_norm": 2.0, "loss_z": 7.0}],
     },
     "decisions": 1,
+    "base": {"norm.weight": "0123456789abcdef0123456789abcdef"},
 }
 
 
