@@ -86,18 +86,18 @@ def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tenso
     return ChainMap(trained, base)  # type: ignore[arg-type]  # nothing is written to it
 
 
-def plain_weights(settings: Settings, checkpoint: Checkpoint, merge: bool) -> Mapping[str, Tensor]:
-    """The weights of a run's model at a checkpoint, as those of a model without an adapter.
+def plain_weights(settings: Settings, weights: Mapping[str, Tensor], merge: bool) -> Mapping[str, Tensor]:
+    """The weights of a run's model as those of a model without an adapter.
 
     Args:
         settings: of the run.
-        checkpoint: of the run.
+        weights: of `weights_of`.
         merge: whether the user asks to merge an adapter into them.
 
     Raises:
         BigtrainError: an adapter is to be left unmerged, cannot be merged, or is not there.
     """
-    method, weights = settings.adapter.method, weights_of(settings, checkpoint)
+    method = settings.adapter.method
     if merge and not settings.adapter.low_rank:
         raise BigtrainError(
             "there is nothing to merge",

@@ -19,10 +19,10 @@ from bigtrain.convert import (
 from bigtrain.data import BeginOfText, DataTokenizer, open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
-from bigtrain.rundir import RunDirectory
 from bigtrain.trained.base_model import plain_weights
-from bigtrain.trained.checkpoint_settings import open_with_settings, tokenizer_file_of
+from bigtrain.trained.checkpoint_settings import tokenizer_file_of
 from bigtrain.trained.export import require_known_attention
+from bigtrain.trained.stored_model import StoredModel
 
 FILE = "model.gguf"
 """Name of the file in a folder."""
@@ -58,7 +58,7 @@ def export_run_to_gguf(
     """Write a checkpoint as a GGUF file. Memory holds one tensor at a time, and for the check the model in float32.
 
     Args:
-        run: a run directory.
+        run: a run directory, or a folder that `bigtrain compress` wrote.
         out: the file to make, if its name ends with `.gguf`; else the folder to make it in, as `model.gguf`.
         step: of the checkpoint. Default: the newest verified one.
         dtype: of the matrices, a key of `DTYPES`. Default: the precision the model was trained in.
@@ -70,11 +70,11 @@ def export_run_to_gguf(
         BigtrainError: nothing to export, the run has an adapter that is not merged, `out` is something else, llama.cpp
             has no such model, or the check fails.
     """
-    directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = open_with_settings(directory, step)
+    stored = StoredModel.open(run, step)
+    settings = stored.settings
     require_known_attention(settings, "llama.cpp")
     open_mirror(settings.data)  # the tokenizer may be at a URL
-    weights, tokenizer_file = plain_weights(settings, checkpoint, merge), tokenizer_file_of(settings)
+    weights, tokenizer_file = plain_weights(settings, stored.weights, merge), tokenizer_file_of(settings)
     tokenizer = DataTokenizer.open(tokenizer_file.parent)
     torch_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[settings.engine.precision]
     file = out if out.suffix == ".gguf" else out / FILE
@@ -88,11 +88,11 @@ def export_run_to_gguf(
         end_of_text=settings.data.tokenizer.end_of_text,
         begin_of_text=tokenizer.begin_of_text,
         dtype=torch_dtype,
-        name=f"{run.resolve().name} step {checkpoint.step}",
+        name=f"{run.resolve().name} step {stored.step}",
     )
     result = GgufExport(
         out=str(file),
-        step=checkpoint.step,
+        step=stored.step,
         parameters=count_parameters(settings.model),
         dtype=str(torch_dtype).removeprefix("torch."),
         architecture=architecture.name,
