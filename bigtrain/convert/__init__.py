@@ -16,7 +16,7 @@ compressed        the same with quantised matrices and a run's settings, of `big
 weight_source     weights that a new run starts from: that folder, or a run
 out_folder        the folder that either makes: whole, or not at all
 verify            a folder as `transformers` sees it against our own model
-gguf, gguf_vocabulary, llama_cpp    a file for llama.cpp, and the same comparison with it
+gguf, gguf_vocabulary, gguf_quantise, llama_cpp    a file for llama.cpp, and the same comparison with it
 """
 
 from bigtrain.convert.compressed import (
@@ -29,7 +29,8 @@ from bigtrain.convert.compressed import (
 from bigtrain.convert.config_json import config_of, obstacles, read_config
 from bigtrain.convert.export_hf import export_hf, padding_obstacle
 from bigtrain.convert.export_peft import export_peft
-from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf
+from bigtrain.convert.gguf import DTYPES, architecture_of, context_length, export_gguf, refuse_foreign_file
+from bigtrain.convert.gguf_quantise import QUANTISED_TYPES, quantise_gguf, require_llama_cpp
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
 from bigtrain.convert.import_hf import Found, HuggingFaceWeights, import_hf, read_hf, read_special_ids, read_tokenizer
 from bigtrain.convert.imported import MODEL, Imported
@@ -45,6 +46,7 @@ __all__ = [
     "DTYPES",
     "FOR_TRAINING_ONLY",
     "MODEL",
+    "QUANTISED_TYPES",
     "Found",
     "HuggingFaceWeights",
     "Imported",
@@ -63,11 +65,14 @@ __all__ = [
     "is_compressed",
     "obstacles",
     "padding_obstacle",
+    "quantise_gguf",
     "read_config",
     "read_hf",
     "read_special_ids",
     "read_tokenizer",
     "read_vocabulary",
+    "refuse_foreign_file",
     "refuse_foreign_out",
+    "require_llama_cpp",
     "write_compressed",
 ]

@@ -26,6 +26,7 @@ from bigtrain.trained import (
     compress_run,
     evaluate_run,
     export_run,
+    export_run_to_gguf,
     starting_weights,
 )
 from bigtrain.trained.compression.calibration import Reader
@@ -184,6 +185,23 @@ def test_the_same_rows_are_drawn_again_and_others_by_another_seed(made: Path, tm
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("kind", [None, "Q8_0", "Q4_0"])
+def test_a_compressed_model_is_exported_to_gguf(kind: str | None, made: Path, tmp_path: Path, require: Any) -> None:
+    """Quantised by llama.cpp, too; the file with floats in between is gone, and a second export replaces the first."""
+    require("gguf")
+    require("llama_cpp")
+    compress_run(made / "run", tmp_path / "out", Compression(prune="magnitude", pattern=(2, 4)))
+    for _ in range(2):
+        found = export_run_to_gguf(
+            tmp_path / "out", tmp_path / "gguf", step=None, dtype=None, check=True, report=print, quantised=kind
+        )
+        assert [path.name for path in (tmp_path / "gguf").iterdir()] == ["model.gguf"]
+    assert found.dtype == (kind or "float32")
+    assert found.bytes == (tmp_path / "gguf" / "model.gguf").stat().st_size
+    limit = {None: 1e-3, "Q8_0": 0.05, "Q4_0": 0.5}[kind]
+    assert found.logit_difference is not None and found.logit_difference < limit
+
+
 def batches(settings: ModelSettings, number: int = 3) -> list[MicroBatch]:
     made = []
     for seed in range(number):
@@ -208,7 +226,7 @@ def test_wanda_reads_what_the_pruned_blocks_before_give() -> None:
         own = {name: layer for name, layer in linear_layers(oracle).items() if block_of(name) == f"layers.{number}."}
         read: dict[str, list[Tensor]] = {name: [] for name in own}
         handles = [
-            layer.register_forward_hook(lambda _, x, y, name=name: read[name].append(x[0].flatten(0, -2)))
+            layer.register_forward_hook(lambda _, x, y, own=read[name]: own.append(x[0].flatten(0, -2)))
             for name, layer in own.items()
         ]
         for batch in rows:
