@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "accelerate", "numpy")
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "peft", "tokenizers", "accelerate", "numpy")
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

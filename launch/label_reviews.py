@@ -6,9 +6,10 @@
 
 Each sentence of a review has a rating from -4 to 4, the mean of twenty people's.
 
-OUT/reviews.jsonl     sentences of reviews of films and goods that are rated beyond half a point: `text`, and `label`,
+OUT/train.jsonl       sentences of reviews of films and goods that are rated beyond half a point: `text`, and `label`,
                       positive or negative
-OUT/sentences.jsonl   all of them, with sentences of editorials and tweets, as `text` alone
+OUT/held_out.jsonl    every tenth of them, which is in no other file
+OUT/sentences.jsonl   all others, with sentences of editorials and tweets, as `text` alone
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ REVIEWS = ("movieReviewSnippets", "amazonReviewSnippets")
 OTHERS = ("nytEditorialSnippets", "tweets")
 NEUTRAL = 0.5
 """A rating no further from 0 than this is left out."""
+HELD_OUT = 10
+"""One labelled sentence in so many is held out."""
 
 
 def main() -> None:
@@ -39,11 +42,14 @@ def main() -> None:
         for rating, text in rated[name]
         if abs(rating) > NEUTRAL
     ]
-    texts = [{"text": text} for own in rated.values() for _, text in own]
-    for name, records in (("reviews", reviews), ("sentences", texts)):
+    held_out = reviews[::HELD_OUT]
+    train = [review for number, review in enumerate(reviews) if number % HELD_OUT]
+    unseen = {review["text"] for review in held_out}
+    texts = [{"text": text} for own in rated.values() for _, text in own if text not in unseen]
+    for name, records in (("train", train), ("held_out", held_out), ("sentences", texts)):
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    print(f"{out}: {len(reviews):,} labelled sentences of reviews, {len(texts):,} sentences")
+    print(f"{out}: {len(train):,} labelled sentences of reviews, {len(held_out):,} held out, {len(texts):,} sentences")
 
 
 def sentences(archive: Path, name: str) -> Iterator[tuple[float, str]]:

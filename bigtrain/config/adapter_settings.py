@@ -23,6 +23,7 @@ _OF_METHODS = {
     "use_rslora": ("lora", "dora"),
     "target_modules": ("lora", "dora", "bottleneck"),
     "bottleneck_size": ("bottleneck",),
+    "num_virtual_tokens": ("prefix_tuning", "prompt_tuning"),
     "modules_to_save": ("lora", "dora", "bottleneck"),
 }
 """The keys that only some methods have."""
@@ -32,10 +33,12 @@ class AdapterSettings(Section):
     """Parameter-efficient training: the model of model.init_from is frozen, and only what an adapter adds to it learns.
     A checkpoint holds only that, and names its base. Keys are those of `peft`."""
 
-    method: Literal["none", "lora", "dora", "bottleneck"] = "none"
+    method: Literal["none", "lora", "dora", "bottleneck", "prefix_tuning", "prompt_tuning"] = "none"
     """`none`: all parameters learn. `lora`: a product of two thin matrices is added to a matrix (Hu et al., 2022).
     `dora`: the same, and the length of each of the matrix's rows is learned by itself (Liu et al., 2024).
-    `bottleneck`: a layer of two small matrices after attention and feed-forward layer (Houlsby et al., 2019)."""
+    `bottleneck`: a layer of two small matrices after attention and feed-forward layer (Houlsby et al., 2019).
+    `prefix_tuning`: keys and values of virtual tokens in front of every document, in every layer (Li and Liang, 2021).
+    `prompt_tuning`: embeddings of virtual tokens in front of every document (Lester et al., 2021)."""
     r: PositiveInt = 8
     """lora, dora: rows of the first of the two thin matrices, and columns of the second."""
     lora_alpha: PositiveFloat = 8.0
@@ -52,6 +55,8 @@ class AdapterSettings(Section):
     """Patterns for the names of modules that learn as a whole beside the adapter, such as `lm_head` or `*norm`."""
     bottleneck_size: PositiveInt = 64
     """bottleneck: width between its two matrices."""
+    num_virtual_tokens: PositiveInt = 20
+    """prefix_tuning, prompt_tuning: virtual tokens in front of every document, whose positions begin after them."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -62,6 +67,11 @@ class AdapterSettings(Section):
     def scaling(self) -> float:
         """lora, dora: what the product of the thin matrices is multiplied by."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens in front of every document; 0 for other methods."""
+        return self.num_virtual_tokens if self.method in ("prefix_tuning", "prompt_tuning") else 0
 
     @property
     def low_rank(self) -> bool:

@@ -249,6 +249,13 @@ class DataSettings(Section):
             raise ValueError(
                 f"source {labelled[0]!r} has labels of whole documents: set packing to best_fit, found {self.packing}"
             )
+        for source in self.sources:
+            if source.kind == "squad" and self.sequence_length < 2 * source.max_query_length:
+                raise ValueError(
+                    f"source {source.name!r} may have questions of max_query_length {source.max_query_length} tokens, "
+                    f"which leave too little of sequence_length {self.sequence_length} to contexts; set it to "
+                    f"{2 * source.max_query_length} or more, or lower max_query_length"
+                )
         separated = [source.name for source in self.sources if source.separated]
         if separated and self.tokenizer.separator is None:
             raise ValueError(

@@ -36,6 +36,7 @@ MATHEMATICS = frozenset(
         "optimizer.momentum",
         "optimizer.weight_decay",
         "optimizer.groups",
+        "optimizer.layer_lr_decay",
         "optimizer.max_grad_norm",
         "schedule.by",
         "schedule.name",

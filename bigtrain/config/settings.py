@@ -17,9 +17,10 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.guard_settings import GuardSettings
-from bigtrain.config.model_settings import ModelSettings
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings
 from bigtrain.config.objective_settings import (
     ARCHITECTURES_OF,
+    HEAD_OF,
     HOW_TO_LABEL,
     LABELS_OF,
     WHAT_LABELS_ARE,
@@ -115,6 +116,10 @@ class OptimizerSettings(Section):
     """Decoupled weight decay of matrices. Norms and biases have none."""
     groups: tuple[ParameterGroup, ...] = ()
     """Weight decays or learning rates for parameters by name."""
+    layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Fine-tuning: the learning rate is multiplied by this once for each block from a parameter to the head. So layer l
+    of L, counted from 0, has the rate times this to the power of L - l, and embeddings have the lowest one (Howard and
+    Ruder, 2018; the exponents are those of BEiT's code, Bao et al., 2022). 1.0: one rate for all."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this global L2 norm. 0 turns clipping off."""
 
@@ -335,7 +340,8 @@ class Settings(Section):
                 "encoder_decoder: others write no text here; remove it"
             )
         if self.model.architecture not in (served := self.objective.architectures):
-            fitting = [name for name, able in ARCHITECTURES_OF.items() if self.model.architecture in able]
+            able = [name for name, served in ARCHITECTURES_OF.items() if self.model.architecture in served]
+            fitting = [name for name in able if name not in HEAD_OF]
             raise ValueError(
                 f"objective.name {self.objective.name} needs model.architecture {' or '.join(served)}, found "
                 f"model.architecture {self.model.architecture}; it learns by {' or '.join(fitting)}"
@@ -428,12 +434,50 @@ class Settings(Section):
         ):
             if found != works:
                 raise ValueError(f"adapter.method {method} works with {key} {works}, found {found}; {instead}")
+        if (problem := self._virtual_token_problem()) is not None:
+            raise ValueError(problem)
         if self.adapter.lora_dropout and model.architecture not in ("decoder", "encoder"):
             raise ValueError(
                 f"adapter.lora_dropout {self.adapter.lora_dropout} works with model.architecture decoder and encoder, "
                 f"found {model.architecture}: what it would drop has no address there; remove it"
             )
         return self
+
+    def _virtual_token_problem(self) -> str | None:
+        """What keeps virtual tokens from standing in front of every document."""
+        count, model = self.adapter.virtual_tokens, self.model
+        if not count:
+            return None
+        length, most = self.data.sequence_length, model.max_position_embeddings
+        if length + count > most:
+            return (
+                f"adapter.num_virtual_tokens {count} and data.sequence_length {length} are more than "
+                f"model.max_position_embeddings {most}; lower one of the two"
+            )
+        if self.objective.orders:
+            return (
+                f"adapter.method {self.adapter.method} has no place in the order in which tokens see each other, found "
+                f"objective.name {self.objective.name}; use another method"
+            )
+        # Virtual tokens that go through the layers have no address to drop by, and stand in no row of experts.
+        of_prompts: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+            ("model.num_experts", model.num_experts, (0,)),
+            ("model.embedding_multiplier", model.embedding_multiplier, (1.0,)),
+            *((f"model.{rate}", getattr(model, rate), (0.0,)) for rate in DROPOUT_RATES),
+        )
+        for key, found, works in (
+            ("model.architecture", model.architecture, ("decoder", "encoder")),
+            ("model.position_embedding", model.position_embedding, ("rope", "learned", "sinusoidal", "none")),
+            ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
+            ("engine.compile", self.engine.compile, (False,)),
+            *(of_prompts if self.adapter.method == "prompt_tuning" else ()),
+        ):
+            if found not in works:
+                return (
+                    f"adapter.method {self.adapter.method} works with {key} {' or '.join(map(str, works))}, "
+                    f"found {found}"
+                )
+        return None
 
     @model_validator(mode="after")
     def _teacher_can_be_asked(self) -> Settings:

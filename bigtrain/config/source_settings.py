@@ -119,8 +119,8 @@ class SourceSettings(Section):
     license: str | None = None
     """The licence of its documents, for the data card. It changes nothing that is built or trained."""
     on_null: Literal["refuse", "skip"] = "refuse"
-    """jsonl, parquet, huggingface: what to do about a null in place of a text. `refuse` stops the build; `skip` leaves
-    the document out, and `bigtrain data funnel` counts it."""
+    """jsonl, parquet, huggingface: what to do about a null in place of a text; glue: about a row without all of its
+    cells. `refuse` stops the build; `skip` leaves the document out, and `bigtrain data funnel` counts it."""
     max_document_bytes: PositiveInt = 32 << 20
     """All kinds of text but squad: the most bytes of a document, and of the line that holds it. A longer one
     stops the build before it takes all memory: a worker needs about 100 times the bytes of a document."""
@@ -238,7 +238,7 @@ _KINDS_OF_KEY: Mapping[str, tuple[str, ...]] = {
     "subset": ("huggingface",),
     "split": ("huggingface",),
     "streaming": ("huggingface",),
-    "on_null": ("jsonl", "parquet", "huggingface"),
+    "on_null": ("jsonl", "parquet", "huggingface", "glue"),
     "max_document_bytes": (
         "text",
         "jsonl",

@@ -31,7 +31,7 @@ from bigtrain.convert.config_json import config_of
 from bigtrain.convert.layouts import ByHead, Joined, Layout
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.weights import WeightMap, our_shapes, weight_maps
-from bigtrain.model import LORA_A, LORA_B, MAGNITUDE, row_lengths
+from bigtrain.model import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
 
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "origin.json"
 _NAMES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|origin\.json|README\.md")
@@ -79,11 +79,15 @@ def export_peft(
     """
     refuse_foreign_folder(out, lambda folder: (folder / ORIGIN).is_file(), _NAMES, "export")
     config_of(settings)  # it refuses what transformers has not
+    if adapter.virtual_tokens:
+        virtual, config = _virtual_tokens(weights, settings, adapter, base_name)
+        _write({"prompt_embeddings": virtual}, config, base, dtype, out, check)
+        return Exported(settings.num_hidden_layers, virtual.numel())
     if not adapter.low_rank:
         raise BigtrainError(
             "peft has no adapter of this kind",
             found=f"adapter.method {adapter.method}",
-            wanted="lora or dora",
+            wanted="any other adapter",
             fix="use the run with `bigtrain eval` and `bigtrain generate`",
         )
     if settings.tie_word_embeddings and "embed_tokens.weight" in trained:
@@ -106,15 +110,68 @@ def export_peft(
     for each in maps:
         if any(name.rpartition(".")[0] in learned for name in each.theirs):
             tensors |= each.to_theirs({name: weights[name] for name in each.ours})
-    tensors = {f"{_PREFIX}{name}": tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    tensors = {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
     transposed = any(isinstance(each.layout, Joined) and each.layout.transposed for each in maps)
     config = _config(settings, adapter, ranks, sorted(learned), base_name, transposed=transposed)
+    _write(tensors, config, base, dtype, out, check)
+    return Exported(len(ranks), sum(tensor.numel() for tensor in tensors.values()))
+
+
+def _write(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    base: Mapping[str, str],
+    dtype: torch.dtype,
+    out: Path,
+    check: Callable[[Path], None],
+) -> None:
+    """The folder, whole or not at all."""
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     with out_folder(out) as partial:
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(stored, partial / WEIGHTS, metadata={"format": "pt"})
         _write_json(partial / CONFIG, config)
         _write_json(partial / ORIGIN, {"bigtrain_version": __version__, "base": dict(base)})
         check(partial)
-    return Exported(len(ranks), sum(tensor.numel() for tensor in tensors.values()))
+
+
+def _virtual_tokens(
+    weights: Mapping[str, Tensor], settings: ModelSettings, adapter: AdapterSettings, base_name: str
+) -> tuple[Tensor, dict[str, Any]]:
+    """The embeddings of virtual tokens [P, C], or keys and values of all layers side by side [P, layers 2 K D]; and
+    adapter_config.json. Raises BigtrainError."""
+    if settings.architecture != "decoder":
+        raise BigtrainError(
+            "peft puts virtual tokens in front of what a decoder reads, and of nothing else here",
+            found=f"model.architecture {settings.architecture}",
+            wanted="a decoder",
+            fix="use the run with `bigtrain eval`",
+        )
+    config = {
+        "base_model_name_or_path": base_name,
+        "task_type": _TASKS[settings.architecture],
+        "inference_mode": True,
+        "num_virtual_tokens": adapter.num_virtual_tokens,
+        "num_transformer_submodules": 1,
+        "num_layers": settings.num_hidden_layers,
+    }
+    if adapter.method == "prompt_tuning":
+        config |= {
+            "peft_type": "PROMPT_TUNING",
+            "token_dim": settings.embedding_width,
+            "num_attention_heads": settings.num_attention_heads,
+            "prompt_tuning_init": "RANDOM",
+        }
+        return weights[f"prompt.{PROMPT}"], config
+    names = [f"layers.{layer}.self_attn.prefix" for layer in range(settings.num_hidden_layers)]
+    parts = [weights[f"{name}.{part}"] for name in names for part in (PREFIX_KEY, PREFIX_VALUE)]
+    config |= {
+        "peft_type": "PREFIX_TUNING",
+        "token_dim": settings.key_value_heads * settings.head_width,
+        "num_attention_heads": settings.key_value_heads,
+        "encoder_hidden_size": settings.hidden_size,
+        "prefix_projection": False,
+    }
+    return torch.cat(parts, dim=1), config
 
 
 def _parts(each: WeightMap, part: str) -> list[str]:
@@ -203,5 +260,5 @@ def _config(
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from torch import Tensor
 from bigtrain.base import BigtrainError, __version__, as_record, read_json
 from bigtrain.config import ModelSettings
 from bigtrain.convert.config_json import CONFIG_BYTES, read_config, settings_of
+from bigtrain.convert.config_keys import label_names
 from bigtrain.convert.families import family_of
 from bigtrain.convert.family import Family
 from bigtrain.convert.imported import FORMAT, MANIFEST, MODEL, file_digest, write_model
@@ -105,6 +106,7 @@ def import_hf(
             "source": str(folder.resolve()),
             "end_of_text": token,
             **_decoder_start(folder, settings),
+            **_label_names(config, settings),
             "ignored_keys": found.ignored,
             "files": {name: file_digest(partial / name) for name in (MODEL, TOKENIZER_FILE)},
             "tensors": digests,
@@ -118,6 +120,12 @@ def _decoder_start(folder: Path, settings: ModelSettings) -> dict[str, int]:
     """The id that the decoder's texts start with, of an encoder-decoder whose folder names one."""
     starts = read_special_ids(folder).decoder_starts if settings.architecture == "encoder_decoder" else ()
     return {"decoder_start_id": starts[0]} if starts else {}
+
+
+def _label_names(config: Mapping[str, Any], settings: ModelSettings) -> dict[str, list[str]]:
+    """The names of the classes of a model with a task_head whose config.json has any."""
+    names = label_names(config) if settings.num_labels else None
+    return {} if names is None else {"label_names": names}
 
 
 class HuggingFaceWeights:

@@ -57,6 +57,7 @@ class _Manifest:
     decoder_start_id: int | None = None
     quantised: dict[str, QuantisedAs] = field(default_factory=dict)
     router_moves: dict[str, list[int]] = field(default_factory=dict)
+    label_names: list[str] | None = None
 
 
 class Imported(WeightSource):
@@ -85,6 +86,8 @@ class Imported(WeightSource):
         self.end_of_text = self._manifest.end_of_text
         self.decoder_start_id = self._manifest.decoder_start_id
         """What an encoder-decoder's decoder starts a text with; None where the model that was imported named none."""
+        self.label_names = self._manifest.label_names
+        """The names of the classes of a model with a task_head, in their order; None without any."""
         for name, wanted in self._manifest.files.items():
             path = folder / bare_name(name, folder / MANIFEST)
             _compare(path, file_digest(path), wanted)

@@ -27,6 +27,8 @@ from bigtrain.model import LanguageModel, build_model
 LARGEST_DIFFERENCE = 1e-3
 """As a share of the largest logit. The order of summation in float32 explains some 1e-5."""
 
+_USUAL_ENDS = {"bart": 2, "t5": 1}
+"""The token that ends a text where config.json is silent: transformers looks for it in what an encoder reads."""
 _ABOUT_LOADING = frozenset({
     "dtype", "torch_dtype", "use_bfloat16", "auto_map", "_name_or_path", "name_or_path", "_commit_hash",
     "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
@@ -100,7 +102,7 @@ def compare_with_transformers(
     length = min(tokens, settings.max_position_embeddings)
     input_ids = torch.randint(settings.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
     if settings.task_head != "none":
-        input_ids = _as_texts(input_ids, read_config(folder))
+        input_ids = _as_texts(input_ids, read_config(folder), settings)
     read: dict[str, Any] = {}
     if settings.architecture == "encoder_decoder":  # the encoder reads other tokens, so that the two cannot be mixed up
         read["encoder_input_ids"] = _to_read(input_ids, settings)
@@ -142,16 +144,28 @@ def _ours(
     return model
 
 
-def _as_texts(input_ids: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Rows that end as texts do, and have neither that token nor padding before: by these transformers finds ends."""
-    end, padding = config.get("eos_token_id"), config.get("pad_token_id")
+def _as_texts(input_ids: Tensor, config: Mapping[str, Any], settings: ModelSettings) -> Tensor:
+    """Rows that end as texts do, and have neither that token nor padding before: by these transformers finds ends.
+
+    Where both are one token, a decoder's text ends before it.
+    """
+    usual = {"eos_token_id": _USUAL_ENDS.get(config["model_type"])}
+    end, padding = (
+        _id_in({**usual, **config}.get(key), settings.vocab_size) for key in ("eos_token_id", "pad_token_id")
+    )
     free = next(token for token in range(3) if token not in (end, padding))
     for special in (end, padding):
         if special is not None:
             input_ids = input_ids.masked_fill(input_ids == special, free)
-    if end is not None:
+    if end is not None and (end != padding or settings.reads_pairs):
         input_ids[:, -1] = end
     return input_ids
+
+
+def _id_in(ids: Any, vocab_size: int) -> int | None:
+    """The first of the ids of a key of config.json, where it is one of the vocabulary."""
+    first = next(iter(ids), None) if isinstance(ids, list) else ids
+    return first if isinstance(first, int) and 0 <= first < vocab_size else None
 
 
 def _to_read(input_ids: Tensor, settings: ModelSettings) -> Tensor:
@@ -241,7 +255,8 @@ def _their_logits(
                 wanted="a folder that it loads, so that the two can be compared",
                 fix="correct the folder, or take it without a comparison: --no-check",
             ) from error
-    return exact, rounded
+    length = input_ids.shape[1]  # of virtual tokens peft gives logits, too
+    return exact[:, -length:], rounded[:, -length:]
 
 
 @contextmanager

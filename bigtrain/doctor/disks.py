@@ -91,9 +91,9 @@ def local_target(settings: Settings) -> WriteTarget | None:
 
 def checkpoint_bytes(settings: Settings) -> int:
     """Return the size of a checkpoint in bytes, at most."""
-    from bigtrain.model import count_parameters
+    from bigtrain.model import count_learning_parameters
 
-    return STATE_BYTES[settings.optimizer.name] * count_parameters(settings.model)
+    return STATE_BYTES[settings.optimizer.name] * count_learning_parameters(settings.model, settings.adapter)
 
 
 def measure_disks(context: CheckContext) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from bigtrain.doctor.check import CheckContext, Measured
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.engine import Topology, start
-from bigtrain.model import count_parameters
+from bigtrain.model import count_learning_parameters
 
 BUCKET = 50_000_000
 """Elements that the engine reduces at a time; see bigtrain/engine/deepspeed_config.py."""
@@ -36,7 +36,10 @@ JOIN_SECONDS = 15.0
 def measure_network(context: CheckContext) -> dict[str, Any]:
     """Measure latency and bandwidth of the collectives of training, at the sizes that this model has."""
     topology = start(context.meeting.longer(JOIN_SECONDS) / 60)
-    elements = min(count_parameters(context.settings.model), BUCKET) if context.settings else WITHOUT_MODEL
+    settings = context.settings
+    elements = WITHOUT_MODEL
+    if settings is not None:
+        elements = min(count_learning_parameters(settings.model, settings.adapter), BUCKET)
     found: dict[str, Any] = {"backend": dist.get_backend(), "world_size": topology.world_size}
     latency = _seconds(topology, lambda: dist.all_reduce(torch.ones(1, device=topology.device)), rounds=20)
     found["latency_seconds"] = latency

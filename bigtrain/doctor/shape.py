@@ -58,18 +58,20 @@ def state_bytes(settings: Settings, world_size: int) -> tuple[int, int]:
     """Return the bytes that a rank holds for as long as it trains: on its device, and in its host's memory.
 
     These are weights, float32 gradients, master weights and moments, divided as ZeRO does (Rajbhandari et al., 2020,
-    section 3), and the image of a save. Activations and buffers are not in it; the dry run tries them.
+    section 3), and the image of a save. Beside a frozen base all but the weights are of the adapter. Activations and
+    buffers are not in it; the dry run tries them.
     """
-    from bigtrain.model import count_parameters
+    from bigtrain.model import count_learning_parameters, count_parameters
 
     engine = settings.engine
     parameters = count_parameters(settings.model) // engine.tensor_parallel_size
+    learning = count_learning_parameters(settings.model, settings.adapter) // engine.tensor_parallel_size
     ranks = max(1, world_size // (engine.tensor_parallel_size * engine.sequence_parallel_size))
     compute = 4 if engine.precision == "fp32" else 2
     masters = STATE_BYTES[settings.optimizer.name] - (4 if engine.precision == "fp32" and engine.zero_stage == 0 else 0)
     weights = compute * parameters // (ranks if engine.zero_stage == 3 else 1)
-    gradients = 4 * parameters // (ranks if engine.zero_stage >= 2 else 1)
-    optimizer = masters * parameters // (ranks if engine.zero_stage >= 1 else 1)
+    gradients = 4 * learning // (ranks if engine.zero_stage >= 2 else 1)
+    optimizer = masters * learning // (ranks if engine.zero_stage >= 1 else 1)
     image = checkpoint_bytes(settings) // world_size
     device, host = weights + gradients + optimizer, image
     if engine.offload_optimizer == "cpu":

@@ -62,13 +62,13 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     Matrices decay, the token embedding among them: as an output projection it is a matrix like any other, and GPT-2,
     Llama and OLMo decay it too. Norms, biases and every other vector do not. Muon has the matrices inside the blocks,
     each expert's by itself, and leaves the rest to AdamW. Rates are those that the model asks for, where it has a
-    method `lr_scales`, and `optimizer.groups` changes decay or rate of what it matches. A tied embedding is one
-    parameter, under the name `named_parameters` gives it first.
+    method `lr_scales`, for `optimizer.layer_lr_decay`; `optimizer.groups` changes decay or rate of what it matches. A
+    tied embedding is one parameter, under the name `named_parameters` gives it first.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     chosen = _chosen(list(parameters), settings.groups)
-    asked: Any = getattr(model, "lr_scales", dict)
-    lr_scales: dict[str, float] = asked()
+    asked: Any = getattr(model, "lr_scales", lambda layer_decay: {})
+    lr_scales: dict[str, float] = asked(settings.layer_lr_decay)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 hides the shape

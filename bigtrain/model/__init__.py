@@ -25,7 +25,7 @@ loss                    cross-entropy without all logits
 execution               how it is computed: back-end, what is recomputed, which ranks share sequences
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
   cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, dropout, transposing
-initialize, counts
+initialize, counts, layer_depth
 compression/            which weights are pruned, and matrices of small integers
 recurrent, recurrent_encoder_decoder     without attention from token to token; what they are made of is in recurrence/
 generate                prompts in, continuations out
@@ -54,7 +54,7 @@ from bigtrain.model.encoder_decoder import EncoderDecoder
 from bigtrain.model.generate import Completion, Ended, generate, require_decoder, require_room
 from bigtrain.model.initialize import initialize
 from bigtrain.model.language_model import LanguageModel
-from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, row_lengths
+from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
@@ -67,6 +67,9 @@ __all__ = [
     "LORA_A",
     "LORA_B",
     "MAGNITUDE",
+    "PREFIX_KEY",
+    "PREFIX_VALUE",
+    "PROMPT",
     "Completion",
     "Decoder",
     "Distillation",

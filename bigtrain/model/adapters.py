@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import AdapterSettings
+from bigtrain.model.attention.attention import SelfAttention
+from bigtrain.model.attention.virtual_tokens import PromptEmbedding, VirtualKeys
 from bigtrain.model.layers.adapted import (
     ADAPTED,
     LORA_A,
@@ -25,7 +28,9 @@ from bigtrain.model.layers.adapted import (
     changed_weight,
     row_lengths,
 )
+from bigtrain.model.transformer import BlockStack
 
+T = TypeVar("T")
 _BLOCKS = ("layers.", "encoder.layers.")
 """Names of what is inside blocks begin with one of these."""
 
@@ -37,23 +42,10 @@ def adapt(model: nn.Module, settings: AdapterSettings) -> None:
     Raises:
         BigtrainError: a pattern matches nothing, r is larger than a matrix, or a module to save has an adapter.
     """
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(_BLOCKS)
-    }
-    for name in _matching("target_modules", settings.targets, list(linears)):
-        plain = linears[name]
-        if settings.low_rank and settings.r > (most := min(plain.in_features, plain.out_features)):
-            raise BigtrainError(
-                f"adapter.r is larger than a side of the matrix {name}: the product would be larger than the matrix",
-                found=f"r {settings.r}, and a matrix of {plain.out_features} x {plain.in_features}",
-                wanted=f"at most {most}",
-                fix="lower adapter.r, or leave the layer out of adapter.target_modules",
-            ).on_all_ranks()
-        block, _, last = name.rpartition(".")
-        place = name.split("layers.")[1].partition(".")[2]
-        setattr(model.get_submodule(block), last, ADAPTED[settings.method](plain, settings, place))
+    if settings.virtual_tokens:
+        _put_virtual_tokens(model, settings)
+    else:
+        _adapt_layers(model, settings)
     modules = {name: module for name, module in model.named_modules() if name}
     saved = [modules[name] for name in _matching("modules_to_save", settings.modules_to_save, list(modules))]
     for module in saved:
@@ -67,6 +59,41 @@ def adapt(model: nn.Module, settings: AdapterSettings) -> None:
     whole = {id(parameter) for module in saved for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_of_adapter(name) or id(parameter) in whole)
+
+
+def _adapt_layers(model: nn.Module, settings: AdapterSettings) -> None:
+    """Put adapted layers in the place of linear ones."""
+    linears = _in_blocks(model, nn.Linear)
+    for name in _matching("target_modules", settings.targets, list(linears)):
+        plain = linears[name]
+        if settings.low_rank and settings.r > (most := min(plain.in_features, plain.out_features)):
+            raise BigtrainError(
+                f"adapter.r is larger than a side of the matrix {name}: the product would be larger than the matrix",
+                found=f"r {settings.r}, and a matrix of {plain.out_features} x {plain.in_features}",
+                wanted=f"at most {most}",
+                fix="lower adapter.r, or leave the layer out of adapter.target_modules",
+            ).on_all_ranks()
+        block, _, last = name.rpartition(".")
+        place = name.split("layers.")[1].partition(".")[2]
+        setattr(model.get_submodule(block), last, ADAPTED[settings.method](plain, settings, place))
+
+
+def _put_virtual_tokens(model: nn.Module, settings: AdapterSettings) -> None:
+    """Put virtual tokens in front of every document: their keys and values in every layer, or their embeddings."""
+    count = settings.virtual_tokens
+    for layer in _in_blocks(model, SelfAttention).values() if settings.method == "prefix_tuning" else ():
+        layer.prefix = VirtualKeys(count, layer.k_proj.out_features // layer.head_width, layer.head_width)
+    for module in list(model.modules()):
+        if isinstance(module, BlockStack):
+            module.virtual_tokens = count
+            if settings.method == "prompt_tuning":
+                module.prompt = PromptEmbedding(count, module.settings.embedding_width)
+
+
+def _in_blocks(model: nn.Module, kind: type[T]) -> dict[str, T]:
+    """The modules of a kind inside the blocks, by name."""
+    named = model.named_modules()
+    return {name: module for name, module in named if isinstance(module, kind) and name.startswith(_BLOCKS)}
 
 
 def is_of_adapter(name: str) -> bool:

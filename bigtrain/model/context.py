@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bigtrain.model.attention.attention_rule import KeyBoundaries, OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.attention.virtual_tokens import VirtualPlaces
 from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.layers.rotary import Rotary
 
@@ -58,6 +59,9 @@ class Context(NamedTuple):
     """[B T], the number of each token's segment in relative attention."""
     encoded: Encoded | None = None
     """What the blocks of an encoder-decoder's decoder attend to; None where the cache holds all of it."""
+    virtual: VirtualPlaces | None = None
+    """Where the virtual tokens stand that an adapter puts in front of every document; None where they are among the
+    tokens at hand."""
     dropout: DropoutKeys | None = None
     """The keys of the tokens' dropout, at the site of the layer at hand; None where nothing is dropped."""
 

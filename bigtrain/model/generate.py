@@ -76,7 +76,7 @@ def generate(
         BigtrainError: a prompt or what is read is longer than the context, or the model is an encoder.
     """
     require_decoder(model.settings)
-    context = model.settings.max_position_embeddings
+    context = model.settings.max_position_embeddings - model.virtual_tokens
     for each in (prompts, read or ()):
         require_room(each, context)
     device = model.device

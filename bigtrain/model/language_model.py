@@ -20,6 +20,7 @@ from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
 from bigtrain.model.distillation import Distillation
 from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.layer_depth import layers_to_head
 from bigtrain.model.layers.dropout import DropoutKeys
 from bigtrain.model.layers.embedding import OutputHead, TokenEmbedding
 from bigtrain.model.layers.router import Router
@@ -39,6 +40,8 @@ class LanguageModel(nn.Module):
     auxiliary: Auxiliary
     distillation: Distillation | None
     """What a model with attention learns from a teacher, where there is one."""
+    virtual_tokens = 0
+    """Virtual tokens that an adapter puts in front of every document."""
     adapter_drops = False
     """Whether training drops in an adapter, too."""
     sequence_parallel: SequenceParallel | None = None
@@ -125,10 +128,15 @@ class LanguageModel(nn.Module):
             initialize(name, parameter, self.settings, seed)
         self.set_router_moves({})
 
-    def lr_scales(self) -> dict[str, float]:
-        """Learning rates of parameters by name as multiples of that of the others: muP's 1 / m."""
+    def lr_scales(self, layer_decay: float = 1.0) -> dict[str, float]:
+        """Learning rates of parameters by name as multiples of that of the others: muP's 1 / m, and layer_decay once
+        for each block from there to the head (see `layers_to_head`)."""
         m = self.settings.width_multiplier
-        return {name: 1 / m for name, _ in self.named_parameters() if m != 1 and is_hidden_matrix(name)}
+        scales = {
+            name: layer_decay ** layers_to_head(name, self.settings) / (m if is_hidden_matrix(name) else 1)
+            for name, _ in self.named_parameters()
+        }
+        return {name: scale for name, scale in scales.items() if scale != 1}
 
     def compile_blocks(self) -> None:
         """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""

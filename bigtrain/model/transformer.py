@@ -14,6 +14,7 @@ from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.attention.cache import KeyValueCache
+from bigtrain.model.attention.virtual_tokens import PromptEmbedding, VirtualPlaces
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache, of_whole_rows
@@ -25,7 +26,7 @@ from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 from bigtrain.model.layers.embedding import InputEmbedding, token_types
 from bigtrain.model.layers.norm import norm_layer
 from bigtrain.model.layers.positions import absolute_positions, relative_positions
-from bigtrain.model.layers.rotary import rotary_at
+from bigtrain.model.layers.rotary import Rotary, rotary_at
 from bigtrain.model.layers.router import RouterReport
 from bigtrain.model.layers.sentence_head import SentenceHead
 from bigtrain.model.tensor_parallel import TENSOR_PARALLEL_PLAN
@@ -47,6 +48,10 @@ class BlockStack(nn.Module):
         self.settings = settings
         self.sequence_parallel = execution.sequence_parallel
         self.compiled = False
+        self.virtual_tokens = 0
+        """Virtual tokens that an adapter puts in front of every document: positions begin after them."""
+        self.prompt: PromptEmbedding | None = None
+        """Their embeddings, where they go through the layers as others do."""
         theta = settings.local_rope_theta
         self._local_settings = None if theta is None else settings.model_copy(update={"rope_theta": theta})
         if embed_tokens is not None:
@@ -74,7 +79,7 @@ class BlockStack(nn.Module):
         if self.embed_token_types is not None:
             x = x + self.embed_token_types(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(position_ids).to(x.dtype)
+            x = x + self.embed_positions(position_ids + self.virtual_tokens).to(x.dtype)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         x = self.embed_dropout(x, dropout)
@@ -82,6 +87,10 @@ class BlockStack(nn.Module):
 
     def through_layers(self, x: Tensor, context: Context) -> tuple[Tensor, list[RouterReport | None]]:
         """The stream after the last block, and what the blocks' routers report."""
+        if self.prompt is not None and context.virtual is not None:
+            virtual, rows = context.virtual, x.shape[:2]
+            x, found = self.through_layers(*self._with_prompt(self.prompt(), x, context, virtual))
+            return torch.unflatten(virtual.taken(x[0]), 0, rows), found
         reports: list[RouterReport | None] = []
         times = self.settings.num_hidden_layers // self.settings.distinct_layers
         for layer in self.layers:
@@ -89,6 +98,29 @@ class BlockStack(nn.Module):
                 x, report = layer(x, context.at_layer(len(reports)))
                 reports.append(report)
         return x, reports
+
+    def _with_prompt(
+        self, prompt: Tensor, x: Tensor, context: Context, virtual: VirtualPlaces
+    ) -> tuple[Tensor, Context]:
+        """The stream [1, N + P documents, C] and its context, from the stream [B, T, C] and a prompt's embeddings."""
+        positions = torch.arange(-self.virtual_tokens, 0, device=x.device)[None]
+        of_prompt = self.context(positions, of_whole_rows(positions), self.virtual_tokens, x.dtype)
+
+        def rotation(of_tokens: Rotary | None, of_virtual: Rotary | None) -> Rotary | None:
+            if of_tokens is None or of_virtual is None:
+                return None
+            both = zip(of_tokens, of_virtual, strict=True)
+            return Rotary(*(virtual.placed(own.flatten(0, 1), other[0])[None] for own, other in both))
+
+        placed = virtual.placed(x.flatten(0, 1), self.stream(prompt.to(x.dtype), positions)[0])[None]
+        return placed, context._replace(
+            cu_seqlens=virtual.cu_seqlens,
+            max_seqlen=virtual.max_seqlen,
+            rotary=rotation(context.rotary, of_prompt.rotary),
+            local_rotary=rotation(context.local_rotary, of_prompt.local_rotary),
+            virtual=None,
+            labelled=None,
+        )
 
     def normalised(self, x: Tensor, context: Context) -> Tensor:
         """The states [B, T, C] that others use, from the stream after the last block."""
@@ -106,6 +138,10 @@ class BlockStack(nn.Module):
         """What the layers know of tokens at positions [B, T], whose embeddings are of this type."""
         if self.compiled:  # the number of documents differs from batch to batch: compile for any
             torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+        virtual = None
+        if self.virtual_tokens:
+            virtual = VirtualPlaces.of(cu_seqlens, max_seqlen, self.virtual_tokens)
+            position_ids = position_ids + self.virtual_tokens
         rotates = self.settings.position_embedding == "rope"
         bias = self.relative_attention_bias
         return Context(
@@ -115,6 +151,7 @@ class BlockStack(nn.Module):
             local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
             distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
             dropout=dropout,
+            virtual=virtual,
             order=None if order_ranks is None else OrderRanks(ranks := order_ranks.flatten(), ranks),
         )
 
@@ -242,6 +279,8 @@ class Transformer(BlockStack, LanguageModel):
         context = self.context(position_ids, cu_seqlens, longest, x.dtype, dropout, order_ranks=order_ranks)
         assert cache is None or isinstance(cache, KeyValueCache)  # of `new_cache`
         context = context._replace(cache=cache, encoded=encoded)
+        if cache is not None and cache.holds(0):  # virtual tokens, too
+            context = context._replace(virtual=None)
         x, _ = self.through_layers(self.stream(x, position_ids, token_type_ids, dropout=dropout), context)
         return self.normalised(x, context)
 
@@ -249,7 +288,7 @@ class Transformer(BlockStack, LanguageModel):
         self, lengths: Sequence[int], device: torch.device, read_lengths: Sequence[int] | None = None
     ) -> KeyValueCache:
         """See `LanguageModel.new_cache`."""
-        return KeyValueCache(self.settings, lengths, device, read_lengths)
+        return KeyValueCache(self.settings, lengths, device, read_lengths, self.virtual_tokens)
 
     def compile_blocks(self) -> None:
         """See `LanguageModel.compile_blocks`."""

@@ -14,6 +14,7 @@ class Causal:
     """Leaves the rows as they are; a label is the next token."""
 
     changes_inputs: ClassVar[bool] = False
+    reads_next_ids: ClassVar[bool] = True
     causal: ClassVar[bool] = True
 
     def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows:

@@ -26,14 +26,16 @@ import numpy as np
 
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.objective.parts import DocumentParts, RowLayout, positions_within, shifted
-from bigtrain.objective.randomness import U32, U64, below, choices, numbers_at
+from bigtrain.objective.randomness import U32, U64, below, choices, numbers_at, numbers_of_runs
 from bigtrain.objective.rows import I32, I64, Bools, EncoderRows, PreparedRows, TokenRows
-from bigtrain.objective.subsets import DrawnParts, ragged
+from bigtrain.objective.subsets import DrawnParts, first_numbers, ragged
 
 _PERMUTED, _SENTENCES, _BUDGET, _LENGTHS, _MASKED, _DELETED, _ROTATED, _OFFSET, _GAPS = range(9)
 """Sites; the last one is the first of the cuts of a text into what spans leave."""
 MASK = -1
 """What stands for a mask among places of tokens."""
+_WORD_BITS = 24
+"""Bits of the numbers by which sentences are sorted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Denoising:
     """Corrupts the encoder's documents; the decoder's labels are the documents as they were."""
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = False
     causal: ClassVar[bool] = False
 
     mask_id: int
@@ -75,7 +78,7 @@ class Denoising:
         labels = np.where(parts[~parts.withheld].covered(len(ids)), ids, np.int32(IGNORE_INDEX))
         labels[last] = IGNORE_INDEX
         counts = np.count_nonzero(labels.reshape(count, length) != IGNORE_INDEX, axis=1)
-        padded = (encoder.used < length) & ~alone
+        bounds_of_encoder = encoder.boundaries((encoder.used < length) & ~alone)
         return PreparedRows(
             input_ids=shifted(ids, np.diff(bounds), self.start_id).reshape(count, length),
             labels=labels.reshape(count, length),
@@ -85,8 +88,8 @@ class Denoising:
             input_tokens=rows.input_tokens,
             encoder=EncoderRows(
                 input_ids=encoder.rows_of(read, self.end_of_text_id),
-                positions=encoder.positions(padded),
-                boundaries=encoder.boundaries(padded),
+                positions=encoder.positions(bounds_of_encoder),
+                boundaries=bounds_of_encoder,
             ),
         )
 
@@ -94,7 +97,7 @@ class Denoising:
         """Where the parts are in the encoder's rows, and their tokens, one part after the other."""
         corrupted = NoisyParts(parts, keys, length, ragged(parts.first, parts.text), parts.text)
         if self.permutation_rate:
-            corrupted = corrupted.permuted(self.ends_sentence[ids], self.permutation_rate)
+            corrupted = corrupted.permuted(self.ends_sentence.take(ids), self.permutation_rate)
         if self.infilling_rate:
             corrupted = corrupted.infilled(self.infilling_rate, self._bounds)
         if self.masking_rate or self.deletion_rate:
@@ -103,7 +106,7 @@ class Denoising:
             corrupted = corrupted.rotated(self.rotation_rate)
         sizes = corrupted.sizes + parts.ended
         read = np.full(sizes.sum(), self.end_of_text_id, np.int32)
-        tokens = np.where(corrupted.places == MASK, np.int32(self.mask_id), ids[corrupted.places])
+        tokens = np.append(ids, np.int32(self.mask_id)).take(corrupted.places, mode="wrap")  # MASK is the last one
         read[ragged(np.cumsum(sizes) - sizes, corrupted.sizes)] = tokens
         return RowLayout.of(sizes, parts.row, len(keys), length), read
 
@@ -134,16 +137,22 @@ class NoisyParts:
     def permuted(self, ends: Bools, rate: float) -> NoisyParts:
         """With the sentences of some parts in a uniform order. `ends` [R*T]: whether a token ends one."""
         chosen = self._chosen(_PERMUTED, rate)
-        part = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        begins = np.ones(len(part), np.bool_)
-        begins[1:] = ends[self.places[:-1]] | (part[1:] != part[:-1])
-        first = np.flatnonzero(begins)
-        own, sizes = part[first], np.diff(first, append=len(part))
-        words = self._numbers(_SENTENCES, self.places[first])
-        order = np.lexsort((np.where(chosen[own], words, 0), own))  # equal words stay in order
-        return NoisyParts(
-            self.parts, self.keys, self.length, self.places[ragged(first[order], sizes[order])], self.sizes
-        )
+        begins = np.zeros(len(self.places) + 1, np.bool_)
+        begins[1:] = ends.take(self.places)
+        begins[np.cumsum(self.sizes) - self.sizes] = True
+        first = np.flatnonzero(begins[:-1])
+        sizes = np.diff(first, append=len(self.places))
+        counts = np.diff(first.searchsorted(np.concatenate(([0], np.cumsum(self.sizes)))))
+        before = np.cumsum(counts) - counts  # sentences of earlier parts
+        number = first_numbers(len(first)) - np.repeat(before, counts)
+        words = np.where(np.repeat(chosen, counts), self._numbers(_SENTENCES, self.places.take(first)), 0)
+        bits = self.length.bit_length()
+        ordered = np.repeat(np.arange(len(counts)) << _WORD_BITS, counts) | (words >> np.uint32(32 - _WORD_BITS))
+        ordered = (ordered << bits) | number  # equal words stay in order
+        ordered.sort()
+        order = np.repeat(before, counts) + (ordered & ((1 << bits) - 1))
+        places = self.places.take(ragged(first.take(order), sizes.take(order)))
+        return replace(self, places=places)
 
     def infilled(self, rate: float, bounds: U32) -> NoisyParts:
         """With a mask in place of each of some spans that hide a share of the tokens.
@@ -154,7 +163,8 @@ class NoisyParts:
         fraction = numbers_at(self.keys, _BUDGET, self.parts.row, self._place()) / 2**32
         budget = np.floor(self.sizes * rate + fraction).astype(np.int64)
         budget[self.parts.withheld] = 0
-        drawn = bounds.searchsorted(self._numbers(_LENGTHS, ragged(self.parts.first, budget)), "right")
+        keys = self.keys.take(self.parts.row)
+        drawn = bounds.searchsorted(numbers_of_runs(keys, _LENGTHS, self._place(), budget), "right")
         before = _running(drawn, budget)
         limit = np.repeat(budget, budget)
         lengths = np.minimum(drawn, limit - before)  # the one that reaches the budget is cut, and the last
@@ -173,20 +183,16 @@ class NoisyParts:
         others = self.sizes - hidden
         drawn = DrawnParts(self.keys, _GAPS, self.parts.row, self._place(), others + counts + 1)
         gaps = drawn.segments(counts + 1) - 1  # tokens before each span, and after the last one
-        number = np.arange(len(counts))
-        last = np.cumsum(counts + 1) - 1
-        before_last = np.ones(len(gaps), np.bool_)
-        before_last[last] = False
+        before_span = np.ones(len(gaps), np.bool_)
+        before_span[np.cumsum(counts + 1) - 1] = False
+        after = np.flatnonzero(before_span)  # gaps that a span follows
         spans = np.zeros(len(gaps), np.int64)
-        spans[before_last] = lengths
+        spans[after] = lengths
+        sizes = gaps + before_span
         starts = np.cumsum(gaps + spans) - (gaps + spans)
-        masks = (np.cumsum(gaps) + np.arange(len(gaps)) - np.repeat(number, counts + 1))[before_last]
-        sizes = others + counts
-        places = np.full(sizes.sum(), MASK, np.int64)
-        seen = np.ones(len(places), np.bool_)
-        seen[masks] = False
-        places[seen] = self.places[ragged(starts, gaps)]
-        return replace(self, places=places, sizes=sizes)
+        places = self.places.take(ragged(starts, sizes), mode="clip")  # a mask may follow the last token
+        places[np.cumsum(sizes).take(after) - 1] = MASK
+        return replace(self, places=places, sizes=others + counts)
 
     def masked(self, rate: float) -> NoisyParts:
         """With masks for some tokens."""

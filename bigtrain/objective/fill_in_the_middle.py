@@ -35,6 +35,7 @@ class FillInTheMiddle:
     """Puts the middle of some documents after their end; a label is the next token."""
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = True
     causal: ClassVar[bool] = True
 
     prefix_id: int

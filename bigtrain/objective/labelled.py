@@ -82,6 +82,7 @@ class Classification:
 
     changes_inputs: ClassVar[bool] = True
     causal: ClassVar[bool] = False
+    reads_next_ids: ClassVar[bool] = False
 
     inputs: DocumentInputs
     at_end: bool
@@ -100,6 +101,7 @@ class TokenClassification:
 
     changes_inputs: ClassVar[bool] = True
     causal: ClassVar[bool] = False
+    reads_next_ids: ClassVar[bool] = False
 
     inputs: DocumentInputs
 
@@ -121,6 +123,7 @@ class ExtractiveQa:
 
     changes_inputs: ClassVar[bool] = True
     causal: ClassVar[bool] = False
+    reads_next_ids: ClassVar[bool] = False
 
     inputs: DocumentInputs
 
@@ -148,6 +151,7 @@ class Chat:
 
     changes_inputs: ClassVar[bool] = True
     causal: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = True
 
     def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows:
         """See `Objective.prepare`. Inputs are those of `rows`; there is nothing random in it."""

@@ -14,12 +14,13 @@ from typing import ClassVar
 import numpy as np
 
 from bigtrain.base import IGNORE_INDEX
-from bigtrain.objective.randomness import U32, U64, below, choices, further, numbers
+from bigtrain.objective.randomness import U64, below, choices, further, happens, numbers_at
 from bigtrain.objective.rows import I32, I64, Bools, PreparedRows, TokenRows
 from bigtrain.objective.sentence_pairs import SentencePairs
 
-_CHOICE = 0
-"""The site of the choice of tokens."""
+_CHOICE, _MASK, _RANDOM = 0, 2, 4
+"""Sites: which tokens are chosen, which of them become the mask token, and which of the others a random one. The first
+two go on at the site after them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Masked:
     """Hides tokens; their labels are what they were."""
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = False
     causal: ClassVar[bool] = False
 
     mask_id: int
@@ -56,13 +58,14 @@ class Masked:
 
     def _masked(self, rows: TokenRows, keys: U64) -> PreparedRows:
         ids, (count, length) = rows.input_ids.reshape(-1), rows.input_ids.shape
-        words = numbers(keys, _CHOICE, length)
-        places, tokens = self._chosen(rows, words)
+        places, tokens = self._chosen(rows, keys)
         labels, inputs = np.empty((2, ids.size), np.int32)  # one large allocation is cheaper than two
         labels.fill(IGNORE_INDEX)
         labels[places] = tokens
         inputs[:] = ids
-        self._hide(inputs, places, words.reshape(-1).take(places))
+        inputs[places] = self.mask_id
+        others = np.flatnonzero(~happens(keys, _MASK, length, self.mask_share, places))
+        inputs[places.take(others)] = self._unmasked(keys, length, places.take(others), tokens.take(others))
         return PreparedRows(
             input_ids=inputs.reshape(count, length),
             labels=labels.reshape(count, length),
@@ -72,12 +75,12 @@ class Masked:
             input_tokens=rows.input_tokens,
         )
 
-    def _chosen(self, rows: TokenRows, words: U32) -> tuple[I64, I32]:
+    def _chosen(self, rows: TokenRows, keys: U64) -> tuple[I64, I32]:
         """The places of the tokens to predict among the R*T flattened ones, in order; and these tokens.
 
         Padding is of special tokens, and so never chosen.
         """
-        drawn = words < below(self.rate)
+        drawn = happens(keys, _CHOICE, rows.input_ids.shape[1], self.rate).reshape(rows.input_ids.shape)
         if self.begins_word is not None:
             drawn = self._whole_words(rows, drawn, self.begins_word)
         for row, first, end in rows.withheld:
@@ -90,20 +93,19 @@ class Masked:
     def _whole_words(self, rows: TokenRows, drawn: Bools, begins_word: Bools) -> Bools:
         """[R, T]: a token is drawn where the first one of its word is."""
         special = ~self.ordinary.take(rows.input_ids)
-        begins = begins_word.take(rows.input_ids) | (rows.positions == 0) | special
+        begins = begins_word.take(rows.input_ids) | special
         begins[:, 1:] |= special[:, :-1]
-        first = np.maximum.accumulate(np.where(begins, np.arange(drawn.shape[1], dtype=np.int32), 0), axis=1)
-        return np.take_along_axis(drawn, first, axis=1)
+        begins.reshape(-1)[rows.boundaries[:-1]] = True
+        first = np.flatnonzero(begins)
+        return np.repeat(drawn.reshape(-1).take(first), np.diff(first, append=drawn.size)).reshape(drawn.shape)
 
-    def _hide(self, inputs: I32, places: I64, words: U32) -> None:
-        """Replace the ids at places of the flattened tokens, or keep them, by a number that was drawn for each."""
-        drawn = further(words)
-        masked, either = (drawn < below(share) for share in (self.mask_share, self.mask_share + self.random_share))
-        random = np.flatnonzero(masked ^ either)  # the shares add up: what is masked is below both bounds
-        inputs[places.take(np.flatnonzero(masked))] = self.mask_id
-        tokens = choices(further(drawn.take(random)), len(self._ordinary_ids))
-        inputs[places.take(random)] = self._ordinary_ids.take(tokens)
+    def _unmasked(self, keys: U64, length: int, places: I64, tokens: I32) -> I32:
+        """What stands for chosen tokens [n] that do not become the mask token: a random token, or the token itself."""
+        words = numbers_at(keys, _RANDOM, *np.divmod(places, length))
+        share = min(self.random_share / max(1 - self.mask_share, 1e-9), 1)
+        random = self._ordinary_ids.take(choices(further(words), len(self._ordinary_ids)))
+        return np.where(words < below(share), random, tokens)
 
     @cached_property
-    def _ordinary_ids(self) -> I64:
-        return np.flatnonzero(self.ordinary)
+    def _ordinary_ids(self) -> I32:
+        return np.flatnonzero(self.ordinary).astype(np.int32)

@@ -26,6 +26,9 @@ from bigtrain.objective.rows import I32, I64, EncoderRows, PreparedRows, TokenRo
 
 class _Component(Protocol):
     @property
+    def reads_next_ids(self) -> bool: ...
+
+    @property
     def causal(self) -> bool: ...
 
     def prepare(self, rows: TokenRows, keys: U64) -> PreparedRows: ...
@@ -73,6 +76,11 @@ class ObjectiveMixture:
     def changes_inputs(self) -> bool:
         """See `Objective`: which objective has a row is part of what is made of it."""
         return True
+
+    @property
+    def reads_next_ids(self) -> bool:
+        """See `Objective`."""
+        return any(component.reads_next_ids for component in self.components)
 
     @property
     def causal(self) -> bool:

@@ -43,6 +43,10 @@ class Objective(Protocol):
         """Whether the inputs are other than the tokens of the data, so that they have a digest of their own."""
 
     @property
+    def reads_next_ids(self) -> bool:
+        """Whether it needs `TokenRows.next_ids`: the loader copies them for it."""
+
+    @property
     def causal(self) -> bool:
         """Whether the label at a position is of a later token, as a decoder needs it."""
 

@@ -116,24 +116,19 @@ class RowLayout:
         bounds.sort()
         return bounds
 
-    def positions(self, padded: Bools) -> I32:
+    def positions(self, boundaries: I64) -> I32:
         """[R, length], from 0 in each document between these boundaries."""
-        return positions_within(self.boundaries(padded)).reshape(-1, self.length)
+        return positions_within(boundaries).reshape(-1, self.length)
 
     def rows_of(self, values: I32, padding: int) -> I32:
         """[R, length]: the values of all parts, one after the other, as rows."""
-        pieces, at = [], 0
-        ends, missing = np.cumsum(self.used), self.length - self.used
-        padded = np.flatnonzero(missing)
-        blank = np.full(self.length, padding, np.int32)
-        for end, count in zip(ends[padded].tolist(), missing[padded].tolist(), strict=True):
-            pieces += [values[at:end], blank[:count]]
-            at = end
-        return (
-            np.concatenate((*pieces, values[at:])).reshape(-1, self.length)
-            if pieces
-            else values.reshape(-1, self.length)
-        )
+        if len(values) == len(self.used) * self.length:
+            return values.reshape(-1, self.length)
+        result = np.full((len(self.used), self.length), padding, np.int32)
+        ends = np.cumsum(self.used)
+        for row, (start, end) in enumerate(zip((ends - self.used).tolist(), ends.tolist(), strict=True)):
+            result[row, : end - start] = values[start:end]
+        return result
 
 
 def positions_within(boundaries: I64) -> I32:

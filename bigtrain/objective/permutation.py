@@ -32,6 +32,7 @@ class Permuted:
     """Predicts tokens in a random order; each part of a document in a row has an order of its own."""
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = False
     causal: ClassVar[bool] = False
 
     every: int

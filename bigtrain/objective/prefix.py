@@ -32,6 +32,7 @@ class Prefix:
     """
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = True
     causal: ClassVar[bool] = True
 
     shortest: float = 0.0

@@ -3,8 +3,8 @@
     seed, source's name --blake2b--> --+ epoch, sequence--> key of the row --+ site--> numbers of all places of the row
 
 A site is one use of randomness, such as the choice of tokens to mask. So two uses are independent, and a new one leaves
-the others as they were. The mixing functions are splitmix64's finaliser (Steele, Lea and Flood, 2014) for keys, and for
-numbers two rounds of the 32-bit finaliser `lowbias32` (Wellons, 2018), each keyed by half of the key.
+the others as they were. A row has a stream of splitmix64 (Steele, Lea and Flood, 2014) at each site. The finaliser of
+splitmix64 makes keys, too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+Bools = npt.NDArray[np.bool_]
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_BLOCK_WORDS = 1 << 15
-"""Numbers that are computed at a time: they stay in the second-level cache."""
+_BLOCK_WORDS = 1 << 14
+"""Numbers that are mixed at a time: they stay in the second-level cache."""
 
 
 class AddressKeys:
@@ -39,43 +40,54 @@ class AddressKeys:
 
 def mixed(x: U64) -> U64:
     """Splitmix64's finaliser, a bijection of 64-bit numbers in which each bit depends on all."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    result = x.reshape(-1).copy()
+    spare = np.empty(min(len(result), _BLOCK_WORDS), np.uint64)
+    for start in range(0, len(result), _BLOCK_WORDS):
+        block = result[start : start + _BLOCK_WORDS]
+        _mix_in_place(block, spare[: len(block)])
+    return result.reshape(x.shape)
 
 
 def numbers(keys: U64, site: int, count: int) -> U32:
     """Uniform 32-bit numbers [R, count] for places 0 to count - 1 of rows with keys [R], at a site."""
-    low, high = _halves(keys, site)
-    places = _spread(np.arange(count, dtype=np.uint32))
-    result = np.empty((len(keys), count), np.uint32)
-    rows = max(1, _BLOCK_WORDS // max(count, 1))
-    spare = np.empty((min(rows, len(keys)), count), np.uint32)
-    for start in range(0, len(keys), rows):
-        block = result[start : start + rows]
-        np.bitwise_xor(places, low[start : start + rows, None], out=block)
-        _mix_in_place(block, spare[: len(block)])
-        np.bitwise_xor(block, high[start : start + rows, None], out=block)
-        _mix_in_place(block, spare[: len(block)])
-    return result
+    return _upper(_words(keys, site, count))
 
 
 def numbers_at(keys: U64, site: int, rows: I64, places: I64) -> U32:
     """The numbers [n] of single places [n], in rows [n] of those with keys [R]: the same as those of `numbers`."""
-    low, high = _halves(keys, site)
-    result, spare = _spread(places.astype(np.uint32)), np.empty(len(places), np.uint32)
-    result ^= low[rows]
-    _mix_in_place(result, spare)
-    result ^= high[rows]
-    _mix_in_place(result, spare)
+    return _upper(mixed(_streams(keys, site).take(rows) + _steps(places)))
+
+
+def numbers_of_runs(keys: U64, sites: int | I64, places: I64, counts: I64) -> U32:
+    """The numbers of runs of `counts` [n] places from `places` [n], at sites [n], of rows with keys [n].
+
+    They are the same as those of `numbers`.
+    """
+    before = np.cumsum(counts) - counts
+    words = np.repeat(_streams(keys, sites) + _steps(places - before), counts)
+    words += _steps(np.arange(len(words)))
+    return _upper(mixed(words))
+
+
+def happens(keys: U64, site: int, count: int, probability: float, at: I64 | None = None) -> Bools:
+    """Whether something with a probability happens at places, [n] of the R*count flattened ones or, by default, at all.
+
+    Each place has 8 bits of its own at the site. Where these leave it open, at one place of 256, the number of the
+    place at the next site decides: so the probability is exact to 2^-40.
+    """
+    bits = _words(keys, site, -(-count // 8)).astype("<u8", copy=False).view(np.uint8)[:, :count]
+    drawn = bits.reshape(-1) if at is None else bits.take(at)
+    bound, rest = divmod(probability * 256, 1)
+    result = drawn < int(bound)
+    left = np.flatnonzero(drawn == int(bound))
+    row, place = np.divmod(left if at is None else at.take(left), count)
+    result[left] = numbers_at(keys, site + 1, row, place) < below(rest)
     return result
 
 
 def further(words: U32) -> U32:
     """A further number [n] for each of some that were drawn, which does not depend on whether one is below a bound."""
-    result, spare = words + np.uint32(0x9E3779B9), np.empty_like(words)
-    _mix_in_place(result, spare)
-    return result
+    return _upper(mixed(words + np.uint64(_GOLDEN)))
 
 
 def below(probability: float) -> np.uint32:
@@ -88,18 +100,28 @@ def choices(words: U32, count: int | I64) -> I64:
     return ((words.astype(np.uint64) * np.asarray(count, np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-def _halves(keys: U64, site: int) -> tuple[U32, U32]:
-    own = mixed(keys ^ np.uint64((site + 1) * _GOLDEN & (1 << 64) - 1))
-    return own.astype(np.uint32), (own >> np.uint64(32)).astype(np.uint32)
+def _words(keys: U64, site: int, count: int) -> U64:
+    """Uniform 64-bit numbers [R, count], whose upper halves are those of `numbers`."""
+    return mixed(_streams(keys, site)[:, None] + _steps(np.arange(count)))
 
 
-def _spread(places: U32) -> U32:
-    return places * np.uint32(0x9E3779B9)
+def _streams(keys: U64, sites: int | I64) -> U64:
+    """[R], where the streams of sites start: one of splitmix64 for each row."""
+    return mixed(keys ^ _steps(np.atleast_1d(sites) + 1))
 
 
-def _mix_in_place(x: U32, spare: U32) -> None:
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0)):
-        np.right_shift(x, np.uint32(shift), out=spare)
+def _steps(places: I64) -> U64:
+    """How far the state of a stream is from its start at places [n]."""
+    return places.astype(np.uint64) * np.uint64(_GOLDEN)
+
+
+def _upper(words: U64) -> U32:
+    return (words >> np.uint64(32)).astype(np.uint32)
+
+
+def _mix_in_place(x: U64, spare: U64) -> None:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        np.right_shift(x, np.uint64(shift), out=spare)
         np.bitwise_xor(x, spare, out=x)
-        if factor:
-            np.multiply(x, np.uint32(factor), out=x)
+        if factor > 1:
+            np.multiply(x, np.uint64(factor), out=x)

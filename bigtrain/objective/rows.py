@@ -27,13 +27,14 @@ class TokenRows:
     """[R, T]"""
     next_ids: I32
     """[R, T], the token after the one at the same position of input_ids in its document, even if that is in another
-    row; IGNORE_INDEX where there is none, and in documents that are not trained on."""
+    row; IGNORE_INDEX where there is none, and in documents that are not trained on. [R, 0] for an objective that does
+    not read them."""
     positions: I32
     """[R, T], from 0 in each document."""
     boundaries: I64
     """[D+1]: where documents start in the R*T flattened tokens, and R*T. Each row starts a document."""
     next_tokens: I64
-    """[R]: entries of next_ids that are not IGNORE_INDEX."""
+    """[R]: entries of next_ids that are not IGNORE_INDEX, where the objective reads them."""
     input_tokens: I64
     """[R]: tokens that are not padding."""
     withheld: list[tuple[int, int, int]] = field(default_factory=list)

@@ -40,7 +40,7 @@ from bigtrain.base import IGNORE_INDEX
 from bigtrain.objective.parts import DocumentParts, RowLayout, labels_of, quotas, running, shifted, sums
 from bigtrain.objective.randomness import U64, numbers
 from bigtrain.objective.rows import I32, I64, EncoderRows, PreparedRows, TokenRows
-from bigtrain.objective.subsets import DrawnParts, ragged
+from bigtrain.objective.subsets import DrawnParts, first_numbers, ragged
 
 _QUOTAS, _CUTS = range(2)
 """Sites: how spans and noise are shared among the parts of a row, and the first of the cuts into segments."""
@@ -74,6 +74,7 @@ class SpanCorruption:
     """
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = False
     causal: ClassVar[bool] = False
 
     density: float
@@ -97,19 +98,21 @@ class SpanCorruption:
         encoder = RowLayout.of(_encoder_sizes(parts, noise, counts), parts.row, count, lengths[0])
         decoder = RowLayout.of(_decoder_sizes(parts, noise, counts), parts.row, count, lengths[1])
         padded = encoder.used < encoder.length
-        seen, targets = self._sides(rows, parts, counts, *self._spans(parts, noise, counts, keys, length))
+        spans = self._spans(parts, noise, counts, keys, length)
+        seen, targets = self._sides(rows.input_ids.reshape(-1), parts, counts, *spans)
+        bounds = encoder.boundaries(padded), decoder.boundaries(padded)
         labelled = ~parts.withheld & (counts + parts.ended > 0)
         return PreparedRows(
             input_ids=decoder.rows_of(shifted(targets, decoder.sizes, self.start_id), self.start_id),
             labels=decoder.rows_of(labels_of(targets, decoder.sizes, labelled), IGNORE_INDEX),
-            positions=decoder.positions(padded),
-            boundaries=decoder.boundaries(padded),
+            positions=decoder.positions(bounds[1]),
+            boundaries=bounds[1],
             label_tokens=sums(decoder.sizes * labelled, parts.row, count),
             input_tokens=rows.input_tokens,
             encoder=EncoderRows(
                 input_ids=encoder.rows_of(seen, self.end_of_text_id),
-                positions=encoder.positions(padded),
-                boundaries=encoder.boundaries(padded),
+                positions=encoder.positions(bounds[0]),
+                boundaries=bounds[0],
             ),
         )
 
@@ -145,26 +148,25 @@ class SpanCorruption:
             return (parts.first + parts.text - noise)[own], noise[own]
         return _spans(parts, noise, counts, keys, length)
 
-    def _sides(self, rows: TokenRows, parts: DocumentParts, counts: I64, starts: I64, lengths: I64) -> tuple[I32, I32]:
+    def _sides(self, ids: I32, parts: DocumentParts, counts: I64, starts: I64, lengths: I64) -> tuple[I32, I32]:
         """What the encoder reads, and what the decoder writes, one part after the other.
 
         The decoder has of a part a run of tokens for each span, with the token before it, and then the part's end. Each
         sentinel takes the place of the token before its span there, and of the span's first one in the encoder.
         """
-        ids = rows.input_ids.reshape(-1)
-        names = np.array(self.sentinels, np.int32)[ragged(np.zeros_like(counts), counts)]
+        names = np.array(self.sentinels, np.int32).take(ragged(np.zeros_like(counts), counts))
         with_last = np.flatnonzero((parts.ended > 0) | (counts == 0))
         last = np.zeros_like(counts)
         last[with_last] = 1
-        spans = np.arange(len(starts)) + np.repeat(np.cumsum(last) - last, counts)
+        spans = first_numbers(len(starts)) + np.repeat(np.cumsum(last) - last, counts)
         ends = (np.cumsum(counts + last) - 1)[with_last]
         run, size = np.ones((2, len(spans) + len(ends)), np.int64)
         run[spans], size[spans] = starts - 1, lengths + 1
         run[ends] = (parts.first + parts.text + parts.ended - 1)[with_last]
         places, first = ragged(run, size), np.cumsum(size) - size
-        written = ids[places]
-        written[first[spans]] = names
-        written[first[ends]] = np.where(parts.ended, self.end_of_text_id, self.start_id)[with_last]
+        written = ids.take(places)
+        written[first.take(spans)] = names
+        written[first.take(ends)] = np.where(parts.ended, self.end_of_text_id, self.start_id)[with_last]
         seen = parts.covered(len(ids))
         seen[places] = False
         seen[run] = seen[starts] = True

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bigtrain.objective.randomness import U32, U64, choices, numbers_at
+from bigtrain.objective.randomness import U32, U64, choices, numbers_of_runs
 from bigtrain.objective.rows import I64, Bools
 
 
@@ -40,12 +40,12 @@ class DrawnParts:
         """
         inner = DrawnParts(self.keys, self.site, self.row, self.place, self.size - 1)
         cuts = inner.subsets(counts - 1) + 1
-        last = np.cumsum(counts) - 1
-        places = ragged(np.arange(len(counts)) + np.cumsum(counts - 1) - (counts - 1), counts - 1)
-        lengths = np.empty(counts.sum() + 1, np.int64)
-        lengths[places], lengths[last] = cuts, self.size
-        lengths[places + 1] -= cuts
-        return lengths[:-1]
+        start, last = np.cumsum(self.size) - self.size, np.cumsum(counts) - 1
+        ends = np.empty(len(cuts) + len(counts) + 1, np.int64)  # of all segments, after the start of the first one
+        ends[0], ends[1:][last] = 0, start + self.size
+        places = first_numbers(len(cuts)) + np.repeat(np.arange(len(counts)), counts - 1)
+        ends[1:][places] = cuts + np.repeat(start, counts - 1)
+        return ends[1:] - ends[:-1]
 
     def subsets(self, counts: I64) -> I64:
         """Uniform subsets with so many elements [P], each at most its size: numbers from 0, in order in each part."""
@@ -54,11 +54,11 @@ class DrawnParts:
         values = self._drawn(drawn)
         if not inverse.any():
             return values
-        start = np.cumsum(self.size) - self.size
-        chosen = np.repeat(inverse, self.size)
-        places = values + np.repeat(start, drawn)
-        chosen[places] = ~chosen[places]
-        return np.flatnonzero(chosen) - np.repeat(start, counts)
+        result = np.empty(counts.sum(), np.int64)
+        result[np.repeat(~inverse, counts)] = values[np.repeat(~inverse, drawn)]
+        others = complements(values[np.repeat(inverse, drawn)], drawn[inverse], self.size[inverse])
+        result[np.repeat(inverse, counts)] = others
+        return result
 
     def _drawn(self, counts: I64) -> I64:
         """The first different draws, `counts` [P] of each part, in order: at most half of it."""
@@ -78,34 +78,46 @@ class DrawnParts:
         draws = draws_of(self.size, counts)
         total = rounds * draws
         start = np.cumsum(total) - total
-        part = np.repeat(np.arange(len(total)), total)
-        number = first_numbers(len(part)) - start[part]
-        values = choices(self._words(part, number, draws, rounds), self.size[part])
+        starts = np.repeat(start, total)
+        number = first_numbers(len(starts)) - starts
+        values = choices(self._words(draws, rounds), np.repeat(self.size, total))
         bits = int(total.max()).bit_length()
         wide = int(self.size.max()).bit_length() + bits
-        ordered = np.sort((part << wide) | (values << bits) | number)
+        ordered = _in_order(np.repeat(np.arange(len(total)) << wide, total) | (values << bits) | number)
+        values, number = ordered >> bits, ordered & ((1 << bits) - 1)
         fresh = np.ones(len(ordered), np.bool_)
-        fresh[1:] = (ordered[1:] ^ ordered[:-1]) >> bits != 0
-        place = start[part] + (ordered & ((1 << bits) - 1))  # parts stay in order: `part` is that of `ordered` too
-        before = np.zeros(len(part) + 1, np.int64)
-        before[1:][place] = fresh
-        np.cumsum(before, out=before)
-        enough = before[start + total] - before[start] >= counts
-        fresh &= before[place] < np.where(enough, before[start] + counts, 0)[part]
-        chosen = np.flatnonzero(fresh)
-        return (ordered[chosen] >> bits) & ((1 << (wide - bits)) - 1), enough
+        np.not_equal(values[1:], values[:-1], out=fresh[1:])
+        seen = np.empty_like(fresh)  # in the order of draws
+        seen[starts + number] = fresh  # parts stay in order
+        found = np.zeros(len(seen) + 1, np.int64)
+        np.cumsum(seen, out=found[1:])
+        used = found.searchsorted(found[start] + counts) - start  # draws of a part until there are enough
+        enough = used <= total
+        fresh &= number < np.repeat(np.where(enough, used, 0), total)
+        return values.take(np.flatnonzero(fresh)) & ((1 << (wide - bits)) - 1), enough
 
-    def _words(self, part: I64, number: I64, draws: I64, rounds: int) -> U32:
-        """The numbers [n] of draws in parts [n]; each round has `draws` [P] at a site of its own."""
-        if rounds == 1:
-            return numbers_at(self.keys, self.site, self.row[part], self.place[part] + number)
-        site, number = np.divmod(number, draws[part])
-        words = np.empty(len(part), np.uint32)
-        for one in range(rounds):
-            own = np.flatnonzero(site == one)
-            at = part[own]
-            words[own] = numbers_at(self.keys, self.site + one, self.row[at], self.place[at] + number[own])
-        return words
+    def _words(self, draws: I64, rounds: int) -> U32:
+        """The numbers of all draws, one part after the other; each round has `draws` [P] at a site of its own."""
+        return numbers_of_runs(
+            np.repeat(self.keys.take(self.row), rounds),
+            self.site + np.tile(np.arange(rounds), len(draws)),
+            np.repeat(self.place, rounds),
+            np.repeat(draws, rounds),
+        )
+
+
+def _in_order(numbers: I64) -> I64:
+    """Numbers that are not negative, sorted: in 32 bits, where these are enough, since that is twice as fast."""
+    narrow = int(numbers.max()) < 1 << 32
+    return np.sort(numbers.astype(np.uint32)).astype(np.int64) if narrow else np.sort(numbers)
+
+
+def complements(values: I64, counts: I64, sizes: I64) -> I64:
+    """What subsets with `counts` [P] elements lack of the numbers from 0 to before `sizes` [P], in order."""
+    start = np.cumsum(sizes) - sizes
+    lacking = np.ones(sizes.sum(), np.bool_)
+    lacking[values + np.repeat(start, counts)] = False
+    return np.flatnonzero(lacking) - np.repeat(start, sizes - counts)
 
 
 def draws_of(sizes: I64, counts: I64) -> I64:
@@ -130,6 +142,6 @@ def first_numbers(count: int) -> I64:
     return _counted(1 << max(count - 1, 0).bit_length())[:count]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _counted(count: int) -> I64:
     return np.arange(count)

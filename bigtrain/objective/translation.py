@@ -41,6 +41,7 @@ class Translation:
     """The labels of a decoder are the targets of the sources that its encoder reads."""
 
     changes_inputs: ClassVar[bool] = True
+    reads_next_ids: ClassVar[bool] = False
     causal: ClassVar[bool] = False
 
     start_id: int
@@ -68,19 +69,19 @@ class Translation:
         source_ids[ragged(np.cumsum(read) - read, sources)] = ids[ragged(parts.first, sources)]
         target_ids = ids[ragged(parts.first + sources, targets)]
         encoder, decoder = (RowLayout.of(sizes, parts.row, count, side) for sizes in (read, targets))
-        padded = np.ones(count, np.bool_)
+        bounds = [layout.boundaries(np.ones(count, np.bool_)) for layout in (encoder, decoder)]
         labels = decoder.rows_of(labels_of(target_ids, targets, ~parts.withheld), IGNORE_INDEX)
         return PreparedRows(
             input_ids=decoder.rows_of(shifted(target_ids, targets, self.start_id), self.end_of_text_id),
             labels=labels,
-            positions=decoder.positions(padded),
-            boundaries=decoder.boundaries(padded),
+            positions=decoder.positions(bounds[1]),
+            boundaries=bounds[1],
             label_tokens=sums(np.where(parts.withheld, 0, targets), parts.row, count),
             input_tokens=rows.input_tokens,
             encoder=EncoderRows(
                 input_ids=encoder.rows_of(source_ids, self.end_of_text_id),
-                positions=encoder.positions(padded),
-                boundaries=encoder.boundaries(padded),
+                positions=encoder.positions(bounds[0]),
+                boundaries=bounds[0],
             ),
         )
 

@@ -14,7 +14,7 @@ from bigtrain.convert import StartingWeights
 from bigtrain.model import Merged
 from bigtrain.rundir import RunState
 from bigtrain.trained.teacher import TEACHER, open_teacher
-from bigtrain.trained.weight_source import weight_source
+from bigtrain.trained.weight_source import WithoutDistillation, weight_source
 
 
 def base_of(settings: Settings) -> StartingWeights:
@@ -78,7 +78,7 @@ def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tenso
     Raises:
         BigtrainError: here or at a request: the checkpoint is damaged, or the base is another one.
     """
-    trained = load_weights(checkpoint)
+    trained = WithoutDistillation(load_weights(checkpoint))
     if settings.adapter.method == "none":
         return trained
     base = base_of(settings)

@@ -14,12 +14,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ObjectiveChoice
 from bigtrain.data import MicroBatch
-from bigtrain.objective import LabelMetric
-from bigtrain.objective.metrics import F64, I64, AnswerMetric, ClassMetric
+from bigtrain.objective import AnswerMetric, ClassMetric, LabelMetric
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 
 _SURE = 10.0
 """The logit of what a predictor chooses; of all else it is 0."""

@@ -21,19 +21,25 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
     """
     model, train = settings.model, settings.train
     samples = train.batches.consumed_after(step)
+    classes = f"one of {model.num_labels} classes."
     task, loader, use = {
-        "decoder": ("text-generation", "AutoModelForCausalLM", "continues text and follows no instructions."),
-        "encoder": ("fill-mask", "AutoModelForMaskedLM", "predicts tokens of a text."),
-        "two_stream": ("text-generation", "AutoModelForCausalLM", "predicts tokens of a text, in any order."),
-        "encoder_decoder": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes one text after reading another."),
-    }[model.architecture]
+        "decoder": ("text-generation", "CausalLM", "continues text and follows no instructions."),
+        "encoder": ("fill-mask", "MaskedLM", "predicts tokens of a text."),
+        "two_stream": ("text-generation", "CausalLM", "predicts tokens of a text, in any order."),
+        "encoder_decoder": ("text2text-generation", "Seq2SeqLM", "writes one text after reading another."),
+        "sequence_classification": ("text-classification", "SequenceClassification", f"gives a text {classes}"),
+        "token_classification": ("token-classification", "TokenClassification", f"gives tokens {classes}"),
+        "question_answering": ("question-answering", "QuestionAnswering", "finds the answer to a question in a text."),
+    }[model.architecture if model.task_head == "none" else model.task_head]
+    loader = f"AutoModelFor{loader}"
+    kind = "It is a base model: it" if model.task_head == "none" else "It"
     paragraphs = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- bigtrain\n---",
         f"# {settings.run_dir.name}",
         f"A `{model.family}` {model.architecture} with {count_parameters(model):,} parameters and a context of "
         f"{model.max_position_embeddings:,} tokens, trained with bigtrain {__version__} to step {step:,} of "
         f"{settings.total_steps:,}: {samples:,} samples of {settings.data.sequence_length:,} tokens, in batches of "
-        f"{train.global_batch_size:,}. It is a base model: it {use}",
+        f"{train.global_batch_size:,}. {kind} {use}",
         f"```python\nfrom transformers import {loader}, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
         f'model = {loader}.from_pretrained("path/to/this/folder")\n```',

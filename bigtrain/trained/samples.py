@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import Settings
 from bigtrain.data import Dataset, decode_ids, open_objective
-from bigtrain.objective import SOURCE, Objective, TokenRows
+from bigtrain.objective import TARGET, Objective, TokenRows
 
 if TYPE_CHECKING:
     from bigtrain.trained.text_model import TextModel
@@ -110,12 +110,17 @@ def _corrupted(objective: Objective, ids: list[int], dataset: Dataset) -> list[i
 
 
 def _beginning(dataset: Dataset, number: int, tokens: int) -> list[int] | None:
-    """The first tokens of a document of the first shard, of a pair its source; None where there is no such document."""
+    """The first tokens of a document of the first shard; None where there is no such document.
+
+    Of a pair they are its source, and of a conversation what comes before the first answer: both have the same number.
+    """
     shard = next((shard for shard in dataset.shards if shard.record.tokens), None)
     if shard is None or number + 1 >= len(shard.documents.offset):
         return None
     begin, end = (int(offset) for offset in shard.documents.offset[number : number + 2])
     end = min(begin + tokens, end)
     ids = shard.slice(begin, end)
-    own: list[int] = (ids[shard.labels[begin:end] == SOURCE] if dataset.summary.labels else ids).tolist()
+    if dataset.summary.labels in ("parts", "turns"):
+        ids = ids[: np.argmax([*(shard.labels[begin:end] == TARGET), True])]
+    own: list[int] = ids.tolist()
     return own

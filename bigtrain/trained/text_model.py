@@ -142,7 +142,7 @@ class TextModel:
     @property
     def context(self) -> int:
         """Tokens that the model reads at most."""
-        return self.decoder.settings.max_position_embeddings
+        return self.decoder.settings.max_position_embeddings - self.decoder.virtual_tokens
 
     def shown(self, prompt: str) -> str:
         """A prompt as it is shown in front of its completion."""

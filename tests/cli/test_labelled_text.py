@@ -11,18 +11,30 @@ from typer.testing import CliRunner
 
 from bigtrain.cli.main import app
 from bigtrain.config import DataSettings, SourceSettings, dump_settings
+from bigtrain.config.objective_settings import LABELS_OF
 from bigtrain.config.settings import Settings
 from tests.data.helpers import make
 from tests.data.labelled import labelled_settings, source_of
 from tests.data.test_chat import CHATML, chat_settings, chats
 
+HEADS = {"classification": "sequence_classification", "token_classification": "token_classification"}
+
 
 def run_over(folder: Path, data: DataSettings) -> Path:
     """The folder of a run that is about to start on these data."""
-    model = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 512}
+    (objective,) = [name for name, labels in LABELS_OF.items() if labels == data.sources[0].labels]
+    head: dict[str, Any] = {"task_head": HEADS[objective], "num_labels": 2} if objective in HEADS else {}
+    model: dict[str, Any] = {
+        **head,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 512,
+    }
     values: dict[str, Any] = {
         "run_dir": str(folder),
         "model": {**model, "intermediate_size": 16, "max_position_embeddings": data.sequence_length},
+        "objective": {"name": objective},
         "data": data.model_dump(mode="json"),
         "train": {"steps": 1, "global_batch_size": 2, "micro_batch_size": 1},
     }

@@ -143,6 +143,31 @@ def test_peft_computes_the_same_logits(
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-5 * exact.abs().max().item())
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "mistral", "gpt_neox"])
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_peft_sees_the_same_virtual_tokens(
+    method: Any, family: str, tokenizer_file: Path, tmp_path: Path, require: Any
+) -> None:
+    """Embeddings, or keys and values: peft's logits on the exported base, with rotated, learned, windowed positions."""
+    require("peft")
+    from peft import PeftModel
+
+    adapter = AdapterSettings(method=method, num_virtual_tokens=5)
+    shape = {"sliding_window": 7} if family == "mistral" else {}
+    base = trained(settings_of(family, **shape, **SHAPES.get(family, {})), torch.float64)
+    ours = adapted(base, adapter)
+    ids = torch.randint(4, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(2))
+    exported(base, tokenizer_file, tmp_path / "base", dtype=torch.float64)
+    write(base, ours, adapter, tmp_path / "adapter")
+    theirs = loaded(tmp_path / "base", family)
+    theirs = PeftModel.from_pretrained(theirs, tmp_path / "adapter", autocast_adapter_dtype=False).double().eval()
+    wanted = logits(ours, ids, family, ours=True)
+    assert (wanted - logits(base, ids, family, ours=True)).abs().max() > 1e-2
+    torch.testing.assert_close(
+        logits(theirs, ids, family, ours=False)[:, -20:], wanted, rtol=0, atol=2e-5 * wanted.abs().max().item()
+    )
+
+
 def test_the_config_names_modules_of_the_hugging_face_model(tokenizer_file: Path, tmp_path: Path) -> None:
     """One matrix there that is made of three of ours has their adapters in one of a larger rank."""
     adapter = AdapterSettings(method="lora", r=2, lora_alpha=4.0)

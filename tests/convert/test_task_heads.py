@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.convert import compare_with_transformers, import_hf
+from bigtrain.convert import Imported, compare_with_transformers, import_hf, read_hf
 from bigtrain.convert.config_json import config_of, obstacles, settings_of
 from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import LanguageModel
 from bigtrain.model.layers.task_head import END, START, START_AND_END
 from tests.convert import helpers
+from tests.convert.helpers import END as END_OF_TEXT
 from tests.convert.helpers import VOCABULARY, exported, trained, weights_of
 from tests.convert.test_parity import as_loaded, how
 from tests.matrix import one_of_each, thinned
@@ -188,6 +189,23 @@ def test_the_check_of_an_export_compares_the_logits_of_the_task(
         compare_with_transformers(folder, weights_of(ours), ours.settings, torch.float32).check(folder)
 
 
+@pytest.mark.parametrize(("family", "task"), thinned(CASES, keep=QUICK))
+def test_a_folder_that_transformers_saved_is_read_back_with_its_logits(family: str, task: str, tmp_path: Path) -> None:
+    """As it writes keys and names of tensors itself, with random weights of its own."""
+    import transformers
+
+    config = {"pad_token_id": 0} | config_of(settings_with(family, task))
+    kind = transformers.CONFIG_MAPPING[config.pop("model_type")]
+    torch.manual_seed(0)
+    made = getattr(transformers, f"AutoModelFor{TASKS[task]}").from_config(kind(**config))
+    made.save_pretrained(tmp_path)
+    settings, weights = read_hf(tmp_path)
+    assert (settings.task_head, settings.num_labels) == (task, 0 if task == "question_answering" else CLASSES)
+    found = compare_with_transformers(tmp_path, dict(weights.items()), settings, torch.float32)
+    found.check(tmp_path)
+    assert found.largest_logit > 0
+
+
 @pytest.mark.parametrize(("family", "task"), MISSING)
 def test_a_task_without_a_class_in_transformers_is_refused_by_name(family: str, task: str) -> None:
     settings = settings_with(family, task)
@@ -206,6 +224,8 @@ def test_the_names_of_classes_go_into_config_json(tokenizer_file: Path, tmp_path
     assert config["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
     assert config["label2id"] == {"O": 0, "B-PER": 1, "I-PER": 2}
     assert loaded(folder, ours.settings).config.id2label == dict(enumerate(names))
+    import_hf(folder, tmp_path / "back", end_of_text=END_OF_TEXT)
+    assert Imported(tmp_path / "back").label_names == names
     for wrong in (names[:2], ["O", "O", "B"]):
         with pytest.raises(BigtrainError) as caught:
             exported(ours, tokenizer_file, tmp_path / "other", label_names=wrong)

@@ -7,14 +7,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, SourceSettings
+from bigtrain.data import open_datasets
 from bigtrain.data.build.corpus import read_documents
+from bigtrain.data.build.examples import EncodedText, ExampleRules
 from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.documents import Conversation
+from bigtrain.data.format.labels import FIXED_NAMES, LabelScheme
 from tests.data.helpers import data_settings, make, sentences
 from tests.data.labelled import source_of, stored
 
@@ -140,6 +146,28 @@ def test_ids_and_mask_are_those_of_transformers(tmp_path: Path) -> None:
     assert seen == 24
 
 
+TEXTS = st.text(st.sampled_from("the fox\n  .:\u00e9\u4e2d\U0001f98a\u200d\t'\"{}<|>im_startend"), max_size=20)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
+def test_any_texts_have_the_ids_and_mask_of_transformers(turns: list[tuple[str, str]]) -> None:
+    transformers = pytest.importorskip("transformers")
+    library = Tokenizer.from_str(tokenizer_file())
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, chat_template=CHATML)
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    wanted = theirs.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    segment = ChatTemplate(CHATML, {}).render(Conversation(tuple(messages)), "here")
+    encoding = library.encode(segment.text, add_special_tokens=False)
+    text = EncodedText(np.array(encoding.ids), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+    labels = ExampleRules(LabelScheme("turns", FIXED_NAMES["turns"]), None, None, 1, 1).labelled(segment, text).labels
+    assert encoding.ids == wanted["input_ids"]
+    assert labels.tolist() == wanted["assistant_masks"]
+
+
 def test_without_marks_an_answer_is_what_its_message_adds(tmp_path: Path) -> None:
     """The prompt for an answer is no part of it; ids are those of transformers."""
     transformers = pytest.importorskip("transformers")
@@ -156,6 +184,13 @@ def test_without_marks_an_answer_is_what_its_message_adds(tmp_path: Path) -> Non
         answers = [part for part in theirs.decode(one.ids[one.labels == 1]).split("\n") if part]
         assert answers == [" Jumps over a lazy dog \u2014 caf\u00e9 \U0001f98a", " while the dog"]
         assert shown.count("|") == sum(one.labels == 0)
+
+
+def test_a_prompt_ends_where_an_answer_begins() -> None:
+    template = ChatTemplate(PLAIN, {"bos_token": BEGIN})
+    prompt = template.prompt(Conversation(tuple(TALK[:2])), "here")
+    assert prompt == "<s>### System: Be brief.\n### User: the quick  brown fox?\n### Assistant: "
+    assert template.render(Conversation(tuple(TALK)), "here").text.startswith(prompt)
 
 
 def test_marks_and_prefixes_find_the_same_answers() -> None:
@@ -176,6 +211,10 @@ def test_the_form_of_sharegpt_is_the_same_conversation(tmp_path: Path) -> None:
     items = [{"from": names[message["role"]], "value": message["content"]} for message in TALK]
     one, other = read_documents(chats(tmp_path / "a.jsonl", {"messages": TALK}, {"conversations": items}))
     assert one.conversation == other.conversation and one.text == other.text
+    (beside,) = read_documents(
+        chats(tmp_path / "b.jsonl", {"system": "Be brief.", "conversations": items[1:], "tools": json.dumps(TOOLS)})
+    )
+    assert beside.conversation == Conversation(tuple(TALK), tuple(TOOLS))
     assert one.text.startswith("Be brief.\nthe quick")
 
 
@@ -193,6 +232,16 @@ def test_a_long_conversation_ends_after_its_last_answer_that_fits(tmp_path: Path
     for one in stored(settings):
         assert one.ids.tolist() == [*whole, tokenizer.token_to_id(END)]
         assert one.position % 2 == 0 and len(one.ids) <= 120 and one.labels[-2] == 1
+
+
+def test_samples_of_a_conversation_begin_before_its_first_answer(tmp_path: Path) -> None:
+    """What a model continues in samples is what was said before the assistant."""
+    from bigtrain.trained.samples import _beginning
+
+    settings = built_chats(tmp_path, CHATML, chats(tmp_path / "a.jsonl", *[{"messages": TALK}] * 20))
+    (dataset,) = open_datasets(settings, model_vocab_size=512)
+    shown = Tokenizer.from_str(tokenizer_file()).decode(_beginning(dataset, 0, 500) or [], skip_special_tokens=False)
+    assert shown.endswith("fox?<|im_end|>\n<|im_start|>assistant\n") and shown.startswith("<|im_start|>system")
 
 
 def test_a_template_of_ones_own_is_kept_with_the_data(tmp_path: Path) -> None:
@@ -223,6 +272,7 @@ def test_a_template_of_ones_own_is_kept_with_the_data(tmp_path: Path) -> None:
         ({"conversations": [{"from": "nobody", "value": "a"}]}, ["without a role that is known", "nobody", "human"]),
         ({"conversations": [{"from": "gpt", "value": 3}]}, ["without text"]),
         ({"messages": TALK, "tools": ["a"]}, ["tools is not a list of objects"]),
+        ({"messages": TALK, "tools": [{"a": float("nan")}]}, ["templates do not take", "ValueError"]),
     ],
 )
 def test_conversations_without_answers_are_one_message(record: Any, words: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.base import IGNORE_INDEX, BigtrainError
-from bigtrain.config import SourceSettings
-from bigtrain.data import common_labels, open_datasets, verify
+from bigtrain.config import DataSettings, SourceSettings
+from bigtrain.data import common_labels, open_datasets, read_documents, verify
 from bigtrain.data.build.examples import EncodedText, ExampleRules, LabelledTokens, shortened
 from bigtrain.data.format.documents import LabelledSpan, Segment
 from bigtrain.data.format.labels import FIXED_NAMES, LabelScheme
@@ -40,14 +41,20 @@ def classified_lines(path: Path, count: int = 120, **record: Any) -> SourceSetti
     return source_of("jsonl", path, label_field="label", text_pair_field="second")
 
 
-def test_every_token_of_a_document_has_its_class(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
+    """Data of two texts with a class, in rows of 48 tokens."""
+    folder = tmp_path_factory.mktemp("classes")
+    return built(folder / "data", classified_lines(folder / "lines.jsonl"), length=48)
+
+
+def test_every_token_of_a_document_has_its_class(classes: DataSettings) -> None:
     """Begin, separator and end too; the labels are in order in the manifest, and a document is no longer than a row."""
-    source = classified_lines(tmp_path / "lines.jsonl")
-    settings = built(tmp_path / "data", source, length=48)
+    settings = classes
     tokenizer = tokenizer_of(settings)
     (separator,) = [tokenizer.content.library.token_to_id(SEPARATOR)]
     encode = tokenizer.for_documents().encode
-    records = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (settings.dir.parent / "lines.jsonl").read_text().splitlines()]
     assert names_of(settings) == ("maybe", "no", "yes")
     seen = cut = 0
     for split, _, position, ids, labels in stored(settings):
@@ -67,11 +74,11 @@ def test_every_token_of_a_document_has_its_class(tmp_path: Path) -> None:
     assert not verify(settings.dir).problems
 
 
-def test_rows_hold_whole_documents(tmp_path: Path) -> None:
+def test_rows_hold_whole_documents(classes: DataSettings) -> None:
     """No document is in two rows, in training and in validation."""
     from bigtrain.data.batch.packing import held_out_packing, open_packings
 
-    settings = built(tmp_path / "data", classified_lines(tmp_path / "lines.jsonl"), length=48)
+    settings = classes
     for split in ("train", "validation"):
         datasets = open_datasets(settings, model_vocab_size=VOCABULARY, split=split)
         (packing,) = (
@@ -143,11 +150,9 @@ def test_sources_with_other_labels_have_no_common_numbers(tmp_path: Path) -> Non
         common_labels([one, three, two])
 
 
-def test_data_for_rows_of_another_length_are_refused(tmp_path: Path) -> None:
-    source = classified_lines(tmp_path / "lines.jsonl", 30)
-    settings = built(tmp_path / "data", source, length=48)
+def test_data_for_rows_of_another_length_are_refused(classes: DataSettings) -> None:
     with pytest.raises(BigtrainError, match="sequence_length"):
-        open_datasets(settings.model_copy(update={"sequence_length": 32}), model_vocab_size=VOCABULARY)
+        open_datasets(classes.model_copy(update={"sequence_length": 32}), model_vocab_size=VOCABULARY)
 
 
 def test_words_have_their_tag_at_their_first_token(tmp_path: Path) -> None:
@@ -288,8 +293,10 @@ def line(**record: Any) -> str:
 def test_wrong_labels_are_one_message(lines: str, changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text(lines)
+    source = source_of("jsonl", path, **changes)
     with pytest.raises(BigtrainError) as error:
-        built(tmp_path / "data", source_of("jsonl", path, **changes))
+        list(read_documents(source))
+        built(tmp_path / "data", source)
     for word in words:
         assert word in str(error.value)
 
@@ -323,6 +330,11 @@ def test_labels_need_whole_documents_and_two_texts_a_separator(tmp_path: Path) -
         labelled_settings(tmp_path, source, tokenizer={"vocab_size": 300})
 
 
+def test_questions_that_leave_no_room_for_contexts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_query_length 64.*128 or more"):
+        labelled_settings(tmp_path, source_of("squad", tmp_path), length=100)
+
+
 def test_a_separator_that_the_tokenizer_lacks_is_one_message(tmp_path: Path) -> None:
     source = classified_lines(tmp_path / "lines.jsonl", 30)
     with pytest.raises(BigtrainError, match=r"data.tokenizer.separator: the tokenizer has no special token '<sep>'"):
@@ -330,11 +342,12 @@ def test_a_separator_that_the_tokenizer_lacks_is_one_message(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("change", [{"label_names": None}, {"labels": "turns"}, {"label_names": []}])
-def test_a_manifest_whose_names_do_not_fit_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_manifest_whose_names_do_not_fit_is_refused(
+    tmp_path: Path, classes: DataSettings, change: dict[str, object]
+) -> None:
     from bigtrain.data.format.hashing import canonical_json, identity
 
-    settings = built(tmp_path / "data", classified_lines(tmp_path / "lines.jsonl", 30))
-    path = settings.dir / "made" / "train" / "manifest.json"
+    path = Path(shutil.copytree(classes.dir / "made" / "train", tmp_path / "train")) / "manifest.json"
     value = json.loads(path.read_text()) | change
     value = {key: part for key, part in value.items() if part is not None}
     totals = {key: value.pop(key) for key in ("tokens", "documents")}

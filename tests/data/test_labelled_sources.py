@@ -99,6 +99,19 @@ def test_the_files_of_glue_tasks_are_read(task: str, tmp_path: Path) -> None:
     assert made(source_of("glue", written(tmp_path / "train.tsv", text), task=task)) == wanted
 
 
+def test_incomplete_rows_of_glue_are_left_out_where_the_source_says_so(tmp_path: Path) -> None:
+    """QQP's file has some; `on_null: skip` counts them in the funnel."""
+    rows = [f"{n}|1|2|How {n}?|Why {n}?|{n % 2}" for n in range(30)]
+    text = table("id|qid1|qid2|question1|question2|is_duplicate", *rows, "99|5|6|Broken")
+    path = written(tmp_path / "train.tsv", text)
+    with pytest.raises(BigtrainError, match=r"(?s)train.tsv:32 .*on_null: skip"):
+        made(source_of("glue", path, task="qqp"))
+    settings = built(tmp_path / "data", source_of("glue", path, task="qqp", on_null="skip"))
+    funnel = json.loads((settings.dir / "made" / "funnel.json").read_text())
+    assert [(removed["rule"], removed["documents"]) for removed in funnel["removed"]] == [("on_null", 1)]
+    assert len(list(stored(settings))) == 30
+
+
 def test_a_glue_task_has_the_numbers_of_its_labels(tmp_path: Path) -> None:
     """Names and numbers are those of the datasets library, also where a label is not in the files."""
     lines = table("sentence|label", *(f"sentence {number}|{number % 2}" for number in range(30)))
@@ -216,6 +229,7 @@ def test_squad_becomes_windows_with_the_tokens_of_the_answer(tmp_path: Path) -> 
     for one in stored(settings):
         windows.setdefault(one.position, []).append(one)
     assert sorted(windows) == list(range(24))
+    assert sum(piece.extent for piece in open_corpus(source).pieces()) == path.stat().st_size
     for position, some in windows.items():
         asked = encode(questions[position]["question"], add_special_tokens=False).ids[:8]
         answer = questions[position]["answers"]

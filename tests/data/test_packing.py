@@ -86,6 +86,24 @@ def test_every_token_is_an_input_once_and_every_successor_a_label_once(
     assert labels[labels != IGNORE_INDEX].tolist() == [token for text in texts for token in text[1:]]
 
 
+@settings(max_examples=30, deadline=None)
+@given(corpora, st.integers(1, 17))
+def test_rows_without_next_ids_are_the_same_otherwise(shards: list[list[list[int]]], length: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder), shards)
+        sequences = np.arange(count_of(dataset, length))
+        packings = [ConcatPacking(dataset, length)]
+        whole, without = (
+            assemble(packings, np.zeros_like(sequences), sequences, with_next=with_next) for with_next in (True, False)
+        )
+    assert without.next_ids.shape == (len(sequences), 0)
+    for name in ("input_ids", "positions", "boundaries", "input_tokens"):
+        assert np.array_equal(getattr(whole, name), getattr(without, name))
+    for rows in (whole, without):
+        rows.withhold(0, 0, 1)
+    assert whole.withheld == without.withheld
+
+
 def test_the_order_of_rows_in_a_batch_does_not_change_a_row(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, [[[1, 2, 3, 4, 5, 6], [7, 8]], [[9] * 9]])
     alone = [pack(dataset, [s], 4) for s in range(count_of(dataset, 4))]

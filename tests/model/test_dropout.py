@@ -288,7 +288,7 @@ def test_recomputation_drops_what_the_forward_pass_dropped(family: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), how
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["bert", "bart"])
 def test_compiled_blocks_drop_the_same(family: str) -> None:
     for found, wanted in zip(gradients(family, compiled=True), gradients(family), strict=True):

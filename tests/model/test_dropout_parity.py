@@ -14,7 +14,7 @@ from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import build_model
 from bigtrain.model.layers.dropout import AttentionDropout, DropoutKeys, kept_at, scale_of, site_number
-from tests.model.helpers import exact_t5, relative_error, small_settings
+from tests.model.helpers import exact_t5, exact_xlnet, relative_error, small_settings
 
 ROWS, LENGTH, READ = 2, 20, 28
 ROW_KEYS = torch.tensor([17, -4])
@@ -147,3 +147,77 @@ def documents(prefix: str, length: int) -> dict[str, Any]:
         f"{prefix}cu_seqlens": torch.arange(ROWS + 1, dtype=torch.int32) * length,
         f"{prefix}max_seqlen": length,
     }
+
+
+HEADS = {
+    # Family, task, and transformers' name for the rate.
+    ("bert", "sequence_classification"): "classifier_dropout",
+    ("roberta", "sequence_classification"): "classifier_dropout",
+    ("albert", "sequence_classification"): "classifier_dropout_prob",
+    ("modernbert", "sequence_classification"): "classifier_dropout",
+    ("t5", "sequence_classification"): "classifier_dropout",
+    ("bart", "sequence_classification"): "classifier_dropout",
+    ("xlnet", "sequence_classification"): "summary_last_dropout",
+    ("llama", "token_classification"): "classifier_dropout",
+    ("gpt2", "token_classification"): "classifier_dropout",
+    ("roberta", "token_classification"): "classifier_dropout",
+}
+
+
+@pytest.mark.parametrize(("family", "task"), HEADS)
+def test_classifier_dropout_stands_where_transformers_has_it(
+    family: str, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With our masks all gradients are theirs; as many are asked for as there are, each of the right shape."""
+    import transformers
+
+    exact_t5(monkeypatch)
+    exact_xlnet(monkeypatch)
+    rate = 0.3
+    chosen = {"task_head": task, "num_labels": 3, "classifier_dropout": rate}
+    model = build_model(small_settings(family, **chosen)).double().train()
+    model.init_weights(seed=1)
+    whole_texts = task == "sequence_classification"
+    config = config_of(model.settings) | {HEADS[family, task]: rate, "eos_token_id": 0}
+    kind = "SequenceClassification" if whole_texts else "TokenClassification"
+    theirs = getattr(transformers, f"AutoModelFor{kind}").from_config(
+        transformers.CONFIG_MAPPING[config.pop("model_type")](**{"pad_token_id": 1} | config),
+        attn_implementation="eager",
+        dtype=torch.float64,
+    )
+    theirs = theirs.double().train()
+
+    def as_theirs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value for m in weight_maps(model.settings) for key, value in m.to_theirs(tensors).items()}
+
+    weights = as_theirs({name: p.detach() for name, p in model.named_parameters()})
+    assert not theirs.load_state_dict(weights, strict=False).unexpected_keys
+    theirs.tie_weights()
+
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 96, (ROWS, LENGTH), generator=generator)
+    ids[:, -1] = 0
+    place = 0 if model.settings.architecture == "encoder" else LENGTH - 1
+    asked = slice(place, place + 1) if whole_texts else slice(LENGTH)
+    labels = torch.full((ROWS, LENGTH), -100)
+    labels[:, asked] = torch.randint(3, labels[:, asked].shape, generator=generator)
+    batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "row_keys": ROW_KEYS, **documents("", LENGTH)}
+    inputs = {"input_ids": ids}
+    if model.settings.reads_pairs:
+        batch |= {"encoder_input_ids": ids, **documents("encoder_", LENGTH)}
+        inputs["decoder_input_ids"] = ids
+    model(**batch).backward()
+
+    keys = DropoutKeys.of(ROW_KEYS, LENGTH).own[:, asked]
+    places = ("task head", "classifier") if whole_texts and family in ("roberta", "t5", "bart") else ("classifier",)
+    sites = (DropoutKeys(keys, keys).at(site_number(name)).own for name in places)
+    masks = (kept_at(own[..., None], torch.arange(32), rate) * scale_of(rate) for own in sites)
+    given_masks((mask[:, 0] if whole_texts else mask for mask in masks), monkeypatch)
+    logits = theirs(**inputs).logits.view(-1, 3)
+    torch.nn.functional.cross_entropy(logits, labels[:, asked].flatten(), reduction="sum").backward()
+    assert next(masks, None) is None
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    expected = as_theirs({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert wanted.keys() <= expected.keys() and len(wanted) > 10
+    for name, gradient in wanted.items():
+        assert relative_error(expected[name], gradient, floor=1e-3) < 1e-6, name

@@ -187,6 +187,7 @@ def test_a_batch_without_labels_has_a_loss_and_gradients_of_zero() -> None:
     assert all(gradient.abs().max() == 0 for gradient in found.values())
 
 
+@pytest.mark.long
 def test_compiled_blocks_compute_the_same_for_any_number_of_labels() -> None:
     """Numbers of labels, documents and distances differ from batch to batch."""
     model, compiled = built(torch.float32), built(torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def test_the_rows_that_are_given_stay_as_they_are(objective: Objective) -> None:
     before = pickle.dumps(rows)
     objective.prepare(rows, keys_of(3, 20))
     assert pickle.dumps(rows) == before
+
+
+def test_next_ids_are_read_only_where_an_objective_says_so(objective: Objective) -> None:
+    rows, keys = rows_of(some_rows(3, 20, 30), 30), keys_of(3, 20)
+    if not objective.reads_next_ids:
+        without = replace(rows, next_ids=rows.next_ids[:, :0])
+        found, wanted = objective.prepare(without, keys), objective.prepare(rows, keys)
+        assert [row(found, number) for number in range(20)] == [row(wanted, number) for number in range(20)]
 
 
 def test_documents_that_are_withheld_are_never_predicted(objective: Objective) -> None:

@@ -47,7 +47,7 @@ def run_of(data: RunSandbox, directory, model: str | None, name: str, **engine: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", thinned(MODELS, keep=["char_lstm", "bahdanau"]))
+@pytest.mark.parametrize("model", thinned(MODELS, keep=["char_lstm"]))
 def test_a_recurrent_run_keeps_the_promises_of_a_run(data, tmp_path, model):
     """It is the same after a kill, has the same losses at other world sizes and stages, and is evaluated as trained."""
     whole = run_of(data, tmp_path, model, "whole")

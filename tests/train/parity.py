@@ -22,6 +22,8 @@ from tests import forkserver
 STEPS = 16
 """The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
 ROWS, TOKENS, VOCABULARY = 16, 32, 96
+VIRTUAL = 3
+"""Virtual tokens of an adapter, in front of every document."""
 READ = 24
 """Tokens of a row of an encoder-decoder's encoder."""
 
@@ -55,6 +57,8 @@ class Case:
     """Method of an adapter, which also drops where the model does."""
     base: str = ""
     """adapter: a folder with `weights`, its base, and `data`, with the tokenizer of these; see `base.py`."""
+    decay: float = 1.0
+    """Of rates from layer to layer."""
 
     @property
     def name(self) -> str:
@@ -191,6 +195,8 @@ def cases() -> list[Case]:
     found.append(Case(3, 4, clip=0.1, sequence=2, family="bert", task=tokens, drop=0.1))
     found.append(Case(1, 2, clip=0.1, tied=True, tensor=2, task=texts))
     found.append(Case(2, 2, clip=0.1, tied=True, family="bert", task=tokens, precision="bf16"))
+    for stage, world, family in ((3, 2, "llama"), (0, 2, "llama"), (1, 2, "bart"), (2, 4, "bert")):
+        found.append(Case(stage, world, 1, 0.3, stage < 3, family=family, decay=0.9))
     return found
 
 
@@ -206,6 +212,7 @@ def state_cases() -> list[Case]:
         Case(3, 2, tied=True, sequence=2, offload="cpu"),
         Case(3, 4, tied=True, secondary=2),
         Case(1, 2, tied=True, drop=0.1),
+        Case(3, 2, tied=True, decay=0.9),
     ]
 
 
@@ -264,7 +271,7 @@ def settings(case: Case) -> Settings:
                 "num_key_value_heads": 4 if whole_heads or case.sequence == 4 else 2,
                 "intermediate_size": 80,
                 "vocab_size": VOCABULARY,
-                "max_position_embeddings": TOKENS,
+                "max_position_embeddings": TOKENS + (VIRTUAL if case.adapter != "none" else 0),
                 "tie_word_embeddings": case.tied,
                 "initializer_range": 0.08,
                 "num_nextn_predict_layers": case.ahead,
@@ -287,7 +294,7 @@ def settings(case: Case) -> Settings:
                 "micro_batch_size": case.micro_batch_size,
                 "seed": 7,
             },
-            "optimizer": {"max_grad_norm": case.clip},
+            "optimizer": {"max_grad_norm": case.clip, "layer_lr_decay": case.decay},
             "engine": {
                 "zero_stage": case.stage,
                 "precision": case.precision,
@@ -309,6 +316,8 @@ def adapter_of(case: Case) -> dict[str, Any]:
         return {}
     if case.adapter == "bottleneck":
         return {"method": "bottleneck", "bottleneck_size": 8}
+    if case.adapter in ("prefix_tuning", "prompt_tuning"):
+        return {"method": case.adapter, "num_virtual_tokens": VIRTUAL}
     targets = ["*.q_proj", "*.o_proj", *(["layers.1.*.down_proj"] if case.family != "mixtral" else [])]
     drop = case.drop if architecture(case.family) in ("decoder", "encoder") else 0.0
     return {
@@ -409,7 +418,7 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
     once."""
     what = (
         case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix,
-        case.task, case.adapter, case.base,
+        case.task, case.adapter, case.base, case.decay,
     )  # fmt: skip
     return json.loads(_plain_loop(*what))
 
@@ -417,24 +426,26 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
 @functools.cache
 def _plain_loop(
     family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool,
-    task: str, adapter: str, base: str,
+    task: str, adapter: str, base: str, decay: float,
 ) -> str:  # fmt: skip
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
-    added = {"task": task, "adapter": adapter, "base": base}
-    like = Case(1, 4, clip=clip, tied=tied, family=family, ahead=ahead, drop=drop, prefix=prefix, **shares, **added)
+    others: dict[str, Any] = {"ahead": ahead, "drop": drop, "prefix": prefix, "task": task, "decay": decay}
+    like = Case(1, 4, clip=clip, tied=tied, family=family, adapter=adapter, base=base, **others, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
     model = build_model(chosen.model, attn_implementation="reference", adapter=chosen.adapter)
     model.init_weights(chosen.train.seed)
     if chosen.model.init_from is not None:
         start_from(Imported(chosen.model.init_from), model)
-    learning = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learning if p.ndim >= 2]
-    vectors = [p for p in learning if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": chosen.optimizer.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {
+                "params": [parameter],
+                "weight_decay": chosen.optimizer.weight_decay if parameter.ndim >= 2 else 0.0,
+                "scale": decay ** blocks_to_head(name, family),
+            }
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         ],
         betas=chosen.optimizer.betas,
         eps=chosen.optimizer.eps,
@@ -448,11 +459,11 @@ def _plain_loop(
         optimizer.zero_grad()
         loss.backward()
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]))
-        for parameter in learning if clip else ():
+        for parameter in (p for p in model.parameters() if clip and p.requires_grad):
             assert parameter.grad is not None
             parameter.grad *= min(1.0, clip / (float(norm) + 1e-6))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = learning_rate(step) * group["scale"]
         optimizer.step()
         for router, load in zip(model.routers().values(), model.auxiliary.take().loads, strict=True):
             router.move(load)
@@ -470,6 +481,17 @@ def start_from(base: Mapping[str, Tensor], model: nn.Module) -> None:
             parameter.copy_(base[name])
         elif part == "lora_magnitude_vector":
             parameter.copy_(base[f"{layer}.weight"].norm(dim=1))
+
+
+def blocks_to_head(name: str, family: str) -> int:
+    """How many blocks of these models lie between a parameter and the head, its own included."""
+    start, _, rest = name.removeprefix("encoder.").partition(".")
+    blocks, reads = 2, 2 if family == "bart" else 0  # of the decoder, and of the encoder before it
+    if start == "layers":
+        return blocks - int(rest.partition(".")[0]) + (reads if name.startswith("encoder.") else 0)
+    if start.startswith("embed") or start == "relative_attention_bias":
+        return blocks + reads + 1
+    return blocks + 1 if name.startswith("encoder.") else 0
 
 
 def launch(jobs: list[dict[str, Any]], world: int, directory: Path) -> list[Any]:

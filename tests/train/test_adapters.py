@@ -34,7 +34,12 @@ def cases() -> list[Case]:
         Case(3, 2, 1, 0.1, family="gpt2", tied=True, adapter="bottleneck"),
         Case(3, 2, 1, 0.1, offload="cpu", adapter="lora"),
         Case(3, 4, 1, 0.1, secondary=2, adapter="lora"),
-        Case(1, 2, 1, 0.1, family="mixtral", adapter="lora"),
+        Case(1, 2, 1, 0.01, family="mixtral", adapter="lora"),
+        Case(3, 2, 4, 0.01, recompute="full", adapter="prefix_tuning"),
+        Case(1, 2, 1, 0.01, precision="bf16", adapter="prefix_tuning", drop=0.1),
+        Case(2, 2, 1, 0.001, family="bert", tied=True, adapter="prefix_tuning", recompute="selective"),
+        Case(3, 2, 1, 0.01, adapter="prompt_tuning", recompute="selective"),
+        Case(0, 2, 4, 0.01, family="gpt2", tied=True, adapter="prompt_tuning"),
         Case(1, 2, 1, 0.1, family="albert", tied=True, adapter="lora"),
     ]
 

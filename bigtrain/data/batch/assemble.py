@@ -27,19 +27,21 @@ I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> TokenRows:
+def assemble(packings: Sequence[Packing], sources: I64, sequences: I64, *, with_next: bool = True) -> TokenRows:
     """Assemble rows.
 
     Args:
         packings: the sources.
         sources: i64 [R], the index of each row's source in `packings`.
         sequences: i64 [R], the number of each row's sequence. The number after the last gives a row of padding.
+        with_next: whether `next_ids` are made, for an objective that reads them.
 
     Raises:
         BigtrainError: a shard cannot be read, or has an id that is not in the vocabulary.
     """
     rows, length = len(sequences), packings[0].sequence_length
-    ids, next_ids, positions = np.empty((3, rows, length), np.int32)  # one large allocation is cheaper than three
+    ids, *following, positions = np.empty((2 + with_next, rows, length), np.int32)  # cheaper than three allocations
+    next_ids = following[0] if with_next else np.empty((rows, 0), np.int32)
     input_tokens = np.zeros(rows, np.int64)
     labelled = any(packing.dataset.summary.labels for packing in packings)
     labels = np.full((rows, length), IGNORE_INDEX, np.int32) if labelled else None
@@ -65,7 +67,8 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64) -> Token
     _check_vocabulary(packings, ids, next_ids, sources, sequences)
 
     end = np.concatenate(ends) if ends else np.empty(0, np.int64)
-    next_ids.reshape(-1)[end - 1] = IGNORE_INDEX
+    if with_next:
+        next_ids.reshape(-1)[end - 1] = IGNORE_INDEX
     boundaries = np.concatenate((end, *cuts))
     boundaries.sort()
     boundaries = boundaries[np.concatenate((boundaries[1:] != boundaries[:-1], [True]))]
@@ -117,13 +120,16 @@ def _copy(shard: TokenShard, places: I64, starts: I64, lengths: I64, ids: I32, n
     windows = shard.windows(row_length + 1) if len(starts) > 1 else None
     if windows is not None and (lengths == row_length).all() and int(starts.max()) < len(windows):
         rows, window = places // row_length, windows[starts]
-        ids[rows], next_ids[rows] = window[:, :-1], window[:, 1:]
+        ids[rows] = window[:, :-1]
+        if next_ids.size:
+            next_ids[rows] = window[:, 1:]
     else:
         flat_ids, flat_next = ids.reshape(-1), next_ids.reshape(-1)
         for place, start, length in zip(places.tolist(), starts.tolist(), lengths.tolist(), strict=True):
             tokens = shard.slice(start, start + length + 1)  # one less at the end of a shard, where a document ends
             flat_ids[place : place + length] = tokens[:length]
-            flat_next[place : place + len(tokens) - 1] = tokens[1:]
+            if next_ids.size:
+                flat_next[place : place + len(tokens) - 1] = tokens[1:]
     counts = last - first
     before = np.cumsum(counts) - counts
     ends = offsets[np.arange(counts.sum()) + np.repeat(first - before, counts)]
@@ -140,7 +146,8 @@ def _copy_labels(shard: TokenShard, places: I64, starts: I64, lengths: I64, labe
 def _check_vocabulary(packings: Sequence[Packing], ids: I32, next_ids: I32, sources: I64, sequences: I64) -> None:
     """Raise BigtrainError for an id that is not in the vocabulary: in the model the error would be unclear."""
     vocabulary = packings[0].dataset.summary.vocab_size
-    if int(ids.max()) < vocabulary and int(next_ids[:, -1].max()) < vocabulary:  # each other one is an input too
+    largest = max(int(ids.max()), int(next_ids[:, -1:].max(initial=0)))  # each other next one is an input too
+    if largest < vocabulary:
         return
     for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True):
         spans = packings[source].spans(np.array([sequence]))

@@ -178,7 +178,7 @@ class Loader:
         """The batches of a group of steps."""
         samples, addresses = group.samples, group.addresses
         fetch(self._packings, addresses.source, addresses.sequence)
-        rows = assemble(self._packings, addresses.source, addresses.sequence)
+        rows = assemble(self._packings, addresses.source, addresses.sequence, with_next=self._objective.reads_next_ids)
         for skip in self._unlabelled:
             skip.apply(rows, samples, addresses)
         # The keys cost two per cent of what the causal objective takes in all.

@@ -48,6 +48,8 @@ def validation_batches(
         sequences = np.array(own[start : start + micro_batch_size])
         of_one_source = np.zeros_like(sequences)
         fetch([packing], of_one_source, sequences)
-        rows = replace(assemble([packing], of_one_source, sequences), turns=sequences)
+        rows = replace(
+            assemble([packing], of_one_source, sequences, with_next=objective.reads_next_ids), turns=sequences
+        )
         prepared = objective.prepare(rows, keys.of(of_one_source, of_one_source, sequences))
         yield from micro_batches_of(prepared, micro_batch_size)

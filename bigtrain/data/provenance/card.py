@@ -105,7 +105,8 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         _decontaminated(card),
         f"{below} Datasets",
         f"{card['validation_fraction']:.2%} of the documents, chosen by a hash of their origin, are held out for "
-        "validation and never trained on. A dataset id is the root of a Merkle tree over every byte.",
+        f"validation and never trained on{_own_files(sources)}. "
+        "A dataset id is the root of a Merkle tree over every byte.",
         _table(("source", "split", "documents", "tokens", "dataset id"), datasets),
         f"{below} Tokenizer and order",
         f"- Tokenizer `{tokenizer['hash']}`, {tokenizer['vocab_size']:,} tokens, {origin}; "
@@ -165,9 +166,15 @@ def _mixed(phase: Card) -> str:
     return ", ".join(f"{source} {weight:g}" for source, weight in phase["weights"].items())
 
 
+def _own_files(sources: Sequence[Card]) -> str:
+    names = [source["name"] for source in sources if source["held_out_path"]]
+    return f"; of {', '.join(names)}, files of their own are" if names else ""
+
+
 def _whence(source: Card) -> str:
-    keys = {"huggingface": ("path", "subset", "split"), "python_stdlib": ("content",)}.get(source["kind"], ("path",))
-    return " ".join(f"`{source[key]}`" for key in keys if source[key])
+    own = {"huggingface": ("path", "subset", "split"), "python_stdlib": ("content",)}
+    whence = " ".join(f"`{source[key]}`" for key in own.get(source["kind"], ("path", "task")) if source[key])
+    return f"{whence}, held out: `{source['held_out_path']}`" if source["held_out_path"] else whence
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

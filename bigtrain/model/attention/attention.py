@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_backends import attention_backend
 from bigtrain.model.attention.attention_rule import AttentionRule
+from bigtrain.model.attention.virtual_tokens import VirtualKeys
 from bigtrain.model.context import Context
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.adapted import project
@@ -43,6 +44,8 @@ class SelfAttention(nn.Module):
         }[settings.qk_norm]
         self.q_norm = norm_layer(settings, normed[0]) if normed else None
         self.k_norm = norm_layer(settings, normed[1]) if normed else None
+        self.prefix: VirtualKeys | None = None
+        """Keys and values that an adapter puts in front of every document."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, T, C] to [B, T, C]."""
@@ -64,10 +67,20 @@ class SelfAttention(nn.Module):
             return self.o_proj(cache.attend(self.layer, query, key, value, rule).flatten(2))
         rows = query.shape[:2]
         query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
+        bounds = context.cu_seqlens, context.max_seqlen
+        places = None if self.prefix is None else context.virtual
+        if self.prefix is not None and places is not None:
+            query, key, value = self.prefix(query, key, value, places)
+            bounds = places.cu_seqlens, places.max_seqlen
+            if drop is not None:
+                keys = places.placed(drop.keys, drop.keys.new_zeros(len(self.prefix.prefix_key), self.heads))
+                rule = replace(rule, dropout=drop._replace(keys=keys))
         if cache is not None:
             cache.store(self.layer, key, value)
         attend = attention_backend(self.implementation, query, rule)
-        output = attend(query, key, value, context.cu_seqlens, context.max_seqlen, rule)
+        output = attend(query, key, value, *bounds, rule)
+        if places is not None:
+            output = places.taken(output)
         output = output.view(*rows, *output.shape[1:])
         if ranks is not None:
             output = ranks.gather_heads(output)

@@ -47,10 +47,13 @@ class KeyValueCache(Cache):
         lengths: Sequence[int],
         device: torch.device,
         read_lengths: Sequence[int] | None = None,
+        virtual_tokens: int = 0,
     ) -> None:
         """An empty cache for prompts of these lengths, which the first forward pass brings packed, end to end. Of an
-        encoder-decoder `read_lengths` are those of what its encoder has read, likewise."""
+        encoder-decoder `read_lengths` are those of what its encoder has read, likewise. The keys and values of so many
+        virtual tokens stand in front of those of each row."""
         super().__init__(lengths, device)
+        self._virtual = virtual_tokens
         self.windows = [settings.window_of(layer) for layer in range(settings.decoder_layers)]
         self.read = None if read_lengths is None else ReadCache(read_lengths, device)
         self._keys: list[Tensor] = []
@@ -64,9 +67,10 @@ class KeyValueCache(Cache):
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Take over the keys and values [N, K, D] of the packed prompts; layers come in order."""
         assert layer == len(self._keys)
-        slots = self._slots_for(layer, max(self.lengths))
-        self._keys.append(_in_slots(key, self.cu_seqlens, slots))
-        self._values.append(_in_slots(value, self.cu_seqlens, slots))
+        slots = self._slots_for(layer, max(self.lengths) + self._virtual)
+        held = boundaries([length + self._virtual for length in self.lengths], key.device)
+        self._keys.append(_in_slots(key, held, slots))
+        self._values.append(_in_slots(value, held, slots))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         """Add one token to each row, and let it attend.
@@ -84,9 +88,9 @@ class KeyValueCache(Cache):
         self._grow(layer)
         keys, values = self._keys[layer], self._values[layer]
         slots, rows = keys.shape[2], torch.arange(len(self.lengths), device=key.device)
-        keys[rows, :, self.positions % slots] = key[:, 0]
-        values[rows, :, self.positions % slots] = value[:, 0]
-        held = min(slots, self.longest)
+        keys[rows, :, self._places % slots] = key[:, 0]
+        values[rows, :, self._places % slots] = value[:, 0]
+        held = min(slots, self._most)
         view = self._view(slots, held)
         return _attention(query[:, 0], keys[:, :, :held], values[:, :, :held], rule, view)[:, None]
 
@@ -105,6 +109,16 @@ class KeyValueCache(Cache):
         if self.read is not None:
             self.read.keep(rows)
 
+    @property
+    def _places(self) -> Tensor:
+        """[B] where the token at hand stands, after the virtual ones of its row."""
+        return self.positions + self._virtual
+
+    @property
+    def _most(self) -> int:
+        """Keys of the longest row, that of the token at hand included."""
+        return self.longest + self._virtual
+
     def _slots_for(self, layer: int, tokens: int) -> int:
         window = self.windows[layer]
         slots = -(-tokens // _STEP) * _STEP
@@ -114,14 +128,14 @@ class KeyValueCache(Cache):
         for held in (self._keys, self._values):
             cache = held[layer]
             slots = cache.shape[2]
-            if self.longest > slots != self.windows[layer]:
-                more = self._slots_for(layer, max(self.longest, slots + slots // 4))
+            if self._most > slots != self.windows[layer]:
+                more = self._slots_for(layer, max(self._most, slots + slots // 4))
                 # Nothing has come round yet, so every position stays in its slot.
                 held[layer] = torch.cat((cache, cache.new_zeros(*cache.shape[:2], more - slots, cache.shape[3])), dim=2)
 
     def _view(self, slots: int, held: int) -> _View:
         if slots not in self._views:
-            slot, at = torch.arange(held, device=self.positions.device), self.positions[:, None]
+            slot, at = torch.arange(held, device=self.positions.device), self._places[:, None]
             hidden = None if len(set(self.lengths)) == 1 else slot > at
             distance = (at - slot) % slots
             self._views[slots] = _View(hidden, distance if hidden is None else distance.masked_fill(hidden, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,24 @@ class _Conversations:
                 wanted="messages with role and content, or conversations with from and value",
                 fix="write each conversation as an object with a list of messages",
             )
+        try:
+            record = clean(record)
+            json.dumps(record, allow_nan=False)
+        except (RecursionError, ValueError) as error:
+            raise BigtrainError(
+                f"{origin.where} has a value that chat templates do not take",
+                found=f"{type(error).__name__}: {error}"[:200],
+                wanted="JSON without NaN, and not nested hundreds deep",
+                fix="correct the conversation, or leave it out",
+            ) from None
         items = record[form]
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise BigtrainError(
                 f"{origin.where}: {form} is not a list of messages", found=str(items)[:200], wanted="a list of objects"
             )
-        messages = tuple(_message(clean(item), form, origin.where) for item in items)
+        messages = tuple(_message(item, form, origin.where) for item in items)
+        if form == "conversations" and isinstance(record.get("system"), str):
+            messages = ({"role": "system", "content": record["system"]}, *messages)
         if not any(message["role"] == ASSISTANT_ROLE for message in messages):
             raise BigtrainError(
                 f"{origin.where} has no message of an assistant, so there is nothing to learn from it",
@@ -56,7 +69,7 @@ class _Conversations:
                 wanted=f"a message of role {ASSISTANT_ROLE}",
                 fix="leave the conversation out, or correct the roles",
             )
-        tools = clean(record.get("tools") or [])
+        tools = _tools(record.get("tools"))
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise BigtrainError(
                 f"{origin.where}: tools is not a list of objects",
@@ -86,6 +99,16 @@ def _message(item: dict[str, Any], form: str, where: str) -> dict[str, Any]:
             f"{where} has a message without text", found=str(item.get("value"))[:100], wanted="a string as value"
         )
     return {"role": role, "content": item["value"]}
+
+
+def _tools(value: Any) -> Any:
+    """The tools of a record, which ShareGPT's form has as a text of JSON."""
+    if isinstance(value, str) and value.strip():
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value or []
 
 
 def _texts(content: Any) -> list[str]:

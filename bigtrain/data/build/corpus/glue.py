@@ -61,11 +61,14 @@ GLUE: Mapping[str, GlueTask] = {
 class _GlueRows:
     task: str
     columns: tuple[str, ...]
+    skip_incomplete: bool
 
     def __call__(self, record: Any, origin: Origin) -> Document:
         about = GLUE[self.task]
         cells = dict(zip(self.columns, record, strict=False))
         missing = [column for column in (*about.texts, about.label) if column not in cells]
+        if missing and self.skip_incomplete:
+            return Document("", origin.name, origin.position, null=True)
         if missing:
             raise _unlike(self.task, origin.where, f"{len(record)} cells, none for {missing[0]!r}")
         label = cells[about.label].strip()
@@ -85,7 +88,7 @@ def _unlike(task: str, where: str, found: str) -> BigtrainError:
         f"{where} is not as the files of the GLUE task {task}",
         found=found[:300],
         wanted=f"columns {', '.join((*about.texts, about.label))}, separated by tabs",
-        fix="check task, and that the file is one of the GLUE download, such as train.tsv or dev.tsv",
+        fix="check task and file; if the file has a few incomplete rows, as QQP's, set on_null: skip in the source",
     )
 
 
@@ -106,7 +109,7 @@ def _pieces(source: SourceSettings, file: CorpusFile) -> Iterator[Piece]:
         columns = () if header is None else header[1]
         if not {*about.texts, about.label} <= set(columns):
             raise _unlike(source.task, f"{file.place}:1", f"columns {', '.join(columns)}")
-    return pieces_of_records(file, rows, _GlueRows(source.task, columns))
+    return pieces_of_records(file, rows, _GlueRows(source.task, columns, source.on_null == "skip"))
 
 
 def glue(source: SourceSettings) -> Corpus:

@@ -46,7 +46,7 @@ class RecordPiece:
     """The position of each, and what it is."""
     read: RecordReader
     extent: int
-    """Bytes of the file, or characters of its texts."""
+    """Bytes of the file."""
     continued: bool = False
 
     def documents(self) -> Iterator[Document]:
@@ -56,7 +56,7 @@ class RecordPiece:
 
 
 def pieces_of_records(
-    file: CorpusFile, records: Iterator[tuple[int, Any, int]], read: RecordReader
+    file: CorpusFile, records: Iterator[tuple[int, Any, int]], read: RecordReader, share: float = 1.0
 ) -> Iterator[RecordPiece]:
     """Records in pieces of about PIECE_BYTES.
 
@@ -64,6 +64,7 @@ def pieces_of_records(
         file: the file that they are from.
         records: the position of each, what it is, and its size in bytes.
         read: makes documents of them.
+        share: bytes of the file for each byte of a record.
     """
     kept: list[tuple[int, Any]] = []
     size = 0
@@ -71,10 +72,10 @@ def pieces_of_records(
         kept.append((position, record))
         size += record_size
         if size >= PIECE_BYTES:
-            yield RecordPiece(file.place, file.name, kept, read, size)
+            yield RecordPiece(file.place, file.name, kept, read, round(size * share))
             kept, size = [], 0
     if kept:
-        yield RecordPiece(file.place, file.name, kept, read, size)
+        yield RecordPiece(file.place, file.name, kept, read, round(size * share))
 
 
 def pair_of(source: str, target: str, name: str, position: int, *, group: str | None = None) -> Document:

@@ -19,7 +19,7 @@ from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_file
 from bigtrain.data.build.corpus.encodings import without_mark
 from bigtrain.data.build.corpus.files import CorpusFile, reading
 from bigtrain.data.build.corpus.records import Origin, pieces_of_records
-from bigtrain.data.format.documents import Document, LabelledSpan, Segment
+from bigtrain.data.format.documents import Document, LabelledSpan, Piece, Segment
 from bigtrain.data.format.labels import ANSWER, CONTEXT, QUESTION
 
 SUFFIXES = tuple(f".json{compressed}" for compressed in ("", *COMPRESSED))
@@ -69,8 +69,8 @@ def _span(answer: Any, context: str, where: str) -> LabelledSpan:
     return LabelledSpan(start, start + len(text), ANSWER)
 
 
-def _questions(file: CorpusFile) -> Iterator[tuple[int, Any, int]]:
-    """Position, question and size of each; a file is one JSON document, and is read as a whole."""
+def _pieces(file: CorpusFile) -> Iterator[Piece]:
+    """The questions of a file, which is one JSON document and is read as a whole."""
     with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
         content = without_mark(stream.read(), file.place)
         file.require_whole(raw.tell())
@@ -90,12 +90,15 @@ def _questions(file: CorpusFile) -> Iterator[tuple[int, Any, int]]:
             fix="check the path; other questions with answers can be written in this form",
         ) from None
     del content
+    records = []
     for position, question in enumerate(questions):
         if not isinstance(question.context, str) or not isinstance(question.about, dict):
             raise BigtrainError(
                 f"{file.place} is not a file of SQuAD", found=f"question {position} without text", wanted=FORM
             )
-        yield position, question, len(question.context)
+        records.append((position, question, len(question.context)))
+    characters = sum(size for *_, size in records)  # many questions have the same context
+    yield from pieces_of_records(file, iter(records), _Questions(), file.size / max(characters, 1))
 
 
 def squad(source: SourceSettings) -> Corpus:
@@ -110,6 +113,6 @@ def squad(source: SourceSettings) -> Corpus:
     found = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
     return corpus_of_files(
         found.files,
-        lambda: (piece for file in found.files for piece in pieces_of_records(file, _questions(file), _Questions())),
+        lambda: (piece for file in found.files for piece in _pieces(file)),
         found.skipped,
     )

@@ -1,0 +1,180 @@
+"""LoRA on a CPU, side by side with peft and the transformers Trainer: tokens a second, and peak memory.
+
+    bigtrain data build benchmarks/llama-30m.yaml
+    python benchmarks/adapters.py [--config benchmarks/llama-30m.yaml] [--repeats 5] [--timed-tokens 140000]
+
+Same base (random weights), same batches, same adapter (r 16 on every linear layer of the blocks), AdamW, clipping, one
+process with all cores. Each contestant runs in a process of its own; in a first round each of its forms runs once, and
+its fastest goes on. They then take turns, so that a drift of the machine's speed hits all alike. bigtrain is the
+ordinary command, its step times those of metrics.jsonl, and it trains documents apart from each other, which peers do
+not. Its full training of the same model stands beside it, to say what an adapter saves. Timed is the whole step, data
+loading included, without the first few. Memory is the largest resident set of the process, which the kernel counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from record import spread, write_result
+from train_cpu import CORES, WARMUP_STEPS, first_batches
+
+from bigtrain.config import load_settings
+from bigtrain.convert import export_hf, import_hf
+from bigtrain.model import build_model, count_learning_parameters, count_parameters
+
+RANK, ALPHA = 16, 32.0
+WHAT = {
+    "bigtrain": "bigtrain train with adapter.method lora",
+    "bigtrain-full": "bigtrain train, all parameters",
+    "peft": "transformers Trainer, LoRA of peft",
+}
+FORMS = {
+    "bigtrain": ["bf16", "fp32"],
+    "bigtrain-full": ["bf16", "fp32"],
+    "peft": ["bf16-autocast", "bf16-weights", "fp32"],
+}
+"""Precisions: of the Trainer, float32 weights under autocast, weights in bfloat16, or all in float32."""
+
+
+class Measured(NamedTuple):
+    """One run."""
+
+    tokens_per_second: float
+    peak_bytes: int
+
+
+class Race:
+    """All contestants on one base and its batches."""
+
+    def __init__(self, config: Path, folder: Path, timed_tokens: int) -> None:
+        self.folder, self.settings = folder, load_settings(config)
+        self.document = yaml.safe_load(config.read_text())
+        self.tokens_per_step = self.settings.train.global_batch_size * self.settings.data.sequence_length
+        self.steps = WARMUP_STEPS + max(4, timed_tokens // self.tokens_per_step)
+        self.runs = 0
+        torch.save(first_batches(self.settings, self.steps), folder / "batches.pt")
+        model = build_model(self.settings.model)
+        model.init_weights(0)
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        end = self.settings.data.tokenizer.end_of_text
+        tokenizer = self.settings.data.dir / "tokenizer.json"
+        export_hf(weights, self.settings.model, tokenizer, folder / "hf", end_of_text=end, dtype=torch.float32)
+        import_hf(folder / "hf", folder / "weights", end_of_text=end)
+
+    def result(self, repeats: int) -> dict[str, Any]:
+        trials: dict[str, dict[str, float]] = {}
+        for name, forms in FORMS.items():
+            trials[name] = {form: self.run(name, form).tokens_per_second for form in forms}
+            print(f"tried {name:14} {trials[name]}", flush=True)
+        fastest = {name: max(rates, key=lambda form: rates[form]) for name, rates in trials.items()}
+        found: dict[str, list[Measured]] = {name: [] for name in FORMS}
+        for repeat in range(repeats):
+            for name, form in fastest.items():
+                found[name].append(self.run(name, form))
+                print(f"{repeat + 1}/{repeats}  {name:14} {form:14} {found[name][-1]}", flush=True)
+        rows = {}
+        for name, measured in found.items():
+            pairs = list(zip(found["bigtrain"], measured, strict=True))
+            rows[name] = {
+                "what": WHAT[name],
+                "form": fastest[name],
+                "tokens_per_second": spread([each.tokens_per_second for each in measured]),
+                "peak_bytes": spread([each.peak_bytes for each in measured]),
+                "bigtrain_is_faster_by": spread([a.tokens_per_second / b.tokens_per_second for a, b in pairs]),
+                "memory_over_that_of_bigtrain": spread([b.peak_bytes / a.peak_bytes for a, b in pairs]),
+            }
+        adapter = load_settings(self.config_of("bigtrain", "bf16")).adapter
+        return {
+            "parameters": count_parameters(self.settings.model),
+            "learning": count_learning_parameters(self.settings.model, adapter),
+            "tokens_per_step": self.tokens_per_step,
+            "steps": self.steps,
+            "contestants": rows,
+            "first_round": trials,
+        }
+
+    def run(self, name: str, form: str) -> Measured:
+        """One run of a contestant, in a process of its own."""
+        self.runs += 1
+        seconds_file = self.folder / f"seconds-{self.runs}.json"
+        if name == "peft":
+            train = self.settings.train
+            job = {
+                "base": str(self.folder / "hf"), "batches": str(self.folder / "batches.pt"), "out": str(seconds_file),
+                "threads": CORES, "form": form, "micro_batch_size": train.micro_batch_size, "r": RANK, "alpha": ALPHA,
+            }  # fmt: skip
+            described = self.folder / f"job-{self.runs}.json"
+            described.write_text(json.dumps(job))
+            peak = _peak([sys.executable, str(Path(__file__).with_name("adapters_worker.py")), str(described)])
+            seconds = json.loads(seconds_file.read_text())
+        else:
+            config = self.config_of(name, form)
+            run_dir = yaml.safe_load(config.read_text())["run_dir"]
+            peak = _peak([sys.executable, "-m", "bigtrain", "train", str(config)])
+            lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+            seconds = [json.loads(line)["step_seconds"] for line in lines]
+        return Measured(self.tokens_per_step / statistics.median(seconds[WARMUP_STEPS:]), peak)
+
+    def config_of(self, name: str, form: str) -> Path:
+        """The configuration of a run of bigtrain."""
+        document = json.loads(json.dumps(self.document))
+        document["run_dir"] = str(self.folder / f"run-{self.runs}")
+        document["model"]["init_from"] = str(self.folder / "weights")
+        if name == "bigtrain":
+            document["adapter"] = {"method": "lora", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["*_proj"]}
+        document["train"] |= {"steps": self.steps}
+        document["schedule"] = {"name": "constant"}
+        document["engine"] = {"zero_stage": 1, "precision": form}
+        document["evaluate"] = {"max_sequences": 1}
+        document["checkpoint"], document["tracking"] = {}, {"wandb": "disabled"}
+        path = self.folder / f"config-{self.runs}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+
+def _peak(command: list[str]) -> int:
+    """Run a command; the largest resident set of its process, in bytes. Raises CalledProcessError."""
+    environ = {**os.environ, "OMP_NUM_THREADS": str(CORES), "DS_ACCELERATOR": "cpu"}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        print(output, file=sys.stderr)
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    return usage.ru_maxrss * 1024  # Linux counts in KiB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("benchmarks/llama-30m.yaml"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--timed-tokens", type=int, default=140_000, help="of a run: about so many, in whole steps")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the result")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"config": str(args.config), "load_at_start": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        result |= Race(args.config, Path(folder), args.timed_tokens).result(args.repeats)
+    result["load_at_end"] = os.getloadavg()[0]
+    for name, row in result["contestants"].items():
+        faster, larger = row["bigtrain_is_faster_by"], row["memory_over_that_of_bigtrain"]
+        print(
+            f"{name:14} {row['form']:14} {row['tokens_per_second']['median']:9,.0f} tokens/s, "
+            f"{row['peak_bytes']['median'] / 2**20:7,.0f} MiB; bigtrain is faster by {faster['median']:.2f} "
+            f"({faster['min']:.2f} to {faster['max']:.2f}), memory {larger['median']:.2f} times as much"
+        )
+    print(write_result("adapters", result, args.out))
+
+
+if __name__ == "__main__":
+    main()
