@@ -35,7 +35,9 @@ generate                prompts in, continuations out
 
 from bigtrain.model.adapters import Merged, first_magnitude, is_of_adapter
 from bigtrain.model.build import build_model
+from bigtrain.model.compression.compressed import CompressedWeights
 from bigtrain.model.compression.gptq import gptq
+from bigtrain.model.compression.linears import block_of, linear_layers
 from bigtrain.model.compression.pruning import (
     keep_of_all,
     keep_of_groups,
@@ -71,6 +73,7 @@ __all__ = [
     "PREFIX_VALUE",
     "PROMPT",
     "Completion",
+    "CompressedWeights",
     "Decoder",
     "Distillation",
     "Encoder",
@@ -85,6 +88,7 @@ __all__ = [
     "SequenceParallel",
     "Transformer",
     "attention_factor",
+    "block_of",
     "build_model",
     "count_active_parameters",
     "count_learning_parameters",
@@ -101,6 +105,7 @@ __all__ = [
     "keep_of_rows",
     "keep_of_tensor",
     "lacking_for_cpu_kernels",
+    "linear_layers",
     "original_context",
     "product_dtype",
     "quantised",

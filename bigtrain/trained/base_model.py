@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import Settings
 from bigtrain.convert import StartingWeights
 from bigtrain.model import Merged
 from bigtrain.rundir import RunState
 from bigtrain.trained.teacher import TEACHER, open_teacher
-from bigtrain.trained.weight_source import WithoutDistillation, weight_source
+from bigtrain.trained.trained_weights import trained_weights
+from bigtrain.trained.weight_source import weight_source
 
 
 def base_of(settings: Settings) -> StartingWeights:
@@ -78,7 +79,7 @@ def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tenso
     Raises:
         BigtrainError: here or at a request: the checkpoint is damaged, or the base is another one.
     """
-    trained = WithoutDistillation(load_weights(checkpoint))
+    trained = trained_weights(settings, checkpoint)
     if settings.adapter.method == "none":
         return trained
     base = base_of(settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bigtrain.base import BigtrainError, read_json
-from bigtrain.config import AdapterSettings, Settings, load_settings
+from bigtrain.config import AdapterSettings, CompressionSettings, Settings, load_settings
 from bigtrain.convert import COMPRESSION_RECORD, COMPRESSION_SETTINGS, Imported, is_compressed
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.base_model import plain_weights, weights_of
@@ -51,10 +51,12 @@ class StoredModel:
         moves = RunState.of(checkpoint.manifest.state).router_moves
         return cls(path, settings, weights_of(settings, checkpoint), checkpoint.step, moves)
 
-    def without_adapter(self, merge: bool) -> StoredModel:
-        """The same without an adapter, merged where `merge` says so. Raises BigtrainError: see `plain_weights`."""
+    def plain(self, merge: bool) -> StoredModel:
+        """The same without an adapter, merged where `merge` says so, and without compression in training, which its
+        weights have been through. Raises BigtrainError: see `plain_weights`."""
         weights = plain_weights(self.settings, self.weights, merge)
-        return replace(self, weights=weights, settings=self.settings.model_copy(update={"adapter": AdapterSettings()}))
+        sections = {"adapter": AdapterSettings(), "compression": CompressionSettings()}
+        return replace(self, weights=weights, settings=self.settings.model_copy(update=sections))
 
     @classmethod
     def _of_folder(cls, path: Path, step: int | None) -> StoredModel:

@@ -18,7 +18,7 @@ from bigtrain.checkpoint import MASTER, Cursor, Fragment, StorageTiers, save
 from bigtrain.config import ModelSettings, Settings, mathematics
 from bigtrain.convert import Imported
 from bigtrain.data import MicroBatch
-from bigtrain.model import Sampling, build_model
+from bigtrain.model import Sampling, block_of, build_model, linear_layers
 from bigtrain.model.compression.pruning import keep_of_rows
 from bigtrain.trained import (
     Compression,
@@ -30,7 +30,7 @@ from bigtrain.trained import (
     starting_weights,
 )
 from bigtrain.trained.compression.calibration import Reader
-from bigtrain.trained.compression.layers import block_of, change_layers, linear_layers
+from bigtrain.trained.compression.layers import change_layers
 from bigtrain.trained.compression.narrowing import Narrowing, NarrowShape
 from bigtrain.trained.weight_source import weight_source
 from tests.convert.helpers import settings_of, shapes, trained, weights_of

@@ -33,7 +33,7 @@ from bigtrain.model import (
 )
 from bigtrain.trained.checkpoint_settings import tokenizer_file_of
 from bigtrain.trained.compression.calibration import Calibration, LayerInputs, Reader
-from bigtrain.trained.compression.layers import change_layers, linear_layers
+from bigtrain.trained.compression.layers import change_layers, layers_of
 from bigtrain.trained.compression.narrowing import Narrowing, NarrowShape
 from bigtrain.trained.stored_model import StoredModel
 from bigtrain.trained.trained import loaded_model
@@ -144,7 +144,7 @@ def compress_run(
     """
     compression.check()
     refuse_foreign_out(out)
-    stored = StoredModel.open(run, step).without_adapter(merge)
+    stored = StoredModel.open(run, step).plain(merge)
     before = stored.settings.model
     shape = NarrowShape(compression.heads, compression.channels)
     shape.check(before)
@@ -155,12 +155,12 @@ def compress_run(
     if compression.narrows:
         narrowing = Narrowing(shape, before)
         model = _ready(stored)
-        change_layers(linear_layers(model), narrowing, _reader(model, rows, compression.importance == "wanda"))
+        change_layers(layers_of(model), narrowing, _reader(model, rows, compression.importance == "wanda"))
         weights = narrowing.cut({name: parameter.detach() for name, parameter in model.named_parameters()})
         settings = stored.settings.model_copy(update={"model": shape.of(before)})
         stored, kept = replace(stored, settings=settings, weights=weights), narrowing.kept()
     model = _ready(stored)
-    layers = linear_layers(model)
+    layers = layers_of(model)
     if compression.prune:
         change_layers(layers, _Pruning(compression, layers), _reader(model, rows, compression.prune == "wanda"))
     quantising = _Quantising(compression)

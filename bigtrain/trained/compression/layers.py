@@ -7,7 +7,6 @@ for each block, in the order in which the model computes them:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from itertools import groupby
 
@@ -15,27 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.base import BigtrainError
+from bigtrain.model import block_of, linear_layers
 from bigtrain.trained.compression.calibration import LayerInputs, Reader
 
 Change = Callable[[str, Tensor, LayerInputs | None], Tensor]
 """From the name of a matrix, its numbers [out, in], and what it is multiplied with where that was measured, to its new
 numbers."""
 
-_BLOCK = re.compile(r"(encoder\.)?layers\.\d+\.")
-"""The start of the names of what is inside a block, as adapters have it."""
 
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def layers_of(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers inside the blocks, by the names of their matrices.
 
     Raises:
         BigtrainError: there are none.
     """
-    found = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and _BLOCK.match(name)
-    }
+    found = linear_layers(model)
     if not found:
         raise BigtrainError(
             "this model has no linear layers in blocks that could be compressed",
@@ -43,12 +36,6 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
             wanted="a model of blocks with attention",
         )
     return found
-
-
-def block_of(name: str) -> str:
-    """The block that a parameter is in, such as `layers.3.`; empty outside of blocks."""
-    found = _BLOCK.match(name)
-    return found[0] if found else ""
 
 
 @torch.no_grad()
@@ -60,7 +47,7 @@ def change_layers(
     Each block takes one pass through the model up to its end, so the passes grow with the square of the depth.
 
     Args:
-        layers: of `linear_layers`.
+        layers: of `layers_of`.
         change: see `Change`.
         reader: measures what layers read. Default: `change` needs no inputs.
         hessians: see `Reader.inputs`.
