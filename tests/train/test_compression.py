@@ -65,8 +65,10 @@ def test_sixteen_steps_equal_a_plain_loop(curves: dict[str, Any], case: Case) ->
     assert ours["losses"] == pytest.approx(plain["losses"], abs=loss)
     assert ours["norms"] == pytest.approx(plain["norms"], rel=norm)
     free = plain_loop(Case(**{**asdict(case), "compressed": False}))
-    apart = max(abs(a - b) for a, b in zip(plain["losses"], free["losses"], strict=True))
-    assert apart > 3 * loss  # compression does change the training
+    near, apart = (
+        max(abs(a - b) for a, b in zip(plain["losses"], others["losses"], strict=True)) for others in (ours, free)
+    )
+    assert case.precision != "fp32" or apart > 3 * near, (near, apart)  # compression does change the training
 
 
 @pytest.mark.slow
