@@ -29,7 +29,7 @@ from bigtrain.trained import (
     export_run_to_gguf,
     starting_weights,
 )
-from bigtrain.trained.compression.calibration import Reader
+from bigtrain.trained.compression.calibration import InputReader
 from bigtrain.trained.compression.layers import change_layers
 from bigtrain.trained.compression.narrowing import Narrowing, NarrowShape
 from bigtrain.trained.weight_source import weight_source
@@ -221,7 +221,7 @@ def test_wanda_reads_what_the_pruned_blocks_before_give() -> None:
         squares[name] = inputs.squares
         return weight * keep_of_rows(weight.abs() * inputs.squares.sqrt(), 0.5)
 
-    change_layers(linear_layers(model), change, Reader(model, rows, torch.device("cpu")))
+    change_layers(linear_layers(model), change, InputReader(model, rows, torch.device("cpu")))
     for number in range(3):
         own = {name: layer for name, layer in linear_layers(oracle).items() if block_of(name) == f"layers.{number}."}
         read: dict[str, list[Tensor]] = {name: [] for name in own}
@@ -258,7 +258,7 @@ def test_the_smaller_model_computes_what_the_masked_one_does(family: str, data: 
                         data.draw(st.integers(1, full.intermediate_size)))  # fmt: skip
     shape.check(full)
     masked, narrowing = trained(full, torch.float64), Narrowing(shape, full)
-    reader = Reader(masked, batches(full), torch.device("cpu")) if data.draw(st.booleans()) else None
+    reader = InputReader(masked, batches(full), torch.device("cpu")) if data.draw(st.booleans()) else None
     change_layers(linear_layers(masked), narrowing, reader)
     small = build_model(shape.of(full), attn_implementation="reference").double()
     weights = narrowing.cut(weights_of(masked))

@@ -73,7 +73,7 @@ class _AllRead(Exception):
 
 
 @dataclass
-class Reader:
+class InputReader:
     """Runs a model on batches and sees what its layers read."""
 
     model: nn.Module

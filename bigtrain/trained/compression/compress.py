@@ -32,7 +32,7 @@ from bigtrain.model import (
     wanda_scores,
 )
 from bigtrain.trained.checkpoint_settings import tokenizer_file_of
-from bigtrain.trained.compression.calibration import Calibration, LayerInputs, Reader
+from bigtrain.trained.compression.calibration import Calibration, InputReader, LayerInputs
 from bigtrain.trained.compression.layers import change_layers, layers_of
 from bigtrain.trained.compression.narrowing import Narrowing, NarrowShape
 from bigtrain.trained.stored_model import StoredModel
@@ -254,5 +254,5 @@ def _ready(stored: StoredModel) -> LanguageModel:
     return loaded_model(stored).to(device).eval()
 
 
-def _reader(model: LanguageModel, rows: Calibration | None, wanted: bool) -> Reader | None:
-    return Reader(model, rows.batches, model.device) if wanted and rows is not None else None
+def _reader(model: LanguageModel, rows: Calibration | None, wanted: bool) -> InputReader | None:
+    return InputReader(model, rows.batches, model.device) if wanted and rows is not None else None

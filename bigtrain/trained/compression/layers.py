@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bigtrain.base import BigtrainError
 from bigtrain.model import block_of, linear_layers
-from bigtrain.trained.compression.calibration import LayerInputs, Reader
+from bigtrain.trained.compression.calibration import InputReader, LayerInputs
 
 Change = Callable[[str, Tensor, LayerInputs | None], Tensor]
 """From the name of a matrix, its numbers [out, in], and what it is multiplied with where that was measured, to its new
@@ -40,7 +40,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def change_layers(
-    layers: dict[str, nn.Linear], change: Change, reader: Reader | None = None, *, hessians: bool = False
+    layers: dict[str, nn.Linear], change: Change, reader: InputReader | None = None, *, hessians: bool = False
 ) -> None:
     """Change the matrices of layers in place, block after block.
 
@@ -50,7 +50,7 @@ def change_layers(
         layers: of `layers_of`.
         change: see `Change`.
         reader: measures what layers read. Default: `change` needs no inputs.
-        hessians: see `Reader.inputs`.
+        hessians: see `InputReader.inputs`.
 
     Raises:
         BigtrainError: what `change` raises, or a matrix has become something that is not finite.
