@@ -187,15 +187,24 @@ def evaluate(
     ] = None,
     translations: Annotated[
         int,
-        typer.Option(min=0, help="Translate so many held-out pairs of each source, and compute BLEU and chrF."),
+        typer.Option(min=0, help="Translate so many held-out pairs of each source: BLEU, chrF and ROUGE-L."),
     ] = 0,
+    answers: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Answer the questions of a file as SQuAD has them: exact match and F1."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute the validation loss and perplexity of every source."""
     from bigtrain.trained import evaluate_run
 
     evaluation = evaluate_run(
-        run, step, with_baselines=baselines, baseline_runs=baseline_runs or (), translations=translations
+        run,
+        step,
+        with_baselines=baselines,
+        baseline_runs=baseline_runs or (),
+        translations=translations,
+        questions=answers,
     )
     if as_json:
         print_json(evaluation)
@@ -221,10 +230,16 @@ def evaluate(
             ["source", "by", *names],
             [[source, name, *(f"{found[each]:.4f}" for each in names)] for source, name, found in scores],
         )
+    if (answered := evaluation.answers) is not None:
+        print_table(
+            f"Answers to the questions of {answers}",
+            ["questions", "exact match", "F1"],
+            [[answered.questions, f"{answered.exact_match:.1f}", f"{answered.f1:.1f}"]],
+        )
     if evaluation.translations:
         print_table(
             "Translations of held-out pairs, and their sources as they are",
-            ["source", "pairs", "BLEU", "chrF", "BLEU of copies", "chrF of copies"],
+            ["source", "pairs", "BLEU", "chrF", "ROUGE-L", "BLEU of copies", "chrF of copies", "ROUGE-L of copies"],
             [[each.source, each.pairs, *(f"{value:.1f}" for value in each.scores)] for each in evaluation.translations],
         )
 

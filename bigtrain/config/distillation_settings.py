@@ -17,9 +17,6 @@ class DistillationSettings(Section):
     teacher: UserPath | None = None
     """A run directory, or a folder written by `bigtrain import`: its model is run beside the one that learns, without
     learning. With ZeRO stage 3 its weights are divided over the ranks, too. Default: no teacher."""
-    kept_outputs: UserPath | None = None
-    """A folder written by `bigtrain compress TEACHER OUT --keep-outputs`: what the teacher said of each sample of the
-    training data, in place of the teacher itself."""
     temperature: PositiveFloat = 2.0
     """Both models' logits are divided by it before they are compared."""
     weight: NonNegativeFloat = 1.0
@@ -33,24 +30,15 @@ class DistillationSettings(Section):
     """hidden_weight: pairs of a layer of the model and one of the teacher, each from 0, whose states are compared.
     Default: all layers of the model with layers of the teacher at equal distances, the last one with the last one."""
 
-    @property
-    def learns_from_teacher(self) -> bool:
-        """Whether there is a teacher, or what it said."""
-        return self.teacher is not None or self.kept_outputs is not None
-
     @model_validator(mode="after")
     def _work_together(self) -> DistillationSettings:
-        if self.teacher is not None and self.kept_outputs is not None:
-            raise ValueError("teacher and kept_outputs are two ways of the same; remove one of them")
         fields = type(self).model_fields.items()
         idle = [key for key, field in fields if getattr(self, key) != field.default]  # a run's config.yaml has all keys
-        if idle and not self.learns_from_teacher:
-            raise ValueError(f"{', '.join(idle)} without a teacher; set teacher or kept_outputs")
-        if self.kept_outputs is not None and self.hidden_weight:
-            raise ValueError(f"hidden_weight {self.hidden_weight} needs the teacher itself; set teacher")
+        if idle and self.teacher is None:
+            raise ValueError(f"{', '.join(idle)} without a teacher; set teacher")
         if self.layer_map and not self.hidden_weight:
             raise ValueError("layer_map is for hidden_weight, found 0.0; set it, or remove layer_map")
-        if self.learns_from_teacher and not (self.weight or self.hidden_weight):
+        if self.teacher is not None and not (self.weight or self.hidden_weight):
             raise ValueError("weight and hidden_weight are 0: nothing is learned from the teacher; raise one of them")
         return self
 

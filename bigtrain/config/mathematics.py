@@ -125,7 +125,6 @@ OPERATION = frozenset(
         "model.expect_parameters",
         "model.init_from",
         "distillation.teacher",
-        "distillation.kept_outputs",
         "engine.zero_stage",
         "engine.offload_optimizer",
         "engine.offload_param",

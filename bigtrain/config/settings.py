@@ -506,7 +506,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _teacher_can_be_asked(self) -> Settings:
-        if not self.distillation.learns_from_teacher:
+        if self.distillation.teacher is None:
             return self
         for key, found, works in (
             ("model.architecture", self.model.architecture, ("decoder", "encoder")),

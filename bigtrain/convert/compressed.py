@@ -57,6 +57,7 @@ def write_compressed(
     *,
     source: str,
     router_moves: Mapping[str, list[int]] = MappingProxyType({}),
+    label_names: Sequence[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
     """Write the folder under a temporary name, then move it to `out` in one step.
@@ -69,6 +70,7 @@ def write_compressed(
         record: the content of compress.json.
         source: what others know the model by.
         router_moves: the biases of its routers as moves.
+        label_names: of the classes of a model with a task_head, where they are known.
         shard_bytes: limit on one weights file.
 
     Returns:
@@ -97,6 +99,7 @@ def write_compressed(
             "source": source,
             "end_of_text": settings.data.tokenizer.end_of_text,
             "router_moves": dict(router_moves),
+            **({} if label_names is None else {"label_names": list(label_names)}),
             "files": {name: file_digest(partial / name) for name in _HASHED},
             "tensors": stored.digests,
             "quantised": {name: asdict(how) for name, how in stored.quantised.items()},

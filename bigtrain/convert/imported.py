@@ -86,8 +86,6 @@ class Imported(WeightSource):
         self.end_of_text = self._manifest.end_of_text
         self.decoder_start_id = self._manifest.decoder_start_id
         """What an encoder-decoder's decoder starts a text with; None where the model that was imported named none."""
-        self.label_names = self._manifest.label_names
-        """The names of the classes of a model with a task_head, in their order; None without any."""
         for name, wanted in self._manifest.files.items():
             path = folder / bare_name(name, folder / MANIFEST)
             _compare(path, file_digest(path), wanted)
@@ -146,6 +144,11 @@ class Imported(WeightSource):
         """The tokens that the tokenizer puts before a text."""
         own = TokenizerContent.read(self.tokenizer_file)
         return own.texts(own.around.begin)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """See `WeightSource.label_names`."""
+        return self._manifest.label_names
 
     @property
     def dtypes(self) -> set[torch.dtype]:

@@ -68,6 +68,11 @@ class WeightSource(Mapping[str, Tensor]):
         """The tokens that documents began with."""
         return []
 
+    @property
+    def label_names(self) -> list[str] | None:
+        """The names of the classes of a model with a task_head, in their order; None without any."""
+        return None
+
     def check_model(self, settings: ModelSettings) -> list[str]:
         """Compare a section model with these weights'; returns notes on what it changes on purpose.
 

@@ -49,7 +49,7 @@ from bigtrain.data.batch.planning import make_plan, require_samples
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.build.build import build_datasets
-from bigtrain.data.build.corpus import describe_skipped, read_documents
+from bigtrain.data.build.corpus import AnsweredQuestion, describe_skipped, read_documents, read_questions
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
 from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.documents import Conversation, Document
@@ -101,6 +101,7 @@ from bigtrain.data.store.verify import VerifyReport, verify
 __all__ = [
     "CHAT_TEMPLATE",
     "TOKENIZER_FILE",
+    "AnsweredQuestion",
     "BeginOfText",
     "Card",
     "ChatTemplate",
@@ -155,6 +156,7 @@ __all__ = [
     "read_chat_template",
     "read_documents",
     "read_funnels",
+    "read_questions",
     "require_samples",
     "spot_check",
     "summaries_of",

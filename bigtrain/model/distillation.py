@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import DistillationSettings, ModelSettings
 from bigtrain.model.cpu.cpu_products import CpuLinear
-from bigtrain.model.loss.soft_labels import Spread, from_kept, from_teacher
+from bigtrain.model.loss.soft_labels import Spread, from_teacher
 
 PREDICTIONS, STATES = "distillation_loss", "hidden_loss"
 """The names that the two have in metrics, each a mean over labels."""
@@ -27,22 +27,18 @@ Reads = tuple[Tensor, Tensor, Tensor, int, Tensor | None]
 
 
 class Distillation(nn.Module):
-    """What a model learns from a teacher, or from what a teacher has said."""
+    """What a model learns from a teacher."""
 
-    def __init__(self, settings: DistillationSettings, own: ModelSettings, teacher: Any = None) -> None:
+    def __init__(self, settings: DistillationSettings, own: ModelSettings, teacher: Any) -> None:
         """Args:
         settings: the section.
         own: the shape of the model that learns.
-        teacher: a `LanguageModel` of the same family; None where its outputs were kept.
+        teacher: a `LanguageModel` of the same family.
         """
         super().__init__()
         self.settings, self.classes = settings, own.logits_of_task if own.task_head != "none" else own.vocab_size
-        self.pairs: tuple[tuple[int, int], ...] = ()
-        self.teacher: Any = None
         self.projections = nn.ModuleList()
-        if teacher is None:
-            return
-        self.teacher = teacher.requires_grad_(requires_grad=False).eval()
+        self.teacher: Any = teacher.requires_grad_(requires_grad=False).eval()
         self.pairs = settings.layer_pairs(own.num_hidden_layers, teacher.settings.num_hidden_layers)
         if own.hidden_size != teacher.settings.hidden_size:
             self.projections.extend(CpuLinear(own.hidden_size, teacher.settings.hidden_size) for _ in self.pairs)
@@ -55,13 +51,10 @@ class Distillation(nn.Module):
     def train(self, mode: bool = True) -> Distillation:
         """As of any module; the teacher never trains."""
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+        self.teacher.eval()
         return self
 
-    def losses(
-        self, head: Head, hidden: Tensor, labels: Tensor, inputs: Reads, kept: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, head: Head, hidden: Tensor, labels: Tensor, inputs: Reads) -> dict[str, Tensor]:
         """Sums over the labelled positions: of the divergence, and of the mean squares of all pairs of layers.
 
         Args:
@@ -69,14 +62,10 @@ class Distillation(nn.Module):
             hidden: [B, T, C], its last states.
             labels: [B, T], IGNORE_INDEX where there is none.
             inputs: what the teacher reads: input_ids, position_ids, cu_seqlens, max_seqlen and token_type_ids.
-            kept: what a teacher said: tokens and their log-probabilities, each [B, T, k]. None: it is here.
         """
         places = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         own = hidden.flatten(0, -2)[places]
         spread = Spread(self.settings.temperature, self.classes)
-        if kept is not None:
-            tokens, log_probs = (each.flatten(0, -2)[places] for each in kept)
-            return {PREDICTIONS: from_kept(head, own, tokens.long(), log_probs, spread)}
         with torch.no_grad():
             *read, types = inputs
             theirs = self.teacher.hidden(*read, token_type_ids=types).flatten(0, -2)[places]

@@ -182,8 +182,6 @@ class Transformer(BlockStack, LanguageModel):
         example_labels: Tensor | None = None,
         row_keys: Tensor | None = None,
         order_ranks: Tensor | None = None,
-        teacher_tokens: Tensor | None = None,
-        teacher_log_probs: Tensor | None = None,
     ) -> Tensor:
         """The summed loss of a packed micro-batch.
 
@@ -200,8 +198,6 @@ class Transformer(BlockStack, LanguageModel):
             row_keys: [B] int64, from the addresses of the rows: what training drops follows from them.
             order_ranks: [B, T] integers: a token sees those of its document with its own rank or a lower one. Default:
                 those that the architecture lets it see.
-            teacher_tokens: [B, T, k], the likeliest tokens by a teacher whose outputs were kept.
-            teacher_log_probs: [B, T, k], of these tokens.
 
         Returns:
             A float32 scalar: the sum over labelled tokens of -log p(label), in nats. Of this rank's own tokens, where
@@ -229,10 +225,7 @@ class Transformer(BlockStack, LanguageModel):
             distilled = {}
             if self.distillation is not None:
                 reads = (input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids)
-                kept = None
-                if teacher_tokens is not None and teacher_log_probs is not None:
-                    kept = (teacher_tokens, teacher_log_probs)
-                distilled = self.distillation.losses(self.head, hidden, labels, reads, kept)
+                distilled = self.distillation.losses(self.head, hidden, labels, reads)
                 loss = self.distillation.weighted(loss)
             loss = self.auxiliary.join(loss, reported, ahead, distilled)
         if example_labels is None:

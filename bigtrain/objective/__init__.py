@@ -29,7 +29,7 @@ from bigtrain.objective.denoising import Denoising
 from bigtrain.objective.fill_in_the_middle import FillInTheMiddle
 from bigtrain.objective.labelled import Chat, Classification, ExtractiveQa, TokenClassification
 from bigtrain.objective.masked import Masked
-from bigtrain.objective.metrics import AnswerMetric, ClassMetric, LabelMetric, make_metric
+from bigtrain.objective.metrics import AnswerMetric, ClassMetric, LabelMetric, best_span, make_metric
 from bigtrain.objective.mixture import ObjectiveMixture
 from bigtrain.objective.objective import Objective, ObjectiveVocabulary, make_objective, row_lengths
 from bigtrain.objective.permutation import Permuted
@@ -67,6 +67,7 @@ __all__ = [
     "TokenClassification",
     "TokenRows",
     "Translation",
+    "best_span",
     "make_metric",
     "make_objective",
     "row_lengths",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +129,8 @@ class AnswerMetric:
             if not own.any():
                 continue
             wanted = int(np.flatnonzero(own & START)[0]), int(np.flatnonzero(own & END)[0])
-            found = best_span(logits[first:end])
+            start, last, _ = best_span(logits[first:end])
+            found = start, last
             exact += found == wanted
             common += overlap(found, wanted)
             documents += 1
@@ -171,20 +172,32 @@ def entities(tags: Sequence[str]) -> Iterator[Entity]:
         before = now
 
 
-def best_span(logits: F64, longest: int = LONGEST_ANSWER) -> tuple[int, int]:
+class Span(NamedTuple):
+    """A place of an answer."""
+
+    start: int
+    end: int
+    """Its last token."""
+    score: float
+    """The sum of both logits."""
+
+
+def best_span(logits: F64, longest: int = LONGEST_ANSWER, *, anywhere: bool = False) -> Span:
     """The start and end of the likeliest answer in a document, the first token for both where that is no answer.
 
     Args:
         logits: [T, 2], of starts and of ends.
         longest: tokens of an answer, at most.
+        anywhere: the first token may be part of an answer: the logits are those of a context alone.
     """
     tokens = len(logits)
     starts, ends = logits[:, :1], logits[:, 1]
     length = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
     sums = np.where((length >= 0) & (length < longest), starts + ends, -np.inf)
-    sums[0, 1:] = -np.inf  # the first token is the answer where there is none, or is no part of one
-    start, end = np.unravel_index(sums.argmax(), sums.shape)
-    return int(start), int(end)
+    if not anywhere:
+        sums[0, 1:] = -np.inf  # the first token is the answer where there is none, or is no part of one
+    start, end = divmod(int(sums.argmax()), tokens)
+    return Span(start, end, float(sums[start, end]))
 
 
 def overlap(found: tuple[int, int], wanted: tuple[int, int]) -> float:

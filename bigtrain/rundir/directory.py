@@ -15,6 +15,7 @@ The layout is a promise to scripts::
     RUN/wandb/               W&B's own files
     RUN/.run                 the id of the run, where checkpoint.dir is set; see bigtrain/train/ownership.py
     RUN/evaluation.json      what `bigtrain eval` last found
+    RUN/answers.json         the answers to the questions that `bigtrain eval --answers` was last given
     RUN/report.html, loss.svg, samples.json    written by `bigtrain report`
 """
 
@@ -67,6 +68,7 @@ class RunDirectory:
         self.ledger = root / "ledger.jsonl"
         self.decisions = root / "decisions.jsonl"
         self.evaluation = root / "evaluation.json"
+        self.answers = root / "answers.json"
         self.samples = root / "samples.json"
         self.checkpoints = root / "checkpoints"
         self.logs = root / "logs"

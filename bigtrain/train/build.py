@@ -106,8 +106,8 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             adapter=settings.adapter,
             compression=settings.compression,
         )
-        if settings.distillation.learns_from_teacher:
-            model.learn_from(_distillation(settings, topology))
+        if settings.distillation.teacher is not None:
+            model.learn_from(_distillation(settings.distillation.teacher, settings, topology))
     if settings.objective.class_weights:
         model.set_class_weights(settings.objective.class_weights)
     if settings.model.character_filters:
@@ -120,13 +120,11 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
     return model
 
 
-def _distillation(settings: Settings, topology: Topology) -> Distillation:
-    """What a model learns from its teacher, whose weights are still to be filled. Raises BigtrainError."""
-    teacher: LanguageModel | None = None
-    if settings.distillation.teacher is not None:
-        step = _verified_step(settings.distillation.teacher, topology)
-        shape, _ = on_every_rank(topology, lambda: open_teacher(settings, step))
-        teacher = build_model(shape, attn_implementation=settings.engine.attn_implementation)
+def _distillation(folder: Path, settings: Settings, topology: Topology) -> Distillation:
+    """What a model learns from the teacher in a folder, whose weights are still to be filled. Raises BigtrainError."""
+    step = _verified_step(folder, topology)
+    shape, _ = on_every_rank(topology, lambda: open_teacher(settings, step))
+    teacher = build_model(shape, attn_implementation=settings.engine.attn_implementation)
     return Distillation(settings.distillation, settings.model, teacher)
 
 

@@ -16,6 +16,7 @@ export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.
 teacher.py     what another model learns from
 compression/        making it smaller: pruning, quantisation
 weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
+  label_names.py      what the data call the classes
   model_card.py       the README.md of an exported model
 """
 

@@ -18,6 +18,7 @@ from bigtrain.engine import Engine, Topology
 from bigtrain.model import LanguageModel
 from bigtrain.objective import make_metric
 from bigtrain.rundir import SourceValidation
+from bigtrain.trained.answer_scores import AnswerScores
 from bigtrain.trained.label_scores import LabelScores
 from bigtrain.trained.translation import TranslationScores
 
@@ -69,6 +70,8 @@ class Evaluation:
     validation: list[SourceLoss]
     translations: list[TranslationScores] | None = None
     """Of held-out pairs, where they were asked for."""
+    answers: AnswerScores | None = None
+    """Of the questions of a file, where one was given."""
 
 
 def sum_of_losses(

@@ -22,6 +22,7 @@ from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
 from bigtrain.trained.base_model import plain_weights
 from bigtrain.trained.checkpoint_settings import tokenizer_file_of
+from bigtrain.trained.label_names import label_names
 from bigtrain.trained.model_card import model_card
 from bigtrain.trained.stored_model import StoredModel
 
@@ -121,6 +122,7 @@ def write_folder(
         begin_of_text=DataTokenizer.open(settings.data.dir).begin_of_text,
         mask_token=objective.mask_token if objective.name == "masked" else None,
         decoder_start=objective.decoder_start_token if objective.reads_pairs else None,
+        label_names=label_names(settings),
         dtype=COMPUTE_DTYPES[settings.engine.precision],
         documents=documents,
         check=check,

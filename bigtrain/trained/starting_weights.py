@@ -7,6 +7,7 @@ import logging
 from bigtrain.config import Settings
 from bigtrain.convert import StartingWeights
 from bigtrain.data import TOKENIZER_FILE, DataTokenizer
+from bigtrain.trained.label_names import label_names, require_same_names
 from bigtrain.trained.weight_source import weight_source
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ def starting_weights(settings: Settings, step: int | None = None) -> StartingWei
         step: of the checkpoint of a run, from `verified_step`. Default: it is looked for.
 
     Raises:
-        BigtrainError: they are of another model or tokenizer, are not whole, or are not there.
+        BigtrainError: they are of another model or tokenizer, are not whole, are not there, or a classifier that would
+            be kept has other classes than the data.
     """
     folder = settings.model.init_from
     assert folder is not None
@@ -36,6 +38,8 @@ def starting_weights(settings: Settings, step: int | None = None) -> StartingWei
     for note in (*source.notes, *source.check_model(settings.model)):
         logger.warning(note)
     weights = source.for_model(settings.model)
+    if any(name.startswith("task_head.classifier.") for name in weights):
+        require_same_names(label_names(settings), source.label_names, folder)
     if weights.sentence is not None:
         logger.warning(weights.sentence)
     return weights

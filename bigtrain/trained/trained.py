@@ -29,19 +29,22 @@ from bigtrain.data import (
     open_mirror,
     open_objective,
     open_token_bytes,
+    read_questions,
     tokenizer_hash,
 )
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import LanguageModel, build_model
 from bigtrain.objective import LabelMetric, Objective, make_metric
 from bigtrain.rundir import RunDirectory
+from bigtrain.trained.answer_scores import AnswerScores, answer_scores
+from bigtrain.trained.answering import answer
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.label_scores import LabelScores
 from bigtrain.trained.labelled_baselines import LabelPredictors
 from bigtrain.trained.ngram import Baselines, LabelBaselines
 from bigtrain.trained.right_labels import RightLabels
 from bigtrain.trained.stored_model import StoredModel
-from bigtrain.trained.translation import TranslationScores, pairs_of, require_sacrebleu, score, translated
+from bigtrain.trained.translation import TranslationScores, pairs_of, require_libraries, score, translated
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +184,7 @@ class TrainedModel:
                 wanted="objective.name translation, model.architecture encoder_decoder",
                 fix="leave out --translations",
             )
-        require_sacrebleu()
+        require_libraries()
         tokenizer = DataTokenizer.open(data.dir)
         scores = []
         for dataset in open_datasets(data, model_vocab_size=model.vocab_size, split="validation"):
@@ -191,6 +194,26 @@ class TrainedModel:
                 texts = translated(self.model, self.settings, tokenizer, chosen)
                 scores.append(score(dataset.name, chosen, texts))
         return scores
+
+    def answer_questions(self, path: str) -> tuple[AnswerScores, dict[str, str]]:
+        """The scores of the answers to the questions of a file, and the answers by question.
+
+        Args:
+            path: a file as SQuAD has them, a folder or a glob.
+
+        Raises:
+            BigtrainError: the run does not learn to answer, or the file has another form.
+        """
+        if self.settings.objective.name != "extractive_qa":
+            raise BigtrainError(
+                "this run answers no questions",
+                found=f"objective.name {self.settings.objective.name}",
+                wanted="objective.name extractive_qa",
+                fix="leave out --answers",
+            )
+        questions = read_questions(path)
+        answers = answer(self.model, self.settings, questions, self.device)
+        return answer_scores(answers, {question.name: question.answers for question in questions}), answers
 
 
 @torch.no_grad()
@@ -218,6 +241,7 @@ def evaluate_run(
     with_baselines: bool,
     baseline_runs: Sequence[Path] = (),
     translations: int = 0,
+    questions: str | None = None,
 ) -> Evaluation:
     """The validation losses of a checkpoint of a run, kept in RUN/evaluation.json for the report.
 
@@ -227,6 +251,7 @@ def evaluate_run(
         with_baselines: also the perplexities of a unigram and a 5-gram model.
         baseline_runs: also those of the newest checkpoints of these runs, of any architecture.
         translations: also how well so many held-out pairs of each source are translated.
+        questions: also how well the questions of this file are answered; the answers are kept in RUN/answers.json.
 
     Raises:
         BigtrainError: there is no such checkpoint, nothing is held out, or a run of `baseline_runs` learned other
@@ -238,8 +263,11 @@ def evaluate_run(
         require_same_labels(trained, name, other)
     losses = trained.validation_losses(with_baselines=with_baselines, beside=beside)
     scores = trained.translations(translations) if translations else None
-    evaluation = Evaluation(str(run), trained.step, losses, scores)
+    answered, answers = trained.answer_questions(questions) if questions is not None else (None, {})
+    evaluation = Evaluation(str(run), trained.step, losses, scores, answered)
     with suppress(OSError):  # a run directory that is read-only can be evaluated too
+        if answered is not None:
+            write_atomically(RunDirectory(run).answers, json.dumps(answers, indent=1) + "\n", follow_link=False)
         write_atomically(
             RunDirectory(run).evaluation, json.dumps(to_json(evaluation), indent=2) + "\n", follow_link=False
         )

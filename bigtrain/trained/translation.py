@@ -1,11 +1,13 @@
 """Translations of held-out pairs: what a model writes for their sources, measured against their targets.
 
-BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacrebleu's, over all pairs of a source of data. The baseline
-is the source text itself, which is right where names, numbers and placeholders are all that there is.
+BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacrebleu's, over all pairs of a source of data; ROUGE-L (Lin,
+2004) is rouge-score's, the mean F1 of pairs. The baseline is the source text itself, which is right where names and
+placeholders are all that there is.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -40,24 +42,28 @@ class TranslationScores:
     pairs: int
     bleu: float
     chrf: float
+    rouge_l: float
     copy_bleu: float
     """Of the source text in place of a translation."""
     copy_chrf: float
+    copy_rouge_l: float
     signature: str
     """Of sacrebleu: how BLEU was computed."""
     examples: list[tuple[str, str, str]]
     """Source, target and translation of the first pairs."""
 
     @property
-    def scores(self) -> tuple[float, float, float, float]:
-        """BLEU and chrF of the translations, then of the copies."""
-        return self.bleu, self.chrf, self.copy_bleu, self.copy_chrf
+    def scores(self) -> tuple[float, ...]:
+        """BLEU, chrF and ROUGE-L of the translations, then of the copies."""
+        return self.bleu, self.chrf, self.rouge_l, self.copy_bleu, self.copy_chrf, self.copy_rouge_l
 
 
-def require_sacrebleu() -> None:
-    """Raise BigtrainError where the library is missing."""
-    if find_spec("sacrebleu") is None:
-        raise BigtrainError("BLEU and chrF need the library sacrebleu", fix="pip install 'bigtrain[translation]'")
+def require_libraries() -> None:
+    """Raise BigtrainError where a library is missing."""
+    if missing := [name for name in ("sacrebleu", "rouge_score") if find_spec(name) is None]:
+        raise BigtrainError(
+            f"BLEU, chrF and ROUGE need the library {' and '.join(missing)}", fix="pip install 'bigtrain[translation]'"
+        )
 
 
 def pairs_of(dataset: Dataset, tokenizer: DataTokenizer) -> Iterator[HeldOutPair]:
@@ -110,11 +116,29 @@ def score(name: str, pairs: Sequence[HeldOutPair], translations: Sequence[str], 
         pairs=len(pairs),
         bleu=found,
         chrf=chrf.corpus_score(list(translations), targets).score,
+        rouge_l=rouge_l(targets[0], translations),
         copy_bleu=BLEU().corpus_score(sources, targets).score,
         copy_chrf=CHRF().corpus_score(sources, targets).score,
+        copy_rouge_l=rouge_l(targets[0], sources),
         signature=signature,
         examples=[(pair.source, pair.target, text) for pair, text in zip(pairs, translations, strict=True)][:shown],
     )
+
+
+def rouge_l(targets: Sequence[str], texts: Sequence[str]) -> float:
+    """The mean F1 of the longest common subsequences of words, from 0 to 100."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    pairs = zip(targets, texts, strict=True)
+    return 100 * sum(scorer.score(target, text)["rougeL"].fmeasure for target, text in pairs) / max(len(texts), 1)
+
+
+class _Words:
+    """Words in small letters, of any script: the library's own know a to z alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"\w+", text.lower())
 
 
 def plain(source: str) -> str:

@@ -14,6 +14,7 @@ from bigtrain.data import DataTokenizer
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import settings_of_checkpoint, tokenizer_file_of
 from bigtrain.trained.checkpoints import checkpoints_of_step, open_checkpoint
+from bigtrain.trained.label_names import label_names
 from bigtrain.trained.trained_weights import trained_weights
 
 
@@ -65,7 +66,7 @@ class RunWeights(WeightSource):
                 wanted="a run of a whole model",
                 fix=f"merge it: bigtrain export {run} MERGED --to hf --merge, then bigtrain import MERGED OUT",
             )
-        self.settings = settings.model
+        self.settings, self._run_settings = settings.model, settings
         self.end_of_text = settings.data.tokenizer.end_of_text
         self.tokenizer_file = tokenizer_file_of(settings)
         self._weights = trained_weights(settings, self.checkpoint)
@@ -85,6 +86,11 @@ class RunWeights(WeightSource):
         """The tokens that the documents of the run begin with."""
         tokenizer = DataTokenizer.open(self.tokenizer_file.parent)
         return tokenizer.content.texts(tokenizer.begin_of_text.ids)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The names of the classes in the data of the run; None where these are not at hand."""
+        return label_names(self._run_settings)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._weights[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.config import load_settings
+from tests.train import parity
 
 REFUSED = {
     "engine.zero_stage=0 engine.precision=bf16": "no float32 gradient accumulation",
@@ -30,7 +31,6 @@ REFUSED = {
     "engine.tensor_parallel_size=4 model.intermediate_size=130": "model.intermediate_size 130 is not a multiple",
     "engine.sequence_parallel_size=3": "4 is not a multiple of engine.sequence_parallel_size 3",
     "engine.sequence_parallel_size=4 data.sequence_length=126": "data.sequence_length 126 is not a multiple",
-    "engine.sequence_parallel_size=2 model.task_head=question_answering": "chooses among all tokens of a document",
     "engine.tensor_parallel_size=2 optimizer.name=muon": "muon needs whole matrices",
     "engine.offload_optimizer=cpu optimizer.name=muon": "muon orthogonalises matrices on the device",
     "adapter.method=lora": "adapts a model that is there",
@@ -63,7 +63,6 @@ def test_what_cannot_work_is_refused_with_the_reason(refusal: Callable[..., str]
         "engine.zero_stage=3 engine.zero_hpz_partition_size=2",
         "engine.tensor_parallel_size=4",
         "engine.sequence_parallel_size=4 engine.zero_stage=3",
-        "engine.sequence_parallel_size=4 model.task_head=token_classification model.num_labels=3",
         "engine.precision=fp16 engine.loss_scale=128",
         "optimizer.name=muon engine.zero_stage=3",
         "schedule.by=token schedule.warmup_tokens=1024 schedule.name=wsd schedule.decay_tokens=2048",
@@ -73,3 +72,10 @@ def test_what_can_work_is_not(good: str, tmp_path: Path, overrides: str) -> None
     path = tmp_path / "c.yaml"
     path.write_text(good)
     load_settings(path, overrides.split())
+
+
+def test_sequence_parallelism_finds_classes_and_no_answers() -> None:
+    """A rank lacks the other tokens of a document, among which an answer is chosen."""
+    parity.settings(parity.Case(3, 4, sequence=2, task="token_classification"))
+    with pytest.raises(ValueError, match="chooses among all tokens of a document"):
+        parity.settings(parity.Case(3, 4, sequence=2, task="question_answering"))

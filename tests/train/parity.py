@@ -18,6 +18,7 @@ from bigtrain.config.families import FAMILIES
 from bigtrain.convert import Imported
 from bigtrain.model import build_model
 from tests import forkserver
+from tests.tasks import sections_of_task
 
 STEPS = 16
 """The defects that it has found ("right losses, wrong gradients" in docs/notebook.md) fail it by the second step."""
@@ -246,6 +247,7 @@ def settings(case: Case) -> Settings:
     }  # fmt: skip
     # Tensor parallelism has whole residual streams alone on each rank.
     no_others = case.tensor > 1 or architecture(case.family).startswith("recurrent")
+    labelled = {} if case.task == "none" else sections_of_task(case.task)
     task = {"task_head": case.task, "num_labels": CLASSES if case.task in TASKS[:2] else 0}
     places = ("embedding", "hidden", "final", *(() if no_others else ("attention", "activation")))
     places += () if case.task == "none" else ("classifier",)
@@ -285,12 +287,15 @@ def settings(case: Case) -> Settings:
             },
             "adapter": adapter_of(case),
             "compression": COMPRESSED if case.compressed else {},
-            "objective": {"name": "prefix" if case.prefix else OBJECTIVES[architecture(case.family)]},
+            "objective": labelled.get(
+                "objective", {"name": "prefix" if case.prefix else OBJECTIVES[architecture(case.family)]}
+            ),
             "data": {
                 "dir": f"{case.base}/data" if case.base else "unused",
-                "tokenizer": {"vocab_size": VOCABULARY},
+                "tokenizer": {"vocab_size": VOCABULARY, **labelled.get("tokenizer", {})},
                 "sources": [{"name": "x", "kind": "python_stdlib"}],
                 "sequence_length": TOKENS,
+                **labelled.get("data", {}),
             },
             "train": {
                 "steps": STEPS,

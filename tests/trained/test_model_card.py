@@ -15,7 +15,7 @@ LOADERS = {
     ("bert", "none"): ("fill-mask", "AutoModelForMaskedLM"),
     ("llama", "sequence_classification"): ("text-classification", "AutoModelForSequenceClassification"),
     ("bert", "token_classification"): ("token-classification", "AutoModelForTokenClassification"),
-    ("t5", "question_answering"): ("question-answering", "AutoModelForQuestionAnswering"),
+    ("modernbert", "question_answering"): ("question-answering", "AutoModelForQuestionAnswering"),
 }
 
 

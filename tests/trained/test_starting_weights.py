@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from bigtrain.checkpoint import MASTER, Cursor, Fragment, StorageTiers, save
 from bigtrain.config import ModelSettings, Settings, mathematics
 from bigtrain.convert import StartingWeights, import_hf
 from bigtrain.trained import starting_weights, verified_step
+from bigtrain.trained.label_names import require_same_names
 from tests.convert.helpers import END, exported, settings_of, trained, weights_of, write_tokenizer
 from tests.refusals import assert_refused
+from tests.tasks import sections_of_task
 
 TEXTS, TOKENS, ANSWERS = "sequence_classification", "token_classification", "question_answering"
 OBJECTIVES = {"encoder": "masked", "two_stream": "permutation", "encoder_decoder": "denoising"}
@@ -33,16 +34,18 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def run_settings(directory: Path, model: ModelSettings, **others: Any) -> Settings:
     values = {name: getattr(model, name) for name in model.model_fields_set}
+    task = {} if model.task_head == "none" else sections_of_task(model.task_head)
     return Settings.model_validate(
         {
             "run_dir": str(directory / "run"),
             "model": values | others,
-            "objective": {"name": OBJECTIVES.get(model.architecture, "causal")},
+            "objective": task.get("objective", {"name": OBJECTIVES.get(model.architecture, "causal")}),
             "data": {
                 "dir": str(directory / "data"),
                 "sequence_length": 32,
-                "tokenizer": {"vocab_size": 300, "end_of_text": END},
+                "tokenizer": {"vocab_size": 300, "end_of_text": END, **task.get("tokenizer", {})},
                 "sources": [{"name": "x", "kind": "python_stdlib"}],
+                **task.get("data", {}),
             },
             "train": {"steps": 2, "global_batch_size": 2},
             "engine": {"attn_implementation": "reference"},
@@ -97,7 +100,7 @@ CASES: list[tuple[str, str, str, dict[str, str], list[str]]] = [
         {"task_head.dense": "task_head.dense", "task_head.norm": "task_head.norm"}, ["task_head.classifier"],
     ),
     ("t5", "none", TEXTS, {}, []),
-    ("xlnet", "none", ANSWERS, {}, ["lm_head.bias"]),
+    ("xlnet", "none", TEXTS, {}, ["lm_head.bias"]),
 ]  # fmt: skip
 
 
@@ -155,6 +158,18 @@ def test_a_pooler_that_was_trained_on_pairs_is_taken_over(data: Path, tmp_path: 
     assert found.new == ["task_head.classifier.weight", "task_head.classifier.bias"]
     plain = starting_weights(run_settings(tmp_path, settings_of("bert"), init_from=str(tmp_path / "imported")))
     assert not plain.new and all(name.startswith("sentence_head.") for name in plain.unused)
+
+
+def test_a_classifier_of_other_classes_is_refused() -> None:
+    """Their order counts. Names that nobody gave are not compared."""
+    names = ["negative", "positive"]
+    for theirs in (names, None, ["LABEL_0", "LABEL_1"]):
+        require_same_names(names, theirs, "imported")
+    require_same_names(None, names, "imported")
+    for theirs in (names[::-1], ["no", "yes"]):
+        with pytest.raises(BigtrainError) as caught:
+            require_same_names(names, theirs, "imported")
+        assert_refused(caught, "model.init_from imported", found="negative, positive", wanted=", ".join(theirs))
 
 
 def test_dropout_and_smoothing_may_change(data: Path, tmp_path: Path) -> None:
@@ -218,17 +233,17 @@ def test_a_run_without_a_checkpoint_to_trust_is_refused(damage: str, data: Path,
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    for look in (verified_step, starting_weights):
+    settings = run_settings(tmp_path, settings_of("llama"), init_from=str(tmp_path / "run"))
+    for look in (lambda: verified_step(tmp_path / "run"), lambda: starting_weights(settings)):
         with pytest.raises(BigtrainError) as caught:
-            call: Callable[[Settings], object] = look
-            call(run_settings(tmp_path, settings_of("llama"), init_from=str(tmp_path / "run")))
+            look()
         assert_refused(caught, "no checkpoint that can be trusted")
 
 
 def test_the_step_that_one_rank_verified_is_the_one_that_all_read(data: Path, tmp_path: Path) -> None:
     written_run(tmp_path, settings_of("llama"))
     settings = run_settings(tmp_path, settings_of("llama"), init_from=str(tmp_path / "run"))
-    assert verified_step(settings) == 7
+    assert verified_step(tmp_path / "run") == 7
     assert math.isfinite(float(starting_weights(settings, 7)["norm.weight"].sum()))
     with pytest.raises(BigtrainError) as caught:
         starting_weights(settings, 8)

@@ -51,34 +51,6 @@ def from_teacher(student: Head, hidden: Tensor, teacher: Head, teacher_hidden: T
     return _over_parts(part, spread.classes, hidden, teacher_hidden)
 
 
-def from_kept(student: Head, hidden: Tensor, tokens: Tensor, log_probs: Tensor, spread: Spread) -> Tensor:
-    """The same of a teacher whose k likeliest tokens were kept; all others together are one class.
-
-    With temperature T the kept probabilities and the rest are raised to 1 / T and normalised: the rest counts as one.
-
-    Args:
-        student, hidden, spread: as above.
-        tokens: [n, k] int64.
-        log_probs: [n, k], of these tokens, in nats.
-    """
-    temperature = spread.temperature
-
-    def part(own: Tensor, kept: Tensor, known: Tensor) -> Tensor:
-        every = _widened(student(own)).log_softmax(-1)
-        found = _with_rest(every.gather(-1, kept)).div(temperature).log_softmax(-1)
-        target = _with_rest(known.to(found.dtype)).div(temperature).log_softmax(-1)
-        return temperature**2 * torch.sum(target.exp() * (target - found))
-
-    return _over_parts(part, spread.classes, hidden, tokens, log_probs)
-
-
-def _with_rest(log_probs: Tensor) -> Tensor:
-    """[n, k] to [n, k+1]: the logarithm of what is missing to 1 as well, at least that of the smallest number."""
-    eps = torch.finfo(log_probs.dtype).eps
-    rest = (1 - log_probs.exp().sum(-1, keepdim=True)).clamp(min=eps).log()
-    return torch.cat((log_probs, rest), dim=-1)
-
-
 def _over_parts(part: Callable[..., Tensor], classes: int, hidden: Tensor, *others: Tensor) -> Tensor:
     rows = max(1, _LOGITS_AT_ONCE // classes)
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))

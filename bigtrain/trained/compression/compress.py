@@ -35,6 +35,7 @@ from bigtrain.trained.checkpoint_settings import tokenizer_file_of
 from bigtrain.trained.compression.calibration import Calibration, InputReader, LayerInputs
 from bigtrain.trained.compression.layers import change_layers, layers_of
 from bigtrain.trained.compression.narrowing import Narrowing, NarrowShape
+from bigtrain.trained.label_names import label_names
 from bigtrain.trained.stored_model import StoredModel
 from bigtrain.trained.trained import loaded_model
 
@@ -195,6 +196,7 @@ def compress_run(
         },
         source=str(run.resolve()),
         router_moves=stored.router_moves,
+        label_names=label_names(stored.settings),
     )
     return CompressedModel(
         out=str(out),

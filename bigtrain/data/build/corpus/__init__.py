@@ -24,7 +24,7 @@ from bigtrain.data.build.corpus.jsonl import jsonl
 from bigtrain.data.build.corpus.megatron import megatron
 from bigtrain.data.build.corpus.parquet import parquet
 from bigtrain.data.build.corpus.python_stdlib import python_stdlib
-from bigtrain.data.build.corpus.squad import squad
+from bigtrain.data.build.corpus.squad import AnsweredQuestion, read_questions, squad
 from bigtrain.data.build.corpus.super_glue import super_glue
 from bigtrain.data.build.corpus.text import text
 from bigtrain.data.build.corpus.text_lines import text_lines
@@ -64,4 +64,12 @@ def read_documents(source: SourceSettings) -> Iterator[Document]:
         yield from piece.documents()
 
 
-__all__ = ["CORPORA", "Corpus", "describe_skipped", "open_corpus", "read_documents"]
+__all__ = [
+    "CORPORA",
+    "AnsweredQuestion",
+    "Corpus",
+    "describe_skipped",
+    "open_corpus",
+    "read_documents",
+    "read_questions",
+]

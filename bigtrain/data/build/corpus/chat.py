@@ -11,7 +11,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import Corpus
 from bigtrain.data.build.corpus.jsonl import corpus_of_lines
-from bigtrain.data.build.corpus.records import Origin, without_surrogates
+from bigtrain.data.build.corpus.records import Origin, valid_unicode
 from bigtrain.data.format.chat_template import ASSISTANT_ROLE
 from bigtrain.data.format.documents import Conversation, Document
 
@@ -45,7 +45,7 @@ class _Conversations:
                 fix="write each conversation as an object with a list of messages",
             )
         try:
-            record = clean(record)
+            record = valid_unicode(record)
             json.dumps(record, allow_nan=False)
         except (RecursionError, ValueError) as error:
             raise BigtrainError(
@@ -116,17 +116,6 @@ def _texts(content: Any) -> list[str]:
     if isinstance(content, list):
         return [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
     return [content] if isinstance(content, str) else []
-
-
-def clean(value: Any) -> Any:
-    """A JSON value in which no text has half of a surrogate pair."""
-    if isinstance(value, str):
-        return without_surrogates(value)
-    if isinstance(value, list):
-        return [clean(item) for item in value]
-    if isinstance(value, dict):
-        return {without_surrogates(key): clean(item) for key, item in value.items()}
-    return value
 
 
 def chat(source: SourceSettings) -> Corpus:

@@ -11,6 +11,9 @@ from bigtrain.data.build.corpus.corpus import PIECE_BYTES, missing_field, not_te
 from bigtrain.data.build.corpus.files import CorpusFile
 from bigtrain.data.format.documents import Document, LabelledSpan, Segment
 
+LONGEST_LABEL = 200
+"""Characters of a label, at most: what is longer is a text of another field."""
+
 
 class Origin(NamedTuple):
     """Where a record is from."""
@@ -124,11 +127,12 @@ def label_of(value: Any, names: Sequence[str], where: str) -> str:
         BigtrainError: it is no label, or none of the names.
     """
     text = str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, str | int) else ""
-    if not text.strip():
+    text = without_surrogates(text)
+    if not text.strip() or len(text) > LONGEST_LABEL:
         raise BigtrainError(
             f"{where} has no label",
             found=repr(value)[:100],
-            wanted="a text, a whole number or a boolean",
+            wanted=f"a text of at most {LONGEST_LABEL} characters, a whole number or a boolean",
             fix="name the field with the label, leave out files without labels, or correct the record",
         )
     if names and text not in names:
@@ -148,3 +152,14 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def valid_unicode(value: Any) -> Any:
+    """A JSON value in which no text has half of a surrogate pair."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, list):
+        return [valid_unicode(item) for item in value]
+    if isinstance(value, dict):
+        return {without_surrogates(key): valid_unicode(item) for key, item in value.items()}
+    return value

@@ -18,7 +18,7 @@ from bigtrain.data.build.corpus.compressed import opened
 from bigtrain.data.build.corpus.corpus import Corpus, corpus_of_files, find_files
 from bigtrain.data.build.corpus.encodings import without_mark
 from bigtrain.data.build.corpus.files import CorpusFile, reading
-from bigtrain.data.build.corpus.records import Origin, pieces_of_records
+from bigtrain.data.build.corpus.records import Origin, pieces_of_records, valid_unicode
 from bigtrain.data.format.documents import Document, LabelledSpan, Piece, Segment
 from bigtrain.data.format.labels import ANSWER, CONTEXT, QUESTION
 
@@ -70,12 +70,18 @@ def _span(answer: Any, context: str, where: str) -> LabelledSpan:
 
 
 def _pieces(file: CorpusFile) -> Iterator[Piece]:
+    records = [(position, question, len(question.context)) for position, question in enumerate(_read(file))]
+    characters = sum(size for *_, size in records)  # many questions have the same context
+    yield from pieces_of_records(file, iter(records), _Questions(), file.size / max(characters, 1))
+
+
+def _read(file: CorpusFile) -> list[_Question]:
     """The questions of a file, which is one JSON document and is read as a whole."""
     with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
         content = without_mark(stream.read(), file.place)
         file.require_whole(raw.tell())
     try:
-        articles = json.loads(content)["data"]
+        articles = valid_unicode(json.loads(content))["data"]
         questions = [
             _Question(paragraph["context"], about)
             for article in articles
@@ -89,16 +95,40 @@ def _pieces(file: CorpusFile) -> Iterator[Piece]:
             wanted=FORM,
             fix="check the path; other questions with answers can be written in this form",
         ) from None
-    del content
-    records = []
     for position, question in enumerate(questions):
         if not isinstance(question.context, str) or not isinstance(question.about, dict):
             raise BigtrainError(
                 f"{file.place} is not a file of SQuAD", found=f"question {position} without text", wanted=FORM
             )
-        records.append((position, question, len(question.context)))
-    characters = sum(size for *_, size in records)  # many questions have the same context
-    yield from pieces_of_records(file, iter(records), _Questions(), file.size / max(characters, 1))
+    return questions
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A question as text."""
+
+    name: str
+    """Its `id`; where the file has none, its number."""
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    """All right answers; none where the context has no answer."""
+
+
+def read_questions(path: str) -> list[AnsweredQuestion]:
+    """The questions of a file, a folder or a glob, in order.
+
+    Raises:
+        BigtrainError: a file has another form, or an answer that is not where it says.
+    """
+    found: list[AnsweredQuestion] = []
+    for file in find_files("the questions", path, SUFFIXES).files:
+        for position, question in enumerate(_read(file)):
+            document = _Questions()(question, Origin(file.place, file.name, position))
+            asked, context = (segment.text for segment in document.segments)
+            name = str(question.about.get("id", len(found)))
+            found.append(AnsweredQuestion(name, asked, context, document.references))
+    return found
 
 
 def squad(source: SourceSettings) -> Corpus:
