@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -242,6 +243,30 @@ def test_wanda_reads_what_the_pruned_blocks_before_give() -> None:
                     row[lowest] = 0
     for name, layer in linear_layers(model).items():
         assert torch.equal(layer.weight, linear_layers(oracle)[name].weight), name
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "modernbert", "gpt_neox", "qwen3", "mixtral", "t5", "bart"])
+def test_every_linear_layer_of_a_family_is_measured(family: str) -> None:
+    """In the order in which the model computes, an encoder's before a decoder's; each with all tokens that it reads."""
+    shape = settings_of(family)
+    model = trained(shape, torch.float64)
+    rows = batches(shape)
+    if shape.architecture == "encoder_decoder":
+        parts = {key: value for key, value in rows[0].model_inputs().items() if key != "labels"}
+        rows = [replace(batch, others={f"encoder_{key}": value for key, value in parts.items()}) for batch in rows]
+    seen: dict[str, int] = {}
+
+    def change(name: str, weight: Tensor, inputs: Any) -> Tensor:
+        seen[name] = inputs.tokens
+        assert inputs.hessian is not None
+        assert torch.allclose(inputs.hessian.diagonal(), inputs.squares, rtol=1e-9)
+        return weight
+
+    change_layers(linear_layers(model), change, InputReader(model, rows, torch.device("cpu")), hessians=True)
+    assert seen.keys() == linear_layers(model).keys()
+    assert all(tokens >= 3 * 12 for tokens in seen.values())
+    if shape.architecture == "encoder_decoder":
+        assert next(iter(seen)).startswith("encoder.")
 
 
 NARROW = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma2", "granite", "bert", "modernbert", "albert"]
