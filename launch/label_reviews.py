@@ -2,7 +2,7 @@
 """Labelled reviews from the source archive of vaderSentiment (Hutto and Gilbert, 2014; MIT licence).
 
     pip download --no-deps --no-binary :all: vaderSentiment
-    launch/label_reviews.py vaderSentiment-3.3.2.tar.gz OUT
+    launch/label_reviews.py vaderSentiment-3.3.2.tar.gz OUT [WORDNET]
 
 Each sentence of a review has a rating from -4 to 4, the mean of twenty people's.
 
@@ -10,6 +10,7 @@ OUT/train.jsonl       sentences of reviews of films and goods that are rated bey
                       positive or negative
 OUT/held_out.jsonl    every tenth of them, which is in no other file
 OUT/sentences.jsonl   all others, with sentences of editorials and tweets, as `text` alone
+OUT/glosses.jsonl     with a folder of WordNet (data.noun, data.verb, ...): words with their definitions and examples
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ HELD_OUT = 10
 
 def main() -> None:
     """Write both files."""
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     archive, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,10 @@ def main() -> None:
     train = [review for number, review in enumerate(reviews) if number % HELD_OUT]
     unseen = {review["text"] for review in held_out}
     texts = [{"text": text} for own in rated.values() for _, text in own if text not in unseen]
-    for name, records in (("train", train), ("held_out", held_out), ("sentences", texts)):
+    files = {"train": train, "held_out": held_out, "sentences": texts}
+    if len(sys.argv) == 4:
+        files["glosses"] = [{"text": text} for text in glosses(Path(sys.argv[3]))]
+    for name, records in files.items():
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     print(f"{out}: {len(train):,} labelled sentences of reviews, {len(held_out):,} held out, {len(texts):,} sentences")
@@ -64,6 +68,18 @@ def sentences(archive: Path, name: str) -> Iterator[tuple[float, str]]:
             for line in file.read().decode("utf-8", errors="replace").splitlines():
                 _, rating, text = line.split("\t", 2)
                 yield float(rating), text.strip()
+
+
+def glosses(folder: Path) -> Iterator[str]:
+    """The synsets of WordNet as text: `word, another word: definition; "example"` (wndb(5WN))."""
+    for path in sorted(folder.glob("data.*")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            head, bar, gloss = line.partition("|")
+            if line.startswith("  ") or not bar:  # the licence stands before the synsets
+                continue
+            fields = head.split()
+            words = [fields[4 + 2 * number].replace("_", " ").split("(")[0] for number in range(int(fields[3], 16))]
+            yield f"{', '.join(words)}: {gloss.strip()}"
 
 
 if __name__ == "__main__":

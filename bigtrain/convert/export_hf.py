@@ -55,6 +55,7 @@ def export_hf(
     mask_token: str | None = None,
     decoder_start: str | None = None,
     label_names: Sequence[str] | None = None,
+    separator: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     documents: Mapping[str, str] = MappingProxyType({}),
@@ -73,6 +74,7 @@ def export_hf(
         mask_token: the token that stood for hidden ones in the training of an encoder.
         decoder_start: the token that a document of an encoder-decoder's decoder starts with. Default: `end_of_text`.
         label_names: of the classes of a model with a task_head, in their order. Default: LABEL_0, LABEL_1, ...
+        separator: the token between the two texts of a document. Default: texts are documents of their own.
         dtype: of the weights written; rounded to it from what `weights` has.
         shard_bytes: limit on one weights file.
         documents: texts to lay beside the model, by the names of their files.
@@ -80,8 +82,8 @@ def export_hf(
 
     Raises:
         BigtrainError: `out` holds something else, a weight is missing, unknown or misshapen, the tokenizer does not
-            know `end_of_text` or `decoder_start`, or has no padding token where the family counts positions from it,
-            the family cannot express such a model, or there is not one label name for each class.
+            know `end_of_text`, `decoder_start` or `separator`, or has no padding token where the family counts
+            positions from it, the family cannot express such a model, or there is not one label name for each class.
     """
     refuse_foreign_folder(out, _is_ours, _NAMES, "export")
     config = config_of(settings) | _labels(settings, label_names)
@@ -102,10 +104,18 @@ def export_hf(
         )
     classifies = settings.task_head != "none"
     read_whole = classifies or settings.architecture == "encoder_decoder"
-    as_trained = tokenizer.as_trained(end_of_text, begin, read_whole=read_whole)
+    as_trained = tokenizer.as_trained(
+        end_of_text,
+        begin,
+        read_whole=read_whole,
+        separator=None if separator is None else _token_id(tokenizer, separator),
+        second_type=int(settings.type_vocab_size > 1),
+    )
     named = {"eos_token": end_of_text} | ({"bos_token": tokenizer.texts(begin.ids)[0]} if begin.ids else {})
     if settings.architecture == "encoder":
         named |= _roles_in_an_encoder(named, tokenizer, mask_token)
+    if separator is not None:
+        named["sep_token"] = separator
     entries = [StoredTensor(name, dtype, shape) for name, shape in their_shapes(maps, shapes).items()]
     with out_folder(out) as partial:
         write_safetensors(entries, _theirs(weights, maps, shapes, dtype), partial, shard_bytes)
@@ -138,6 +148,7 @@ def export_hf(
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "model_max_length": settings.max_position_embeddings,
                 "clean_up_tokenization_spaces": False,
+                **({"model_input_names": _inputs(settings)} if classifies else {}),
             },
         )
         for name, text in documents.items():
@@ -165,6 +176,12 @@ def _padding_of_texts(settings: ModelSettings, tokenizer: TokenizerContent, end_
     own = [number for number, token in tokenizer.special_tokens.items() if token in _PADS]
     of_both = settings.architecture == "encoder_decoder"
     return own[0] if own else end_of_text_id if of_both else None
+
+
+def _inputs(settings: ModelSettings) -> list[str]:
+    """What the tokenizer gives the model: the types of tokens only where it has several."""
+    types = ["token_type_ids"] if settings.type_vocab_size > 1 else []
+    return ["input_ids", *types, "attention_mask"]
 
 
 def _labels(settings: ModelSettings, names: Sequence[str] | None) -> dict[str, Any]:

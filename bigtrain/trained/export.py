@@ -123,6 +123,7 @@ def write_folder(
         mask_token=objective.mask_token if objective.name == "masked" else None,
         decoder_start=objective.decoder_start_token if objective.reads_pairs else None,
         label_names=label_names(settings),
+        separator=settings.data.tokenizer.separator,
         dtype=COMPUTE_DTYPES[settings.engine.precision],
         documents=documents,
         check=check,

@@ -31,7 +31,7 @@ class PeftExport(ComparedWithTransformers):
     base: str
     """The Hugging Face model of its base, as adapter_config.json names it."""
     modules: int
-    """Modules of that model that are adapted."""
+    """Modules of that model that are adapted; with virtual tokens its layers."""
     parameters: int
     """Of the adapter, with those of modules that learned as a whole."""
     dtype: str

@@ -18,11 +18,12 @@ from bigtrain.convert import Imported, compare_with_transformers, import_hf, rea
 from bigtrain.convert.config_json import config_of, obstacles, settings_of
 from bigtrain.convert.families import FAMILIES
 from bigtrain.convert.weights import weight_maps
+from bigtrain.data import BeginOfText
 from bigtrain.model import LanguageModel
 from bigtrain.model.layers.task_head import END, START, START_AND_END
 from tests.convert import helpers
 from tests.convert.helpers import END as END_OF_TEXT
-from tests.convert.helpers import VOCABULARY, exported, trained, weights_of
+from tests.convert.helpers import PADDING, VOCABULARY, exported, trained, weights_of
 from tests.convert.test_parity import as_loaded, how
 from tests.matrix import one_of_each, thinned
 from tests.model.helpers import exact_t5, exact_xlnet
@@ -257,3 +258,32 @@ def test_without_names_a_config_has_the_number_that_transformers_takes() -> None
     assert settings_of(plain | {"num_labels": 5})[0].num_labels == 5
     of_bart = config_of(settings_with("bart", "sequence_classification"))
     assert settings_of({n: v for n, v in of_bart.items() if n not in ("id2label", "label2id")})[0].num_labels == 3
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "llama", "bart", "xlnet"])
+def test_the_tokenizer_encodes_texts_and_pairs_as_documents_are(
+    family: str, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """With the tokens around them, the separator between two, and types where the model has them."""
+    from transformers import AutoTokenizer
+
+    ours = trained(settings_with(family, "sequence_classification"))
+    begin, separator = BeginOfText((2,), before_prompts=False), PADDING[2]
+    folder = exported(
+        ours, tokenizer_file, tmp_path / "out", dtype=torch.float32, begin_of_text=begin, separator=separator
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("def main", "return 1"))
+    assert tokenizer("def main")["input_ids"] == [2, *first, 0]
+    pair = tokenizer("def main", "return 1", return_tensors="pt")
+    assert pair["input_ids"].tolist() == [[2, *first, 3, *second, 0]]
+    types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert pair.get("token_type_ids", torch.tensor([[]])).tolist() == ([types] if family == "bert" else [[]])
+    theirs = loaded(folder, ours.settings, torch.float32)
+    batch = {"input_ids": pair["input_ids"]}
+    if ours.settings.reads_pairs:
+        batch |= {"encoder_input_ids": batch["input_ids"], "input_ids": pair["input_ids"].roll(1, 1)}
+    elif family == "bert":
+        batch |= {"token_type_ids": pair["token_type_ids"]}
+    logits = ours.task_logits(**batch)[0, 0 if ours.settings.architecture == "encoder" else -1]
+    torch.testing.assert_close(theirs(**pair).logits[0], logits, rtol=1e-4, atol=1e-5)

@@ -31,7 +31,7 @@ def cases() -> list[Case]:
         Case(3, 2, 4, 0.1, recompute="full", adapter="dora", drop=0.1),
         Case(3, 2, 1, 0.1, precision="bf16", adapter="lora"),
         Case(3, 4, 1, 0.1, recompute="selective", adapter="lora", sequence=2),
-        Case(3, 2, 1, 0.1, family="gpt2", tied=True, adapter="bottleneck"),
+        Case(3, 2, 1, 0.1, recompute="offloaded", family="gpt2", tied=True, adapter="bottleneck"),
         Case(3, 2, 1, 0.1, offload="cpu", adapter="lora"),
         Case(3, 4, 1, 0.1, secondary=2, adapter="lora"),
         Case(1, 2, 1, 0.01, family="mixtral", adapter="lora"),

@@ -72,6 +72,10 @@ class TokensAround(NamedTuple):
 
     begin: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
+    between: tuple[int, ...] | None = None
+    """Between two texts that are one document; None where each text is a document of its own."""
+    second_type: int = 1
+    """The type of the tokens of a second text."""
 
 
 @contextmanager
@@ -196,13 +200,23 @@ class TokenizerContent:
             content = {**content, "added_tokens": added}
         return _library(content, self.where)
 
-    def as_trained(self, end_of_text: str, begin: BeginOfText, *, read_whole: bool = False) -> TokenizerContent:
+    def as_trained(
+        self,
+        end_of_text: str,
+        begin: BeginOfText,
+        *,
+        read_whole: bool = False,
+        separator: int | None = None,
+        second_type: int = 1,
+    ) -> TokenizerContent:
         """The tokenizer that belongs to a model trained on documents of this tokenizer.
 
         Args:
             end_of_text: the token that ends a document.
             begin: what its documents begin with.
             read_whole: a text is a whole document, as an encoder-decoder reads it, and no start of one.
+            separator: the id of the token between the two texts of one document.
+            second_type: the type of the tokens after it.
 
         Returns:
             Content that gives a text the same ids in every program. Where nothing is to change it is equal to this.
@@ -212,6 +226,9 @@ class TokenizerContent:
             end: int | None = self.library.token_to_id(end_of_text)
             around = TokensAround(begin.ids, () if end is None else (end,))
         special = {end_of_text, *self.texts(begin.ids)}
+        if separator is not None:
+            special.update(self.texts((separator,)))
+            around = around._replace(between=(separator,), second_type=second_type)
         content = self._plain(special, self._post_processor(around))
         return TokenizerContent(content, self.where, around)
 
@@ -392,21 +409,26 @@ def _ids_of_piece(piece: Content, special_tokens: Content) -> list[int] | None:
 
 
 def _template(around: TokensAround, texts: Callable[[Sequence[int]], list[str]]) -> Content:
-    begin, end = texts(around.begin), texts(around.end)
+    begin, end, between = texts(around.begin), texts(around.end), texts(around.between or ())
 
     def piece(token: str, text: int) -> Content:
         return {"SpecialToken": {"id": token, "type_id": text}}
 
-    def of_text(name: str, text: int) -> list[Content]:
-        around_it = [piece(token, text) for token in begin], [piece(token, text) for token in end]
+    def of_text(name: str, text: int, before: Sequence[str], after: Sequence[str]) -> list[Content]:
+        around_it = [piece(token, text) for token in before], [piece(token, text) for token in after]
         return [*around_it[0], {"Sequence": {"id": name, "type_id": text}}, *around_it[1]]
 
+    joined = around.between is not None
+    numbers = (*around.begin, *(around.between or ()), *around.end)
     return {
         "type": "TemplateProcessing",
-        "single": of_text("A", 0),
-        "pair": [*of_text("A", 0), *of_text("B", 1)],
+        "single": of_text("A", 0, begin, end),
+        "pair": [
+            *of_text("A", 0, begin, between if joined else end),
+            *of_text("B", around.second_type, () if joined else begin, end),
+        ],
         "special_tokens": {
             token: {"id": token, "ids": [number], "tokens": [token]}
-            for token, number in zip([*begin, *end], [*around.begin, *around.end], strict=True)
+            for token, number in zip([*begin, *between, *end], numbers, strict=True)
         },
     }
