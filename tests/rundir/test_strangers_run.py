@@ -222,12 +222,8 @@ STATE = {
         "signs": [{"step": 3, "loss": 9.0, "grad_norm": 2.0, "loss_z": 7.0}],
     },
     "decisions": 1,
-<<<<<<< HEAD
     "best": {"step": 4, "metric": "f1", "value": 0.5, "last_evaluation": 6, "worse": 1},
     "base": {"lm_head.weight": "0123"},
-=======
-    "base": {"norm.weight": "0123456789abcdef0123456789abcdef"},
->>>>>>> adapters
 }
 
 
