@@ -23,6 +23,7 @@ from bigtrain.rundir import DocumentsOfStep, PlanDifference, RunStatus, StepsOfD
 from bigtrain.trained import (
     CheckpointDifference,
     CommittedCheckpoint,
+    CompressedModel,
     Evaluation,
     GeneratedTexts,
     GgufExport,
@@ -43,6 +44,7 @@ RESULTS: Mapping[str, Any] = {
     "generate": GeneratedTexts,
     "export": HuggingFaceExport | GgufExport | PeftExport,
     "import": ImportedModel,
+    "compress": CompressedModel,
     "report": Summary,
     "runs": list[RunStatus],
     "data build": results.BuiltData,

@@ -27,6 +27,7 @@ from bigtrain.base import (
 )
 from bigtrain.cli import (
     checkpoint_commands,
+    compress_command,
     config_commands,
     data_commands,
     doctor_command,
@@ -53,6 +54,7 @@ app.command("eval")(run_commands.evaluate)
 app.command("generate")(run_commands.generate)
 app.command("export")(run_commands.export)
 app.command("import")(run_commands.import_)
+app.command("compress")(compress_command.compress)
 app.command("report")(run_commands.report)
 app.command("runs")(run_commands.runs)
 app.add_typer(data_commands.app, name="data")

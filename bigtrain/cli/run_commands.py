@@ -28,6 +28,31 @@ class ExportType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class GgufType(StrEnum):
+    """llama.cpp's names of the types of a GGUF file."""
+
+    f32 = "F32"
+    f16 = "F16"
+    bf16 = "BF16"
+    q8_0 = "Q8_0"
+    q6_k = "Q6_K"
+    q5_k_m = "Q5_K_M"
+    q5_k_s = "Q5_K_S"
+    q5_1 = "Q5_1"
+    q5_0 = "Q5_0"
+    q4_k_m = "Q4_K_M"
+    q4_k_s = "Q4_K_S"
+    q4_1 = "Q4_1"
+    q4_0 = "Q4_0"
+    q3_k_l = "Q3_K_L"
+    q3_k_m = "Q3_K_M"
+    q3_k_s = "Q3_K_S"
+    q2_k = "Q2_K"
+
+
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Those that are no integers, by the names of `ExportType`."""
+
 StepOption = Annotated[int | None, typer.Option(help="The checkpoint of this step. Default: the newest verified one.")]
 
 
@@ -288,6 +313,10 @@ def export(
     dtype: Annotated[
         ExportType | None, typer.Option(help="gguf: type of the matrices. Default: the precision of the training.")
     ] = None,
+    gguf_type: Annotated[
+        GgufType | None,
+        typer.Option(help="gguf: llama.cpp's name of the type, quantised ones too. In place of --dtype."),
+    ] = None,
     merge: Annotated[bool, typer.Option(help="hf, gguf: merge the adapter of the run into the weights.")] = False,
     check: Annotated[
         bool, typer.Option(help="Reload it with transformers, llama.cpp or peft, and compare their results with ours.")
@@ -298,10 +327,12 @@ def export(
     from bigtrain.trained import export_run
 
     if to is Format.gguf:
-        _export_gguf(run, out, step, dtype, check, merge, as_json)
+        if dtype is not None and gguf_type is not None:
+            raise typer.BadParameter("give --dtype or --gguf-type; each names the type of the matrices")
+        _export_gguf(run, out, step, dtype or gguf_type, check, merge, as_json)
         return
-    if dtype is not None:
-        raise typer.BadParameter("is for --to gguf; other formats have the precision of the training")
+    if dtype is not None or gguf_type is not None:
+        raise typer.BadParameter("a type is for --to gguf; other formats have the precision of the training")
     if to is Format.peft:
         if merge:
             raise typer.BadParameter("is for --to hf and --to gguf; peft takes the adapter as it is")
@@ -358,19 +389,41 @@ def _export_peft(run: Path, out: Path, step: int | None, check: bool, as_json: b
 
 
 def _export_gguf(
-    run: Path, out: Path, step: int | None, dtype: ExportType | None, check: bool, merge: bool, as_json: bool
+    run: Path,
+    out: Path,
+    step: int | None,
+    kind: ExportType | GgufType | None,
+    check: bool,
+    merge: bool,
+    as_json: bool,
 ) -> None:
     from bigtrain.trained import export_run_to_gguf
 
-    result = export_run_to_gguf(run, out, step=step, dtype=dtype, check=check, report=say, merge=merge)
+    name = None if kind is None else FLOATS.get(kind.value, kind.value)
+    floats = name is None or name in FLOATS.values()
+    result = export_run_to_gguf(
+        run,
+        out,
+        step=step,
+        dtype=name if floats else None,
+        check=check,
+        report=say,
+        merge=merge,
+        quantised=None if floats else name,
+    )
     if as_json:
         print_json(result)
         return
     echo(
         f"{result.out}: {result.parameters:,} parameters of step {result.step} in {result.dtype}, "
-        f"llama.cpp's network {result.architecture}"
+        f"{result.bytes / 1e6:,.1f} MB, llama.cpp's network {result.architecture}"
     )
-    if result.logit_difference is not None:
+    if result.logit_difference is not None and not floats:
+        echo(
+            f"loaded with llama.cpp: by quantisation its logits differ by {result.logit_difference:.2g} of their "
+            "standard deviation; before it they were ours"
+        )
+    elif result.logit_difference is not None:
         echo(
             f"loaded with llama.cpp: it cuts text as we do, its logits differ by {result.logit_difference:.2g} of "
             f"their standard deviation, its {result.greedy_tokens} greedy tokens are ours or nearly tied with them"

@@ -10,8 +10,8 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 
 settings.py         the whole tree, and the rules that span sections; data_settings.py, model_settings.py,
-                    objective_settings.py, adapter_settings.py, distillation_settings.py, engine_settings.py,
-                    guard_settings.py and cleaning.py hold its larger sections
+                    objective_settings.py, adapter_settings.py, compression_settings.py, distillation_settings.py,
+                    engine_settings.py, guard_settings.py and cleaning.py hold its larger sections
 families.py         the choices that each model family makes
 load.py             file and overrides --> Settings; document.py, yaml12.py, overrides.py, problems.py, suggest.py
 parallel_sizes.py   how ranks and samples divide
@@ -32,6 +32,7 @@ from bigtrain.config.cleaning import (
     LanguageSettings,
     PiiSettings,
 )
+from bigtrain.config.compression_settings import CompressionSettings
 from bigtrain.config.data_settings import (
     DataSettings,
     DecontaminateSettings,
@@ -80,6 +81,7 @@ __all__ = [
     "C4Settings",
     "CheckpointSettings",
     "CleanStep",
+    "CompressionSettings",
     "DataSettings",
     "DecontaminateSettings",
     "Difference",

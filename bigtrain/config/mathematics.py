@@ -18,6 +18,7 @@ MATHEMATICS = frozenset(
         # the function that is trained, and its losses
         "model",
         "adapter",
+        "compression",
         "objective",
         "distillation.weight",
         "distillation.label_weight",

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
+from bigtrain.config.compression_settings import CompressionSettings
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.distillation_settings import DistillationSettings
 from bigtrain.config.engine_settings import EngineSettings
@@ -250,6 +251,8 @@ class Settings(Section):
     """The model."""
     adapter: AdapterSettings = AdapterSettings()
     """What learns in the place of the model's own parameters."""
+    compression: CompressionSettings = CompressionSettings()
+    """Training with weights that are pruned or rounded."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What is learned from a sample."""
     distillation: DistillationSettings = DistillationSettings()
@@ -478,6 +481,28 @@ class Settings(Section):
                     f"found {found}"
                 )
         return None
+
+    @model_validator(mode="after")
+    def _compression_fits_the_layers(self) -> Settings:
+        if not self.compression.is_on:
+            return self
+        for key, found, works in (
+            ("adapter.method", self.adapter.method, "none"),
+            ("model.architecture", self.model.architecture, "decoder, encoder, encoder_decoder or two_stream"),
+            ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, "1"),
+            ("engine.float8", self.engine.float8, "False"),
+            # The share that is pruned changes at each step, and each would be compiled.
+            ("engine.compile", self.engine.compile, "False"),
+        ):
+            if str(found) not in works.replace(",", "").split():
+                raise ValueError(f"compression works with {key} {works}, found {found}")
+        end = self.compression.pruning_end
+        if end is not None and end > self.total_steps:
+            raise ValueError(
+                f"compression.pruning_end {end} is after the last of {self.total_steps} steps: the run would end less "
+                "sparse than compression.sparsity says"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_can_be_asked(self) -> Settings:

@@ -1,11 +1,12 @@
-"""A folder written by `bigtrain import`, from which `model.init_from` starts a run.
+"""A folder written by `bigtrain import` or `bigtrain compress`, from which `model.init_from` starts a run.
 
     model.yaml         the section model
     model.safetensors  the weights by our names, or model-0000N-of-0000N.safetensors and their index
     tokenizer.json     with special_tokens_map.json and tokenizer_config.json where the model came with them
     manifest.json      written last: where it came from, the end-of-text token, keys of config.json that were ignored,
-                       a hash of every tensor and file
+                       a hash of every tensor and file, and which matrices are quantised
 
+A quantised matrix NAME is in the files as NAME.codes and NAME.scales; its hash is that of the numbers they stand for.
 A hash is compared when what it is of is read, so a weight is read once and never used unless every byte of it is right.
 """
 
@@ -27,9 +28,20 @@ from bigtrain.config import FAMILIES, ModelSettings, read_document, to_yaml
 from bigtrain.convert.shards import DTYPES, TensorFolder, tensor_digest
 from bigtrain.convert.weight_source import TOKENIZER_BYTES, WeightSource
 from bigtrain.data import TOKENIZER_FILE, TokenizerContent
+from bigtrain.model import QuantisedMatrix
 
 MODEL, MANIFEST = "model.yaml", "manifest.json"
 FORMAT = "bigtrain import 1"
+
+
+@dataclass(frozen=True)
+class QuantisedAs:
+    """How a matrix is stored that is quantised."""
+
+    __pydantic_config__ = ConfigDict(strict=True)
+    bits: int
+    group_size: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,8 @@ class _Manifest:
     source: str = ""
     ignored_keys: dict[str, Any] = field(default_factory=dict)
     decoder_start_id: int | None = None
+    quantised: dict[str, QuantisedAs] = field(default_factory=dict)
+    router_moves: dict[str, list[int]] = field(default_factory=dict)
     label_names: list[str] | None = None
 
 
@@ -77,13 +91,20 @@ class Imported(WeightSource):
             _compare(path, file_digest(path), wanted)
         self.settings = read_model(folder / MODEL)
         self._files = TensorFolder(folder)
-        if wrong := sorted(set(self._files.names()) ^ self._manifest.tensors.keys()):
+        quantised = self._manifest.quantised
+        stored = {part for name in self._manifest.tensors for part in (parts_of(name) if name in quantised else [name])}
+        if wrong := sorted(set(self._files.names()) ^ stored):
             raise BigtrainError(
                 f"{folder} is not whole", found=", ".join(wrong[:10]), wanted=f"the tensors that {MANIFEST} names"
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._files.read(name)
+        if (how := self._manifest.quantised.get(name)) is not None:
+            codes, scales = (self._files.read(part) for part in parts_of(name))
+            matrix = QuantisedMatrix.of_stored(codes, scales, how.bits, how.group_size, how.columns)
+            tensor = matrix.dequantised()
+        else:
+            tensor = self._files.read(name)
         _compare(f"{name} in {self.folder}", tensor_digest(tensor), self._manifest.tensors[name])
         return tensor
 
@@ -104,6 +125,11 @@ class Imported(WeightSource):
     def digest(self, name: str) -> str:
         """See `WeightSource.digest`; it was recorded by the import."""
         return self._manifest.tensors[name]
+
+    @property
+    def router_moves(self) -> dict[str, list[int]]:
+        """See `WeightSource.router_moves`; of a model that was imported there are none."""
+        return self._manifest.router_moves
 
     @property
     def notes(self) -> list[str]:
@@ -127,7 +153,14 @@ class Imported(WeightSource):
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of the weights; one, unless the model was published in several."""
-        return {DTYPES[self._files.dtype_name(name)] for name in self}
+        quantised = self._manifest.quantised
+        plain = {DTYPES[self._files.dtype_name(name)] for name in self if name not in quantised}
+        return plain | ({torch.float32} if quantised else set())
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """The names in the files of the codes and the scales of a quantised matrix."""
+    return f"{name}.codes", f"{name}.scales"
 
 
 def write_model(path: Path, settings: ModelSettings, comment: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,28 +134,37 @@ def _our_logits(
     return model.logits(torch.tensor([tokens]))[0]
 
 
-def _load(file: Path, length: int) -> Any:
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """The lines that llama.cpp logs in the meantime, and, as it goes on calling what it was given, afterwards."""
     import llama_cpp
 
     lines: list[str] = []
-    keep = llama_cpp.llama_log_callback(lambda _level, text, _data: lines.append(text.decode(errors="replace")))
+    keep = llama_cpp.llama_log_callback(lambda _level, text, _data: lines.append(text.decode(errors="replace").strip()))
     llama_cpp.llama_log_set(keep, None)
     _KEPT.append(keep)  # llama.cpp goes on calling it
+    yield lines
+
+
+def _load(file: Path, length: int) -> Any:
+    import llama_cpp
+
     threads = torch.get_num_threads()
-    try:
-        return llama_cpp.Llama(
-            str(file), n_ctx=length, n_batch=length, n_ubatch=length, n_threads=threads, n_threads_batch=threads,
-            logits_all=True, verbose=False,
-            type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,  # not rounded in between
-            yarn_attn_factor=-1.0, yarn_beta_fast=-1.0, yarn_beta_slow=-1.0,  # what the file says
-        )  # fmt: skip
-    except ValueError:
-        errors = [line.strip() for line in lines if "error" in line.lower()]
-        raise BigtrainError(
-            f"llama.cpp does not load {file}",
-            found=errors[0] if errors else "no reason given",
-            fix="report this with the settings: it is a defect of bigtrain",
-        ) from None
+    with captured_log() as lines:
+        try:
+            return llama_cpp.Llama(
+                str(file), n_ctx=length, n_batch=length, n_ubatch=length, n_threads=threads, n_threads_batch=threads,
+                logits_all=True, verbose=False,
+                type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,  # not rounded in between
+                yarn_attn_factor=-1.0, yarn_beta_fast=-1.0, yarn_beta_slow=-1.0,  # what the file says
+            )  # fmt: skip
+        except ValueError:
+            errors = [line for line in lines if "error" in line.lower()]
+            raise BigtrainError(
+                f"llama.cpp does not load {file}",
+                found=errors[0] if errors else "no reason given",
+                fix="report this with the settings: it is a defect of bigtrain",
+            ) from None
 
 
 _KEPT: list[Any] = []

@@ -23,9 +23,10 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types that weights may have, by their names in the files."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int8: "I8", torch.uint8: "U8"}
+"""Those of everything that is stored: codes of quantised weights, too."""
 
 
 def common_dtype(dtypes: Collection[torch.dtype]) -> torch.dtype:

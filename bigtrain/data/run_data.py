@@ -18,12 +18,14 @@ import numpy.typing as npt
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, ModelSettings, ObjectiveSettings, Settings
-from bigtrain.data.batch.batch import MicroBatch
+from bigtrain.data.batch.assemble import assemble
+from bigtrain.data.batch.batch import MicroBatch, micro_batches_of
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import (
     ConcatPacking,
     IndexedPacking,
     Packing,
+    fetch,
     held_out_packing,
     open_packings,
     read_packs,
@@ -38,7 +40,7 @@ from bigtrain.data.order.plan import Plan
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import open_mirror
 from bigtrain.data.store.store import Dataset, open_datasets, opened_datasets
-from bigtrain.objective import Objective, make_objective
+from bigtrain.objective import AddressKeys, Objective, make_objective
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,19 @@ class RunData:
             objective=self.objective,
             keyed=self.keyed,
         )
+
+    def batches_of(self, samples: npt.NDArray[np.int64], micro_batch_size: int) -> list[MicroBatch]:
+        """The rows of samples by their numbers in the plan, as training has them, in this order.
+
+        Raises:
+            BigtrainError: the data of one cannot be read.
+        """
+        addresses = self.plan.locate_many(samples)
+        fetch(self.train, addresses.source, addresses.sequence)
+        rows = assemble(self.train, addresses.source, addresses.sequence)
+        keys = AddressKeys(self.plan.seed, [source.name for source in self.plan.sources]).of(*addresses)
+        prepared = self.objective.prepare(replace(rows, turns=addresses.sequence + addresses.epoch), keys)
+        return micro_batches_of(prepared, micro_batch_size)
 
     @property
     def labels(self) -> LabelScheme | None:

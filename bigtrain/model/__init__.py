@@ -26,6 +26,7 @@ execution               how it is computed: back-end, what is recomputed, which 
   activation_checkpointing, sequence_parallel, tensor_parallel, float8, cpu_products
   cpu_kernels           what PyTorch lacks for CPUs, in C++: attention, the loss's softmax, dropout, transposing
 initialize, counts, layer_depth
+compression/            which weights are pruned, and matrices of small integers
 recurrent, recurrent_encoder_decoder     without attention from token to token; what they are made of is in recurrence/
 generate                prompts in, continuations out
   cache                 where each row stands, and keys and values, or states, of the tokens so far
@@ -34,6 +35,17 @@ generate                prompts in, continuations out
 
 from bigtrain.model.adapters import Merged, first_magnitude, is_of_adapter
 from bigtrain.model.build import build_model
+from bigtrain.model.compression.compressed import CompressedWeights
+from bigtrain.model.compression.gptq import gptq
+from bigtrain.model.compression.linears import block_of, linear_layers
+from bigtrain.model.compression.pruning import (
+    keep_of_all,
+    keep_of_groups,
+    keep_of_rows,
+    keep_of_tensor,
+    wanda_scores,
+)
+from bigtrain.model.compression.quantisation import BITS, QuantisedMatrix, quantised
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters, flops_per_token
 from bigtrain.model.cpu.cpu_kernels import lacking_for_cpu_kernels
 from bigtrain.model.cpu.cpu_products import product_dtype
@@ -53,6 +65,7 @@ from bigtrain.model.sequence_parallel import SequenceParallel
 from bigtrain.model.transformer import Transformer
 
 __all__ = [
+    "BITS",
     "LORA_A",
     "LORA_B",
     "MAGNITUDE",
@@ -60,6 +73,7 @@ __all__ = [
     "PREFIX_VALUE",
     "PROMPT",
     "Completion",
+    "CompressedWeights",
     "Decoder",
     "Distillation",
     "Encoder",
@@ -67,12 +81,14 @@ __all__ = [
     "Ended",
     "LanguageModel",
     "Merged",
+    "QuantisedMatrix",
     "Recurrent",
     "RecurrentEncoderDecoder",
     "Sampling",
     "SequenceParallel",
     "Transformer",
     "attention_factor",
+    "block_of",
     "build_model",
     "count_active_parameters",
     "count_learning_parameters",
@@ -81,13 +97,21 @@ __all__ = [
     "first_magnitude",
     "flops_per_token",
     "generate",
+    "gptq",
     "initialize",
     "is_of_adapter",
+    "keep_of_all",
+    "keep_of_groups",
+    "keep_of_rows",
+    "keep_of_tensor",
     "lacking_for_cpu_kernels",
+    "linear_layers",
     "original_context",
     "product_dtype",
+    "quantised",
     "require_decoder",
     "require_room",
     "rotary_frequencies",
     "row_lengths",
+    "wanda_scores",
 ]

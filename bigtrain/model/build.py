@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bigtrain.config import AdapterSettings, ModelSettings
+from bigtrain.config import AdapterSettings, CompressionSettings, ModelSettings
 from bigtrain.model.adapters import adapt
+from bigtrain.model.compression.compressed import compress_layers
 from bigtrain.model.decoder import Decoder
 from bigtrain.model.encoder import Encoder
 from bigtrain.model.encoder_decoder import EncoderDecoder
@@ -36,6 +37,7 @@ def build_model(
     sequence_parallel: SequenceParallel | None = None,
     float8: bool = False,
     adapter: AdapterSettings | None = None,
+    compression: CompressionSettings | None = None,
 ) -> LanguageModel:
     """The model of these settings on the current default device, `meta` included. Its weights are still to be filled,
     by `init_weights` or a checkpoint.
@@ -48,6 +50,7 @@ def build_model(
         sequence_parallel: the ranks that share each sequence with this one.
         float8: let the linear layers of the blocks multiply in 8 bits.
         adapter: what learns in the place of the model's own parameters. Default: these do.
+        compression: what its linear layers do to their weights in each pass. Default: nothing.
 
     Raises:
         BigtrainError: float8 or the adapter does not go with this shape.
@@ -61,4 +64,6 @@ def build_model(
     if adapter is not None and adapter.method != "none":
         adapt(model, adapter)
         model.adapter_drops = adapter.lora_dropout > 0
+    if compression is not None and compression.is_on:
+        compress_layers(model, compression)
     return model

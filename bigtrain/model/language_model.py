@@ -18,6 +18,7 @@ from bigtrain.config import ModelSettings
 from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
+from bigtrain.model.compression.compressed import CompressedLinear
 from bigtrain.model.distillation import Distillation
 from bigtrain.model.initialize import initialize, is_hidden_matrix
 from bigtrain.model.layer_depth import layers_to_head
@@ -137,6 +138,12 @@ class LanguageModel(nn.Module):
             for name, _ in self.named_parameters()
         }
         return {name: scale for name, scale in scales.items() if scale != 1}
+
+    def at_step(self, step: int) -> None:
+        """Compute as after so many steps of training: how much compressed layers prune depends on it."""
+        for module in self.modules():
+            if isinstance(module, CompressedLinear):
+                module.at_step(step)
 
     def compile_blocks(self) -> None:
         """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""

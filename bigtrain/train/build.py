@@ -104,6 +104,7 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             sequence_parallel=sequence_parallel(topology),
             float8=settings.engine.float8,
             adapter=settings.adapter,
+            compression=settings.compression,
         )
         if settings.distillation.teacher is not None:
             model.learn_from(_distillation(settings.distillation.teacher, settings, topology))

@@ -58,7 +58,7 @@ class LearningRate:
 
 
 class TrainingStep:
-    """An engine in training. `done` counts its optimizer steps."""
+    """An engine in training."""
 
     def __init__(
         self,
@@ -81,8 +81,18 @@ class TrainingStep:
             heartbeat: is updated along the way.
         """
         self.engine, self.learning_rate = engine, learning_rate
-        self.done = done
         self._topology, self._timing, self._heartbeat = topology, timing, heartbeat or Heartbeat()
+        self.done = done
+
+    @property
+    def done(self) -> int:
+        """The optimizer steps that are done. The model computes as after so many."""
+        return self._done
+
+    @done.setter
+    def done(self, step: int) -> None:
+        self._done = step
+        self.model.at_step(step)
 
     @property
     def model(self) -> LanguageModel:

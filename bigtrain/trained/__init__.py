@@ -3,6 +3,7 @@
 checkpoints.py      the checkpoints of a run: list, verify, compare, prune
   checkpoint_settings.py      one of them with the settings that its weights were trained with
   base_model.py               the model that an adapter was trained beside
+stored_model.py     weights and settings of a run's checkpoint, or of a folder that `compress` wrote
 trained.py          the model of a checkpoint, without the training engine
   evaluation.py       its validation loss
   right_labels.py     how many labels are the likeliest token
@@ -13,6 +14,7 @@ text_model.py       a model that continues text, of a run or a folder
   samples.py          continuations of held-out documents
 export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
 teacher.py     what another model learns from
+compression/        making it smaller: pruning, quantisation
 weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
   label_names.py      what the data call the classes
   model_card.py       the README.md of an exported model
@@ -30,6 +32,7 @@ from bigtrain.trained.checkpoints import (
     say_diff,
     verify_checkpoints,
 )
+from bigtrain.trained.compression import CompressedModel, Compression, compress_run
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, validation_losses
 from bigtrain.trained.export import HuggingFaceExport, export_run
 from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
@@ -46,6 +49,8 @@ __all__ = [
     "TEACHER",
     "CheckpointDifference",
     "CommittedCheckpoint",
+    "CompressedModel",
+    "Compression",
     "Evaluation",
     "GeneratedTexts",
     "GgufExport",
@@ -58,6 +63,7 @@ __all__ = [
     "SourceLoss",
     "TextModel",
     "VerifiedCheckpoint",
+    "compress_run",
     "describe_checkpoints",
     "diff_checkpoints",
     "draw",

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import Settings
 from bigtrain.convert import StartingWeights
 from bigtrain.model import Merged
 from bigtrain.rundir import RunState
 from bigtrain.trained.teacher import TEACHER, open_teacher
-from bigtrain.trained.weight_source import WithoutDistillation, weight_source
+from bigtrain.trained.trained_weights import trained_weights
+from bigtrain.trained.weight_source import weight_source
 
 
 def base_of(settings: Settings) -> StartingWeights:
@@ -78,7 +79,7 @@ def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tenso
     Raises:
         BigtrainError: here or at a request: the checkpoint is damaged, or the base is another one.
     """
-    trained = WithoutDistillation(load_weights(checkpoint))
+    trained = trained_weights(settings, checkpoint)
     if settings.adapter.method == "none":
         return trained
     base = base_of(settings)
@@ -86,18 +87,18 @@ def weights_of(settings: Settings, checkpoint: Checkpoint) -> Mapping[str, Tenso
     return ChainMap(trained, base)  # type: ignore[arg-type]  # nothing is written to it
 
 
-def plain_weights(settings: Settings, checkpoint: Checkpoint, merge: bool) -> Mapping[str, Tensor]:
-    """The weights of a run's model at a checkpoint, as those of a model without an adapter.
+def plain_weights(settings: Settings, weights: Mapping[str, Tensor], merge: bool) -> Mapping[str, Tensor]:
+    """The weights of a run's model as those of a model without an adapter.
 
     Args:
         settings: of the run.
-        checkpoint: of the run.
+        weights: of `weights_of`.
         merge: whether the user asks to merge an adapter into them.
 
     Raises:
         BigtrainError: an adapter is to be left unmerged, cannot be merged, or is not there.
     """
-    method, weights = settings.adapter.method, weights_of(settings, checkpoint)
+    method = settings.adapter.method
     if merge and not settings.adapter.low_rank:
         raise BigtrainError(
             "there is nothing to merge",

@@ -16,16 +16,18 @@ from pydantic import ValidationError
 
 from bigtrain.base import BigtrainError
 from bigtrain.checkpoint import Change, Checkpoint, changes_since, is_allowed
-from bigtrain.config import AdapterSettings, ModelSettings, Settings, mathematics
+from bigtrain.config import AdapterSettings, CompressionSettings, ModelSettings, Settings, mathematics
 from bigtrain.data import TOKENIZER_FILE
 from bigtrain.rundir import Event, RunDirectory, read_events
 from bigtrain.trained.checkpoints import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_SECTIONS: Mapping[str, type[ModelSettings] | type[AdapterSettings]] = {
+Sections = ModelSettings | AdapterSettings | CompressionSettings
+_SECTIONS: Mapping[str, type[ModelSettings] | type[AdapterSettings] | type[CompressionSettings]] = {
     "model": ModelSettings,
     "adapter": AdapterSettings,
+    "compression": CompressionSettings,
 }
 """The sections that say what the weights of a checkpoint compute."""
 _ONLY_LOSSES = frozenset({
@@ -105,7 +107,7 @@ def _was_allowed(change: Change, run: RunDirectory, settings: Settings) -> bool:
     return any(event["key"] == change.key and change.now in (event["from"], event["to"]) for event in events)
 
 
-def _section_of(checkpoint: Checkpoint, name: str) -> ModelSettings | AdapterSettings:
+def _section_of(checkpoint: Checkpoint, name: str) -> Sections:
     """A section that the manifest of a checkpoint has; an earlier version left sections out that it did not know."""
     section: dict[str, Any] = {}
     for key, value in checkpoint.manifest.mathematics.items():

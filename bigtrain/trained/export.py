@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import AdapterSettings, ModelSettings, Settings
 from bigtrain.convert import FOR_TRAINING_ONLY, compare_with_transformers, config_of, export_hf
 from bigtrain.data import DataTokenizer, card_as_markdown, open_mirror
@@ -22,9 +21,10 @@ from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import count_parameters
 from bigtrain.rundir import CARD, Event, RunDirectory, card_of_run, read_events
 from bigtrain.trained.base_model import plain_weights
-from bigtrain.trained.checkpoint_settings import open_with_settings, tokenizer_file_of
+from bigtrain.trained.checkpoint_settings import tokenizer_file_of
 from bigtrain.trained.label_names import label_names
 from bigtrain.trained.model_card import model_card
+from bigtrain.trained.stored_model import StoredModel
 
 
 class ComparedWithTransformers:
@@ -70,7 +70,7 @@ def export_run(
     Memory holds one tensor at a time while it writes, and one model in float32 while it checks.
 
     Args:
-        run: a run directory.
+        run: a run directory, or a folder that `bigtrain compress` wrote.
         out: the folder to make.
         step: of the checkpoint. Default: the newest verified one.
         check: reload the folder with transformers and compare; without transformers it is skipped with a message.
@@ -81,12 +81,12 @@ def export_run(
         BigtrainError: nothing to export, the run has an adapter that is not merged, `out` holds something else, the
             model sees its prompts as transformers cannot, or the check fails.
     """
-    directory = RunDirectory.of_existing_run(run)
-    settings, checkpoint = open_with_settings(directory, step)
+    stored = StoredModel.open(run, step)
+    settings = stored.settings
     require_known_attention(settings, "transformers")
     config_of(settings.model)  # before anything is read: it refuses what transformers has not
     open_mirror(settings.data)  # the tokenizer may be at a URL
-    weights, dtype = plain_weights(settings, checkpoint, merge), COMPUTE_DTYPES[settings.engine.precision]
+    weights, dtype = plain_weights(settings, stored.weights, merge), COMPUTE_DTYPES[settings.engine.precision]
     compared: dict[str, Any] = {}
 
     def compare(made: Path) -> None:
@@ -94,10 +94,10 @@ def export_run(
 
     if left_out := [name for name in weights if name.startswith(FOR_TRAINING_ONLY)]:
         report(f"left out: {len(left_out)} weights of multi-token prediction, which are for training only")
-    write_folder(weights, settings, out, _documents(run, settings, checkpoint, report), compare)
+    write_folder(weights, settings, out, _documents(stored, report), compare)
     return HuggingFaceExport(
         out=str(out),
-        step=checkpoint.step,
+        step=stored.step,
         parameters=count_parameters(settings.model),
         dtype=settings.engine.precision,
         **compared,
@@ -182,19 +182,19 @@ def checked(
     return {key: getattr(comparison, key) for key in nothing}
 
 
-def _documents(run: Path, settings: Settings, checkpoint: Checkpoint, report: Callable[[str], None]) -> dict[str, str]:
+def _documents(stored: StoredModel, report: Callable[[str], None]) -> dict[str, str]:
     """The model card, and the data card at the checkpoint's step."""
     try:
-        data = card_of_run(run, checkpoint.step)
+        data = card_of_run(stored.path, stored.step)
     except BigtrainError as error:  # the weights are of use even where the data are gone
         report(f"exported without a data card: {error.what}")
         data = None
     evaluations = [
         event["validation"]
-        for event in read_events(RunDirectory(run).events)
-        if event["event"] == Event.EVALUATE and event["step"] == checkpoint.step
+        for event in read_events(RunDirectory(stored.path).events)
+        if event["event"] == Event.EVALUATE and event["step"] == stored.step
     ]
-    documents = {"README.md": model_card(settings, checkpoint.step, evaluations[-1] if evaluations else [], data)}
+    documents = {"README.md": model_card(stored.settings, stored.step, evaluations[-1] if evaluations else [], data)}
     if data is not None:
         documents[f"{CARD}.md"] = card_as_markdown(data)
         documents[f"{CARD}.json"] = json.dumps(data, indent=2, ensure_ascii=False) + "\n"

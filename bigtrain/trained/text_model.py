@@ -24,6 +24,7 @@ from bigtrain.convert import (
     HuggingFaceWeights,
     Imported,
     common_dtype,
+    is_compressed,
     read_hf,
     read_special_ids,
     read_tokenizer,
@@ -122,7 +123,7 @@ class TextModel:
         """
         if (path / "config.json").is_file():
             read = _of_hugging_face
-        elif (path / MODEL).is_file():
+        elif (path / MODEL).is_file() and not is_compressed(path):
             read = _of_import
         else:
             trained = TrainedModel.open(path, step)

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bigtrain.base import BigtrainError, to_json, write_atomically
-from bigtrain.checkpoint import Checkpoint
 from bigtrain.config import Settings
 from bigtrain.data import (
     TOKENIZER_FILE,
@@ -36,16 +35,15 @@ from bigtrain.data import (
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import LanguageModel, build_model
 from bigtrain.objective import LabelMetric, Objective, make_metric
-from bigtrain.rundir import RunDirectory, RunState
+from bigtrain.rundir import RunDirectory
 from bigtrain.trained.answer_scores import AnswerScores, answer_scores
 from bigtrain.trained.answering import answer
-from bigtrain.trained.base_model import weights_of
-from bigtrain.trained.checkpoint_settings import open_with_settings
 from bigtrain.trained.evaluation import Evaluation, SourceLoss, sum_of_losses
 from bigtrain.trained.label_scores import LabelScores
 from bigtrain.trained.labelled_baselines import LabelPredictors
 from bigtrain.trained.ngram import Baselines, LabelBaselines
 from bigtrain.trained.right_labels import RightLabels
+from bigtrain.trained.stored_model import StoredModel
 from bigtrain.trained.translation import TranslationScores, pairs_of, require_libraries, score, translated
 
 logger = logging.getLogger(__name__)
@@ -59,45 +57,28 @@ class TrainedModel:
     """A model with the weights of one checkpoint, in the precision it was trained in."""
 
     settings: Settings
-    checkpoint: Checkpoint
+    step: int
+    """Of the checkpoint."""
     model: LanguageModel
     tokenizer: Tokenizer
     device: torch.device
-
-    @property
-    def step(self) -> int:
-        """The step of the checkpoint."""
-        return self.checkpoint.step
 
     @classmethod
     def open(cls, run: Path, step: int | None = None) -> TrainedModel:
         """Load the model of a run.
 
         Args:
-            run: a run directory.
+            run: a run directory, or a folder that `bigtrain compress` wrote.
             step: of the checkpoint. Default: the newest verified one.
 
         Raises:
             BigtrainError: no run, no such checkpoint, a damaged one, or one of another model than RUN/config.yaml has.
         """
-        directory = RunDirectory.of_existing_run(run)
-        settings, checkpoint = open_with_settings(directory, step)
+        stored = StoredModel.open(run, step)
+        settings = stored.settings
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.device("meta"):
-            model = build_model(
-                settings.model, attn_implementation=settings.engine.attn_implementation, adapter=settings.adapter
-            )
-        model = model.to_empty(device="cpu")
-        with torch.no_grad():
-            weights = weights_of(settings, checkpoint)
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-        open_mirror(settings.data)  # the tokenizer may be at a URL
-        if settings.model.character_filters:
-            model.set_token_bytes(torch.from_numpy(open_token_bytes(settings.model, settings.data.dir)))
-        model.set_router_moves(RunState.of(checkpoint.manifest.state).router_moves)
-        model = model.to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
-        return cls(settings, checkpoint, model, load_tokenizer(settings.data.dir), device)
+        model = loaded_model(stored).to(device=device, dtype=COMPUTE_DTYPES[settings.engine.precision]).eval()
+        return cls(settings, stored.step, model, load_tokenizer(settings.data.dir), device)
 
     @torch.no_grad()
     def validation_losses(
@@ -233,6 +214,24 @@ class TrainedModel:
         questions = read_questions(path)
         answers = answer(self.model, self.settings, questions, self.device)
         return answer_scores(answers, {question.name: question.answers for question in questions}), answers
+
+
+@torch.no_grad()
+def loaded_model(stored: StoredModel) -> LanguageModel:
+    """The model with its weights, in float32. Raises BigtrainError where a weight is damaged."""
+    settings = stored.settings
+    with torch.device("meta"):
+        model = build_model(
+            settings.model, attn_implementation=settings.engine.attn_implementation, adapter=settings.adapter
+        )
+    model = model.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        parameter.copy_(stored.weights[name])
+    open_mirror(settings.data)  # the tokenizer may be at a URL
+    if settings.model.character_filters:
+        model.set_token_bytes(torch.from_numpy(open_token_bytes(settings.model, settings.data.dir)))
+    model.set_router_moves(stored.router_moves)
+    return model
 
 
 def evaluate_run(

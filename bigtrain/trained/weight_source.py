@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
 from bigtrain.base import BigtrainError
-from bigtrain.checkpoint import Checkpoint, load_weights
+from bigtrain.checkpoint import Checkpoint
 from bigtrain.convert import Imported, WeightSource
 from bigtrain.data import DataTokenizer
 from bigtrain.rundir import RunDirectory, RunState
 from bigtrain.trained.checkpoint_settings import settings_of_checkpoint, tokenizer_file_of
 from bigtrain.trained.checkpoints import checkpoints_of_step, open_checkpoint
 from bigtrain.trained.label_names import label_names
-
-_DISTILLATION = "distillation."
-"""What the names of all begin with that is there to learn from a teacher, and no part of the model."""
+from bigtrain.trained.trained_weights import trained_weights
 
 
 def weight_source(folder: Path, step: int | None = None) -> WeightSource:
@@ -39,25 +37,6 @@ def verified_step(folder: Path) -> int | None:
     It reads a whole checkpoint: one rank does it for all. Raises BigtrainError.
     """
     return open_checkpoint(RunDirectory.of_existing_run(folder), None).step if _is_run(folder) else None
-
-
-class WithoutDistillation(Mapping[str, Tensor]):
-    """Weights of a checkpoint without those that were there to learn from a teacher."""
-
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name]
-
-    def __contains__(self, name: object) -> bool:  # else it would be read to answer
-        return name in self._weights and not str(name).startswith(_DISTILLATION)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._weights if not name.startswith(_DISTILLATION))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class RunWeights(WeightSource):
@@ -90,7 +69,7 @@ class RunWeights(WeightSource):
         self.settings, self._run_settings = settings.model, settings
         self.end_of_text = settings.data.tokenizer.end_of_text
         self.tokenizer_file = tokenizer_file_of(settings)
-        self._weights = WithoutDistillation(load_weights(self.checkpoint))
+        self._weights = trained_weights(settings, self.checkpoint)
 
     @property
     def notes(self) -> list[str]:

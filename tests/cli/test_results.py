@@ -51,6 +51,8 @@ LINES = (
     ("export", "exported", "hf"),
     ("export", "exported", "x.gguf", "--to", "gguf", "--no-check"),
     ("import", "hf", "again", "--no-check"),
+    ("compress", "exported", "small", "--prune", "wanda", "--pattern", "2:4", "--calibration-rows", "2"),
+    ("eval", "small"),
     ("report", "run"),
     ("runs", "."),
     ("replay", "run", *STEP),

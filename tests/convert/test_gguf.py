@@ -18,10 +18,12 @@ from torch import Tensor
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.convert.gguf import ARCHITECTURES, context_length, export_gguf
+from bigtrain.convert.gguf_quantise import quantise_gguf
 from bigtrain.convert.gguf_vocabulary import read_vocabulary
 from bigtrain.convert.llama_cpp import LARGEST_DIFFERENCE, TEXTS, compare_tokenizers, compare_with_llama_cpp
 from bigtrain.data import BeginOfText, TokenizerContent
 from bigtrain.model import build_model
+from tests.refusals import assert_refused
 
 END = "<|endoftext|>"
 GROUPED = {"num_key_value_heads": 2}
@@ -436,3 +438,39 @@ def test_the_self_check_finds_a_tokenizer_that_is_another(
     file = exported(weights, settings, tokenizer_file, tmp_path / "model.gguf", dtype=torch.float32)
     with pytest.raises(BigtrainError, match="into other tokens"):
         compare_with_llama_cpp(file, weights, settings, trained_tokenizer("qwen2"), torch.float32)
+
+
+BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K_S": 5.5, "Q4_K_S": 4.5, "Q4_0": 4.5, "Q3_K_S": 3.4375}
+"""A weight in a block of each type, with its share of the block's scales (ggml-common.h)."""
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_llama_cpp_s_quantiser_makes_the_type_that_is_asked_for(
+    kind: str, tokenizer_file: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Matrices whose rows divide into blocks of 256 have it, their numbers are near ours, and it computes as we do."""
+    import gguf
+    from gguf.quants import dequantize
+
+    settings = shape("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=1)
+    weights = weights_of(settings)
+    floats = exported(weights, settings, tokenizer_file, tmp_path / "floats.gguf", dtype=torch.float32)
+    quantise_gguf(floats, tmp_path / "small.gguf", kind)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "small.gguf").tensors}
+    up = tensors["blk.0.ffn_up.weight"]
+    assert up.tensor_type.name == kind.removesuffix("_S")
+    assert up.n_bytes * 8 / up.n_elements == BITS[kind]
+    numbers, ours = torch.from_numpy(dequantize(up.data, up.tensor_type)), weights["layers.0.mlp.up_proj.weight"]
+    error = float((numbers - ours).norm() / ours.norm())
+    assert error < 2.0 ** -(BITS[kind] - 2.5)
+    found = compare_with_llama_cpp(tmp_path / "small.gguf", weights, settings, tokenizer, torch.float32)
+    assert found.difference < 16 * error  # a random model's sharp attention makes more of it than a trained one's
+
+
+def test_a_type_that_llama_cpp_cannot_make_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    """Nothing is left of the attempt."""
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and nothing more")
+    with pytest.raises(BigtrainError) as caught:
+        quantise_gguf(tmp_path / "broken.gguf", tmp_path / "out.gguf", "Q4_K_M")
+    assert_refused(caught, "Q4_K_M", fix="--gguf-type")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]

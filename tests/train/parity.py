@@ -25,6 +25,7 @@ STEPS = 16
 ROWS, TOKENS, VOCABULARY = 16, 32, 96
 VIRTUAL = 3
 """Virtual tokens of an adapter, in front of every document."""
+COMPRESSED = {"sparsity": 0.5, "pruning_start": 2, "pruning_end": 12, "weights": "int8", "group_size": 16}
 READ = 24
 """Tokens of a row of an encoder-decoder's encoder."""
 
@@ -60,6 +61,8 @@ class Case:
     """adapter: a folder with `weights`, its base, and `data`, with the tokenizer of these; see `base.py`."""
     decay: float = 1.0
     """Of rates from layer to layer."""
+    compressed: bool = False
+    """Weights are pruned more and more, and rounded to 8 bits."""
 
     @property
     def name(self) -> str:
@@ -283,6 +286,7 @@ def settings(case: Case) -> Settings:
                 **({"init_from": f"{case.base}/weights"} if case.base else {}),
             },
             "adapter": adapter_of(case),
+            "compression": COMPRESSED if case.compressed else {},
             "objective": labelled.get(
                 "objective", {"name": "prefix" if case.prefix else OBJECTIVES[architecture(case.family)]}
             ),
@@ -423,7 +427,7 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
     once."""
     what = (
         case.family, case.tied, case.clip, case.sequence == 4, case.ahead, case.drop, case.tensor, case.prefix,
-        case.task, case.adapter, case.base, case.decay,
+        case.task, case.adapter, case.base, case.decay, case.compressed,
     )  # fmt: skip
     return json.loads(_plain_loop(*what))
 
@@ -431,14 +435,17 @@ def plain_loop(case: Case) -> dict[str, list[float]]:
 @functools.cache
 def _plain_loop(
     family: str, tied: bool, clip: float, whole_heads: bool, ahead: int, drop: float, tensor: int, prefix: bool,
-    task: str, adapter: str, base: str, decay: float,
+    task: str, adapter: str, base: str, decay: float, compressed: bool,
 ) -> str:  # fmt: skip
     shares = {"sequence": 4 if whole_heads else 1, "tensor": tensor if drop else 1}
     others: dict[str, Any] = {"ahead": ahead, "drop": drop, "prefix": prefix, "task": task, "decay": decay}
+    others["compressed"] = compressed
     like = Case(1, 4, clip=clip, tied=tied, family=family, adapter=adapter, base=base, **others, **shares)
     chosen = settings(like)
     torch.set_num_threads(1)
-    model = build_model(chosen.model, attn_implementation="reference", adapter=chosen.adapter)
+    model = build_model(
+        chosen.model, attn_implementation="reference", adapter=chosen.adapter, compression=chosen.compression
+    )
     model.init_weights(chosen.train.seed)
     if chosen.model.init_from is not None:
         start_from(Imported(chosen.model.init_from), model)
@@ -459,6 +466,7 @@ def _plain_loop(
     losses, norms = [], []
     for step in range(STEPS):
         batch = batch_for(like, step)
+        model.at_step(step)
         labelled = int((batch["labels"] != -100).sum())
         loss = model(**micro_batch(batch, 0, ROWS)) / labelled
         optimizer.zero_grad()

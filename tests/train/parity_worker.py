@@ -36,6 +36,7 @@ class Training:
         losses, norms, counted = [], [], []
         for step in steps:
             batch = batch_for(self.case, step)
+            self.engine.module.at_step(step)
             labelled = int((batch["labels"] != -100).sum())
             total = 0.0
             for first in range(self.topology.data_rank * share, (self.topology.data_rank + 1) * share, micro):
