@@ -38,6 +38,11 @@ _NAMES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|origin\.js
 _PREFIX = "base_model.model."
 """What peft puts before the names of a model's modules."""
 _TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
+_TASKS_OF_HEADS = {
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+}
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def _config(
     }
     return {
         "peft_type": "LORA",
-        "task_type": _TASKS.get(settings.architecture),
+        "task_type": _TASKS_OF_HEADS.get(settings.task_head, _TASKS.get(settings.architecture)),
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": adapter.r,

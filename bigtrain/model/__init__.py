@@ -33,7 +33,7 @@ generate                prompts in, continuations out
   sampling              from logits to the next token
 """
 
-from bigtrain.model.adapters import Merged, first_magnitude, is_of_adapter
+from bigtrain.model.adapters import TASK_HEAD, Merged, first_magnitude, is_of_adapter
 from bigtrain.model.build import build_model
 from bigtrain.model.compression.compressed import CompressedWeights
 from bigtrain.model.compression.gptq import gptq
@@ -72,6 +72,7 @@ __all__ = [
     "PREFIX_KEY",
     "PREFIX_VALUE",
     "PROMPT",
+    "TASK_HEAD",
     "Completion",
     "CompressedWeights",
     "Decoder",

@@ -31,6 +31,8 @@ from bigtrain.model.layers.adapted import (
 from bigtrain.model.transformer import BlockStack
 
 T = TypeVar("T")
+TASK_HEAD = "task_head."
+"""Names of the parameters of the head of a task begin with it."""
 _BLOCKS = ("layers.", "encoder.layers.")
 """Names of what is inside blocks begin with one of these."""
 
@@ -58,7 +60,8 @@ def adapt(model: nn.Module, settings: AdapterSettings) -> None:
             ).on_all_ranks()
     whole = {id(parameter) for module in saved for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_of_adapter(name) or id(parameter) in whole)
+        of_task = name.startswith(TASK_HEAD)  # the base has another head, or none
+        parameter.requires_grad_(is_of_adapter(name) or of_task or id(parameter) in whole)
 
 
 def _adapt_layers(model: nn.Module, settings: AdapterSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from bigtrain.checkpoint import load_weights
 from bigtrain.convert import export_peft
 from bigtrain.data import open_mirror
 from bigtrain.engine import COMPUTE_DTYPES
-from bigtrain.model import is_of_adapter
+from bigtrain.model import TASK_HEAD, is_of_adapter
 from bigtrain.rundir import RunDirectory
 from bigtrain.trained.base_model import base_of, weights_of
 from bigtrain.trained.checkpoint_settings import open_with_settings
@@ -80,7 +81,8 @@ def export_run_to_peft(
         with TemporaryDirectory(prefix="bigtrain-base-") as name:
             folder = Path(name) / "hf"
             if check:
-                write_folder(base, settings, folder)
+                head = {name: weights[name] for name in trained if name.startswith(TASK_HEAD)}  # the base has none
+                write_folder(ChainMap(head, base), settings, folder)  # type: ignore[arg-type]  # it is only read
             adapter = settings.adapter, made
             compared.update(checked(folder, weights, settings.model, dtype, report if check else None, adapter=adapter))
 

@@ -172,3 +172,19 @@ def test_what_does_not_fit_the_labels_is_one_message(pretrained, tmp_path):
         ("evaluate.metric=bleu", ["bleu"]),
     ):
         assert_refused(run.bigtrain("train", run.config, override, timeout=200), *words)
+
+
+def test_a_head_learns_beside_an_adapter(pretrained, tmp_path):
+    """LoRA on the frozen encoder: the classifier learns as a whole, and both go to peft."""
+    run = tuned(pretrained, tmp_path / "lora", "classification")
+    settings = yaml.safe_load(run.config.read_text()) | {"adapter": {"method": "lora", "r": 4}}
+    run.config.write_text(yaml.safe_dump(settings))
+    status, output = run.train(1)
+    assert status == 0, output
+    assert run.train(1, "train.steps=14", "checkpoint.allow_change=[train.steps]")[0] == 0
+    exported = run.bigtrain("export", run.run, tmp_path / "peft", "--to", "peft")
+    assert exported.returncode == 0, exported.stderr
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS" and "classifier" in config["modules_to_save"]
+    merged = run.bigtrain("export", run.run, tmp_path / "hf", "--to", "hf", "--merge")
+    assert merged.returncode == 0, merged.stderr
