@@ -295,7 +295,7 @@ def test_the_worst_case_of_a_dry_run_has_tokens_for_both_sides(objective: Any, l
     model = built("t5", torch.float32)
     sizes = SimpleNamespace(micro_batch_size=2), SimpleNamespace(sequence_length=16)
     own = ObjectiveSettings(name=objective)
-    settings: Any = SimpleNamespace(model=model.settings, train=sizes[0], data=sizes[1], objective=own)
+    settings: Any = SimpleNamespace(model=model.settings, train=sizes[0], data=sizes[1], objective=own, drops=False)
     inputs = worst_case(settings, torch.device("cpu"))
     assert (inputs["input_ids"].shape[1], inputs["encoder_input_ids"].shape[1]) == lengths
     assert model(**inputs).isfinite()
