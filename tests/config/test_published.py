@@ -43,6 +43,7 @@ def test_every_configuration_is_valid(path: Path) -> None:
         ("t5-v1.1-small", 76_961_152),
         ("bart-base", 139_420_416),
         ("xlnet-base", 116_750_336),
+        ("opus-mt-en-de", 73_944_309),
     ],
 )
 def test_a_published_shape_has_exactly_the_published_number_of_parameters(name: str, parameters: int) -> None:
