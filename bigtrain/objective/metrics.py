@@ -190,14 +190,12 @@ def best_span(logits: F64, longest: int = LONGEST_ANSWER, *, anywhere: bool = Fa
         longest: tokens of an answer, at most.
         anywhere: the first token may be part of an answer: the logits are those of a context alone.
     """
-    tokens = len(logits)
-    starts, ends = logits[:, :1], logits[:, 1]
-    length = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
-    sums = np.where((length >= 0) & (length < longest), starts + ends, -np.inf)
+    ends = np.concatenate((logits[:, 1], np.full(longest - 1, -np.inf)))
+    sums = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(ends, longest)  # [T, longest], by start and length
     if not anywhere:
         sums[0, 1:] = -np.inf  # the first token is the answer where there is none, or is no part of one
-    start, end = divmod(int(sums.argmax()), tokens)
-    return Span(start, end, float(sums[start, end]))
+    start, further = divmod(int(sums.argmax()), longest)
+    return Span(start, start + further, float(sums[start, further]))
 
 
 def overlap(found: tuple[int, int], wanted: tuple[int, int]) -> float:
