@@ -69,6 +69,12 @@ LABELS_OF = {
     "translation": "parts",
 }
 """What the labels in the data mean for the objectives that need some."""
+METRICS_OF = {
+    "classification": ("accuracy", "macro_f1", "matthews", "f1"),
+    "extractive_qa": ("exact_match", "f1"),
+    "token_classification": ("f1", "precision", "recall", "macro_f1", "accuracy"),
+}
+"""What an evaluation has beside the loss; of classes `f1` where there are two."""
 WHAT_LABELS_ARE = {
     "answers": "answers to questions",
     "classes": "a class for each document",

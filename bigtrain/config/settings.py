@@ -24,6 +24,7 @@ from bigtrain.config.objective_settings import (
     HEAD_OF,
     HOW_TO_LABEL,
     LABELS_OF,
+    METRICS_OF,
     WHAT_LABELS_ARE,
     ObjectiveSettings,
 )
@@ -501,6 +502,19 @@ class Settings(Section):
             raise ValueError(
                 f"compression.pruning_end {end} is after the last of {self.total_steps} steps: the run would end less "
                 "sparse than compression.sparsity says"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metric_is_measured(self) -> Settings:
+        metric, name = self.evaluate.metric, self.objective.name
+        known = ["loss", *METRICS_OF.get(name, ())]
+        if name == "classification" and self.model.num_labels != 2:
+            known.remove("f1")
+        if metric not in known:
+            raise ValueError(
+                f"evaluate.metric {metric} is not measured with objective.name {name} and model.num_labels "
+                f"{self.model.num_labels}; take one of {', '.join(known)}"
             )
         return self
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bigtrain.base.labels import IGNORE_INDEX
 from bigtrain.config import ObjectiveSettings
+from bigtrain.config.objective_settings import METRICS_OF
 from bigtrain.objective.labelled import END, START
 from bigtrain.objective.metrics import AnswerMetric, ClassMetric, TagMetric, best_span, entities, make_metric, overlap
 
@@ -111,6 +112,15 @@ def test_answers_are_counted_by_document_and_others_left_out() -> None:
     counts = AnswerMetric().counts(logits, labels, np.array([0, 4, 8, 12]))
     assert counts.tolist() == [1, 1.0, 2]
     assert AnswerMetric().scores(counts) == {"exact_match": 0.5, "f1": 0.5}
+
+
+@pytest.mark.parametrize("name", ["classification", "token_classification", "extractive_qa"])
+def test_the_settings_know_what_each_objective_measures(name: str) -> None:
+    metric = make_metric(ObjectiveSettings(name=name), ("O", "B-PER"))
+    assert metric is not None
+    logits, labels = np.eye(2)[[0, 1, 0, 1]], np.array([1, 1, 3 if name == "extractive_qa" else 0, IGNORE_INDEX])
+    scores = metric.scores(metric.counts(logits, labels, np.array([0, 4])))
+    assert tuple(scores) == METRICS_OF[name]
 
 
 def test_objectives_of_tokens_have_no_metric_of_labels() -> None:

@@ -169,7 +169,7 @@ def test_what_does_not_fit_the_labels_is_one_message(pretrained, tmp_path):
         ("model.task_head=none", ["task_head"]),
         ("objective.name=masked", ["reviews", "classification"]),
         ("objective.class_weights=[1.0]", ["class_weights has 1 weights"]),
-        ("evaluate.metric=bleu", ["bleu"]),
+        ("evaluate.metric=bleu", ["evaluate.metric bleu is not measured", "accuracy"]),
     ):
         assert_refused(run.bigtrain("train", run.config, override, timeout=200), *words)
 
