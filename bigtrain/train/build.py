@@ -24,7 +24,7 @@ from bigtrain.base import (
     reached,
 )
 from bigtrain.checkpoint import Checkpoint, load
-from bigtrain.config import EngineSettings, Settings
+from bigtrain.config import EngineSettings, ModelSettings, Settings
 from bigtrain.convert import StartingWeights
 from bigtrain.data import (
     FileShares,
@@ -95,6 +95,7 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
 def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
     """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and with
     an adapter or a teacher, whose weights no checkpoint holds."""
+    frozen: Mapping[str, torch.Tensor] = {}
     with construction(settings, topology):
         model = build_model(
             settings.model,
@@ -106,43 +107,47 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             adapter=settings.adapter,
             compression=settings.compression,
         )
-        if settings.distillation.teacher is not None:
-            model.learn_from(_distillation(settings.distillation.teacher, settings, topology))
+        if (teacher := _teacher(settings, topology)) is not None:
+            shape, weights = teacher
+            own = build_model(shape, attn_implementation=settings.engine.attn_implementation)
+            model.learn_from(Distillation(settings.distillation, settings.model, own))
+            frozen = Prefixed(TEACHER, weights)
     if settings.objective.class_weights:
         model.set_class_weights(settings.objective.class_weights)
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))
-    if fill or settings.adapter.method != "none" or settings.distillation.teacher is not None:
-        fill_weights(model, settings, topology)
+    if fill or settings.adapter.method != "none" or frozen:
+        fill_weights(model, settings, topology, frozen)
     if settings.engine.compile:
         model.compile_blocks()
     return model
 
 
-def _distillation(folder: Path, settings: Settings, topology: Topology) -> Distillation:
-    """What a model learns from the teacher in a folder, whose weights are still to be filled. Raises BigtrainError."""
+def _teacher(settings: Settings, topology: Topology) -> tuple[ModelSettings, StartingWeights] | None:
+    """The shape and the weights of the teacher, if there is one. Every rank calls it. Raises BigtrainError."""
+    folder = settings.distillation.teacher
+    if folder is None:
+        return None
     step = _verified_step(folder, topology)
-    shape, _ = on_every_rank(topology, lambda: open_teacher(settings, step))
-    teacher = build_model(shape, attn_implementation=settings.engine.attn_implementation)
-    return Distillation(settings.distillation, settings.model, teacher)
+    return on_every_rank(topology, lambda: open_teacher(settings, step))
 
 
-def fill_weights(model: LanguageModel, settings: Settings, topology: Topology) -> None:
-    """Give a new model its first weights: those of `model.init_from`, or random ones.
+def fill_weights(
+    model: LanguageModel, settings: Settings, topology: Topology, frozen: Mapping[str, torch.Tensor]
+) -> None:
+    """Give a new model its first weights: those of `model.init_from`, those of a teacher that are `frozen`, or random
+    ones.
 
     Raises:
         BigtrainError: on every rank, when the folder is of another model or tokenizer, or was changed after the import,
             or the run that it is has no checkpoint.
     """
-    given: Mapping[str, torch.Tensor] = {}
+    given = frozen
     router_moves: dict[str, list[int]] = {}
     if (weights := first_weights(settings, topology)) is not None:
-        given, router_moves = weights, weights.router_moves
-    if settings.distillation.teacher is not None:
-        step = _verified_step(settings.distillation.teacher, topology)
-        _, teacher = on_every_rank(topology, lambda: open_teacher(settings, step))
-        given = ChainMap(given, Prefixed(TEACHER, teacher))  # type: ignore[arg-type]  # nothing is written to it
+        router_moves = weights.router_moves
+        given = ChainMap(weights, frozen)  # type: ignore[arg-type]  # nothing is written to it
     # At stage 3 what rank 0 writes is sent to all ranks; at the other stages every rank has its own copy.
     reads = settings.engine.zero_stage < 3 or topology.rank == 0
     error: BigtrainError | None = None

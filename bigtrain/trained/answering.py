@@ -19,7 +19,6 @@ from bigtrain.model import LanguageModel
 from bigtrain.objective import best_span
 
 WINDOWS_AT_ONCE = 16
-DEFAULT_STRIDE, DEFAULT_QUESTION = 128, 64
 
 
 class _Window(NamedTuple):
@@ -49,15 +48,15 @@ class QuestionReader:
     def of(cls, settings: Settings) -> QuestionReader:
         """As the data of a run are made. Raises BigtrainError where they are not there."""
         tokenizer = DataTokenizer.open(settings.data.dir)
-        source = next((each for each in settings.data.sources if each.kind == "squad"), None)
+        source = next(each for each in settings.data.sources if each.kind == "squad")  # no other kind has answers
         separator = settings.data.tokenizer.separator
         assert separator is not None  # the settings have seen to it
         return cls(
             tokenizer=tokenizer,
             separator=tokenizer.special_id(separator),
             length=settings.data.sequence_length,
-            stride=source.doc_stride if source else DEFAULT_STRIDE,
-            most_asked=source.max_query_length if source else DEFAULT_QUESTION,
+            stride=source.doc_stride,
+            most_asked=source.max_query_length,
         )
 
     def windows(self, question: AnsweredQuestion) -> Iterator[_Window]:
