@@ -18,6 +18,7 @@ install=(.venv/bin/python -m pip install --quiet --no-compile --constraint const
 # First what DeepSpeed, which comes as source, needs to be built. The pinned setuptools builds all that comes so.
 "${install[@]}" setuptools torch
 if [[ $extras == dev ]]; then
+  "${install[@]}" seqeval # comes as source and asks for setuptools_scm, without which its version would be 0.0.0
   # llama.cpp comes as source too. The tests need what it computes, not its speed, its server or its eyes: built like this
   # it takes 90 seconds of one core. A cache of its own keeps the slow build from everybody else.
   echo 'set(LLAMA_BUILD_COMMON OFF)' >.venv/without-common.cmake
