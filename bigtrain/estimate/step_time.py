@@ -149,7 +149,7 @@ class _Clock:
     @property
     def kernels(self) -> float:
         """Kernels of a block's forward pass."""
-        return self.constants.kernels_fused if self.work.fused else self.constants.kernels_eager
+        return self.constants.kernels_eager if self.work.elementwise == "eager" else self.constants.kernels_fused
 
     def product(self, product: Product, precision: str, *, backward: bool) -> float:
         """A matrix with the tokens of a micro-batch: forward one product; backward one for the inputs, one for the
@@ -207,7 +207,8 @@ class _Clock:
         """Cheap operations of a block's forward pass."""
         whole = self.layout.tensor if self.layout.tensor_shares_tokens else 1
         size = sum(each.bytes_per_token / (self.layout.tensor if each.divided else whole) for each in block.passes)
-        return size * self.tokens * (1.0 if self.work.fused else self.constants.eager_passes) / self.bandwidth
+        times = {"compiled": 1.0, "fused": self.constants.fused_passes, "eager": self.constants.eager_passes}
+        return size * self.tokens * times[self.work.elementwise] / self.bandwidth
 
     @property
     def bandwidth(self) -> float:

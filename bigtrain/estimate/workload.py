@@ -19,6 +19,12 @@ AttentionKernel = Literal["flash3", "flash2", "flash1", "fused_softmax", "unfuse
 normalises them. `unfused`: a kernel for each of these."""
 
 
+Elementwise = Literal["compiled", "fused", "eager"]
+"""Norms, activations and sums: fused by torch.compile, by kernels made for norms and activations, or one kernel each.
+"""
+Compute = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
+
+
 @dataclass(frozen=True)
 class Product:
     """A weight matrix that multiplies tokens."""
@@ -137,11 +143,11 @@ class Workload:
     """Whether the head is the embedding."""
     sequence_length: int
     states: StateBytes
-    compute: Literal["bf16", "fp16", "fp32", "fp8", "fp4"] = "bf16"
+    compute: Compute = "bf16"
     """The type of the matrix products inside blocks."""
     attention_kernel: AttentionKernel = "flash2"
-    fused: bool = True
-    """Whether norms, activations and sums are fused (torch.compile or kernels made for it), or one kernel each."""
+    elementwise: Elementwise = "compiled"
+    """How what is no matrix product is computed."""
     logits_bytes: float = 10.0
     """Bytes for each logit at the peak: the logits, in float32, their gradient."""
     logits_tokens: int | None = None
@@ -219,9 +225,9 @@ def transformer(
     experts: int = 0,
     experts_per_token: int = 1,
     causal: bool = True,
-    compute: Literal["bf16", "fp16", "fp32", "fp8", "fp4"] = "bf16",
+    compute: Compute = "bf16",
     attention_kernel: AttentionKernel = "flash2",
-    fused: bool = True,
+    elementwise: Elementwise = "compiled",
     logits_bytes: float = 10.0,
     logits_tokens: int | None = None,
 ) -> Workload:
@@ -251,7 +257,7 @@ def transformer(
         causal: whether a token sees only those before it.
         compute: type of the products.
         attention_kernel: how attention is computed.
-        fused: whether cheap operations are fused.
+        elementwise: how what is no matrix product is computed.
         logits_bytes: bytes for each logit at the peak.
         logits_tokens: tokens whose logits are in memory at a time.
     """
@@ -278,7 +284,7 @@ def transformer(
         Kept("residual_sum", wide * hidden, False, "product"),
         Kept("feed_forward_norm", wide * hidden * used, False, "cheap"),
         Kept("up", wide * up_outputs * used, True, "product"),
-        Kept("activation", wide * feed_forward * used * (2 if gated and not fused else 1), True, "cheap"),
+        Kept("activation", wide * feed_forward * used * (2 if gated and elementwise == "eager" else 1), True, "cheap"),
     ]
     if dropout:
         kept.append(Kept("dropout_masks", 2 * hidden, False, "cheap"))
@@ -305,7 +311,7 @@ def transformer(
         states=states,
         compute=compute,
         attention_kernel=attention_kernel,
-        fused=fused,
+        elementwise=elementwise,
         logits_bytes=logits_bytes,
         logits_tokens=logits_tokens,
     )
