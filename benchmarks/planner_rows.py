@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from bigtrain.base import BigtrainError
-from bigtrain.estimate import Device, Interconnect, Layout, StateBytes, Workload, device, interconnect, transformer
+from bigtrain.estimate import (
+    AttentionKernel,
+    Device,
+    Elementwise,
+    Interconnect,
+    Layout,
+    StateBytes,
+    Workload,
+    device,
+    interconnect,
+    transformer,
+)
 
 Row = Mapping[str, str]
 
@@ -30,20 +41,28 @@ class Unpredicted(Exception):
 class Implementation:
     """What a framework does, as far as it matters for time and memory."""
 
-    elementwise: Literal["compiled", "fused", "eager"] = "eager"
-    attention: Literal["flash3", "flash2", "flash1", "fused_softmax", "unfused"] = "flash2"
+    elementwise: Elementwise = "eager"
+    attention: AttentionKernel = "flash2"
     """Without a stated attention kernel."""
     sharded_master: bool = False
     """FSDP: the float32 shards are the only copy of the weights that rests."""
-    gradient_bytes: float = 4.0
+    gradient_bytes: float = 2.0
+    reduced_bytes: float = 2.0
+    """In which gradients are summed."""
     overlaps: bool = True
     """Whether gradients are summed during the backward pass."""
+    overlaps_tensor: bool = False
+    """Whether the backward pass sums over tensor-parallel ranks while it computes gradients of weights."""
     shares_tokens: bool = False
     """Whether tensor parallelism divides tokens outside of matrices."""
     dropout: bool = False
-    float32_norms: bool = False
-    logits_bytes: float = 10.0
-    """Bytes for each logit at the peak."""
+    scatters: bool = False
+    """Whether gradients below stage 3 are scattered, not summed on all ranks."""
+    logits_bytes: float = 20.0
+    """Bytes for each logit at the peak. An eager loss in float32 has logits, exponentials, logarithms and gradients in
+    float32, and two of them in 16 bits; PyTorch's own one needs 14, a fused one 8 to 10."""
+    logits_divided: bool = False
+    """Whether tensor parallelism divides the logits."""
     splits_local_batch: bool = False
     """Whether a stated micro-batch is split further for the pipeline."""
     step_copies: float = 0.0
@@ -53,29 +72,55 @@ class Implementation:
 IMPLEMENTATIONS: tuple[tuple[str, Implementation], ...] = (
     # Megatron Core with Transformer Engine: fused norms and cross-entropy, cuDNN attention, sequence parallelism
     (
-        r"megatron-bridge|nemo|megatron-core|megatron-lm tests|maxtext|primus|^megatron-lm$|megatron-fsdp",
-        Implementation("fused", "flash3", shares_tokens=True, logits_bytes=8.0),
+        r"megatron-bridge|nemo|megatron-core|megatron-lm tests|maxtext|primus|^megatron-lm$|megatron-fsdp|megascale",
+        Implementation(
+            "fused",
+            "flash3",
+            gradient_bytes=4.0,
+            overlaps_tensor=True,
+            shares_tokens=True,
+            scatters=True,
+            logits_bytes=8.0,
+            logits_divided=True,
+        ),
     ),
-    (r"megascale", Implementation("fused", "flash2", shares_tokens=True)),
     # Megatron-LM and its descendants before flash attention: fused softmax, dropout, gradients summed after the step
     (
-        r"megatron-lm|megatron-deepspeed|gpt-neox|metaseq|megatron",
-        Implementation("fused", "fused_softmax", overlaps=False, dropout=True),
+        r"megatron|gpt-neox|metaseq",
+        Implementation(
+            "fused",
+            "fused_softmax",
+            gradient_bytes=4.0,
+            reduced_bytes=4.0,
+            overlaps=False,
+            overlaps_tensor=True,
+            dropout=True,
+            logits_bytes=10.0,
+            logits_divided=True,
+            step_copies=4.0,
+        ),
     ),
     # PyTorch's FSDP: only float32 shards rest; gathers and sums are hidden under blocks
-    (r"torchtitan", Implementation("eager", sharded_master=True, shares_tokens=True, splits_local_batch=True)),
-    (r"fsdp|torchtune|litgpt|thunder|llm-foundry|olmo", Implementation("eager", sharded_master=True, shares_tokens=True)),
-    # DeepSpeed around Hugging Face's models
-    (r"deepcompile|deepspeed zero", Implementation("eager", gradient_bytes=2.0)),
     (
-        r"hf trainer|hugging ?face",
-        Implementation("eager", "unfused", gradient_bytes=2.0, overlaps=False, dropout=True, float32_norms=True),
+        r"torchtitan",
+        Implementation(
+            sharded_master=True, shares_tokens=True, splits_local_batch=True, logits_bytes=14.0, logits_divided=True
+        ),
     ),
-    (r"nanotron|picotron", Implementation("eager", gradient_bytes=6.0, shares_tokens=True)),
-    (r"internevo|internlm", Implementation("fused", "flash2", gradient_bytes=2.0)),
-    (r"colossal", Implementation("fused", "flash2", gradient_bytes=2.0)),
-    (r"nanogpt|ddp", Implementation("compiled", "flash2")),
-    (r"flash-attention", Implementation("fused", "flash2", dropout=True)),
+    (
+        r"fsdp|torchtune|litgpt|thunder|llm-foundry|olmo",
+        Implementation(sharded_master=True, shares_tokens=True, logits_bytes=14.0),
+    ),
+    # Hugging Face's models, alone or in DeepSpeed
+    (r"hf trainer|hugging ?face", Implementation(attention="unfused", overlaps=False, dropout=True)),
+    (
+        r"nanotron|picotron",
+        Implementation(
+            gradient_bytes=6.0, reduced_bytes=4.0, shares_tokens=True, logits_bytes=10.0, logits_divided=True
+        ),
+    ),
+    (r"nanogpt|ddp", Implementation("compiled", gradient_bytes=4.0, reduced_bytes=4.0)),
+    (r"flash-attention", Implementation("fused", dropout=True)),
 )
 """By what a framework's name contains; the first that fits. Others are eager PyTorch."""
 
@@ -162,9 +207,11 @@ def _implementation(row: Row) -> Implementation:
     if re.search(r"fsdp|full_shard|shard_grad_op", strategy):
         found = replace(found, sharded_master=True, overlaps=True)
     if re.search(r"compile", _text(row, "framework", "strategy", "note")) and "no compile" not in name:
-        found = replace(found, elementwise="compiled")
-    elif re.search(r"rms kernel|thunder", _text(row, "attention_kernel", "framework")):
+        found = replace(found, elementwise="compiled", logits_bytes=min(found.logits_bytes, 10.0))
+    elif "thunder" in name:
         found = replace(found, elementwise="fused")
+    elif "rms kernel" in _text(row, "attention_kernel"):
+        found = replace(found, elementwise="fused_norms")
     if re.search(r"sequence parallel", _text(row, "strategy", "recompute")):
         found = replace(found, shares_tokens=True)
     if re.search(r"overlapped", strategy):
@@ -198,11 +245,10 @@ def _layout(row: Row, does: Implementation) -> Layout:
     if micro is None:
         micro = max(1.0, (sequences or data) / data / steps) if steps else 1.0
     if sequences is None:
-        sequences = data * micro * (steps or 1)
+        sequences = data * micro * (steps or pipeline)
     if does.splits_local_batch and pipeline > 1:
         micro = 1.0
     accumulation = max(1, round(sequences / (data * micro)))
-    mode, share = _recomputation(row)
     strategy = _text(row, "strategy")
     group = None
     if re.search(r"hybrid|hsdp", strategy) and (node := number(row, "gpus_per_node")):
@@ -224,26 +270,24 @@ def _layout(row: Row, does: Implementation) -> Layout:
         zero_group=group,
         micro_batch_size=max(1, round(micro)),
         accumulation_steps=accumulation,
-        recomputation=mode,
-        recomputed_share=share,
+        gathers_ends_once=does.sharded_master,
+        **_recomputation(row),
+        overlaps_tensor=does.overlaps_tensor,
         overlaps_gradients=does.overlaps,
+        scatters_gradients=does.scatters or does.sharded_master,
         offload_optimizer="offload" in _text(row, "scope") or "optimizer" in _text(row, "offload"),
     )
 
 
-def _recomputation(row: Row) -> tuple[Literal["none", "scores", "selective", "full"], float]:
+def _recomputation(row: Row) -> dict[str, Any]:
     text = row.get("recompute", "").lower()
     if text.startswith("full"):
-        return "full", 1.0
-    if "every 2nd" in text:
-        return "full", 0.5
-    if "every k-th" in text:
-        return "full", 1 / 3
-    if "per-op" in text or "config default" in text:
-        return "selective", 1.0
-    if text.startswith("selective"):
-        return "scores", 1.0
-    return "none", 1.0
+        return {"recomputation": "full"}
+    if "every 2nd" in text or "every k-th" in text:
+        return {"recomputation": "full", "recomputed_blocks": 0.5 if "2nd" in text else 1 / 3}
+    if "per-op" in text or "config default" in text:  # every other matrix product is kept
+        return {"recomputation": "selective", "kept_products": 0.5}
+    return {"recomputation": "scores" if text.startswith("selective") else "none"}
 
 
 def _compute(row: Row) -> Literal["bf16", "fp16", "fp32", "fp8", "fp4"]:
@@ -271,7 +315,7 @@ def _states(row: Row, does: Implementation) -> StateBytes:
         gradients=does.gradient_bytes,
         master=4,
         moments=8,
-        reduced=min(4.0, does.gradient_bytes),
+        reduced=min(does.reduced_bytes, does.gradient_bytes),
         step_copies=does.step_copies,
     )
 
@@ -282,8 +326,8 @@ def _attention(row: Row, does: Implementation, of: Device) -> str:
         return "unfused" if of.generation == "volta" and does.attention.startswith("flash") else does.attention
     if "te default" in text or "flash-3" in text or "flash_attention3" in text or "cudnn" in text:
         return "flash3"
-    if "v1" in text or "flash-1" in text:
-        return "flash1"
+    if re.search(r"v1|-1|flash$", text):
+        return "flash1"  # `flash` without a number is older than the second one
     if "flash" in text or "sdpa" in text:
         return "flash2"
     return "unfused" if text == "torch" else "fused_softmax"
@@ -308,13 +352,13 @@ def _workload(row: Row, does: Implementation, of: Device, layout: Layout) -> Wor
         "states": _states(row, does),
         "tied": row.get("tied_embeddings") == "1",
         "dropout": does.dropout,
-        "float32_norms": does.float32_norms and does.elementwise == "eager",
         "compute": _compute(row),
         "attention_kernel": kernel,
         "elementwise": does.elementwise,
         "logits_bytes": does.logits_bytes,
+        "logits_divided": does.logits_divided,
     }
-    choices = [transformer(**sizes, gated=gated) for gated in (True, False)]
+    choices = [transformer(**sizes, gated=gated, rms_norms=gated, rotary=gated) for gated in (True, False)]
     stated = number(row, "parameters")
     if stated is None:
         return choices[0 if feed_forward != 4 * hidden else 1]

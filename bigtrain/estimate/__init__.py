@@ -24,17 +24,32 @@ from bigtrain.estimate.layout import Group, Layout
 from bigtrain.estimate.memory import MemoryForecast, forecast_memory
 from bigtrain.estimate.network import NETWORKS_GBIT, Interconnect, interconnect
 from bigtrain.estimate.step_time import Communication, StepForecast, forecast_step
-from bigtrain.estimate.workload import AttentionWork, BlockWork, Kept, Pass, Product, StateBytes, Workload, transformer
+from bigtrain.estimate.workload import (
+    AttentionKernel,
+    AttentionWork,
+    BlockWork,
+    Compute,
+    Elementwise,
+    Kept,
+    Pass,
+    Product,
+    StateBytes,
+    Workload,
+    transformer,
+)
 
 __all__ = [
     "FITTED",
     "NETWORKS_GBIT",
+    "AttentionKernel",
     "AttentionWork",
     "BlockWork",
     "Communication",
+    "Compute",
     "Constants",
     "Costs",
     "Device",
+    "Elementwise",
     "Forecast",
     "Goodput",
     "Group",
