@@ -11,7 +11,7 @@ from torch import Tensor
 from bigtrain.config import ModelSettings
 from bigtrain.convert.families import family_of
 from bigtrain.convert.family import Module
-from bigtrain.convert.layouts import ByHead, HeadsLast, Joined, TensorLayout, OneRow, Stacked
+from bigtrain.convert.layouts import ByHead, HeadsLast, Joined, OneRow, Stacked, TensorLayout
 from bigtrain.model import build_model
 
 FOR_TRAINING_ONLY = "next_token_layers."
