@@ -13,6 +13,10 @@ memory.py     bytes by kind for the rank that needs most
 step_time.py  seconds of a step by part
 forecast.py   whether it fits, tokens/s, MFU, hours, money, energy
 constants.py  the few fitted numbers, each with its meaning
+run_workload.py  a run's settings as a workload and a layout
+search.py     which layout is fastest; what would fit
+remedies.py   settings that save memory, cheapest first
+planned.py    what `bigtrain plan` is asked, and what it answers
 goodput.py    the share of a job's time that trains, between failures, saves and restarts
 """
 
@@ -23,6 +27,9 @@ from bigtrain.estimate.goodput import Costs, Goodput, expected_goodput, optimal_
 from bigtrain.estimate.layout import Group, Layout
 from bigtrain.estimate.memory import MemoryForecast, forecast_memory
 from bigtrain.estimate.network import NETWORKS_GBIT, Interconnect, interconnect
+from bigtrain.estimate.planned import Machines, PlannedLayout, PlannedRun, Price, Wish, amount_of, plan
+from bigtrain.estimate.remedies import Remedy, remedies
+from bigtrain.estimate.run_workload import layout_of, workload_of
 from bigtrain.estimate.step_time import Communication, StepForecast, forecast_step
 from bigtrain.estimate.workload import (
     AttentionKernel,
@@ -56,14 +63,21 @@ __all__ = [
     "Interconnect",
     "Kept",
     "Layout",
+    "Machines",
     "MemoryForecast",
     "Pass",
+    "PlannedLayout",
+    "PlannedRun",
+    "Price",
     "Product",
+    "Remedy",
     "RunForecast",
     "RunPlan",
     "StateBytes",
     "StepForecast",
+    "Wish",
     "Workload",
+    "amount_of",
     "device",
     "device_names",
     "expected_goodput",
@@ -71,8 +85,12 @@ __all__ = [
     "forecast_memory",
     "forecast_step",
     "interconnect",
+    "layout_of",
     "optimal_interval",
+    "plan",
     "read_datasheets",
+    "remedies",
     "transformer",
     "with_run",
+    "workload_of",
 ]

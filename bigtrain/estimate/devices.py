@@ -17,8 +17,10 @@ from typing import Any
 
 import yaml
 
-from bigtrain.base import BigtrainError
+from bigtrain.base import BigtrainError, text_of
 
+OWN_DATASHEETS = "BIGTRAIN_DATASHEETS"
+"""Environment variable: a YAML file with datasheets of the user's own devices."""
 DATASHEETS = Path(__file__).with_name("devices.yaml")
 _VENDORS = ("nvidia-", "amd-", "intel-")
 _LOWER_PRECISION = {"fp4": "fp8", "fp8": "bf16", "bf16": "fp16", "fp16": "tf32", "tf32": "fp32"}
@@ -85,13 +87,14 @@ def device(name: str, datasheets: Path | None = None) -> Device:
 
     Args:
         name: for example `h100`, `A100-SXM-40` or `NVIDIA H200 SXM`.
-        datasheets: a YAML file with devices of the user's own, which come before the known ones.
+        datasheets: a YAML file with devices of the user's own, which come before the known ones. Default: that of
+            BIGTRAIN_DATASHEETS.
 
     Raises:
         BigtrainError: there is no such device, or the file is not a list of datasheets.
     """
-    known = (_named(datasheets) if datasheets else {}) | {}
-    known = _known() | known
+    own = datasheets or (Path(named) if (named := text_of(OWN_DATASHEETS)) else None)
+    known = _known() | (_named(own) if own else {})
     found = known.get(_normalised(name))
     if found is None:
         nearest = difflib.get_close_matches(_normalised(name), known, n=3, cutoff=0.4)
