@@ -213,7 +213,8 @@ def _implementation(row: Row) -> Implementation:
     strategy = _text(row, "strategy")
     if re.search(r"fsdp|full_shard|shard_grad_op", strategy):
         found = replace(found, sharded_master=True, overlaps=True)
-    if re.search(r"compile", _text(row, "framework", "strategy", "note")) and "no compile" not in name:
+    noted = re.search(r"(?<![a-z/])compiled?(?![a-z/])", _text(row, "strategy", "note"))
+    if (noted or "compile" in name) and "no compile" not in name:
         found = replace(found, elementwise="compiled", logits_bytes=min(found.logits_bytes, 10.0))
     elif "thunder" in name:
         found = replace(found, elementwise="fused")
