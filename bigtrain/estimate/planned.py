@@ -187,6 +187,29 @@ class PlannedLayout:
     goodput: dict[str, float] | None
     """Where the time of the run goes, in shares."""
 
+    @property
+    def name(self) -> str:
+        """The layout in a few words; that of the settings has no overrides."""
+        words = []
+        for override in self.overrides:
+            key, value = override.split("=")
+            if key == "engine.activation_checkpointing":
+                words += [value] if value != "none" else []
+            elif value != "1" or key in _ALWAYS_NAMED:
+                words.append(f"{_SHORT[key]} {value}")
+        return ", ".join(words) or "as the settings say"
+
+
+_ALWAYS_NAMED = ("engine.zero_stage", "train.micro_batch_size")
+_SHORT = {
+    "engine.zero_stage": "stage",
+    "engine.tensor_parallel_size": "tensor",
+    "engine.sequence_parallel_size": "sequence",
+    "engine.zero_hpz_partition_size": "hpz",
+    "train.micro_batch_size": "rows",
+}
+"""Words for settings that a search changes."""
+
 
 @dataclass(frozen=True)
 class FrontPoint:
