@@ -31,17 +31,32 @@ from bigtrain.estimate.planned import Machines, PlannedLayout, PlannedRun, Price
 from bigtrain.estimate.remedies import Remedy, remedies
 from bigtrain.estimate.run_workload import layout_of, workload_of
 from bigtrain.estimate.step_time import Communication, StepForecast, forecast_step
-from bigtrain.estimate.workload import AttentionWork, BlockWork, Kept, Pass, Product, StateBytes, Workload, transformer
+from bigtrain.estimate.workload import (
+    AttentionKernel,
+    AttentionWork,
+    BlockWork,
+    Compute,
+    Elementwise,
+    Kept,
+    Pass,
+    Product,
+    StateBytes,
+    Workload,
+    transformer,
+)
 
 __all__ = [
     "FITTED",
     "NETWORKS_GBIT",
+    "AttentionKernel",
     "AttentionWork",
     "BlockWork",
     "Communication",
+    "Compute",
     "Constants",
     "Costs",
     "Device",
+    "Elementwise",
     "Forecast",
     "Goodput",
     "Group",

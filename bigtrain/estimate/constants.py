@@ -23,13 +23,16 @@ class Constants:
     depth_loss: float = 128.0
     """Depth (inner width) whose time a product loses at the start and end of each tile."""
 
+    unaligned_share: float = 0.75
+    """What is left of the rate where a width is no multiple of 64."""
+
     # attention
     flash1_share: float = 0.40
     """FlashAttention 1 on a long sequence, as a share of the peak."""
     flash2_share: float = 0.58
     """FlashAttention 2, written for Ampere's instructions."""
-    flash2_hopper_share: float = 0.36
-    """The same on Hopper and later, whose peak needs other instructions."""
+    older_instructions: float = 0.62
+    """What is left of these shares on Hopper and later, whose peak needs other instructions."""
     flash3_share: float = 0.55
     """FlashAttention 3 and cuDNN, which have them."""
     short_sequence: float = 512.0
@@ -42,8 +45,14 @@ class Constants:
     # passes over memory
     memory_share: float = 0.80
     """Bandwidth that elementwise kernels reach, of the datasheet's."""
-    eager_passes: float = 2.5
-    """How many times more bytes pass where cheap operations are one kernel each."""
+    compiled_passes: float = 1.2
+    """Bytes that pass for each counted one (the least that one kernel reads and writes), in compiled blocks."""
+    fused_passes: float = 1.2
+    """The same with fused norms and activations."""
+    eager_passes: float = 1.1
+    """Bytes that pass for each that one kernel for each operation reads and writes."""
+    logit_passes: float = 16.0
+    """Bytes of each logit that the loss reads and writes, forward and backward."""
     kernel_launch: float = 6e-6
     """From one kernel's launch to the next, on the host."""
     kernels_fused: float = 12.0
@@ -54,23 +63,29 @@ class Constants:
     # communication
     link_share: float = 0.79
     """Bus bandwidth of large messages inside a node, of the link's one-way bandwidth."""
-    network_share: float = 0.90
+    network_share: float = 0.92
     """The same between nodes, of the network cards'."""
     switch_reduction_gain: float = 1.33
     """How much faster an all-reduce is where the switch adds up (NVLink SHARP)."""
     congestion: float = 0.03
     """How much bandwidth falls with each doubling of nodes."""
-    collective_launch: float = 15e-6
+    collective_launch: float = 10e-6
     """Of a collective of any size."""
     link_latency: float = 2e-6
     """Of a hop inside a node."""
-    network_latency: float = 6e-6
+    network_latency: float = 15e-6
     """Of a hop between nodes."""
-    overlap: float = 0.85
-    """Share of the computation of a block under which communication of its neighbours hides."""
-    interference: float = 0.10
-    """How much longer computation takes while communication hides under it."""
-
+    link_ramp: float = 25e-6
+    """Seconds of transfer inside a node after which it runs at half of its bandwidth."""
+    network_ramp: float = 250e-6
+    """The same between nodes."""
+    concurrency: float = 1.8
+    """Exponent p by which computation c and communication m that run at the same time add: (c^p + m^p)^(1/p). 1: one
+    after the other; infinity: the shorter one hides entirely."""
+    tensor_overlap: float = 0.8
+    """Share of the backward pass's sums over tensor-parallel ranks that gradients of weights hide (Megatron)."""
+    waiting: float = 1.3
+    """How much longer collectives take on which computation waits: ranks do not arrive at the same time."""
     host_bandwidth: float = 30e9
     """Bytes per second at which states in the host's memory are updated."""
 
@@ -83,8 +98,8 @@ class Constants:
     # memory
     backward_copies: float = 1.0
     """Gradients of a block's kept activations that are alive at a time, as a share of these activations."""
-    fragmentation: float = 0.06
-    """What the allocator holds and cannot use, as a share of what is allocated."""
+    fragmentation: float = 0.15
+    """What the allocator holds and cannot use, as a share of what comes and goes in a step: states stay in place."""
     context_bytes: float = 0.9 * 2**30
     """CUDA context, libraries and loaded kernels."""
     communicator_bytes: float = 0.15 * 2**30

@@ -63,11 +63,20 @@ class Layout:
     """Micro-batches in a step."""
     recomputation: Recomputation = "none"
     """What the backward pass recomputes."""
-    recomputed_share: float = 1.0
-    """selective: the share, in bytes, of the activations that can be recomputed that is (activation_memory_budget: one
-    minus it). full: the share of the blocks."""
+    kept_products: float = 1.0
+    """selective: the share, in bytes, of the results of matrix products that is kept (activation_memory_budget)."""
+    recomputed_blocks: float = 1.0
+    """full: the share of the blocks that is recomputed."""
+    gathers_ends_once: bool = False
+    """Stage 3: whether embedding and head stay gathered from the forward to the backward pass (FSDP's root)."""
+    overlaps_tensor: bool = False
+    """Whether the backward pass sums over ranks that share a matrix while it computes gradients of weights (Megatron).
+    """
     overlaps_gradients: bool = False
-    """Whether gradients are summed during the last backward pass. bigtrain does so from stage 2 on."""
+    """Whether gradients are summed during the last backward pass, and new weights gathered during the next forward
+    pass. bigtrain sums so from stage 2 on."""
+    scatters_gradients: bool = False
+    """Whether each rank gets only its part of the sum, below stage 3 too (Megatron's distributed optimizer)."""
     offload_optimizer: bool = False
     """Whether master weights and moments lie in the host's memory."""
     offload_weights: bool = False

@@ -107,7 +107,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
 
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
     blocks = stage_blocks(work, layout)
-    kept = sum(_kept(block, layout, constants) * number for block, number in blocks) * tokens
+    kept = sum(_kept(block, layout) * number for block, number in blocks) * tokens
     kept *= micro_batches_in_flight(layout, stage)
     whole_block = max(_block_bytes(block, layout) for block in work.blocks) * tokens
     recomputes = layout.recomputation not in ("none", "scores")
@@ -117,7 +117,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
 
     backward = kept + max(recomputed, logits)
     step = states.step_copies * (0.0 if layout.offload_optimizer else updated)
-    allocated = weights + master + moments + gradients + buffers + max(backward, step)
+    moving = buffers + max(backward, step)
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.replicas))
     return MemoryForecast(
         weights=weights,
@@ -129,7 +129,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
         logits_and_loss=logits if logits > recomputed else 0.0,
         collective_buffers=buffers,
         optimizer_step=max(0.0, step - backward),
-        fragmentation=constants.fragmentation * allocated,
+        fragmentation=constants.fragmentation * moving,
         context=constants.context_bytes + constants.communicator_bytes * (groups if layout.devices > 1 else 0),
         stage=stage,
     )
@@ -187,17 +187,21 @@ def _block_bytes(block: BlockWork, layout: Layout) -> float:
     return _per_token(*kept_bytes(block.kept, "none"), layout)
 
 
-def _kept(block: BlockWork, layout: Layout, constants: Constants) -> float:
-    """Bytes of a token that a block keeps; `recomputed_share` lies between everything and the mode's least."""
+def _kept(block: BlockWork, layout: Layout) -> float:
+    """Bytes of a token that a block keeps until its backward pass."""
     least = _per_token(*kept_bytes(block.kept, layout.recomputation), layout)
-    return least + (1 - layout.recomputed_share) * (_block_bytes(block, layout) - least)
+    if layout.recomputation == "selective":
+        inputs = _per_token(*kept_bytes(block.kept, "full"), layout)
+        return inputs + layout.kept_products * (least - inputs)
+    return least + (1 - layout.recomputed_blocks) * (_block_bytes(block, layout) - least)
 
 
 def _logits(work: Workload, layout: Layout, tokens: float) -> float:
     if work.head is None:
         return 0.0
     at_a_time = min(tokens, work.logits_tokens or tokens)
-    return at_a_time * work.head.outputs * work.head.per_token * work.logits_bytes / layout.tensor
+    parts = layout.tensor if work.logits_divided else 1
+    return at_a_time * work.head.outputs * work.head.per_token * work.logits_bytes / parts
 
 
 def _buffers(work: Workload, layout: Layout, parameters: float) -> float:
@@ -205,6 +209,10 @@ def _buffers(work: Workload, layout: Layout, parameters: float) -> float:
     if layout.replicas == 1:
         return 0.0
     if layout.zero_stage == 3:
-        largest = max(work.widest_block.parameters, work.embedding_parameters) / layout.tensor
-        return largest * (2 * work.states.gathered + work.states.reduced)
+        blocks = work.widest_block.parameters / layout.tensor
+        ends = (work.embedding_parameters + work.head_parameters) / layout.tensor
+        moved = 2 * work.states.gathered + work.states.reduced
+        if layout.gathers_ends_once:
+            return blocks * moved + ends * moved
+        return max(blocks, ends) * moved
     return min(2 * BUCKET_BYTES, parameters * 4.0)

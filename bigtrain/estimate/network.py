@@ -1,11 +1,11 @@
-"""Seconds that collectives take: a latency for each hop and a share of a link's bandwidth.
+"""Seconds that collectives take: a latency for each hop, and bytes at a bandwidth that grows with their number.
 
-    seconds = latency x hops + bytes x (share that a ring moves) / bus bandwidth
+    seconds       = launch + latency x hops + moved bytes / bandwidth(message)
+    bandwidth(S)  = bus bandwidth / (1 + sqrt(ramp x bus bandwidth / S))
     bus bandwidth = the slower of the link inside a node and the network cards of the group's ranks in that node
 
-A message of (latency x bandwidth) bytes reaches half of the bandwidth, which is the saturating curve that
-`nccl-tests` show. The few constants are those of `constants.py`; `benchmarks/planner.py --network` compares the
-curve with published ones.
+The ramp is the time after which a transfer runs at half of its speed: the square root is what `nccl-tests` show between
+a few and a few hundred megabytes. The few constants are those of `constants.py`, fitted to published curves.
 """
 
 from __future__ import annotations
@@ -46,19 +46,17 @@ class Interconnect:
         """Seconds to sum `size` bytes over a group, each rank having all of them before and after."""
         if group.size == 1 or size == 0:
             return 0.0
+        gain = constants.switch_reduction_gain if self._reduces(group) else 1.0
         moved = 2 * (group.size - 1) / group.size * size
-        bandwidth = self.bus_bandwidth(group, constants)
-        if self.reduces_in_switch and group.nodes == 1 and group.size >= 4:
-            bandwidth *= constants.switch_reduction_gain
-        hops = 2 * math.log2(group.per_node) if group.nodes == 1 else 2 * math.log2(group.size)
-        return self._latency(group, hops, constants) + moved / bandwidth
+        return self._seconds(moved, size, group, 2 * math.log2(group.size), constants, gain)
 
     def all_gather(self, size: float, group: Group, constants: Constants = FITTED) -> float:
         """Seconds until each rank of a group has `size` bytes, of which it had its part."""
         if group.size == 1 or size == 0:
             return 0.0
         moved = (group.size - 1) / group.size * size
-        return self._latency(group, group.size - 1.0, constants) + moved / self.bus_bandwidth(group, constants)
+        hops = group.per_node - 1 + 2 * math.log2(group.nodes)
+        return self._seconds(moved, size, group, hops, constants)
 
     def reduce_scatter(self, size: float, group: Group, constants: Constants = FITTED) -> float:
         """Seconds until each rank of a group has its part of the sum of `size` bytes."""
@@ -68,31 +66,39 @@ class Interconnect:
         """Seconds until each rank of a group has sent each other one its part of `size` bytes."""
         if group.size == 1 or size == 0:
             return 0.0
-        inside = (group.per_node - 1) / group.size * size
-        outside = (group.size - group.per_node) / group.size * size
-        seconds = inside / (self.link_gbs * 1e9 * constants.link_share)
-        seconds += outside / (self.network_gbs * 1e9 * constants.network_share)
-        return self._latency(group, math.log2(group.size), constants) + seconds
+        inside = Group(group.per_node, group.per_node)
+        seconds = self._seconds((group.per_node - 1) / group.size * size, size, inside, 1.0, constants)
+        if group.nodes == 1:
+            return seconds
+        card = self.network_gbs * 1e9 * constants.network_share
+        return seconds + (group.size - group.per_node) / group.size * size / card
 
     def send(self, size: float, group: Group, constants: Constants = FITTED) -> float:
         """Seconds to send `size` bytes from one rank of a group to its neighbour."""
         if group.size == 1 or size == 0:
             return 0.0
-        inside = group.nodes == 1
-        bandwidth = self.link_gbs * constants.link_share if inside else self.network_gbs * constants.network_share
-        return self._latency(group, 1.0, constants) + size / (bandwidth * 1e9)
+        return self._seconds(size, size, group, 1.0, constants)
 
     def bus_bandwidth(self, group: Group, constants: Constants = FITTED) -> float:
-        """Bytes per second that each rank sends in a ring: the figure that `nccl-tests` call bus bandwidth."""
+        """Bytes per second that each rank sends in a ring of large messages, which `nccl-tests` call bus bandwidth."""
         link = self.link_gbs * 1e9 * constants.link_share
         if group.nodes == 1:
             return link
         cards = self.network_gbs * 1e9 * group.per_node * constants.network_share
         return min(link, cards) / (1 + constants.congestion * math.log2(group.nodes))
 
-    def _latency(self, group: Group, hops: float, constants: Constants) -> float:
-        each = constants.link_latency if group.nodes == 1 else constants.network_latency
-        return constants.collective_launch + each * hops
+    def _reduces(self, group: Group) -> bool:
+        return self.reduces_in_switch and group.nodes == 1 and group.size >= 4
+
+    def _seconds(
+        self, moved: float, size: float, group: Group, hops: float, constants: Constants, gain: float = 1.0
+    ) -> float:
+        inside = group.nodes == 1
+        latency = constants.link_latency if inside else constants.network_latency
+        ramp = constants.link_ramp if inside else constants.network_ramp
+        bandwidth = self.bus_bandwidth(group, constants) * gain
+        slower = 1 + math.sqrt(ramp * bandwidth / size)
+        return constants.collective_launch + latency * hops + moved / bandwidth * slower
 
 
 def interconnect(of: Device, network: str | None = None, node_size: int | None = None) -> Interconnect:

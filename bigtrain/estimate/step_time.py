@@ -17,8 +17,10 @@ from bigtrain.estimate.devices import Device
 from bigtrain.estimate.layout import Group, Layout
 from bigtrain.estimate.memory import stage_blocks, stage_parameters
 from bigtrain.estimate.network import Interconnect
-from bigtrain.estimate.workload import AttentionWork, BlockWork, Product, Workload
+from bigtrain.estimate.workload import AttentionWork, BlockWork, Elementwise, Pass, Product, Workload
 
+ALIGNED = 64
+"""Widths that are multiples of this are read in whole cache lines by all kernels."""
 TILE = (128, 256)
 """Rows and columns that one multiprocessor computes at a time in a large matrix product."""
 
@@ -53,8 +55,6 @@ class StepForecast:
     launch: float
     """Waiting for the host to launch kernels."""
     recomputation: float
-    interference: float
-    """How much longer computation takes while communication hides under it."""
     pipeline_bubble: float
     optimizer: float
     overhead: float
@@ -77,7 +77,6 @@ class StepForecast:
             "elementwise": self.elementwise,
             "launch": self.launch,
             "recomputation": self.recomputation,
-            "interference": self.interference,
             "pipeline_bubble": self.pipeline_bubble,
             "optimizer": self.optimizer,
             "overhead": self.overhead,
@@ -149,7 +148,7 @@ class _Clock:
     @property
     def kernels(self) -> float:
         """Kernels of a block's forward pass."""
-        return self.constants.kernels_fused if self.work.fused else self.constants.kernels_eager
+        return self.constants.kernels_eager if self.work.elementwise == "eager" else self.constants.kernels_fused
 
     def product(self, product: Product, precision: str, *, backward: bool) -> float:
         """A matrix with the tokens of a micro-batch: forward one product; backward one for the inputs, one for the
@@ -173,6 +172,8 @@ class _Clock:
         rate = self.device.reachable(precision, constants.matmul_share_of_peak) * constants.matmul_share
         waves = rows * columns / (TILE[0] * TILE[1] * self.device.multiprocessors)
         useful = waves / (waves + constants.wave_loss) * depth / (depth + constants.depth_loss)
+        if any(width % ALIGNED for width in (depth, columns)):
+            useful *= constants.unaligned_share
         computing = 2 * rows * depth * columns / (rate * useful)
         wide = {"fp32": 4, "fp8": 1, "fp4": 0.5}.get(precision, 2)
         reading = wide * (rows * depth + depth * columns + rows * columns) / self.bandwidth
@@ -193,21 +194,27 @@ class _Clock:
             passes = constants.score_passes_fused if fused else constants.score_passes_unfused
             size = 2 * self.tokens * work.length * heads * passes * (2 / 3 if backward else 1 / 3)
             return flops * work.length / rate, size / self.bandwidth
-        if kernel == "flash1":
-            share = constants.flash1_share
-        elif device.generation in ("hopper", "blackwell"):
-            share = constants.flash3_share if kernel == "flash3" else constants.flash2_hopper_share
-        else:
-            share = constants.flash2_share
+        share = {
+            "flash1": constants.flash1_share,
+            "flash2": constants.flash2_share,
+            "flash3": constants.flash3_share,
+        }[kernel]
+        if kernel != "flash3" and device.generation in ("hopper", "blackwell"):
+            share *= constants.older_instructions
         share *= work.length / (work.length + constants.short_sequence)
         share *= min(1.0, 0.75 + work.head_width / 512)
         return flops * work.visible / (peak * share), 0.0
 
     def passes(self, block: BlockWork) -> float:
         """Cheap operations of a block's forward pass."""
+        constants, how = self.constants, self.work.elementwise
         whole = self.layout.tensor if self.layout.tensor_shares_tokens else 1
-        size = sum(each.bytes_per_token / (self.layout.tensor if each.divided else whole) for each in block.passes)
-        return size * self.tokens * (1.0 if self.work.fused else self.constants.eager_passes) / self.bandwidth
+        size = sum(
+            (each.eager if _is_eager(each, how) else each.fused) / (self.layout.tensor if each.divided else whole)
+            for each in block.passes
+        )
+        times = {"compiled": constants.compiled_passes, "fused": constants.fused_passes}
+        return size * self.tokens * times.get(how, constants.eager_passes) / self.bandwidth
 
     @property
     def bandwidth(self) -> float:
@@ -221,7 +228,7 @@ class _Clock:
             return _Seconds()
         precision = self.work.compute if self.work.compute in ("fp32", "fp16") else "bf16"
         products = self.product(head, precision, backward=False) + self.product(head, precision, backward=True)
-        size = self.tokens * head.outputs * head.per_token / self.layout.tensor * 2 * self.work.logits_bytes
+        size = self.tokens * head.outputs * head.per_token / self.layout.tensor * self.constants.logit_passes
         return _Seconds(products=products, elementwise=size / self.bandwidth)
 
 
@@ -256,15 +263,15 @@ def forecast_step(
     context = _context(work, layout, connected, constants)
     experts = _experts(work, layout, connected, constants)
     pipeline = _pipeline(work, layout, connected, constants)
-    waiting = [each for each in (*tensor, *context, *experts) if each]
+    waiting = [_times(each, constants.waiting) for each in (*tensor, *context, *experts)]
     inside = sum(each.exposed for each in waiting)
 
     average = (per_micro_batch.total + again.total + inside) - head.total * (1 - 1 / layout.pipeline)
     bubble = (layout.pipeline - 1) / layout.virtual_stages * average
     computing = steps * (per_micro_batch.total + again.total)
 
-    weights, interference = _weights(work, layout, connected, constants, blocks.total + again.total)
-    gradients = _gradients(work, layout, connected, constants, backward.total + again.total)
+    weights = _weights(work, layout, connected, constants, blocks.total + again.total)
+    gradients = _gradients(work, layout, connected, constants, forward.total, backward.total + again.total)
     optimizer = _optimizer(work, layout, device, constants)
     communication = [_times(each, steps) for each in waiting] + [
         each for each in (*pipeline, *weights, *gradients) if each.total > 0
@@ -277,7 +284,6 @@ def forecast_step(
         elementwise=steps * per_micro_batch.elementwise,
         launch=steps * per_micro_batch.launch,
         recomputation=steps * again.total,
-        interference=interference,
         pipeline_bubble=bubble,
         optimizer=optimizer,
         overhead=overhead,
@@ -285,21 +291,34 @@ def forecast_step(
     )
 
 
+def _is_eager(each: Pass, how: Elementwise) -> bool:
+    return how == "eager" or (how == "fused_norms" and each.what != "norms")
+
+
 def _recomputed(clock: _Clock, block: BlockWork) -> _Seconds:
     """What the backward pass of a block computes a second time."""
-    share, mode = clock.layout.recomputed_share, clock.layout.recomputation
-    if mode == "none":
+    layout = clock.layout
+    if layout.recomputation == "none":
         return _Seconds()
-    if mode == "scores":
+    if layout.recomputation == "scores":
         computing = [clock.attention(each, backward=False) for each in block.attention]
         return _Seconds(attention=sum(sum(each) for each in computing))
-    if mode == "selective":
-        return _Seconds(elementwise=clock.passes(block) * share)
-    return clock.block(block, backward=False) * share
+    forward = clock.block(block, backward=False)
+    if layout.recomputation == "selective":
+        again = 1 - layout.kept_products
+        return _Seconds(products=forward.products * again, elementwise=forward.elementwise)
+    return forward * layout.recomputed_blocks
 
 
 def _times(each: Communication, number: float) -> Communication:
     return Communication(each.what, each.collective, each.link, each.total * number, each.overlapped * number)
+
+
+def _hidden(communicating: float, computing: float, constants: Constants) -> float:
+    """Seconds that are saved because computation and communication run at the same time."""
+    power = constants.concurrency
+    both = (communicating**power + computing**power) ** (1 / power)
+    return communicating + computing - both
 
 
 def _link(group: Group) -> str:
@@ -308,7 +327,7 @@ def _link(group: Group) -> str:
 
 def _passes_over_blocks(layout: Layout) -> float:
     """How often a block's forward communication is done: again where the forward pass is."""
-    return 2.0 + (layout.recomputed_share if layout.recomputation in ("full", "offloaded") else 0.0)
+    return 2.0 + (layout.recomputed_blocks if layout.recomputation in ("full", "offloaded") else 0.0)
 
 
 def _tensor(work: Workload, layout: Layout, connected: Interconnect, constants: Constants) -> list[Communication]:
@@ -324,7 +343,8 @@ def _tensor(work: Workload, layout: Layout, connected: Interconnect, constants: 
     number = sum(number for _, number in stage_blocks(work, layout))
     collective = "all_gather + reduce_scatter" if layout.tensor_shares_tokens else "all_reduce"
     total = each * 2 * number * _passes_over_blocks(layout)
-    return [Communication("tensor", collective, _link(group), total, 0.0)]
+    hidden = constants.tensor_overlap * each * 2 * number if layout.overlaps_tensor else 0.0
+    return [Communication("tensor", collective, _link(group), total, hidden)]
 
 
 def _context(work: Workload, layout: Layout, connected: Interconnect, constants: Constants) -> list[Communication]:
@@ -345,7 +365,7 @@ def _context(work: Workload, layout: Layout, connected: Interconnect, constants:
                 one = connected.all_gather(both * group.size, group, constants)
             total += number * one
     name = "all_to_all" if layout.context_exchange == "all_to_all" else "ring"
-    hidden = 0.0 if layout.context_exchange == "all_to_all" else constants.overlap
+    hidden = 0.0 if layout.context_exchange == "all_to_all" else constants.tensor_overlap
     total *= _passes_over_blocks(layout)
     return [Communication("context", name, _link(group), total, hidden * total)]
 
@@ -372,7 +392,7 @@ def _pipeline(work: Workload, layout: Layout, connected: Interconnect, constants
     if layout.pipeline == 1:
         return []
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    size = 2.0 * tokens * work.hidden / (layout.tensor if layout.tensor_shares_tokens else 1)
+    size = 2.0 * tokens * work.hidden / layout.tensor  # each rank sends its part (Narayanan et al., 2021, 4.1)
     one = connected.send(size, group, constants)
     number = 2 * layout.virtual_stages * (layout.accumulation_steps + layout.pipeline - 1)
     return [Communication("pipeline", "send", _link(group), one * number, 0.0)]
@@ -380,11 +400,11 @@ def _pipeline(work: Workload, layout: Layout, connected: Interconnect, constants
 
 def _weights(
     work: Workload, layout: Layout, connected: Interconnect, constants: Constants, computing: float
-) -> tuple[list[Communication], float]:
+) -> list[Communication]:
     """Stage 3: weights gathered before each block, forward and backward, and gradients scattered after it, for every
     micro-batch; under the computation of the blocks before and after."""
     if layout.zero_stage < 3 or layout.shards == 1:
-        return [], 0.0
+        return []
     group = layout.shard_group(connected.node_size)
     nearest = Group(layout.zero_hpz, min(layout.zero_hpz, group.per_node)) if layout.zero_hpz > 1 else group
     dense, experts = stage_parameters(work, layout, 0)
@@ -396,16 +416,16 @@ def _weights(
     outside = Group(layout.replicas // layout.shards, 1)
     scatter += connected.all_reduce(size * work.states.reduced / layout.shards, outside, constants)
     total = layout.accumulation_steps * number * (gather + scatter)
-    hidden = min(total * (1 - 1 / number), constants.overlap * layout.accumulation_steps * computing)
+    hidden = _hidden(total, layout.accumulation_steps * computing, constants)
     share = gather / (gather + scatter)
     return [
         Communication("weights", "all_gather", _link(group), total * share, hidden * share),
         Communication("gradients", "reduce_scatter", _link(group), total * (1 - share), hidden * (1 - share)),
-    ], constants.interference * hidden
+    ]
 
 
 def _gradients(
-    work: Workload, layout: Layout, connected: Interconnect, constants: Constants, backward: float
+    work: Workload, layout: Layout, connected: Interconnect, constants: Constants, forward: float, backward: float
 ) -> list[Communication]:
     """Below stage 3: gradients summed once a step, and at stages 1 and 2 new weights gathered."""
     if layout.zero_stage == 3 or layout.replicas == 1:
@@ -414,12 +434,20 @@ def _gradients(
     shards = layout.shard_group(connected.node_size)
     dense, experts = stage_parameters(work, layout, 0)
     parameters = dense + experts
-    summed = connected.all_reduce(parameters * work.states.reduced, group, constants)
+    size = parameters * work.states.reduced
+    if layout.scatters_gradients:
+        summed = connected.reduce_scatter(size, shards, constants)
+        summed += connected.all_reduce(size / layout.shards, Group(layout.replicas // layout.shards, 1), constants)
+    else:
+        summed = connected.all_reduce(size, group, constants)
     gathered = connected.all_gather(parameters * work.states.gathered, shards, constants) if layout.zero_stage else 0.0
-    hidden = min(summed, constants.overlap * backward) if layout.overlaps_gradients else 0.0
+    hidden = (0.0, 0.0)
+    if layout.overlaps_gradients:
+        hidden = (_hidden(summed, backward, constants), _hidden(gathered, forward, constants))
+    collective = "reduce_scatter" if layout.scatters_gradients else "all_reduce"
     return [
-        Communication("gradients", "all_reduce", _link(group), summed, hidden),
-        Communication("weights", "all_gather", _link(shards), gathered, 0.0),
+        Communication("gradients", collective, _link(group), summed, hidden[0]),
+        Communication("weights", "all_gather", _link(shards), gathered, hidden[1]),
     ]
 
 

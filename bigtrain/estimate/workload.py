@@ -19,6 +19,12 @@ AttentionKernel = Literal["flash3", "flash2", "flash1", "fused_softmax", "unfuse
 normalises them. `unfused`: a kernel for each of these."""
 
 
+Elementwise = Literal["compiled", "fused", "fused_norms", "eager"]
+"""Norms, activations, rotations and sums: fused by torch.compile, by kernels made for each of them, by kernels for
+norms alone, or one kernel for each operation."""
+Compute = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
+
+
 @dataclass(frozen=True)
 class Product:
     """A weight matrix that multiplies tokens."""
@@ -74,11 +80,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Pass:
-    """Bytes of a token that a forward pass reads and writes outside of matrix products, at least."""
+    """Bytes of a token that a forward pass reads and writes outside of matrix products."""
 
     what: str
-    bytes_per_token: float
+    fused: float
+    """By one kernel: each input is read once, each result written once."""
+    eager: float
+    """By one kernel for each operation."""
     divided: bool
+    """Whether tensor parallelism divides it. What it does not divide, sharing tokens outside of matrices does."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +147,17 @@ class Workload:
     """Whether the head is the embedding."""
     sequence_length: int
     states: StateBytes
-    compute: Literal["bf16", "fp16", "fp32", "fp8", "fp4"] = "bf16"
+    compute: Compute = "bf16"
     """The type of the matrix products inside blocks."""
     attention_kernel: AttentionKernel = "flash2"
-    fused: bool = True
-    """Whether norms, activations and sums are fused (torch.compile or kernels made for it), or one kernel each."""
+    elementwise: Elementwise = "compiled"
+    """How what is no matrix product is computed."""
     logits_bytes: float = 10.0
     """Bytes for each logit at the peak: the logits, in float32, their gradient."""
     logits_tokens: int | None = None
     """Tokens whose logits are in memory at a time. Default: all of a micro-batch."""
+    logits_divided: bool = True
+    """Whether tensor parallelism divides the logits too, and not only the head."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
@@ -215,15 +227,17 @@ def transformer(
     positions: int = 0,
     biases: bool = False,
     dropout: bool = False,
-    float32_norms: bool = False,
+    rms_norms: bool = True,
+    rotary: bool = True,
     experts: int = 0,
     experts_per_token: int = 1,
     causal: bool = True,
-    compute: Literal["bf16", "fp16", "fp32", "fp8", "fp4"] = "bf16",
+    compute: Compute = "bf16",
     attention_kernel: AttentionKernel = "flash2",
-    fused: bool = True,
+    elementwise: Elementwise = "compiled",
     logits_bytes: float = 10.0,
     logits_tokens: int | None = None,
+    logits_divided: bool = True,
 ) -> Workload:
     """Return the workload of a decoder of equal blocks, from its sizes alone.
 
@@ -245,15 +259,17 @@ def transformer(
         positions: rows of a table of positions.
         biases: whether matrices have biases.
         dropout: whether masks of dropout are kept.
-        float32_norms: whether norms keep their input in float32 (one kernel each, not fused).
+        rms_norms: RMSNorm, in eager PyTorch seven kernels that keep their input in float32; else LayerNorm.
+        rotary: whether queries and keys are rotated.
         experts: in place of the feed-forward layer; 0: none.
         experts_per_token: of these.
         causal: whether a token sees only those before it.
         compute: type of the products.
         attention_kernel: how attention is computed.
-        fused: whether cheap operations are fused.
+        elementwise: how what is no matrix product is computed.
         logits_bytes: bytes for each logit at the peak.
         logits_tokens: tokens whose logits are in memory at a time.
+        logits_divided: whether tensor parallelism divides the logits.
     """
     wide = 4 if compute == "fp32" else 2
     kv_heads = key_value_heads or heads
@@ -270,6 +286,7 @@ def transformer(
     used = experts_per_token if experts else 1
     attention = AttentionWork(heads, kv_heads, width, (sequence_length + 1) / 2 if causal else sequence_length,
                               sequence_length)  # fmt: skip
+    one_by_one = elementwise in ("fused_norms", "eager")
     kept = [
         Kept("block_input", wide * hidden, False, "input"),
         Kept("attention_norm", wide * hidden, False, "cheap"),
@@ -278,20 +295,21 @@ def transformer(
         Kept("residual_sum", wide * hidden, False, "product"),
         Kept("feed_forward_norm", wide * hidden * used, False, "cheap"),
         Kept("up", wide * up_outputs * used, True, "product"),
-        Kept("activation", wide * feed_forward * used * (2 if gated and not fused else 1), True, "cheap"),
+        Kept("activation", wide * feed_forward * used * (2 if gated and one_by_one else 1), True, "cheap"),
     ]
     if dropout:
         kept.append(Kept("dropout_masks", 2 * hidden, False, "cheap"))
-    if float32_norms:
-        kept.append(Kept("float32_norms", 2 * 4 * hidden, False, "cheap"))
+    if rms_norms and elementwise == "eager":
+        kept.append(Kept("float32_norms", 2 * (4 + wide) * hidden, False, "cheap"))
     if attention_kernel in ("fused_softmax", "unfused"):
-        scores = heads * sequence_length
-        kept.append(Kept("scores", scores * (2 * wide + 1 if dropout else wide), True, "scores"))
+        each = wide + (wide + 1 if dropout else 0) + (4 if attention_kernel == "unfused" else 0)
+        kept.append(Kept("scores", heads * sequence_length * each, True, "scores"))
+    sums = 3 * wide + (2 * wide + 1 if dropout else 0)
     passes = (
-        Pass("norms", 4 * wide * hidden, False),
-        Pass("residual_sums", 6 * wide * hidden, False),
-        Pass("rotation", 2 * wide * (query + kv), True),
-        Pass("activation", wide * used * (up_outputs + feed_forward), True),
+        Pass("norms", 4 * wide * hidden, 2 * hidden * (7 * wide + 24 if rms_norms else 2 * wide), False),
+        Pass("residual_sums", 2 * sums * hidden, 2 * sums * hidden, False),
+        Pass("rotation", 2 * wide * (query + kv) * rotary, 9 * wide * (query + kv) * rotary, True),
+        Pass("activation", wide * used * (up_outputs + feed_forward), wide * used * 5 * feed_forward, True),
     )
     other = 2 * hidden * (2 if biases else 1) + (query + 2 * kv + hidden + up_outputs + hidden if biases else 0)
     block = BlockWork(layers, products, (attention,), other, tuple(kept), passes)
@@ -305,9 +323,10 @@ def transformer(
         states=states,
         compute=compute,
         attention_kernel=attention_kernel,
-        fused=fused,
+        elementwise=elementwise,
         logits_bytes=logits_bytes,
         logits_tokens=logits_tokens,
+        logits_divided=logits_divided,
     )
 
 
