@@ -3,8 +3,7 @@
     rows of some sources -> least squares in the logarithm, soft L1, each source with the same weight, a weak prior
     the same without a group of sources, for each group -> the error on the sources left out
 
-The prior is a factor of `PRIOR_SPREAD` around the value in `constants.py` before the first fit: what no row decides
-stays where physics put it.
+The prior is a factor around `PRIOR`: what no row decides stays where physics put it.
 """
 
 from __future__ import annotations
@@ -14,14 +13,50 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
+from planner_memory import CapacityMark, MemoryCase
+from planner_rows import Case, Row, number
 from scipy.optimize import least_squares
 
-from benchmarks.planner_rows import Case, Row, number
 from bigtrain.base import BigtrainError
-from bigtrain.estimate import Constants, Group, device, forecast_step, interconnect
+from bigtrain.estimate import FITTED, Constants, Group, device, forecast_step, interconnect
 
+PRIOR = replace(
+    FITTED,
+    matmul_share=0.92,
+    wave_loss=0.5,
+    depth_loss=128.0,
+    unaligned_share=0.75,
+    flash1_share=0.40,
+    flash2_share=0.58,
+    flash3_share=0.55,
+    older_instructions=0.62,
+    short_sequence=512.0,
+    score_passes_fused=8.0,
+    score_passes_unfused=18.0,
+    memory_share=0.80,
+    compiled_passes=1.2,
+    fused_passes=1.2,
+    eager_passes=1.1,
+    logit_passes=16.0,
+    network_share=0.92,
+    congestion=0.03,
+    concurrency=1.8,
+    tensor_overlap=0.8,
+    waiting=1.3,
+    step_overhead=0.01,
+    straggling=0.004,
+    link_share=0.79,
+    switch_reduction_gain=1.33,
+    collective_launch=10e-6,
+    link_latency=2e-6,
+    network_latency=15e-6,
+    link_ramp=25e-6,
+    network_ramp=250e-6,
+)
+"""What datasheets, papers and measurements of single kernels say, before any fit."""
 PRIOR_SPREAD = math.log(1.5)
 KNOWN = {
     "flash1_share", "flash2_share", "flash3_share", "older_instructions", "link_share", "network_share", "link_ramp",
@@ -144,3 +179,37 @@ def folds(sources: Sequence[str], number_of_folds: int) -> list[set[str]]:
     """Groups of sources, each left out once; neighbours in the alphabet go to different groups."""
     ordered = sorted(set(sources))
     return [set(ordered[start::number_of_folds]) for start in range(number_of_folds)]
+
+
+MEMORY_CHOICES = {
+    "fragmentation": (0.04, 0.08, 0.12, 0.15, 0.18, 0.22),
+    "backward_copies": (0.5, 1.0, 2.0),
+}
+"""Values that are tried, each with each: the marks are yes or no, so there is no slope to follow."""
+
+
+def fit_memory(sizes: Sequence[MemoryCase], marks: Sequence[CapacityMark], prior: Constants) -> Constants:
+    """Return the constants with the least error: medians of the sources' figures, and the share of wrong marks.
+
+    Args:
+        sizes: rows with a figure.
+        marks: rows that say whether a layout fitted.
+        prior: the constants from which it starts.
+    """
+    figures = [case for case in sizes if case.complete]
+
+    def loss(constants: Constants) -> float:
+        errors: dict[str, list[float]] = {}
+        for case in figures:
+            ratio = case.forecast(constants) / case.measured_gib
+            errors.setdefault(case.source, []).append(abs(math.log(ratio)))
+        wrong: dict[bool, list[bool]] = {True: [], False: []}
+        for mark in marks:
+            wrong[mark.fits].append(mark.forecast_fits(constants) != mark.fits)
+        shares = [sum(each) / len(each) for each in wrong.values() if each]
+        medians = [float(np.median(each)) for each in errors.values()]
+        return sum(medians) / max(1, len(medians)) + 2 * sum(shares)
+
+    names = list(MEMORY_CHOICES)
+    tried = [replace(prior, **dict(zip(names, values, strict=True))) for values in product(*MEMORY_CHOICES.values())]
+    return min(tried, key=loss)

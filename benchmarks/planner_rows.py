@@ -104,7 +104,12 @@ IMPLEMENTATIONS: tuple[tuple[str, Implementation], ...] = (
     (
         r"torchtitan",
         Implementation(
-            sharded_master=True, shares_tokens=True, splits_local_batch=True, logits_bytes=14.0, logits_divided=True
+            sharded_master=True,
+            reduced_bytes=4.0,
+            shares_tokens=True,
+            splits_local_batch=True,
+            logits_bytes=14.0,
+            logits_divided=True,
         ),
     ),
     (
@@ -171,7 +176,7 @@ def case_of(row: Row) -> Case:
     node = int(number(row, "gpus_per_node") or 0)
     connected = interconnect(of)
     linked = of.linked_devices if of.linked_devices > 8 else (node or connected.node_size)
-    connected = replace(connected, node_size=linked, **_network(row, linked))
+    connected = replace(connected, node_size=linked, network_gbs=_network_gbs(row, linked) or connected.network_gbs)
     work = _workload(row, does, of, layout)
     complete = row.get("scope") == "core" and not row.get("missing_inputs")
     return Case(row, work, layout, of, connected, complete)
@@ -219,17 +224,16 @@ def _implementation(row: Row) -> Implementation:
     return found
 
 
-def _network(row: Row, node: int) -> dict[str, float]:
-    """GB/s of the network for each device, from the text of `interconnect`."""
+def _network_gbs(row: Row, node: int) -> float | None:
+    """GB/s of the network for each device, from the text of `interconnect`; None where it says nothing."""
     text = row.get("interconnect", "").lower()
     if many := re.search(r"(\d+)\s*x\s*(?:[a-z\- ]*)(\d+)\s*gb", text):
-        total = float(many[1]) * float(many[2])
-        return {"network_gbs": total / 8 / max(node, 1)}
+        return float(many[1]) * float(many[2]) / 8 / node
     if whole := re.search(r"(\d+)\s*gb(?:ps|/s)[a-z ]*per node", text):
-        return {"network_gbs": float(whole[1]) / 8 / max(node, 1)}
+        return float(whole[1]) / 8 / node
     if each := re.search(r"(\d+)\s*gb", text):
-        return {"network_gbs": float(each[1]) / 8}
-    return {}
+        return float(each[1]) / 8
+    return None
 
 
 def _layout(row: Row, does: Implementation) -> Layout:
@@ -308,8 +312,8 @@ def _states(row: Row, does: Implementation) -> StateBytes:
         wide = "fp32 gradient reduction" in precision
         return StateBytes(weights=2, gradients=2, master=0, moments=moments, reduced=4 if wide else 2)
     if does.sharded_master:
-        pure = "reduce in bf16" in precision
-        return StateBytes(weights=0, gradients=4, master=4, moments=8, reduced=2 if pure else 4)
+        reduced = 4.0 if "amp" in precision else does.reduced_bytes
+        return StateBytes(weights=0, gradients=4, master=4, moments=8, reduced=reduced)
     return StateBytes(
         weights=2,
         gradients=does.gradient_bytes,

@@ -32,7 +32,6 @@ MEANINGS = {
     "elementwise": "norms, activations and sums, at the bandwidth of the memory",
     "launch": "waiting for the host to launch kernels",
     "recomputation": "what activation checkpointing computes a second time",
-    "interference": "how much longer computation takes while communication hides under it",
     "pipeline_bubble": "waiting for the first and the last micro-batch",
     "optimizer": "reading and writing the optimizer's states",
     "overhead": "data, logging, synchronisation, and waiting for the slowest rank",

@@ -61,7 +61,7 @@ def workload_of(settings: Settings) -> Workload:
         states=_states(settings, shapes),
         compute="fp8" if settings.engine.float8 else settings.engine.precision,
         attention_kernel=_kernel(settings.engine),
-        fused=settings.engine.compile,
+        elementwise="compiled" if settings.engine.compile else "fused_norms",
         logits_bytes=float(wide),
         logits_tokens=max(1, LOGITS_CHUNK_BYTES // (wide * settings.model.vocab_size)),
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
@@ -96,6 +96,7 @@ def layout_of(settings: Settings, devices: int) -> Layout:
         micro_batch_size=train.micro_batch_size,
         accumulation_steps=division.accumulation_steps[-1],
         recomputation=engine.activation_checkpointing,
+        kept_products=engine.activation_memory_budget,
         overlaps_gradients=engine.zero_stage >= 2,
         offload_optimizer=engine.offload_optimizer == "cpu",
         offload_weights=engine.offload_param == "cpu",
@@ -178,12 +179,14 @@ def _kept(block: BlockShape, products: tuple[Product, ...], reading: _Reading, w
 def _passes(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Pass]:
     """What a forward pass reads and writes outside of products."""
     entering = reading.share * block.uses.per_token(read=reading.read, labelled=reading.labelled)
-    passes = [Pass("norms", 2 * wide * hidden * block.norms * entering, False)]
+    norms = wide * hidden * block.norms * entering
+    passes = [Pass("norms", 2 * norms, 9 * norms, False)]
     for each in products:
+        made = wide * each.outputs * each.per_token
         if each.divided == "inputs":
-            passes.append(Pass(f"{each.name}_sum", 3 * wide * each.outputs * each.per_token, False))
+            passes.append(Pass(f"{each.name}_sum", 3 * made, 3 * made, False))
         elif each.divided == "outputs":
-            passes.append(Pass(each.name, 2 * wide * each.outputs * each.per_token, True))
+            passes.append(Pass(each.name, 2 * made, 4 * made, True))
     return passes
 
 

@@ -251,6 +251,7 @@ def forecast_step(
     clock = _Clock(work, layout, device, constants)
     steps = layout.accumulation_steps
     forward, backward, again = _Seconds(), _Seconds(), _Seconds()
+    connected = connected.slower(constants.waiting)
     for block, number in stage_blocks(work, layout):
         forward += clock.block(block, backward=False) * number
         backward += clock.block(block, backward=True) * number
@@ -263,7 +264,7 @@ def forecast_step(
     context = _context(work, layout, connected, constants)
     experts = _experts(work, layout, connected, constants)
     pipeline = _pipeline(work, layout, connected, constants)
-    waiting = [_times(each, constants.waiting) for each in (*tensor, *context, *experts)]
+    waiting = [*tensor, *context, *experts]
     inside = sum(each.exposed for each in waiting)
 
     average = (per_micro_batch.total + again.total + inside) - head.total * (1 - 1 / layout.pipeline)
