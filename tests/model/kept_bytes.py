@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,7 +36,6 @@ class LiveStorages(TorchDispatchMode):
 
     def alive(self, besides: Tensor) -> list[tuple[int, str]]:
         """Bytes and origin of each storage that is still alive, besides that of the result."""
-        gc.collect()
         own = besides.untyped_storage()._cdata
         found = ((key, *made) for key, made in self._made.items() if key != own)
         return [(size, label) for _, reference, size, label in found if not reference.expired()]
@@ -48,3 +46,20 @@ def kept_after(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> list[t
     with LiveStorages(known) as storages:
         loss = forward()
     return storages.alive(besides=loss)
+
+
+def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
+    """Bytes of the storages that autograd saves in a forward pass beside `known`, each once, by its own hooks."""
+    held = {each.untyped_storage().data_ptr() for each in known}
+    found: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in held:
+            found[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward()
+    size = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    del loss
+    return size

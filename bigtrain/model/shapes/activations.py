@@ -7,18 +7,25 @@ after       the last norm, the head and the loss
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from bigtrain.config import ModelSettings
 from bigtrain.model.shapes.computation import Computation
-from bigtrain.model.shapes.kept_of_block import bidirectional_layer, block, distance_bias, recurrent_layer, rotary
+from bigtrain.model.shapes.kept_of_block import (
+    bidirectional_layer,
+    block,
+    distance_bias,
+    distances,
+    recurrent_layer,
+    rotary,
+)
 from bigtrain.model.shapes.kept_of_ends import embedded, head, next_token
-from bigtrain.model.shapes.kept_of_recurrence import attended, in_steps, start
+from bigtrain.model.shapes.kept_of_recurrence import attended, in_steps, start, steps
 from bigtrain.model.shapes.kept_products import ProductShape, kept_products
 from bigtrain.model.shapes.model_shapes import ModelShapes
-from bigtrain.model.shapes.parameters import EACH, READ, Uses, both_streams
+from bigtrain.model.shapes.parameters import EACH, LABELLED, READ, ParameterShape, Uses, both_streams
 from bigtrain.model.shapes.tape import KeptTensor, Tape
 
 Recomputation = Literal["none", "selective", "full", "offloaded"]
@@ -34,8 +41,8 @@ class BlockActivations:
     """What its backward pass needs, the input with it where it does."""
     results: tuple[KeptTensor, ...]
     """The results of matrix products, attention and recurrences, needed or not."""
-    dropout_keys: tuple[KeptTensor, ...]
-    """Those of the block, of which each dropout in it makes its own."""
+    beside: tuple[KeptTensor, ...]
+    """What computing it again needs beside the input: keys of dropout, a second input."""
 
     def kept(self, recomputation: Recomputation, products: frozenset[ProductShape] | None) -> Iterator[KeptTensor]:
         """What is kept on the device.
@@ -48,7 +55,7 @@ class BlockActivations:
         if recomputation == "none":
             yield from self.needed
             return
-        yield from self.dropout_keys
+        yield from self.beside
         if recomputation != "offloaded":
             yield self.input
         for each in self.results if recomputation == "selective" else ():
@@ -95,6 +102,7 @@ class _Pass:
 
     def __init__(self, shapes: ModelShapes, computation: Computation) -> None:
         self.shapes, self.settings, self.computation = shapes, shapes.settings, computation
+        self.lora_dropout = 0.0 if shapes.adapter is None else shapes.adapter.lora_dropout
         self.before: dict[str, KeptTensor] = {}
         self.after: dict[str, KeptTensor] = {}
         self.context: dict[str, KeptTensor] = {}
@@ -115,13 +123,22 @@ class _Pass:
         head(tape, hidden)
         self.after |= tape.kept
         self._ahead(tape)
+        self._count_experts(tape)
         before, after, context = (tuple(each.values()) for each in (self.before, self.after, self.context))
         return ModelActivations(settings, before, tuple(self.blocks), after, context)
 
     def _ends(self, settings: ModelSettings, stack: str, tokens: Uses) -> Tape:
         """A tape for what is outside the blocks of a stack."""
         ends = {each.name.removeprefix(stack): each for each in self.shapes.ends}
-        return Tape(settings, self.computation, ends, stack=stack, block=stack, tokens=tokens)
+        return self._tape(settings, ends, stack, stack, tokens)
+
+    def _tape(
+        self, settings: ModelSettings, inside: Mapping[str, ParameterShape], stack: str, block: str, tokens: Uses
+    ) -> Tape:
+        return Tape(
+            settings, self.computation, inside,
+            stack=stack, block=block, tokens=tokens, lora_dropout=self.lora_dropout,
+        )  # fmt: skip
 
     def _stack(self, settings: ModelSettings, stack: str, tokens: Uses, encoded: KeptTensor | None) -> KeptTensor:
         """Embeddings, blocks and final norm; the decoder's final norm counts to what comes after the blocks."""
@@ -130,6 +147,7 @@ class _Pass:
         x = self.embedding = embedded(tape, learns=learns)
         if settings.recurrent:
             x = in_steps(tape, x)
+            self.context |= {each.what: each for each in steps(tape, x)}
             if encoded is not None:
                 start(tape, encoded)
         else:
@@ -142,9 +160,7 @@ class _Pass:
                 x = tape.dropped(x, f"input of layer {number}", rate)
             local = any(each.window is not None for each in shape.attentions)
             inside = {each.name: each for each in shape.parameters}
-            block_tape = Tape(
-                settings, self.computation, inside, stack=stack, block=f"{name}.{number}.", tokens=tokens
-            )  # fmt: skip
+            block_tape = self._tape(settings, inside, stack, f"{name}.{number}.", tokens)
             x = self._block(block_tape, x, local=local, encoded=encoded)
         self.before |= tape.kept
         self.stream = x
@@ -167,6 +183,8 @@ class _Pass:
             shared.append(distance_bias(tape))
         if self.settings.architecture in ("decoder", "encoder"):
             shared.append(tape.shared("labelled", 1, 1, tape.tokens))
+        if settings.position_embedding == "transformer_xl":
+            shared += [distances(tape), tape.shared("query_stream", 2, 8, LABELLED)]
         self.context |= {each.what: each for each in shared}
 
     def _block(self, tape: Tape, x: KeptTensor, *, local: bool, encoded: KeptTensor | None) -> KeptTensor:
@@ -177,12 +195,14 @@ class _Pass:
             output = bidirectional_layer(tape, x)
         else:
             output = recurrent_layer(tape, x, "", settings.hidden_size)
-        keys: tuple[KeptTensor, ...] = ()
-        if settings.drops and not settings.recurrent:
-            keys = (tape.new("dropout_keys", x, width=1, itemsize=8),)
+        beside = []
+        if (settings.drops or self.lora_dropout) and not settings.recurrent:
+            beside.append(tape.new("dropout_keys", x, width=1, itemsize=8))
+        if settings.recurrent and tape.tokens == READ:
+            beside.append(tape.new("reversed", x))
         entered = replace(x, made_by="input", divided=False)
         self.blocks.append(
-            BlockActivations(entered, tuple(tape.kept.values()), tuple(tape.results.values()), keys)
+            BlockActivations(entered, tuple(tape.kept.values()), tuple(tape.results.values()), tuple(beside))
         )  # fmt: skip
         return output
 
@@ -193,11 +213,11 @@ class _Pass:
             if not name.startswith("next_token_layers."):
                 continue
             outer = {each.name: each for each in shape.parameters}
-            tape = Tape(self.settings, self.computation, outer, block=f"{name}.")
+            tape = self._tape(self.settings, outer, "", f"{name}.", EACH)
             embedding = tape.new("next_embedding", embedding)
             entered = next_token(tape, x, embedding)
             inside = {part.removeprefix("block."): each for part, each in outer.items() if part.startswith("block.")}
-            inner = Tape(self.settings, self.computation, inside, block=f"{name}.block.")
+            inner = self._tape(self.settings, inside, "", f"{name}.block.", EACH)
             local = any(each.window is not None for each in shape.attentions)
             x = self._block(inner, entered, local=local, encoded=None)
             hidden = tape.norm(x, "norm")
@@ -206,6 +226,13 @@ class _Pass:
             self.context[labelled.what] = replace(labelled, tokens=EACH)
             self.after |= tape.kept
         self.after |= ends.kept
+
+    def _count_experts(self, ends: Tape) -> None:
+        """What routers report, which the model holds until it is asked for it."""
+        routers = sum(any(part.name == "mlp.router.weight" for part in each.parameters) for each in self.shapes.blocks)
+        if routers:
+            loads = ends.fixed("router_loads", routers * self.settings.num_experts, 8)
+            self.after[loads.what] = loads
 
 
 def _tokens(settings: ModelSettings) -> Uses:

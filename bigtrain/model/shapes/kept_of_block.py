@@ -136,6 +136,8 @@ def _by_document(tape: Tape, query: KeptTensor, key: KeptTensor, value: KeptTens
     if tape.settings.attention_dropout:
         weights = tape.new(f"{module}.weights", query, width=heads * keys, itemsize=4)
         tape.keep(weights, _again(tape, weights, "dropped", tape.itemsize))
+        if not tape.settings.two_sided and module == "self_attn":
+            tape.keep(tape.fixed(f"{module}.hidden", keys * keys, 1))  # for documents of one length once
         return joined
     output = replace(_again(tape, joined, "heads_first"), made_by="attention")
     statistics = replace(output, what=f"{tape.block}{module}.softmax_statistics", width=heads, itemsize=4)
@@ -152,12 +154,17 @@ def relative_attention(tape: Tape, x: KeptTensor) -> KeptTensor:
     content = replace(x, tokens=EACH)
     query = tape.linear(x, "self_attn.q_proj")
     key, value = (tape.linear(content, f"self_attn.{name}") for name in ("k_proj", "v_proj"))
-    distances = 2 * tape.computation.length - 1
+    count = 2 * tape.length - 1
+    projected = replace(
+        tape.fixed("self_attn.keys_of_distances", count * inner, tape.itemsize),
+        made_by="product",
+        product=(settings.hidden_size, inner),
+    )
     tape.keep(
-        tape.shared("distances", distances * settings.hidden_size, tape.itemsize),
-        tape.fixed("self_attn.keys_of_distances", distances * inner, tape.itemsize),
+        distances(tape),
+        tape.result(projected),
         tape.new("self_attn.by_distance", query),
-        tape.new("self_attn.products_with_distances", query, width=heads * distances),
+        tape.new("self_attn.products_with_distances", query, width=heads * count),
     )
     if settings.attention_dropout:
         tape.keep(tape.new("self_attn.dropout_keys", query, width=heads, itemsize=8))
@@ -166,13 +173,21 @@ def relative_attention(tape: Tape, x: KeptTensor) -> KeptTensor:
         output = _flash(tape, by_content, key, value, "self_attn", "flex")
     else:
         output = tape.new("self_attn.joined", query, key, value)
-        tape.keep(_again(tape, by_content, "wide", 4))
-        for stream in range(1 + (x.tokens != EACH)):  # of each stream: keys, values, weights and what is visible
-            tape.keep(*(_again(tape, each, f"wide_{stream}", 4) for each in (key, value)))
-        for name, width, itemsize in (("weights", heads * tape.length, 4), ("distances", tape.length, 8),
-                                      ("hidden", tape.length, 1)):  # fmt: skip
-            tape.keep(tape.new(f"self_attn.{name}", query, width=width, itemsize=itemsize))
+        wide = tape.itemsize if settings.attention_dropout else 4
+        tape.keep(_again(tape, by_content, "ordered", wide))
+        for stream in range(1 + (x.tokens != EACH)):
+            tape.keep(*(_again(tape, each, f"ordered_{stream}", wide) for each in (key, value)))
+        pairs = [("weights", heads, 4), ("distances", 1, 8), ("hidden", 1, 1)]
+        if settings.attention_dropout:
+            pairs.append(("dropped_weights", heads, tape.itemsize))
+        for name, width, itemsize in pairs:
+            tape.keep(tape.new(f"self_attn.{name}", query, width=width * tape.length, itemsize=itemsize))
     return tape.linear(output, "self_attn.o_proj")
+
+
+def distances(tape: Tape) -> KeptTensor:
+    """[2 L - 1, C], the vectors of the distances to both sides, for all blocks."""
+    return tape.shared("distances", (2 * tape.length - 1) * tape.settings.hidden_size, tape.itemsize)
 
 
 def fed(tape: Tape, x: KeptTensor) -> KeptTensor:
@@ -200,8 +215,12 @@ def experts(tape: Tape, x: KeptTensor) -> KeptTensor:
         wide = logits if tape.itemsize == 4 else tape.new("mlp.router.wide", logits, itemsize=4)
         tape.keep(wide)
         for name, width, itemsize in (
-            ("probabilities", count, 4), ("experts", chosen, 8), ("normaliser", 1, 4), ("labelled", 1, 4)
-        ):  # fmt: skip
+            ("probabilities", count, 4),
+            ("experts", chosen, 8),
+            ("normaliser", 1, 4),
+            ("labelled", 1, 4),
+            ("row_counts", count / tape.length, 4),  # of a document
+        ):
             tape.keep(tape.new(f"mlp.router.{name}", logits, width=width, itemsize=itemsize))
         if settings.norm_topk_prob:
             for name, width in (("chosen", chosen), ("sum", 1)):

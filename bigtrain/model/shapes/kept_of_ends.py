@@ -86,10 +86,10 @@ def _task_head(tape: Tape, hidden: KeptTensor) -> None:
     logits = tape.linear(tape.dropped(hidden, "classifier", rate), "task_head.classifier")
     tape.keep(tape.new("log_probabilities", logits, itemsize=4))
     if answers:  # places of each document's tokens, which of them are there, and which are asked for
-        for name, width, itemsize in (("places", 1, 8), ("within", 1, 1), ("asked", 2, 1)):
+        for name, width, itemsize in (("places", 1, 8), ("within", 2, 1), ("asked", 2, 1)):
             tape.keep(tape.new(f"answers.{name}", logits, width=width, itemsize=itemsize))
     else:
-        tape.keep(tape.new("chosen_labels", logits, width=1, itemsize=8))
+        tape.keep(tape.new("chosen_labels", logits, width=1, itemsize=8), tape.fixed("number_of_labels", 1, 4))
 
 
 def next_token(tape: Tape, x: KeptTensor, embedding: KeptTensor) -> KeptTensor:

@@ -13,6 +13,12 @@ def in_steps(tape: Tape, x: KeptTensor) -> KeptTensor:
     return tape.new("in_steps", x)
 
 
+def steps(tape: Tape, x: KeptTensor) -> tuple[KeptTensor, ...]:
+    """The whole of `Sequences`, which layers that are computed again need: three places for each token, and three for
+    each document."""
+    return (tape.new("step_order", x, width=3 + 3 / tape.length, itemsize=8),)
+
+
 def token_vectors(tape: Tape, tokens: Uses) -> KeptTensor:
     """A `CharacterEmbedding`: convolutions over the bytes of each different token, and highway layers.
 
@@ -48,7 +54,7 @@ def token_vectors(tape: Tape, tokens: Uses) -> KeptTensor:
 def start(tape: Tape, encoded: KeptTensor) -> None:
     """The first states of a decoder, from the last ones of its encoder: one for each document."""
     settings = tape.settings
-    of_document = 1 / tape.length
+    of_document = 1 / tape.computation.read_length
     width, layers = settings.hidden_size, settings.decoder_layers
     ends = tape.new("last_states", encoded, width=width * of_document)
     tape.keep(ends, tape.new("first_states", ends, width=layers * width * of_document))

@@ -81,6 +81,8 @@ class ModelShapes:
     """Where the parameters of each of `blocks` are, such as `encoder.layers.0`."""
     ends: tuple[ParameterShape, ...]
     """The parameters outside blocks: embeddings, final norm, heads."""
+    adapter: AdapterSettings | None = None
+    """What learns in the place of the model's own parameters."""
 
     @property
     def count(self) -> int:
@@ -127,7 +129,7 @@ def model_shapes(settings: ModelSettings, adapter: AdapterSettings | None = None
         block = BlockShape(tuple(inside[name]), attentions, uses)
         blocks.append(known.setdefault(block, block))
         names.append(name)
-    return ModelShapes(settings, parameters, tuple(blocks), tuple(names), tuple(ends))
+    return ModelShapes(settings, parameters, tuple(blocks), tuple(names), tuple(ends), adapter)
 
 
 def flops_per_token(

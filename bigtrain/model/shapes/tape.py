@@ -68,6 +68,7 @@ class Tape:
         stack: str = "",
         block: str = "",
         tokens: Uses = EACH,
+        lora_dropout: float = 0.0,
     ) -> None:
         """Args:
         settings: of this part.
@@ -76,10 +77,11 @@ class Tape:
         stack: `encoder.` where it is the encoder's; for the names of what all blocks of a stack share.
         block: what the names of all other tensors begin with.
         tokens: which go through it.
+        lora_dropout: of its adapters.
         """
         self.settings, self.computation, self.parameters = settings, computation, parameters
         self.stack, self.block, self.tokens = stack, block, tokens
-        self.itemsize = computation.itemsize
+        self.itemsize, self.lora_dropout = computation.itemsize, lora_dropout
         self.length = computation.read_length if tokens == READ else computation.length
         """Tokens of a document."""
         self.kept: dict[str, KeptTensor] = {}
@@ -128,17 +130,11 @@ class Tape:
         self.results[tensor.what] = tensor
         return tensor
 
-    def linear(self, x: KeptTensor, module: str, keys: bool = False) -> KeptTensor:
-        """A linear layer, with its adapter where it has one.
-
-        Args:
-            x: its input.
-            module: its name.
-            keys: whether its adapter drops.
-        """
+    def linear(self, x: KeptTensor, module: str) -> KeptTensor:
+        """A linear layer, with its adapter where it has one."""
         output = self._product(x, module, f"{module}.weight")
         if f"{module}.{LORA_A}" in self.parameters:
-            return self._low_rank(x, output, module, keys)
+            return self._low_rank(x, output, module)
         if f"{module}.{DOWN}" in self.parameters:
             inner = self._product(output, f"{module}.down", f"{module}.{DOWN}")
             up = self._product(self.activation(inner, "gelu"), f"{module}.up", f"{module}.{UP}")
@@ -158,15 +154,22 @@ class Tape:
         )
         return self.result(output)
 
-    def _low_rank(self, x: KeptTensor, output: KeptTensor, module: str, drops: bool) -> KeptTensor:
-        if drops:
-            x = self.dropped(x, f"{module}.lora", 0.5)
-        thin = self._product(x, f"{module}.lora_A", f"{module}.{LORA_A}")
+    def _low_rank(self, x: KeptTensor, output: KeptTensor, module: str) -> KeptTensor:
+        """LoRA, or DoRA, whose products with magnitudes need what they multiply."""
+        dropped = self.dropped(x, f"{module}.lora", self.lora_dropout)
+        thin = self._product(dropped, f"{module}.lora_A", f"{module}.{LORA_A}")
         change = self._product(thin, f"{module}.lora_B", f"{module}.{LORA_B}")
         if f"{module}.{MAGNITUDE}" in self.parameters:
-            base = self._product(x, f"{module}.dropped", f"{module}.weight") if drops else output
-            scaled = self.new(f"{module}.change", change)
-            self.keep(base, scaled, self.fixed(f"{module}.ratio", output.width, self.itemsize))
+            matrix = self.parameters[f"{module}.weight"]
+            whole = self.fixed(f"{module}.changed_weight", matrix.numel, self.itemsize)
+            self.result(replace(whole, made_by="product", product=(thin.product or (0, 0))[::-1]))
+            again = self.lora_dropout > 0
+            base = self._product(dropped, f"{module}.of_dropped", f"{module}.weight") if again else output
+            scaled = self.new(f"{module}.scaled_change", change)
+            self.keep(base, scaled, self.fixed(f"{module}.ratio", matrix.outputs, self.itemsize))
+            self.keep(self.fixed(f"{module}.row_lengths", matrix.outputs, 4))
+            if base.grad:
+                self.keep(self.fixed(f"{module}.ratio_less_one", matrix.outputs, self.itemsize))
         return self.new(f"{module}.adapted", output, change)
 
     def norm(self, x: KeptTensor, module: str, groups: float = 1) -> KeptTensor:
