@@ -31,6 +31,7 @@ from bigtrain.cli import (
     config_commands,
     data_commands,
     doctor_command,
+    plan_command,
     run_commands,
     submit_commands,
 )
@@ -45,6 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train", cls=TakesOverrides)(run_commands.train)
+app.command("plan", cls=TakesOverrides)(plan_command.plan)
 app.command("doctor", cls=TakesOverrides)(doctor_command.doctor)
 app.command("profile", cls=TakesOverrides)(run_commands.profile)
 app.command("verify-resume", cls=TakesOverrides)(run_commands.verify_resume)

@@ -4,8 +4,18 @@
 for kubectl. What runs on the nodes then are the scripts in launch/.
 """
 
-from bigtrain.submit.job import Job
+from bigtrain.submit.job import Job, comment_on
 from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
 from bigtrain.submit.slurm import SlurmOptions, commands, submit
 
-__all__ = ["Job", "KubernetesOptions", "SlurmOptions", "apply", "as_yaml", "commands", "manifests", "submit"]
+__all__ = [
+    "Job",
+    "KubernetesOptions",
+    "SlurmOptions",
+    "apply",
+    "as_yaml",
+    "commands",
+    "comment_on",
+    "manifests",
+    "submit",
+]
