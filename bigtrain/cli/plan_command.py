@@ -132,7 +132,7 @@ def print_plan(planned: PlannedRun, config: Path, given: Sequence[str], *, expla
     training = "" if planned.goodput is None else f" ({planned.goodput['training']:.1%} of them train)"
     echo(
         f"run: {quantity(planned.tokens)} tokens in {duration(planned.hours * 3600)} by the clock{training}, "
-        f"{planned.gpu_hours:,.0f} GPU-hours{cost}{energy}\n"
+        f"{quantity(planned.gpu_hours)} GPU-hours{cost}{energy}\n"
     )
     _print_parts("Memory of the rank that needs most", "GiB", planned.memory, 2**30, explain)
     _print_parts(f"A step of {planned.seconds:.3g} s", "seconds", planned.step_seconds, 1.0, explain)
@@ -156,14 +156,12 @@ def _print_parts(title: str, unit: str, parts: dict[str, float], scale: float, e
 
 
 def _print_layouts(planned: PlannedRun) -> None:
-    from bigtrain.report import layout_name
-
     print_table(
         f"The fastest layouts: {planned.tried} tried, {planned.fitting} fit",
         ["layout", "GiB", "s a step", "tokens/s a GPU", "MFU", "hours", "waits longest for"],
         [
             [
-                layout_name(each),
+                each.name,
                 f"{each.peak_gib:.1f}",
                 f"{each.seconds:.3g}",
                 f"{each.tokens_per_second_per_gpu:,.0f}",

@@ -21,7 +21,7 @@ goodput.py    the share of a job's time that trains, between failures, saves and
 """
 
 from bigtrain.estimate.constants import FITTED, Constants
-from bigtrain.estimate.devices import Device, device, device_names, read_datasheets
+from bigtrain.estimate.devices import Device, device, device_names, known_device, read_datasheets
 from bigtrain.estimate.forecast import Forecast, RunForecast, RunPlan, forecast, with_run
 from bigtrain.estimate.goodput import Costs, Goodput, expected_goodput, optimal_interval
 from bigtrain.estimate.layout import Group, Layout
@@ -85,6 +85,7 @@ __all__ = [
     "forecast_memory",
     "forecast_step",
     "interconnect",
+    "known_device",
     "layout_of",
     "optimal_interval",
     "plan",

@@ -18,7 +18,7 @@ from bigtrain.estimate.devices import Device, device
 from bigtrain.estimate.forecast import Forecast, RunPlan, forecast, with_run
 from bigtrain.estimate.network import Interconnect, interconnect
 from bigtrain.estimate.run_workload import layout_of, workload_of
-from bigtrain.estimate.search import Candidate, Search, search, what_would_fit
+from bigtrain.estimate.search import Candidate, LayoutSearch, search, what_would_fit
 
 MOST_GPUS = 65_536
 CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
@@ -187,6 +187,29 @@ class PlannedLayout:
     goodput: dict[str, float] | None
     """Where the time of the run goes, in shares."""
 
+    @property
+    def name(self) -> str:
+        """The layout in a few words; that of the settings has no overrides."""
+        words = []
+        for override in self.overrides:
+            key, value = override.split("=")
+            if key == "engine.activation_checkpointing":
+                words += [value] if value != "none" else []
+            elif value != "1" or key in _ALWAYS_NAMED:
+                words.append(f"{_SHORT[key]} {value}")
+        return ", ".join(words) or "as the settings say"
+
+
+_ALWAYS_NAMED = ("engine.zero_stage", "train.micro_batch_size")
+_SHORT = {
+    "engine.zero_stage": "stage",
+    "engine.tensor_parallel_size": "tensor",
+    "engine.sequence_parallel_size": "sequence",
+    "engine.zero_hpz_partition_size": "hpz",
+    "train.micro_batch_size": "rows",
+}
+"""Words for settings that a search changes."""
+
 
 @dataclass(frozen=True)
 class FrontPoint:
@@ -282,7 +305,9 @@ def plan(
     )
 
 
-def _search(settings: Settings, machines: Machines, accepts: Callable[[Sequence[str]], bool], count: int = 5) -> Search:
+def _search(
+    settings: Settings, machines: Machines, accepts: Callable[[Sequence[str]], bool], count: int = 5
+) -> LayoutSearch:
     return search(settings, machines.gpus, machines.device, machines.connected, count=count, accepts=accepts)
 
 

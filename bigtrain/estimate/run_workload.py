@@ -45,13 +45,15 @@ def workload_of(settings: Settings) -> Workload:
         length, (encoder_length or length) / length, settings.objective.labelled_share, settings.data.sequence_length
     )
     wide = 4 if settings.engine.precision == "fp32" else 2
-    embeddings = [each for each in shapes.ends if not each.multiplies]
-    heads = [each for each in shapes.ends if each.multiplies]
-    head = max(heads, key=lambda each: each.numel) if heads else None
+    looked_up = [each for each in shapes.ends if not each.multiplies]
+    products = [each for each in shapes.ends if each.multiplies]
+    head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
+    others = tuple(_product(each, reading) for each in products if each is not head)
+    blocks = _equal_blocks(shapes, reading, wide)
     return Workload(
-        blocks=tuple(_equal_blocks(shapes, reading, wide)),
-        embedding_parameters=sum(each.numel for each in embeddings) + (head.numel if tied and head else 0),
+        blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
+        embedding_parameters=sum(each.numel for each in looked_up) + (head.numel if tied and head else 0),
         hidden=settings.model.hidden_size,
         head=None if head is None else _product(head, reading),
         tied=tied,

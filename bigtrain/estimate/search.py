@@ -46,7 +46,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Search:
+class LayoutSearch:
     """What a search found."""
 
     tried: int
@@ -70,7 +70,7 @@ def search(
     run: RunPlan | None = None,
     count: int = 5,
     accepts: Callable[[Sequence[str]], bool] = lambda arguments: True,
-) -> Search:
+) -> LayoutSearch:
     """Find the fastest layouts.
 
     Args:
@@ -104,7 +104,7 @@ def search(
         if len(best) == count:
             break
     closest = max(found, key=lambda each: each.forecast.memory_left, default=None) if not fitting else None
-    return Search(len(found), len(fitting), refused, best, closest)
+    return LayoutSearch(len(found), len(fitting), refused, best, closest)
 
 
 def layouts(settings: Settings, devices: int, node_size: int) -> Iterator[tuple[Overrides, Settings]]:

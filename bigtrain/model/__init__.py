@@ -53,8 +53,11 @@ from bigtrain.model.adapter_parts import (
     is_of_adapter,
 )
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters
+from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, activations
+from bigtrain.model.shapes.computation import Computation
 from bigtrain.model.shapes.model_shapes import AttentionShape, BlockShape, ModelShapes, flops_per_token, model_shapes
 from bigtrain.model.shapes.parameters import ParameterShape, Uses
+from bigtrain.model.shapes.tape import KeptTensor
 
 if TYPE_CHECKING:
     from bigtrain.model.adapters import Merged, first_magnitude
@@ -99,16 +102,20 @@ __all__ = [
     "PROMPT",
     "TASK_HEAD",
     "AttentionShape",
+    "BlockActivations",
     "BlockShape",
     "Completion",
     "CompressedWeights",
+    "Computation",
     "Decoder",
     "Distillation",
     "Encoder",
     "EncoderDecoder",
     "Ended",
+    "KeptTensor",
     "LanguageModel",
     "Merged",
+    "ModelActivations",
     "ModelShapes",
     "ParameterShape",
     "QuantisedMatrix",
@@ -118,6 +125,7 @@ __all__ = [
     "SequenceParallel",
     "Transformer",
     "Uses",
+    "activations",
     "attention_factor",
     "block_of",
     "build_model",

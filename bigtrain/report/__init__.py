@@ -13,8 +13,8 @@ page.py                 templates/ (jinja2) and static/ (CSS): markup and style 
 """
 
 from bigtrain.report.funnel_page import write_funnel_page
-from bigtrain.report.plan_page import layout_name, write_plan_page
+from bigtrain.report.plan_page import write_plan_page
 from bigtrain.report.report import write_report
 from bigtrain.report.summary import Summary
 
-__all__ = ["Summary", "layout_name", "write_funnel_page", "write_plan_page", "write_report"]
+__all__ = ["Summary", "write_funnel_page", "write_plan_page", "write_report"]

@@ -44,7 +44,7 @@ def plan_page(planned: PlannedRun, title: str) -> str:
         title: of the page.
     """
     layouts = planned.best or [planned]
-    names = [layout_name(each) for each in layouts]
+    names = [each.name for each in layouts]
     memory = [{kind: size / 2**30 for kind, size in each.memory.items()} for each in layouts]
     device = (planned.peak_gib + planned.left_gib) if planned.memory else None
     figures = [
@@ -66,27 +66,6 @@ def plan_page(planned: PlannedRun, title: str) -> str:
     )
 
 
-def layout_name(layout: PlannedLayout) -> str:
-    """A layout in a few words; that of the settings has no overrides."""
-    if not layout.overrides:
-        return "as the settings say"
-    short = {
-        "engine.zero_stage": "stage",
-        "engine.tensor_parallel_size": "tensor",
-        "engine.sequence_parallel_size": "sequence",
-        "engine.zero_hpz_partition_size": "hpz",
-        "train.micro_batch_size": "rows",
-    }
-    words = []
-    for override in layout.overrides:
-        key, value = override.split("=")
-        if key == "engine.activation_checkpointing":
-            words.append("" if value == "none" else value)
-        elif value != "1" or key in ("engine.zero_stage", "train.micro_batch_size"):
-            words.append(f"{short[key]} {value}")
-    return ", ".join(word for word in words if word)
-
-
 def _facts(planned: PlannedRun) -> list[tuple[str, str]]:
     facts = [
         (f"GPUs: {planned.gpu}", f"{planned.gpus:,}"),
@@ -105,7 +84,7 @@ def _facts(planned: PlannedRun) -> list[tuple[str, str]]:
 def _rows(layouts: Sequence[PlannedLayout]) -> list[tuple[str, ...]]:
     return [
         (
-            layout_name(each),
+            each.name,
             f"{each.peak_gib:.1f}",
             f"{each.seconds:.2f}",
             f"{each.tokens_per_second_per_gpu:,.0f}",
