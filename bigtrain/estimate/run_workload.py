@@ -8,6 +8,7 @@ What is said here of bytes is what `bigtrain/engine/deepspeed_config.py` and `bi
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from bigtrain.config import EngineSettings, Settings, divide_work
@@ -17,12 +18,23 @@ from bigtrain.estimate.workload import (
     AttentionWork,
     BlockWork,
     Kept,
+    MadeBy,
     Pass,
     Product,
     StateBytes,
     Workload,
 )
-from bigtrain.model import AttentionShape, BlockShape, ModelShapes, ParameterShape, model_shapes
+from bigtrain.model import (
+    AttentionShape,
+    BlockShape,
+    Computation,
+    KeptTensor,
+    ModelActivations,
+    ModelShapes,
+    ParameterShape,
+    activations,
+    model_shapes,
+)
 from bigtrain.objective import row_lengths
 
 LOGITS_CHUNK_BYTES = 640 << 20
@@ -31,11 +43,12 @@ NEWTON_SCHULZ_STEPS = 5
 """Iterations that orthogonalise an update of Muon (Jordan et al., 2024)."""
 
 
-def workload_of(settings: Settings) -> Workload:
+def workload_of(settings: Settings, kernels: Literal["cuda", "cpu"] = "cuda") -> Workload:
     """What a run asks of its devices, for one token of its data.
 
     Args:
         settings: of the run; its engine says in what it computes, but not over how many ranks.
+        kernels: whose attention and norms are meant: they differ in what they keep for the backward pass.
     """
     shapes = model_shapes(settings.model, settings.adapter)
     length, encoder_length = row_lengths(
@@ -50,7 +63,8 @@ def workload_of(settings: Settings) -> Workload:
     head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
     others = tuple(_product(each, reading) for each in products if each is not head)
-    blocks = _equal_blocks(shapes, reading, wide)
+    made = activations(shapes, _computation(settings, kernels, length, encoder_length or length))
+    blocks = _equal_blocks(shapes, made, reading, wide)
     return Workload(
         blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
         embedding_parameters=sum(each.numel for each in looked_up) + (head.numel if tied and head else 0),
@@ -62,6 +76,11 @@ def workload_of(settings: Settings) -> Workload:
         compute="fp8" if settings.engine.float8 else settings.engine.precision,
         attention_kernel=_kernel(settings.engine),
         elementwise="compiled" if settings.engine.compile else "fused_norms",
+        kept_before=(
+            *(reading.kept(each, "cheap") for each in made.before),
+            *(reading.kept(each, "beside") for each in made.context),
+        ),
+        kept_after=tuple(reading.kept(each, "cheap") for each in made.after),
         logits_bytes=float(wide),
         logits_tokens=max(1, LOGITS_CHUNK_BYTES // (wide * settings.model.vocab_size)),
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
@@ -116,6 +135,13 @@ class _Reading:
         """How often a matrix multiplies a token of the data."""
         return self.share * parameter.uses.per_token(read=self.read, labelled=self.labelled)
 
+    def kept(self, tensor: KeptTensor, made_by: MadeBy, blocks: int = 1) -> Kept:
+        """A tensor that waits for the backward pass, as a part of so many blocks."""
+        if tensor.tokens is None:
+            return Kept(tensor.what, 0.0, tensor.divided, made_by, tensor.bytes(0) / blocks)
+        size = tensor.bytes(self.share, read=self.share * self.read, labelled=self.share * self.labelled)
+        return Kept(tensor.what, size / blocks, tensor.divided, made_by)
+
     def attention(self, shape: AttentionShape) -> AttentionWork:
         """An attention, its keys scaled by how many queries a token of the data has."""
         times = self.share * shape.queries.per_token(read=self.read, labelled=self.labelled) * shape.products / 2
@@ -128,22 +154,25 @@ class _Reading:
         )
 
 
-def _equal_blocks(shapes: ModelShapes, reading: _Reading, wide: int) -> list[BlockWork]:
+def _equal_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading, wide: int) -> list[BlockWork]:
     """The blocks that run, equal ones together, and how often each runs; parameters of a shared block count once."""
-    counts: dict[BlockShape, int] = {}
-    for block in shapes.blocks:
-        counts[block] = counts.get(block, 0) + 1
-    return [_block(block, count, reading, wide, shapes.settings.hidden_size) for block, count in counts.items()]
+    kept = _kept_of_blocks(shapes, made, reading)
+    return [
+        _block(block, count, tuple(kept[block]), reading, wide, shapes.settings.hidden_size)
+        for block, count in Counter(shapes.blocks).items()
+    ]
 
 
-def _block(block: BlockShape, count: int, reading: _Reading, wide: int, hidden: int) -> BlockWork:
+def _block(
+    block: BlockShape, count: int, kept: tuple[Kept, ...], reading: _Reading, wide: int, hidden: int
+) -> BlockWork:
     products = tuple(_product(each, reading) for each in block.products)
     return BlockWork(
         count=count,
         products=products,
         attention=tuple(reading.attention(each) for each in block.attentions),
         other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
-        kept=tuple(_kept(block, products, reading, wide, hidden)),
+        kept=kept,
         passes=tuple(_passes(block, products, reading, wide, hidden)),
     )
 
@@ -161,19 +190,25 @@ def _product(parameter: ParameterShape, reading: _Reading) -> Product:
     )
 
 
-def _kept(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Kept]:
-    """What autograd keeps of a block: inputs of products, queries, keys and values, and what norms read."""
-    entering = reading.share * block.uses.per_token(read=reading.read, labelled=reading.labelled)
-    kept = [Kept("block_input", wide * hidden * entering, False, "input")]
-    kept.append(Kept("norms", wide * hidden * block.norms * entering, False, "cheap"))
-    for each in products:
-        if each.divided == "outputs":
-            kept.append(Kept(each.name, wide * each.outputs * each.per_token, True, "product"))
-        elif each.divided == "inputs":
-            made_by: Literal["product", "cheap"] = "cheap" if each.name.startswith("mlp") else "product"
-            kept.append(Kept(f"{each.name}_input", wide * each.inputs * each.per_token, True, made_by))
-            kept.append(Kept(f"{each.name}_sum", wide * each.outputs * each.per_token, False, "product"))
-    return kept
+def _kept_of_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading) -> dict[BlockShape, list[Kept]]:
+    """What a block of each shape keeps, on average over the blocks of that shape. A tensor is kept once."""
+    tensors: dict[BlockShape, list[Kept]] = {}
+    numbers = Counter(shapes.blocks)
+    seen = {each.what for each in made.before}
+    for shape, block in zip(shapes.blocks, made.blocks, strict=True):
+        needed = {each.what: each for each in block.needed if each.what not in seen}
+        seen |= needed.keys()
+        entered, results = block.input.what, {each.what: each for each in block.results}
+        again = {each.what: each for each in block.beside}
+        found: list[tuple[KeptTensor, MadeBy]] = []
+        for name, each in needed.items():
+            found.append((each, "input" if name == entered else "product" if name in results else "cheap"))
+        if entered not in needed:
+            found.append((block.input, "entry"))
+        found += [(each, "beside") for name, each in again.items() if name not in needed]
+        found += [(each, "result") for name, each in results.items() if name not in needed and name != entered]
+        tensors.setdefault(shape, []).extend(reading.kept(each, made_by, numbers[shape]) for each, made_by in found)
+    return tensors
 
 
 def _passes(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Pass]:
@@ -222,6 +257,19 @@ def _muon_flops(shapes: ModelShapes) -> float:
             short, long = sorted((each.inputs, each.outputs))
             total += each.experts * NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3)
     return total / shapes.count
+
+
+def _computation(settings: Settings, kernels: Literal["cuda", "cpu"], length: int, encoder_length: int) -> Computation:
+    engine = settings.engine
+    back_end = engine.attn_implementation
+    return Computation(
+        device=kernels,
+        precision=engine.precision,
+        attention="sdpa" if back_end == "reference" else back_end,
+        length=length,
+        read_length=encoder_length,
+        sequence_parallel=engine.sequence_parallel_size > 1,
+    )
 
 
 def _kernel(engine: EngineSettings) -> AttentionKernel:
