@@ -72,6 +72,11 @@ class CapacityMark:
     def source(self) -> str:
         return self.case.source
 
+    @property
+    def complete(self) -> bool:
+        """Whether no input is missing, and nothing is offloaded to the host in a way that no column states."""
+        return not self.row.get("missing_inputs") and "offload" not in self.row.get("scope", "")
+
     def forecast_fits(self, constants: Constants) -> bool:
         memory = forecast_memory(self.case.work, self.case.layout, constants)
         return memory.left(self.case.device, constants) >= 0

@@ -39,7 +39,7 @@ def test_a_published_row_is_predicted() -> None:
     found = planner.certificate([TITAN], [MEMORY, NOT_FITTING], FITTED)
     assert found["tokens_per_second"]["complete"]["median_error"] < 0.1
     assert found["memory"]["complete"]["median_error"] < 0.1
-    marks = found["out_of_memory"]
+    marks = found["out_of_memory"]["complete"]
     assert marks["did_not_fit"] == marks["did_not_fit_right"] == 1 and marks["fitted_right"] == 1
     assert [row["row_id"] for row in found["rows"]] == ["t1", "m1", "m2", "t1"]
 
