@@ -116,7 +116,7 @@ def _states_alone(row: Row) -> tuple[Workload, Layout]:
     offload = row.get("offload", "").lower()
     work = Workload((block,), 0, 1, None, False, 1, StateBytes(weights=2, gradients=2, master=4, moments=8))
     layout = Layout(
-        data=int(replicas),
+        data=max(1, round(replicas)),
         zero_stage=int(stage),
         offload_optimizer="optimizer" in offload,
         offload_weights="param" in offload,
