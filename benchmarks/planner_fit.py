@@ -122,7 +122,7 @@ def fit_time(rows: Sequence[Measured], prior: Constants, near: Constants | None 
         np.minimum(first, highest - 1e-6),
         bounds=(-np.inf, highest),
         diff_step=0.02,
-        max_nfev=25 if near is None else 5,
+        max_nfev=20 if near is None else 4,
     )
     return constants_at(found.x)
 

@@ -11,6 +11,7 @@ workload.py   what a model asks of devices: products, attention, kept activation
 layout.py     parallel sizes, groups of ranks, what ZeRO divides
 memory.py     bytes by kind for the rank that needs most
 step_time.py  seconds of a step by part
+communication.py  what ranks exchange in a step, and how much of it computation hides
 forecast.py   whether it fits, tokens/s, MFU, hours, money, energy
 constants.py  the few fitted numbers, each with its meaning
 run_workload.py  a run's settings as a workload and a layout
@@ -20,6 +21,7 @@ planned.py    what `bigtrain plan` is asked, and what it answers
 goodput.py    the share of a job's time that trains, between failures, saves and restarts
 """
 
+from bigtrain.estimate.communication import Communication
 from bigtrain.estimate.constants import FITTED, Constants
 from bigtrain.estimate.devices import Device, device, device_names, known_device, read_datasheets
 from bigtrain.estimate.forecast import Forecast, RunForecast, RunPlan, forecast, with_run
@@ -30,7 +32,7 @@ from bigtrain.estimate.network import NETWORKS_GBIT, Interconnect, interconnect
 from bigtrain.estimate.planned import Machines, PlannedLayout, PlannedRun, Price, Wish, amount_of, plan
 from bigtrain.estimate.remedies import Remedy, remedies
 from bigtrain.estimate.run_workload import layout_of, workload_of
-from bigtrain.estimate.step_time import Communication, StepForecast, forecast_step
+from bigtrain.estimate.step_time import StepForecast, forecast_step
 from bigtrain.estimate.workload import (
     AttentionKernel,
     AttentionWork,

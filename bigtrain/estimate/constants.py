@@ -22,7 +22,6 @@ class Constants:
     """Waves of tiles that a product loses: its last wave fills half of the multiprocessors on average."""
     depth_loss: float = 130.0
     """Depth (inner width) whose time a product loses at the start and end of each tile."""
-
     unaligned_share: float = 0.543
     """What is left of the rate where a width is no multiple of 64."""
 

@@ -169,7 +169,7 @@ class Workload:
     kept_after: tuple[Kept, ...] = ()
     """The same of what comes after the last block; logits are counted apart."""
     end_parameters: int = 0
-    """Parameters behind the last block beside the head: its norm."""
+    """Parameters after the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
