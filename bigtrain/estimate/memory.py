@@ -158,7 +158,7 @@ def stage_parameters(work: Workload, layout: Layout, stage: int) -> tuple[float,
     if stage == 0:
         dense += work.embedding_parameters / layout.tensor
     if stage == last:
-        dense += work.head_parameters / layout.tensor
+        dense += work.head_parameters / layout.tensor + work.end_parameters
         if work.tied and last > 0 and work.head is not None:
             dense += work.head.parameters / layout.tensor
     return dense, experts

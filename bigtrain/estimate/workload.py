@@ -158,6 +158,8 @@ class Workload:
     """Tokens whose logits are in memory at a time. Default: all of a micro-batch."""
     logits_divided: bool = True
     """Whether tensor parallelism divides the logits too, and not only the head."""
+    end_parameters: int = 0
+    """Parameters behind the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
@@ -179,7 +181,7 @@ class Workload:
     @cached_property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
-        return self.block_parameters + self.embedding_parameters + self.head_parameters
+        return self.block_parameters + self.embedding_parameters + self.head_parameters + self.end_parameters
 
     @cached_property
     def expert_parameters(self) -> int:
@@ -316,6 +318,7 @@ def transformer(
     return Workload(
         blocks=(block,),
         embedding_parameters=vocabulary * hidden + positions * hidden,
+        end_parameters=hidden if rms_norms or not biases else 2 * hidden,
         hidden=hidden,
         head=Product("head", hidden, vocabulary, divided="outputs"),
         tied=tied,
