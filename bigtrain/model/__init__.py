@@ -58,6 +58,7 @@ from bigtrain.model.initialize import initialize
 from bigtrain.model.language_model import LanguageModel
 from bigtrain.model.layers.adapted import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
 from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+from bigtrain.model.loss.soft_labels import Likeliest, likeliest
 from bigtrain.model.recurrent import Recurrent
 from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
 from bigtrain.model.sampling import Sampling
@@ -81,6 +82,7 @@ __all__ = [
     "EncoderDecoder",
     "Ended",
     "LanguageModel",
+    "Likeliest",
     "Merged",
     "QuantisedMatrix",
     "Recurrent",
@@ -106,6 +108,7 @@ __all__ = [
     "keep_of_rows",
     "keep_of_tensor",
     "lacking_for_cpu_kernels",
+    "likeliest",
     "linear_layers",
     "original_context",
     "product_dtype",
