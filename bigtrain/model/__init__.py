@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from bigtrain.model.language_model import LanguageModel
     from bigtrain.model.layers.adapted import row_lengths
     from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+    from bigtrain.model.loss.soft_labels import Likeliest, likeliest
     from bigtrain.model.recurrent import Recurrent
     from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
     from bigtrain.model.sampling import Sampling
@@ -115,6 +116,7 @@ __all__ = [
     "Ended",
     "KeptTensor",
     "LanguageModel",
+    "Likeliest",
     "Merged",
     "ModelActivations",
     "ModelShapes",
@@ -147,6 +149,7 @@ __all__ = [
     "keep_of_tensor",
     "kept_products",
     "lacking_for_cpu_kernels",
+    "likeliest",
     "linear_layers",
     "model_shapes",
     "original_context",
