@@ -19,6 +19,7 @@ from bigtrain.estimate.ladder_result import (
     TargetPrediction,
 )
 from bigtrain.estimate.scaling_law import (
+    EXPONENTS,
     FLOPS_PER_PARAMETER_AND_TOKEN,
     Allocation,
     Interval,
@@ -30,6 +31,7 @@ from bigtrain.estimate.scaling_law import (
 )
 
 __all__ = [
+    "EXPONENTS",
     "FLOPS_PER_PARAMETER_AND_TOKEN",
     "Allocation",
     "BackTest",

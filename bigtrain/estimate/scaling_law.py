@@ -40,6 +40,10 @@ FLOPS_PER_PARAMETER_AND_TOKEN = 6
 _SEARCH_ROUNDS, _POLISH_ROUNDS, _POLISHED = 60, 600, 6
 _DONE = 1e-12
 """A relative gain below which a minimisation is over."""
+EXPONENTS = (0.02, 3.0)
+"""Bounds of alpha and beta: beyond, a term is a constant or a step, and runs that lead there do not determine it."""
+_LEAST = -25.0
+"""Bound of the log of a term, in the middle of the runs: nothing, for any loss."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,14 @@ class ScalingLaw:
     def optimal(self, flops: float) -> Allocation:
         """Size and tokens of the least loss for so many floating-point operations (Hoffmann et al., equation 4).
 
-        The operations are counted as 6 N D, with the N of the law.
+        The operations are counted as 6 N D, with the N of the law. There is at least one parameter and one token, even
+        where a law that its runs do not determine puts the best size beyond.
         """
         alpha, beta = self.model_exponent, self.data_exponent
-        product_of_both = flops / FLOPS_PER_PARAMETER_AND_TOKEN
-        factor = (alpha * self.model_factor / (beta * self.data_factor)) ** (1 / (alpha + beta))
-        parameters = factor * product_of_both ** (beta / (alpha + beta))
-        return Allocation(parameters, product_of_both / parameters)
+        most = math.log(flops / FLOPS_PER_PARAMETER_AND_TOKEN)
+        ratio = math.log(alpha * self.model_factor) - math.log(beta * self.data_factor)
+        parameters = min(max((ratio + beta * most) / (alpha + beta), 0.0), most)
+        return Allocation(math.exp(parameters), math.exp(most - parameters))
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ def _minimise(form: _Form, targets: Array, starts: Array, rounds: int) -> tuple[
         diagonal = np.einsum("bii->bi", curvature)
         diagonal += damping[active, None] * diagonal + 1e-14
         steps = np.clip(np.linalg.solve(curvature, downhill)[:, :, 0], -1.0, 1.0)
-        tried = unknowns[active] + steps
+        tried = np.clip(unknowns[active] + steps, _LOWEST, _HIGHEST)
         tried_values = form.log_loss(tried)
         tried_costs = _huber(targets[active] - tried_values)
         better = tried_costs < costs[active]
@@ -279,6 +284,10 @@ def _minimise(form: _Form, targets: Array, starts: Array, rounds: int) -> tuple[
         if not len(active):
             break
     return unknowns, costs
+
+
+_LOWEST = np.array([_LEAST, _LEAST, math.log(EXPONENTS[0]), _LEAST, math.log(EXPONENTS[0])])
+_HIGHEST = np.array([np.inf, np.inf, math.log(EXPONENTS[1]), np.inf, math.log(EXPONENTS[1])])
 
 
 def _huber(residuals: Array) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bigtrain.base import BigtrainError
 from bigtrain.config import Settings, flat
 from bigtrain.estimate import (
+    EXPONENTS,
     FLOPS_PER_PARAMETER_AND_TOKEN,
     BackTest,
     LadderResult,
@@ -80,7 +81,7 @@ def findings(
         optimal=_optimal(law, laws, target.flops),
         flops=sum(each.run.flops for each in ended),
         seconds=sum(each.seconds for each in ended),
-        warnings=[*doubts, *map(_doubt, (sweep for sweep in sweeps if not sweep.grid.inside))],
+        warnings=[*doubts, *_doubts_of_law(laws), *map(_doubt, (sweep for sweep in sweeps if not sweep.grid.inside))],
     )
 
 
@@ -172,6 +173,19 @@ def _optimal(law: ScalingLaw, laws: Sequence[ScalingLaw], flops: float) -> Optim
         tokens=interval(laws, lambda each: each.optimal(flops).tokens),
         loss=law.loss(best.parameters, best.tokens),
     )
+
+
+def _doubts_of_law(laws: Sequence[ScalingLaw]) -> list[str]:
+    """An exponent whose interval reaches a bound was not found in the runs."""
+    doubts = []
+    for name in ("model_exponent", "data_exponent"):
+        found = interval(laws, CONSTANTS[name])
+        if found.low <= 1.01 * EXPONENTS[0] or found.high >= 0.99 * EXPONENTS[1]:
+            doubts.append(
+                f"the runs do not determine the {name} of the law, {found.low:.2f} to {found.high:.2f}: they need more "
+                "different sizes or amounts of tokens, or less noise"
+            )
+    return doubts
 
 
 def _doubt(sweep: SweepResult) -> str:
