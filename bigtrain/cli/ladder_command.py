@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bigtrain.trials import Budget, Executor
 
 
-class Machines(StrEnum):
+class TrainingPlace(StrEnum):
     """Where the runs of a ladder are trained."""
 
     here = "here"
@@ -54,7 +54,9 @@ def ladder(
     count: Annotated[
         CountedParameters, typer.Option(help="What the law counts as parameters.")
     ] = CountedParameters.all,
-    on: Annotated[Machines, typer.Option(help="Where to train: on this machine, or as job arrays.")] = Machines.here,
+    on: Annotated[
+        TrainingPlace, typer.Option(help="Where to train: on this machine, or as job arrays.")
+    ] = TrainingPlace.here,
     processes: Annotated[
         int | None,
         typer.Option("-n", "--processes", min=1, help="Processes of a run. Default: one a GPU, or 2 on a CPU."),
@@ -96,7 +98,7 @@ def ladder(
     )
     ranks = Launcher.of(launcher, processes or (None if launcher else gpus))
     executor: Executor = Here(ranks, say)
-    if on is Machines.slurm:
+    if on is TrainingPlace.slurm:
         _require_flops(options.budget)
         array = ArrayOptions(ranks.processes or 1, gpus, time, partition, account, _words(sbatch))
         executor = OnSlurm(array, say)

@@ -32,6 +32,7 @@ from bigtrain.cli import (
     data_commands,
     doctor_command,
     ladder_command,
+    plan_command,
     run_commands,
     submit_commands,
 )
@@ -46,6 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train", cls=TakesOverrides)(run_commands.train)
+app.command("plan", cls=TakesOverrides)(plan_command.plan)
 app.command("doctor", cls=TakesOverrides)(doctor_command.doctor)
 app.command("profile", cls=TakesOverrides)(run_commands.profile)
 app.command("ladder", cls=TakesOverrides)(ladder_command.ladder)

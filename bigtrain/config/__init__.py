@@ -55,7 +55,7 @@ from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import kind_of, mathematics
 from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings, RopeScaling
 from bigtrain.config.objective_settings import ObjectiveChoice, ObjectiveSettings
-from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
+from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions, uneven_share
 from bigtrain.config.reference import reference
 from bigtrain.config.secrets import HIDDEN, hide_secrets, is_masked, refuse_masked, with_bare_urls, without_secrets
 from bigtrain.config.settings import (
@@ -133,6 +133,7 @@ __all__ = [
     "schema",
     "to_yaml",
     "to_yaml_line",
+    "uneven_share",
     "with_bare_urls",
     "without_secrets",
 ]

@@ -8,12 +8,15 @@ timeline.py             its time, by class      chart.py         what a chart sh
   |                                               |
   |                                             figure.py        a chart as SVG, or as characters
   |                                               |
+plan_page.py            the page of a plan: what memory is for, where time goes, hours against GPUs
+  |
 page.py                 templates/ (jinja2) and static/ (CSS): markup and style lie there, not in the code
 """
 
 from bigtrain.report.funnel_page import write_funnel_page
 from bigtrain.report.ladder_page import write_ladder_page
+from bigtrain.report.plan_page import write_plan_page
 from bigtrain.report.report import write_report
 from bigtrain.report.summary import Summary
 
-__all__ = ["Summary", "write_funnel_page", "write_ladder_page", "write_report"]
+__all__ = ["Summary", "write_funnel_page", "write_ladder_page", "write_plan_page", "write_report"]

@@ -4,7 +4,7 @@
 for kubectl; `slurm_array` submits many small runs at once. What runs on the nodes then are the scripts in launch/.
 """
 
-from bigtrain.submit.job import Job
+from bigtrain.submit.job import Job, comment_on
 from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
 from bigtrain.submit.slurm import SlurmOptions, commands, submit
 from bigtrain.submit.slurm_array import ArrayOptions, queued_jobs, submit_array
@@ -17,6 +17,7 @@ __all__ = [
     "apply",
     "as_yaml",
     "commands",
+    "comment_on",
     "manifests",
     "queued_jobs",
     "submit",

@@ -45,6 +45,8 @@ class SlurmOptions:
     stage_env: str | None = None
     """A folder of each node's own, into which the environment is unpacked before the ranks start."""
     doctor: bool = True
+    comment: str | None = None
+    """What the queue shows of the job."""
     extra: Sequence[str] = ()
     """More options of sbatch."""
 
@@ -108,6 +110,7 @@ def _sbatch(job: Job, options: SlurmOptions) -> list[str]:
         "exclude": options.exclude,
         "gpus-per-node": options.gpus_per_node,
         "cpus-per-task": options.cpus_per_node,
+        "comment": options.comment,
         "array": f"1-{options.array}%1" if options.array else None,
     }
     whole_nodes = [] if options.cpus_per_node else ["--exclusive", "--mem=0"]
