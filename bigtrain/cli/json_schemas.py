@@ -18,7 +18,7 @@ from pydantic_core.core_schema import DataclassSchema
 from bigtrain.cli import results
 from bigtrain.config import Settings
 from bigtrain.data import Funnel
-from bigtrain.estimate import PlannedRun
+from bigtrain.estimate import LadderResult, PendingLadder, PlannedRun
 from bigtrain.report import Summary
 from bigtrain.rundir import DocumentsOfStep, PlanDifference, RunStatus, StepsOfDocument
 from bigtrain.trained import (
@@ -41,6 +41,7 @@ RESULTS: Mapping[str, Any] = {
     "plan": PlannedRun,
     "doctor": results.DoctorResult,
     "profile": Profile,
+    "ladder": LadderResult | PendingLadder,
     "verify-resume": ResumeTrial,
     "replay": Replay,
     "eval": Evaluation,
