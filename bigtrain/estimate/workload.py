@@ -176,7 +176,7 @@ class Workload:
     end_bytes: float = 0.0
     """What they keep whatever the tokens, such as the gradient of the head until its backward pass."""
     end_parameters: int = 0
-    """Parameters behind the last block beside the head: its norm."""
+    """Parameters after the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
