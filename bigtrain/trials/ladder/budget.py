@@ -53,7 +53,7 @@ class MachineSpeed:
 
     @classmethod
     def of(cls, small: PilotTime, large: PilotTime) -> MachineSpeed:
-        """The line through two pilots; through the origin and the larger one where theirs does not rise from above 0."""
+        """The line through two pilots; or through the origin and the larger, where theirs does not rise."""
         start = max(small.start_seconds, large.start_seconds)
         more = large.size.flops_per_token - small.size.flops_per_token
         slope = (large.token_seconds - small.token_seconds) / more
