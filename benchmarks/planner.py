@@ -23,9 +23,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from planner_fit import PRIOR, Measured, fit_memory, fit_network, fit_time, folds, predicted
 from planner_memory import capacity_cases, memory_cases
-from planner_rows import Row, Unpredicted, case_of, measured_tokens_per_second, read_rows
+from planner_rows import Measured, Row, Unpredicted, case_of, measured_tokens_per_second, predicted, read_rows
 from record import write_result
 
 from bigtrain.base import BigtrainError
@@ -33,7 +32,8 @@ from bigtrain.estimate import FITTED, Constants
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published"
 FOLDS = 5
-SHARES = (0.5, 0.9)
+FIT_WITHOUT = ("", "recompute")
+"""Inputs that a row may lack and still be fitted to: recipes that say nothing of recomputation mostly have none."""
 
 
 def main() -> int:
@@ -221,7 +221,10 @@ def _missing(reasons: Mapping[str, int]) -> None:
 
 def _fit(throughput: Sequence[Row], memory: Sequence[Row], collectives: Sequence[Row]) -> dict[str, Any]:
     """Fit everything on all sources, then leave out a fifth of the sources at a time and forecast these."""
-    measured, _ = measured_cases(row for row in throughput if row.get("scope") == "core")
+    from planner_fit import PRIOR, fit_memory, fit_network, fit_time, folds  # needs SciPy, which a forecast does not
+
+    usable = [row for row in throughput if row.get("scope") == "core" and row.get("missing_inputs") in FIT_WITHOUT]
+    measured, _ = measured_cases(usable)
     sizes, _ = memory_cases(row for row in memory if row.get("scope") in ("core", "oom"))
     marks, _ = capacity_cases(throughput, memory)
     network = fit_network(collectives, PRIOR)

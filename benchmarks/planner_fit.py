@@ -12,16 +12,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 from planner_memory import CapacityMark, MemoryCase
-from planner_rows import Case, Row, number
+from planner_rows import Measured, Row, number, predicted
 from scipy.optimize import least_squares
 
 from bigtrain.base import BigtrainError
-from bigtrain.estimate import FITTED, Constants, Group, device, forecast_step, interconnect
+from bigtrain.estimate import FITTED, Constants, Group, device, interconnect
 
 PRIOR = replace(
     FITTED,
@@ -45,7 +45,8 @@ PRIOR = replace(
     congestion=0.03,
     concurrency=1.8,
     tensor_overlap=0.8,
-    waiting=1.3,
+    contention=1.4,
+    skew=80e-6,
     step_overhead=0.01,
     straggling=0.004,
     link_share=0.79,
@@ -69,8 +70,8 @@ NOISE = 0.08
 TIME = (
     "matmul_share", "wave_loss", "depth_loss", "unaligned_share", "flash1_share", "flash2_share", "flash3_share",
     "older_instructions", "short_sequence", "score_passes_fused", "score_passes_unfused", "memory_share",
-    "compiled_passes", "fused_passes", "eager_passes", "logit_passes", "network_share", "congestion",
-    "concurrency", "tensor_overlap", "waiting", "step_overhead", "straggling",
+    "compiled_passes", "fused_passes", "eager_passes", "logit_passes", "contention", "congestion",
+    "concurrency", "tensor_overlap", "skew", "step_overhead", "straggling",
 )  # fmt: skip
 """Constants that throughput decides."""
 AT_MOST_ONE = {
@@ -84,21 +85,6 @@ NETWORK = (
     "network_latency", "link_ramp", "network_ramp",
 )  # fmt: skip
 """Constants that sweeps of collectives decide."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A case and the tokens per second and device that its row states."""
-
-    case: Case
-    tokens_per_second: float
-
-
-def predicted(case: Case, constants: Constants) -> float:
-    """Tokens per second and device."""
-    layout, work = case.layout, case.work
-    step = forecast_step(work, layout, case.device, case.connected, constants)
-    return layout.global_batch_size * work.sequence_length / step.total / layout.devices
 
 
 def fit_time(rows: Sequence[Measured], prior: Constants, names: Sequence[str] = TIME) -> Constants:

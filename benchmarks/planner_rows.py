@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from bigtrain.base import BigtrainError
 from bigtrain.estimate import (
     AttentionKernel,
+    Constants,
     Device,
     Elementwise,
     Interconnect,
@@ -26,6 +27,7 @@ from bigtrain.estimate import (
     StateBytes,
     Workload,
     device,
+    forecast_step,
     interconnect,
     transformer,
 )
@@ -211,7 +213,8 @@ def _implementation(row: Row) -> Implementation:
     strategy = _text(row, "strategy")
     if re.search(r"fsdp|full_shard|shard_grad_op", strategy):
         found = replace(found, sharded_master=True, overlaps=True)
-    if re.search(r"compile", _text(row, "framework", "strategy", "note")) and "no compile" not in name:
+    noted = re.search(r"(?<![a-z/])compiled?(?![a-z/])", _text(row, "strategy", "note"))
+    if (noted or "compile" in name) and "no compile" not in name:
         found = replace(found, elementwise="compiled", logits_bytes=min(found.logits_bytes, 10.0))
     elif "thunder" in name:
         found = replace(found, elementwise="fused")
@@ -219,8 +222,10 @@ def _implementation(row: Row) -> Implementation:
         found = replace(found, elementwise="fused_norms")
     if re.search(r"sequence parallel", _text(row, "strategy", "recompute")):
         found = replace(found, shares_tokens=True)
-    if re.search(r"overlapped", strategy):
+    if "overlapped" in strategy:
         found = replace(found, overlaps=True)
+    if re.search(r"async\w* ?(tp|tensor)", _text(row, "framework", "strategy", "note")):
+        found = replace(found, overlaps_tensor=True)
     return found
 
 
@@ -367,6 +372,21 @@ def _workload(row: Row, does: Implementation, of: Device, layout: Layout) -> Wor
     if stated is None:
         return choices[0 if feed_forward != 4 * hidden else 1]
     return min(choices, key=lambda work: abs(work.parameters - stated))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case and the tokens per second and device that its row states."""
+
+    case: Case
+    tokens_per_second: float
+
+
+def predicted(case: Case, constants: Constants) -> float:
+    """Tokens per second and device."""
+    layout, work = case.layout, case.work
+    step = forecast_step(work, layout, case.device, case.connected, constants)
+    return layout.global_batch_size * work.sequence_length / step.total / layout.devices
 
 
 def measured_tokens_per_second(case: Case) -> float:

@@ -43,7 +43,7 @@ from bigtrain.config.data_settings import (
     as_typed,
 )
 from bigtrain.config.diff import Difference, diff
-from bigtrain.config.distillation_settings import DistillationSettings
+from bigtrain.config.distillation_settings import KEPT_CLASSES, KEPT_LOG_PROBS, DistillationSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.explain import Explanation, explain, schema
@@ -76,6 +76,8 @@ __all__ = [
     "DROPOUT_RATES",
     "FAMILIES",
     "HIDDEN",
+    "KEPT_CLASSES",
+    "KEPT_LOG_PROBS",
     "AdapterSettings",
     "BatchSchedule",
     "C4Settings",

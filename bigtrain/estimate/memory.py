@@ -109,13 +109,17 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     blocks = stage_blocks(work, layout)
     kept = sum(_kept(block, layout) * number for block, number in blocks) * tokens
     kept *= micro_batches_in_flight(layout, stage)
+    last = stage == layout.pipeline - 1
+    if last:
+        kept += _per_token(*kept_bytes(work.ends, "none"), layout) * tokens
     whole_block = max(_block_bytes(block, layout) for block in work.blocks) * tokens
     recomputes = layout.recomputation not in ("none", "scores")
     recomputed = whole_block * (recomputes + constants.backward_copies)
-    logits = _logits(work, layout, tokens) if stage == layout.pipeline - 1 else 0.0
+    logits = _logits(work, layout, tokens) if last else 0.0
     buffers = _buffers(work, layout, parameters)
 
-    backward = kept + max(recomputed, logits)
+    at_end = work.end_bytes / layout.tensor if last else 0.0
+    backward = kept + at_end + max(recomputed, logits)
     step = states.step_copies * (0.0 if layout.offload_optimizer else updated)
     moving = buffers + max(backward, step)
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.replicas))
@@ -126,7 +130,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
         moments=moments,
         activations_kept=kept,
         activations_recomputed=recomputed if recomputed >= logits else 0.0,
-        logits_and_loss=logits if logits > recomputed else 0.0,
+        logits_and_loss=at_end + (logits if logits > recomputed else 0.0),
         collective_buffers=buffers,
         optimizer_step=max(0.0, step - backward),
         fragmentation=constants.fragmentation * moving,
@@ -147,18 +151,19 @@ def stage_parameters(work: Workload, layout: Layout, stage: int) -> tuple[float,
     """Parameters that a rank of a stage computes with: those of experts apart, which expert parallelism divides."""
     dense = experts = 0.0
     for block, number in stage_blocks(work, layout):
+        own = number * block.own_share
         for product in block.products:
             parts = 1 if product.divided == "no" else layout.tensor
             if product.experts > 1:
-                experts += number * product.parameters / parts / layout.expert
+                experts += own * product.parameters / parts / layout.expert
             else:
-                dense += number * product.parameters / parts
-        dense += number * block.other_parameters
+                dense += own * product.parameters / parts
+        dense += own * block.other_parameters
     last = layout.pipeline - 1
     if stage == 0:
         dense += work.embedding_parameters / layout.tensor
     if stage == last:
-        dense += work.head_parameters / layout.tensor
+        dense += work.head_parameters / layout.tensor + work.end_parameters
         if work.tied and last > 0 and work.head is not None:
             dense += work.head.parameters / layout.tensor
     return dense, experts

@@ -8,7 +8,7 @@ What is said here of bytes is what `bigtrain/engine/deepspeed_config.py` and `bi
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
 
 from bigtrain.config import EngineSettings, Settings, divide_work
 from bigtrain.estimate.layout import Layout
@@ -22,11 +22,26 @@ from bigtrain.estimate.workload import (
     StateBytes,
     Workload,
 )
-from bigtrain.model import AttentionShape, BlockShape, ModelShapes, ParameterShape, model_shapes
+from bigtrain.model import (
+    AttentionShape,
+    BlockActivations,
+    BlockShape,
+    Computation,
+    KeptTensor,
+    ModelActivations,
+    ModelShapes,
+    ParameterShape,
+    Recomputation,
+    activations,
+    kept_products,
+    model_shapes,
+)
 from bigtrain.objective import row_lengths
 
 LOGITS_CHUNK_BYTES = 640 << 20
 """Memory for the logits that a GPU holds at a time (`bigtrain/model/loss/loss.py`)."""
+MODES: tuple[Recomputation, ...] = ("none", "selective", "full", "offloaded")
+"""engine.activation_checkpointing."""
 NEWTON_SCHULZ_STEPS = 5
 """Iterations that orthogonalise an update of Muon (Jordan et al., 2024)."""
 
@@ -45,12 +60,15 @@ def workload_of(settings: Settings) -> Workload:
         length, (encoder_length or length) / length, settings.objective.labelled_share, settings.data.sequence_length
     )
     wide = 4 if settings.engine.precision == "fp32" else 2
+    keeping = activations(shapes, _computation(settings, length, encoder_length or 0))
+    ends = [each for each in (*keeping.before, *keeping.after) if each.tokens is not None]
+    fixed = sum(each.bytes(0.0) for each in (*keeping.before, *keeping.after) if each.tokens is None)
     looked_up = [each for each in shapes.ends if not each.multiplies]
     products = [each for each in shapes.ends if each.multiplies]
     head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
     others = tuple(_product(each, reading) for each in products if each is not head)
-    blocks = _equal_blocks(shapes, reading, wide)
+    blocks = _equal_blocks(shapes, keeping, reading, wide, settings.engine.activation_memory_budget)
     return Workload(
         blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
         embedding_parameters=sum(each.numel for each in looked_up) + (head.numel if tied and head else 0),
@@ -64,6 +82,8 @@ def workload_of(settings: Settings) -> Workload:
         elementwise="compiled" if settings.engine.compile else "fused_norms",
         logits_bytes=float(wide),
         logits_tokens=max(1, LOGITS_CHUNK_BYTES // (wide * settings.model.vocab_size)),
+        ends=tuple(_kept(each, reading, None) for each in ends),
+        end_bytes=fixed,
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
     )
 
@@ -96,7 +116,6 @@ def layout_of(settings: Settings, devices: int) -> Layout:
         micro_batch_size=train.micro_batch_size,
         accumulation_steps=division.accumulation_steps[-1],
         recomputation=engine.activation_checkpointing,
-        kept_products=engine.activation_memory_budget,
         overlaps_gradients=engine.zero_stage >= 2,
         offload_optimizer=engine.offload_optimizer == "cpu",
         offload_weights=engine.offload_param == "cpu",
@@ -116,6 +135,10 @@ class _Reading:
         """How often a matrix multiplies a token of the data."""
         return self.share * parameter.uses.per_token(read=self.read, labelled=self.labelled)
 
+    def bytes(self, tensor: KeptTensor) -> float:
+        """Bytes of a tensor for a token of the data."""
+        return tensor.bytes(self.share, read=self.share * self.read, labelled=self.share * self.labelled)
+
     def attention(self, shape: AttentionShape) -> AttentionWork:
         """An attention, its keys scaled by how many queries a token of the data has."""
         times = self.share * shape.queries.per_token(read=self.read, labelled=self.labelled) * shape.products / 2
@@ -128,24 +151,59 @@ class _Reading:
         )
 
 
-def _equal_blocks(shapes: ModelShapes, reading: _Reading, wide: int) -> list[BlockWork]:
-    """The blocks that run, equal ones together, and how often each runs; parameters of a shared block count once."""
-    counts: dict[BlockShape, int] = {}
-    for block in shapes.blocks:
-        counts[block] = counts.get(block, 0) + 1
-    return [_block(block, count, reading, wide, shapes.settings.hidden_size) for block, count in counts.items()]
-
-
-def _block(block: BlockShape, count: int, reading: _Reading, wide: int, hidden: int) -> BlockWork:
-    products = tuple(_product(each, reading) for each in block.products)
-    return BlockWork(
-        count=count,
-        products=products,
-        attention=tuple(reading.attention(each) for each in block.attentions),
-        other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
-        kept=tuple(_kept(block, products, reading, wide, hidden)),
-        passes=tuple(_passes(block, products, reading, wide, hidden)),
+def _computation(settings: Settings, length: int, encoder_length: int) -> Computation:
+    engine = settings.engine
+    attention = engine.attn_implementation
+    return Computation(
+        precision=engine.precision,
+        attention="sdpa" if attention == "reference" else attention,
+        length=length,
+        read_length=encoder_length,
+        sequence_parallel=engine.sequence_parallel_size > 1,
+        ordered=bool(settings.objective.orders),
     )
+
+
+def _equal_blocks(
+    shapes: ModelShapes, keeping: ModelActivations, reading: _Reading, wide: int, budget: float
+) -> list[BlockWork]:
+    """The blocks that run, equal ones together, and how often each runs."""
+    counts: dict[BlockShape, int] = {}
+    of_block: dict[BlockShape, BlockActivations] = {}
+    names: dict[BlockShape, set[str]] = {}
+    for block, name, kept in zip(shapes.blocks, shapes.block_names, keeping.blocks, strict=True):
+        counts[block] = counts.get(block, 0) + 1
+        names.setdefault(block, set()).add(name)
+        of_block[block] = kept
+    products = kept_products(shapes.settings, budget)
+    return [
+        BlockWork(
+            count=count,
+            distinct=len(names[block]),
+            products=tuple(_product(each, reading) for each in block.products),
+            attention=tuple(reading.attention(each) for each in block.attentions),
+            other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
+            kept=tuple(_all_kept(of_block[block], products, reading)),
+            passes=tuple(_passes(block, reading, wide, shapes.settings.hidden_size)),
+        )
+        for block, count in counts.items()
+    ]
+
+
+def _all_kept(
+    block: BlockActivations, products: frozenset[tuple[int, int]] | None, reading: _Reading
+) -> Iterable[Kept]:
+    """What any recomputation keeps of a block, each with the recomputations that do."""
+    modes: dict[KeptTensor, set[str]] = {}
+    for mode in MODES:
+        for tensor in block.kept(mode, products):
+            modes.setdefault(tensor, set()).add(mode)
+    return (_kept(tensor, reading, frozenset(keeping)) for tensor, keeping in modes.items())
+
+
+def _kept(tensor: KeptTensor, reading: _Reading, modes: frozenset[str] | None) -> Kept:
+    made_by = "product" if tensor.made_by == "attention" else tensor.made_by
+    return Kept(tensor.what, reading.bytes(tensor), tensor.divided, made_by, modes)
 
 
 def _product(parameter: ParameterShape, reading: _Reading) -> Product:
@@ -161,23 +219,9 @@ def _product(parameter: ParameterShape, reading: _Reading) -> Product:
     )
 
 
-def _kept(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Kept]:
-    """What autograd keeps of a block: inputs of products, queries, keys and values, and what norms read."""
-    entering = reading.share * block.uses.per_token(read=reading.read, labelled=reading.labelled)
-    kept = [Kept("block_input", wide * hidden * entering, False, "input")]
-    kept.append(Kept("norms", wide * hidden * block.norms * entering, False, "cheap"))
-    for each in products:
-        if each.divided == "outputs":
-            kept.append(Kept(each.name, wide * each.outputs * each.per_token, True, "product"))
-        elif each.divided == "inputs":
-            made_by: Literal["product", "cheap"] = "cheap" if each.name.startswith("mlp") else "product"
-            kept.append(Kept(f"{each.name}_input", wide * each.inputs * each.per_token, True, made_by))
-            kept.append(Kept(f"{each.name}_sum", wide * each.outputs * each.per_token, False, "product"))
-    return kept
-
-
-def _passes(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Pass]:
+def _passes(block: BlockShape, reading: _Reading, wide: int, hidden: int) -> list[Pass]:
     """What a forward pass reads and writes outside of products."""
+    products = [_product(each, reading) for each in block.products]
     entering = reading.share * block.uses.per_token(read=reading.read, labelled=reading.labelled)
     norms = wide * hidden * block.norms * entering
     passes = [Pass("norms", 2 * norms, 9 * norms, False)]

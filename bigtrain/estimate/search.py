@@ -82,13 +82,13 @@ def search(
         count: how many layouts to return.
         accepts: whether the settings allow these overrides; asked from the fastest on, until `count` are found.
     """
-    works: dict[bool, Workload] = {}  # of what a search changes, it depends on whether ZeRO divides anything
+    works: dict[tuple[bool, bool], Workload] = {}  # a workload depends on these two of what a search changes
     found = []
     for overrides, changed in layouts(settings, devices, connected.node_size):
-        divides = changed.engine.zero_stage > 0
-        if divides not in works:
-            works[divides] = workload_of(changed)
-        made = forecast(works[divides], layout_of(changed, devices), device, connected, run=run)
+        key = changed.engine.zero_stage > 0, changed.engine.sequence_parallel_size > 1
+        if key not in works:
+            works[key] = workload_of(changed)
+        made = forecast(works[key], layout_of(changed, devices), device, connected, run=run)
         found.append(Candidate(overrides, made))
     fitting = sorted(
         (each for each in found if each.forecast.fits),

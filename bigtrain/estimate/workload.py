@@ -76,6 +76,12 @@ class Kept:
     made_by: Literal["input", "product", "cheap", "scores"]
     """`input`: of a block, which every recomputation keeps. `product`: of a matrix product or an attention kernel.
     `cheap`: norms, activation functions and sums. `scores`: of attention that writes them to memory."""
+    modes: frozenset[str] | None = None
+    """The recomputations that keep it. Default: as `made_by` says."""
+
+    def stays(self, recomputation: str) -> bool:
+        """Whether a mode of recomputation keeps it."""
+        return recomputation in self.modes if self.modes is not None else self.made_by in _STAY[recomputation]
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,13 @@ class BlockWork:
     """Norms and biases, which no parallel layout but ZeRO divides."""
     kept: tuple[Kept, ...] = ()
     passes: tuple[Pass, ...] = ()
+    distinct: int | None = None
+    """Blocks with weights of their own, where several layers share some. Default: all."""
+
+    @property
+    def own_share(self) -> float:
+        """Blocks with weights of their own, as a share of those that run."""
+        return 1.0 if self.distinct is None else self.distinct / self.count
 
     @cached_property
     def parameters(self) -> int:
@@ -158,6 +171,12 @@ class Workload:
     """Tokens whose logits are in memory at a time. Default: all of a micro-batch."""
     logits_divided: bool = True
     """Whether tensor parallelism divides the logits too, and not only the head."""
+    ends: tuple[Kept, ...] = ()
+    """What embeddings, head and loss keep."""
+    end_bytes: float = 0.0
+    """What they keep whatever the tokens, such as the gradient of the head until its backward pass."""
+    end_parameters: int = 0
+    """Parameters behind the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
@@ -174,12 +193,12 @@ class Workload:
     @cached_property
     def block_parameters(self) -> int:
         """Parameters of all blocks."""
-        return sum(block.count * block.parameters for block in self.blocks)
+        return sum(round(block.count * block.own_share) * block.parameters for block in self.blocks)
 
     @cached_property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
-        return self.block_parameters + self.embedding_parameters + self.head_parameters
+        return self.block_parameters + self.embedding_parameters + self.head_parameters + self.end_parameters
 
     @cached_property
     def expert_parameters(self) -> int:
@@ -316,6 +335,7 @@ def transformer(
     return Workload(
         blocks=(block,),
         embedding_parameters=vocabulary * hidden + positions * hidden,
+        end_parameters=hidden if rms_norms or not biases else 2 * hidden,
         hidden=hidden,
         head=Product("head", hidden, vocabulary, divided="outputs"),
         tied=tied,
@@ -337,9 +357,8 @@ def kept_bytes(kept: Sequence[Kept], recomputation: str) -> tuple[float, float]:
         kept: of a block, without recomputation.
         recomputation: `none`, `scores` (Megatron's selective one), `selective` or `full`.
     """
-    stay = _STAY[recomputation]
-    divided = sum(each.bytes_per_token for each in kept if each.divided and each.made_by in stay)
-    whole = sum(each.bytes_per_token for each in kept if not each.divided and each.made_by in stay)
+    divided = sum(each.bytes_per_token for each in kept if each.divided and each.stays(recomputation))
+    whole = sum(each.bytes_per_token for each in kept if not each.divided and each.stays(recomputation))
     return divided, whole
 
 

@@ -53,8 +53,12 @@ from bigtrain.model.adapter_parts import (
     is_of_adapter,
 )
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters
+from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, Recomputation, activations
+from bigtrain.model.shapes.computation import Computation
+from bigtrain.model.shapes.kept_products import kept_products
 from bigtrain.model.shapes.model_shapes import AttentionShape, BlockShape, ModelShapes, flops_per_token, model_shapes
 from bigtrain.model.shapes.parameters import ParameterShape, Uses
+from bigtrain.model.shapes.tape import KeptTensor
 
 if TYPE_CHECKING:
     from bigtrain.model.adapters import Merged, first_magnitude
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
     from bigtrain.model.language_model import LanguageModel
     from bigtrain.model.layers.adapted import row_lengths
     from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+    from bigtrain.model.loss.soft_labels import Likeliest, likeliest
     from bigtrain.model.recurrent import Recurrent
     from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
     from bigtrain.model.sampling import Sampling
@@ -99,25 +104,32 @@ __all__ = [
     "PROMPT",
     "TASK_HEAD",
     "AttentionShape",
+    "BlockActivations",
     "BlockShape",
     "Completion",
     "CompressedWeights",
+    "Computation",
     "Decoder",
     "Distillation",
     "Encoder",
     "EncoderDecoder",
     "Ended",
+    "KeptTensor",
     "LanguageModel",
+    "Likeliest",
     "Merged",
+    "ModelActivations",
     "ModelShapes",
     "ParameterShape",
     "QuantisedMatrix",
+    "Recomputation",
     "Recurrent",
     "RecurrentEncoderDecoder",
     "Sampling",
     "SequenceParallel",
     "Transformer",
     "Uses",
+    "activations",
     "attention_factor",
     "block_of",
     "build_model",
@@ -135,7 +147,9 @@ __all__ = [
     "keep_of_groups",
     "keep_of_rows",
     "keep_of_tensor",
+    "kept_products",
     "lacking_for_cpu_kernels",
+    "likeliest",
     "linear_layers",
     "model_shapes",
     "original_context",

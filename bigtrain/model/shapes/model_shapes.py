@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bigtrain.config import AdapterSettings, ModelSettings
-from bigtrain.model.shapes.parameters import EACH, READ, ParameterShape, Uses, parameters_of
+from bigtrain.model.shapes.parameters import EACH, READ, ParameterShape, Uses, both_streams, parameters_of
 
 _AHEAD = "next_token_layers."
 
@@ -81,6 +81,8 @@ class ModelShapes:
     """Where the parameters of each of `blocks` are, such as `encoder.layers.0`."""
     ends: tuple[ParameterShape, ...]
     """The parameters outside blocks: embeddings, final norm, heads."""
+    adapter: AdapterSettings | None = None
+    """What learns in the place of the model's own parameters."""
 
     @property
     def count(self) -> int:
@@ -120,13 +122,14 @@ def model_shapes(settings: ModelSettings, adapter: AdapterSettings | None = None
         else:
             inside.setdefault(name, []).append(replace(each, name=each.name[len(name) + 1 :]))
     known: dict[BlockShape, BlockShape] = {}
+    own = both_streams(settings) if settings.architecture == "two_stream" else EACH
     blocks, names = [], []
     for name, attentions in _runs(settings):
-        uses = READ if name.startswith("encoder.") else EACH
+        uses = READ if name.startswith("encoder.") else own
         block = BlockShape(tuple(inside[name]), attentions, uses)
         blocks.append(known.setdefault(block, block))
         names.append(name)
-    return ModelShapes(settings, parameters, tuple(blocks), tuple(names), tuple(ends))
+    return ModelShapes(settings, parameters, tuple(blocks), tuple(names), tuple(ends), adapter)
 
 
 def flops_per_token(
@@ -217,8 +220,7 @@ def _runs(settings: ModelSettings) -> Iterator[tuple[str, tuple[AttentionShape, 
     for layer in range(layers):
         own = _attention(settings, layer, EACH)
         if settings.architecture == "two_stream":
-            streams = replace(EACH, labelled=1 if settings.task_head == "none" else 0)
-            own = replace(own, queries=streams, two_sided=True, products=3)
+            own = replace(own, queries=both_streams(settings), two_sided=True, products=3)
         crossing = (replace(own, window=None, two_sided=True, crosses=True),) if settings.reads_pairs else ()
         yield f"layers.{layer // times}", (own, *crossing)
     for number in range(settings.num_nextn_predict_layers):

@@ -291,7 +291,7 @@ def block(settings: ModelSettings, layer: int, uses: Uses = EACH) -> Parameters:
     if settings.has_experts(layer):
         yield from within("mlp", _experts(settings, uses))
     else:
-        streams = _both_streams(settings) if settings.architecture == "two_stream" else uses
+        streams = both_streams(settings) if settings.architecture == "two_stream" else uses
         yield from within("mlp", _feed_forward(settings, streams))
     yield from named("mlp_output_norm", after)
 
@@ -312,7 +312,7 @@ def _attention(settings: ModelSettings, queries: Uses, keys: Uses, *, crosses: b
         yield from within("k_norm", norm(settings, head if of_heads else key_width))
 
 
-def _both_streams(settings: ModelSettings) -> Uses:
+def both_streams(settings: ModelSettings) -> Uses:
     """Both streams of a `TwoStream`: the second one is computed for the labelled tokens, and never for a task_head."""
     return Uses(own=1, labelled=1 if settings.task_head == "none" else 0)
 
@@ -322,7 +322,7 @@ def _relative_attention(settings: ModelSettings) -> Parameters:
     for name in ("content_bias", "distance_bias", "segment_bias"):
         yield ParameterShape(name, (inner,))
     yield ParameterShape("segments", (2, inner))
-    streams, width = _both_streams(settings), settings.hidden_size
+    streams, width = both_streams(settings), settings.hidden_size
     # Keys of distances are made for a sequence and not for a token.
     for name, uses in (("q_proj", streams), ("k_proj", EACH), ("v_proj", EACH), ("r_proj", NEVER)):
         yield from within(name, _linear(inner, width, uses, bias=False))
