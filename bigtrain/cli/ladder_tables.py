@@ -24,13 +24,13 @@ def print_ladder(found: LadderResult, config: Path) -> None:
             ],
         )
     print_table(
-        "Rungs",
-        ["parameters", "width x layers", "tokens", "batch", "rate", "loss", "by the law", "error"],
+        "The runs: N parameters, width x layers, D tokens",
+        ["N", "shape", "D", "batch", "rate", "loss", "by the law", "error"],
         [
             [
-                f"{rung.parameters:,}",
-                f"{rung.hidden_size} x {rung.layers}",
-                f"{rung.tokens:,}",
+                quantity(rung.parameters),
+                f"{rung.hidden_size}x{rung.layers}",
+                quantity(rung.tokens),
                 rung.global_batch_size,
                 f"{rung.learning_rate:.3g}",
                 f"{rung.loss:.4f}",

@@ -53,13 +53,13 @@ class MachineSpeed:
 
     @classmethod
     def of(cls, small: PilotTime, large: PilotTime) -> MachineSpeed:
-        """The line through two pilots; through the origin where the larger one is not slower."""
+        """The line through two pilots; or through the origin and the larger, where theirs does not rise."""
         start = max(small.start_seconds, large.start_seconds)
         more = large.size.flops_per_token - small.size.flops_per_token
         slope = (large.token_seconds - small.token_seconds) / more
         offset = small.token_seconds - slope * small.size.flops_per_token
         if slope <= 0 or offset < 0:
-            return cls(start, 0.0, max(each.token_seconds / each.size.flops_per_token for each in (small, large)))
+            return cls(start, 0.0, large.token_seconds / large.size.flops_per_token)
         return cls(start, offset, slope)
 
     def seconds(self, run: LadderRun) -> float:

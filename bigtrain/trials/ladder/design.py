@@ -126,8 +126,8 @@ def _measure_speed(
     large = min(sizes[1:], key=lambda size: abs(size.parameters / small.parameters - PILOT_RATIO))
     times = []
     for size in (small, large):
-        recipe = rules.first_recipe.at(min(amounts(size)))
-        tokens = recipe.global_batch_size * rules.target.data.sequence_length * (FEWEST_STEPS + 1)
+        recipe = rules.rounded(rules.first_recipe.at(min(amounts(size))))
+        tokens = recipe.global_batch_size * rules.target.data.sequence_length * FEWEST_STEPS
         pilot = rules.rung(size, recipe.for_tokens(tokens), name=f"pilot-{quantity(size.parameters)}")
         trainer.train([pilot])
         times.append(PilotTime.read(size, pilot))

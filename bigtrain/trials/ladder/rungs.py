@@ -88,6 +88,10 @@ class Rules:
         """The target's own batch and rate."""
         return Recipe(self.target.train.global_batch_size, self.target.optimizer.learning_rate, self.target_tokens)
 
+    def rounded(self, recipe: Recipe) -> Recipe:
+        """A recipe whose batch divides over the ranks, with the rate that goes with it."""
+        return recipe.with_batch(whole_batch(recipe.global_batch_size, self.ranks))
+
     def rung(self, size: RungSize, recipe: Recipe, *, name: str, seed: int | None = None) -> LadderRun:
         """A run of a size, for the tokens of a recipe, below the folder of the ladder.
 

@@ -32,7 +32,7 @@ def tune(
     recipe = rules.first_recipe
     for number, size in enumerate(design.sizes[: options.sweep_sizes]):
         cells = _Cells(rules, size, options.seeds, trainer)
-        here = recipe.at(design.swept_tokens(size))
+        here = rules.rounded(recipe.at(design.swept_tokens(size)))
         sweeps.append(rates := cells.sweep_rate(here))
         if number == 0:
             here = replace(here, learning_rate=rates.grid.best)
