@@ -153,13 +153,14 @@ def stage_parameters(work: Workload, layout: Layout, stage: int) -> tuple[float,
     """Parameters that a rank of a stage computes with: those of experts apart, which expert parallelism divides."""
     dense = experts = 0.0
     for block, number in stage_blocks(work, layout):
+        own = number * block.own_share
         for product in block.products:
             parts = 1 if product.divided == "no" else layout.tensor
             if product.experts > 1:
-                experts += number * product.parameters / parts / layout.expert
+                experts += own * product.parameters / parts / layout.expert
             else:
-                dense += number * product.parameters / parts
-        dense += number * block.other_parameters
+                dense += own * product.parameters / parts
+        dense += own * block.other_parameters
     last = layout.pipeline - 1
     if stage == 0:
         dense += work.embedding_parameters / layout.tensor

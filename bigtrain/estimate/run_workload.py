@@ -9,6 +9,7 @@ What is said here of bytes is what `bigtrain/engine/deepspeed_config.py` and `bi
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 from bigtrain.config import EngineSettings, Settings, divide_work
@@ -157,8 +158,12 @@ class _Reading:
 def _equal_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading, wide: int) -> list[BlockWork]:
     """The blocks that run, equal ones together, and how often each runs; parameters of a shared block count once."""
     kept = _kept_of_blocks(shapes, made, reading)
+    distinct = Counter(dict(zip(shapes.block_names, shapes.blocks, strict=True)).values())
     return [
-        _block(block, count, tuple(kept[block]), reading, wide, shapes.settings.hidden_size)
+        replace(
+            _block(block, count, tuple(kept[block]), reading, wide, shapes.settings.hidden_size),
+            distinct=distinct[block],
+        )
         for block, count in Counter(shapes.blocks).items()
     ]
 

@@ -107,6 +107,13 @@ class BlockWork:
     """Norms and biases, which no parallel layout but ZeRO divides."""
     kept: tuple[Kept, ...] = ()
     passes: tuple[Pass, ...] = ()
+    distinct: int | None = None
+    """Blocks with weights of their own, where several layers share some. Default: all."""
+
+    @property
+    def own_share(self) -> float:
+        """Blocks with weights of their own, as a share of those that run."""
+        return 1.0 if self.distinct is None else self.distinct / self.count
 
     @cached_property
     def parameters(self) -> int:
@@ -186,7 +193,7 @@ class Workload:
     @cached_property
     def block_parameters(self) -> int:
         """Parameters of all blocks."""
-        return sum(block.count * block.parameters for block in self.blocks)
+        return sum(round(block.count * block.own_share) * block.parameters for block in self.blocks)
 
     @cached_property
     def parameters(self) -> int:

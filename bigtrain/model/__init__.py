@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from bigtrain.model.language_model import LanguageModel
     from bigtrain.model.layers.adapted import row_lengths
     from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+    from bigtrain.model.loss.soft_labels import Likeliest, likeliest
     from bigtrain.model.recurrent import Recurrent
     from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
     from bigtrain.model.sampling import Sampling
@@ -114,6 +115,7 @@ __all__ = [
     "Ended",
     "KeptTensor",
     "LanguageModel",
+    "Likeliest",
     "Merged",
     "ModelActivations",
     "ModelShapes",
@@ -144,6 +146,7 @@ __all__ = [
     "keep_of_rows",
     "keep_of_tensor",
     "lacking_for_cpu_kernels",
+    "likeliest",
     "linear_layers",
     "model_shapes",
     "original_context",
