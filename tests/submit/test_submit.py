@@ -243,6 +243,7 @@ def test_an_invalid_kubernetes_name_is_refused_with_a_valid_one():
     """A name that kubernetes would refuse is refused with one that it takes."""
     with pytest.raises(BigtrainError) as caught:
         kubernetes.manifests(job(), replace(PLAIN, name="My_Run"))
+    assert "--name my-run" in str(caught.value)
 
 
 def test_a_forecast_is_an_annotation_of_the_job_alone():
@@ -250,7 +251,6 @@ def test_a_forecast_is_an_annotation_of_the_job_alone():
     annotated = {each["kind"]: each["metadata"].get("annotations", {}) for each in made}
     assert annotated["Job"]["bigtrain-forecast"] == "12.5 GiB a GPU"
     assert not any("bigtrain-forecast" in found for kind, found in annotated.items() if kind != "Job")
-    assert "--name my-run" in str(caught.value)
 
 
 JOB = job()
