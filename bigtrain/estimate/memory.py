@@ -94,10 +94,14 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     parameters = dense + experts
     resting = _divided(layout, 3, dense, experts)
     updated = _divided(layout, 1, dense, experts)
-    weights = states.weights * (resting if layout.zero_stage == 3 else parameters)
+    weights = states.weights * (resting + work.held_whole if layout.zero_stage == 3 else parameters)
     master = states.master * updated
     moments = states.moments * updated
     gradients = states.gradients * _divided(layout, 2, dense, experts)
+    if layout.zero_stage == 2:  # a rank holds whole gradients of those parameters of which it updates a part
+        gradients = max(gradients, min(parameters, work.largest_parameter / layout.tensor) * states.gradients)
+    if layout.zero_stage == 1:
+        gradients += states.gradients_of_last * parameters
     if layout.zero_stage == 3 and layout.zero_hpz > 1:
         weights += states.gathered * parameters / layout.zero_hpz
     if layout.offload_optimizer:
@@ -107,7 +111,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
 
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
     blocks = stage_blocks(work, layout)
-    kept = sum(_kept(block, layout) * number for block, number in blocks) * tokens
+    kept = (sum(_kept(block, layout) * number for block, number in blocks) + work.ends_kept) * tokens
     kept *= micro_batches_in_flight(layout, stage)
     whole_block = max(_block_bytes(block, layout) for block in work.blocks) * tokens
     recomputes = layout.recomputation not in ("none", "scores")
@@ -191,8 +195,8 @@ def _kept(block: BlockWork, layout: Layout) -> float:
     """Bytes of a token that a block keeps until its backward pass."""
     least = _per_token(*kept_bytes(block.kept, layout.recomputation), layout)
     if layout.recomputation == "selective":
-        inputs = _per_token(*kept_bytes(block.kept, "full"), layout)
-        return inputs + layout.kept_products * (least - inputs)
+        always = _per_token(*kept_bytes(block.kept, "attention"), layout)
+        return always + layout.kept_products * (least - always)
     return least + (1 - layout.recomputed_blocks) * (_block_bytes(block, layout) - least)
 
 
@@ -201,7 +205,8 @@ def _logits(work: Workload, layout: Layout, tokens: float) -> float:
         return 0.0
     at_a_time = min(tokens, work.logits_tokens or tokens)
     parts = layout.tensor if work.logits_divided else 1
-    return at_a_time * work.head.outputs * work.head.per_token * work.logits_bytes / parts
+    logits = at_a_time * work.head.outputs * min(work.head.per_token, 1.0) * work.logits_bytes
+    return (logits + work.loss_bytes) / parts + tokens * work.loss_kept
 
 
 def _buffers(work: Workload, layout: Layout, parameters: float) -> float:

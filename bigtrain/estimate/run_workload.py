@@ -8,6 +8,7 @@ What is said here of bytes is what `bigtrain/engine/deepspeed_config.py` and `bi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from bigtrain.config import EngineSettings, Settings, divide_work
@@ -22,20 +23,34 @@ from bigtrain.estimate.workload import (
     StateBytes,
     Workload,
 )
-from bigtrain.model import AttentionShape, BlockShape, ModelShapes, ParameterShape, model_shapes
+from bigtrain.model import (
+    AttentionShape,
+    BlockActivations,
+    BlockShape,
+    Computation,
+    KeptTensor,
+    ModelActivations,
+    ModelShapes,
+    ParameterShape,
+    activations,
+    chunk_rows,
+    loss_memory,
+    model_shapes,
+)
 from bigtrain.objective import row_lengths
 
-LOGITS_CHUNK_BYTES = 640 << 20
-"""Memory for the logits that a GPU holds at a time (`bigtrain/model/loss/loss.py`)."""
+HELD_WHOLE = 100_000
+"""Numbers of a parameter up to which stage 3 never divides it (DeepSpeed's stage3_param_persistence_threshold)."""
 NEWTON_SCHULZ_STEPS = 5
 """Iterations that orthogonalise an update of Muon (Jordan et al., 2024)."""
 
 
-def workload_of(settings: Settings) -> Workload:
+def workload_of(settings: Settings, device: Literal["cpu", "cuda"] = "cuda") -> Workload:
     """What a run asks of its devices, for one token of its data.
 
     Args:
         settings: of the run; its engine says in what it computes, but not over how many ranks.
+        device: what it runs on: kernels, and so what they keep, differ.
     """
     shapes = model_shapes(settings.model, settings.adapter)
     length, encoder_length = row_lengths(
@@ -50,7 +65,17 @@ def workload_of(settings: Settings) -> Workload:
     head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
     others = tuple(_product(each, reading) for each in products if each is not head)
-    blocks = _equal_blocks(shapes, reading, wide)
+    engine, model = settings.engine, settings.model
+    attention = "auto" if engine.attn_implementation == "reference" else engine.attn_implementation
+    computation = Computation(
+        device, engine.precision, attention, length=length, read_length=encoder_length or length,
+        sequence_parallel=engine.sequence_parallel_size > 1,
+    )  # fmt: skip
+    kept = activations(shapes, computation)
+    blocks = _equal_blocks(shapes, kept, reading, wide)
+    head_learns = any(each.what.endswith("gradient_of_weight") for each in kept.head)
+    loss = loss_memory(model, computation, settings.data.sequence_length, learns=head_learns)
+    logit_bytes = loss.bytes_per_logit
     return Workload(
         blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
         embedding_parameters=sum(each.numel for each in looked_up) + (head.numel if tied and head else 0),
@@ -62,8 +87,13 @@ def workload_of(settings: Settings) -> Workload:
         compute="fp8" if settings.engine.float8 else settings.engine.precision,
         attention_kernel=_kernel(settings.engine),
         elementwise="compiled" if settings.engine.compile else "fused_norms",
-        logits_bytes=float(wide),
-        logits_tokens=max(1, LOGITS_CHUNK_BYTES // (wide * settings.model.vocab_size)),
+        logits_bytes=float(logit_bytes),
+        logits_tokens=chunk_rows(device, 1 << 40, model.vocab_size, model.head_input_width, logit_bytes or 1),
+        loss_bytes=loss.workspace + sum(each.bytes(0) for each in kept.head if each.tokens is None),
+        loss_kept=sum(map(reading.bytes, kept.head)),
+        ends_kept=sum(map(reading.bytes, (*kept.before, *kept.after))),
+        largest_parameter=max(each.numel for each in shapes.parameters if each.learns),
+        held_whole=sum(each.numel for each in shapes.parameters if each.numel <= HELD_WHOLE),
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
     )
 
@@ -116,6 +146,13 @@ class _Reading:
         """How often a matrix multiplies a token of the data."""
         return self.share * parameter.uses.per_token(read=self.read, labelled=self.labelled)
 
+    def bytes(self, tensor: KeptTensor) -> float:
+        """Bytes of a kept tensor for a token of the data; 0 where its size does not depend on tokens."""
+        if tensor.tokens is None:
+            return 0.0
+        tokens = tensor.tokens.per_token(read=self.read, labelled=self.labelled)
+        return self.share * tensor.width * tensor.itemsize * tokens
+
     def attention(self, shape: AttentionShape) -> AttentionWork:
         """An attention, its keys scaled by how many queries a token of the data has."""
         times = self.share * shape.queries.per_token(read=self.read, labelled=self.labelled) * shape.products / 2
@@ -128,22 +165,27 @@ class _Reading:
         )
 
 
-def _equal_blocks(shapes: ModelShapes, reading: _Reading, wide: int) -> list[BlockWork]:
+def _equal_blocks(shapes: ModelShapes, kept: ModelActivations, reading: _Reading, wide: int) -> list[BlockWork]:
     """The blocks that run, equal ones together, and how often each runs; parameters of a shared block count once."""
     counts: dict[BlockShape, int] = {}
-    for block in shapes.blocks:
+    last: dict[BlockShape, BlockActivations] = {}  # the first one of a frozen model keeps less
+    for block, own in zip(shapes.blocks, kept.blocks, strict=True):
         counts[block] = counts.get(block, 0) + 1
-    return [_block(block, count, reading, wide, shapes.settings.hidden_size) for block, count in counts.items()]
+        last[block] = own
+    hidden = shapes.settings.hidden_size
+    return [_block(block, last[block], count, reading, wide, hidden) for block, count in counts.items()]
 
 
-def _block(block: BlockShape, count: int, reading: _Reading, wide: int, hidden: int) -> BlockWork:
+def _block(
+    block: BlockShape, kept: BlockActivations, count: int, reading: _Reading, wide: int, hidden: int
+) -> BlockWork:
     products = tuple(_product(each, reading) for each in block.products)
     return BlockWork(
         count=count,
         products=products,
         attention=tuple(reading.attention(each) for each in block.attentions),
         other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
-        kept=tuple(_kept(block, products, reading, wide, hidden)),
+        kept=tuple(_kept(kept, reading)),
         passes=tuple(_passes(block, products, reading, wide, hidden)),
     )
 
@@ -161,19 +203,16 @@ def _product(parameter: ParameterShape, reading: _Reading) -> Product:
     )
 
 
-def _kept(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Kept]:
-    """What autograd keeps of a block: inputs of products, queries, keys and values, and what norms read."""
-    entering = reading.share * block.uses.per_token(read=reading.read, labelled=reading.labelled)
-    kept = [Kept("block_input", wide * hidden * entering, False, "input")]
-    kept.append(Kept("norms", wide * hidden * block.norms * entering, False, "cheap"))
-    for each in products:
-        if each.divided == "outputs":
-            kept.append(Kept(each.name, wide * each.outputs * each.per_token, True, "product"))
-        elif each.divided == "inputs":
-            made_by: Literal["product", "cheap"] = "cheap" if each.name.startswith("mlp") else "product"
-            kept.append(Kept(f"{each.name}_input", wide * each.inputs * each.per_token, True, made_by))
-            kept.append(Kept(f"{each.name}_sum", wide * each.outputs * each.per_token, False, "product"))
-    return kept
+def _kept(block: BlockActivations, reading: _Reading) -> Iterator[Kept]:
+    """What autograd keeps of a block, by which recomputation leaves it."""
+    needed, results = ({each.what: each for each in part} for part in (block.needed, block.results))
+    for what, each in {block.input.what: block.input, **needed, **results}.items():
+        made_by: Literal["input", "product", "attention", "unneeded", "cheap"] = "cheap"
+        if what == block.input.what:
+            made_by = "input"
+        elif what in results:
+            made_by = "attention" if each.made_by == "attention" else "product" if what in needed else "unneeded"
+        yield Kept(what, reading.bytes(each), each.divided, made_by)
 
 
 def _passes(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Pass]:
@@ -198,6 +237,7 @@ def _states(settings: Settings, shapes: ModelShapes) -> StateBytes:
     return StateBytes(
         weights=wide,
         gradients=4.0 * learns,
+        gradients_of_last=wide * learns if wide < 4 else 0.0,
         master=0.0 if engine.zero_stage == 0 else 4.0 * learns,
         moments=moments[settings.optimizer.name] * learns,
         gathered=1.0 if engine.zero_quantized_weights else wide,

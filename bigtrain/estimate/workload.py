@@ -73,9 +73,10 @@ class Kept:
     bytes_per_token: float
     divided: bool
     """Whether tensor parallelism divides it. What it does not divide, sharing tokens outside of matrices does."""
-    made_by: Literal["input", "product", "cheap", "scores"]
-    """`input`: of a block, which every recomputation keeps. `product`: of a matrix product or an attention kernel.
-    `cheap`: norms, activation functions and sums. `scores`: of attention that writes them to memory."""
+    made_by: Literal["input", "product", "attention", "unneeded", "cheap", "scores"]
+    """`input`: of a block, which every recomputation keeps. `product`: of a matrix product. `attention`: of a kernel of
+    attention. `unneeded`: of a product too, kept by selective recomputation alone. `cheap`: norms, activation functions
+    and sums. `scores`: of attention that writes them to memory."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class StateBytes:
     """What stage 3 gathers before a block computes."""
     reduced: float = 2.0
     """In which gradients are summed over ranks."""
+    gradients_of_last: float = 0.0
+    """Stage 1: what DeepSpeed leaves of the last micro-batch's gradients beside those that are accumulated."""
     step_copies: float = 0.0
     """What the optimizer's step holds beside these for a moment, such as gradients in float32."""
 
@@ -156,6 +159,16 @@ class Workload:
     """Bytes for each logit at the peak: the logits, in float32, their gradient."""
     logits_tokens: int | None = None
     """Tokens whose logits are in memory at a time. Default: all of a micro-batch."""
+    loss_bytes: float = 0.0
+    """Bytes beside the logits at the peak: the gradient of the head's weight, and a part of it before it is added."""
+    loss_kept: float = 0.0
+    """Bytes of a token that the head keeps, such as the gradient of the last states."""
+    ends_kept: float = 0.0
+    """Bytes of a token that stay until the backward pass outside of blocks, whatever is recomputed."""
+    held_whole: int = 0
+    """Parameters so small that stage 3 leaves them whole on every rank."""
+    largest_parameter: int = 0
+    """Numbers in the largest parameter that learns: stage 2 does not cut its gradient."""
     logits_divided: bool = True
     """Whether tensor parallelism divides the logits too, and not only the head."""
     optimizer_flops: float = 0.0
@@ -335,7 +348,8 @@ def kept_bytes(kept: Sequence[Kept], recomputation: str) -> tuple[float, float]:
 
     Args:
         kept: of a block, without recomputation.
-        recomputation: `none`, `scores` (Megatron's selective one), `selective` or `full`.
+        recomputation: `none`, `scores` (Megatron's selective one), `selective`, `attention` (the same without products)
+            or `full`.
     """
     stay = _STAY[recomputation]
     divided = sum(each.bytes_per_token for each in kept if each.divided and each.made_by in stay)
@@ -344,9 +358,10 @@ def kept_bytes(kept: Sequence[Kept], recomputation: str) -> tuple[float, float]:
 
 
 _STAY = {
-    "none": {"input", "product", "cheap", "scores"},
-    "scores": {"input", "product", "cheap"},
-    "selective": {"input", "product"},
+    "none": {"input", "product", "attention", "cheap", "scores"},
+    "scores": {"input", "product", "attention", "cheap"},
+    "selective": {"input", "product", "attention", "unneeded"},
+    "attention": {"input", "attention"},
     "full": {"input"},
     "offloaded": set[str](),
 }

@@ -55,6 +55,7 @@ from bigtrain.model.adapter_parts import (
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters
 from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, activations
 from bigtrain.model.shapes.computation import Computation
+from bigtrain.model.shapes.loss_memory import LossMemory, chunk_rows, loss_memory
 from bigtrain.model.shapes.model_shapes import AttentionShape, BlockShape, ModelShapes, flops_per_token, model_shapes
 from bigtrain.model.shapes.parameters import ParameterShape, Uses
 from bigtrain.model.shapes.tape import KeptTensor
@@ -114,6 +115,7 @@ __all__ = [
     "Ended",
     "KeptTensor",
     "LanguageModel",
+    "LossMemory",
     "Merged",
     "ModelActivations",
     "ModelShapes",
@@ -129,6 +131,7 @@ __all__ = [
     "attention_factor",
     "block_of",
     "build_model",
+    "chunk_rows",
     "count_active_parameters",
     "count_learning_parameters",
     "count_parameters",
@@ -145,6 +148,7 @@ __all__ = [
     "keep_of_tensor",
     "lacking_for_cpu_kernels",
     "linear_layers",
+    "loss_memory",
     "model_shapes",
     "original_context",
     "product_dtype",
