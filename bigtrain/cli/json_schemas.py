@@ -18,7 +18,7 @@ from pydantic_core.core_schema import DataclassSchema
 from bigtrain.cli import results
 from bigtrain.config import Settings
 from bigtrain.data import Funnel
-from bigtrain.estimate import PlannedRun
+from bigtrain.estimate import LadderResult, PendingLadder, PlannedRun
 from bigtrain.report import Summary
 from bigtrain.rundir import DocumentsOfStep, PlanDifference, RunStatus, StepsOfDocument
 from bigtrain.trained import (
@@ -30,6 +30,7 @@ from bigtrain.trained import (
     GgufExport,
     HuggingFaceExport,
     ImportedModel,
+    KeptTeacher,
     PeftExport,
     PrunedCheckpoints,
     VerifiedCheckpoint,
@@ -40,6 +41,7 @@ RESULTS: Mapping[str, Any] = {
     "plan": PlannedRun,
     "doctor": results.DoctorResult,
     "profile": Profile,
+    "ladder": LadderResult | PendingLadder,
     "verify-resume": ResumeTrial,
     "replay": Replay,
     "eval": Evaluation,
@@ -47,6 +49,7 @@ RESULTS: Mapping[str, Any] = {
     "export": HuggingFaceExport | GgufExport | PeftExport,
     "import": ImportedModel,
     "compress": CompressedModel,
+    "keep-outputs": KeptTeacher,
     "report": Summary,
     "runs": list[RunStatus],
     "data build": results.BuiltData,

@@ -31,6 +31,7 @@ from bigtrain.cli import (
     config_commands,
     data_commands,
     doctor_command,
+    ladder_command,
     plan_command,
     run_commands,
     submit_commands,
@@ -49,6 +50,7 @@ app.command("train", cls=TakesOverrides)(run_commands.train)
 app.command("plan", cls=TakesOverrides)(plan_command.plan)
 app.command("doctor", cls=TakesOverrides)(doctor_command.doctor)
 app.command("profile", cls=TakesOverrides)(run_commands.profile)
+app.command("ladder", cls=TakesOverrides)(ladder_command.ladder)
 app.command("verify-resume", cls=TakesOverrides)(run_commands.verify_resume)
 app.command("replay")(run_commands.replay)
 app.command("resave-and-train", hidden=True)(run_commands.resave_and_train)
@@ -57,6 +59,7 @@ app.command("generate")(run_commands.generate)
 app.command("export")(run_commands.export)
 app.command("import")(run_commands.import_)
 app.command("compress")(compress_command.compress)
+app.command("keep-outputs", cls=TakesOverrides)(run_commands.keep_outputs)
 app.command("report")(run_commands.report)
 app.command("runs")(run_commands.runs)
 app.add_typer(data_commands.app, name="data")

@@ -1,4 +1,4 @@
-"""bigtrain train|profile|verify-resume|replay|eval|generate|export|import|report|runs."""
+"""bigtrain train|keep-outputs|profile|verify-resume|replay|eval|generate|export|import|report|runs."""
 
 from __future__ import annotations
 
@@ -68,6 +68,35 @@ def train(
     from bigtrain.train import train
 
     raise typer.Exit(train(settings))
+
+
+def keep_outputs(
+    teacher: Annotated[Path, typer.Argument(help="A run directory, or a folder of `bigtrain import`.")],
+    config: Annotated[
+        Path, typer.Argument(help="The YAML configuration that will learn from it, with distillation.kept_outputs.")
+    ],
+    overrides: OverridesArgument = None,
+    step: StepOption = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="Also readable at this temperature. May be given several times."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a teacher says of each training sample, alone or under torchrun. A start that was killed goes on."""
+    from bigtrain.base import launched_rank
+    from bigtrain.config import load_settings
+
+    settings, rank = load_settings(config, overrides or []), launched_rank()
+    from bigtrain.trained import keep_outputs
+
+    kept = keep_outputs(teacher, settings, step=step, temperatures=temperature or (), rank=rank, report=say)
+    if as_json:
+        print_json(kept)
+    elif kept.complete:
+        echo(f"{kept.out}: {kept.files:,} files, {kept.bytes / 1e6:,.1f} MB, kept id {kept.kept_id}")
+    else:
+        echo(f"{kept.out}: this process has written its {kept.written:,} files; others are missing")
 
 
 def verify_resume(

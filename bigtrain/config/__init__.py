@@ -43,7 +43,7 @@ from bigtrain.config.data_settings import (
     as_typed,
 )
 from bigtrain.config.diff import Difference, diff
-from bigtrain.config.distillation_settings import DistillationSettings
+from bigtrain.config.distillation_settings import KEPT_CLASSES, KEPT_LOG_PROBS, DistillationSettings
 from bigtrain.config.document import read_document
 from bigtrain.config.engine_settings import EngineSettings
 from bigtrain.config.explain import Explanation, explain, schema
@@ -52,7 +52,7 @@ from bigtrain.config.flat import flat
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
-from bigtrain.config.mathematics import mathematics
+from bigtrain.config.mathematics import kind_of, mathematics
 from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings, RopeScaling
 from bigtrain.config.objective_settings import ObjectiveChoice, ObjectiveSettings
 from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions, uneven_share
@@ -76,6 +76,8 @@ __all__ = [
     "DROPOUT_RATES",
     "FAMILIES",
     "HIDDEN",
+    "KEPT_CLASSES",
+    "KEPT_LOG_PROBS",
     "AdapterSettings",
     "BatchSchedule",
     "C4Settings",
@@ -123,6 +125,7 @@ __all__ = [
     "general",
     "hide_secrets",
     "is_masked",
+    "kind_of",
     "load_settings",
     "mathematics",
     "read_document",

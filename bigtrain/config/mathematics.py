@@ -24,6 +24,7 @@ MATHEMATICS = frozenset(
         "distillation.label_weight",
         "distillation.hidden_weight",
         "distillation.layer_map",
+        "distillation.kept_classes",
         "distillation.temperature",
         # how long the run is, and its initial weights
         "train.steps",
@@ -125,6 +126,7 @@ OPERATION = frozenset(
         "model.expect_parameters",
         "model.init_from",
         "distillation.teacher",
+        "distillation.kept_outputs",
         "engine.zero_stage",
         "engine.offload_optimizer",
         "engine.offload_param",

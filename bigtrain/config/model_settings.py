@@ -417,6 +417,11 @@ class ModelSettings(Section):
         return 2 if self.task_head == "question_answering" else self.num_labels
 
     @property
+    def classes(self) -> int:
+        """Logits of a position that its head gives: of the vocabulary, or of a task."""
+        return self.vocab_size if self.task_head == "none" else self.logits_of_task
+
+    @property
     def transform_of_task(self) -> Literal["none", "pooler", "tanh", "norm"]:
         """What comes before the classifier: classifier_transform, where this task has it."""
         of_all = self.task_head == "sequence_classification" or self.classifier_transform == "norm"

@@ -40,6 +40,8 @@ OF_OBJECTIVE = {
 """The keys that are not for every objective."""
 IN_AN_ORDER = ("permutation", "prefix")
 """The objectives that say in which order tokens see each other."""
+THE_SAME_IN_EVERY_EPOCH = ("causal", "chat", "classification", "extractive_qa", "token_classification", "translation")
+"""The objectives without anything random."""
 ARCHITECTURES_OF = {
     "causal": ("decoder", "recurrent"),
     "chat": ("decoder", "recurrent"),
@@ -220,6 +222,11 @@ class ObjectiveChoice(Section):
     def orders(self) -> frozenset[str]:
         """Those of its objectives that say in which order tokens see each other."""
         return frozenset(name for name in IN_AN_ORDER if name in {choice.name for choice in self.mixed or (self,)})
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it makes the same of a sample in every epoch."""
+        return self.name in THE_SAME_IN_EVERY_EPOCH
 
     @property
     def labelled_share(self) -> float:

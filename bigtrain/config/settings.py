@@ -25,6 +25,7 @@ from bigtrain.config.objective_settings import (
     HOW_TO_LABEL,
     LABELS_OF,
     METRICS_OF,
+    THE_SAME_IN_EVERY_EPOCH,
     WHAT_LABELS_ARE,
     ObjectiveSettings,
 )
@@ -520,15 +521,31 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _teacher_can_be_asked(self) -> Settings:
-        if self.distillation.teacher is None:
+        if not self.distillation.is_on:
             return self
+        if self.model.task_head == "question_answering":
+            raise ValueError(
+                "distillation works with model.task_head none, sequence_classification and token_classification, found "
+                "question_answering, which chooses among tokens, and not among classes"
+            )
+        if self.distillation.kept_outputs is not None and not self.objective.repeats:
+            raise ValueError(
+                f"objective.name {self.objective.name} makes other inputs of a sample in every epoch, so what "
+                "a teacher says of them cannot be kept; set distillation.teacher instead of kept_outputs, or take one "
+                f"of {', '.join(THE_SAME_IN_EVERY_EPOCH)}"
+            )
         for key, found, works in (
-            ("model.architecture", self.model.architecture, ("decoder", "encoder")),
             ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, (1,)),
             ("engine.sequence_parallel_size", self.engine.sequence_parallel_size, (1,)),
         ):
             if found not in works:
                 raise ValueError(f"distillation works with {key} {' or '.join(map(str, works))}, found {found}")
+        with_states = ("decoder", "encoder", "encoder_decoder")
+        if self.distillation.hidden_weight and self.model.architecture not in with_states:
+            raise ValueError(
+                f"distillation.hidden_weight works with model.architecture {', '.join(with_states)}, found "
+                f"{self.model.architecture}; set it to 0"
+            )
         if self.distillation.hidden_weight and self.model.num_hidden_groups is not None:
             raise ValueError(
                 f"distillation.hidden_weight {self.distillation.hidden_weight} needs layers with weights of their own, "

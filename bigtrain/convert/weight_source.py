@@ -154,6 +154,12 @@ class StartingWeights(Mapping[str, Tensor]):
         self.new, self.unused = new, unused
         self.router_moves = source.router_moves
 
+    def under(self, prefix: str) -> StartingWeights:
+        """The same by names that begin with something more."""
+        return StartingWeights(
+            self._source, {f"{prefix}{name}": origin for name, origin in self._origins.items()}, self.new, self.unused
+        )
+
     @property
     def sentence(self) -> str | None:
         """What is new and what is unused, for the log; None where neither is."""

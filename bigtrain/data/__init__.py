@@ -26,6 +26,7 @@ Train time. Nothing is scanned, and the state is {consumed_samples, plan_id}:
       |               shards at a URL, cached on local disk
     batch           rows of tokens, labels, positions, boundaries     batch/assemble.py
       |               micro-batches of this rank, from a thread       batch/loader.py
+    kept            what a teacher said of a row, by its address      batch/kept.py, format/kept_outputs.py
     validation      the same held-out rows every time                 batch/validation.py
 
 A run opens its data with
@@ -42,7 +43,8 @@ store/verify.py checks every byte of the data
 Imports go down only: provenance, batch | build, store, order, format. pyproject.toml has the contract.
 """
 
-from bigtrain.data.batch.batch import LabelCounts, MicroBatch, RankBatch, format_digest
+from bigtrain.data.batch.batch import LabelCounts, MicroBatch, RankBatch, format_digest, micro_batches_of
+from bigtrain.data.batch.kept import KeptOutputs, digest_of_inputs
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import Packing, held_out_packing, open_packings
 from bigtrain.data.batch.planning import make_plan, require_samples
@@ -53,6 +55,16 @@ from bigtrain.data.build.corpus import AnsweredQuestion, describe_skipped, read_
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
 from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.documents import Conversation, Document
+from bigtrain.data.format.hashing import identity
+from bigtrain.data.format.kept_outputs import (
+    FILE_BYTES,
+    KEEP_AGAIN,
+    KeptFolder,
+    KeptManifest,
+    KeptPiece,
+    KeptRequest,
+    KeptSource,
+)
 from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.tokenizer import (
     TOKENIZER_FILE,
@@ -72,7 +84,7 @@ from bigtrain.data.format.tokenizer_content import (
     encode_text,
     read_chat_template,
 )
-from bigtrain.data.order.plan import Plan, SampleAddress
+from bigtrain.data.order.plan import Plan, SampleAddress, SampleAddresses
 from bigtrain.data.provenance.card import Card, card_as_markdown, data_card
 from bigtrain.data.provenance.provenance import (
     DocumentPart,
@@ -100,6 +112,8 @@ from bigtrain.data.store.verify import VerifyReport, verify
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "FILE_BYTES",
+    "KEEP_AGAIN",
     "TOKENIZER_FILE",
     "AnsweredQuestion",
     "BeginOfText",
@@ -113,6 +127,12 @@ __all__ = [
     "DocumentPart",
     "FileShares",
     "Funnel",
+    "KeptFolder",
+    "KeptManifest",
+    "KeptOutputs",
+    "KeptPiece",
+    "KeptRequest",
+    "KeptSource",
     "LabelCounts",
     "LabelScheme",
     "Loader",
@@ -122,6 +142,7 @@ __all__ = [
     "RankBatch",
     "RunData",
     "SampleAddress",
+    "SampleAddresses",
     "SampleContents",
     "TokenizerContent",
     "VerifyReport",
@@ -135,6 +156,7 @@ __all__ = [
     "decode_ids",
     "describe_skipped",
     "digest_of",
+    "digest_of_inputs",
     "digest_part",
     "encode_text",
     "end_of_text_id",
@@ -143,10 +165,12 @@ __all__ = [
     "find_unlabelled",
     "format_digest",
     "held_out_packing",
+    "identity",
     "index_datasets",
     "is_mirror",
     "load_tokenizer",
     "make_plan",
+    "micro_batches_of",
     "open_chat_template",
     "open_datasets",
     "open_mirror",

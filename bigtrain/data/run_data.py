@@ -20,6 +20,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, ModelSettings, ObjectiveSettings, Settings
 from bigtrain.data.batch.assemble import assemble
 from bigtrain.data.batch.batch import MicroBatch, micro_batches_of
+from bigtrain.data.batch.kept import KeptOutputs
 from bigtrain.data.batch.loader import Loader
 from bigtrain.data.batch.packing import (
     ConcatPacking,
@@ -36,11 +37,11 @@ from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.summary import PackSummary, SourceSummary
 from bigtrain.data.format.token_bytes import token_bytes
 from bigtrain.data.format.tokenizer import DataTokenizer, check_vocabulary
-from bigtrain.data.order.plan import Plan
+from bigtrain.data.order.plan import Plan, SampleAddresses
 from bigtrain.data.store.file_shares import FileShares
 from bigtrain.data.store.mirror import open_mirror
 from bigtrain.data.store.store import Dataset, open_datasets, opened_datasets
-from bigtrain.objective import AddressKeys, Objective, make_objective
+from bigtrain.objective import AddressKeys, Objective, PreparedRows, make_objective
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class RunData:
     plan: Plan
     objective: Objective
     """What makes inputs and labels of their tokens."""
+    kept: KeptOutputs | None = None
+    """What a teacher said of the training samples, for a model that learns from that."""
     keyed: bool = False
     """Whether training batches have the keys of their rows: a model with dropout needs them."""
 
@@ -156,6 +159,7 @@ class RunData:
             rank=rank,
             world_size=world_size,
             objective=self.objective,
+            kept=self.kept,
             keyed=self.keyed,
         )
 
@@ -165,12 +169,18 @@ class RunData:
         Raises:
             BigtrainError: the data of one cannot be read.
         """
-        addresses = self.plan.locate_many(samples)
+        return micro_batches_of(self.prepared(self.plan.locate_many(samples)), micro_batch_size)
+
+    def prepared(self, addresses: SampleAddresses) -> PreparedRows:
+        """Rows by their addresses, as the objective makes inputs and labels of them.
+
+        Raises:
+            BigtrainError: the data of one cannot be read.
+        """
         fetch(self.train, addresses.source, addresses.sequence)
         rows = assemble(self.train, addresses.source, addresses.sequence)
         keys = AddressKeys(self.plan.seed, [source.name for source in self.plan.sources]).of(*addresses)
-        prepared = self.objective.prepare(replace(rows, turns=addresses.sequence + addresses.epoch), keys)
-        return micro_batches_of(prepared, micro_batch_size)
+        return self.objective.prepare(replace(rows, turns=addresses.sequence + addresses.epoch), keys)
 
     @property
     def labels(self) -> LabelScheme | None:

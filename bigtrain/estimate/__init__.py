@@ -18,18 +18,43 @@ search.py     which layout is fastest; what would fit
 remedies.py   settings that save memory, cheapest first
 planned.py    what `bigtrain plan` is asked, and what it answers
 goodput.py    the share of a job's time that trains, between failures, saves and restarts
+ladder_result.py  what a ladder of small runs has found
+scaling_law.py  the law of loss that small runs follow, and what it says of larger ones
 """
 
 from bigtrain.estimate.constants import FITTED, Constants
-from bigtrain.estimate.devices import Device, device, device_names, read_datasheets
+from bigtrain.estimate.devices import Device, device, device_names, known_device, read_datasheets
 from bigtrain.estimate.forecast import Forecast, RunForecast, RunPlan, forecast, with_run
 from bigtrain.estimate.goodput import Costs, Goodput, expected_goodput, optimal_interval
+from bigtrain.estimate.ladder_result import (
+    BackTest,
+    Counted,
+    LadderResult,
+    OptimalSize,
+    PendingLadder,
+    RungResult,
+    SweepPoint,
+    SweepResult,
+    SweptGrid,
+    TargetPrediction,
+)
 from bigtrain.estimate.layout import Group, Layout
 from bigtrain.estimate.memory import MemoryForecast, forecast_memory
 from bigtrain.estimate.network import NETWORKS_GBIT, Interconnect, interconnect
 from bigtrain.estimate.planned import Machines, PlannedLayout, PlannedRun, Price, Wish, amount_of, plan
 from bigtrain.estimate.remedies import Remedy, remedies
 from bigtrain.estimate.run_workload import layout_of, workload_of
+from bigtrain.estimate.scaling_law import (
+    EXPONENTS,
+    FLOPS_PER_PARAMETER_AND_TOKEN,
+    Allocation,
+    Interval,
+    ScalingLaw,
+    TrainedPoint,
+    bootstrap_laws,
+    fit_law,
+    interval,
+)
 from bigtrain.estimate.step_time import Communication, StepForecast, forecast_step
 from bigtrain.estimate.workload import (
     AttentionKernel,
@@ -46,26 +71,35 @@ from bigtrain.estimate.workload import (
 )
 
 __all__ = [
+    "EXPONENTS",
     "FITTED",
+    "FLOPS_PER_PARAMETER_AND_TOKEN",
     "NETWORKS_GBIT",
+    "Allocation",
     "AttentionKernel",
     "AttentionWork",
+    "BackTest",
     "BlockWork",
     "Communication",
     "Compute",
     "Constants",
     "Costs",
+    "Counted",
     "Device",
     "Elementwise",
     "Forecast",
     "Goodput",
     "Group",
     "Interconnect",
+    "Interval",
     "Kept",
+    "LadderResult",
     "Layout",
     "Machines",
     "MemoryForecast",
+    "OptimalSize",
     "Pass",
+    "PendingLadder",
     "PlannedLayout",
     "PlannedRun",
     "Price",
@@ -73,18 +107,29 @@ __all__ = [
     "Remedy",
     "RunForecast",
     "RunPlan",
+    "RungResult",
+    "ScalingLaw",
     "StateBytes",
     "StepForecast",
+    "SweepPoint",
+    "SweepResult",
+    "SweptGrid",
+    "TargetPrediction",
+    "TrainedPoint",
     "Wish",
     "Workload",
     "amount_of",
+    "bootstrap_laws",
     "device",
     "device_names",
     "expected_goodput",
+    "fit_law",
     "forecast",
     "forecast_memory",
     "forecast_step",
     "interconnect",
+    "interval",
+    "known_device",
     "layout_of",
     "optimal_interval",
     "plan",

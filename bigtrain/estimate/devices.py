@@ -93,8 +93,7 @@ def device(name: str, datasheets: Path | None = None) -> Device:
     Raises:
         BigtrainError: there is no such device, or the file is not a list of datasheets.
     """
-    own = datasheets or (Path(named) if (named := text_of(OWN_DATASHEETS)) else None)
-    known = _known() | (_named(own) if own else {})
+    known = _all(datasheets)
     found = known.get(_normalised(name))
     if found is None:
         nearest = difflib.get_close_matches(_normalised(name), known, n=3, cutoff=0.4)
@@ -106,6 +105,15 @@ def device(name: str, datasheets: Path | None = None) -> Device:
             fix="take one of these, or give a datasheet in YAML with the keys of bigtrain/estimate/devices.yaml",
         )
     return found
+
+
+def known_device(name: str) -> Device | None:
+    """Return a device by its name or an alias; None where its datasheet is not known.
+
+    Raises:
+        BigtrainError: the file that BIGTRAIN_DATASHEETS names holds no datasheets.
+    """
+    return _all(None).get(_normalised(name))
 
 
 def device_names() -> list[str]:
@@ -178,6 +186,11 @@ def _normalised(name: str) -> str:
 
 def _named(file: Path) -> dict[str, Device]:
     return {_normalised(name): found for found in read_datasheets(file) for name in (found.name, *found.aliases)}
+
+
+def _all(datasheets: Path | None) -> dict[str, Device]:
+    own = datasheets or (Path(named) if (named := text_of(OWN_DATASHEETS)) else None)
+    return _known() | (_named(own) if own else {})
 
 
 @cache

@@ -13,12 +13,13 @@ computed, and the largest is the answer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from bigtrain.estimate.constants import FITTED, Constants
 from bigtrain.estimate.devices import Device
 from bigtrain.estimate.layout import Layout
-from bigtrain.estimate.workload import BlockWork, Workload, kept_bytes
+from bigtrain.estimate.workload import STAYS, BlockWork, Kept, Workload
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     master = states.master * updated
     moments = states.moments * updated
     gradients = states.gradients * _divided(layout, 2, dense, experts)
-    if layout.zero_stage == 2:  # a rank holds whole gradients of those parameters of which it updates a part
-        gradients = max(gradients, min(parameters, work.largest_parameter / layout.tensor) * states.gradients)
     if layout.zero_stage == 1:
         gradients += states.gradients_of_last * parameters
+    if layout.zero_stage == 2:  # a rank holds whole gradients of those parameters of which it updates a part
+        gradients = max(gradients, states.gradients * min(parameters, work.largest_parameter / layout.tensor))
     if layout.zero_stage == 3 and layout.zero_hpz > 1:
         weights += states.gathered * parameters / layout.zero_hpz
     if layout.offload_optimizer:
@@ -110,16 +111,24 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
         weights = 0.0
 
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    blocks = stage_blocks(work, layout)
-    kept = (sum(_kept(block, layout) * number for block, number in blocks) + work.ends_kept) * tokens
-    kept *= micro_batches_in_flight(layout, stage)
-    whole_block = max(_block_bytes(block, layout) for block in work.blocks) * tokens
+    kept = sum(_kept_of_block(block, layout, tokens) * number for block, number in stage_blocks(work, layout))
     recomputes = layout.recomputation not in ("none", "scores")
+    last = stage == layout.pipeline - 1
+    if last:
+        kept += _kept(work.kept_after, layout, tokens, "none")
+    if stage == 0:
+        kept += _kept(work.kept_before, layout, tokens, "none")
+        kept += _kept(work.kept_before, layout, tokens, "offloaded") if recomputes else 0.0
+    kept *= micro_batches_in_flight(layout, stage)
+    whole_block = max(_kept(block.kept, layout, tokens, "none") for block in work.blocks)
     recomputed = whole_block * (recomputes + constants.backward_copies)
-    logits = _logits(work, layout, tokens) if stage == layout.pipeline - 1 else 0.0
+    logits = loss = 0.0
+    if last:
+        logits = _logits(work, layout, tokens)
+        loss = _kept(work.kept_by_head, layout, tokens, "none")
     buffers = _buffers(work, layout, parameters)
 
-    backward = kept + max(recomputed, logits)
+    backward = kept + loss + max(recomputed, logits)
     step = states.step_copies * (0.0 if layout.offload_optimizer else updated)
     moving = buffers + max(backward, step)
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.replicas))
@@ -130,7 +139,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
         moments=moments,
         activations_kept=kept,
         activations_recomputed=recomputed if recomputed >= logits else 0.0,
-        logits_and_loss=logits if logits > recomputed else 0.0,
+        logits_and_loss=loss + (logits if logits > recomputed else 0.0),
         collective_buffers=buffers,
         optimizer_step=max(0.0, step - backward),
         fragmentation=constants.fragmentation * moving,
@@ -151,18 +160,19 @@ def stage_parameters(work: Workload, layout: Layout, stage: int) -> tuple[float,
     """Parameters that a rank of a stage computes with: those of experts apart, which expert parallelism divides."""
     dense = experts = 0.0
     for block, number in stage_blocks(work, layout):
+        own = number * block.own_share
         for product in block.products:
             parts = 1 if product.divided == "no" else layout.tensor
             if product.experts > 1:
-                experts += number * product.parameters / parts / layout.expert
+                experts += own * product.parameters / parts / layout.expert
             else:
-                dense += number * product.parameters / parts
-        dense += number * block.other_parameters
+                dense += own * product.parameters / parts
+        dense += own * block.other_parameters
     last = layout.pipeline - 1
     if stage == 0:
         dense += work.embedding_parameters / layout.tensor
     if stage == last:
-        dense += work.head_parameters / layout.tensor
+        dense += work.head_parameters / layout.tensor + work.end_parameters
         if work.tied and last > 0 and work.head is not None:
             dense += work.head.parameters / layout.tensor
     return dense, experts
@@ -183,21 +193,27 @@ def _divided(layout: Layout, stage: int, dense: float, experts: float) -> float:
     return dense / parts + experts / max(1.0, parts / layout.expert)
 
 
-def _per_token(divided: float, whole: float, layout: Layout) -> float:
-    return divided / layout.tensor + whole / (layout.tensor if layout.tensor_shares_tokens else 1)
+def _per_token(size: float, divided: bool, layout: Layout) -> float:
+    return size / (layout.tensor if divided or layout.tensor_shares_tokens else 1)
 
 
-def _block_bytes(block: BlockWork, layout: Layout) -> float:
-    return _per_token(*kept_bytes(block.kept, "none"), layout)
+def _kept(kept: Iterable[Kept], layout: Layout, tokens: float, recomputation: str) -> float:
+    """Bytes on a rank of those tensors that a mode of recomputation keeps."""
+    stays = STAYS[recomputation]
+    return sum(
+        _per_token(each.bytes_per_token * tokens, each.divided, layout) + each.fixed_bytes
+        for each in kept
+        if each.made_by in stays
+    )
 
 
-def _kept(block: BlockWork, layout: Layout) -> float:
-    """Bytes of a token that a block keeps until its backward pass."""
-    least = _per_token(*kept_bytes(block.kept, layout.recomputation), layout)
+def _kept_of_block(block: BlockWork, layout: Layout, tokens: float) -> float:
+    """Bytes that a block keeps until its backward pass."""
+    least = _kept(block.kept, layout, tokens, layout.recomputation)
     if layout.recomputation == "selective":
-        always = _per_token(*kept_bytes(block.kept, "attention"), layout)
+        always = _kept(block.kept, layout, tokens, "attention")
         return always + layout.kept_products * (least - always)
-    return least + (1 - layout.recomputed_blocks) * (_block_bytes(block, layout) - least)
+    return least + (1 - layout.recomputed_blocks) * (_kept(block.kept, layout, tokens, "none") - least)
 
 
 def _logits(work: Workload, layout: Layout, tokens: float) -> float:
@@ -205,8 +221,8 @@ def _logits(work: Workload, layout: Layout, tokens: float) -> float:
         return 0.0
     at_a_time = min(tokens, work.logits_tokens or tokens)
     parts = layout.tensor if work.logits_divided else 1
-    logits = at_a_time * work.head.outputs * min(work.head.per_token, 1.0) * work.logits_bytes
-    return (logits + work.loss_bytes) / parts + tokens * work.loss_kept
+    logits = at_a_time * work.head.outputs * work.head.per_token * work.logits_bytes
+    return (logits + work.loss_workspace) / parts
 
 
 def _buffers(work: Workload, layout: Layout, parameters: float) -> float:

@@ -79,9 +79,13 @@ class Interconnect:
             return 0.0
         return self._seconds(size, size, group, 1.0, constants)
 
-    def slower(self, times: float) -> Interconnect:
-        """The same with so many times less bandwidth."""
-        return replace(self, link_gbs=self.link_gbs / times, network_gbs=self.network_gbs / times)
+    def shared(self, contention: float) -> Interconnect:
+        """The same as a step finds it, which shares the network with itself and others.
+
+        Args:
+            contention: how many times less bandwidth is left between nodes.
+        """
+        return replace(self, network_gbs=self.network_gbs / contention)
 
     def bus_bandwidth(self, group: Group, constants: Constants = FITTED) -> float:
         """Bytes per second that each rank sends in a ring of large messages, which `nccl-tests` call bus bandwidth."""

@@ -18,7 +18,7 @@ from bigtrain.estimate.devices import Device, device
 from bigtrain.estimate.forecast import Forecast, RunPlan, forecast, with_run
 from bigtrain.estimate.network import Interconnect, interconnect
 from bigtrain.estimate.run_workload import layout_of, workload_of
-from bigtrain.estimate.search import Candidate, Search, search, what_would_fit
+from bigtrain.estimate.search import Candidate, LayoutSearch, search, what_would_fit
 
 MOST_GPUS = 65_536
 CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
@@ -305,7 +305,9 @@ def plan(
     )
 
 
-def _search(settings: Settings, machines: Machines, accepts: Callable[[Sequence[str]], bool], count: int = 5) -> Search:
+def _search(
+    settings: Settings, machines: Machines, accepts: Callable[[Sequence[str]], bool], count: int = 5
+) -> LayoutSearch:
     return search(settings, machines.gpus, machines.device, machines.connected, count=count, accepts=accepts)
 
 

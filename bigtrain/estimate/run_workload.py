@@ -8,7 +8,8 @@ What is said here of bytes is what `bigtrain/engine/deepspeed_config.py` and `bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 from bigtrain.config import EngineSettings, Settings, divide_work
@@ -18,6 +19,7 @@ from bigtrain.estimate.workload import (
     AttentionWork,
     BlockWork,
     Kept,
+    MadeBy,
     Pass,
     Product,
     StateBytes,
@@ -25,7 +27,6 @@ from bigtrain.estimate.workload import (
 )
 from bigtrain.model import (
     AttentionShape,
-    BlockActivations,
     BlockShape,
     Computation,
     KeptTensor,
@@ -33,9 +34,9 @@ from bigtrain.model import (
     ModelShapes,
     ParameterShape,
     activations,
-    chunk_rows,
     loss_memory,
     model_shapes,
+    most_rows,
 )
 from bigtrain.objective import row_lengths
 
@@ -45,12 +46,12 @@ NEWTON_SCHULZ_STEPS = 5
 """Iterations that orthogonalise an update of Muon (Jordan et al., 2024)."""
 
 
-def workload_of(settings: Settings, device: Literal["cpu", "cuda"] = "cuda") -> Workload:
+def workload_of(settings: Settings, kernels: Literal["cuda", "cpu"] = "cuda") -> Workload:
     """What a run asks of its devices, for one token of its data.
 
     Args:
         settings: of the run; its engine says in what it computes, but not over how many ranks.
-        device: what it runs on: kernels, and so what they keep, differ.
+        kernels: whose attention and norms are meant: they differ in what they keep for the backward pass.
     """
     shapes = model_shapes(settings.model, settings.adapter)
     length, encoder_length = row_lengths(
@@ -65,17 +66,11 @@ def workload_of(settings: Settings, device: Literal["cpu", "cuda"] = "cuda") -> 
     head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
     others = tuple(_product(each, reading) for each in products if each is not head)
-    engine, model = settings.engine, settings.model
-    attention = "auto" if engine.attn_implementation == "reference" else engine.attn_implementation
-    computation = Computation(
-        device, engine.precision, attention, length=length, read_length=encoder_length or length,
-        sequence_parallel=engine.sequence_parallel_size > 1,
-    )  # fmt: skip
-    kept = activations(shapes, computation)
-    blocks = _equal_blocks(shapes, kept, reading, wide)
-    head_learns = any(each.what.endswith("gradient_of_weight") for each in kept.head)
-    loss = loss_memory(model, computation, settings.data.sequence_length, learns=head_learns)
-    logit_bytes = loss.bytes_per_logit
+    computation = _computation(settings, kernels, length, encoder_length or length)
+    made = activations(shapes, computation)
+    learns = head is not None and head.learns
+    loss = loss_memory(settings.model, computation, settings.data.sequence_length, learns=learns)
+    blocks = _equal_blocks(shapes, made, reading, wide)
     return Workload(
         blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
         embedding_parameters=sum(each.numel for each in looked_up) + (head.numel if tied and head else 0),
@@ -87,13 +82,17 @@ def workload_of(settings: Settings, device: Literal["cpu", "cuda"] = "cuda") -> 
         compute="fp8" if settings.engine.float8 else settings.engine.precision,
         attention_kernel=_kernel(settings.engine),
         elementwise="compiled" if settings.engine.compile else "fused_norms",
-        logits_bytes=float(logit_bytes),
-        logits_tokens=chunk_rows(device, 1 << 40, model.vocab_size, model.head_input_width, logit_bytes or 1),
-        loss_bytes=loss.workspace + sum(each.bytes(0) for each in kept.head if each.tokens is None),
-        loss_kept=sum(map(reading.bytes, kept.head)),
-        ends_kept=sum(map(reading.bytes, (*kept.before, *kept.after))),
-        largest_parameter=max(each.numel for each in shapes.parameters if each.learns),
+        kept_before=(
+            *(reading.kept(each, "cheap") for each in made.before),
+            *(reading.kept(each, "beside") for each in made.context),
+        ),
+        kept_after=tuple(reading.kept(each, "cheap") for each in made.after),
+        kept_by_head=tuple(reading.kept(each, "cheap") for each in made.head),
+        logits_bytes=float(loss.bytes_per_logit),
+        logits_tokens=most_rows(computation.device, settings.model, loss.bytes_per_logit),
+        loss_workspace=loss.workspace,
         held_whole=sum(each.numel for each in shapes.parameters if each.numel <= HELD_WHOLE),
+        largest_parameter=max(each.numel for each in shapes.parameters if each.learns),
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
     )
 
@@ -146,12 +145,12 @@ class _Reading:
         """How often a matrix multiplies a token of the data."""
         return self.share * parameter.uses.per_token(read=self.read, labelled=self.labelled)
 
-    def bytes(self, tensor: KeptTensor) -> float:
-        """Bytes of a kept tensor for a token of the data; 0 where its size does not depend on tokens."""
+    def kept(self, tensor: KeptTensor, made_by: MadeBy, blocks: int = 1) -> Kept:
+        """A tensor that waits for the backward pass, as a part of so many blocks."""
         if tensor.tokens is None:
-            return 0.0
-        tokens = tensor.tokens.per_token(read=self.read, labelled=self.labelled)
-        return self.share * tensor.width * tensor.itemsize * tokens
+            return Kept(tensor.what, 0.0, tensor.divided, made_by, tensor.bytes(0) / blocks)
+        size = tensor.bytes(self.share, read=self.share * self.read, labelled=self.share * self.labelled)
+        return Kept(tensor.what, size / blocks, tensor.divided, made_by)
 
     def attention(self, shape: AttentionShape) -> AttentionWork:
         """An attention, its keys scaled by how many queries a token of the data has."""
@@ -165,19 +164,21 @@ class _Reading:
         )
 
 
-def _equal_blocks(shapes: ModelShapes, kept: ModelActivations, reading: _Reading, wide: int) -> list[BlockWork]:
+def _equal_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading, wide: int) -> list[BlockWork]:
     """The blocks that run, equal ones together, and how often each runs; parameters of a shared block count once."""
-    counts: dict[BlockShape, int] = {}
-    last: dict[BlockShape, BlockActivations] = {}  # the first one of a frozen model keeps less
-    for block, own in zip(shapes.blocks, kept.blocks, strict=True):
-        counts[block] = counts.get(block, 0) + 1
-        last[block] = own
-    hidden = shapes.settings.hidden_size
-    return [_block(block, last[block], count, reading, wide, hidden) for block, count in counts.items()]
+    kept = _kept_of_blocks(shapes, made, reading)
+    distinct = Counter(dict(zip(shapes.block_names, shapes.blocks, strict=True)).values())
+    return [
+        replace(
+            _block(block, count, tuple(kept[block]), reading, wide, shapes.settings.hidden_size),
+            distinct=distinct[block],
+        )
+        for block, count in Counter(shapes.blocks).items()
+    ]
 
 
 def _block(
-    block: BlockShape, kept: BlockActivations, count: int, reading: _Reading, wide: int, hidden: int
+    block: BlockShape, count: int, kept: tuple[Kept, ...], reading: _Reading, wide: int, hidden: int
 ) -> BlockWork:
     products = tuple(_product(each, reading) for each in block.products)
     return BlockWork(
@@ -185,7 +186,7 @@ def _block(
         products=products,
         attention=tuple(reading.attention(each) for each in block.attentions),
         other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
-        kept=tuple(_kept(kept, reading)),
+        kept=kept,
         passes=tuple(_passes(block, products, reading, wide, hidden)),
     )
 
@@ -203,16 +204,25 @@ def _product(parameter: ParameterShape, reading: _Reading) -> Product:
     )
 
 
-def _kept(block: BlockActivations, reading: _Reading) -> Iterator[Kept]:
-    """What autograd keeps of a block, by which recomputation leaves it."""
-    needed, results = ({each.what: each for each in part} for part in (block.needed, block.results))
-    for what, each in {block.input.what: block.input, **needed, **results}.items():
-        made_by: Literal["input", "product", "attention", "unneeded", "cheap"] = "cheap"
-        if what == block.input.what:
-            made_by = "input"
-        elif what in results:
-            made_by = "attention" if each.made_by == "attention" else "product" if what in needed else "unneeded"
-        yield Kept(what, reading.bytes(each), each.divided, made_by)
+def _kept_of_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading) -> dict[BlockShape, list[Kept]]:
+    """What a block of each shape keeps, on average over the blocks of that shape. A tensor is kept once."""
+    tensors: dict[BlockShape, list[Kept]] = {}
+    numbers = Counter(shapes.blocks)
+    seen = {each.what for each in made.before}
+    for shape, block in zip(shapes.blocks, made.blocks, strict=True):
+        needed = {each.what: each for each in block.needed if each.what not in seen}
+        seen |= needed.keys()
+        entered, results = block.input.what, {each.what: each for each in block.results}
+        again = {each.what: each for each in block.beside}
+        found: list[tuple[KeptTensor, MadeBy]] = []
+        for name, each in needed.items():
+            found.append((each, "input" if name == entered else results[name].made_by if name in results else "cheap"))
+        if entered not in needed:
+            found.append((block.input, "entry"))
+        found += [(each, "beside") for name, each in again.items() if name not in needed]
+        found += [(each, "result") for name, each in results.items() if name not in needed and name != entered]
+        tensors.setdefault(shape, []).extend(reading.kept(each, made_by, numbers[shape]) for each, made_by in found)
+    return tensors
 
 
 def _passes(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Pass]:
@@ -262,6 +272,19 @@ def _muon_flops(shapes: ModelShapes) -> float:
             short, long = sorted((each.inputs, each.outputs))
             total += each.experts * NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3)
     return total / shapes.count
+
+
+def _computation(settings: Settings, kernels: Literal["cuda", "cpu"], length: int, encoder_length: int) -> Computation:
+    engine = settings.engine
+    back_end = engine.attn_implementation
+    return Computation(
+        device=kernels,
+        precision=engine.precision,
+        attention="sdpa" if back_end == "reference" else back_end,
+        length=length,
+        read_length=encoder_length,
+        sequence_parallel=engine.sequence_parallel_size > 1,
+    )
 
 
 def _kernel(engine: EngineSettings) -> AttentionKernel:

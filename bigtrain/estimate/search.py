@@ -46,7 +46,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Search:
+class LayoutSearch:
     """What a search found."""
 
     tried: int
@@ -70,7 +70,7 @@ def search(
     run: RunPlan | None = None,
     count: int = 5,
     accepts: Callable[[Sequence[str]], bool] = lambda arguments: True,
-) -> Search:
+) -> LayoutSearch:
     """Find the fastest layouts.
 
     Args:
@@ -82,13 +82,13 @@ def search(
         count: how many layouts to return.
         accepts: whether the settings allow these overrides; asked from the fastest on, until `count` are found.
     """
-    works: dict[bool, Workload] = {}  # of what a search changes, it depends on whether ZeRO divides anything
+    works: dict[tuple[bool, bool], Workload] = {}  # of what a search changes, a workload depends on these two
     found = []
     for overrides, changed in layouts(settings, devices, connected.node_size):
-        divides = changed.engine.zero_stage > 0
-        if divides not in works:
-            works[divides] = workload_of(changed)
-        made = forecast(works[divides], layout_of(changed, devices), device, connected, run=run)
+        kind = changed.engine.zero_stage > 0, changed.engine.sequence_parallel_size > 1
+        if kind not in works:
+            works[kind] = workload_of(changed)
+        made = forecast(works[kind], layout_of(changed, devices), device, connected, run=run)
         found.append(Candidate(overrides, made))
     fitting = sorted(
         (each for each in found if each.forecast.fits),
@@ -104,7 +104,7 @@ def search(
         if len(best) == count:
             break
     closest = max(found, key=lambda each: each.forecast.memory_left, default=None) if not fitting else None
-    return Search(len(found), len(fitting), refused, best, closest)
+    return LayoutSearch(len(found), len(fitting), refused, best, closest)
 
 
 def layouts(settings: Settings, devices: int, node_size: int) -> Iterator[tuple[Overrides, Settings]]:

@@ -19,6 +19,8 @@ from bigtrain.estimate.memory import stage_blocks, stage_parameters
 from bigtrain.estimate.network import Interconnect
 from bigtrain.estimate.workload import AttentionWork, BlockWork, Elementwise, Pass, Product, Workload
 
+CAST_BYTES = 6
+"""Of a number in 16 bits: read for the scale, read again, and written in 8 bits and transposed."""
 ALIGNED = 64
 """Widths that are multiples of this are read in whole cache lines by all kernels."""
 TILE = (128, 256)
@@ -162,9 +164,16 @@ class _Clock:
         local = product.experts / self.layout.expert if product.experts > 1 else 1.0
         rows *= self.layout.expert if product.experts > 1 else 1
         if not backward:
-            return local * self.matmul(rows, inputs, outputs, precision)
+            once_a_step = inputs * outputs / self.layout.accumulation_steps
+            casting = self.casting(rows * inputs + once_a_step, precision)
+            return local * (self.matmul(rows, inputs, outputs, precision) + casting)
         of_weights = self.matmul(inputs, rows, outputs, precision) if product.learns else 0.0
-        return local * (self.matmul(rows, outputs, inputs, precision) + of_weights)
+        casting = self.casting(rows * outputs, precision)
+        return local * (self.matmul(rows, outputs, inputs, precision) + of_weights + casting)
+
+    def casting(self, numbers: float, precision: str) -> float:
+        """Seconds to bring numbers from 16 bits to 8 or 4, as they are and transposed."""
+        return CAST_BYTES * numbers / self.bandwidth if precision in ("fp8", "fp4") else 0.0
 
     def matmul(self, rows: float, depth: float, columns: float, precision: str) -> float:
         """Seconds of a product of (rows, depth) and (depth, columns): the slower of computing and of reading it."""
@@ -251,7 +260,7 @@ def forecast_step(
     clock = _Clock(work, layout, device, constants)
     steps = layout.accumulation_steps
     forward, backward, again = _Seconds(), _Seconds(), _Seconds()
-    connected = connected.slower(constants.waiting)
+    connected = connected.shared(constants.contention)
     for block, number in stage_blocks(work, layout):
         forward += clock.block(block, backward=False) * number
         backward += clock.block(block, backward=True) * number
@@ -341,6 +350,7 @@ def _tensor(work: Workload, layout: Layout, connected: Interconnect, constants: 
     each = connected.all_reduce(size, group, constants)
     if layout.tensor_shares_tokens:
         each = connected.all_gather(size, group, constants) + connected.reduce_scatter(size, group, constants)
+    each += constants.skew
     number = sum(number for _, number in stage_blocks(work, layout))
     collective = "all_gather + reduce_scatter" if layout.tensor_shares_tokens else "all_reduce"
     total = each * 2 * number * _passes_over_blocks(layout)
@@ -364,7 +374,7 @@ def _context(work: Workload, layout: Layout, connected: Interconnect, constants:
                 one += connected.all_to_all(query, group, constants)
             else:
                 one = connected.all_gather(both * group.size, group, constants)
-            total += number * one
+            total += number * (one + constants.skew)
     name = "all_to_all" if layout.context_exchange == "all_to_all" else "ring"
     hidden = 0.0 if layout.context_exchange == "all_to_all" else constants.tensor_overlap
     total *= _passes_over_blocks(layout)
@@ -382,7 +392,7 @@ def _experts(work: Workload, layout: Layout, connected: Interconnect, constants:
         for product in block.products:
             if product.experts > 1 and product.divided == "outputs":
                 size = 2.0 * tokens * product.per_token * product.inputs
-                total += number * 2 * connected.all_to_all(size, group, constants)
+                total += number * 2 * (connected.all_to_all(size, group, constants) + constants.skew)
     total *= _passes_over_blocks(layout)
     return [Communication("experts", "all_to_all", _link(group), total, 0.0)]
 
@@ -394,7 +404,7 @@ def _pipeline(work: Workload, layout: Layout, connected: Interconnect, constants
         return []
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
     size = 2.0 * tokens * work.hidden / layout.tensor  # each rank sends its part (Narayanan et al., 2021, 4.1)
-    one = connected.send(size, group, constants)
+    one = connected.send(size, group, constants) + constants.skew
     number = 2 * layout.virtual_stages * (layout.accumulation_steps + layout.pipeline - 1)
     return [Communication("pipeline", "send", _link(group), one * number, 0.0)]
 

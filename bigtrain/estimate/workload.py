@@ -9,7 +9,6 @@ and tries thousands of layouts with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,6 +21,8 @@ normalises them. `unfused`: a kernel for each of these."""
 Elementwise = Literal["compiled", "fused", "fused_norms", "eager"]
 """Norms, activations, rotations and sums: fused by torch.compile, by kernels made for each of them, by kernels for
 norms alone, or one kernel for each operation."""
+MadeBy = Literal["input", "entry", "product", "attention", "cheap", "scores", "result", "beside"]
+"""Where a kept tensor is from; `Kept` says what each means."""
 Compute = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
 
 
@@ -73,10 +74,13 @@ class Kept:
     bytes_per_token: float
     divided: bool
     """Whether tensor parallelism divides it. What it does not divide, sharing tokens outside of matrices does."""
-    made_by: Literal["input", "product", "attention", "unneeded", "cheap", "scores"]
-    """`input`: of a block, which every recomputation keeps. `product`: of a matrix product. `attention`: of a kernel of
-    attention. `unneeded`: of a product too, kept by selective recomputation alone. `cheap`: norms, activation functions
-    and sums. `scores`: of attention that writes them to memory."""
+    made_by: MadeBy
+    """`input`: of a block, which every recomputation keeps. `entry`: the same where only recomputation needs it.
+    `product`: of a matrix product. `attention`: of a kernel of attention or a recurrence. `cheap`: norms, activation
+    functions and sums. `scores`: of attention that writes them to memory. `result`: of a product, which only selective
+    recomputation keeps. `beside`: what only recomputation needs beside the input."""
+    fixed_bytes: float = 0.0
+    """Bytes beside these, whatever the number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,13 @@ class BlockWork:
     """Norms and biases, which no parallel layout but ZeRO divides."""
     kept: tuple[Kept, ...] = ()
     passes: tuple[Pass, ...] = ()
+    distinct: int | None = None
+    """Blocks with weights of their own, where several layers share some. Default: all."""
+
+    @property
+    def own_share(self) -> float:
+        """Blocks with weights of their own, as a share of those that run."""
+        return 1.0 if self.distinct is None else self.distinct / self.count
 
     @cached_property
     def parameters(self) -> int:
@@ -142,6 +153,7 @@ class Workload:
     """A model, its sequences, and in what and by which kernels it is computed."""
 
     blocks: tuple[BlockWork, ...]
+    """In the order in which they run; equal ones once."""
     embedding_parameters: int
     hidden: int
     head: Product | None
@@ -159,18 +171,22 @@ class Workload:
     """Bytes for each logit at the peak: the logits, in float32, their gradient."""
     logits_tokens: int | None = None
     """Tokens whose logits are in memory at a time. Default: all of a micro-batch."""
-    loss_bytes: float = 0.0
-    """Bytes beside the logits at the peak: the gradient of the head's weight, and a part of it before it is added."""
-    loss_kept: float = 0.0
-    """Bytes of a token that the head keeps, such as the gradient of the last states."""
-    ends_kept: float = 0.0
-    """Bytes of a token that stay until the backward pass outside of blocks, whatever is recomputed."""
-    held_whole: int = 0
-    """Parameters so small that stage 3 leaves them whole on every rank."""
-    largest_parameter: int = 0
-    """Numbers in the largest parameter that learns: stage 2 does not cut its gradient."""
     logits_divided: bool = True
     """Whether tensor parallelism divides the logits too, and not only the head."""
+    kept_before: tuple[Kept, ...] = ()
+    """What waits for the backward pass of what comes before the first block."""
+    kept_after: tuple[Kept, ...] = ()
+    """The same of what comes after the last block."""
+    kept_by_head: tuple[Kept, ...] = ()
+    """The same of the head and the loss, such as the gradient of the head's weight; logits are counted apart."""
+    loss_workspace: float = 0.0
+    """Bytes beside the logits at the peak: what the gradient of the head's weight takes before it is added up."""
+    held_whole: int = 0
+    """Numbers in parameters so small that stage 3 leaves them whole on every rank."""
+    largest_parameter: int = 0
+    """Numbers in the largest parameter that learns: stage 2 does not cut its gradient."""
+    end_parameters: int = 0
+    """Parameters after the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
@@ -187,12 +203,12 @@ class Workload:
     @cached_property
     def block_parameters(self) -> int:
         """Parameters of all blocks."""
-        return sum(block.count * block.parameters for block in self.blocks)
+        return sum(round(block.count * block.own_share) * block.parameters for block in self.blocks)
 
     @cached_property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
-        return self.block_parameters + self.embedding_parameters + self.head_parameters
+        return self.block_parameters + self.embedding_parameters + self.head_parameters + self.end_parameters
 
     @cached_property
     def expert_parameters(self) -> int:
@@ -329,6 +345,7 @@ def transformer(
     return Workload(
         blocks=(block,),
         embedding_parameters=vocabulary * hidden + positions * hidden,
+        end_parameters=hidden if rms_norms or not biases else 2 * hidden,
         hidden=hidden,
         head=Product("head", hidden, vocabulary, divided="outputs"),
         tied=tied,
@@ -343,26 +360,13 @@ def transformer(
     )
 
 
-def kept_bytes(kept: Sequence[Kept], recomputation: str) -> tuple[float, float]:
-    """Bytes of a token that stay until the backward pass: those that tensor parallelism divides, and the others.
-
-    Args:
-        kept: of a block, without recomputation.
-        recomputation: `none`, `scores` (Megatron's selective one), `selective`, `attention` (the same without products)
-            or `full`.
-    """
-    stay = _STAY[recomputation]
-    divided = sum(each.bytes_per_token for each in kept if each.divided and each.made_by in stay)
-    whole = sum(each.bytes_per_token for each in kept if not each.divided and each.made_by in stay)
-    return divided, whole
-
-
-_STAY = {
-    "none": {"input", "product", "attention", "cheap", "scores"},
-    "scores": {"input", "product", "attention", "cheap"},
-    "selective": {"input", "product", "attention", "unneeded"},
-    "attention": {"input", "attention"},
-    "full": {"input"},
-    "offloaded": set[str](),
+STAYS = {
+    "none": frozenset({"input", "product", "attention", "cheap", "scores"}),
+    "scores": frozenset({"input", "product", "attention", "cheap"}),
+    "selective": frozenset({"input", "entry", "product", "attention", "result", "beside"}),
+    "attention": frozenset({"input", "entry", "attention", "beside"}),
+    "full": frozenset({"input", "entry", "beside"}),
+    "offloaded": frozenset({"beside"}),
 }
-"""What is kept of a block, by engine.activation_checkpointing."""
+"""What is kept of a block, by engine.activation_checkpointing. `scores` is Megatron's selective recomputation,
+`attention` ours under a budget that keeps no products."""

@@ -55,7 +55,7 @@ from bigtrain.model.adapter_parts import (
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters
 from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, activations
 from bigtrain.model.shapes.computation import Computation
-from bigtrain.model.shapes.loss_memory import LossMemory, chunk_rows, loss_memory
+from bigtrain.model.shapes.loss_memory import LossMemory, loss_memory, most_rows
 from bigtrain.model.shapes.model_shapes import AttentionShape, BlockShape, ModelShapes, flops_per_token, model_shapes
 from bigtrain.model.shapes.parameters import ParameterShape, Uses
 from bigtrain.model.shapes.tape import KeptTensor
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from bigtrain.model.language_model import LanguageModel
     from bigtrain.model.layers.adapted import row_lengths
     from bigtrain.model.layers.rotary import attention_factor, effective_theta, original_context, rotary_frequencies
+    from bigtrain.model.loss.soft_labels import Likeliest, likeliest
     from bigtrain.model.recurrent import Recurrent
     from bigtrain.model.recurrent_encoder_decoder import RecurrentEncoderDecoder
     from bigtrain.model.sampling import Sampling
@@ -115,6 +116,7 @@ __all__ = [
     "Ended",
     "KeptTensor",
     "LanguageModel",
+    "Likeliest",
     "LossMemory",
     "Merged",
     "ModelActivations",
@@ -131,7 +133,6 @@ __all__ = [
     "attention_factor",
     "block_of",
     "build_model",
-    "chunk_rows",
     "count_active_parameters",
     "count_learning_parameters",
     "count_parameters",
@@ -147,9 +148,11 @@ __all__ = [
     "keep_of_rows",
     "keep_of_tensor",
     "lacking_for_cpu_kernels",
+    "likeliest",
     "linear_layers",
     "loss_memory",
     "model_shapes",
+    "most_rows",
     "original_context",
     "product_dtype",
     "quantised",

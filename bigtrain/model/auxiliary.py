@@ -8,7 +8,7 @@ Each is a sum over tokens, as the loss is, so that the objective does not depend
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -48,8 +48,8 @@ class Auxiliary:
     def join(
         self,
         loss: Tensor,
-        reports: list[RouterReport],
-        ahead: list[Tensor],
+        reports: Sequence[RouterReport],
+        ahead: Sequence[Tensor],
         further: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """The loss with all of their gradients.
@@ -66,7 +66,7 @@ class Auxiliary:
             losses["router_z_loss"] = torch.stack([report.z_loss for report in reports]).sum()
             self._loads.append(torch.stack([report.loads for report in reports]))
         if ahead:
-            losses["mtp_loss"] = torch.stack(ahead).mean()
+            losses["mtp_loss"] = torch.stack(tuple(ahead)).mean()
         for name, value in losses.items():
             extra = self._coefficients[name] * value
             loss = loss + (extra - extra.detach())

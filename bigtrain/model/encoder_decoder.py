@@ -8,6 +8,8 @@ Packed: the n-th document of the decoder attends to the n-th of the encoder, and
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,8 @@ class EncoderDecoder(Transformer):
         )
         dropout = self.dropout_keys(row_keys, input_ids)
         hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, encoded=encoded, dropout=dropout)
-        return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        loss = self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        return loss if each_token else self._learned(loss, hidden, labels)
 
     def logits(  # type: ignore[override]  # it needs the encoder's tokens, too
         self,
@@ -93,6 +96,20 @@ class EncoderDecoder(Transformer):
         encoded = self.encode(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen)
         hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, encoded=encoded)
         return self.head(hidden)
+
+    def label_states(  # type: ignore[override]  # it needs the encoder's tokens, too
+        self,
+        labels: Tensor,
+        *,
+        encoder_input_ids: Tensor,
+        encoder_position_ids: Tensor,
+        encoder_cu_seqlens: Tensor,
+        encoder_max_seqlen: int,
+        **inputs: Any,
+    ) -> Tensor:
+        """See `LanguageModel.label_states`."""
+        encoded = self.encode(encoder_input_ids, encoder_position_ids, encoder_cu_seqlens, encoder_max_seqlen)
+        return super().label_states(labels, encoded=encoded, **inputs)
 
     def encode(
         self,

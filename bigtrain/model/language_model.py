@@ -7,7 +7,7 @@ init_weights, lr_scales, router_moves     what it has learned: parameters, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,12 +19,12 @@ from bigtrain.model.auxiliary import Auxiliary
 from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
 from bigtrain.model.compression.compressed import CompressedLinear
-from bigtrain.model.distillation import Distillation
+from bigtrain.model.distillation import Distillation, labelled_positions
 from bigtrain.model.initial_weights import initialize, is_hidden_matrix
 from bigtrain.model.layer_depth import layers_to_head
 from bigtrain.model.layers.dropout import DropoutKeys
 from bigtrain.model.layers.embedding import OutputHead, TokenEmbedding
-from bigtrain.model.layers.router import Router
+from bigtrain.model.layers.router import Router, RouterReport
 from bigtrain.model.layers.task_head import TaskHead
 from bigtrain.model.recurrence.characters import CharacterEmbedding
 from bigtrain.model.recurrence.recurrent_layer import RecurrentLayer
@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
     task_head: TaskHead | None
     auxiliary: Auxiliary
     distillation: Distillation | None
-    """What a model with attention learns from a teacher, where there is one."""
+    """What it learns from a teacher, where there is one."""
     virtual_tokens = 0
     """Virtual tokens that an adapter puts in front of every document."""
     adapter_drops = False
@@ -72,7 +72,7 @@ class LanguageModel(nn.Module):
 
     def learn_from(self, distillation: Distillation) -> None:
         """Learn from a teacher beside the labels."""
-        distillation.watch(cast(nn.ModuleList, self.layers))
+        distillation.watch(self, cast(nn.ModuleList, self.layers))
         self.distillation = distillation
         self.auxiliary.set_coefficients(distillation.coefficients)
 
@@ -95,12 +95,21 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def label_states(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """The last hidden states [n, C] at the labelled positions, in their order, of which the head predicts labels.
+
+        Args:
+            labels: [B, T], -100 where there is none.
+            inputs: what the model reads: those of `forward` but for labels and keys of dropout.
+        """
+        return self._at_labels(self.hidden(**inputs), labels)
+
     def set_token_bytes(self, table: Tensor) -> None:
         """Say which bytes each token has: [V, W] symbols of `BYTE_SYMBOLS`; nothing where they are not read.
 
         They follow from the tokenizer, so checkpoints do not hold them: a model that reads bytes needs them first.
         """
-        for module in self.modules():
+        for _, module in self._own_modules():
             if isinstance(module, CharacterEmbedding):
                 module.token_bytes.copy_(table)
 
@@ -141,7 +150,7 @@ class LanguageModel(nn.Module):
 
     def at_step(self, step: int) -> None:
         """Compute as after so many steps of training: how much compressed layers prune depends on it."""
-        for module in self.modules():
+        for _, module in self._own_modules():
             if isinstance(module, CompressedLinear):
                 module.at_step(step)
 
@@ -153,7 +162,7 @@ class LanguageModel(nn.Module):
 
     def routers(self) -> dict[str, Router]:
         """The routers by name, in the order of their loads in `auxiliary`."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, Router)}
+        return {name: module for name, module in self._own_modules() if isinstance(module, Router)}
 
     def router_moves(self) -> dict[str, list[int]]:
         """The routers' biases as whole numbers of moves, by name, for JSON; empty without biases. Beside the parameters
@@ -176,6 +185,11 @@ class LanguageModel(nn.Module):
                         fix="use the settings that the checkpoint was written with, or another checkpoint",
                     )
                 router.moves.copy_(torch.tensor(moves[name]) if name in moves else torch.tensor(0))
+
+    def _own_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules by name, without those of a teacher."""
+        teachers = set() if self.distillation is None else set(self.distillation.modules())
+        return ((name, module) for name, module in self.named_modules() if module not in teachers)
 
     def _add_head(self) -> None:
         """Register the head: the order of the parameters is part of a run's arithmetic."""
@@ -201,6 +215,35 @@ class LanguageModel(nn.Module):
         if each_token:
             return self.lm_head(hidden, labels, each_token=True)
         return self._summed_loss(hidden, labels)
+
+    def _at_labels(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """[n, C] of the last hidden states those at the labelled positions."""
+        return hidden.flatten(0, -2)[labelled_positions(labels)]
+
+    def _learned(
+        self,
+        loss: Tensor,
+        hidden: Tensor,
+        labels: Tensor,
+        reports: Sequence[RouterReport] = (),
+        ahead: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """The summed loss, in training with the gradients of all that is learned beside it.
+
+        Args:
+            loss: of the labels.
+            hidden: the last hidden states.
+            labels: -100 where there is none.
+            reports: of the routers, in the order of the model's.
+            ahead: the summed losses of the modules of multi-token prediction.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return loss
+        distilled: dict[str, Tensor] = {}
+        if self.distillation is not None:
+            distilled = self.distillation.losses(self.head, self._at_labels(hidden, labels), labels)
+            loss = self.distillation.weighted(loss)
+        return self.auxiliary.join(loss, reports, ahead, distilled)
 
     def _summed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The summed loss of tokens."""

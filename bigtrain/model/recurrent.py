@@ -39,6 +39,7 @@ class Recurrent(LanguageModel):
         self.final_dropout = Dropout(settings.final_dropout, "final")
         self._add_head()
         self.auxiliary = Auxiliary(settings)
+        self.distillation = None
         self._tie()
 
     def forward(
@@ -55,7 +56,8 @@ class Recurrent(LanguageModel):
         """The summed loss of a packed micro-batch: see `Transformer.forward`. Positions are not used."""
         dropout = self.dropout_keys(row_keys, input_ids)
         hidden = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, dropout=dropout)
-        return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        loss = self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        return loss if each_token else self._learned(loss, hidden, labels)
 
     def logits(
         self,

@@ -12,6 +12,7 @@ all steps attend at once. States of the decoder start from those with which the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ class RecurrentEncoderDecoder(LanguageModel):
         self.final_dropout = Dropout(settings.final_dropout, "final")
         self._add_head()
         self.auxiliary = Auxiliary(settings)
+        self.distillation = None
         self._tie()
 
     def forward(
@@ -92,7 +94,8 @@ class RecurrentEncoderDecoder(LanguageModel):
         """The summed loss of a packed micro-batch: see `EncoderDecoder.forward`. Positions are not used."""
         hidden = self._read_and_write(input_ids, cu_seqlens, encoder_input_ids, encoder_cu_seqlens, row_keys)
         dropout = self.dropout_keys(row_keys, input_ids)
-        return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        loss = self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+        return loss if each_token else self._learned(loss, hidden, labels)
 
     def logits(
         self,
@@ -111,6 +114,20 @@ class RecurrentEncoderDecoder(LanguageModel):
         own = of_whole_rows(input_ids) if cu_seqlens is None else cu_seqlens
         read = of_whole_rows(encoder_input_ids) if encoder_cu_seqlens is None else encoder_cu_seqlens
         return self.head(self._read_and_write(input_ids, own, encoder_input_ids, read))
+
+    def label_states(  # type: ignore[override]  # it needs the encoder's tokens, too
+        self,
+        labels: Tensor,
+        *,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        encoder_input_ids: Tensor,
+        encoder_cu_seqlens: Tensor,
+        **inputs: Any,
+    ) -> Tensor:
+        """See `LanguageModel.label_states`. Positions and the longest documents are not used."""
+        hidden = self._read_and_write(input_ids, cu_seqlens, encoder_input_ids, encoder_cu_seqlens)
+        return self._at_labels(hidden, labels)
 
     def _read_and_write(
         self,

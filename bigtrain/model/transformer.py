@@ -222,12 +222,7 @@ class Transformer(BlockStack, LanguageModel):
         if learns:
             ahead, further = self._ahead(x, embedded, labels, context)
             reported = [report for report in reports + further if report is not None]
-            distilled = {}
-            if self.distillation is not None:
-                reads = (input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids)
-                distilled = self.distillation.losses(self.head, hidden, labels, reads)
-                loss = self.distillation.weighted(loss)
-            loss = self.auxiliary.join(loss, reported, ahead, distilled)
+            loss = self._learned(loss, hidden, labels, reported, ahead)
         if example_labels is None:
             return loss
         assert self.sentence_head is not None  # only its objective labels examples

@@ -12,14 +12,16 @@ a block as one sequence, one after the other, so that norms and feed-forward lay
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from bigtrain.base import IGNORE_INDEX
 from bigtrain.config import ModelSettings
 from bigtrain.model.attention.attention_rule import OrderRanks
 from bigtrain.model.cache import Cache, of_whole_rows
 from bigtrain.model.context import Context, Encoded, QueryStream
+from bigtrain.model.distillation import labelled_positions
 from bigtrain.model.execution import Execution
 from bigtrain.model.layers.dropout import DropoutKeys, site_number
 from bigtrain.model.layers.positions import distance_vectors
@@ -70,17 +72,29 @@ class TwoStream(Transformer):
             hidden = self.hidden(
                 input_ids, position_ids, cu_seqlens, max_seqlen, token_type_ids=token_type_ids, dropout=dropout
             )
-            return self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+            loss = self._loss(hidden, labels, cu_seqlens, max_seqlen, dropout, each_token=each_token)
+            return loss if each_token else self._learned(loss, hidden, labels)
         assert order_ranks is not None  # the objective makes them
-        places = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
-        if not len(places):  # one place without a label: every rank uses all parameters
-            places = places.new_zeros(1)
+        places = _places_of(labels)
         hidden = self._streams(input_ids, cu_seqlens, max_seqlen, token_type_ids, order_ranks, places, dropout)
         own = labels.flatten()[places]
         if not each_token:
-            return self._summed_loss(hidden, own)
+            return self._learned(self._summed_loss(hidden, own), hidden, labels)
         losses = self.lm_head(hidden[None], own[None], each_token=True)[0]
         return losses.new_zeros(labels.numel()).index_put((places,), losses).view_as(labels)
+
+    def label_states(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """See `LanguageModel.label_states`. With an order those of the query stream."""
+        if inputs.get("order_ranks") is None:
+            return super().label_states(labels, **inputs)
+        inputs.pop("position_ids")
+        hidden = self._streams(**{"token_type_ids": None, **inputs}, places=_places_of(labels))
+        return self._at_labels(hidden, labels)
+
+    def _at_labels(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        if self.task_head is not None:
+            return super()._at_labels(hidden, labels)
+        return hidden[: len(labelled_positions(labels))]  # the query stream is at the labelled places alone
 
     def hidden(
         self,
@@ -134,6 +148,13 @@ class TwoStream(Transformer):
         x, _ = self.through_layers(self.embed_dropout(x[None], context.dropout), context)
         x = self.normalised(x, context)[0]
         return x if places is None else x[-len(places) :]
+
+
+def _places_of(labels: Tensor) -> Tensor:
+    """[P] where the query stream is: at labelled places. Without any at one place, so that every rank uses all
+    parameters."""
+    places = labelled_positions(labels)
+    return places if len(places) else places.new_zeros(1)
 
 
 def _keys_of_streams(keys: DropoutKeys, places: Tensor | None) -> DropoutKeys:

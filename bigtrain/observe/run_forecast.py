@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bigtrain.base import BigtrainError
 from bigtrain.config import Settings
-from bigtrain.estimate import Forecast, device, forecast, interconnect, layout_of, workload_of
+from bigtrain.estimate import Forecast, forecast, interconnect, known_device, layout_of, workload_of
 from bigtrain.observe.peak_flops import cpu_name
 
 
@@ -18,10 +17,12 @@ def forecast_here(settings: Settings, on: torch.device, *, ranks: int, ranks_per
         on: a device of it. A CPU has a datasheet where BIGTRAIN_DATASHEETS names one.
         ranks: of the run.
         ranks_per_node: of them on a node.
+
+    Raises:
+        BigtrainError: the file that BIGTRAIN_DATASHEETS names holds no datasheets.
     """
-    try:
-        kind = device(torch.cuda.get_device_name(on) if on.type == "cuda" else cpu_name())
-    except BigtrainError:
+    kind = known_device(torch.cuda.get_device_name(on) if on.type == "cuda" else cpu_name())
+    if kind is None:
         return None
     layout = layout_of(settings, ranks)
     return forecast(workload_of(settings), layout, kind, interconnect(kind, node_size=ranks_per_node))

@@ -3,6 +3,7 @@
 report.py, summary.py   read a run directory; the numbers of `bigtrain report`
   |
 report_page.py          the page of a run       funnel_page.py   the page of a data build
+  |                                             ladder_page.py   the page of a ladder of runs
 timeline.py             its time, by class      chart.py         what a chart shows: lines and events
   |                                               |
   |                                             figure.py        a chart as SVG, or as characters
@@ -13,8 +14,9 @@ page.py                 templates/ (jinja2) and static/ (CSS): markup and style 
 """
 
 from bigtrain.report.funnel_page import write_funnel_page
+from bigtrain.report.ladder_page import write_ladder_page
 from bigtrain.report.plan_page import write_plan_page
 from bigtrain.report.report import write_report
 from bigtrain.report.summary import Summary
 
-__all__ = ["Summary", "write_funnel_page", "write_plan_page", "write_report"]
+__all__ = ["Summary", "write_funnel_page", "write_ladder_page", "write_plan_page", "write_report"]

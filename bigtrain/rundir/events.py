@@ -383,9 +383,9 @@ class StopEvent(EventFields):
 EVENTS: dict[Event, type[EventFields]] = {
     cls.event: cls
     for cls in (
-        StartEvent, ResumeEvent, FallbackEvent, ChangeEvent, PlanEvent, EvaluateEvent, SaveEvent, CommitEvent,
-        PruneFailedEvent, OverflowEvent, NotFiniteEvent, SpikeEvent, SkipEvent, RewindEvent, EvidenceEvent, GaveUpEvent,
-        StragglerEvent, CaughtUpEvent, CorruptionEvent, HangEvent, StopEvent,
+        StartEvent, ResumeEvent, FallbackEvent, ChangeEvent, ForecastEvent, PlanEvent, EvaluateEvent, SaveEvent,
+        CommitEvent, PruneFailedEvent, OverflowEvent, NotFiniteEvent, SpikeEvent, SkipEvent, RewindEvent,
+        EvidenceEvent, GaveUpEvent, StragglerEvent, CaughtUpEvent, CorruptionEvent, HangEvent, StopEvent,
     )
 }  # fmt: skip
 """Every event and the class of its fields."""

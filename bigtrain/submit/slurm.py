@@ -73,8 +73,10 @@ def submit(job: Job, commands: Sequence[Sequence[str]]) -> list[str]:
     numbers: list[str] = []
     for command in commands:
         follows = f"--dependency=afterany:{BEFORE}"
-        said = _run([follows.replace(BEFORE, numbers[-1]) if part == follows and numbers else part for part in command])
-        numbers.append(_number_in(said))
+        said = run_slurm(
+            [follows.replace(BEFORE, numbers[-1]) if part == follows and numbers else part for part in command]
+        )
+        numbers.append(number_in(said))
     return numbers
 
 
@@ -201,7 +203,8 @@ def _require_sense(job: Job, options: SlurmOptions) -> None:
         )
 
 
-def _run(command: Sequence[str]) -> str:
+def run_slurm(command: Sequence[str]) -> str:
+    """What a program of Slurm prints. Raises BigtrainError: there is no Slurm here, or it refuses."""
     missing = BigtrainError(
         "there is no Slurm on this machine",
         found="no program sbatch",
@@ -214,7 +217,7 @@ def _run(command: Sequence[str]) -> str:
     return said
 
 
-def _number_in(said: str) -> str:
+def number_in(said: str) -> str:
     """The number of the job in what `sbatch --parsable` prints: NUMBER or NUMBER;CLUSTER, after what a site adds."""
     for line in reversed(said.splitlines()):
         if found := re.fullmatch(r"\s*([0-9]+)(;\S*)?\s*", line, re.ASCII):

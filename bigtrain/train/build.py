@@ -7,6 +7,7 @@ import logging
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,9 +50,21 @@ from bigtrain.model import (
 from bigtrain.objective import row_lengths
 from bigtrain.observe import Meter, peak_of, peak_of_all
 from bigtrain.rundir import RunState
-from bigtrain.trained import TEACHER, Prefixed, frozen_digests, open_teacher, starting_weights, verified_step
+from bigtrain.trained import (
+    TEACHER,
+    complete_teacher,
+    frozen_digests,
+    open_kept_outputs,
+    open_teacher,
+    starting_weights,
+    teacher_digests,
+    verified_step,
+)
 
 logger = logging.getLogger(__name__)
+
+OpenedTeacher = tuple[ModelSettings, StartingWeights]
+"""The shape of a teacher, and its weights."""
 
 
 @contextmanager
@@ -83,18 +96,22 @@ def engine_at(checkpoint: Checkpoint | None, settings: Settings, topology: Topol
         BigtrainError: on every rank, when `model.init_from` is not what the settings say, or the checkpoint is of an
             adapter for another base.
     """
-    base = on_first_rank(topology, lambda: frozen_digests(settings, checkpoint))
+    teacher = opened_teacher(settings, topology)
+    weights = None if teacher is None else teacher[1]
+    base = on_first_rank(topology, lambda: frozen_digests(settings, checkpoint, teacher_digests(settings, weights)))
     with enough_memory(settings, topology, "the model with its optimizer's state"):
-        model = new_model(settings, topology, fill=checkpoint is None)
+        model = new_model(settings, topology, fill=checkpoint is None, teacher=teacher)
         engine = Engine(model, settings, topology)
     if checkpoint is not None:
         return engine, restore(engine, checkpoint, topology)
     return engine, RunState(base=base)
 
 
-def new_model(settings: Settings, topology: Topology, *, fill: bool) -> LanguageModel:
-    """The model as the engine needs it. Its parameters have meaningful values only where `fill` asks for them, and with
-    an adapter or a teacher, whose weights no checkpoint holds."""
+def new_model(
+    settings: Settings, topology: Topology, *, fill: bool, teacher: OpenedTeacher | None = None
+) -> LanguageModel:
+    """The model as the engine needs it, and its teacher. Its parameters have meaningful values only where `fill` asks
+    for them, and with an adapter or a teacher, whose weights no checkpoint holds."""
     frozen: Mapping[str, torch.Tensor] = {}
     with construction(settings, topology):
         model = build_model(
@@ -107,16 +124,20 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
             adapter=settings.adapter,
             compression=settings.compression,
         )
-        if (teacher := _teacher(settings, topology)) is not None:
-            shape, weights = teacher
-            own = build_model(shape, attn_implementation=settings.engine.attn_implementation)
-            model.learn_from(Distillation(settings.distillation, settings.model, own))
-            frozen = Prefixed(TEACHER, weights)
+        beside = None
+        if teacher is not None:
+            beside = build_model(teacher[0], attn_implementation=settings.engine.attn_implementation)
+            frozen = teacher[1].under(TEACHER)
+        if settings.distillation.is_on:
+            model.learn_from(Distillation(settings.distillation, settings.model, beside))
     if settings.objective.class_weights:
         model.set_class_weights(settings.objective.class_weights)
     if settings.model.character_filters:
         table = on_first_rank(topology, lambda: open_token_bytes(settings.model, settings.data.dir))
         model.set_token_bytes(torch.from_numpy(table))
+    if beside is not None and teacher is not None:
+        known = beside
+        on_every_rank(topology, lambda: complete_teacher(known, teacher[1], settings))
     if fill or settings.adapter.method != "none" or frozen:
         fill_weights(model, settings, topology, frozen)
     if settings.engine.compile:
@@ -124,13 +145,13 @@ def new_model(settings: Settings, topology: Topology, *, fill: bool) -> Language
     return model
 
 
-def _teacher(settings: Settings, topology: Topology) -> tuple[ModelSettings, StartingWeights] | None:
+def opened_teacher(settings: Settings, topology: Topology) -> OpenedTeacher | None:
     """The shape and the weights of the teacher, if there is one. Every rank calls it. Raises BigtrainError."""
     folder = settings.distillation.teacher
     if folder is None:
         return None
     step = _verified_step(folder, topology)
-    return on_every_rank(topology, lambda: open_teacher(settings, step))
+    return on_every_rank(topology, lambda: open_teacher(folder, settings, step))
 
 
 def fill_weights(
@@ -235,7 +256,9 @@ def open_run_data(settings: Settings, topology: Topology) -> RunData:
     data = on_every_rank(topology, lambda: RunData.of(settings, summaries, objective))
     shares = FileShares((rank, world_size), (topology.local_rank, topology.local_world_size))
     collectively(topology, f"the data in {settings.data.dir} are not whole", lambda: data.check_sizes(shares))
-    return data
+    if settings.distillation.kept_outputs is None:
+        return data
+    return replace(data, kept=on_first_rank(topology, lambda: open_kept_outputs(settings, data)))
 
 
 def open_loader(data: RunData, first_sample: int, micro_batch_size: int, topology: Topology) -> Loader:

@@ -13,12 +13,13 @@ have the optimizer's state in memory, and would not work at stage 3, where no ra
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
 
 from bigtrain.base import IGNORE_INDEX, gibibytes
-from bigtrain.config import Settings
+from bigtrain.config import KEPT_CLASSES, KEPT_LOG_PROBS, Settings
 from bigtrain.engine import Engine, Topology
 from bigtrain.health import enough_memory
 from bigtrain.model import LanguageModel
@@ -81,6 +82,11 @@ def worst_case(settings: Settings, device: torch.device) -> dict[str, Any]:
         inputs |= {"labels": inputs["input_ids"].where(chosen, IGNORE_INDEX), "order_ranks": places.where(chosen, 0)}
     if settings.drops:
         inputs["row_keys"] = torch.arange(rows, device=device)
+    if settings.distillation.kept_outputs is not None:
+        kept = settings.distillation.classes_kept(settings.model.classes)
+        likeliest = torch.arange(kept, device=device, dtype=torch.int32).expand(rows, length, kept)
+        log_probs = torch.full((rows, length, kept), -math.log(2 * kept), device=device)
+        inputs |= {KEPT_CLASSES: likeliest, KEPT_LOG_PROBS: log_probs}
     if encoder_length is not None:
         inputs |= {f"encoder_{name}": value for name, value in documents(encoder_length)[1].items()}
     return inputs

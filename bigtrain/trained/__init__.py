@@ -14,6 +14,7 @@ text_model.py       a model that continues text, of a run or a folder
   samples.py          continuations of held-out documents
 export.py, export_gguf.py, export_peft.py, importing.py     Hugging Face, llama.cpp and peft, checked against them
 teacher.py     what another model learns from
+  kept_outputs.py     what it says, written once for many runs
 compression/        making it smaller: pruning, quantisation
 weight_source.py, starting_weights.py     what a new run starts from: an import, or a checkpoint of a run
   label_names.py      what the data call the classes
@@ -38,9 +39,10 @@ from bigtrain.trained.export import HuggingFaceExport, export_run
 from bigtrain.trained.export_gguf import GgufExport, export_run_to_gguf
 from bigtrain.trained.export_peft import PeftExport, export_run_to_peft
 from bigtrain.trained.importing import ImportedModel, import_model
+from bigtrain.trained.kept_outputs import KeptTeacher, keep_outputs, open_kept_outputs
 from bigtrain.trained.samples import Sample, draw, one_rank_can_sample, prompts
 from bigtrain.trained.starting_weights import starting_weights
-from bigtrain.trained.teacher import TEACHER, Prefixed, open_teacher
+from bigtrain.trained.teacher import TEACHER, complete_teacher, open_teacher, teacher_digests
 from bigtrain.trained.text_model import GeneratedTexts, TextModel
 from bigtrain.trained.trained import evaluate_run
 from bigtrain.trained.weight_source import verified_step
@@ -56,13 +58,14 @@ __all__ = [
     "GgufExport",
     "HuggingFaceExport",
     "ImportedModel",
+    "KeptTeacher",
     "PeftExport",
-    "Prefixed",
     "PrunedCheckpoints",
     "Sample",
     "SourceLoss",
     "TextModel",
     "VerifiedCheckpoint",
+    "complete_teacher",
     "compress_run",
     "describe_checkpoints",
     "diff_checkpoints",
@@ -73,12 +76,15 @@ __all__ = [
     "export_run_to_peft",
     "frozen_digests",
     "import_model",
+    "keep_outputs",
     "one_rank_can_sample",
+    "open_kept_outputs",
     "open_teacher",
     "prompts",
     "prune_checkpoints",
     "say_diff",
     "starting_weights",
+    "teacher_digests",
     "validation_losses",
     "verified_step",
     "verify_checkpoints",

@@ -13,8 +13,7 @@ from bigtrain.config import Settings
 from bigtrain.convert import StartingWeights
 from bigtrain.model import Merged
 from bigtrain.rundir import RunState
-from bigtrain.trained.teacher import TEACHER, open_teacher
-from bigtrain.trained.trained_weights import trained_weights
+from bigtrain.trained.trained_weights import DISTILLATION, trained_weights
 from bigtrain.trained.weight_source import weight_source
 
 
@@ -31,15 +30,17 @@ def require_base(base: StartingWeights, checkpoint: Checkpoint) -> None:
         BigtrainError: names the weights that differ.
     """
     what = f"{base.folder} is not the base that the adapter in {checkpoint.location} was trained beside"
-    _require(base.digests, checkpoint, what, "model.init_from", of_teacher=False)
+    stored = {name: digest for name, digest in _stored(checkpoint).items() if not name.startswith(DISTILLATION)}
+    _require(base.digests, stored, what, "set model.init_from to the folder that the run was started from")
 
 
-def frozen_digests(settings: Settings, checkpoint: Checkpoint | None) -> dict[str, str]:
+def frozen_digests(settings: Settings, checkpoint: Checkpoint | None, of_teacher: Mapping[str, str]) -> dict[str, str]:
     """The digests of all weights that a run's model has and does not train: of an adapter's base, and of a teacher.
 
     Args:
         settings: of the run.
         checkpoint: that the run goes on from, which has to have been trained beside them.
+        of_teacher: of `teacher_digests`.
 
     Raises:
         BigtrainError: they are not there, or the checkpoint was trained beside others.
@@ -50,26 +51,25 @@ def frozen_digests(settings: Settings, checkpoint: Checkpoint | None) -> dict[st
         digests |= base.digests
         if checkpoint is not None:
             require_base(base, checkpoint)
-    if settings.distillation.teacher is not None:
-        _, teacher = open_teacher(settings)
-        of_teacher = {f"{TEACHER}{name}": digest for name, digest in teacher.digests.items()}
-        digests |= of_teacher
-        if checkpoint is not None:
-            what = f"{teacher.folder} is not the teacher that the model in {checkpoint.location} has learned from"
-            _require(of_teacher, checkpoint, what, "distillation.teacher", of_teacher=True)
-    return digests
+    if checkpoint is not None:
+        stored = {name: digest for name, digest in _stored(checkpoint).items() if name.startswith(DISTILLATION)}
+        what = f"what distillation names is not the teacher of the model in {checkpoint.location}"
+        _require(of_teacher, stored, what, "set the section distillation as the run was started with")
+    return {**digests, **of_teacher}
 
 
-def _require(found: Mapping[str, str], checkpoint: Checkpoint, what: str, key: str, *, of_teacher: bool) -> None:
-    every = RunState.of(checkpoint.manifest.state).base
-    stored = {name: digest for name, digest in every.items() if name.startswith(TEACHER) == of_teacher}
+def _stored(checkpoint: Checkpoint) -> dict[str, str]:
+    return RunState.of(checkpoint.manifest.state).base
+
+
+def _require(found: Mapping[str, str], stored: Mapping[str, str], what: str, fix: str) -> None:
     if differing := sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name)):
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise BigtrainError(
             what,
             found=f"another {', '.join(differing[:4])}{more}",
             wanted=f"{len(stored)} weights with the digests in the checkpoint's manifest",
-            fix=f"set {key} to the folder that the run was started from",
+            fix=fix,
         )
 
 

@@ -12,7 +12,7 @@ from bigtrain.config import Settings
 from bigtrain.engine import COMPUTE_DTYPES
 from bigtrain.model import CompressedWeights, build_model, linear_layers
 
-_DISTILLATION = "distillation."
+DISTILLATION = "distillation."
 """What the names of all begin with that is there to learn from a teacher, and no part of the model."""
 
 
@@ -26,10 +26,10 @@ class WithoutDistillation(Mapping[str, Tensor]):
         return self._weights[name]
 
     def __contains__(self, name: object) -> bool:  # else it would be read to answer
-        return name in self._weights and not str(name).startswith(_DISTILLATION)
+        return name in self._weights and not str(name).startswith(DISTILLATION)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._weights if not name.startswith(_DISTILLATION))
+        return (name for name in self._weights if not name.startswith(DISTILLATION))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

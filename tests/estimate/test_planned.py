@@ -39,8 +39,7 @@ def test_every_shipped_configuration_is_forecast_in_full(config: Path):
     work = workload_of(chosen)
     gpus = 8 if chosen.train.global_batch_size % (8 * chosen.train.micro_batch_size) == 0 else 1
     found = plan(chosen, Machines.of("h200", gpus), Wish())
-    if chosen.model.num_hidden_groups is None:
-        assert work.parameters == model_shapes(chosen.model, chosen.adapter).count
+    assert work.parameters == model_shapes(chosen.model, chosen.adapter).count
     length, encoder_length = row_lengths(
         chosen.objective, chosen.data.sequence_length, reads_pairs=chosen.model.reads_pairs
     )

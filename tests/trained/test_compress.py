@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigtrain.base import ALONE, BigtrainError
-from bigtrain.checkpoint import MASTER, Cursor, Fragment, StorageTiers, save
-from bigtrain.config import ModelSettings, Settings, mathematics
+from bigtrain.base import BigtrainError
+from bigtrain.config import ModelSettings, Settings
 from bigtrain.convert import Imported
 from bigtrain.data import MicroBatch
 from bigtrain.model import Sampling, block_of, build_model, linear_layers
@@ -38,6 +37,7 @@ from tests.convert.helpers import settings_of, shapes, trained, weights_of
 from tests.data.helpers import data_settings, jsonl_source, make, sentences, write_jsonl
 from tests.model.helpers import packed_batch
 from tests.refusals import assert_refused
+from tests.trained.helpers import random_run
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     make(data, 320)
     model = settings_of("llama", num_key_value_heads=2)
-    run = Settings.model_validate(
-        {
-            "run_dir": str(directory / "run"),
-            "model": {name: getattr(model, name) for name in model.model_fields_set},
-            "data": data.model_dump(),
-            "train": {"steps": 8, "global_batch_size": 4, "micro_batch_size": 2},
-            "evaluate": {"max_sequences": 8},
-            "engine": {"attn_implementation": "reference", "precision": "fp32"},
-        }
-    )
-    run.run_dir.mkdir()
-    (run.run_dir / "config.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")))
-    save(
-        StorageTiers.of(run.run_dir),
-        Cursor(7, 28, "plan", 7),
-        [
-            Fragment(name, MASTER, tuple(weight.shape), 0, weight.flatten())
-            for name, weight in weights_of(trained(model)).items()
-        ],
-        {"cpu": torch.get_rng_state()},
-        mathematics=mathematics(run),
-        zero_stage=0,
-        state={},
-        ranks=ALONE,
-    )
+    random_run(directory, model, data)
     return directory
 
 

@@ -17,6 +17,7 @@ from bigtrain.base import reached
 from bigtrain.config import divide_work
 from bigtrain.data.batch.assemble import assemble
 from bigtrain.data.batch.batch import RankBatch, digest_inputs, digest_rows, micro_batches_of, wrap_int64
+from bigtrain.data.batch.kept import KeptOutputs
 from bigtrain.data.batch.packing import Packing, fetch
 from bigtrain.data.batch.unlabelled import find_unlabelled
 from bigtrain.data.order.plan import Plan, SampleAddresses
@@ -58,6 +59,7 @@ class Loader:
         rank: data-parallel rank of this process.
         world_size: data-parallel size.
         objective: makes inputs and labels of rows.
+        kept: what a teacher said of the samples, which is given to the model, too.
         keyed: whether the model is given the keys of rows, `row_keys`: dropout follows from them.
         prefetch: groups of batches that are prepared in advance.
 
@@ -76,6 +78,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         objective: Objective | None = None,
+        kept: KeptOutputs | None = None,
         keyed: bool = False,
         prefetch: int = 2,
     ) -> None:
@@ -90,7 +93,7 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._unlabelled = find_unlabelled(plan, packings)
         self._objective = objective or Causal()
-        self._keyed = keyed
+        self._kept, self._keyed = kept, keyed
         self._keys = AddressKeys(plan.seed, [source.name for source in plan.sources])
         self._ready: deque[RankBatch] = deque()
         self._queue: queue.Queue[list[RankBatch] | BaseException] = queue.Queue(prefetch)
@@ -186,7 +189,8 @@ class Loader:
         keys = self._keys.of(*addresses) if draws else np.zeros(len(samples), np.uint64)
         rows = replace(rows, turns=addresses.sequence + addresses.epoch) if draws else rows
         prepared = self._objective.prepare(rows, keys)
-        micro_batches = micro_batches_of(prepared, self._micro_batch_size, keys if self._keyed else None)
+        given = prepared if self._kept is None else self._kept.beside(addresses, prepared)
+        micro_batches = micro_batches_of(given, self._micro_batch_size, keys if self._keyed else None)
         batches, first = [], 0
         for size in group.sizes:
             last = first + size

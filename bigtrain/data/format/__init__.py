@@ -5,6 +5,8 @@
     DIR/<source>/train/manifest.json         manifest.py: counts, parents, a hash of every block; written last
     DIR/<source>/train/best_fit-2048.json    pack_file.py: which parts of documents share a training row
 
+    OUT/<source>/00000.kept                  kept_outputs.py: what a teacher said of the rows of a source
+
 layout.py     names of files and folders, and the settings that each was built with
 documents.py  a document before it is tokenized, its id, and its side of the held-out split
 labels.py     what the labels of tokens are called; chat_template.py makes a text with labels of a conversation

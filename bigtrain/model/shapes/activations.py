@@ -73,7 +73,7 @@ class ModelActivations:
     after: tuple[KeptTensor, ...]
     head: tuple[KeptTensor, ...]
     context: tuple[KeptTensor, ...]
-    """What blocks that are computed again need beside their inputs."""
+    """What blocks that are computed again need beside their inputs, and what comes before."""
 
     def kept(self, recomputation: Recomputation = "none", budget: float = 1.0) -> tuple[KeptTensor, ...]:
         """All tensors that wait for the backward pass, each once.
@@ -130,8 +130,8 @@ class _Pass:
         self._ahead(head_tape)
         self.head |= head_tape.kept
         self._count_experts(tape)
-        parts = (self.before, self.after, self.head, self.context)
-        before, after, of_head, context = (tuple(each.values()) for each in parts)
+        context = tuple(each for what, each in self.context.items() if what not in self.before)
+        before, after, of_head = (tuple(each.values()) for each in (self.before, self.after, self.head))
         return ModelActivations(settings, before, tuple(self.blocks), after, of_head, context)
 
     def _ends(self, settings: ModelSettings, stack: str, tokens: Uses) -> Tape:
@@ -154,7 +154,8 @@ class _Pass:
         x = self.embedding = embedded(tape, learns=learns)
         if settings.recurrent:
             x = in_steps(tape, x)
-            self.context |= {each.what: each for each in steps(tape, x)}
+            again = steps(tape, x)
+            self.context[again.what] = again
             if encoded is not None:
                 start(tape, encoded)
         else:

@@ -31,6 +31,13 @@ def chunk_rows(device: str, rows: int, classes: int, width: int, bytes_per_logit
     return min(max(found, 1), max(rows, 1))
 
 
+def most_rows(device: str, settings: ModelSettings, bytes_per_logit: int) -> int | None:
+    """How many rows of logits of a model are held at once at most; None with the head of a task, which holds all."""
+    if not bytes_per_logit:
+        return None
+    return chunk_rows(device, 1 << 62, settings.vocab_size, settings.head_input_width, bytes_per_logit)
+
+
 @dataclass(frozen=True)
 class LossMemory:
     """Bytes of the head of tokens beside what it keeps for the backward pass."""
