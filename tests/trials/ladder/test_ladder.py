@@ -78,7 +78,7 @@ def test_the_overrides_make_the_target_that_was_predicted(tmp_path):
     config = tmp_path / "big.yaml"
     config.write_text(json.dumps(settings.model_dump(mode="json")))
     tuned = load_settings(config, found.target.overrides)
-    assert tuned.model.mup_base_hidden_size == 32
+    assert tuned.model == settings.model  # muP scales the smaller ones
     OfALaw().write(LadderRun("target", tuned, parameters_of(tuned.model, "all"), 0.0))
     measured = climb(settings, FLOPS, OfALaw()).target
     assert measured.measured == pytest.approx(measured.loss, rel=5e-3)
