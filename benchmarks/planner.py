@@ -31,7 +31,6 @@ from bigtrain.base import BigtrainError
 from bigtrain.estimate import FITTED, Constants
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published"
-FOLDS = 5
 FIT_WITHOUT = ("", "recompute")
 """Inputs that a row may lack and still be fitted to: recipes that say nothing of recomputation mostly have none."""
 
@@ -100,9 +99,9 @@ def certificate(throughput: Sequence[Row], memory: Sequence[Row], constants: Con
         sizes.append((case.source, case.complete, size, case.measured_gib))
         rows.append(_row("memory_gib", case.row, case.complete, size, case.measured_gib) | {"kind": case.kind})
     marks, marks_missing = capacity_cases(throughput, memory)
-    fits = [(mark.source, mark.fits, mark.forecast_fits(constants)) for mark in marks]
+    fits = [(mark.complete, mark.source, mark.fits, mark.forecast_fits(constants)) for mark in marks]
     rows += [{"what": "fits", "row_id": mark.row["row_id"], "source": mark.source, "predicted": forecast,
-              "measured": mark.fits} for mark, (_, _, forecast) in zip(marks, fits, strict=True)]  # fmt: skip
+              "measured": mark.fits} for mark, (*_, forecast) in zip(marks, fits, strict=True)]  # fmt: skip
     return {
         "tokens_per_second": _compared(speeds) | {"not_predicted": missing},
         "memory": _compared(sizes) | {"not_predicted": memory_missing},
@@ -175,19 +174,23 @@ def _over_sources(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _marks(marks: Sequence[tuple[str, bool, bool]]) -> dict[str, Any]:
-    def right(of: Sequence[tuple[str, bool, bool]]) -> dict[str, Any]:
-        failed, ran = [m for m in of if not m[1]], [m for m in of if m[1]]
+def _marks(marks: Sequence[tuple[bool, str, bool, bool]]) -> dict[str, Any]:
+    def right(of: Sequence[tuple[bool, str, bool, bool]]) -> dict[str, Any]:
+        failed, ran = [m for m in of if not m[2]], [m for m in of if m[2]]
         return {
             "did_not_fit": len(failed),
-            "did_not_fit_right": sum(not forecast for _, _, forecast in failed),
+            "did_not_fit_right": sum(not forecast for *_, forecast in failed),
             "fitted": len(ran),
-            "fitted_right": sum(forecast for _, _, forecast in ran),
-            "right": sum(fits == forecast for _, fits, forecast in of) / len(of) if of else None,
+            "fitted_right": sum(forecast for *_, forecast in ran),
+            "right": sum(fits == forecast for *_, fits, forecast in of) / len(of) if of else None,
         }
 
-    sources = sorted({source for source, _, _ in marks})
-    return right(marks) | {"sources": {name: right([mark for mark in marks if mark[0] == name]) for name in sources}}
+    tables = {}
+    for name, complete in (("complete", True), ("other", False)):
+        some = [mark for mark in marks if mark[0] is complete]
+        sources = sorted({mark[1] for mark in some})
+        tables[name] = right(some) | {"sources": {of: right([m for m in some if m[1] == of]) for of in sources}}
+    return tables
 
 
 def _print(found: Mapping[str, Any]) -> None:
@@ -195,12 +198,13 @@ def _print(found: Mapping[str, Any]) -> None:
         for name in ("complete", "other"):
             _table(f"{what}, {name} rows", found[what][name])
         _missing(found[what]["not_predicted"])
-    print("\nout of memory: rows that did not fit, and rows of the same sources that ran")
     marks = found["out_of_memory"]
-    for source, each in [*marks["sources"].items(), ("all", marks)]:
-        share = "-" if each["right"] is None else f"{each['right']:.1%}"
-        print(f"  {source:16} did not fit {each['did_not_fit_right']} of {each['did_not_fit']} right, "
-              f"fitted {each['fitted_right']} of {each['fitted']} right: {share}")  # fmt: skip
+    for name in ("complete", "other"):
+        print(f"\nout of memory, {name} rows: rows that did not fit, and rows of the same sources that ran")
+        for source, each in [*marks[name]["sources"].items(), ("all", marks[name])]:
+            share = "-" if each["right"] is None else f"{each['right']:.1%}"
+            print(f"  {source:16} did not fit {each['did_not_fit_right']} of {each['did_not_fit']} right, "
+                  f"fitted {each['fitted_right']} of {each['fitted']} right: {share}")  # fmt: skip
     _missing(marks["not_predicted"])
 
 
@@ -220,8 +224,8 @@ def _missing(reasons: Mapping[str, int]) -> None:
 
 
 def _fit(throughput: Sequence[Row], memory: Sequence[Row], collectives: Sequence[Row]) -> dict[str, Any]:
-    """Fit everything on all sources, then leave out a fifth of the sources at a time and forecast these."""
-    from planner_fit import PRIOR, fit_memory, fit_network, fit_time, folds  # needs SciPy, which a forecast does not
+    """Fit everything on all sources, then leave out one source at a time and forecast it."""
+    from planner_fit import PRIOR, fit_memory, fit_network, fit_time  # needs SciPy, which a forecast does not
 
     usable = [row for row in throughput if row.get("scope") == "core" and row.get("missing_inputs") in FIT_WITHOUT]
     measured, _ = measured_cases(usable)
@@ -233,21 +237,27 @@ def _fit(throughput: Sequence[Row], memory: Sequence[Row], collectives: Sequence
     print("\nfitted on all sources:")
     for name, value in changed.items():
         print(f"  {name} = {value:.4g}  (is {getattr(FITTED, name):.4g})")
-    sources = [*(each.case.source for each in measured), *(each.source for each in sizes), *(m.source for m in marks)]
-    speeds, pairs, fits = [], [], []
-    for left_out in folds(sources, FOLDS):
+    sources = {each.case.source for each in measured} | {each.source for each in sizes} | {m.source for m in marks}
+    speeds: list[tuple[str, bool, float, float]] = []
+    pairs: list[tuple[str, bool, float, float]] = []
+    fits: list[tuple[bool, str, bool, bool]] = []
+    for source in sorted(sources):
+        left_out = [each for each in measured if each.case.source == source]
+        constants = fitted
+        if left_out:
+            constants = fit_time([each for each in measured if each.case.source != source], network, near=fitted)
         constants = fit_memory(
-            [case for case in sizes if case.source not in left_out],
-            [mark for mark in marks if mark.source not in left_out],
-            fit_time([each for each in measured if each.case.source not in left_out], network),
+            [case for case in sizes if case.source != source],
+            [mark for mark in marks if mark.source != source],
+            constants,
         )
-        for each in measured:
-            if each.case.source in left_out:
-                speed = predicted(each.case, constants)
-                speeds.append((each.case.source, each.case.complete, speed, each.tokens_per_second))
-        for case in (case for case in sizes if case.source in left_out):
-            pairs.append((case.source, case.complete, case.forecast(constants), case.measured_gib))
-        fits += [(m.source, m.fits, m.forecast_fits(constants)) for m in marks if m.source in left_out]
+        speeds += [(source, e.case.complete, predicted(e.case, constants), e.tokens_per_second) for e in left_out]
+        pairs += [
+            (source, case.complete, case.forecast(constants), case.measured_gib)
+            for case in sizes
+            if case.source == source
+        ]
+        fits += [(m.complete, source, m.fits, m.forecast_fits(constants)) for m in marks if m.source == source]
     found = {"tokens_per_second": _compared(speeds), "memory": _compared(pairs), "out_of_memory": _marks(fits)}
     print("\n== constants fitted without the source that they forecast ==")
     _print({key: value | {"not_predicted": {}} for key, value in found.items()})

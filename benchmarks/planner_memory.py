@@ -72,6 +72,11 @@ class CapacityMark:
     def source(self) -> str:
         return self.case.source
 
+    @property
+    def complete(self) -> bool:
+        """Whether no input is missing, and nothing is offloaded to the host in a way that no column states."""
+        return not self.row.get("missing_inputs") and "offload" not in self.row.get("scope", "")
+
     def forecast_fits(self, constants: Constants) -> bool:
         memory = forecast_memory(self.case.work, self.case.layout, constants)
         return memory.left(self.case.device, constants) >= 0
@@ -111,7 +116,7 @@ def _states_alone(row: Row) -> tuple[Workload, Layout]:
     offload = row.get("offload", "").lower()
     work = Workload((block,), 0, 1, None, False, 1, StateBytes(weights=2, gradients=2, master=4, moments=8))
     layout = Layout(
-        data=int(replicas),
+        data=max(1, round(replicas)),
         zero_stage=int(stage),
         offload_optimizer="optimizer" in offload,
         offload_weights="param" in offload,

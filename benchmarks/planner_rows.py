@@ -151,8 +151,11 @@ class Case:
 
 def read_rows(file: Path) -> list[Row]:
     """The rows of a CSV file. A cell that is not there is empty."""
-    with file.open(encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         return [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(stream)]
+
+
+BEYOND_ANY_MACHINE = 1e18
 
 
 def number(row: Row, column: str) -> float | None:
@@ -161,7 +164,13 @@ def number(row: Row, column: str) -> float | None:
         value = float(row.get(column, ""))
     except ValueError:
         return None
-    return value if 0 < value < float("inf") else None
+    return value if 0 < value < BEYOND_ANY_MACHINE else None
+
+
+def count(row: Row, column: str, otherwise: int = 1) -> int:
+    """A cell as a whole number of at least one; `otherwise` where it is empty or none."""
+    value = number(row, column)
+    return otherwise if value is None else max(1, round(value))
 
 
 def case_of(row: Row) -> Case:
@@ -175,7 +184,7 @@ def case_of(row: Row) -> Case:
     of = _device(row)
     does = _implementation(row)
     layout = _layout(row, does)
-    node = int(number(row, "gpus_per_node") or 0)
+    node = count(row, "gpus_per_node", otherwise=0)
     connected = interconnect(of)
     linked = of.linked_devices if of.linked_devices > 8 else (node or connected.node_size)
     connected = replace(connected, node_size=linked, network_gbs=_network_gbs(row, linked) or connected.network_gbs)
@@ -243,8 +252,8 @@ def _network_gbs(row: Row, node: int) -> float | None:
 
 def _layout(row: Row, does: Implementation) -> Layout:
     gpus = _needed(row, "gpus")
-    tensor, pipeline = int(number(row, "tp") or 1), int(number(row, "pp") or 1)
-    context = int(number(row, "cp") or 1)
+    tensor, pipeline = count(row, "tp"), count(row, "pp")
+    context = count(row, "cp")
     data = max(1, round(gpus / (tensor * pipeline * context)))
     micro = number(row, "micro_batch")
     sequences = number(row, "global_batch_sequences")
@@ -260,8 +269,8 @@ def _layout(row: Row, does: Implementation) -> Layout:
     accumulation = max(1, round(sequences / (data * micro)))
     strategy = _text(row, "strategy")
     group = None
-    if re.search(r"hybrid|hsdp", strategy) and (node := number(row, "gpus_per_node")):
-        group = int(node)
+    if re.search(r"hybrid|hsdp", strategy) and number(row, "gpus_per_node"):
+        group = count(row, "gpus_per_node")
     if inside := re.search(r"inside (\d+) gpus", strategy):
         group = int(inside[1])
     if group is not None and (data * context) % group:
@@ -273,7 +282,7 @@ def _layout(row: Row, does: Implementation) -> Layout:
         context=context,
         context_exchange="ring",
         pipeline=pipeline,
-        virtual_stages=int(number(row, "vp") or 1) if pipeline > 1 else 1,
+        virtual_stages=count(row, "vp") if pipeline > 1 else 1,
         tensor_shares_tokens=does.shares_tokens,
         zero_stage=int(stage) if stage in ("0", "1", "2", "3") else 1,
         zero_group=group,
@@ -343,12 +352,14 @@ def _attention(row: Row, does: Implementation, of: Device) -> str:
 
 
 def _workload(row: Row, does: Implementation, of: Device, layout: Layout) -> Workload:
-    layers, hidden = int(_needed(row, "layers")), int(_needed(row, "hidden"))
-    length = int(_needed(row, "sequence_length"))
-    heads = int(number(row, "heads") or max(1, round(hidden / 128)))
-    kv_heads = int(number(row, "kv_heads") or heads)
-    feed_forward = int(number(row, "ffn") or 4 * hidden)
-    vocabulary = int(number(row, "vocab") or 51200)
+    layers, hidden = round(_needed(row, "layers")) or 1, round(_needed(row, "hidden")) or 1
+    length = round(_needed(row, "sequence_length")) or 1
+    heads = count(row, "heads", max(1, round(hidden / 128)))
+    kv_heads = count(row, "kv_heads", heads)
+    if hidden < heads:
+        raise Unpredicted("more heads than channels")
+    feed_forward = count(row, "ffn", 4 * hidden)
+    vocabulary = count(row, "vocab", 51200)
     kernel = _attention(row, does, of)
     sizes: dict[str, Any] = {
         "layers": layers,

@@ -13,12 +13,13 @@ computed, and the largest is the answer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from bigtrain.estimate.constants import FITTED, Constants
 from bigtrain.estimate.devices import Device
 from bigtrain.estimate.layout import Layout
-from bigtrain.estimate.workload import BlockWork, Workload, kept_bytes
+from bigtrain.estimate.workload import STAYS, BlockWork, Kept, Workload
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,21 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
         weights = 0.0
 
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    blocks = stage_blocks(work, layout)
-    kept = sum(_kept(block, layout) * number for block, number in blocks) * tokens
-    kept *= micro_batches_in_flight(layout, stage)
-    last = stage == layout.pipeline - 1
-    if last:
-        kept += _per_token(*kept_bytes(work.ends, "none"), layout) * tokens
-    whole_block = max(_block_bytes(block, layout) for block in work.blocks) * tokens
+    kept = sum(_kept_of_block(block, layout, tokens) * number for block, number in stage_blocks(work, layout))
     recomputes = layout.recomputation not in ("none", "scores")
+    if stage == 0:
+        kept += _kept(work.kept_before, layout, tokens, "none")
+        kept += _kept(work.kept_before, layout, tokens, "offloaded") if recomputes else 0.0
+    kept *= micro_batches_in_flight(layout, stage)
+    whole_block = max(_kept(block.kept, layout, tokens, "none") for block in work.blocks)
     recomputed = whole_block * (recomputes + constants.backward_copies)
-    logits = _logits(work, layout, tokens) if last else 0.0
+    logits = loss = 0.0
+    if stage == layout.pipeline - 1:
+        logits = _logits(work, layout, tokens)
+        loss = _kept(work.kept_after, layout, tokens, "none")
     buffers = _buffers(work, layout, parameters)
 
-    at_end = work.end_bytes / layout.tensor if last else 0.0
-    backward = kept + at_end + max(recomputed, logits)
+    backward = kept + loss + max(recomputed, logits)
     step = states.step_copies * (0.0 if layout.offload_optimizer else updated)
     moving = buffers + max(backward, step)
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.replicas))
@@ -130,7 +132,7 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
         moments=moments,
         activations_kept=kept,
         activations_recomputed=recomputed if recomputed >= logits else 0.0,
-        logits_and_loss=at_end + (logits if logits > recomputed else 0.0),
+        logits_and_loss=loss + (logits if logits > recomputed else 0.0),
         collective_buffers=buffers,
         optimizer_step=max(0.0, step - backward),
         fragmentation=constants.fragmentation * moving,
@@ -184,21 +186,27 @@ def _divided(layout: Layout, stage: int, dense: float, experts: float) -> float:
     return dense / parts + experts / max(1.0, parts / layout.expert)
 
 
-def _per_token(divided: float, whole: float, layout: Layout) -> float:
-    return divided / layout.tensor + whole / (layout.tensor if layout.tensor_shares_tokens else 1)
+def _per_token(size: float, divided: bool, layout: Layout) -> float:
+    return size / (layout.tensor if divided or layout.tensor_shares_tokens else 1)
 
 
-def _block_bytes(block: BlockWork, layout: Layout) -> float:
-    return _per_token(*kept_bytes(block.kept, "none"), layout)
+def _kept(kept: Iterable[Kept], layout: Layout, tokens: float, recomputation: str) -> float:
+    """Bytes on a rank of those tensors that a mode of recomputation keeps."""
+    stays = STAYS[recomputation]
+    return sum(
+        _per_token(each.bytes_per_token * tokens, each.divided, layout) + each.fixed_bytes
+        for each in kept
+        if each.made_by in stays
+    )
 
 
-def _kept(block: BlockWork, layout: Layout) -> float:
-    """Bytes of a token that a block keeps until its backward pass."""
-    least = _per_token(*kept_bytes(block.kept, layout.recomputation), layout)
+def _kept_of_block(block: BlockWork, layout: Layout, tokens: float) -> float:
+    """Bytes that a block keeps until its backward pass."""
+    least = _kept(block.kept, layout, tokens, layout.recomputation)
     if layout.recomputation == "selective":
-        inputs = _per_token(*kept_bytes(block.kept, "full"), layout)
+        inputs = _kept(block.kept, layout, tokens, "full")
         return inputs + layout.kept_products * (least - inputs)
-    return least + (1 - layout.recomputed_blocks) * (_block_bytes(block, layout) - least)
+    return least + (1 - layout.recomputed_blocks) * (_kept(block.kept, layout, tokens, "none") - least)
 
 
 def _logits(work: Workload, layout: Layout, tokens: float) -> float:

@@ -8,7 +8,9 @@ What is said here of bytes is what `bigtrain/engine/deepspeed_config.py` and `bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from dataclasses import replace
+from typing import Literal
 
 from bigtrain.config import EngineSettings, Settings, divide_work
 from bigtrain.estimate.layout import Layout
@@ -17,6 +19,7 @@ from bigtrain.estimate.workload import (
     AttentionWork,
     BlockWork,
     Kept,
+    MadeBy,
     Pass,
     Product,
     StateBytes,
@@ -24,33 +27,29 @@ from bigtrain.estimate.workload import (
 )
 from bigtrain.model import (
     AttentionShape,
-    BlockActivations,
     BlockShape,
     Computation,
     KeptTensor,
     ModelActivations,
     ModelShapes,
     ParameterShape,
-    Recomputation,
     activations,
-    kept_products,
     model_shapes,
 )
 from bigtrain.objective import row_lengths
 
 LOGITS_CHUNK_BYTES = 640 << 20
 """Memory for the logits that a GPU holds at a time (`bigtrain/model/loss/loss.py`)."""
-MODES: tuple[Recomputation, ...] = ("none", "selective", "full", "offloaded")
-"""engine.activation_checkpointing."""
 NEWTON_SCHULZ_STEPS = 5
 """Iterations that orthogonalise an update of Muon (Jordan et al., 2024)."""
 
 
-def workload_of(settings: Settings) -> Workload:
+def workload_of(settings: Settings, kernels: Literal["cuda", "cpu"] = "cuda") -> Workload:
     """What a run asks of its devices, for one token of its data.
 
     Args:
         settings: of the run; its engine says in what it computes, but not over how many ranks.
+        kernels: whose attention and norms are meant: they differ in what they keep for the backward pass.
     """
     shapes = model_shapes(settings.model, settings.adapter)
     length, encoder_length = row_lengths(
@@ -60,15 +59,13 @@ def workload_of(settings: Settings) -> Workload:
         length, (encoder_length or length) / length, settings.objective.labelled_share, settings.data.sequence_length
     )
     wide = 4 if settings.engine.precision == "fp32" else 2
-    keeping = activations(shapes, _computation(settings, length, encoder_length or 0))
-    ends = [each for each in (*keeping.before, *keeping.after) if each.tokens is not None]
-    fixed = sum(each.bytes(0.0) for each in (*keeping.before, *keeping.after) if each.tokens is None)
     looked_up = [each for each in shapes.ends if not each.multiplies]
     products = [each for each in shapes.ends if each.multiplies]
     head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
     others = tuple(_product(each, reading) for each in products if each is not head)
-    blocks = _equal_blocks(shapes, keeping, reading, wide, settings.engine.activation_memory_budget)
+    made = activations(shapes, _computation(settings, kernels, length, encoder_length or length))
+    blocks = _equal_blocks(shapes, made, reading, wide)
     return Workload(
         blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
         embedding_parameters=sum(each.numel for each in looked_up) + (head.numel if tied and head else 0),
@@ -80,10 +77,13 @@ def workload_of(settings: Settings) -> Workload:
         compute="fp8" if settings.engine.float8 else settings.engine.precision,
         attention_kernel=_kernel(settings.engine),
         elementwise="compiled" if settings.engine.compile else "fused_norms",
+        kept_before=(
+            *(reading.kept(each, "cheap") for each in made.before),
+            *(reading.kept(each, "beside") for each in made.context),
+        ),
+        kept_after=tuple(reading.kept(each, "cheap") for each in made.after),
         logits_bytes=float(wide),
         logits_tokens=max(1, LOGITS_CHUNK_BYTES // (wide * settings.model.vocab_size)),
-        ends=tuple(_kept(each, reading, None) for each in ends),
-        end_bytes=fixed,
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
     )
 
@@ -116,6 +116,7 @@ def layout_of(settings: Settings, devices: int) -> Layout:
         micro_batch_size=train.micro_batch_size,
         accumulation_steps=division.accumulation_steps[-1],
         recomputation=engine.activation_checkpointing,
+        kept_products=engine.activation_memory_budget,
         overlaps_gradients=engine.zero_stage >= 2,
         offload_optimizer=engine.offload_optimizer == "cpu",
         offload_weights=engine.offload_param == "cpu",
@@ -135,9 +136,12 @@ class _Reading:
         """How often a matrix multiplies a token of the data."""
         return self.share * parameter.uses.per_token(read=self.read, labelled=self.labelled)
 
-    def bytes(self, tensor: KeptTensor) -> float:
-        """Bytes of a tensor for a token of the data."""
-        return tensor.bytes(self.share, read=self.share * self.read, labelled=self.share * self.labelled)
+    def kept(self, tensor: KeptTensor, made_by: MadeBy, blocks: int = 1) -> Kept:
+        """A tensor that waits for the backward pass, as a part of so many blocks."""
+        if tensor.tokens is None:
+            return Kept(tensor.what, 0.0, tensor.divided, made_by, tensor.bytes(0) / blocks)
+        size = tensor.bytes(self.share, read=self.share * self.read, labelled=self.share * self.labelled)
+        return Kept(tensor.what, size / blocks, tensor.divided, made_by)
 
     def attention(self, shape: AttentionShape) -> AttentionWork:
         """An attention, its keys scaled by how many queries a token of the data has."""
@@ -151,59 +155,31 @@ class _Reading:
         )
 
 
-def _computation(settings: Settings, length: int, encoder_length: int) -> Computation:
-    engine = settings.engine
-    attention = engine.attn_implementation
-    return Computation(
-        precision=engine.precision,
-        attention="sdpa" if attention == "reference" else attention,
-        length=length,
-        read_length=encoder_length,
-        sequence_parallel=engine.sequence_parallel_size > 1,
-        ordered=bool(settings.objective.orders),
-    )
-
-
-def _equal_blocks(
-    shapes: ModelShapes, keeping: ModelActivations, reading: _Reading, wide: int, budget: float
-) -> list[BlockWork]:
-    """The blocks that run, equal ones together, and how often each runs."""
-    counts: dict[BlockShape, int] = {}
-    of_block: dict[BlockShape, BlockActivations] = {}
-    names: dict[BlockShape, set[str]] = {}
-    for block, name, kept in zip(shapes.blocks, shapes.block_names, keeping.blocks, strict=True):
-        counts[block] = counts.get(block, 0) + 1
-        names.setdefault(block, set()).add(name)
-        of_block[block] = kept
-    products = kept_products(shapes.settings, budget)
+def _equal_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading, wide: int) -> list[BlockWork]:
+    """The blocks that run, equal ones together, and how often each runs; parameters of a shared block count once."""
+    kept = _kept_of_blocks(shapes, made, reading)
+    distinct = Counter(dict(zip(shapes.block_names, shapes.blocks, strict=True)).values())
     return [
-        BlockWork(
-            count=count,
-            distinct=len(names[block]),
-            products=tuple(_product(each, reading) for each in block.products),
-            attention=tuple(reading.attention(each) for each in block.attentions),
-            other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
-            kept=tuple(_all_kept(of_block[block], products, reading)),
-            passes=tuple(_passes(block, reading, wide, shapes.settings.hidden_size)),
+        replace(
+            _block(block, count, tuple(kept[block]), reading, wide, shapes.settings.hidden_size),
+            distinct=distinct[block],
         )
-        for block, count in counts.items()
+        for block, count in Counter(shapes.blocks).items()
     ]
 
 
-def _all_kept(
-    block: BlockActivations, products: frozenset[tuple[int, int]] | None, reading: _Reading
-) -> Iterable[Kept]:
-    """What any recomputation keeps of a block, each with the recomputations that do."""
-    modes: dict[KeptTensor, set[str]] = {}
-    for mode in MODES:
-        for tensor in block.kept(mode, products):
-            modes.setdefault(tensor, set()).add(mode)
-    return (_kept(tensor, reading, frozenset(keeping)) for tensor, keeping in modes.items())
-
-
-def _kept(tensor: KeptTensor, reading: _Reading, modes: frozenset[str] | None) -> Kept:
-    made_by = "product" if tensor.made_by == "attention" else tensor.made_by
-    return Kept(tensor.what, reading.bytes(tensor), tensor.divided, made_by, modes)
+def _block(
+    block: BlockShape, count: int, kept: tuple[Kept, ...], reading: _Reading, wide: int, hidden: int
+) -> BlockWork:
+    products = tuple(_product(each, reading) for each in block.products)
+    return BlockWork(
+        count=count,
+        products=products,
+        attention=tuple(reading.attention(each) for each in block.attentions),
+        other_parameters=sum(each.numel for each in block.parameters if not each.multiplies),
+        kept=kept,
+        passes=tuple(_passes(block, products, reading, wide, hidden)),
+    )
 
 
 def _product(parameter: ParameterShape, reading: _Reading) -> Product:
@@ -219,9 +195,29 @@ def _product(parameter: ParameterShape, reading: _Reading) -> Product:
     )
 
 
-def _passes(block: BlockShape, reading: _Reading, wide: int, hidden: int) -> list[Pass]:
+def _kept_of_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Reading) -> dict[BlockShape, list[Kept]]:
+    """What a block of each shape keeps, on average over the blocks of that shape. A tensor is kept once."""
+    tensors: dict[BlockShape, list[Kept]] = {}
+    numbers = Counter(shapes.blocks)
+    seen = {each.what for each in made.before}
+    for shape, block in zip(shapes.blocks, made.blocks, strict=True):
+        needed = {each.what: each for each in block.needed if each.what not in seen}
+        seen |= needed.keys()
+        entered, results = block.input.what, {each.what: each for each in block.results}
+        again = {each.what: each for each in block.beside}
+        found: list[tuple[KeptTensor, MadeBy]] = []
+        for name, each in needed.items():
+            found.append((each, "input" if name == entered else "product" if name in results else "cheap"))
+        if entered not in needed:
+            found.append((block.input, "entry"))
+        found += [(each, "beside") for name, each in again.items() if name not in needed]
+        found += [(each, "result") for name, each in results.items() if name not in needed and name != entered]
+        tensors.setdefault(shape, []).extend(reading.kept(each, made_by, numbers[shape]) for each, made_by in found)
+    return tensors
+
+
+def _passes(block: BlockShape, products: tuple[Product, ...], reading: _Reading, wide: int, hidden: int) -> list[Pass]:
     """What a forward pass reads and writes outside of products."""
-    products = [_product(each, reading) for each in block.products]
     entering = reading.share * block.uses.per_token(read=reading.read, labelled=reading.labelled)
     norms = wide * hidden * block.norms * entering
     passes = [Pass("norms", 2 * norms, 9 * norms, False)]
@@ -266,6 +262,19 @@ def _muon_flops(shapes: ModelShapes) -> float:
             short, long = sorted((each.inputs, each.outputs))
             total += each.experts * NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3)
     return total / shapes.count
+
+
+def _computation(settings: Settings, kernels: Literal["cuda", "cpu"], length: int, encoder_length: int) -> Computation:
+    engine = settings.engine
+    back_end = engine.attn_implementation
+    return Computation(
+        device=kernels,
+        precision=engine.precision,
+        attention="sdpa" if back_end == "reference" else back_end,
+        length=length,
+        read_length=encoder_length,
+        sequence_parallel=engine.sequence_parallel_size > 1,
+    )
 
 
 def _kernel(engine: EngineSettings) -> AttentionKernel:

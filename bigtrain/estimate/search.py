@@ -82,13 +82,13 @@ def search(
         count: how many layouts to return.
         accepts: whether the settings allow these overrides; asked from the fastest on, until `count` are found.
     """
-    works: dict[tuple[bool, bool], Workload] = {}  # a workload depends on these two of what a search changes
+    works: dict[tuple[bool, bool], Workload] = {}  # of what a search changes, a workload depends on these two
     found = []
     for overrides, changed in layouts(settings, devices, connected.node_size):
-        key = changed.engine.zero_stage > 0, changed.engine.sequence_parallel_size > 1
-        if key not in works:
-            works[key] = workload_of(changed)
-        made = forecast(works[key], layout_of(changed, devices), device, connected, run=run)
+        kind = changed.engine.zero_stage > 0, changed.engine.sequence_parallel_size > 1
+        if kind not in works:
+            works[kind] = workload_of(changed)
+        made = forecast(works[kind], layout_of(changed, devices), device, connected, run=run)
         found.append(Candidate(overrides, made))
     fitting = sorted(
         (each for each in found if each.forecast.fits),

@@ -9,7 +9,6 @@ and tries thousands of layouts with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,6 +21,8 @@ normalises them. `unfused`: a kernel for each of these."""
 Elementwise = Literal["compiled", "fused", "fused_norms", "eager"]
 """Norms, activations, rotations and sums: fused by torch.compile, by kernels made for each of them, by kernels for
 norms alone, or one kernel for each operation."""
+MadeBy = Literal["input", "entry", "product", "cheap", "scores", "result", "beside"]
+"""Where a kept tensor is from; `Kept` says what each means."""
 Compute = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
 
 
@@ -73,15 +74,13 @@ class Kept:
     bytes_per_token: float
     divided: bool
     """Whether tensor parallelism divides it. What it does not divide, sharing tokens outside of matrices does."""
-    made_by: Literal["input", "product", "cheap", "scores"]
-    """`input`: of a block, which every recomputation keeps. `product`: of a matrix product or an attention kernel.
-    `cheap`: norms, activation functions and sums. `scores`: of attention that writes them to memory."""
-    modes: frozenset[str] | None = None
-    """The recomputations that keep it. Default: as `made_by` says."""
-
-    def stays(self, recomputation: str) -> bool:
-        """Whether a mode of recomputation keeps it."""
-        return recomputation in self.modes if self.modes is not None else self.made_by in _STAY[recomputation]
+    made_by: MadeBy
+    """`input`: of a block, which every recomputation keeps. `entry`: the same where only recomputation needs it.
+    `product`: of a matrix product or an attention kernel. `cheap`: norms, activation functions and sums. `scores`: of
+    attention that writes them to memory. `result`: of a product, which only selective recomputation keeps. `beside`:
+    what only recomputation needs beside the input."""
+    fixed_bytes: float = 0.0
+    """Bytes beside these, whatever the number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ class Workload:
     """A model, its sequences, and in what and by which kernels it is computed."""
 
     blocks: tuple[BlockWork, ...]
+    """In the order in which they run; equal ones once."""
     embedding_parameters: int
     hidden: int
     head: Product | None
@@ -171,12 +171,12 @@ class Workload:
     """Tokens whose logits are in memory at a time. Default: all of a micro-batch."""
     logits_divided: bool = True
     """Whether tensor parallelism divides the logits too, and not only the head."""
-    ends: tuple[Kept, ...] = ()
-    """What embeddings, head and loss keep."""
-    end_bytes: float = 0.0
-    """What they keep whatever the tokens, such as the gradient of the head until its backward pass."""
+    kept_before: tuple[Kept, ...] = ()
+    """What waits for the backward pass of what comes before the first block."""
+    kept_after: tuple[Kept, ...] = ()
+    """The same of what comes after the last block; logits are counted apart."""
     end_parameters: int = 0
-    """Parameters behind the last block beside the head: its norm."""
+    """Parameters after the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
     """FLOP for each parameter of a step beside reading and writing its states (Muon's products)."""
 
@@ -350,23 +350,11 @@ def transformer(
     )
 
 
-def kept_bytes(kept: Sequence[Kept], recomputation: str) -> tuple[float, float]:
-    """Bytes of a token that stay until the backward pass: those that tensor parallelism divides, and the others.
-
-    Args:
-        kept: of a block, without recomputation.
-        recomputation: `none`, `scores` (Megatron's selective one), `selective` or `full`.
-    """
-    divided = sum(each.bytes_per_token for each in kept if each.divided and each.stays(recomputation))
-    whole = sum(each.bytes_per_token for each in kept if not each.divided and each.stays(recomputation))
-    return divided, whole
-
-
-_STAY = {
-    "none": {"input", "product", "cheap", "scores"},
-    "scores": {"input", "product", "cheap"},
-    "selective": {"input", "product"},
-    "full": {"input"},
-    "offloaded": set[str](),
+STAYS = {
+    "none": frozenset({"input", "product", "cheap", "scores"}),
+    "scores": frozenset({"input", "product", "cheap"}),
+    "selective": frozenset({"input", "entry", "product", "result", "beside"}),
+    "full": frozenset({"input", "entry", "beside"}),
+    "offloaded": frozenset({"beside"}),
 }
-"""What is kept of a block, by engine.activation_checkpointing."""
+"""What is kept of a block, by engine.activation_checkpointing. `scores` is Megatron's selective recomputation."""

@@ -53,9 +53,8 @@ from bigtrain.model.adapter_parts import (
     is_of_adapter,
 )
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters
-from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, Recomputation, activations
+from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, activations
 from bigtrain.model.shapes.computation import Computation
-from bigtrain.model.shapes.kept_products import kept_products
 from bigtrain.model.shapes.model_shapes import AttentionShape, BlockShape, ModelShapes, flops_per_token, model_shapes
 from bigtrain.model.shapes.parameters import ParameterShape, Uses
 from bigtrain.model.shapes.tape import KeptTensor
@@ -122,7 +121,6 @@ __all__ = [
     "ModelShapes",
     "ParameterShape",
     "QuantisedMatrix",
-    "Recomputation",
     "Recurrent",
     "RecurrentEncoderDecoder",
     "Sampling",
@@ -147,7 +145,6 @@ __all__ = [
     "keep_of_groups",
     "keep_of_rows",
     "keep_of_tensor",
-    "kept_products",
     "lacking_for_cpu_kernels",
     "likeliest",
     "linear_layers",

@@ -18,7 +18,7 @@ from bigtrain.submit.job import Job, run_program, scripts
 Kind = Literal["job", "trainjob"]
 Manifest = dict[str, Any]
 
-FORECAST = "bigtrain/forecast"
+FORECAST = "bigtrain-forecast"
 """The annotation of a job with what the planner expects of it."""
 JOBS = ("Job", "TrainJob")
 CONFIG_FOLDER = "/etc/bigtrain"

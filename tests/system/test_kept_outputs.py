@@ -7,6 +7,7 @@ import copy
 import pytest
 import yaml
 
+from tests import forkserver
 from tests.refusals import assert_refused
 from tests.system.run_sandbox import STATUS_STOPPED, RunSandbox, as_json, kill_ranks, small_settings
 
@@ -34,11 +35,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> RunSandbox:
 
 @pytest.fixture(scope="module")
 def kept(teacher: RunSandbox, tmp_path_factory: pytest.TempPathFactory):
-    """All classes of all rows, at two temperatures; and the document that the command printed."""
+    """All classes of all rows, at two temperatures, by two processes; and what a third one then prints."""
     folder = tmp_path_factory.mktemp("kept") / "outputs"
     student = student_of(teacher, folder.parent / "first", {"kept_outputs": str(folder), "kept_classes": CLASSES})
-    done = student.bigtrain("keep-outputs", teacher.run, student.config, "--temperature", "1.5", "--json")
-    return folder, as_json(done)
+    command = ("keep-outputs", teacher.run, student.config, "--temperature", "1.5")
+    shared = forkserver.torchrun(2, "-m", "bigtrain", *command, cwd=folder.parent, timeout=180)
+    assert shared.returncode == 0, shared.stdout
+    return folder, as_json(student.bigtrain(*command, "--json"))
 
 
 def student_of(teacher: RunSandbox, directory, distillation: dict) -> RunSandbox:
@@ -56,17 +59,18 @@ def numbers(run: RunSandbox) -> dict[int, tuple]:
     return {record["step"]: tuple(record[key] for key in EXACT) for record in run.metrics()}
 
 
+@pytest.mark.slow
 def test_all_kept_outputs_teach_what_the_teacher_itself_does(teacher, kept, tmp_path):
-    """Losses and gradient norms are those beside the teacher, to rounding, on one, two and four ranks."""
+    """Losses and gradient norms are those beside the teacher, to rounding, on one rank and on four."""
     folder, printed = kept
-    assert printed["complete"] and printed["files"] == printed["written"] == 2
+    assert printed["complete"] and (printed["files"], printed["written"]) == (2, 0)
     beside = student_of(teacher, tmp_path / "beside", {"teacher": str(teacher.run), "temperature": 1.5})
-    assert beside.train(1, "train.stop_after=5")[0] == STATUS_STOPPED
+    assert beside.train(1, "train.stop_after=4")[0] == STATUS_STOPPED
     wanted = numbers(beside)
-    for world in (1, 2, 4):
+    for world in (1, 4):
         settings = {"kept_outputs": str(folder), "kept_classes": CLASSES, "temperature": 1.5}
         student = student_of(teacher, tmp_path / f"world-{world}", settings)
-        status, output = student.train(world, "train.stop_after=5")
+        status, output = student.train(world, "train.stop_after=4")
         assert status == STATUS_STOPPED, output
         found = numbers(student)
         for step, record in wanted.items():
@@ -75,7 +79,7 @@ def test_all_kept_outputs_teach_what_the_teacher_itself_does(teacher, kept, tmp_
             assert found[step][4] == record[4]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_of_kept_outputs_repeats_its_steps_after_a_kill(teacher, kept, tmp_path):
     """Over two epochs and more, in bfloat16; evaluation and export need no teacher."""
     folder, _ = kept
