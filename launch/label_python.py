@@ -3,11 +3,15 @@
 
     launch/label_python.py OUT
 
-OUT/tags.jsonl        a function or class a line: `tokens`, and for each a tag in `tags`: B-FUNCTION where a function is
-                      defined, B-CLASS, B-PARAMETER, B-MODULE where one is imported, B-LOCAL where a name is assigned to
-OUT/questions.json    questions about functions and classes with their source as context, in the format of SQuAD 2.0:
-                      what a function returns, what the default of a parameter is, which class a class extends; and
-                      questions without an answer
+Every tenth module is held out: nothing of it is in a file whose name does not say so.
+
+OUT/tags.jsonl, tags-held-out.jsonl             a function or class a line: `tokens`, and for each a tag in `tags`:
+                                                B-FUNCTION where a function is defined, B-CLASS, B-PARAMETER, B-MODULE
+                                                where one is imported, B-LOCAL where a name is assigned to
+OUT/questions.json, questions-held-out.json     questions about functions and classes with their source as context, in
+                                                the format of SQuAD 2.0: what a function returns, what the default of a
+                                                parameter is, which class a class extends; some have no answer
+OUT/text.jsonl                                  the source of all other modules, as `text`, to pre-train on
 
 The same files come out of the same version of Python.
 """
@@ -26,6 +30,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+HELD_OUT = 10
+"""One module in so many is held out."""
+NO_MODULES = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+"""Folders whose files are no modules of the standard library."""
 LONGEST, SHORTEST = 1200, 60
 """Characters of a function or class that is taken."""
 UNANSWERABLE = 4
@@ -39,35 +47,60 @@ def main() -> None:
     """Write both files."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    out = Path(sys.argv[1])
+    out, library = Path(sys.argv[1]), Path(sysconfig.get_path("stdlib"))
     out.mkdir(parents=True, exist_ok=True)
-    articles: list[dict[str, Any]] = []
-    lines, count = [], 0
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    modules = [path for path in sorted(library.rglob("*.py")) if not NO_MODULES & set(path.relative_to(library).parts)]
+    held_out = modules[HELD_OUT - 1 :: HELD_OUT]
+    learned = [path for path in modules if path not in set(held_out)]
+    texts = [json.dumps({"text": source}) for path in learned if (source := source_of(path))]
+    (out / "text.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    for paths, suffix in ((learned, ""), (held_out, "-held-out")):
+        tags, articles = labelled(paths, library)
+        (out / f"tags{suffix}.jsonl").write_text("\n".join(tags) + "\n", encoding="utf-8")
+        document = json.dumps({"version": "v2.0", "data": articles})
+        (out / f"questions{suffix}.json").write_text(document, encoding="utf-8")
+        count = sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
+        print(f"{out}: {len(tags):,} functions and classes with tags, {count:,} questions{suffix.replace('-', ' ')}")
+
+
+def source_of(path: Path) -> str:
+    """The text of a module; empty where it is none that this Python can read."""
+    try:
         source = path.read_text(encoding="utf-8")
-        paragraphs = []
-        for text, node in definitions(source):
+        ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ""
+    return source
+
+
+def labelled(paths: list[Path], library: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Lines with tags, and articles with questions, of modules."""
+    lines: list[str] = []
+    articles: list[dict[str, Any]] = []
+    for path in paths:
+        name, paragraphs = path.relative_to(library).with_suffix("").as_posix(), []
+        for text, node in definitions(source_of(path)):
             lines.append(json.dumps(dict(zip(("tokens", "tags"), tagged(text, node), strict=True))))
-            asked = [as_record(f"{path.stem}:{node.lineno}:{n}", *each) for n, each in enumerate(questions(text, node))]
+            asked = [as_record(f"{name}:{node.lineno}:{n}", *each) for n, each in enumerate(questions(text, node))]
             if asked:
                 paragraphs.append({"context": text, "qas": asked})
-            count += len(asked)
         if paragraphs:
-            articles.append({"title": path.stem, "paragraphs": paragraphs})
-    (out / "tags.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (out / "questions.json").write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
-    print(f"{out}: {len(lines):,} functions and classes with tags, {count:,} questions about {len(articles)} modules")
+            articles.append({"title": name, "paragraphs": paragraphs})
+    return lines, articles
 
 
 def definitions(source: str) -> Iterator[tuple[str, Any]]:
     """The functions and classes of a module, by themselves: their text without what it is indented by."""
+    of_module = source.split("\n")
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, (*FUNCTIONS, ast.ClassDef)):
             continue
-        text = ast.get_source_segment(source, node)
-        if text is None or not SHORTEST <= len(text) <= LONGEST or not text.isascii():
+        lines = of_module[node.lineno - 1 : node.end_lineno]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        text = "\n".join(lines)
+        if not SHORTEST <= len(text) <= LONGEST or not text.isascii():
             continue
-        lines = text.split("\n")
         text = "\n".join([lines[0], *(line.removeprefix(" " * node.col_offset) for line in lines[1:])])
         try:
             (alone,) = ast.parse(text).body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bigtrain"
-WITHOUT_TORCH = ("base", "config", "rundir", "estimate", "submit")
-"""Packages that the contract in pyproject.toml keeps free of PyTorch; it does not follow what they import."""
+WITHOUT_TORCH = ("base", "config", "rundir", "estimate", "submit", "model.shapes")
+"""Packages that the contract in pyproject.toml keeps free of PyTorch, and what of the models is free of it; the
+contract does not follow what they import."""
 
 
 def modules(package: Path) -> dict[str, ast.Module]:
@@ -101,7 +103,30 @@ def test_a_package_is_imported_without_pytorch(name: str) -> None:
 
 
 def test_pytorch_is_found_where_it_is_imported() -> None:
-    assert loaded(["bigtrain.model"]) == "['torch']"
+    assert loaded(["bigtrain.model.decoder"]) == "['torch']"
+
+
+def deferred_names() -> dict[str, str]:
+    """The names that faces import when they are first asked for, with the package of each."""
+    found = {}
+    for package, tree in modules(PACKAGE).items():
+        for node in tree.body:
+            if isinstance(node, ast.If) and "deferred(" in ast.unparse(node):
+                checked = [each for each in node.body if isinstance(each, ast.ImportFrom)]
+                found |= {alias.name: package for each in checked for alias in each.names}
+    return found
+
+
+def test_what_a_face_defers_is_there_when_asked_for() -> None:
+    """Each name is exported, is imported at its first use, and is no module of the package: the import of that module
+    would take its place."""
+    names = deferred_names()
+    assert len(names) > 30 and set(names.values()) == {"bigtrain.model"}
+    face = importlib.import_module("bigtrain.model")
+    assert names.keys() < set(face.__all__) and all(hasattr(face, name) for name in face.__all__)
+    assert not {f"{package}.{name}" for name, package in names.items()} & modules(PACKAGE).keys()
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_this_name'"):
+        _ = face.nothing_of_this_name
 
 
 def loaded(names: list[str]) -> str:

@@ -15,6 +15,7 @@ rank_tree           the tree of ranks along which they do
 records             reads JSON that another person or a later version may have written
 home                a user without a name and without a home directory
 labels              the label of a position that has none
+deferred            names of a package that are imported when they are first asked for
 faults              fault injection, for tests and rehearsals (BIGTRAIN_FAULT)
 clock               clocks that processes of one machine share
 file_names          names of files that were read from a manifest or a listing
@@ -26,6 +27,7 @@ visible             shows control characters of text that may hold anything
 """
 
 from bigtrain.base.clock import boot_id, boot_seconds, process_seconds, seconds_before_this_process
+from bigtrain.base.deferred import deferred
 from bigtrain.base.disk_errors import (
     broken_part,
     check_temporary_folder,
@@ -143,6 +145,7 @@ __all__ = [
     "commit_directory",
     "commit_file",
     "damage",
+    "deferred",
     "describe",
     "disk_error",
     "duration",

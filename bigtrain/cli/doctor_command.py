@@ -33,6 +33,10 @@ def doctor(
         bool, typer.Option("--fast", help="Only what one process finds in two seconds, without PyTorch.")
     ] = False,
     ranks: Annotated[int | None, typer.Option(min=1, help="With --fast: the number of ranks that will start.")] = None,
+    datasheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what the devices were measured at, for `bigtrain plan --datasheet`."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only what is not ok.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +46,7 @@ def doctor(
     if fast:
         report = fast_doctor(config, overrides or [], skip=skip or [], ranks=ranks)
     else:
-        report = doctor(config, overrides or [], skip=skip or [], patience=patience)
+        report = doctor(config, overrides or [], skip=skip or [], patience=patience, datasheet=datasheet)
     if report.leads:
         if as_json:
             print_json(report.as_dict())

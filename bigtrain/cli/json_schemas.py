@@ -18,6 +18,7 @@ from pydantic_core.core_schema import DataclassSchema
 from bigtrain.cli import results
 from bigtrain.config import Settings
 from bigtrain.data import Funnel
+from bigtrain.estimate import LadderResult, PendingLadder, PlannedRun
 from bigtrain.report import Summary
 from bigtrain.rundir import DocumentsOfStep, PlanDifference, RunStatus, StepsOfDocument
 from bigtrain.trained import (
@@ -37,8 +38,10 @@ from bigtrain.trained import (
 from bigtrain.trials import Profile, Replay, ResumeTrial
 
 RESULTS: Mapping[str, Any] = {
+    "plan": PlannedRun,
     "doctor": results.DoctorResult,
     "profile": Profile,
+    "ladder": LadderResult | PendingLadder,
     "verify-resume": ResumeTrial,
     "replay": Replay,
     "eval": Evaluation,

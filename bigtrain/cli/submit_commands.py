@@ -39,6 +39,11 @@ class JobOptions:
     gpus_per_node: Annotated[
         int | None, typer.Option(min=1, help="GPUs of a node; as many ranks are started there.")
     ] = None
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Their kind, as `bigtrain plan` knows it: a job that cannot fit into them is refused."),
+    ] = None
+    fit: Annotated[bool, typer.Option("--fit/--no-fit", help="With --gpu: refuse a job that does not fit.")] = True
     processes_per_node: Annotated[
         int | None,
         typer.Option(min=1, help="Ranks on a node. Default: one a GPU; 2 where --gpus-per-node is not given."),
@@ -71,6 +76,21 @@ class JobOptions:
         if self.check:
             job.require_data()
         return job
+
+    def comment(self, job: Job) -> str | None:
+        """What the planner expects of the job, in a line; None where the kind of GPU is not known.
+
+        Raises:
+            BigtrainError: the job does not fit into the GPUs' memory, and that is not allowed.
+        """
+        from bigtrain.submit import comment_on
+
+        if self.gpu is None:
+            return None
+        expected = job.forecast(self.gpu)
+        if self.fit:
+            job.require_memory(expected)
+        return comment_on(expected)
 
 
 def _words(option: str, text: str) -> list[str]:
@@ -172,6 +192,7 @@ def slurm(
         mounts=mounts,
         stage_env=stage_env,
         doctor=asked.doctor,
+        comment=asked.comment(job),
         extra=_words("--sbatch", sbatch),
     )
     made = commands(job, options)
@@ -225,6 +246,7 @@ def kubernetes(
         grace=grace,
         max_restarts=asked.max_restarts,
         doctor=asked.doctor,
+        comment=asked.comment(job),
     )
     made = manifests(job, options)
     printed = "" if asked.dry_run else apply(made)

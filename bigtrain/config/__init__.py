@@ -52,10 +52,10 @@ from bigtrain.config.flat import flat
 from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
-from bigtrain.config.mathematics import mathematics
+from bigtrain.config.mathematics import kind_of, mathematics
 from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings, RopeScaling
 from bigtrain.config.objective_settings import ObjectiveChoice, ObjectiveSettings
-from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions
+from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions, uneven_share
 from bigtrain.config.reference import reference
 from bigtrain.config.secrets import HIDDEN, hide_secrets, is_masked, refuse_masked, with_bare_urls, without_secrets
 from bigtrain.config.settings import (
@@ -125,6 +125,7 @@ __all__ = [
     "general",
     "hide_secrets",
     "is_masked",
+    "kind_of",
     "load_settings",
     "mathematics",
     "read_document",
@@ -134,6 +135,7 @@ __all__ = [
     "schema",
     "to_yaml",
     "to_yaml_line",
+    "uneven_share",
     "with_bare_urls",
     "without_secrets",
 ]

@@ -28,7 +28,7 @@ from torch import Tensor
 from bigtrain.base import BigtrainError, __version__
 from bigtrain.config import AdapterSettings, ModelSettings
 from bigtrain.convert.config_json import config_of
-from bigtrain.convert.layouts import ByHead, Joined, Layout
+from bigtrain.convert.layouts import ByHead, Joined, TensorLayout
 from bigtrain.convert.out_folder import out_folder, refuse_foreign_folder
 from bigtrain.convert.weights import WeightMap, our_shapes, weight_maps
 from bigtrain.model import LORA_A, LORA_B, MAGNITUDE, PREFIX_KEY, PREFIX_VALUE, PROMPT, row_lengths
@@ -212,7 +212,7 @@ def _low_rank(each: WeightMap, weights: Mapping[str, Tensor], adapter: AdapterSe
     return made
 
 
-def _of_rows(each: WeightMap) -> Layout:
+def _of_rows(each: WeightMap) -> TensorLayout:
     """How rows of ours become rows of theirs, whichever way a matrix lies there. Raises BigtrainError."""
     if isinstance(each.layout, Joined):
         return Joined()

@@ -21,7 +21,7 @@ from torch import Tensor
 from bigtrain.base import BigtrainError
 
 
-class Layout(Protocol):
+class TensorLayout(Protocol):
     """One of the ways above."""
 
     def to_theirs(self, ours: Sequence[Tensor]) -> Sequence[Tensor]:

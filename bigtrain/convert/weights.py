@@ -11,13 +11,13 @@ from torch import Tensor
 from bigtrain.config import ModelSettings
 from bigtrain.convert.families import family_of
 from bigtrain.convert.family import Module
-from bigtrain.convert.layouts import ByHead, HeadsLast, Joined, Layout, OneRow, Stacked
+from bigtrain.convert.layouts import ByHead, HeadsLast, Joined, OneRow, Stacked, TensorLayout
 from bigtrain.model import build_model
 
 FOR_TRAINING_ONLY = "next_token_layers."
 """Names of the blocks of multi-token prediction begin with this: no family at Hugging Face has them."""
 
-_LAYOUTS: Mapping[str, Layout] = {"joined": Joined(), "conv1d": Joined(transposed=True), "experts": Stacked()}
+_LAYOUTS: Mapping[str, TensorLayout] = {"joined": Joined(), "conv1d": Joined(transposed=True), "experts": Stacked()}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class WeightMap:
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    layout: Layout
+    layout: TensorLayout
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their tensors by name, from ours: weights, gradients, or shapes alone."""

@@ -34,6 +34,8 @@ class CheckContext:
     measured: dict[str, Any] = field(default_factory=dict)
     """What to keep of this preflight in RUN/doctor.json; on the leader."""
 
+    measures_memory: bool = False
+    """Whether to measure the speed of the memory, too, which a datasheet has."""
     planned_ranks: int | None = None
     """The number of ranks of the run, where that of the preflight is another one."""
 

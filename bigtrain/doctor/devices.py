@@ -13,6 +13,7 @@ import torch
 
 from bigtrain.base import gibibytes, number_of
 from bigtrain.doctor.check import CheckContext, Measured
+from bigtrain.doctor.datasheet import measure_memory_speed, name_of
 from bigtrain.doctor.finding import CheckFinding
 from bigtrain.model import lacking_for_cpu_kernels
 from bigtrain.observe import MATMUL_SIZES, datasheet_flops, kind_of, measure_matmul_peak
@@ -139,7 +140,10 @@ def measure_matmul(context: CheckContext) -> dict[str, Any]:
     """Return the FLOP/s of a large matrix product, which all ranks compute at the same time."""
     rate = measure_matmul_peak(context.device, context.dtype, sizes=MATMUL_SIZES[context.device.type][:1])
     name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
+    launched = number_of("LOCAL_WORLD_SIZE", 1, 10**6) or 1
+    memory = measure_memory_speed(context.device, launched) if context.measures_memory else {}
     return {
+        **memory,
         "flops": rate,
         "type": context.device.type,
         "name": name,
@@ -197,6 +201,9 @@ def assess_matmul(measured: Measured, context: CheckContext) -> Iterator[CheckFi
         context.history.add(quantity, each["flops"])
         kept[rank] = round(each["flops"])
     context.measured["matmul_flops"] = kept
+    if context.measures_memory:
+        slowest = min(measured.values(), key=lambda each: float(each["flops"]))
+        context.measured["device"] = {**slowest, "name": name_of(context.device)}
     rates = sorted(kept.values())
     spread = _tera(rates[0]) if len(rates) == 1 else f"{_tera(rates[0])} to {_tera(rates[-1])} a rank"
     yield CheckFinding("matmul", "ok", f"{spread}, {measured[min(measured)]['kind']}")

@@ -60,6 +60,7 @@ def doctor(
     *,
     skip: Collection[str] = (),
     patience: float | None = None,
+    datasheet: Path | None = None,
 ) -> DoctorReport:
     """Check this machine, or all ranks of a launcher, for a run of this configuration.
 
@@ -68,9 +69,11 @@ def doctor(
         overrides: `key=value` for any leaf of it.
         skip: names of CHECKS to leave out.
         patience: seconds until a rank counts as missing. Default: 60, and longer the more hosts there are.
+        datasheet: where the leader writes the datasheet of the devices, for `bigtrain plan`.
 
     Raises:
-        BigtrainError: this rank could not meet the others, the leader is gone, or `skip` names no check.
+        BigtrainError: this rank could not meet the others, the leader is gone, `skip` names no check, or there is no
+            datasheet to write.
     """
     from bigtrain.doctor.checks import CHECKS
 
@@ -78,14 +81,19 @@ def doctor(
     settings, unreadable = _read(config, overrides)
     device = _device()
     meeting = Meeting.join(patience)
-    preflight = Preflight(CheckContext(meeting, settings, device))
+    preflight = Preflight(CheckContext(meeting, settings, device, measures_memory=datasheet is not None))
     try:
         preflight.check_attendance()
         preflight.check_reading(unreadable)
         for name, check in CHECKS.items():
             if name not in skip and not (check.needs_settings and config is None):
                 preflight.run(name, check)
-        return preflight.conclude()
+        report = preflight.conclude()
+        if datasheet is not None and report.leads:
+            from bigtrain.doctor.datasheet import write_datasheet
+
+            write_datasheet(datasheet, preflight.context.measured)
+        return report
     except TimeoutError as error:  # the leader is gone
         raise BigtrainError(str(error), fix="look at its output: it leads the checks, and may have crashed") from None
 

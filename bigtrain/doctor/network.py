@@ -170,6 +170,7 @@ def assess_network(measured: Measured, context: CheckContext) -> Iterator[CheckF
         context.history.add(quantity, rate)
     context.measured["network"] = {
         "backend": first["backend"],
+        "world_size": first["world_size"],
         "bytes": first["bytes"],
         "latency_seconds": latency,
         "all_reduce_seconds": reduced,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bigtrain.base import gibibytes
+from bigtrain.base import BigtrainError, gibibytes
 from bigtrain.config import Settings, divide_work
 from bigtrain.doctor.check import CheckContext, Measured
-from bigtrain.doctor.disks import STATE_BYTES, checkpoint_bytes
+from bigtrain.doctor.disks import checkpoint_bytes
 from bigtrain.doctor.finding import CheckFinding
-
-NEARLY = 0.85
-"""The share of the memory above which the activations, which the estimate leaves out, will hardly fit."""
+from bigtrain.estimate import forecast_memory, layout_of, remedies, workload_of
 
 
 def measure_batch(context: CheckContext) -> dict[str, int]:
@@ -54,31 +53,29 @@ def assess_batch(measured: Measured, context: CheckContext) -> Iterator[CheckFin
         )
 
 
-def state_bytes(settings: Settings, world_size: int) -> tuple[int, int]:
-    """Return the bytes that a rank holds for as long as it trains: on its device, and in its host's memory.
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that a rank needs, by the planner."""
 
-    These are weights, float32 gradients, master weights and moments, divided as ZeRO does (Rajbhandari et al., 2020,
-    section 3), and the image of a save. Beside a frozen base all but the weights are of the adapter. Activations and
-    buffers are not in it; the dry run tries them.
+    states: float
+    """On its device for as long as it trains: weights, gradients, master weights and moments."""
+    device: float
+    """There at the peak of a step: with activations, logits and buffers."""
+    host: float
+    """In its host's memory: the image of a save, and what is offloaded."""
+
+
+def rank_memory(settings: Settings, world_size: int) -> RankMemory:
+    """The memory of the rank that needs most.
+
+    Raises:
+        BigtrainError: the ranks or the global batch do not divide.
     """
-    from bigtrain.model import count_learning_parameters, count_parameters
-
-    engine = settings.engine
-    parameters = count_parameters(settings.model) // engine.tensor_parallel_size
-    learning = count_learning_parameters(settings.model, settings.adapter) // engine.tensor_parallel_size
-    ranks = max(1, world_size // (engine.tensor_parallel_size * engine.sequence_parallel_size))
-    compute = 4 if engine.precision == "fp32" else 2
-    masters = STATE_BYTES[settings.optimizer.name] - (4 if engine.precision == "fp32" and engine.zero_stage == 0 else 0)
-    weights = compute * parameters // (ranks if engine.zero_stage == 3 else 1)
-    gradients = 4 * learning // (ranks if engine.zero_stage >= 2 else 1)
-    optimizer = masters * learning // (ranks if engine.zero_stage >= 1 else 1)
-    image = checkpoint_bytes(settings) // world_size
-    device, host = weights + gradients + optimizer, image
-    if engine.offload_optimizer == "cpu":
-        device, host = device - optimizer, host + optimizer
-    if engine.offload_param == "cpu":
-        device, host = device - weights, host + weights
-    return device, host
+    work, layout = workload_of(settings), layout_of(settings, world_size)
+    needed = forecast_memory(work, layout)
+    kept_here = forecast_memory(work, replace(layout, offload_optimizer=False, offload_weights=False))
+    image = checkpoint_bytes(settings) / world_size
+    return RankMemory(needed.states, needed.allocated, image + kept_here.states - needed.states)
 
 
 def measure_memory(context: CheckContext) -> dict[str, Any]:
@@ -105,38 +102,66 @@ def _cgroup_left() -> int:
 
 
 def assess_memory(measured: Measured, context: CheckContext) -> Iterator[CheckFinding]:
-    """Check that every device and host has memory for the state that stays there all the time."""
+    """Check that every device and host has memory for the states, which stay there, and for the peak of a step."""
     settings, meeting = context.settings, context.meeting
     assert settings is not None
-    device, host = state_bytes(settings, meeting.world_size)
-    short: dict[str, tuple[int, int, list[int]]] = {}
+    try:
+        each = rank_memory(settings, meeting.world_size)
+    except BigtrainError:
+        return  # the check of the batch says what does not divide
+    short: dict[str, _Shortage] = {}
     for ranks in meeting.hosts.values():
         here = [rank for rank in ranks if rank in measured]
         if not here:
             continue
         on_device = [rank for rank in here if "device" in measured[rank]]
         for rank in on_device:
-            _add_shortage(short, "GPU", device, measured[rank]["device"], [rank])
-        needed = len(ranks) * (host + (0 if on_device else device))
-        _add_shortage(short, "host", needed, min(measured[rank]["host"] for rank in here), here)
-    for where, (needed, free, ranks) in short.items():
+            _note_shortage(short, "GPU", each.states, each.device, measured[rank]["device"], [rank])
+        free = min(measured[rank]["host"] for rank in here)
+        states, peak = (0.0, 0.0) if on_device else (each.states, each.device)
+        count = len(ranks)
+        _note_shortage(short, "host", count * (each.host + states), count * (each.host + peak), free, here)
+    for where, found in short.items():
         yield CheckFinding(
             "memory",
-            "failed" if needed > free else "warning",
-            f"weights, gradients, optimizer and the image of a save take {gibibytes(needed)} of a {where}, which has "
-            f"{gibibytes(free)} left, on {meeting.label(ranks)}",
-            f"at most {NEARLY:.0%}, since activations come on top",
-            "raise engine.zero_stage, offload (engine.offload_optimizer cpu), or use more ranks; the dry run before "
-            "step 1 names settings that would help",
+            "failed" if found.states > found.free else "warning",
+            f"states, activations and the image of a save take {gibibytes(found.peak)} of a {where} "
+            f"({gibibytes(found.states)} of it all the time), which has {gibibytes(found.free)} left, on "
+            f"{meeting.label(found.ranks)}",
+            "all of it, at the peak of a step",
+            f"cheapest first: {_remedies(settings, context)}",
         )
-    context.measured["state_bytes"] = {"device": device, "host": host}
-    what = f"{gibibytes(device)} a device and {gibibytes(host)} of its host's memory"
-    yield CheckFinding("memory", "ok", f"a rank's state takes {what}, without activations")
+    context.measured["state_bytes"] = {"device": round(each.states), "host": round(each.host)}
+    what = f"{gibibytes(each.device)} a device ({gibibytes(each.states)} all the time) and {gibibytes(each.host)}"
+    yield CheckFinding("memory", "ok", f"by the planner a rank takes {what} of its host's memory")
 
 
-def _add_shortage(
-    short: dict[str, tuple[int, int, list[int]]], where: str, needed: int, free: int, ranks: list[int]
+@dataclass(frozen=True)
+class _Shortage:
+    """Bytes of a device or host that has too few of them."""
+
+    states: float
+    peak: float
+    free: float
+    ranks: list[int]
+
+
+def _note_shortage(
+    short: dict[str, _Shortage], where: str, states: float, peak: float, free: float, ranks: list[int]
 ) -> None:
-    if needed > NEARLY * free:
-        worst, least, others = short.get(where, (needed, free, []))
-        short[where] = (max(worst, needed), min(least, free), [*others, *ranks])
+    if peak > free:
+        worst = short.get(where, _Shortage(states, peak, free, []))
+        short[where] = _Shortage(
+            max(worst.states, states), max(worst.peak, peak), min(worst.free, free), [*worst.ranks, *ranks]
+        )
+
+
+def _remedies(settings: Settings, context: CheckContext) -> str:
+    world = context.meeting.world_size
+    advice = remedies(
+        settings,
+        data_size=layout_of(settings, world).data,
+        devices=world,
+        on_gpu=context.device.type == "cuda",
+    )
+    return "; ".join([*map(str, advice), "more ranks"])

@@ -11,6 +11,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from bigtrain import estimate
 from bigtrain.base import BigtrainError, gibibytes
 from bigtrain.config import Settings
 from bigtrain.engine import Topology
@@ -64,27 +65,13 @@ def out_of_memory(settings: Settings, topology: Topology, what: str, failure: Ba
 
 def remedies(settings: Settings, topology: Topology) -> list[str]:
     """List the settings that would save memory here, cheapest first, without those that are set already."""
-    engine, rows = settings.engine, settings.train.micro_batch_size
-    advice: list[str] = []
-    if engine.activation_checkpointing == "none" and engine.tensor_parallel_size == 1:
-        advice.append("engine.activation_checkpointing selective (now none): recomputes what is cheap")
-    if rows > 1:
-        advice.append(f"train.micro_batch_size {rows // 2} (now {rows}): more are accumulated, the mathematics stays")
-    if engine.activation_checkpointing not in ("full", "offloaded"):
-        advice.append(f"engine.activation_checkpointing full (now {engine.activation_checkpointing})")
-    elif engine.activation_checkpointing == "full" and topology.device.type == "cuda":
-        advice.append("engine.activation_checkpointing offloaded (now full): blocks' inputs in the host's memory")
-    last_stage = 2 if engine.tensor_parallel_size > 1 else 3
-    if topology.data_size > 1 and engine.zero_stage < last_stage:
-        advice.append(f"engine.zero_stage {engine.zero_stage + 1} (now {engine.zero_stage}): more is spread over ranks")
-    if topology.device.type == "cuda" and engine.offload_optimizer == "none" and engine.tensor_parallel_size == 1:
-        stage = "" if engine.zero_stage else ", with engine.zero_stage 1"
-        advice.append(f"engine.offload_optimizer cpu (now none{stage}): masters and moments in the host's memory")
-    if topology.device.type == "cuda" and engine.zero_stage == 3 and engine.offload_param == "none":
-        advice.append("engine.offload_param cpu (now none): resting weights in the host's memory")
-    if engine.sequence_parallel_size == 1 and engine.tensor_parallel_size == 1 and topology.world_size > 1:
-        advice.append("engine.sequence_parallel_size 2 (now 1): each sequence is shared by two ranks")
-    return [*advice, "more ranks, or devices with more memory"]
+    advice = estimate.remedies(
+        settings,
+        data_size=topology.data_size,
+        devices=topology.world_size,
+        on_gpu=topology.device.type == "cuda",
+    )
+    return [*map(str, advice), "more ranks, or devices with more memory"]
 
 
 def _is_out_of_memory(failure: BaseException) -> bool:

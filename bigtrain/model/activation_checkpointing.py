@@ -24,6 +24,7 @@ import bigtrain.model.layers.experts
 import bigtrain.model.recurrence.scan  # noqa: F401
 from bigtrain.config import ModelSettings
 from bigtrain.model.execution import Execution
+from bigtrain.model.shapes.kept_products import ProductShape, kept_products
 
 Recomputation = Callable[..., Any]
 """Calls `function(*args)` and decides what is kept of it."""
@@ -52,9 +53,6 @@ _PRODUCTS = {
 }
 """Matrix products [M, K] x [K, N], with the place of the left matrix among their arguments; of experts x [E, N, K]."""
 
-Shape = tuple[int, int]
-"""K and N of a product."""
-
 
 def recomputation(settings: ModelSettings, execution: Execution) -> Recomputation:
     """What a block of this model runs under."""
@@ -70,41 +68,8 @@ def recomputation(settings: ModelSettings, execution: Execution) -> Recomputatio
     return _call
 
 
-def kept_products(settings: ModelSettings, budget: float) -> frozenset[Shape] | None:
-    """Which matrix products of a block are kept under a budget; None: all.
-
-    Attention is always kept: nothing saves as much work for its size where sequences are long. The products follow in
-    the order of what their recomputation costs for each byte, which is K; of equal ones the smaller first.
-
-    Args:
-        settings: the shape.
-        budget: the share, in bytes, of the results of all products of a block.
-    """
-    if budget >= 1:
-        return None
-    width, inner = settings.hidden_size, settings.intermediate_size
-    queries, keys = (heads * settings.head_width for heads in (settings.num_attention_heads, settings.key_value_heads))
-    products: list[Shape] = [(width, queries), (width, keys), (width, keys), (queries, width)]
-    if settings.architecture == "encoder_decoder":  # cross-attention
-        products *= 2
-    feed_forward = [(inner, width)] + [(width, inner)] * (2 if settings.gated_mlp else 1)
-    if settings.num_experts:
-        inner = settings.expert_width
-        feed_forward = [(inner, width), (width, inner), (width, inner)] * settings.num_experts_per_tok
-    products += feed_forward
-    room = budget * sum(columns for _, columns in products)
-    kept: set[Shape] = set()
-    for shape in sorted(set(products), key=lambda product: (-product[0], product[1])):
-        size = shape[1] * products.count(shape)
-        if size > room:
-            break
-        room -= size
-        kept.add(shape)
-    return frozenset(kept)
-
-
 def _keep_costly(
-    kept: frozenset[Shape] | None, _context: Any, operator: Any, *args: Any, **_kwargs: Any
+    kept: frozenset[ProductShape] | None, _context: Any, operator: Any, *args: Any, **_kwargs: Any
 ) -> CheckpointPolicy:
     if operator in _WHOLE:
         return CheckpointPolicy.MUST_SAVE
@@ -113,7 +78,7 @@ def _keep_costly(
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _shape(left: Tensor, right: Tensor) -> Shape:
+def _shape(left: Tensor, right: Tensor) -> ProductShape:
     inner, sizes = left.shape[1], right.shape[-2:]
     return inner, sizes[0] * sizes[1] // inner
 

@@ -7,8 +7,6 @@ weights of base and adapter --Merged--> weights of a model without adapter that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import torch
@@ -16,25 +14,22 @@ from torch import Tensor, nn
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import AdapterSettings
-from bigtrain.model.attention.attention import SelfAttention
-from bigtrain.model.attention.virtual_tokens import PromptEmbedding, VirtualKeys
-from bigtrain.model.layers.adapted import (
-    ADAPTED,
+from bigtrain.model.adapter_parts import (
+    BLOCKS,
     LORA_A,
     LORA_B,
     MAGNITUDE,
-    PARTS,
-    AdaptedLinear,
-    changed_weight,
-    row_lengths,
+    TASK_HEAD,
+    is_of_adapter,
+    matching,
+    require_rank,
 )
+from bigtrain.model.attention.attention import SelfAttention
+from bigtrain.model.attention.virtual_tokens import PromptEmbedding, VirtualKeys
+from bigtrain.model.layers.adapted import ADAPTED, AdaptedLinear, changed_weight, row_lengths
 from bigtrain.model.transformer import BlockStack
 
 T = TypeVar("T")
-TASK_HEAD = "task_head."
-"""Names of the parameters of the head of a task begin with it."""
-_BLOCKS = ("layers.", "encoder.layers.")
-"""Names of what is inside blocks begin with one of these."""
 
 
 def adapt(model: nn.Module, settings: AdapterSettings) -> None:
@@ -49,7 +44,7 @@ def adapt(model: nn.Module, settings: AdapterSettings) -> None:
     else:
         _adapt_layers(model, settings)
     modules = {name: module for name, module in model.named_modules() if name}
-    saved = [modules[name] for name in _matching("modules_to_save", settings.modules_to_save, list(modules))]
+    saved = [modules[name] for name in matching("modules_to_save", settings.modules_to_save, list(modules))]
     for module in saved:
         if any(isinstance(part, AdaptedLinear) for part in module.modules()):
             raise BigtrainError(
@@ -67,15 +62,10 @@ def adapt(model: nn.Module, settings: AdapterSettings) -> None:
 def _adapt_layers(model: nn.Module, settings: AdapterSettings) -> None:
     """Put adapted layers in the place of linear ones."""
     linears = _in_blocks(model, nn.Linear)
-    for name in _matching("target_modules", settings.targets, list(linears)):
+    for name in matching("target_modules", settings.targets, list(linears)):
         plain = linears[name]
-        if settings.low_rank and settings.r > (most := min(plain.in_features, plain.out_features)):
-            raise BigtrainError(
-                f"adapter.r is larger than a side of the matrix {name}: the product would be larger than the matrix",
-                found=f"r {settings.r}, and a matrix of {plain.out_features} x {plain.in_features}",
-                wanted=f"at most {most}",
-                fix="lower adapter.r, or leave the layer out of adapter.target_modules",
-            ).on_all_ranks()
+        if settings.low_rank:
+            require_rank(name, settings.r, plain.out_features, plain.in_features)
         block, _, last = name.rpartition(".")
         place = name.split("layers.")[1].partition(".")[2]
         setattr(model.get_submodule(block), last, ADAPTED[settings.method](plain, settings, place))
@@ -96,12 +86,7 @@ def _put_virtual_tokens(model: nn.Module, settings: AdapterSettings) -> None:
 def _in_blocks(model: nn.Module, kind: type[T]) -> dict[str, T]:
     """The modules of a kind inside the blocks, by name."""
     named = model.named_modules()
-    return {name: module for name, module in named if isinstance(module, kind) and name.startswith(_BLOCKS)}
-
-
-def is_of_adapter(name: str) -> bool:
-    """Whether a parameter of this name is one that an adapter has added."""
-    return name.rpartition(".")[2] in PARTS
+    return {name: module for name, module in named if isinstance(module, kind) and name.startswith(BLOCKS)}
 
 
 def first_magnitude(name: str, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor | None:
@@ -146,17 +131,3 @@ class Merged(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def _matching(key: str, patterns: tuple[str, ...], names: list[str]) -> list[str]:
-    """The names that match a pattern, in order. Raises BigtrainError where a pattern matches none."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            near = get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3) or names[:3]
-            raise BigtrainError(
-                f"a pattern of adapter.{key} matches nothing in this model",
-                found=pattern,
-                wanted=f"a pattern for whole names such as {', '.join(near)}",
-                fix="correct the pattern (* stands for anything), or remove it",
-            ).on_all_ranks()
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

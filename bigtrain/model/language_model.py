@@ -20,7 +20,7 @@ from bigtrain.model.block import Block
 from bigtrain.model.cache import Cache
 from bigtrain.model.compression.compressed import CompressedLinear
 from bigtrain.model.distillation import Distillation, labelled_positions
-from bigtrain.model.initialize import initialize, is_hidden_matrix
+from bigtrain.model.initial_weights import initialize, is_hidden_matrix
 from bigtrain.model.layer_depth import layers_to_head
 from bigtrain.model.layers.dropout import DropoutKeys
 from bigtrain.model.layers.embedding import OutputHead, TokenEmbedding

@@ -178,14 +178,18 @@ def _counted(names: Sequence[str]) -> str:
     return " + ".join(f"{number} x {name}" for name, number in sorted(Counter(names).items()))
 
 
-def _cpu() -> str:
-    """This CPU as PyTorch uses it. Models of virtual machines share names, so the instructions are named too."""
+def cpu_name() -> str:
+    """The model of this CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{model} ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s))"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def _cpu() -> str:
+    """This CPU as PyTorch uses it. Models of virtual machines share names, so the instructions are named too."""
+    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s))"
 
 
 def datasheet_flops(name: str | None, kind: str) -> float | None:

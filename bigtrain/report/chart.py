@@ -27,11 +27,14 @@ class Line:
     """One named line of a chart."""
 
     name: str
+    """In the legend; empty: not there."""
     points: Points | Sequence[Point]
     dots: bool = False
     """With a dot at each point."""
     scattered: bool = False
     """Only small dots, for points that are in no order; one beyond the other lines' values is drawn at the edge."""
+    bare: bool = False
+    """Only a dot at each point, without a line between them."""
     color: str | None = None
 
 
@@ -60,6 +63,8 @@ class Chart:
     marks: Sequence[EventMark] = ()
     stacked: bool = False
     """The lines are parts of a whole, one on top of the other; all of them have values at the same places."""
+    log_x: bool = False
+    """The horizontal axis is logarithmic; all x are above 0."""
 
     @property
     def colors(self) -> list[str]:
@@ -169,6 +174,20 @@ def spaced(marks: Sequence[EventMark], xs: tuple[float, float], columns: float) 
     """The last mark of each kind in each of so many columns between two values."""
     low, high = xs
     return list({(mark.name, int((mark.x - low) / (high - low) * columns)): mark for mark in marks}.values())
+
+
+def log_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Logarithms of round numbers between two bounds, which are logarithms to base 10 too."""
+    for factors in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [
+            math.log10(factor) + power
+            for power in range(math.floor(low), math.ceil(high) + 1)
+            for factor in factors
+            if low <= math.log10(factor) + power <= high + 1e-9
+        ]
+        if len(found) <= about + 1:
+            break
+    return found[:: 1 + len(found) // (about + 2)]
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

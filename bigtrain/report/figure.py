@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from bigtrain.base import quantity
 from bigtrain.report.chart import (
     Chart,
     EventMark,
@@ -17,6 +18,7 @@ from bigtrain.report.chart import (
     Points,
     averaged,
     finite,
+    log_ticks,
     points_of,
     spaced,
     span,
@@ -72,7 +74,10 @@ def svg_chart(chart: Chart, size: Size = WIDE) -> Markup:
 
 def _lines(chart: Chart, size: Size) -> Markup:
     columns = chart.columns(size.plane[0])
-    colored = [(replace(line, points=thinned(line.points, columns)), color) for line, color in chart.drawable()]
+    colored = [
+        (replace(line, points=thinned(_on_axis(line.points, chart), columns)), color)
+        for line, color in chart.drawable()
+    ]
     every = [points_of(line.points) for line, _ in colored]
     measured = [points for points, (line, _) in zip(every, colored, strict=True) if not line.scattered]
     xs, ys = (
@@ -80,12 +85,13 @@ def _lines(chart: Chart, size: Size) -> Markup:
     )
     marks = [mark for mark in chart.marks if xs[0] <= mark.x <= xs[1]]
     of_marks = list(dict.fromkeys((m.name, m.color) for m in marks))
-    names = _bounded([(line.name, color) for line, color in colored], MOST_NAMES - len(of_marks)) + of_marks
+    named = [(line.name, color) for line, color in colored if line.name]
+    names = _bounded(named, MOST_NAMES - len(of_marks)) + of_marks
     plane = _Plane(size, xs, ys)
     lines = [
         {
             "color": color,
-            "path": None if line.scattered else plane.path(line.points),
+            "path": None if line.scattered or line.bare else plane.path(line.points),
             "dots": [plane.at(x, min(max(y, ys[0]), ys[1])) for x, y in _dots_of(line, columns).tolist()],
             "radius": 1.6 if line.scattered else 3.5,
         }
@@ -95,11 +101,22 @@ def _lines(chart: Chart, size: Size) -> Markup:
     return render("chart.svg", **plane.frame(chart, names), marks=drawn, lines=lines, bands=[])
 
 
+def _on_axis(points: Points | Sequence[Point], chart: Chart) -> Points:
+    """The points as they stand along the horizontal axis."""
+    array = points_of(points)
+    return np.column_stack((np.log10(array[:, 0]), array[:, 1])) if chart.log_x else array
+
+
 def _dots_of(line: Line, columns: int) -> Points:
     """The points of a line that are drawn as dots."""
-    if line.scattered:
+    if line.scattered or line.bare:
         return points_of(line.points)
     return thinned(line.points, max(1, columns // DOT)) if line.dots else np.empty((0, 2))
+
+
+def _short(value: float) -> str:
+    """A number on a logarithmic axis: 3k, 2.5M, 1e+15, 0.002."""
+    return quantity(value) if 1000 <= value < 1e13 else f"{value:.3g}"
 
 
 def _bounded(names: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
@@ -169,10 +186,16 @@ class _Plane:
             "top": size.top,
             "floor": self.floor,
             "bottom": size.height - 8,
-            "x_ticks": [(f"{self.across(tick):.1f}", f"{tick:,.6g}") for tick in ticks(*self.xs, about=size.ticks)],
+            "x_ticks": self.x_ticks(chart.log_x),
             "y_ticks": [(round(self.up(tick), 1), f"{tick:,.6g}") for tick in ticks(*self.ys)],
             "legend": [(*self.legend_at(index), name, color) for index, (name, color) in enumerate(names)],
         }
+
+    def x_ticks(self, log: bool) -> list[tuple[str, str]]:
+        """Where the marks of the horizontal axis are, and their labels."""
+        if not log:
+            return [(f"{self.across(tick):.1f}", f"{tick:,.6g}") for tick in ticks(*self.xs, about=self.size.ticks)]
+        return [(f"{self.across(tick):.1f}", _short(10**tick)) for tick in log_ticks(*self.xs, about=self.size.ticks)]
 
     def legend_at(self, index: int) -> tuple[int, int]:
         """A row for each name, or half of one where the legend is below."""

@@ -15,7 +15,7 @@ from bigtrain.data import Funnel, read_funnels
 from bigtrain.report.figure import svg_chart
 from bigtrain.report.report_page import RunRecords, loss_chart, report_page
 from bigtrain.report.step_columns import F64, ReadSteps
-from bigtrain.report.summary import RunSummary, Summary
+from bigtrain.report.summary import RunSummary, Summary, expectations
 from bigtrain.rundir import STARTS, Event, RunDirectory, account, read_events
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def write_report(run: Path, samples: int = 0) -> RunSummary:
         starts=sum(event["event"] in STARTS for event in events),
         report=str(report),
         goodput=ledger.summary(),
+        expectations=expectations(events, counted.points("step_seconds"), last),
     )
     records = RunRecords(
         summary=summary,

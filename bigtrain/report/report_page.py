@@ -161,6 +161,7 @@ def _facts(report: RunRecords) -> list[tuple[str, str]]:
         *([("MFU, causal-exact", f"{summary.mfu_causal:.1%}")] if summary.mfu_causal is not None else []),
         ("goodput", f"{ledger.goodput:.1%}"),
         (f"start(s), {ledger.crashes} crash(es){lost}", str(summary.starts)),
+        *((f"{each.what}, {each.predicted:,.4g} predicted", f"{each.measured:,.4g}") for each in summary.expectations),
         ("training time", duration(summary.training_seconds)),
     ]
 

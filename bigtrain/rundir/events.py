@@ -24,6 +24,7 @@ class Event(StrEnum):
     RESUME = "resume"
     FALLBACK = "fallback"
     CHANGE = "change"
+    FORECAST = "forecast"
     PLAN = "plan"
     EVALUATE = "evaluate"
     SAVE = "save"
@@ -122,6 +123,23 @@ class ChangeEvent(EventFields):
     """Its value before."""
     to: Any
     """Its value from here on."""
+
+
+@dataclass(frozen=True)
+class ForecastEvent(EventFields):
+    """What the planner expects of this start, on a device whose datasheet is known."""
+
+    event = Event.FORECAST
+    device: str
+    """Its name in the datasheets."""
+    memory: Mapping[str, float]
+    """Bytes of the rank that needs most, by kind."""
+    allocated_bytes: float
+    """The peak that PyTorch will report as allocated."""
+    step_seconds: Mapping[str, float]
+    """Seconds of a step by part; they add up to it."""
+    tokens_per_second: float
+    """Of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -365,9 +383,9 @@ class StopEvent(EventFields):
 EVENTS: dict[Event, type[EventFields]] = {
     cls.event: cls
     for cls in (
-        StartEvent, ResumeEvent, FallbackEvent, ChangeEvent, PlanEvent, EvaluateEvent, SaveEvent, CommitEvent,
-        PruneFailedEvent, OverflowEvent, NotFiniteEvent, SpikeEvent, SkipEvent, RewindEvent, EvidenceEvent, GaveUpEvent,
-        StragglerEvent, CaughtUpEvent, CorruptionEvent, HangEvent, StopEvent,
+        StartEvent, ResumeEvent, FallbackEvent, ChangeEvent, ForecastEvent, PlanEvent, EvaluateEvent, SaveEvent,
+        CommitEvent, PruneFailedEvent, OverflowEvent, NotFiniteEvent, SpikeEvent, SkipEvent, RewindEvent,
+        EvidenceEvent, GaveUpEvent, StragglerEvent, CaughtUpEvent, CorruptionEvent, HangEvent, StopEvent,
     )
 }  # fmt: skip
 """Every event and the class of its fields."""

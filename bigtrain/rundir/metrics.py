@@ -55,6 +55,8 @@ class StepMetrics:
     """Hash of what the objective made of the batch, equal at every world size; only where it is not the tokens."""
     decisions: Count | None = None
     """How many decisions the run had taken; only where there are any."""
+    peak_memory_bytes: Count | None = None
+    """CUDA: the most that was allocated on rank 0's device so far."""
     counted_seconds: Seconds | None = None
     """The training that counts, over all starts up to this step."""
 

@@ -1,11 +1,25 @@
 """Submitting a run to a cluster: what `bigtrain submit` hands to Slurm or Kubernetes.
 
 `job` is what is to be started and whether it can work; `slurm` makes it a command for sbatch, `kubernetes` a manifest
-for kubectl. What runs on the nodes then are the scripts in launch/.
+for kubectl; `slurm_array` submits many small runs at once. What runs on the nodes then are the scripts in launch/.
 """
 
-from bigtrain.submit.job import Job
+from bigtrain.submit.job import Job, comment_on
 from bigtrain.submit.kubernetes import KubernetesOptions, apply, as_yaml, manifests
 from bigtrain.submit.slurm import SlurmOptions, commands, submit
+from bigtrain.submit.slurm_array import ArrayOptions, queued_jobs, submit_array
 
-__all__ = ["Job", "KubernetesOptions", "SlurmOptions", "apply", "as_yaml", "commands", "manifests", "submit"]
+__all__ = [
+    "ArrayOptions",
+    "Job",
+    "KubernetesOptions",
+    "SlurmOptions",
+    "apply",
+    "as_yaml",
+    "commands",
+    "comment_on",
+    "manifests",
+    "queued_jobs",
+    "submit",
+    "submit_array",
+]

@@ -12,6 +12,7 @@ import bigtrain
 from bigtrain.base import BigtrainError
 from bigtrain.config import Settings, divide_work, load_settings
 from bigtrain.data import RunData
+from bigtrain.estimate import Machines, PlannedRun, Wish, plan
 
 SCRIPTS = "BIGTRAIN_LAUNCH"
 """Environment variable: where the launch scripts lie on the nodes, when not in the package."""
@@ -83,9 +84,41 @@ class Job:
         """The configuration as an argument that no script takes for an option."""
         return argument_of(self.config)
 
+    def forecast(self, gpu: str) -> PlannedRun:
+        """What the planner expects of the job.
+
+        Args:
+            gpu: the kind of GPU of the nodes.
+
+        Raises:
+            BigtrainError: there is no such GPU.
+        """
+        machines = Machines.of(gpu, self.nodes * self.processes_per_node, nodes=self.nodes)
+        return plan(self.settings, machines, Wish())
+
+    def require_memory(self, expected: PlannedRun) -> None:
+        """Raises BigtrainError: by the forecast the job does not fit into the GPUs' memory."""
+        if expected.fits:
+            return
+        remedies = " ".join(expected.remedies) or "more GPUs, or GPUs with more memory"
+        raise BigtrainError(
+            "the job does not fit into the memory of its GPUs",
+            found=f"{expected.peak_gib:.1f} GiB on the rank that needs most",
+            wanted=f"at most {expected.peak_gib + expected.left_gib:.1f} GiB of a {expected.gpu}",
+            fix=f"cheapest first: {remedies}; or submit it all the same with --no-fit",
+        )
+
     def require_data(self) -> None:
         """Raises BigtrainError: the data are not there, or not those of the configuration, or too few."""
         RunData.open(self.settings)
+
+
+def comment_on(expected: PlannedRun) -> str:
+    """A forecast as the comment of a job, in one line."""
+    return (
+        f"bigtrain expects {expected.peak_gib:.1f} GiB a GPU, {expected.seconds:.3g} s a step, "
+        f"{expected.tokens_per_second_per_gpu:,.0f} tokens/s a GPU, {expected.hours:,.1f} h in all"
+    )
 
 
 def argument_of(path: Path) -> str:

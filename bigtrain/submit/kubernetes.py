@@ -18,6 +18,9 @@ from bigtrain.submit.job import Job, run_program, scripts
 Kind = Literal["job", "trainjob"]
 Manifest = dict[str, Any]
 
+FORECAST = "bigtrain-forecast"
+"""The annotation of a job with what the planner expects of it."""
+JOBS = ("Job", "TrainJob")
 CONFIG_FOLDER = "/etc/bigtrain"
 IN_IMAGE = "/opt/bigtrain/launch/node.sh"
 LONGEST_NAME = 52
@@ -52,6 +55,8 @@ class KubernetesOptions:
     """Seconds from the request to stop to the end of the pod: a step and a save have to fit."""
     max_restarts: int | None = None
     doctor: bool = True
+    comment: str | None = None
+    """What the cluster shows of the job, as an annotation."""
 
 
 def manifests(job: Job, options: KubernetesOptions) -> list[Manifest]:
@@ -69,6 +74,8 @@ def manifests(job: Job, options: KubernetesOptions) -> list[Manifest]:
     for manifest in made:
         if options.namespace is not None:
             manifest["metadata"]["namespace"] = options.namespace
+        if options.comment is not None and manifest["kind"] in JOBS:
+            manifest["metadata"].setdefault("annotations", {})[FORECAST] = options.comment
         if manifest["kind"] in _FILL:
             _FILL[manifest["kind"]](manifest["spec"], job, options, name)
     return made

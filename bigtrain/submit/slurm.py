@@ -45,6 +45,8 @@ class SlurmOptions:
     stage_env: str | None = None
     """A folder of each node's own, into which the environment is unpacked before the ranks start."""
     doctor: bool = True
+    comment: str | None = None
+    """What the queue shows of the job."""
     extra: Sequence[str] = ()
     """More options of sbatch."""
 
@@ -71,8 +73,10 @@ def submit(job: Job, commands: Sequence[Sequence[str]]) -> list[str]:
     numbers: list[str] = []
     for command in commands:
         follows = f"--dependency=afterany:{BEFORE}"
-        said = _run([follows.replace(BEFORE, numbers[-1]) if part == follows and numbers else part for part in command])
-        numbers.append(_number_in(said))
+        said = run_slurm(
+            [follows.replace(BEFORE, numbers[-1]) if part == follows and numbers else part for part in command]
+        )
+        numbers.append(number_in(said))
     return numbers
 
 
@@ -106,6 +110,7 @@ def _sbatch(job: Job, options: SlurmOptions) -> list[str]:
         "exclude": options.exclude,
         "gpus-per-node": options.gpus_per_node,
         "cpus-per-task": options.cpus_per_node,
+        "comment": options.comment,
         "array": f"1-{options.array}%1" if options.array else None,
     }
     whole_nodes = [] if options.cpus_per_node else ["--exclusive", "--mem=0"]
@@ -198,7 +203,8 @@ def _require_sense(job: Job, options: SlurmOptions) -> None:
         )
 
 
-def _run(command: Sequence[str]) -> str:
+def run_slurm(command: Sequence[str]) -> str:
+    """What a program of Slurm prints. Raises BigtrainError: there is no Slurm here, or it refuses."""
     missing = BigtrainError(
         "there is no Slurm on this machine",
         found="no program sbatch",
@@ -211,7 +217,7 @@ def _run(command: Sequence[str]) -> str:
     return said
 
 
-def _number_in(said: str) -> str:
+def number_in(said: str) -> str:
     """The number of the job in what `sbatch --parsable` prints: NUMBER or NUMBER;CLUSTER, after what a site adds."""
     for line in reversed(said.splitlines()):
         if found := re.fullmatch(r"\s*([0-9]+)(;\S*)?\s*", line, re.ASCII):

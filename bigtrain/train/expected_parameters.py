@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-import torch
-
 from bigtrain.base import BigtrainError
 from bigtrain.config import ModelSettings
-from bigtrain.model import build_model
+from bigtrain.model import model_shapes
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -55,13 +53,11 @@ def believed(expected: str | int) -> tuple[int, int]:
 
 
 def parameters_by_part(settings: ModelSettings) -> dict[str, int]:
-    """Parameters of embedding, blocks, final norm and head, on the meta device; a tied head has none of its own."""
-    with torch.device("meta"):
-        model = build_model(settings)
+    """Parameters of embedding, blocks, final norm and head; a tied head has none of its own."""
     parts = dict.fromkeys(("embedding", "blocks", "final norm", "head"), 0)
-    for name, parameter in model.named_parameters():
-        kind = name.partition(".")[0]
-        parts[_PARTS.get(kind, "embedding" if kind.startswith("embed") else "blocks")] += parameter.numel()
+    for parameter in model_shapes(settings).parameters:
+        kind = parameter.name.partition(".")[0]
+        parts[_PARTS.get(kind, "embedding" if kind.startswith("embed") else "blocks")] += parameter.numel
     if settings.tie_word_embeddings and settings.task_head == "none":
         parts["head (tied to the embedding)"] = parts.pop("head")
     return parts

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
-from bigtrain.base import LAUNCHER, __version__, quantity
+from bigtrain.base import LAUNCHER, __version__, gibibytes, quantity
 from bigtrain.checkpoint import Change, Search
 from bigtrain.config import Settings
 from bigtrain.convert import obstacles, padding_obstacle
 from bigtrain.data import DataTokenizer, Plan
 from bigtrain.model import count_learning_parameters, count_parameters
+from bigtrain.observe import forecast_here
 from bigtrain.rundir import (
     ChangeEvent,
     Event,
     FallbackEvent,
+    ForecastEvent,
     Phases,
     PlanEvent,
     ResumeEvent,
@@ -65,6 +67,7 @@ def introduce(run: TrainingRun, search: Search, changes: Sequence[Change], phase
         _record_another_plan(run, search)
     else:
         run.recorder.note(StartEvent(**start), run.step)
+    _record_forecast(run)
     for change in changes:
         run.recorder.note(ChangeEvent(change.key, change.then, change.now), run.step)
         logger.info(f"step {run.step}  {change.key} changes from {change.then} to {change.now}, as it was allowed to")
@@ -91,6 +94,29 @@ def _log_shape(run: TrainingRun) -> None:
     logger.info(
         f"{run.total_steps:,} steps of {batch} x {length} = {quantity(batch * length)} tokens, in micro-batches of "
         f"{rows} with {batch // (topology.data_size * rows)} accumulated; plan {plan.plan_id[:12]}"
+    )
+
+
+def _record_forecast(run: TrainingRun) -> None:
+    """What the planner expects, where the datasheet of the device is known."""
+    topology = run.topology
+    expected = forecast_here(
+        run.settings, topology.device, ranks=topology.world_size, ranks_per_node=topology.local_world_size
+    )
+    if expected is None:
+        return
+    event = ForecastEvent(
+        device=expected.device.name,
+        memory=expected.memory.kinds,
+        allocated_bytes=expected.memory.allocated,
+        step_seconds=expected.step.parts,
+        tokens_per_second=expected.tokens_per_second_per_device * topology.world_size,
+    )
+    run.recorder.note(event, run.step)
+    run.recorder.tracker.describe({"forecast": {**event.as_record(), "step_total_seconds": expected.step_seconds}})
+    logger.info(
+        f"the planner expects {expected.step_seconds:.3g} s a step, {quantity(event.tokens_per_second)} tokens/s and "
+        f"{gibibytes(event.allocated_bytes)} of memory on {expected.device.name}"
     )
 
 

@@ -11,7 +11,7 @@ from bigtrain.checkpoint import Commit
 from bigtrain.config import TrackingSettings
 from bigtrain.engine import Topology
 from bigtrain.health import OwnWork
-from bigtrain.observe import ALERTS, Meter, Reading, Tracker, describe_details
+from bigtrain.observe import ALERTS, Meter, Reading, Tracker, describe_details, peak_memory
 from bigtrain.rundir import (
     CaughtUpEvent,
     CommitEvent,
@@ -109,6 +109,7 @@ class Recorder:
             inputs_digest=agreed.inputs_digest,
             world_size=self._topology.world_size,
             decisions=decisions or None,
+            peak_memory_bytes=peak_memory(self._topology.device),
             counted_seconds=self._count(outcome.step, reading),
         ).as_record()
         if self._metrics is not None:

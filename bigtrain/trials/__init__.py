@@ -8,6 +8,7 @@ verify_resume   kill a run, resume it, and compare
   resave          what their ranks do in another shape
 """
 
+from bigtrain.trials.ladder import Budget, Executor, Here, LadderOptions, NotAtAll, OnSlurm, ladder, ladder_folder
 from bigtrain.trials.profile import Profile, profile
 from bigtrain.trials.replay import Replay, replay
 from bigtrain.trials.resave import resave_and_train
@@ -16,10 +17,18 @@ from bigtrain.trials.verify_resume import ResumeTrial, verify_resume
 
 __all__ = [
     "FOLDER",
+    "Budget",
+    "Executor",
+    "Here",
+    "LadderOptions",
     "Launcher",
+    "NotAtAll",
+    "OnSlurm",
     "Profile",
     "Replay",
     "ResumeTrial",
+    "ladder",
+    "ladder_folder",
     "profile",
     "replay",
     "resave_and_train",

@@ -57,6 +57,8 @@ LINES = (
     ("runs", "."),
     ("replay", "run", *STEP),
     ("profile", "run/config.yaml", "run_dir=profiled", "--steps", "1", "--warmup", "1"),
+    ("plan", "run/config.yaml", "--gpus", "1", "--gpu", "h100"),
+    ("plan", "run/config.yaml", "--gpus", "1", "--gpu", "h100", "--search", "--price", "2USD"),
     ("doctor", "run/config.yaml", "--skip", "devices", "--skip", "network"),
     ("submit slurm", "run/config.yaml", "train.stop_after=null", "--dry-run"),
     ("submit kubernetes", "run/config.yaml", "train.stop_after=null", *IMAGE),

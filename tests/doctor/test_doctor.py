@@ -424,9 +424,9 @@ def test_the_memory_estimate_follows_the_stage_and_names_short_hosts(built: RunS
     """The estimate depends on the ZeRO stage, and a host with too little memory is named."""
 
     def settings(stage: int) -> Settings:
-        return load_settings(built.config, [f"engine.zero_stage={stage}"])
+        return load_settings(built.config, [f"engine.zero_stage={stage}", "train.global_batch_size=16"])
 
-    needs = [shape.state_bytes(settings(stage), 8)[0] for stage in (1, 2, 3)]
+    needs = [shape.rank_memory(settings(stage), 8).states for stage in (1, 2, 3)]
     parameters = count_parameters(settings(1).model)
     assert [round(need / parameters, 2) for need in needs] == [2 + 4 + 1.5, 2 + 0.5 + 1.5, 0.25 + 0.5 + 1.5]
     context = context_on(["a", "b"], settings(2))

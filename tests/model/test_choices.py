@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bigtrain.config.families import FAMILIES
 from bigtrain.config.model_settings import ModelSettings
 from bigtrain.model import Decoder, build_model
-from bigtrain.model.initialize import initialize
+from bigtrain.model.initial_weights import initialize
 from tests.model.helpers import packed_batch, relative_error, small_settings
 
 CHOICES: dict[str, st.SearchStrategy[Any]] = {

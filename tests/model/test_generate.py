@@ -14,7 +14,7 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.config.families import FAMILIES
 from bigtrain.model import Decoder, Sampling, build_model, generate
 from bigtrain.model.attention.cache import KeyValueCache
-from bigtrain.model.generate import read_next, read_prompts
+from bigtrain.model.generation import read_next, read_prompts
 from bigtrain.model.sampling import candidates, draw, penalise_repetition
 from tests.model.helpers import relative_error, small_settings
 from tests.model.test_choices import CHOICES, decoder

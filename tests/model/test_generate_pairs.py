@@ -10,7 +10,7 @@ import torch
 from bigtrain.base.errors import BigtrainError
 from bigtrain.model import EncoderDecoder, Sampling, generate
 from bigtrain.model.attention.cache import KeyValueCache
-from bigtrain.model.generate import read_next, read_prompts
+from bigtrain.model.generation import read_next, read_prompts
 from tests.model.helpers import exact_t5, relative_error
 from tests.model.test_encoder_decoder import FAMILIES_OF_BOTH, VOCABULARY, built, in_transformers
 

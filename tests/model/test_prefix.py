@@ -13,7 +13,7 @@ from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
 from bigtrain.model import Sampling, build_model, generate
 from bigtrain.model.attention.cache import KeyValueCache
-from bigtrain.model.generate import read_prompts
+from bigtrain.model.generation import read_prompts
 from tests.model.helpers import packed_batch, relative_error, small_settings
 
 SHAPES: dict[str, dict[str, Any]] = {

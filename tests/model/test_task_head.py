@@ -15,7 +15,7 @@ from torch import Tensor
 from bigtrain.base import IGNORE_INDEX, BigtrainError
 from bigtrain.config import ModelSettings
 from bigtrain.model import LanguageModel, build_model, count_parameters, flops_per_token
-from bigtrain.model.generate import require_decoder
+from bigtrain.model.generation import require_decoder
 from bigtrain.model.layers.task_head import END, START, START_AND_END, answer_losses
 from tests.model.helpers import packed_batch, small_settings
 from tests.refusals import assert_refused

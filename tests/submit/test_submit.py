@@ -246,6 +246,13 @@ def test_an_invalid_kubernetes_name_is_refused_with_a_valid_one():
     assert "--name my-run" in str(caught.value)
 
 
+def test_a_forecast_is_an_annotation_of_the_job_alone():
+    made = kubernetes.manifests(job(), replace(PLAIN, comment="12.5 GiB a GPU"))
+    annotated = {each["kind"]: each["metadata"].get("annotations", {}) for each in made}
+    assert annotated["Job"]["bigtrain-forecast"] == "12.5 GiB a GPU"
+    assert not any("bigtrain-forecast" in found for kind, found in annotated.items() if kind != "Job")
+
+
 JOB = job()
 
 

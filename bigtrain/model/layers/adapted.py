@@ -18,13 +18,6 @@ from bigtrain.config import AdapterSettings
 from bigtrain.model.cpu.cpu_products import linear
 from bigtrain.model.layers.dropout import Dropout, DropoutKeys
 
-LORA_A, LORA_B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
-"""Last parts of the names of parameters, as `peft` calls them."""
-DOWN, UP = "bottleneck_down", "bottleneck_up"
-PREFIX_KEY, PREFIX_VALUE, PROMPT = "prefix_key", "prefix_value", "prompt_embeddings"
-PARTS = (LORA_A, LORA_B, MAGNITUDE, DOWN, f"{DOWN}_bias", UP, f"{UP}_bias", PREFIX_KEY, PREFIX_VALUE, PROMPT)
-"""Last parts of the names of all parameters that adapters add."""
-
 
 class AdaptedLinear(nn.Linear):
     """A linear layer in the place of a plain one, whose parameters it has."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.config import ModelSettings
-from bigtrain.model.layers.adapted import LORA_A, LORA_B, PARTS, UP
+from bigtrain.model.adapter_parts import LORA_A, LORA_B, PARTS, UP
 
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
 
