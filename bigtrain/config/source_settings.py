@@ -217,8 +217,18 @@ _LABELS_OF_KEY: Mapping[str, LabelKind] = {
 }
 """What the labels of a source mean that has one of these keys."""
 _LABELLED = ("csv", "imdb", "glue", "super_glue", "conll", "squad", "chat")
+_DOCUMENT_BY_DOCUMENT = (
+    "text",
+    "jsonl",
+    "parquet",
+    "huggingface",
+    "gettext",
+    "text_lines",
+    *(kind for kind in _LABELLED if kind != "squad"),
+)
+"""The kinds of files that hold texts, each document by itself."""
 _KINDS_OF_KEY: Mapping[str, tuple[str, ...]] = {
-    "path": ("text", "jsonl", "parquet", "huggingface", "megatron", "gettext", "text_lines", *_LABELLED),
+    "path": (*_DOCUMENT_BY_DOCUMENT, "squad", "megatron"),
     "held_out_path": ("text", "jsonl", "parquet", *_LABELLED),
     "target_field": ("jsonl",),
     "package": ("gettext",),
@@ -239,19 +249,6 @@ _KINDS_OF_KEY: Mapping[str, tuple[str, ...]] = {
     "split": ("huggingface",),
     "streaming": ("huggingface",),
     "on_null": ("jsonl", "parquet", "huggingface", "glue"),
-    "max_document_bytes": (
-        "text",
-        "jsonl",
-        "parquet",
-        "huggingface",
-        "gettext",
-        "csv",
-        "text_lines",
-        "imdb",
-        "glue",
-        "super_glue",
-        "conll",
-        "chat",
-    ),
+    "max_document_bytes": _DOCUMENT_BY_DOCUMENT,
 }
 """The kinds that a key is for."""

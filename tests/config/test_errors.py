@@ -374,8 +374,8 @@ def test_samples_of_an_encoder_are_refused(good: str, refusal: Callable[..., str
             "      kind: python_stdlib",
             "      kind: python_stdlib\n      path: lib",
             "c.yaml:16: data.sources.1: source 'code' of kind 'python_stdlib' has no path, found 'lib'; "
-            "remove it: path is for text, jsonl, parquet, huggingface, megatron, gettext, text_lines, csv, "
-            "imdb, glue, super_glue, conll, squad, chat only\n"
+            "remove it: path is for text, jsonl, parquet, huggingface, gettext, text_lines, csv, "
+            "imdb, glue, super_glue, conll, chat, squad, megatron only\n"
             "  fix:    change data.sources.1.kind (c.yaml:17) or data.sources.1.path (c.yaml:18)",
         ),
     ],

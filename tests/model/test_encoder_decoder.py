@@ -12,11 +12,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bigtrain.config import ObjectiveSettings
+from bigtrain.config import KEPT_CLASSES, KEPT_LOG_PROBS, DistillationSettings, ObjectiveSettings
 from bigtrain.config.families import FAMILIES
 from bigtrain.convert.config_json import config_of
 from bigtrain.convert.weights import weight_maps
-from bigtrain.model import EncoderDecoder, build_model, count_parameters, flops_per_token
+from bigtrain.model import Distillation, EncoderDecoder, build_model, count_parameters, flops_per_token
 from bigtrain.train.dry_run import worst_case
 from tests.matrix import thinned
 from tests.model.helpers import exact_t5, relative_error, small_settings
@@ -291,11 +291,15 @@ def test_published_sizes_have_the_published_number_of_parameters(family: str) ->
 
 @pytest.mark.parametrize(("objective", "lengths"), [("span_corruption", (4, 15)), ("denoising", (16, 16))])
 def test_the_worst_case_of_a_dry_run_has_tokens_for_both_sides(objective: Any, lengths: tuple[int, int]) -> None:
-    """What `worst_case` makes is what the model takes: rows as long as the objective makes them."""
-    model = built("t5", torch.float32)
+    """What `worst_case` makes is what a model that learns takes: rows as long as the objective makes them."""
+    model, kept = built("t5", torch.float32), DistillationSettings(kept_outputs="unused", kept_classes=5)
+    model.learn_from(Distillation(kept, model.settings))
     sizes = SimpleNamespace(micro_batch_size=2), SimpleNamespace(sequence_length=16)
     own = ObjectiveSettings(name=objective)
-    settings: Any = SimpleNamespace(model=model.settings, train=sizes[0], data=sizes[1], objective=own, drops=False)
+    sections = {"model": model.settings, "train": sizes[0], "data": sizes[1], "objective": own, "distillation": kept}
+    settings: Any = SimpleNamespace(**sections, drops=False)
     inputs = worst_case(settings, torch.device("cpu"))
     assert (inputs["input_ids"].shape[1], inputs["encoder_input_ids"].shape[1]) == lengths
-    assert model(**inputs).isfinite()
+    assert inputs[KEPT_CLASSES].shape == inputs[KEPT_LOG_PROBS].shape == (2, lengths[0], 5)
+    assert model.train()(**inputs).isfinite()
+    assert model.auxiliary.take().losses["distillation_loss"] > 0
