@@ -1,7 +1,8 @@
 """The planner's certificate: its forecasts beside measurements that others published.
 
     python benchmarks/planner.py [--throughput FILE.csv] [--memory FILE.csv] [--json OUT]
-    python benchmarks/planner.py --fit        fits the constants again and tests them on sources left out (minutes)
+    python benchmarks/planner.py --fit             fits the constants of bigtrain/estimate/constants.py again (minutes)
+    python benchmarks/planner.py --leave-one-out   fits them without a source and forecasts it, for each source
     python benchmarks/planner.py --record     keeps the result in benchmarks/results/planner.json
 
 It reads files in the columns of shared/published/SOURCES.md, by default those of that folder beside the repository.
@@ -19,11 +20,11 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planner_memory import capacity_cases, memory_cases
+from planner_memory import CapacityMark, MemoryCase, capacity_cases, memory_cases
 from planner_rows import Measured, Row, Unpredicted, case_of, measured_tokens_per_second, predicted, read_rows
 from record import write_result
 
@@ -42,7 +43,8 @@ def main() -> int:
     asked.add_argument("--memory", type=Path, default=PUBLISHED / "memory.csv")
     asked.add_argument("--collectives", type=Path, default=PUBLISHED / "collectives.csv", help="for --fit")
     asked.add_argument("--json", type=Path, help="write everything, with each row, to this file")
-    asked.add_argument("--fit", action="store_true", help="fit the constants, and test them on sources left out")
+    asked.add_argument("--fit", action="store_true", help="fit the constants to all sources")
+    asked.add_argument("--leave-one-out", action="store_true", help="fit them without each source, and forecast it")
     asked.add_argument("--record", action="store_true", help="keep the result in benchmarks/results/planner.json")
     given = asked.parse_args()
     try:
@@ -54,7 +56,9 @@ def main() -> int:
     found = certificate(throughput, memory, FITTED)
     _print(found)
     if given.fit:
-        found["fit"] = _fit(throughput, memory, collectives)
+        found["fitted"] = _fit(throughput, memory, collectives)
+    if given.leave_one_out:
+        found["left_out"] = _leave_one_out(throughput, memory)
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.record:
@@ -223,45 +227,58 @@ def _missing(reasons: Mapping[str, int]) -> None:
         print("  not predicted: " + ", ".join(f"{count} x {reason}" for reason, count in reasons.items()))
 
 
-def _fit(throughput: Sequence[Row], memory: Sequence[Row], collectives: Sequence[Row]) -> dict[str, Any]:
-    """Fit everything on all sources, then leave out one source at a time and forecast it."""
-    from planner_fit import PRIOR, fit_memory, fit_network, fit_time  # needs SciPy, which a forecast does not
-
-    usable = [row for row in throughput if row.get("scope") == "core" and row.get("missing_inputs") in FIT_WITHOUT]
-    measured, _ = measured_cases(usable)
+def _usable(
+    throughput: Sequence[Row], memory: Sequence[Row]
+) -> tuple[list[Measured], list[MemoryCase], list[CapacityMark]]:
+    """The rows that constants are fitted to."""
+    rows = [row for row in throughput if row.get("scope") == "core" and row.get("missing_inputs") in FIT_WITHOUT]
     sizes, _ = memory_cases(row for row in memory if row.get("scope") in ("core", "oom"))
     marks, _ = capacity_cases(throughput, memory)
-    network = fit_network(collectives, PRIOR)
-    fitted = fit_memory(sizes, marks, fit_time(measured, network))
-    changed = {name: value for name, value in asdict(fitted).items() if value != getattr(FITTED, name)}
+    return measured_cases(rows)[0], sizes, [mark for mark in marks if mark.complete]
+
+
+def _fit(throughput: Sequence[Row], memory: Sequence[Row], collectives: Sequence[Row]) -> dict[str, float]:
+    """Fit all constants to all sources."""
+    from planner_fit import PRIOR, fit_memory, fit_network, fit_time  # needs SciPy, which a forecast does not
+
+    measured, sizes, marks = _usable(throughput, memory)
+    fitted = asdict(fit_memory(sizes, marks, fit_time(measured, fit_network(collectives, PRIOR))))
     print("\nfitted on all sources:")
-    for name, value in changed.items():
-        print(f"  {name} = {value:.4g}  (is {getattr(FITTED, name):.4g})")
-    sources = {each.case.source for each in measured} | {each.source for each in sizes} | {m.source for m in marks}
+    for name, value in fitted.items():
+        if value != getattr(FITTED, name):
+            print(f"  {name} = {value:.4g}  (is {getattr(FITTED, name):.4g})")
+    return fitted
+
+
+def _leave_one_out(throughput: Sequence[Row], memory: Sequence[Row]) -> dict[str, Any]:
+    """Forecast each source with constants that were fitted to all others. Those of the network stay: sweeps of
+    collectives decide them."""
+    from planner_fit import PRIOR, fit_memory, fit_time, of_network, thinned
+
+    prior = of_network(FITTED, PRIOR)
+    measured, sizes, marks = _usable(throughput, memory)
     speeds: list[tuple[str, bool, float, float]] = []
     pairs: list[tuple[str, bool, float, float]] = []
     fits: list[tuple[bool, str, bool, bool]] = []
+    sources = (
+        {each.case.source for each in measured} | {case.source for case in sizes} | {mark.source for mark in marks}
+    )
     for source in sorted(sources):
-        left_out = [each for each in measured if each.case.source == source]
-        constants = fitted
-        if left_out:
-            constants = fit_time([each for each in measured if each.case.source != source], network, near=fitted)
+        others = thinned([each for each in measured if each.case.source != source])
         constants = fit_memory(
             [case for case in sizes if case.source != source],
             [mark for mark in marks if mark.source != source],
-            constants,
+            fit_time(others, prior, near=FITTED),
         )
-        speeds += [(source, e.case.complete, predicted(e.case, constants), e.tokens_per_second) for e in left_out]
-        pairs += [
-            (source, case.complete, case.forecast(constants), case.measured_gib)
-            for case in sizes
-            if case.source == source
-        ]
+        for each in (each for each in measured if each.case.source == source):
+            speeds.append((source, each.case.complete, predicted(each.case, constants), each.tokens_per_second))
+        for case in (case for case in sizes if case.source == source):
+            pairs.append((source, case.complete, case.forecast(constants), case.measured_gib))
         fits += [(m.complete, source, m.fits, m.forecast_fits(constants)) for m in marks if m.source == source]
     found = {"tokens_per_second": _compared(speeds), "memory": _compared(pairs), "out_of_memory": _marks(fits)}
-    print("\n== constants fitted without the source that they forecast ==")
+    print("\n== each source forecast with constants that were fitted without it ==")
     _print({key: value | {"not_predicted": {}} for key, value in found.items()})
-    return {"fitted": asdict(replace(fitted)), "left_out": found}
+    return found
 
 
 if __name__ == "__main__":

@@ -89,6 +89,19 @@ NETWORK = (
 """Constants that sweeps of collectives decide."""
 
 
+def thinned(rows: Sequence[Measured], most: int = 40) -> list[Measured]:
+    """At most so many rows of each source, spread over it: each source has the same weight in a fit anyway."""
+    per_source = Counter(row.case.source for row in rows)
+    seen: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        number, count = seen[row.case.source], per_source[row.case.source]
+        if number * most // count != (number + 1) * most // count or count <= most:
+            found.append(row)
+        seen[row.case.source] += 1
+    return found
+
+
 def fit_time(rows: Sequence[Measured], prior: Constants, near: Constants | None = None) -> Constants:
     """Return constants fitted to rows.
 
@@ -122,9 +135,14 @@ def fit_time(rows: Sequence[Measured], prior: Constants, near: Constants | None 
         np.minimum(first, highest - 1e-6),
         bounds=(-np.inf, highest),
         diff_step=0.02,
-        max_nfev=25 if near is None else 5,
+        max_nfev=20 if near is None else 3,
     )
     return constants_at(found.x)
+
+
+def of_network(of: Constants, otherwise: Constants) -> Constants:
+    """Constants of the network from the first, all others from the second."""
+    return replace(otherwise, **{name: getattr(of, name) for name in NETWORK if name not in TIME})
 
 
 def collective_seconds(row: Row, constants: Constants) -> tuple[float, float] | None:

@@ -58,4 +58,9 @@ def print_profile(found: Profile) -> None:
         ["what", "size", "share"],
         [[what, gibibytes(size), f"{size / found.peak_bytes:.1%}"] for what, size in found.memory.items()],
     )
+    print_table(
+        "A micro-batch between its forward and its backward pass",
+        ["what", "size"],
+        [[what, gibibytes(size)] for what, size in found.forward.items()],
+    )
     echo("\n".join(found.files))

@@ -11,6 +11,7 @@ workload.py   what a model asks of devices: products, attention, kept activation
 layout.py     parallel sizes, groups of ranks, what ZeRO divides
 memory.py     bytes by kind for the rank that needs most
 step_time.py  seconds of a step by part
+communication.py  what ranks exchange in a step, and how much of it computation hides
 forecast.py   whether it fits, tokens/s, MFU, hours, money, energy
 constants.py  the few fitted numbers, each with its meaning
 run_workload.py  a run's settings as a workload and a layout
@@ -22,6 +23,7 @@ ladder_result.py  what a ladder of small runs has found
 scaling_law.py  the law of loss that small runs follow, and what it says of larger ones
 """
 
+from bigtrain.estimate.communication import Communication
 from bigtrain.estimate.constants import FITTED, Constants
 from bigtrain.estimate.devices import Device, device, device_names, known_device, read_datasheets
 from bigtrain.estimate.forecast import Forecast, RunForecast, RunPlan, forecast, with_run
@@ -55,7 +57,7 @@ from bigtrain.estimate.scaling_law import (
     fit_law,
     interval,
 )
-from bigtrain.estimate.step_time import Communication, StepForecast, forecast_step
+from bigtrain.estimate.step_time import StepForecast, forecast_step
 from bigtrain.estimate.workload import (
     AttentionKernel,
     AttentionWork,

@@ -73,10 +73,10 @@ class Layout:
     """Whether the backward pass sums over ranks that share a matrix while it computes gradients of weights (Megatron).
     """
     overlaps_gradients: bool = False
-    """Whether gradients are summed during the last backward pass, and new weights gathered during the next forward
-    pass. bigtrain sums so from stage 2 on."""
+    """Whether gradients are summed during the last backward pass. bigtrain does so from stage 2 on."""
     scatters_gradients: bool = False
-    """Whether each rank gets only its part of the sum, below stage 3 too (Megatron's distributed optimizer)."""
+    """Whether each rank gets only its part of the sum, below stage 3 too (Megatron's distributed optimizer), which
+    then also gathers new weights during the next forward pass."""
     offload_optimizer: bool = False
     """Whether master weights and moments lie in the host's memory."""
     offload_weights: bool = False

@@ -95,10 +95,14 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     parameters = dense + experts
     resting = _divided(layout, 3, dense, experts)
     updated = _divided(layout, 1, dense, experts)
-    weights = states.weights * (resting if layout.zero_stage == 3 else parameters)
+    weights = states.weights * (resting + work.held_whole if layout.zero_stage == 3 else parameters)
     master = states.master * updated
     moments = states.moments * updated
     gradients = states.gradients * _divided(layout, 2, dense, experts)
+    if layout.zero_stage == 1:
+        gradients += states.gradients_of_last * parameters
+    if layout.zero_stage == 2:  # a rank holds whole gradients of those parameters of which it updates a part
+        gradients = max(gradients, states.gradients * min(parameters, work.largest_parameter / layout.tensor))
     if layout.zero_stage == 3 and layout.zero_hpz > 1:
         weights += states.gathered * parameters / layout.zero_hpz
     if layout.offload_optimizer:
@@ -109,6 +113,9 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     tokens = layout.micro_batch_size * work.sequence_length / layout.context
     kept = sum(_kept_of_block(block, layout, tokens) * number for block, number in stage_blocks(work, layout))
     recomputes = layout.recomputation not in ("none", "scores")
+    last = stage == layout.pipeline - 1
+    if last:
+        kept += _kept(work.kept_after, layout, tokens, "none")
     if stage == 0:
         kept += _kept(work.kept_before, layout, tokens, "none")
         kept += _kept(work.kept_before, layout, tokens, "offloaded") if recomputes else 0.0
@@ -116,9 +123,9 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     whole_block = max(_kept(block.kept, layout, tokens, "none") for block in work.blocks)
     recomputed = whole_block * (recomputes + constants.backward_copies)
     logits = loss = 0.0
-    if stage == layout.pipeline - 1:
+    if last:
         logits = _logits(work, layout, tokens)
-        loss = _kept(work.kept_after, layout, tokens, "none")
+        loss = _kept(work.kept_by_head, layout, tokens, "none")
     buffers = _buffers(work, layout, parameters)
 
     backward = kept + loss + max(recomputed, logits)
@@ -204,8 +211,8 @@ def _kept_of_block(block: BlockWork, layout: Layout, tokens: float) -> float:
     """Bytes that a block keeps until its backward pass."""
     least = _kept(block.kept, layout, tokens, layout.recomputation)
     if layout.recomputation == "selective":
-        inputs = _kept(block.kept, layout, tokens, "full")
-        return inputs + layout.kept_products * (least - inputs)
+        always = _kept(block.kept, layout, tokens, "attention")
+        return always + layout.kept_products * (least - always)
     return least + (1 - layout.recomputed_blocks) * (_kept(block.kept, layout, tokens, "none") - least)
 
 
@@ -214,7 +221,8 @@ def _logits(work: Workload, layout: Layout, tokens: float) -> float:
         return 0.0
     at_a_time = min(tokens, work.logits_tokens or tokens)
     parts = layout.tensor if work.logits_divided else 1
-    return at_a_time * work.head.outputs * work.head.per_token * work.logits_bytes / parts
+    logits = at_a_time * work.head.outputs * work.head.per_token * work.logits_bytes
+    return (logits + work.loss_workspace) / parts
 
 
 def _buffers(work: Workload, layout: Layout, parameters: float) -> float:

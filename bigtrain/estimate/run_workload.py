@@ -34,12 +34,14 @@ from bigtrain.model import (
     ModelShapes,
     ParameterShape,
     activations,
+    loss_memory,
     model_shapes,
+    most_rows,
 )
 from bigtrain.objective import row_lengths
 
-LOGITS_CHUNK_BYTES = 640 << 20
-"""Memory for the logits that a GPU holds at a time (`bigtrain/model/loss/loss.py`)."""
+HELD_WHOLE = 100_000
+"""Numbers of a parameter up to which stage 3 never divides it (DeepSpeed's stage3_param_persistence_threshold)."""
 NEWTON_SCHULZ_STEPS = 5
 """Iterations that orthogonalise an update of Muon (Jordan et al., 2024)."""
 
@@ -64,7 +66,10 @@ def workload_of(settings: Settings, kernels: Literal["cuda", "cpu"] = "cuda") ->
     head = max(products, key=lambda each: each.outputs) if products else None
     tied = head is not None and head.name == "embed_tokens.weight"
     others = tuple(_product(each, reading) for each in products if each is not head)
-    made = activations(shapes, _computation(settings, kernels, length, encoder_length or length))
+    computation = _computation(settings, kernels, length, encoder_length or length)
+    made = activations(shapes, computation)
+    learns = head is not None and head.learns
+    loss = loss_memory(settings.model, computation, settings.data.sequence_length, learns=learns)
     blocks = _equal_blocks(shapes, made, reading, wide)
     return Workload(
         blocks=(*blocks, *([BlockWork(1, others)] if others else [])),
@@ -82,8 +87,12 @@ def workload_of(settings: Settings, kernels: Literal["cuda", "cpu"] = "cuda") ->
             *(reading.kept(each, "beside") for each in made.context),
         ),
         kept_after=tuple(reading.kept(each, "cheap") for each in made.after),
-        logits_bytes=float(wide),
-        logits_tokens=max(1, LOGITS_CHUNK_BYTES // (wide * settings.model.vocab_size)),
+        kept_by_head=tuple(reading.kept(each, "cheap") for each in made.head),
+        logits_bytes=float(loss.bytes_per_logit),
+        logits_tokens=most_rows(computation.device, settings.model, loss.bytes_per_logit),
+        loss_workspace=loss.workspace,
+        held_whole=sum(each.numel for each in shapes.parameters if each.numel <= HELD_WHOLE),
+        largest_parameter=max(each.numel for each in shapes.parameters if each.learns),
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
     )
 
@@ -207,7 +216,7 @@ def _kept_of_blocks(shapes: ModelShapes, made: ModelActivations, reading: _Readi
         again = {each.what: each for each in block.beside}
         found: list[tuple[KeptTensor, MadeBy]] = []
         for name, each in needed.items():
-            found.append((each, "input" if name == entered else "product" if name in results else "cheap"))
+            found.append((each, "input" if name == entered else results[name].made_by if name in results else "cheap"))
         if entered not in needed:
             found.append((block.input, "entry"))
         found += [(each, "beside") for name, each in again.items() if name not in needed]
@@ -238,6 +247,7 @@ def _states(settings: Settings, shapes: ModelShapes) -> StateBytes:
     return StateBytes(
         weights=wide,
         gradients=4.0 * learns,
+        gradients_of_last=wide * learns if wide < 4 else 0.0,
         master=0.0 if engine.zero_stage == 0 else 4.0 * learns,
         moments=moments[settings.optimizer.name] * learns,
         gathered=1.0 if engine.zero_quantized_weights else wide,

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bigtrain.estimate.communication import Communication, Exchanges
 from bigtrain.estimate.constants import FITTED, Constants
 from bigtrain.estimate.devices import Device
-from bigtrain.estimate.layout import Group, Layout
+from bigtrain.estimate.layout import Layout
 from bigtrain.estimate.memory import stage_blocks, stage_parameters
 from bigtrain.estimate.network import Interconnect
 from bigtrain.estimate.workload import AttentionWork, BlockWork, Elementwise, Pass, Product, Workload
@@ -25,26 +26,6 @@ ALIGNED = 64
 """Widths that are multiples of this are read in whole cache lines by all kernels."""
 TILE = (128, 256)
 """Rows and columns that one multiprocessor computes at a time in a large matrix product."""
-
-
-@dataclass(frozen=True)
-class Communication:
-    """One kind of communication in a step."""
-
-    what: str
-    """For example: gradients, weights, tensor, context, experts, pipeline."""
-    collective: str
-    link: str
-    """`link` inside a node, `network` between nodes."""
-    total: float
-    """Seconds in a step."""
-    overlapped: float
-    """Seconds of these that computation hides."""
-
-    @property
-    def exposed(self) -> float:
-        """Seconds for which computation waits."""
-        return self.total - self.overlapped
 
 
 @dataclass(frozen=True)
@@ -260,7 +241,6 @@ def forecast_step(
     clock = _Clock(work, layout, device, constants)
     steps = layout.accumulation_steps
     forward, backward, again = _Seconds(), _Seconds(), _Seconds()
-    connected = connected.shared(constants.contention)
     for block, number in stage_blocks(work, layout):
         forward += clock.block(block, backward=False) * number
         backward += clock.block(block, backward=True) * number
@@ -269,23 +249,20 @@ def forecast_step(
     head = clock.head()
     per_micro_batch = blocks + head  # of the last stage, which sets the pace
 
-    tensor = _tensor(work, layout, connected, constants)
-    context = _context(work, layout, connected, constants)
-    experts = _experts(work, layout, connected, constants)
-    pipeline = _pipeline(work, layout, connected, constants)
-    waiting = [*tensor, *context, *experts]
+    exchanges = Exchanges(work, layout, connected.shared(constants.contention), constants)
+    waiting = [*exchanges.tensor(), *exchanges.context(), *exchanges.experts()]
     inside = sum(each.exposed for each in waiting)
 
     average = (per_micro_batch.total + again.total + inside) - head.total * (1 - 1 / layout.pipeline)
     bubble = (layout.pipeline - 1) / layout.virtual_stages * average
     computing = steps * (per_micro_batch.total + again.total)
 
-    weights = _weights(work, layout, connected, constants, blocks.total + again.total)
-    gradients = _gradients(work, layout, connected, constants, forward.total, backward.total + again.total)
-    optimizer = _optimizer(work, layout, device, constants)
-    communication = [_times(each, steps) for each in waiting] + [
-        each for each in (*pipeline, *weights, *gradients) if each.total > 0
-    ]
+    outside = (
+        *exchanges.pipeline(),
+        *exchanges.weights(blocks.total + again.total),
+        *exchanges.gradients(forward.total, backward.total + again.total),
+    )
+    communication = [each.repeated(steps) for each in waiting] + [each for each in outside if each.total > 0]
     busy = computing + bubble + sum(each.exposed for each in communication)
     overhead = constants.step_overhead + constants.straggling * math.log2(max(layout.devices, 1)) * busy
     return StepForecast(
@@ -295,7 +272,7 @@ def forecast_step(
         launch=steps * per_micro_batch.launch,
         recomputation=steps * again.total,
         pipeline_bubble=bubble,
-        optimizer=optimizer,
+        optimizer=_optimizer(work, layout, device, constants),
         overhead=overhead,
         communication=tuple(communication),
     )
@@ -318,148 +295,6 @@ def _recomputed(clock: _Clock, block: BlockWork) -> _Seconds:
         again = 1 - layout.kept_products
         return _Seconds(products=forward.products * again, elementwise=forward.elementwise)
     return forward * layout.recomputed_blocks
-
-
-def _times(each: Communication, number: float) -> Communication:
-    return Communication(each.what, each.collective, each.link, each.total * number, each.overlapped * number)
-
-
-def _hidden(communicating: float, computing: float, constants: Constants) -> float:
-    """Seconds that are saved because computation and communication run at the same time."""
-    power = constants.concurrency
-    both = (communicating**power + computing**power) ** (1 / power)
-    return communicating + computing - both
-
-
-def _link(group: Group) -> str:
-    return "link" if group.nodes == 1 else "network"
-
-
-def _passes_over_blocks(layout: Layout) -> float:
-    """How often a block's forward communication is done: again where the forward pass is."""
-    return 2.0 + (layout.recomputed_blocks if layout.recomputation in ("full", "offloaded") else 0.0)
-
-
-def _tensor(work: Workload, layout: Layout, connected: Interconnect, constants: Constants) -> list[Communication]:
-    """Sums of what ranks that share a matrix computed: twice a block forward, twice backward."""
-    group = layout.tensor_group(connected.node_size)
-    if group.size == 1:
-        return []
-    tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    size = tokens * work.hidden * 2.0
-    each = connected.all_reduce(size, group, constants)
-    if layout.tensor_shares_tokens:
-        each = connected.all_gather(size, group, constants) + connected.reduce_scatter(size, group, constants)
-    each += constants.skew
-    number = sum(number for _, number in stage_blocks(work, layout))
-    collective = "all_gather + reduce_scatter" if layout.tensor_shares_tokens else "all_reduce"
-    total = each * 2 * number * _passes_over_blocks(layout)
-    hidden = constants.tensor_overlap * each * 2 * number if layout.overlaps_tensor else 0.0
-    return [Communication("tensor", collective, _link(group), total, hidden)]
-
-
-def _context(work: Workload, layout: Layout, connected: Interconnect, constants: Constants) -> list[Communication]:
-    """Heads for tokens and back around each attention, or keys and values around a ring."""
-    group = layout.context_group(connected.node_size)
-    if group.size == 1:
-        return []
-    tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    total = 0.0
-    for block, number in stage_blocks(work, layout):
-        for attention in block.attention:
-            query = 2.0 * tokens * attention.width / layout.tensor
-            both = 2.0 * tokens * 2 * attention.key_value_heads * attention.head_width / layout.tensor
-            if layout.context_exchange == "all_to_all":
-                one = connected.all_to_all(query + both, group, constants)
-                one += connected.all_to_all(query, group, constants)
-            else:
-                one = connected.all_gather(both * group.size, group, constants)
-            total += number * (one + constants.skew)
-    name = "all_to_all" if layout.context_exchange == "all_to_all" else "ring"
-    hidden = 0.0 if layout.context_exchange == "all_to_all" else constants.tensor_overlap
-    total *= _passes_over_blocks(layout)
-    return [Communication("context", name, _link(group), total, hidden * total)]
-
-
-def _experts(work: Workload, layout: Layout, connected: Interconnect, constants: Constants) -> list[Communication]:
-    """Tokens to the ranks of their experts, and back."""
-    group = layout.expert_group(connected.node_size)
-    if group.size == 1:
-        return []
-    tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    total = 0.0
-    for block, number in stage_blocks(work, layout):
-        for product in block.products:
-            if product.experts > 1 and product.divided == "outputs":
-                size = 2.0 * tokens * product.per_token * product.inputs
-                total += number * 2 * (connected.all_to_all(size, group, constants) + constants.skew)
-    total *= _passes_over_blocks(layout)
-    return [Communication("experts", "all_to_all", _link(group), total, 0.0)]
-
-
-def _pipeline(work: Workload, layout: Layout, connected: Interconnect, constants: Constants) -> list[Communication]:
-    """States to the next stage and gradients back."""
-    group = layout.pipeline_neighbours(connected.node_size)
-    if layout.pipeline == 1:
-        return []
-    tokens = layout.micro_batch_size * work.sequence_length / layout.context
-    size = 2.0 * tokens * work.hidden / layout.tensor  # each rank sends its part (Narayanan et al., 2021, 4.1)
-    one = connected.send(size, group, constants) + constants.skew
-    number = 2 * layout.virtual_stages * (layout.accumulation_steps + layout.pipeline - 1)
-    return [Communication("pipeline", "send", _link(group), one * number, 0.0)]
-
-
-def _weights(
-    work: Workload, layout: Layout, connected: Interconnect, constants: Constants, computing: float
-) -> list[Communication]:
-    """Stage 3: weights gathered before each block, forward and backward, and gradients scattered after it, for every
-    micro-batch; under the computation of the blocks before and after."""
-    if layout.zero_stage < 3 or layout.shards == 1:
-        return []
-    group = layout.shard_group(connected.node_size)
-    nearest = Group(layout.zero_hpz, min(layout.zero_hpz, group.per_node)) if layout.zero_hpz > 1 else group
-    dense, experts = stage_parameters(work, layout, 0)
-    number = max(1.0, sum(number for _, number in stage_blocks(work, layout)))
-    size = (dense + experts) / number
-    gather = connected.all_gather(size * work.states.gathered, group, constants)
-    gather += connected.all_gather(size * work.states.gathered, nearest, constants)
-    scatter = connected.reduce_scatter(size * work.states.reduced, group, constants)
-    outside = Group(layout.replicas // layout.shards, 1)
-    scatter += connected.all_reduce(size * work.states.reduced / layout.shards, outside, constants)
-    total = layout.accumulation_steps * number * (gather + scatter)
-    hidden = _hidden(total, layout.accumulation_steps * computing, constants)
-    share = gather / (gather + scatter)
-    return [
-        Communication("weights", "all_gather", _link(group), total * share, hidden * share),
-        Communication("gradients", "reduce_scatter", _link(group), total * (1 - share), hidden * (1 - share)),
-    ]
-
-
-def _gradients(
-    work: Workload, layout: Layout, connected: Interconnect, constants: Constants, forward: float, backward: float
-) -> list[Communication]:
-    """Below stage 3: gradients summed once a step, and at stages 1 and 2 new weights gathered."""
-    if layout.zero_stage == 3 or layout.replicas == 1:
-        return []
-    group = layout.replica_group(connected.node_size)
-    shards = layout.shard_group(connected.node_size)
-    dense, experts = stage_parameters(work, layout, 0)
-    parameters = dense + experts
-    size = parameters * work.states.reduced
-    if layout.scatters_gradients:
-        summed = connected.reduce_scatter(size, shards, constants)
-        summed += connected.all_reduce(size / layout.shards, Group(layout.replicas // layout.shards, 1), constants)
-    else:
-        summed = connected.all_reduce(size, group, constants)
-    gathered = connected.all_gather(parameters * work.states.gathered, shards, constants) if layout.zero_stage else 0.0
-    hidden = (0.0, 0.0)
-    if layout.overlaps_gradients:
-        hidden = (_hidden(summed, backward, constants), _hidden(gathered, forward, constants))
-    collective = "reduce_scatter" if layout.scatters_gradients else "all_reduce"
-    return [
-        Communication("gradients", collective, _link(group), summed, hidden[0]),
-        Communication("weights", "all_gather", _link(shards), gathered, hidden[1]),
-    ]
 
 
 def _optimizer(work: Workload, layout: Layout, device: Device, constants: Constants) -> float:

@@ -21,7 +21,7 @@ normalises them. `unfused`: a kernel for each of these."""
 Elementwise = Literal["compiled", "fused", "fused_norms", "eager"]
 """Norms, activations, rotations and sums: fused by torch.compile, by kernels made for each of them, by kernels for
 norms alone, or one kernel for each operation."""
-MadeBy = Literal["input", "entry", "product", "cheap", "scores", "result", "beside"]
+MadeBy = Literal["input", "entry", "product", "attention", "cheap", "scores", "result", "beside"]
 """Where a kept tensor is from; `Kept` says what each means."""
 Compute = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
 
@@ -76,9 +76,9 @@ class Kept:
     """Whether tensor parallelism divides it. What it does not divide, sharing tokens outside of matrices does."""
     made_by: MadeBy
     """`input`: of a block, which every recomputation keeps. `entry`: the same where only recomputation needs it.
-    `product`: of a matrix product or an attention kernel. `cheap`: norms, activation functions and sums. `scores`: of
-    attention that writes them to memory. `result`: of a product, which only selective recomputation keeps. `beside`:
-    what only recomputation needs beside the input."""
+    `product`: of a matrix product. `attention`: of a kernel of attention or a recurrence. `cheap`: norms, activation
+    functions and sums. `scores`: of attention that writes them to memory. `result`: of a product, which only selective
+    recomputation keeps. `beside`: what only recomputation needs beside the input."""
     fixed_bytes: float = 0.0
     """Bytes beside these, whatever the number of tokens."""
 
@@ -137,6 +137,8 @@ class StateBytes:
     """What stage 3 gathers before a block computes."""
     reduced: float = 2.0
     """In which gradients are summed over ranks."""
+    gradients_of_last: float = 0.0
+    """Stage 1: what DeepSpeed leaves of the last micro-batch's gradients beside those that are accumulated."""
     step_copies: float = 0.0
     """What the optimizer's step holds beside these for a moment, such as gradients in float32."""
 
@@ -174,7 +176,15 @@ class Workload:
     kept_before: tuple[Kept, ...] = ()
     """What waits for the backward pass of what comes before the first block."""
     kept_after: tuple[Kept, ...] = ()
-    """The same of what comes after the last block; logits are counted apart."""
+    """The same of what comes after the last block."""
+    kept_by_head: tuple[Kept, ...] = ()
+    """The same of the head and the loss, such as the gradient of the head's weight; logits are counted apart."""
+    loss_workspace: float = 0.0
+    """Bytes beside the logits at the peak: what the gradient of the head's weight takes before it is added up."""
+    held_whole: int = 0
+    """Numbers in parameters so small that stage 3 leaves them whole on every rank."""
+    largest_parameter: int = 0
+    """Numbers in the largest parameter that learns: stage 2 does not cut its gradient."""
     end_parameters: int = 0
     """Parameters after the last block beside the head: its norm."""
     optimizer_flops: float = 0.0
@@ -351,10 +361,12 @@ def transformer(
 
 
 STAYS = {
-    "none": frozenset({"input", "product", "cheap", "scores"}),
-    "scores": frozenset({"input", "product", "cheap"}),
-    "selective": frozenset({"input", "entry", "product", "result", "beside"}),
+    "none": frozenset({"input", "product", "attention", "cheap", "scores"}),
+    "scores": frozenset({"input", "product", "attention", "cheap"}),
+    "selective": frozenset({"input", "entry", "product", "attention", "result", "beside"}),
+    "attention": frozenset({"input", "entry", "attention", "beside"}),
     "full": frozenset({"input", "entry", "beside"}),
     "offloaded": frozenset({"beside"}),
 }
-"""What is kept of a block, by engine.activation_checkpointing. `scores` is Megatron's selective recomputation."""
+"""What is kept of a block, by engine.activation_checkpointing. `scores` is Megatron's selective recomputation,
+`attention` ours under a budget that keeps no products."""

@@ -55,6 +55,7 @@ from bigtrain.model.adapter_parts import (
 from bigtrain.model.counts import count_active_parameters, count_learning_parameters, count_parameters
 from bigtrain.model.shapes.activations import BlockActivations, ModelActivations, activations
 from bigtrain.model.shapes.computation import Computation
+from bigtrain.model.shapes.loss_memory import LossMemory, loss_memory, most_rows
 from bigtrain.model.shapes.model_shapes import AttentionShape, BlockShape, ModelShapes, flops_per_token, model_shapes
 from bigtrain.model.shapes.parameters import ParameterShape, Uses
 from bigtrain.model.shapes.tape import KeptTensor
@@ -116,6 +117,7 @@ __all__ = [
     "KeptTensor",
     "LanguageModel",
     "Likeliest",
+    "LossMemory",
     "Merged",
     "ModelActivations",
     "ModelShapes",
@@ -148,7 +150,9 @@ __all__ = [
     "lacking_for_cpu_kernels",
     "likeliest",
     "linear_layers",
+    "loss_memory",
     "model_shapes",
+    "most_rows",
     "original_context",
     "product_dtype",
     "quantised",

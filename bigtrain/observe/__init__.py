@@ -2,6 +2,7 @@
 
 meter           seconds, tokens and model FLOP utilisation (MFU) of each step
   peak_flops      the FLOP/s that count as 100%
+live_storages   what a forward pass leaves in memory
 run_forecast    what the planner expects of it
 tracking        the tracker: Weights & Biases
   wandb_choice    what W&B's own variables and settings files ask for
@@ -9,6 +10,7 @@ tracking        the tracker: Weights & Biases
 terminal        the log, in a file for each rank and on the terminal of rank 0
 """
 
+from bigtrain.observe.live_storages import LiveStorages
 from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, TRACE_PREFIX, Meter, Reading
 from bigtrain.observe.peak_flops import (
     MATMUL_SIZES,
@@ -31,6 +33,7 @@ __all__ = [
     "MATMUL_SIZES",
     "OPTIMIZER",
     "TRACE_PREFIX",
+    "LiveStorages",
     "Meter",
     "Reading",
     "Tracker",

@@ -27,6 +27,7 @@ from bigtrain.config import Settings
 from bigtrain.data import RankBatch
 from bigtrain.observe import FORWARD_BACKWARD, OPTIMIZER, Reading, datasheet_flops
 from bigtrain.train import Agreement, TrainingRun, loss_scale, open_run
+from bigtrain.trials.kept_memory import KeptMemory
 from bigtrain.trials.trace import STEP, TraceSummary, read_trace, summarize
 from bigtrain.trials.trial import changed
 
@@ -73,6 +74,9 @@ class Profile:
     """Most memory in use during a step."""
     memory: dict[str, int]
     """Bytes by what they hold; the last entry is the rest."""
+    forward: dict[str, int]
+    """Bytes of a micro-batch between its forward and its backward pass: the activations that are kept, and what the
+    head needs beside them. At the peak they are part of the rest."""
     files: list[str]
 
 
@@ -113,9 +117,9 @@ def profile(
         _trace(run, steps, trace)
         say("one step, its memory watched")
         snapshot = folder / f"memory-rank-{run.topology.rank:05d}.pickle"
-        peak_bytes, memory = _memory(run, snapshot)
+        memory = _memory(run, snapshot)
         run.close("profiled", 0)
-        found = _profile(run, str(settings.run_dir), readings, trace, (peak_bytes, memory))
+        found = _profile(run, str(settings.run_dir), readings, trace, memory)
         speaks = run.topology.rank == 0
     if not speaks:
         return None
@@ -163,8 +167,18 @@ def _trace(run: TrainingRun, steps: int, path: Path) -> None:
     profiler.export_chrome_trace(str(path))
 
 
-def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
-    """The peak of one step, and what it consists of as far as is known."""
+@dataclass(frozen=True)
+class StepMemory:
+    """The memory of one step."""
+
+    peak: int
+    parts: dict[str, int]
+    """Of the peak, as far as is known."""
+    forward: dict[str, int]
+    """Of a micro-batch after its forward pass."""
+
+
+def _memory(run: TrainingRun, snapshot: Path) -> StepMemory:
     device, engine = run.topology.device, run.training.engine
     batch, agreed = _fetch(run)
     on_gpu = device.type == "cuda"
@@ -173,9 +187,10 @@ def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
         torch.cuda.memory._record_memory_history(max_entries=HISTORY_EVENTS)
     else:
         _forget_peak_of_process()
-    scale = loss_scale(agreed.labels.of_terms(batch.loss_terms), device)
+    scale, kept = loss_scale(agreed.labels.of_terms(batch.loss_terms), device), KeptMemory()
     for micro_batch in batch.micro_batches:
-        engine.forward_backward(micro_batch.to(device).model_inputs(), scale=scale)
+        inputs = micro_batch.to(device).model_inputs()
+        engine.forward_backward(inputs, scale=scale, forward=kept.watching(run.training.model, inputs))
     parts = engine.held_bytes()
     engine.step(run.training.learning_rate(run.step + 1))
     if on_gpu:
@@ -185,12 +200,10 @@ def _memory(run: TrainingRun, snapshot: Path) -> tuple[int, dict[str, int]]:
     else:
         peak = _peak_of_process()
     rest = "activations and temporary" if on_gpu else "activations, libraries and all else"
-    return peak, {**parts, rest: peak - sum(parts.values())}
+    return StepMemory(peak, {**parts, rest: peak - sum(parts.values())}, kept.bytes)
 
 
-def _profile(
-    run: TrainingRun, name: str, readings: list[Reading], trace: Path, memory: tuple[int, dict[str, int]]
-) -> Profile:
+def _profile(run: TrainingRun, name: str, readings: list[Reading], trace: Path, memory: StepMemory) -> Profile:
     def mean(of: Callable[[Reading], float]) -> float:
         return sum(map(of, readings)) / len(readings)
 
@@ -216,8 +229,9 @@ def _profile(
             summary.communication,
         ),
         operators=_rows(summary, run),
-        peak_bytes=memory[0],
-        memory=memory[1],
+        peak_bytes=memory.peak,
+        memory=memory.parts,
+        forward=memory.forward,
         files=[],
     )
 

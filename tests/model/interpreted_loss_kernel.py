@@ -16,6 +16,7 @@ from bigtrain.model.loss import loss_kernel, loss_softmax
 from bigtrain.model.loss.loss import linear_cross_entropy
 from bigtrain.model.loss.loss_kernel import BLOCK, softmax_in_one_kernel
 from bigtrain.model.loss.shaping import Shaping
+from bigtrain.model.shapes import loss_memory
 from tests.model.helpers import relative_error
 from tests.model.loss_helpers import assert_equals_float64, chunk
 from tests.model.test_loss import EXTRAS, oracle, problem
@@ -97,7 +98,7 @@ def test_chunk_by_chunk_it_is_the_loss_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, extras: dict[str, float]
 ) -> None:
     monkeypatch.setattr(loss_module, "softmax_for", lambda weight, shaping: (softmax_in_one_kernel, 0))
-    monkeypatch.setitem(loss_module._CHUNK_BYTES, "cpu", 5 * 50 * dtype.itemsize)
+    monkeypatch.setitem(loss_memory.CHUNK_BYTES, "cpu", 5 * 50 * dtype.itemsize)
     hidden, weight, labels = problem(dtype, rows=12)
     loss = linear_cross_entropy(hidden, weight, labels, **extras)
     gradients = torch.autograd.grad(loss * 0.013, (hidden, weight))

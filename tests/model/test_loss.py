@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bigtrain.model.cpu.cpu_products import product_dtype
 from bigtrain.model.layers.embedding import TokenEmbedding
-from bigtrain.model.loss import loss as loss_module
 from bigtrain.model.loss.loss import linear_cross_entropy
 from bigtrain.model.loss.loss_softmax import softmax_for
 from bigtrain.model.loss.shaping import Shaping
+from bigtrain.model.shapes import loss_memory
 from tests.model.helpers import relative_error
 
 
@@ -28,7 +28,7 @@ def problem(dtype: torch.dtype, rows: int = 700, width: int = 24, classes: int =
 def set_chunk(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, classes: int = 50) -> None:
     dtype = product_dtype(dtype, torch.device("cpu"))
     _, copied_bytes = softmax_for(torch.empty(classes, 0, dtype=dtype), Shaping())
-    monkeypatch.setitem(loss_module._CHUNK_BYTES, "cpu", rows * classes * (dtype.itemsize + copied_bytes))
+    monkeypatch.setitem(loss_memory.CHUNK_BYTES, "cpu", rows * classes * (dtype.itemsize + copied_bytes))
 
 
 def oracle(

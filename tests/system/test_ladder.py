@@ -8,6 +8,7 @@ import yaml
 
 from bigtrain.base.faults import FAULT, Fault
 from tests import forkserver
+from tests.cli.schema import check
 from tests.refusals import assert_refused
 from tests.system.run_sandbox import RunSandbox
 
@@ -42,6 +43,7 @@ def test_a_killed_ladder_goes_on_to_the_same_law(target):
     that one from its checkpoint, and finds the same losses and the same law, to the last digit."""
     undisturbed = found(ladder(target, "--json"))
     folder = target.directory / "run-ladder"
+    check("ladder", undisturbed)
     rungs = undisturbed["rungs"]
     assert len(rungs) == 9 and len({rung["parameters"] for rung in rungs}) == 3
     assert all(rung["loss"] > 0 for rung in rungs)
@@ -63,3 +65,22 @@ def test_a_killed_ladder_goes_on_to_the_same_law(target):
 
     other = ladder(target, "optimizer.weight_decay=0.2")
     assert_refused(other, "holds a run of another ladder", found="optimizer.weight_decay: 0.1, wanted 0.2")
+
+
+def test_data_that_cannot_carry_a_ladder_are_refused(target):
+    """Text that would repeat too often, with the source and how often; and data without a held-out row. Nothing is
+    trained."""
+    many = ladder(target, "--tokens", "1e6,2e6,9e6")
+    assert_refused(many, "the data are too few for a rung", found="times", wanted="at most 4 times")
+    other = (f"data.dir={target.directory}/without", "data.validation.fraction=0")
+    built = target.bigtrain("data", "build", target.config, *other)
+    assert built.returncode == 0, built.stderr
+    assert_refused(ladder(target, *other), "there is no held-out text", fix="data.validation.fraction")
+    assert not (target.directory / "run-ladder").exists()
+
+
+def test_a_dry_run_lists_the_runs_and_trains_none(target):
+    """The names of the runs that would be trained next, as JSON too."""
+    listed = found(ladder(target, "--dry-run", "--json"))
+    check("ladder", listed)
+    assert len(listed["pending"]) == 9 and not (target.directory / "run-ladder" / listed["pending"][0]).exists()

@@ -16,12 +16,9 @@ from torch import Tensor
 from bigtrain.model.cpu.cpu_products import product_dtype, weight_gradient
 from bigtrain.model.loss.loss_softmax import softmax_for
 from bigtrain.model.loss.shaping import Shaping
+from bigtrain.model.shapes.loss_memory import chunk_rows
 
 __all__ = ["linear_cross_entropy"]
-
-_CHUNK_BYTES = {"cpu": 20 << 20, "cuda": 640 << 20}
-"""Memory for the logits held at once and their copies: on a CPU what stays in its last-level cache, on a GPU what fills
-it. In bf16 two million logits there; here 67 million in PyTorch, 336 million in the kernel, which needs no copies."""
 
 
 def linear_cross_entropy(
@@ -100,7 +97,8 @@ def _loss_and_gradients(
     grad_weight = torch.zeros_like(weight, dtype=wide) if learns.weight else None
     grad_bias = torch.zeros_like(bias, dtype=wide) if learns.bias and bias is not None else None
     softmax, copied_bytes = softmax_for(weight, shaping)
-    rows = _chunk_rows(hidden, weight, weight.itemsize + copied_bytes)
+    classes, width = weight.shape
+    rows = chunk_rows(hidden.device.type, len(hidden), classes, width, weight.itemsize + copied_bytes)
     memory = weight.new_empty(rows, weight.shape[0])  # of all chunks
     for start in range(0, hidden.shape[0], rows):
         chunk = slice(start, start + rows)
@@ -117,10 +115,3 @@ def _loss_and_gradients(
         if grad_bias is not None:
             grad_bias += products.sum(0, dtype=wide)
     return loss, grad_hidden, grad_weight, grad_bias
-
-
-def _chunk_rows(hidden: Tensor, weight: Tensor, bytes_per_logit: int) -> int:
-    rows = _CHUNK_BYTES.get(hidden.device.type, 160 << 20) // (weight.shape[0] * bytes_per_logit)
-    if hidden.device.type == "cpu":  # with fewer, adding up the weight's gradient outweighs the products
-        rows = max(rows, weight.shape[1] // 2)
-    return min(max(rows, 1), max(hidden.shape[0], 1))

@@ -7,6 +7,7 @@ ModelSettings, AdapterSettings
     activations        -> ModelActivations: the tensors that wait for the backward pass, by mode of recomputation
       tape             a forward pass that records them, operator by operator, as autograd's formulas say
       kept_of_block, kept_of_ends, kept_of_recurrence      the modules of the models, on a tape
+      loss_memory      what the loss needs while it is computed
       kept_products    what selective recomputation keeps under a budget
 
 The models in `bigtrain.model` are built in PyTorch, independently of this. Tests hold the two equal for every family:

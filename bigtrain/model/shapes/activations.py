@@ -71,8 +71,9 @@ class ModelActivations:
     before: tuple[KeptTensor, ...]
     blocks: tuple[BlockActivations, ...]
     after: tuple[KeptTensor, ...]
+    head: tuple[KeptTensor, ...]
     context: tuple[KeptTensor, ...]
-    """What blocks that are computed again need beside their inputs."""
+    """What blocks that are computed again need beside their inputs, and what comes before."""
 
     def kept(self, recomputation: Recomputation = "none", budget: float = 1.0) -> tuple[KeptTensor, ...]:
         """All tensors that wait for the backward pass, each once.
@@ -84,7 +85,9 @@ class ModelActivations:
         products = kept_products(self.settings, budget)
         context = self.context if recomputation != "none" else ()
         of_blocks = (each for block in self.blocks for each in block.kept(recomputation, products))
-        return tuple({each.what: each for each in (*self.before, *context, *of_blocks, *self.after)}.values())
+        return tuple(
+            {each.what: each for each in (*self.before, *context, *of_blocks, *self.after, *self.head)}.values()
+        )
 
 
 def activations(shapes: ModelShapes, computation: Computation) -> ModelActivations:
@@ -105,6 +108,7 @@ class _Pass:
         self.lora_dropout = 0.0 if shapes.adapter is None else shapes.adapter.lora_dropout
         self.before: dict[str, KeptTensor] = {}
         self.after: dict[str, KeptTensor] = {}
+        self.head: dict[str, KeptTensor] = {}
         self.context: dict[str, KeptTensor] = {}
         self.blocks: list[BlockActivations] = []
 
@@ -120,12 +124,15 @@ class _Pass:
         if encoded is not None and settings.recurrent:
             hidden = attended(tape, hidden, encoded)
         hidden = tape.dropped(hidden, "final", settings.final_dropout)
-        head(tape, hidden)
         self.after |= tape.kept
-        self._ahead(tape)
+        head_tape = self._ends(decoder, "", _tokens(settings))
+        head(head_tape, hidden)
+        self._ahead(head_tape)
+        self.head |= head_tape.kept
         self._count_experts(tape)
-        before, after, context = (tuple(each.values()) for each in (self.before, self.after, self.context))
-        return ModelActivations(settings, before, tuple(self.blocks), after, context)
+        context = tuple(each for what, each in self.context.items() if what not in self.before)
+        before, after, of_head = (tuple(each.values()) for each in (self.before, self.after, self.head))
+        return ModelActivations(settings, before, tuple(self.blocks), after, of_head, context)
 
     def _ends(self, settings: ModelSettings, stack: str, tokens: Uses) -> Tape:
         """A tape for what is outside the blocks of a stack."""
@@ -147,7 +154,8 @@ class _Pass:
         x = self.embedding = embedded(tape, learns=learns)
         if settings.recurrent:
             x = in_steps(tape, x)
-            self.context |= {each.what: each for each in steps(tape, x)}
+            again = steps(tape, x)
+            self.context[again.what] = again
             if encoded is not None:
                 start(tape, encoded)
         else:
@@ -201,8 +209,11 @@ class _Pass:
         if settings.recurrent and tape.tokens == READ:
             beside.append(tape.new("reversed", x))
         entered = replace(x, made_by="input", divided=False)
+        # What a block keeps and neither made nor was given, others keep, too.
+        own = {what: each for what, each in tape.kept.items() if what == x.what or what.startswith(tape.block)}
+        self.before |= {what: each for what, each in tape.kept.items() if what not in own}
         self.blocks.append(
-            BlockActivations(entered, tuple(tape.kept.values()), tuple(tape.results.values()), tuple(beside))
+            BlockActivations(entered, tuple(own.values()), tuple(tape.results.values()), tuple(beside))
         )  # fmt: skip
         return output
 
@@ -225,7 +236,6 @@ class _Pass:
             labelled = tape.fixed("labelled", 1, 1)
             self.context[labelled.what] = replace(labelled, tokens=EACH)
             self.after |= tape.kept
-        self.after |= ends.kept
 
     def _count_experts(self, ends: Tape) -> None:
         """What routers report, which the model holds until it is asked for it."""

@@ -8,15 +8,20 @@ from bigtrain.model.shapes.tape import KeptTensor, Tape
 
 def in_steps(tape: Tape, x: KeptTensor) -> KeptTensor:
     """Tokens in the order of the steps of a recurrence, and where each of them was."""
-    count = 3 if tape.tokens == READ else 2  # an encoder reads in the reverse order, too
-    tape.keep(tape.new("step_order", x, width=count, itemsize=8), tape.fixed("step_sizes", tape.length, 8))
+    step_order = tape.new("step_order", x, width=_orders(tape), itemsize=8)
+    tape.keep(step_order, tape.fixed("step_sizes", tape.length, 8))
     return tape.new("in_steps", x)
 
 
-def steps(tape: Tape, x: KeptTensor) -> tuple[KeptTensor, ...]:
-    """The whole of `Sequences`, which layers that are computed again need: three places for each token, and three for
-    each document."""
-    return (tape.new("step_order", x, width=3 + 3 / tape.length, itemsize=8),)
+def steps(tape: Tape, x: KeptTensor) -> KeptTensor:
+    """What is left of `Sequences`, which layers that are computed again need: in all three places for each token, and
+    three for each document."""
+    return tape.new("step_order_again", x, width=3 - _orders(tape) + 3 / tape.length, itemsize=8)
+
+
+def _orders(tape: Tape) -> int:
+    """Orders of the tokens that are kept: an encoder reads in the reverse one, too."""
+    return 3 if tape.tokens == READ else 2
 
 
 def token_vectors(tape: Tape, tokens: Uses) -> KeptTensor:

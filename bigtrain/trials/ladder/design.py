@@ -1,8 +1,7 @@
 """The design of a ladder: which sizes, and how many tokens for each, so that all of it fits the budget.
 
-Every size is trained on several amounts of data, or A / N^alpha and B / D^beta could not be told from each other: along
-one line of D over N both fall together. The largest sizes that the budget allows are taken, because the distance to the
-target is what a prediction costs.
+Every size is trained on several amounts of data, or A / N^alpha and B / D^beta could not be separated: along one line
+of D over N both fall together. The largest sizes that the budget allows are taken: the nearer the target, the better.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from bigtrain.trials.ladder.design import LadderOptions, design_ladder
 from bigtrain.trials.ladder.findings import findings
 from bigtrain.trials.ladder.rungs import Rules, folder_of
 from bigtrain.trials.ladder.runs import Executor, RunsPending, Trainer
-from bigtrain.trials.ladder.sizes import sizes_below
 from bigtrain.trials.ladder.tuning import tune
 
 
@@ -43,7 +42,7 @@ def ladder(
     """
     _require_from_scratch(settings)
     data = _tokens_of_sources(settings)
-    rules = Rules(settings, ranks, base_width=sizes_below(settings, options.counted)[0].model.hidden_size)
+    rules = Rules(settings, ranks)
     trainer = Trainer(folder_of(settings), executor, report)
     try:
         design = design_ladder(rules, options, trainer)

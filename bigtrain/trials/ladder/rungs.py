@@ -75,8 +75,6 @@ class Rules:
     target: Settings
     ranks: int
     """That share a batch."""
-    base_width: int
-    """At which the rate is tuned, for muP."""
 
     @property
     def target_tokens(self) -> int:
@@ -144,7 +142,6 @@ class Rules:
         return changed(
             self.target,
             {
-                "model": self._scaled_by_width,
                 "train": train,
                 "optimizer": {"learning_rate": self._rate(recipe.at(self.target_tokens), train["global_batch_size"])},
                 "schedule": self._schedule(train["steps"], train["global_batch_size"]),
@@ -153,9 +150,12 @@ class Rules:
 
     @property
     def _scaled_by_width(self) -> dict[str, Any]:
-        """Muon's updates do not depend on width; other optimizers need muP."""
-        own = self.target.model.mup_base_hidden_size
-        return {} if self.target.optimizer.name == "muon" else {"mup_base_hidden_size": own or self.base_width}
+        """muP's base is the target's own width, so that the target stays the plain model that it is, and the smaller
+        ones are scaled. Muon's updates do not depend on width."""
+        model = self.target.model
+        if self.target.optimizer.name == "muon":
+            return {}
+        return {"mup_base_hidden_size": model.mup_base_hidden_size or model.hidden_size}
 
     def _train(self, recipe: Recipe) -> dict[str, Any]:
         batch = whole_batch(recipe.global_batch_size, self.ranks)

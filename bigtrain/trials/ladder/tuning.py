@@ -62,10 +62,13 @@ class _Cells:
         grid = sweep(
             here.global_batch_size,
             BATCH_REACH,
-            lambda batches: self._points(batches, [here.with_batch(batch) for batch in batches]),
+            lambda batches: self._points_of_batches([self.rules.rounded(here.with_batch(batch)) for batch in batches]),
             allowed=lambda batch: self.rules.ranks <= batch <= most,
         )
         return self._result("batch size", here, grid)
+
+    def _points_of_batches(self, recipes: Sequence[Recipe]) -> list[SweepPoint]:
+        return self._points([recipe.global_batch_size for recipe in recipes], recipes)
 
     def _points(self, values: Sequence[float], recipes: Sequence[Recipe]) -> list[SweepPoint]:
         first = self.rules.target.train.seed

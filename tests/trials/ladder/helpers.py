@@ -13,7 +13,6 @@ from bigtrain.config import Settings, dump_settings
 from bigtrain.estimate import ScalingLaw
 from bigtrain.rundir import RunDirectory
 from bigtrain.trials.ladder.rungs import LadderRun, Rules
-from bigtrain.trials.ladder.sizes import sizes_below
 
 LAW = ScalingLaw(1.4, 60.0, 0.32, 250.0, 0.30)
 MOST_LINES = 32
@@ -49,7 +48,7 @@ def target(folder: Path | str = "runs", **changes: Any) -> Settings:
 
 
 def rules_of(settings: Settings, ranks: int = 2) -> Rules:
-    return Rules(settings, ranks, base_width=sizes_below(settings, "all")[0].model.hidden_size)
+    return Rules(settings, ranks)
 
 
 def seconds_of(tokens: float, flops: float) -> float:

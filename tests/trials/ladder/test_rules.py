@@ -85,7 +85,7 @@ def test_a_batch_divides_and_is_near_what_was_asked(batch, ranks):
 def test_a_rung_follows_its_recipe_and_the_target(tokens, batch, ranks, number):
     """Tokens, batch, rate, shares of the schedule and muP's base are those of the rules; the rest is the target's."""
     whole, size = WHOLE, SIZES[number]
-    rules = Rules(whole, ranks, base_width=SIZES[0].model.hidden_size)
+    rules = Rules(whole, ranks)
     run = rules.rung(size, Recipe(batch, 2e-3, tokens), name="rung").settings
     train = run.train
     assert train.global_batch_size % (ranks * train.micro_batch_size) == 0
@@ -97,7 +97,7 @@ def test_a_rung_follows_its_recipe_and_the_target(tokens, batch, ranks, number):
     share = run.total_steps / whole.total_steps
     assert run.schedule.warmup_steps == pytest.approx(500 * share, abs=1)
     assert run.schedule.decay_steps == pytest.approx(5000 * share, abs=1)
-    assert run.model.mup_base_hidden_size == 32 and run.model.hidden_size == size.model.hidden_size
+    assert run.model.mup_base_hidden_size == 384 and run.model.hidden_size == size.model.hidden_size
     assert run.evaluate.every_steps == run.total_steps
     assert (run.optimizer.weight_decay, run.data.dir) == (whole.optimizer.weight_decay, whole.data.dir)
 
