@@ -53,6 +53,7 @@ LINES = (
     ("import", "hf", "again", "--no-check"),
     ("compress", "exported", "small", "--prune", "wanda", "--pattern", "2:4", "--calibration-rows", "2"),
     ("eval", "small"),
+    ("keep-outputs", "exported", "run/config.yaml", "distillation.kept_outputs=kept", "engine.precision=fp32"),
     ("report", "run"),
     ("runs", "."),
     ("replay", "run", *STEP),
