@@ -95,7 +95,9 @@ def _of_stage(work: Workload, layout: Layout, stage: int, constants: Constants) 
     parameters = dense + experts
     resting = _divided(layout, 3, dense, experts)
     updated = _divided(layout, 1, dense, experts)
-    weights = states.weights * (resting + work.held_whole if layout.zero_stage == 3 else parameters)
+    weights = states.weights * (resting if layout.zero_stage == 3 else parameters)
+    if layout.zero_stage == 3 and layout.divided(3) > 1:
+        weights += states.weights * work.held_whole
     master = states.master * updated
     moments = states.moments * updated
     gradients = states.gradients * _divided(layout, 2, dense, experts)

@@ -92,7 +92,7 @@ def workload_of(settings: Settings, kernels: Literal["cuda", "cpu"] = "cuda") ->
         logits_tokens=most_rows(computation.device, settings.model, loss.bytes_per_logit),
         loss_workspace=loss.workspace,
         held_whole=sum(each.numel for each in shapes.parameters if each.numel <= HELD_WHOLE),
-        largest_parameter=max(each.numel for each in shapes.parameters if each.learns),
+        largest_parameter=max(each.numel for each in shapes.parameters if each.learns) if wide == 4 else 0,
         optimizer_flops=_muon_flops(shapes) if settings.optimizer.name == "muon" else 0.0,
     )
 

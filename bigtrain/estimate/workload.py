@@ -184,7 +184,7 @@ class Workload:
     held_whole: int = 0
     """Numbers in parameters so small that stage 3 leaves them whole on every rank."""
     largest_parameter: int = 0
-    """Numbers in the largest parameter that learns: stage 2 does not cut its gradient."""
+    """Numbers in the largest parameter whose gradient stage 2 does not cut, which it does where it converts it."""
     end_parameters: int = 0
     """Parameters after the last block beside the head: its norm."""
     optimizer_flops: float = 0.0

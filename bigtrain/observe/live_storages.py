@@ -1,4 +1,4 @@
-"""What a forward pass leaves in memory, on any device: the storages that are alive after its result.
+"""What a forward pass leaves in memory, on any device: the storages that are alive beside its result.
 
 with LiveStorages(known) as storages:      known: parameters and inputs, which do not count
     loss = forward()
