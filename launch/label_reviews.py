@@ -2,7 +2,7 @@
 """Labelled reviews from the source archive of vaderSentiment (Hutto and Gilbert, 2014; MIT licence).
 
     pip download --no-deps --no-binary :all: vaderSentiment
-    launch/label_reviews.py vaderSentiment-3.3.2.tar.gz OUT [WORDNET]
+    launch/label_reviews.py vaderSentiment-3.3.2.tar.gz OUT [WORDNET [DICTIONARY]]
 
 Each sentence of a review has a rating from -4 to 4, the mean of twenty people's.
 
@@ -11,12 +11,15 @@ OUT/train.jsonl       sentences of reviews of films and goods that are rated bey
 OUT/held_out.jsonl    every tenth of them, which is in no other file
 OUT/sentences.jsonl   all others, with sentences of editorials and tweets, as `text` alone
 OUT/glosses.jsonl     with a folder of WordNet (data.noun, data.verb, ...): words with their definitions and examples
+OUT/dictionary.jsonl  with a dictionary in the format of dictd (gcide.dict.dz): its entries, as `text`
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -26,13 +29,15 @@ REVIEWS = ("movieReviewSnippets", "amazonReviewSnippets")
 OTHERS = ("nytEditorialSnippets", "tweets")
 NEUTRAL = 0.5
 """A rating no further from 0 than this is left out."""
+SHORTEST_ENTRY = 40
+"""Characters of a dictionary's entry; shorter ones only refer to others."""
 HELD_OUT = 10
 """One labelled sentence in so many is held out."""
 
 
 def main() -> None:
     """Write both files."""
-    if len(sys.argv) not in (3, 4):
+    if len(sys.argv) not in (3, 4, 5):
         sys.exit(__doc__)
     archive, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
@@ -48,8 +53,10 @@ def main() -> None:
     unseen = {review["text"] for review in held_out}
     texts = [{"text": text} for own in rated.values() for _, text in own if text not in unseen]
     files = {"train": train, "held_out": held_out, "sentences": texts}
-    if len(sys.argv) == 4:
+    if len(sys.argv) > 3:
         files["glosses"] = [{"text": text} for text in glosses(Path(sys.argv[3]))]
+    if len(sys.argv) > 4:
+        files["dictionary"] = [{"text": text} for text in entries(Path(sys.argv[4]))]
     for name, records in files.items():
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -80,6 +87,16 @@ def glosses(folder: Path) -> Iterator[str]:
             fields = head.split()
             words = [fields[4 + 2 * number].replace("_", " ").split("(")[0] for number in range(int(fields[3], 16))]
             yield f"{', '.join(words)}: {gloss.strip()}"
+
+
+def entries(file: Path) -> Iterator[str]:
+    """The entries of a dictionary as `word: text`, without the names of its sources. An entry starts at a margin."""
+    content = gzip.decompress(file.read_bytes()).decode("utf-8", errors="ignore")
+    for entry in re.split(r"\n(?=\S)", content):
+        head, _, body = entry.partition("\n")
+        text = " ".join(re.sub(r"\[(?:1913 Webster|PJC|WordNet[^\]]*|[^\]]*Webster[^\]]*)\]", "", body).split())
+        if len(text) > SHORTEST_ENTRY:
+            yield f"{head.split(chr(92))[0].strip().lower()}: {text}"
 
 
 if __name__ == "__main__":
