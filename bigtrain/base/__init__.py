@@ -49,6 +49,7 @@ from bigtrain.base.files import (
     naming,
     open_temporary,
     temporary_of,
+    write_asked_for,
     write_atomically,
 )
 from bigtrain.base.format import duration, gibibytes, quantity
@@ -196,5 +197,6 @@ __all__ = [
     "to_json",
     "usable_seconds",
     "warn_once",
+    "write_asked_for",
     "write_atomically",
 ]

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from bigtrain.base.errors import BigtrainError
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -29,6 +31,23 @@ def naming(path: Path) -> Iterator[None]:
 def temporary_of(path: Path) -> Path:
     """The name under which a file is written before it gets its own."""
     return path.with_name(path.name + TEMPORARY_SUFFIX)
+
+
+def write_asked_for(file: Path, text: str, fix: str = "give a file in a folder of yours") -> None:
+    """Write a file that the user has named, whole or not at all.
+
+    Args:
+        file: the file.
+        text: its content.
+        fix: what the user can do where it cannot be written.
+
+    Raises:
+        BigtrainError: it cannot be written.
+    """
+    try:
+        write_atomically(file, text)
+    except OSError as error:
+        raise BigtrainError(f"{file} cannot be written: {error.strerror}", fix=fix) from None
 
 
 def write_atomically(

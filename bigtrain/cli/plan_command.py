@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain.base import BigtrainError, duration, quantity
+from bigtrain.base import BigtrainError, duration, quantity, write_asked_for
 from bigtrain.cli.printing import JsonOption, OverridesArgument, echo, print_json, print_table
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def plan(
 
         write_plan_page(html, planned, f"{config.stem} on {gpus:,} x {planned.gpu}")
     if out is not None:
-        _write(out, planned.overrides)
+        write_asked_for(out, "".join(f"{override}\n" for override in planned.overrides))
     if as_json:
         print_json(planned)
     else:
@@ -172,12 +172,3 @@ def _print_layouts(planned: PlannedRun) -> None:
             for each in planned.best
         ],
     )
-
-
-def _write(file: Path, overrides: Sequence[str]) -> None:
-    try:
-        file.write_text("".join(f"{override}\n" for override in overrides), encoding="utf-8")
-    except OSError as error:
-        raise BigtrainError(
-            f"{file} cannot be written: {error.strerror}", fix="give a file in a folder of yours"
-        ) from None

@@ -11,7 +11,7 @@ import psutil
 import torch
 import yaml
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import BigtrainError, write_asked_for
 from bigtrain.observe import cpu_name
 
 COPIED_BYTES = 1 << 28
@@ -84,12 +84,7 @@ def write_datasheet(file: Path, measured: Mapping[str, Any]) -> None:
     """Write what was measured as a file of datasheets. Raises BigtrainError where it cannot be written."""
     text = "# For `bigtrain plan --datasheet FILE`, and for BIGTRAIN_DATASHEETS.\n"
     text += yaml.safe_dump(datasheet_of(measured), sort_keys=False)
-    try:
-        write_atomically(file, text)
-    except OSError as error:
-        raise BigtrainError(
-            f"{file} cannot be written: {error.strerror}", fix="give a file in a folder of yours"
-        ) from None
+    write_asked_for(file, text)
 
 
 def name_of(device: torch.device) -> str:

@@ -267,6 +267,7 @@ def plan(
         BigtrainError: the GPUs or the global batch do not divide.
     """
     found, best, front = None, [], []
+    work = workload_of(settings)
     if searches:
         found = _search(settings, machines, accepts)
         chosen = found.best[0] if found.best else found.closest
@@ -281,13 +282,12 @@ def plan(
         best = [_planned(each, settings, wish) for each in found.best]
         front = list(_front(settings, machines, wish, accepts))
     else:
-        work, layout = workload_of(settings), layout_of(settings, machines.gpus)
+        layout = layout_of(settings, machines.gpus)
         chosen = Candidate({}, forecast(work, layout, machines.device, machines.connected))
     remedies: list[str] = []
     if not chosen.forecast.fits:
         way_out = what_would_fit(settings, machines.gpus, machines.device, machines.connected)
         remedies = list(way_out[0]) if way_out else []
-    work = workload_of(settings)
     return PlannedRun(
         **vars(_planned(chosen, settings, wish)),
         gpu=machines.device.name,

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bigtrain.base import BigtrainError, write_atomically
+from bigtrain.base import write_asked_for
 from bigtrain.data import Count, Funnel, describe_skipped
 from bigtrain.report.page import page, render
 
@@ -34,12 +34,7 @@ REMOVED = ("#d97706", "#dc2626", "#7c3aed", "#059669", "#db2777", "#0891b2", "#7
 
 def write_funnel_page(file: Path, funnels: Mapping[str, Funnel], title: str) -> None:
     """Write the page of these funnels. Raises BigtrainError where the file cannot be written."""
-    try:
-        write_atomically(file, funnel_page(funnels, title))
-    except OSError as error:
-        raise BigtrainError(
-            f"{file} cannot be written: {error.strerror}", fix="give a file in a folder of yours"
-        ) from None
+    write_asked_for(file, funnel_page(funnels, title))
 
 
 def funnel_page(funnels: Mapping[str, Funnel], title: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bigtrain.base import BigtrainError, duration, quantity, write_atomically
+from bigtrain.base import duration, quantity, write_asked_for
 from bigtrain.estimate import PlannedLayout, PlannedRun
 from bigtrain.report.page import page, render
 
@@ -28,12 +28,7 @@ ROW, BAR, LEGEND = 48, 22, 20
 
 def write_plan_page(file: Path, planned: PlannedRun, title: str) -> None:
     """Write the page of a plan. Raises BigtrainError where the file cannot be written."""
-    try:
-        write_atomically(file, plan_page(planned, title))
-    except OSError as error:
-        raise BigtrainError(
-            f"{file} cannot be written: {error.strerror}", fix="give a file in a folder of yours"
-        ) from None
+    write_asked_for(file, plan_page(planned, title))
 
 
 def plan_page(planned: PlannedRun, title: str) -> str:
