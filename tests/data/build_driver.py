@@ -1,0 +1,36 @@
+"""A build in a process of its own, which a test can kill: python -m tests.data.build_driver SETTINGS.json ON"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from bigtrain.base import BigtrainError
+from bigtrain.config.data_settings import DataSettings
+from bigtrain.data import build_datasets
+from bigtrain.data.build.execute import ray_cluster
+from tests.data.helpers import VOCABULARY
+
+PIECE_BYTES = 5_000
+"""So that a small corpus has many pieces."""
+HEAD_SECONDS, LOOK_SECONDS = 1.0, 0.5
+
+
+def report(line: str) -> None:
+    """Write down the machine of a cluster that this process is connected to."""
+    if line.startswith("Ray:"):
+        import ray
+
+        Path(sys.argv[1]).with_name("node").write_text(ray.get_runtime_context().get_node_id())
+
+
+if __name__ == "__main__":
+    for name in ("corpus", "jsonl"):
+        importlib.import_module(f"bigtrain.data.build.corpus.{name}").PIECE_BYTES = PIECE_BYTES
+    ray_cluster.HEAD_SECONDS, ray_cluster.LOOK_SECONDS = HEAD_SECONDS, LOOK_SECONDS
+    settings = DataSettings.model_validate_json(Path(sys.argv[1]).read_text())
+    try:
+        build_datasets(settings, vocab_size=VOCABULARY, report=report, on=sys.argv[2])
+    except BigtrainError as error:
+        sys.exit(str(error))
