@@ -29,10 +29,10 @@ from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.document_keys import DocumentKeys, KeysOfPiece
 from bigtrain.data.build.dedup.marks import Marked, Marks, mark_duplicates
 from bigtrain.data.build.dedup.minhash import MinHash
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import EXAMPLES
 from bigtrain.data.build.selection import DistinctPiece, DuplicateMark
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.documents import Piece
 
 
@@ -40,7 +40,7 @@ def without_duplicates(
     corpora: Mapping[str, Corpus],
     settings: DataSettings,
     filters: Mapping[str, Filters],
-    workers: Workers,
+    executor: Executor,
     report: Callable[[str], None],
 ) -> dict[str, Corpus]:
     """The corpora of the sources, by name, with their duplicates marked. Their stamps cover the marks."""
@@ -50,7 +50,7 @@ def without_duplicates(
     folder.mkdir(exist_ok=True)
     keys = [DocumentKeys(folder, source.name, near.bands if near else 0) for source in settings.sources]
     for source, of_source in zip(settings.sources, keys, strict=True):
-        of_source.make(source, corpora[source.name], KeysOfPiece(filters[source.name], near), workers, report)
+        of_source.make(source, corpora[source.name], KeysOfPiece(filters[source.name], near), executor, report)
     bands = ([of_source.band(index) for of_source in keys] for index in range(near.bands)) if near else None
     marked = mark_duplicates([of_source.hashes for of_source in keys], bands)
     originals = _originals(marked, keys)

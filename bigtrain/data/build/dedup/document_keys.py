@@ -34,8 +34,8 @@ from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.equal_keys import Keys
 from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
+from bigtrain.data.build.execute import Executor, note
 from bigtrain.data.build.filters import Filters
-from bigtrain.data.build.workers import Workers, note
 from bigtrain.data.format.documents import ID_BYTES, Document, Piece
 from bigtrain.data.format.layout import what_documents
 
@@ -125,7 +125,7 @@ class DocumentKeys:
         source: SourceSettings,
         corpus: Corpus,
         work: KeysOfPiece,
-        workers: Workers,
+        executor: Executor,
         report: Callable[[str], None],
     ) -> None:
         """Read the source and write its keys, unless they exist."""
@@ -148,7 +148,7 @@ class DocumentKeys:
         pieces: list[int] = []
         with ExitStack() as stack:
             files = [stack.enter_context(open_temporary(path)) for path in self._files]
-            for count, parts in workers.map_in_order(work, corpus.pieces()):
+            for count, parts in executor.map_in_order(work, corpus.pieces()):
                 pieces.append(count)
                 for file, part in zip(files, parts, strict=True):
                     file.write(part)
