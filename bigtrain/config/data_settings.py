@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PositiveInt, Section, UserPath
 from bigtrain.config.source_settings import SourceSettings
@@ -180,6 +180,13 @@ class DataSettings(Section):
     """Tokens in one shard file, approximately."""
     workers: PositiveInt | None = None
     """Processes that clean and tokenize. Default: one per core. The shards are byte-identical for any number."""
+    document_seconds: PositiveFloat | None = 600.0
+    """Seconds that a worker of the build may take for one document; then its process is ended, as it may hang. Null:
+    any time."""
+    poison_documents: Literal["stop", "skip"] = "stop"
+    """What happens when a document ends the process that works on it, twice: for lack of memory, by a fault of a
+    library, or after document_seconds. `stop`: the build ends, and names it. `skip`: the build leaves it out, and the
+    funnel counts it under `poison`. Inline builds do not isolate documents."""
 
     @property
     def makes_pairs(self) -> bool:

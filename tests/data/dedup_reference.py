@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from bigtrain.data.build.dedup.marks import MARKS
 from bigtrain.data.build.dedup.pairs import PAIRS, distinct, pairs_of, tables_of_pairs
 from bigtrain.data.build.dedup.search import DuplicateSearch, MarkedSource
 from bigtrain.data.build.dedup.sorted_tables import FileSeries, encode, table_of
+from bigtrain.data.build.execute import Inline
 from bigtrain.data.build.selection import DuplicateMark
 from bigtrain.data.format.work_folder import WorkFolder
 
@@ -26,13 +26,6 @@ Keys = npt.NDArray[np.uint64]
 
 Group = tuple[Keys, Keys]
 """Keys of the texts [documents, 2], and of the bands [documents, bands], of a group of pieces."""
-
-
-class InTurn:
-    """Runs tasks one after the other, in this process."""
-
-    def map_in_order(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        return map(function, items)
 
 
 def write_keys(folder: WorkFolder, source: str, groups: Sequence[Group]) -> SourceKeys:
@@ -60,7 +53,8 @@ def searched(folder: Path, sources: Sequence[Sequence[Group]], bands: int, **lim
     work = WorkFolder.at(folder)
     keys = [write_keys(work, f"s{number}", groups) for number, groups in enumerate(sources)]
     search = DuplicateSearch(work, keys, bands)
-    found = search.run(InTurn(), **limits)
+    with Inline() as executor:
+        found = search.run(executor, **limits)
     files = [file for source in range(len(keys)) for file in search.marks_of(found, source)]
     return Searched([mark for file in files for mark in file.rows(MARKS)["mark"].tolist()], found)
 
@@ -73,7 +67,8 @@ def shuffled_firsts(folder: Path, batches: Sequence[Sequence[tuple[int, int]]], 
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         tables = tables_of_pairs(distinct(pairs_of(pairs.max(axis=1, initial=0), pairs.min(axis=1, initial=count))))
         files.folder.write(files.name(index), encode(tables, {}), durable=False)
-    step = star_forest(files, "job", documents=count, parts=parts, workers=InTurn())
+    with Inline() as executor:
+        step = star_forest(files, "job", documents=count, parts=parts, executor=executor)
     found = list(range(count))
     for file in step.files:
         for document, first in file.rows(PAIRS).tolist():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bigtrain.config import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, NULL, Rejection, clean
+from bigtrain.data.build.clean import NO_TEXT, NULL, POISON, Rejection, clean
 from bigtrain.data.build.decontaminate import EvaluationNgrams
+from bigtrain.data.build.execute import is_poison
 from bigtrain.data.format.documents import Document
 
 
@@ -22,6 +23,8 @@ class Filters:
 
         Documents of token ids stay as they are: their source has no rules, and they have no words to compare.
         """
+        if is_poison(document):
+            return POISON
         if document.ids is not None:
             return document if document.ids else NO_TEXT
         if document.null:

@@ -8,9 +8,9 @@ from enum import IntEnum
 
 from bigtrain.base import BigtrainError
 from bigtrain.data.build.clean import Rejection
+from bigtrain.data.build.execute import note, noted_reading
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel
-from bigtrain.data.build.workers import note
 from bigtrain.data.format.documents import Document, Piece, is_held_out
 
 
@@ -89,8 +89,8 @@ class SelectDocuments:
 def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
     """The documents of a piece, each with the rejection if it is a duplicate."""
     if not isinstance(piece, DistinctPiece):
-        return ((document, None) for document in piece.documents())
-    documents, marks = list(piece.documents()), piece.marks()
+        return ((document, None) for document in noted_reading(piece.documents()))
+    documents, marks = list(noted_reading(piece.documents())), piece.marks()
     if len(documents) != len(marks):
         raise BigtrainError(
             "a corpus has changed while it was being built",

@@ -33,6 +33,7 @@ RULES: dict[str, Callable[[Text, Any], Text | Rejection]] = {
 REQUIREMENTS: dict[str, Callable[[Any], None]] = {"fix_encoding": require_ftfy, "language": require_languages}
 """Rules that need a library or a model: a function that raises BigtrainError if it is missing."""
 
+POISON = Rejection("poison", "it ended the worker process that worked on it")
 NO_TEXT = Rejection("empty", "no text")
 NULL = Rejection("on_null", "null in place of a text")
 NO_ROOM = Rejection("sequence_length", "nothing that is labelled fits into a row")
@@ -58,4 +59,4 @@ def require_libraries(steps: Sequence[CleanStep]) -> None:
             REQUIREMENTS[step.rule](step.settings)
 
 
-__all__ = ["NO_ROOM", "NO_TEXT", "NULL", "RULES", "Rejection", "Text", "clean", "require_libraries"]
+__all__ = ["NO_ROOM", "NO_TEXT", "NULL", "POISON", "RULES", "Rejection", "Text", "clean", "require_libraries"]

@@ -31,9 +31,9 @@ from bigtrain.data.build.dedup.marks import MarksOfPiece
 from bigtrain.data.build.dedup.minhash import MinHash
 from bigtrain.data.build.dedup.search import DuplicateSearch, MarkedSource
 from bigtrain.data.build.dedup.sorted_tables import SortedTables
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import DistinctPiece
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.documents import Piece
 from bigtrain.data.format.work_folder import WorkFolder
 
@@ -42,7 +42,7 @@ def without_duplicates(
     corpora: Mapping[str, Corpus],
     settings: DataSettings,
     filters: Mapping[str, Filters],
-    workers: Workers,
+    executor: Executor,
     report: Callable[[str], None],
 ) -> dict[str, Corpus]:
     """The corpora of the sources, by name, with their duplicates marked. Their stamps cover the marks."""
@@ -58,8 +58,8 @@ def without_duplicates(
     marked = search.finished()
     if marked is None:
         for source, of_source in zip(keys, work, strict=True):
-            source.make(corpora[source.source], of_source, workers, report)
-        marked = search.run(workers)
+            source.make(corpora[source.source], of_source, executor, report)
+        marked = search.run(executor)
     search.discard_others(marked)
     return {
         source.source: _without(corpora[source.source], found, search.marks_of(marked, index))

@@ -32,7 +32,7 @@ from bigtrain.data.build.dedup.pairs import (
     tables_of_pairs,
 )
 from bigtrain.data.build.dedup.sorted_tables import About, FileSeries, Table
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.execute import Executor
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class HookPairs(StepOfRound):
         return tables_of_pairs(distinct(hooked)), {}
 
 
-def star_forest(pairs: FileSeries, where: str, *, documents: int, parts: int, workers: Workers) -> StepOfRound:
+def star_forest(pairs: FileSeries, where: str, *, documents: int, parts: int, executor: Executor) -> StepOfRound:
     """Pair each document that is not the first of its component with the first.
 
     Args:
@@ -94,18 +94,18 @@ def star_forest(pairs: FileSeries, where: str, *, documents: int, parts: int, wo
         where: the start of the names of the files that are made in the same folder.
         documents: all documents.
         parts: tasks of a step. It does not change the result.
-        workers: run the tasks.
+        executor: runs the tasks.
 
     Returns:
         The last step. A part of it has the pairs of its range of documents.
     """
     for number in count():
         jump = JumpPairs(FileSeries(pairs.folder, f"{where}/jump-{number:02d}-of-{parts}", parts), pairs, documents)
-        unsettled = sum(workers.map_in_order(jump, range(parts)))
+        unsettled = sum(executor.map_in_order(jump, range(parts)))
         hook = HookPairs(
             FileSeries(pairs.folder, f"{where}/hook-{number:02d}-of-{parts}", parts), jump.files, documents
         )
-        for _ in workers.map_in_order(hook, range(parts)):
+        for _ in executor.map_in_order(hook, range(parts)):
             pass
         if not unsettled:
             break

@@ -27,8 +27,8 @@ from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
 from bigtrain.data.build.dedup.sorted_tables import About, SortedTables, Table, encode, made, table_of
+from bigtrain.data.build.execute import Executor, note, noted_reading
 from bigtrain.data.build.filters import Filters
-from bigtrain.data.build.workers import Workers, note
 from bigtrain.data.format.documents import ID_BYTES, Document, Piece
 from bigtrain.data.format.hashing import identity
 from bigtrain.data.format.layout import what_documents
@@ -63,7 +63,7 @@ class KeysOfGroup:
         bands = [np.empty((0, self._bands), "<u8")]
         origins: list[bytes] = []
         for piece in pieces:
-            documents = list(piece.documents())
+            documents = list(noted_reading(piece.documents()))
             results = []
             for document in documents:
                 note(document)
@@ -162,21 +162,21 @@ class SourceKeys:
         """The file that is written last."""
         return f"{self.where}/source"
 
-    def make(self, corpus: Corpus, work: KeysOfGroup, workers: Workers, report: Callable[[str], None]) -> None:
+    def make(self, corpus: Corpus, work: KeysOfGroup, executor: Executor, report: Callable[[str], None]) -> None:
         """Read the source and write its keys, unless they exist and are whole."""
-        if self._is_whole(workers):
+        if self._is_whole(executor):
             return
         report(f"{self.source}: looking for duplicates")
         groups = ((self.group_name(index), pieces) for index, pieces in enumerate(groups_of(corpus)))
-        documents = [sum(counts) for counts in workers.map_in_order(work, groups)]
+        documents = [sum(counts) for counts in executor.map_in_order(work, groups)]
         self.folder.write(self.record_name, encode({}, {"documents": documents}))
         vars(self).pop("documents", None)
 
-    def _is_whole(self, workers: Workers) -> bool:
+    def _is_whole(self, executor: Executor) -> bool:
         if not self._record.is_whole:
             return False
         names = (self.group_name(index) for index in range(len(self.documents)))
-        return all(workers.map_in_order(IsWhole(self.folder), names))
+        return all(executor.map_in_order(IsWhole(self.folder), names))
 
     def origin(self, group: int, document: int) -> str:
         """`SOURCE:FILE:POSITION` of a document of a group, given by its number in it."""

@@ -17,8 +17,8 @@ from bigtrain.data.build.dedup.marks import EXAMPLE_KINDS, MARKS, MarkGroup
 from bigtrain.data.build.dedup.matches import MatchKeys
 from bigtrain.data.build.dedup.numbering import DocumentNumbering
 from bigtrain.data.build.dedup.sorted_tables import FileSeries, SortedTables, encode
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.funnel import EXAMPLES
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.hashing import identity
 from bigtrain.data.format.work_folder import WorkFolder
 
@@ -70,12 +70,12 @@ class DuplicateSearch:
         return marked if all(file.is_whole for file in self._marks(marked)) else None
 
     def run(
-        self, workers: Workers, *, keys_at_once: int = KEYS_AT_ONCE, pairs_at_once: int = PAIRS_AT_ONCE
+        self, executor: Executor, *, keys_at_once: int = KEYS_AT_ONCE, pairs_at_once: int = PAIRS_AT_ONCE
     ) -> list[MarkedSource]:
         """Mark each document of each source for which an earlier one is kept.
 
         Args:
-            workers: run the tasks.
+            executor: runs the tasks.
             keys_at_once: keys of a partition, about. It does not change the result.
             pairs_at_once: pairs of a range of documents, about. It does not change the result.
         """
@@ -86,13 +86,13 @@ class DuplicateSearch:
         numbering.write(self.folder, where)
         partitions = _parts(numbering.documents * (self.bands + 1), keys_at_once)
         match = MatchKeys(FileSeries(self.folder, f"{self.job}/matches-of-{partitions}", partitions), where, self.bands)
-        pairs = sum(workers.map_in_order(match, range(partitions)))
+        pairs = sum(executor.map_in_order(match, range(partitions)))
         parts = _parts(2 * pairs, pairs_at_once)
         joined = None
         if self.bands:
-            joined = star_forest(match.files, self.job, documents=numbering.documents, parts=parts, workers=workers)
+            joined = star_forest(match.files, self.job, documents=numbering.documents, parts=parts, executor=executor)
         mark = MarkGroup(self._files_of_marks(len(names)), where, match.files_with_texts, joined)
-        results = workers.map_in_order(mark, range(len(names)))
+        results = executor.map_in_order(mark, range(len(names)))
         marked, first = [], 0
         for source in self.sources:
             found = list(islice(results, len(source.documents)))
