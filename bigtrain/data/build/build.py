@@ -57,10 +57,8 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
         _require_tokens(settings)
         for source in settings.sources:
             build_source(source, settings, corpora[source.name], filters[source.name], workers, report)
-            for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
-                if packing != "concat":
-                    directory = settings.dir / source.name / split
-                    build_packs(directory, packing, settings.sequence_length, workers, report)
+            for split, packing, length in settings.packs:
+                build_packs(settings.dir / source.name / split, packing, length, workers, report)
 
 
 def _require_tokens(settings: DataSettings) -> None:
