@@ -69,7 +69,7 @@ class Job:
         engine, train = self.settings.engine, self.settings.train
         try:
             divide_work(
-                train.batches,
+                self.settings.batches,
                 train.micro_batch_size,
                 nodes * self.processes_per_node,
                 tensor_parallel_size=engine.tensor_parallel_size,

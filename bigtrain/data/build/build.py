@@ -68,10 +68,8 @@ def build_datasets(
         _require_tokens(settings)
         for source in settings.sources:
             build_source(source, settings, corpora[source.name], filters[source.name], executor, report)
-            for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
-                if packing != "concat":
-                    directory = settings.dir / source.name / split
-                    build_packs(directory, packing, settings.sequence_length, executor, report)
+            for split, packing, length in settings.packs:
+                build_packs(settings.dir / source.name / split, packing, length, executor, report)
         work.clear()
 
 
