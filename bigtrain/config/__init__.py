@@ -24,13 +24,16 @@ from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.cleaning import (
     C4Settings,
+    ClassifierSettings,
     CleanStep,
     FineWebSettings,
     FixEncodingSettings,
     GopherQualitySettings,
     GopherRepetitionSettings,
     LanguageSettings,
+    PerplexitySettings,
     PiiSettings,
+    PythonSettings,
 )
 from bigtrain.config.compression_settings import CompressionSettings
 from bigtrain.config.data_settings import (
@@ -82,6 +85,7 @@ __all__ = [
     "BatchSchedule",
     "C4Settings",
     "CheckpointSettings",
+    "ClassifierSettings",
     "CleanStep",
     "CompressionSettings",
     "DataSettings",
@@ -103,8 +107,10 @@ __all__ = [
     "ObjectiveSettings",
     "OptimizerSettings",
     "ParameterGroup",
+    "PerplexitySettings",
     "PhaseSettings",
     "PiiSettings",
+    "PythonSettings",
     "RopeScaling",
     "ScheduleSettings",
     "Settings",

@@ -132,7 +132,7 @@ class DocumentKeys:
         made_from = {
             "source": what_documents(source),
             "corpus": corpus.stamp,
-            "evaluation": work.filters.evaluation and work.filters.evaluation.identity,
+            "filters": work.filters.identity,
             "near": work.near and [work.near.ngram, work.near.bands, work.near.rows],
             "files": [path.suffix for path in self._files],
             "pieces": 2,  # since long groups of rows are several pieces
