@@ -32,6 +32,14 @@ app.add_typer(ngram_app, name="ngram")
 def build(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar="inline|processes|ray|HOST:PORT",
+            help="Who does the work: this process, processes of this machine, or a Ray cluster (RAY_ADDRESS, or one "
+            "that is started here; HOST:6379 or ray://HOST:10001 names one). The bytes are the same.",
+        ),
+    ] = "processes",
     as_json: JsonOption = False,
 ) -> None:
     """Make the tokenizer and the shards of every source. Finished parts are kept; a build that was killed goes on."""
@@ -39,7 +47,7 @@ def build(
     from bigtrain.data import build_datasets, open_datasets
 
     settings = load_settings(config, overrides or [])
-    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say)
+    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say, on=on)
     built = BuiltData(
         str(settings.data.dir),
         [
