@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, NULL, FunctionFailedError, Rejection, clean, contents_of
+from bigtrain.data.build.clean import NO_TEXT, NULL, UNREAD, FunctionFailedError, Rejection, clean, contents_of
 from bigtrain.data.build.decontaminate import EvaluationNgrams
 from bigtrain.data.format.documents import Document
 from bigtrain.data.format.layout import Record
@@ -39,6 +39,8 @@ class Filters:
             return document if document.ids else NO_TEXT
         if document.null:
             return NULL
+        if document.unread is not None:
+            return Rejection(UNREAD, document.unread)
         if not all(text.strip() for text in document.texts):
             return NO_TEXT
         try:

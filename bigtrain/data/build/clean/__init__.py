@@ -53,6 +53,8 @@ file, or a library to read it, is missing."""
 
 NO_TEXT = Rejection("empty", "no text")
 NULL = Rejection("on_null", "null in place of a text")
+UNREAD = "source"
+"""The funnel's rule for what a source has in place of a text; the document says why."""
 NO_ROOM = Rejection("sequence_length", "nothing that is labelled fits into a row")
 
 
@@ -97,6 +99,7 @@ __all__ = [
     "NO_TEXT",
     "NULL",
     "RULES",
+    "UNREAD",
     "FunctionFailedError",
     "Rejection",
     "Text",
