@@ -97,7 +97,7 @@ def _tarred(file: CorpusFile, limit: int, pattern: str) -> Iterator[ArchiveMembe
         position = 0
         with tarfile.TarFile(fileobj=forward, mode="r") as archive:  # type: ignore[arg-type]
             while (about := archive.next()) is not None:
-                archive.members.clear()  # else it keeps all of them
+                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them
                 name = _inner_name(file, about.name, pattern) if about.isreg() else None
                 if name is None:
                     continue
