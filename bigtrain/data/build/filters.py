@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, NULL, POISON, FunctionFailedError, Rejection, clean, contents_of
+from bigtrain.data.build.clean import NO_TEXT, NULL, POISON, UNREAD, FunctionFailedError, Rejection, clean, contents_of
 from bigtrain.data.build.decontaminate import EvaluationNgrams
 from bigtrain.data.build.execute import is_poison
 from bigtrain.data.format.documents import Document
@@ -42,6 +42,8 @@ class Filters:
             return document if document.ids else NO_TEXT
         if document.null:
             return NULL
+        if document.unread is not None:
+            return Rejection(UNREAD, document.unread)
         if not all(text.strip() for text in document.texts):
             return NO_TEXT
         try:

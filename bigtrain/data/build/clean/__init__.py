@@ -54,6 +54,8 @@ file, or a library to read it, is missing."""
 POISON = Rejection("poison", "it ended the worker process that worked on it")
 NO_TEXT = Rejection("empty", "no text")
 NULL = Rejection("on_null", "null in place of a text")
+UNREAD = "source"
+"""The funnel's rule for what a source has in place of a text; the document says why."""
 NO_ROOM = Rejection("sequence_length", "nothing that is labelled fits into a row")
 
 
@@ -99,6 +101,7 @@ __all__ = [
     "NULL",
     "POISON",
     "RULES",
+    "UNREAD",
     "FunctionFailedError",
     "Rejection",
     "Text",
