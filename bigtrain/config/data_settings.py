@@ -52,7 +52,7 @@ class PhaseSettings(Section):
     from_tokens: PositiveInt
     """Tokens trained on before the phase starts: rounded up to a whole sample, or to a whole step where more than the
     weights changes."""
-    weights: dict[str, NonNegativeFloat] = {}
+    weights: dict[str, NonNegativeFloat] = Field(default={})
     """Shares of the mixture by the name of the source. A source that is not named gives nothing in this phase. Default:
     as before the phase."""
     sequence_length: PositiveInt | None = None
