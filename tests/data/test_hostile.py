@@ -211,7 +211,7 @@ def test_a_manifest_of_a_later_version_is_refused_with_its_version(
 
 def test_an_index_of_documents_that_leads_out_of_the_dataset_is_ignored(tmp_path: Path) -> None:
     dataset = random_dataset(tmp_path, 2000)
-    (index,) = index_datasets(tmp_path)
+    index, _ = index_datasets(tmp_path)
     content = bytearray(index.read_bytes())
     content[-8 * dataset.manifest.documents :] = b"\xff" * (8 * dataset.manifest.documents)
     index.write_bytes(content)

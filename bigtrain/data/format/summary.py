@@ -112,11 +112,16 @@ class DatasetSummary:
         """The number of shards."""
         return len(self.documents_of)
 
+    @property
+    def files_each(self) -> int:
+        """Files of a shard."""
+        return 2 if self.labels is None else 3
+
     def shard(self, index: int) -> ShardSize:
         """Counts and files of a shard."""
         tokens = int(self.starts[index + 1] - self.starts[index])
-        each = 2 if self.labels is None else 3
-        files = [self.files[number] for number in range(each * index, each * index + each)]
+        first = self.files_each * index
+        files = [self.files[number] for number in range(first, first + self.files_each)]
         return ShardSize(tokens, int(self.documents_of[index]), files)
 
 

@@ -292,8 +292,10 @@ class Dataset:
             BigtrainError: a file is missing or has another size than in the manifest.
         """
         if self.mirror is None:
-            for index in range(part, len(self.shards), of):
-                self._local_shard(index).check_sizes()
+            files, each = self.summary.files, self.summary.files_each
+            for shard in range(part, len(self.shards), of):
+                for number in range(each * shard, each * shard + each):
+                    files[number].check_size(self.directory, RESTORE)
 
     def _local_shard(self, index: int) -> TokenShard:
         return TokenShard(self.directory, self.summary.shard(index), self.summary.dtype, self.summary.label_scheme)
