@@ -253,7 +253,7 @@ def index(
     directory: Annotated[Path, typer.Argument(help="A data directory (data.dir of a configuration).")],
     as_json: JsonOption = False,
 ) -> None:
-    """Index documents by id, so that `when` finds one among billions at once; without an index it scans all ids."""
+    """Index documents by id and by file, so that `when` finds one among billions without reading all shards."""
     from bigtrain.data import index_datasets
 
     paths = [str(path) for path in index_datasets(directory)]
