@@ -67,6 +67,7 @@ PLAN = frozenset(
         "data.tokenizer.separator",
         "data.tokenizer.train_bytes",
         "data.sources.N.kind",
+        "data.sources.N.members",
         "data.sources.N.text_field",
         "data.sources.N.target_field",
         "data.sources.N.text_pair_field",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -32,8 +32,8 @@ class DistinctPiece:
     """A piece, and which of its documents are duplicates."""
 
     piece: Piece
-    marks: bytes
-    """A `DuplicateMark` for each document."""
+    marks: Callable[[], bytes]
+    """Reads a `DuplicateMark` for each document."""
     originals: Mapping[int, str] = field(default_factory=dict)
     """For some duplicates, by index in the piece, the document that is kept instead: `SOURCE:FILE:POSITION`."""
 
@@ -90,16 +90,16 @@ def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
     """The documents of a piece, each with the rejection if it is a duplicate."""
     if not isinstance(piece, DistinctPiece):
         return ((document, None) for document in noted_reading(piece.documents()))
-    documents = list(noted_reading(piece.documents()))
-    if len(documents) != len(piece.marks):
+    documents, marks = list(noted_reading(piece.documents())), piece.marks()
+    if len(documents) != len(marks):
         raise BigtrainError(
             "a corpus has changed while it was being built",
             found=f"{len(documents)} documents in a piece",
-            wanted=f"{len(piece.marks)}, as when it was deduplicated",
+            wanted=f"{len(marks)}, as when it was deduplicated",
             fix="start the build again when nothing writes to the corpus",
         )
     rejections = (
         replace(DUPLICATES[DuplicateMark(mark)], evidence=piece.originals.get(index, "")) if mark else None
-        for index, mark in enumerate(piece.marks)
+        for index, mark in enumerate(marks)
     )
     return zip(documents, rejections, strict=True)

@@ -37,7 +37,8 @@ import xxhash
 
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.documents import ID_BYTES
-from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
+from bigtrain.data.format.file_record import BLOCK_BYTES, FileRecord, changed_error
+from bigtrain.data.format.manifest import ShardRecord
 from bigtrain.data.format.work_folder import LocalFolder, WorkFolder
 
 
