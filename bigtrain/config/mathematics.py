@@ -88,6 +88,7 @@ PLAN = frozenset(
         "data.sources.N.on_null",
         "data.dedup",
         "data.decontaminate",
+        "data.poison_documents",
         "data.validation.fraction",
         # the order of the samples
         "data.sources.N.name",
@@ -123,6 +124,7 @@ OPERATION = frozenset(
         # how the same work is divided
         "data.shard_tokens",
         "data.workers",
+        "data.document_seconds",
         "train.micro_batch_size",
         "model.expect_parameters",
         "model.init_from",

@@ -27,7 +27,7 @@ def measure_batch(context: CheckContext) -> dict[str, int]:
     assert settings is not None
     engine, train = settings.engine, settings.train
     division = divide_work(
-        train.batches,
+        settings.batches,
         train.micro_batch_size,
         world,
         tensor_parallel_size=engine.tensor_parallel_size,
@@ -71,7 +71,9 @@ def rank_memory(settings: Settings, world_size: int) -> RankMemory:
     Raises:
         BigtrainError: the ranks or the global batch do not divide.
     """
-    work, layout = workload_of(settings), layout_of(settings, world_size)
+    stages = [settings.at_step(stage.first_step) for stage in settings.stages]
+    each = [(workload_of(staged), layout_of(staged, world_size)) for staged in stages]
+    work, layout = max(each, key=lambda pair: forecast_memory(*pair).allocated)
     needed = forecast_memory(work, layout)
     kept_here = forecast_memory(work, replace(layout, offload_optimizer=False, offload_weights=False))
     image = checkpoint_bytes(settings) / world_size

@@ -301,7 +301,7 @@ class TrainingRun:
             Cursor(self.step, self.consumed_samples, plan.plan_id, engine.optimizer_steps),
             engine.fragments(),
             engine.rng_state(),
-            mathematics=mathematics(self.settings),
+            mathematics=mathematics(self.settings.at_step(self.step)),
             zero_stage=self.settings.engine.zero_stage,
             state=state.as_json(),
             last=last or self._is_best,

@@ -16,7 +16,7 @@ from bigtrain.base.errors import BigtrainError
 from bigtrain.config.cleaning import CleanStep
 from bigtrain.data import build_datasets
 from bigtrain.data.build.clean import Rejection, clean, pinned
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.execute import Processes
 from tests.data.helpers import data_settings, jsonl_source, write_jsonl
 
 # The first article of the Universal Declaration of Human Rights.
@@ -83,7 +83,7 @@ def test_every_process_decides_alike() -> None:
     mixed = [ARTICLES[code][:cut] for code in ARTICLES for cut in range(5, len(ARTICLES[code]), 3)]
     judge = partial(clean, steps=[step("en", "fr", "zh")])
     here = [judge(text) for text in mixed]
-    with Workers(2) as workers:
+    with Processes(2) as workers:
         assert list(workers.map_in_order(judge, mixed)) == here
     assert {type(result) for result in here} == {str, Rejection}
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import CleanStep
-from bigtrain.data.build.clean import NO_TEXT, NULL, UNREAD, FunctionFailedError, Rejection, clean, contents_of
+from bigtrain.data.build.clean import NO_TEXT, NULL, POISON, UNREAD, FunctionFailedError, Rejection, clean, contents_of
 from bigtrain.data.build.decontaminate import EvaluationNgrams
+from bigtrain.data.build.execute import is_poison
 from bigtrain.data.format.documents import Document
 from bigtrain.data.format.layout import Record
 
@@ -35,6 +36,8 @@ class Filters:
         Raises:
             BigtrainError: a function of the user's own failed; it names the document.
         """
+        if is_poison(document):
+            return POISON
         if document.ids is not None:
             return document if document.ids else NO_TEXT
         if document.null:

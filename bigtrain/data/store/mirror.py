@@ -59,10 +59,8 @@ class Mirror:
         names = [TOKENIZER_FILE, BUILD_RECORD]
         for source in sources:
             names += [f"{source.name}/{BUILD_RECORD}", *(f"{source.name}/{split}/{MANIFEST}" for split in SPLITS)]
-            for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
-                if packing != "concat":
-                    path = manifest_path(Path(source.name) / split, packing, settings.sequence_length)
-                    names.append(path.as_posix())
+            for split, packing, length in settings.packs:
+                names.append(manifest_path(Path(source.name) / split, packing, length).as_posix())
         for name in names:
             self._fetch_record(name)
 

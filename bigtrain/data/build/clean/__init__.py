@@ -51,6 +51,7 @@ PINNED: dict[str, Callable[[Any], Any]] = {
 """Rules that read a file: a function from their settings to those with the file's hash. It raises BigtrainError if the
 file, or a library to read it, is missing."""
 
+POISON = Rejection("poison", "it ended the worker process that worked on it")
 NO_TEXT = Rejection("empty", "no text")
 NULL = Rejection("on_null", "null in place of a text")
 UNREAD = "source"
@@ -98,6 +99,7 @@ __all__ = [
     "NO_ROOM",
     "NO_TEXT",
     "NULL",
+    "POISON",
     "RULES",
     "UNREAD",
     "FunctionFailedError",

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, read_json, read_regular, write_atomically
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.hashing import canonical_json
 from bigtrain.data.format.manifest import LARGEST, DatasetManifest, FileRecord, ShardRecord, changed_error
 from bigtrain.data.format.mapping import map_file
@@ -33,7 +33,7 @@ NOTE_SUFFIX = ".note"
 
 
 def build_packs(
-    directory: Path, packing: str, sequence_length: int, workers: Workers, report: Callable[[str], None]
+    directory: Path, packing: str, sequence_length: int, executor: Executor, report: Callable[[str], None]
 ) -> PackManifest:
     """Make the packs of a dataset, unless they exist.
 
@@ -41,7 +41,7 @@ def build_packs(
         directory: the folder of the dataset.
         packing: one of `PACKINGS`.
         sequence_length: T.
-        workers: pack the shards. The bytes do not depend on their number.
+        executor: packs the shards. The bytes do not depend on their number.
         report: called with lines of progress.
 
     Raises:
@@ -65,7 +65,7 @@ def build_packs(
     block_bytes = PackManifest.block_bytes_for(dataset)
     job = PackJob(directory, packing, sequence_length, dataset.dataset_id, block_bytes, dataset.dtype)
     ends = accumulate(shard.tokens for shard in dataset.shards)
-    results = workers.map_in_order(job, zip(dataset.shards, ends, strict=True))
+    results = executor.map_in_order(job, zip(dataset.shards, ends, strict=True))
     packed = list(_reported(results, name, len(dataset.shards), report))
     needs_sentences = packing in OF_SENTENCES and dataset.split == "train"
     if needs_sentences and not any(shard.of_sentences for shard in packed):

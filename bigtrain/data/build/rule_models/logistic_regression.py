@@ -40,7 +40,9 @@ class SparseRows:
     def transposed_times(self, vector: F64) -> F64:
         """[width], the transposed matrix times a vector of `rows`."""
         lengths = np.diff(self.starts, append=len(self.columns))
-        return np.bincount(self.columns, self.values * np.repeat(vector, lengths), self.width).astype(np.float64)
+        return np.bincount(self.columns, self.values * np.repeat(vector, lengths), self.width).astype(
+            np.float64, copy=False
+        )
 
 
 @dataclass(frozen=True)
