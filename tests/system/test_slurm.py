@@ -231,8 +231,8 @@ def test_a_node_whose_weights_were_corrupted_is_kept_out(spare_node, sandbox, qu
 
 
 def test_data_are_built_on_the_nodes_of_a_job_after_a_loss_as_well(slurm, built, tmp_path):
-    """The nodes become a Ray cluster, which is taken down again. A build that lost its nodes goes on in the requeued job,
-    and the data are those that processes build."""
+    """The nodes become a Ray cluster, which is taken down again. A build that lost its nodes goes on in the requeued
+    job, and the data are those that processes build."""
     settings = yaml.safe_load(built.config.read_text())
     wanted = {path.parent.parent.name: path.read_bytes() for path in manifests(Path(settings["data"]["dir"]))}
     settings["data"]["dir"] = str(tmp_path / "data")
