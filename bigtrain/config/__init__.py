@@ -26,13 +26,16 @@ from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.cleaning import (
     C4Settings,
+    ClassifierSettings,
     CleanStep,
     FineWebSettings,
     FixEncodingSettings,
     GopherQualitySettings,
     GopherRepetitionSettings,
     LanguageSettings,
+    PerplexitySettings,
     PiiSettings,
+    PythonSettings,
 )
 from bigtrain.config.compression_settings import CompressionSettings
 from bigtrain.config.data_settings import (
@@ -87,6 +90,7 @@ __all__ = [
     "BatchSchedule",
     "C4Settings",
     "CheckpointSettings",
+    "ClassifierSettings",
     "CleanStep",
     "CompressionSettings",
     "DataSettings",
@@ -108,8 +112,10 @@ __all__ = [
     "ObjectiveSettings",
     "OptimizerSettings",
     "ParameterGroup",
+    "PerplexitySettings",
     "PhaseSettings",
     "PiiSettings",
+    "PythonSettings",
     "RopeScaling",
     "ScheduleSettings",
     "SequenceCut",

@@ -52,7 +52,7 @@ class PhaseSettings(Section):
     from_tokens: PositiveInt
     """Tokens trained on before the phase starts: rounded up to a whole sample, or to a whole step where more than the
     weights changes."""
-    weights: dict[str, NonNegativeFloat] = Field(default={})
+    weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """Shares of the mixture by the name of the source. A source that is not named gives nothing in this phase. Default:
     as before the phase."""
     sequence_length: PositiveInt | None = None
@@ -221,6 +221,13 @@ class DataSettings(Section):
     """Tokens in one shard file, approximately."""
     workers: PositiveInt | None = None
     """Processes that clean and tokenize. Default: one per core. The shards are byte-identical for any number."""
+    document_seconds: PositiveFloat | None = 600.0
+    """Seconds that a worker of the build may take for one document; then its process is ended, as it may hang. Null:
+    any time."""
+    poison_documents: Literal["stop", "skip"] = "stop"
+    """What happens when a document ends the process that works on it, twice: for lack of memory, by a fault of a
+    library, or after document_seconds. `stop`: the build ends, and names it. `skip`: the build leaves it out, and the
+    funnel counts it under `poison`. Inline builds do not isolate documents."""
 
     @property
     def cuts(self) -> tuple[SequenceCut, ...]:

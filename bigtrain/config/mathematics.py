@@ -67,6 +67,7 @@ PLAN = frozenset(
         "data.tokenizer.separator",
         "data.tokenizer.train_bytes",
         "data.sources.N.kind",
+        "data.sources.N.members",
         "data.sources.N.text_field",
         "data.sources.N.target_field",
         "data.sources.N.text_pair_field",
@@ -87,6 +88,7 @@ PLAN = frozenset(
         "data.sources.N.on_null",
         "data.dedup",
         "data.decontaminate",
+        "data.poison_documents",
         "data.validation.fraction",
         # the order of the samples
         "data.sources.N.name",
@@ -122,6 +124,7 @@ OPERATION = frozenset(
         # how the same work is divided
         "data.shard_tokens",
         "data.workers",
+        "data.document_seconds",
         "train.micro_batch_size",
         "model.expect_parameters",
         "model.init_from",

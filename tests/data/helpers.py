@@ -14,9 +14,9 @@ from bigtrain.config.data_settings import DataSettings, TokenizerSettings, Valid
 from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data.batch.packing import Packing, open_packings
 from bigtrain.data.build.build import build_datasets
+from bigtrain.data.build.execute import Inline
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.tokenization import token_dtype
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format import shards as shards_format
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.shards import ShardWriter, TokenizedDocuments
@@ -115,10 +115,10 @@ def jsonl_source(path: Path, name: str = "lines", **changes: object) -> SourceSe
     return SourceSettings.model_validate({"name": name, "kind": "jsonl", "path": str(path), **changes})
 
 
-def make(settings: DataSettings, vocab_size: int = VOCABULARY) -> list[str]:
-    """Build, and return what it reported."""
+def make(settings: DataSettings, vocab_size: int = VOCABULARY, on: str = "inline") -> list[str]:
+    """Build, and return what it reported. Inline: starting processes takes longer than a small build."""
     lines: list[str] = []
-    build_datasets(settings, vocab_size=vocab_size, report=lines.append)
+    build_datasets(settings, vocab_size=vocab_size, report=lines.append, on=on)
     return lines
 
 
@@ -159,5 +159,5 @@ def plan_over(
 def build_packs_of(directory: Path, packing: str, length: int) -> None:
     """Make the index that a packing needs."""
     if packing != "concat":
-        with Workers(1) as workers:
-            build_packs(directory, packing, length, workers, lambda line: None)
+        with Inline() as executor:
+            build_packs(directory, packing, length, executor, lambda line: None)

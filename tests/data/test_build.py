@@ -75,10 +75,12 @@ def test_every_document_is_written_once_whole_and_on_its_side(built: DataSetting
     assert len(Dataset(built.dir / "prose" / "train").shards) >= 3
 
 
+@pytest.mark.parametrize("workers", thinned([2, 8], keep=[2]))
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
-    built: DataSettings, tmp_path: Path, text_folder: Path
+    built: DataSettings, tmp_path: Path, text_folder: Path, workers: int
 ) -> None:
-    make(settings_for(tmp_path / "data", text_folder, workers=3))
+    """A build by this process and one by any number of others write the same files."""
+    make(settings_for(tmp_path / "data", text_folder, workers=workers), on="processes")
     assert contents(tmp_path / "data") == contents(built.dir)
 
 
@@ -256,14 +258,14 @@ def test_a_given_tokenizer_is_used_and_its_change_noticed(built: DataSettings, t
 def test_a_tokenizer_is_trained_evenly_and_within_its_budget(tmp_path: Path) -> None:
     """A tokenizer is trained evenly on the training splits of all sources, within its budget of bytes."""
     from bigtrain.data.build.build_tokenizer import _training_texts
-    from bigtrain.data.build.workers import Workers
+    from bigtrain.data.build.execute import Inline
 
     big = jsonl_source(write_jsonl(tmp_path / "big.jsonl", sentences(400, 9)), "big")
     small = jsonl_source(write_jsonl(tmp_path / "small.jsonl", [f"small {i} " * 20 for i in range(40)]), "small")
     settings = data_settings(tmp_path / "data", big, small, tokenizer=TokenizerSettings(train_bytes=60_000))
-    with Workers(1) as workers:
+    with Inline() as executor:
         corpora = {source.name: open_corpus(source) for source in settings.sources}
-        texts = list(_training_texts(settings, corpora, {name: Filters() for name in corpora}, workers))
+        texts = list(_training_texts(settings, corpora, {name: Filters() for name in corpora}, executor))
     given = {name: [d for d in read_documents(s) if d.text in set(texts)] for name, s in (("b", big), ("s", small))}
     assert 60_000 <= sum(len(text) for text in texts) < 62_000
     assert not any(is_held_out(d.file, d.position, 0.1) for documents in given.values() for d in documents)
@@ -306,9 +308,12 @@ def test_a_second_build_in_one_folder_waits_and_finds_the_work_done(built: DataS
 
 
 def test_a_worker_that_is_killed_is_a_clear_error(tmp_path: Path) -> None:
-    from bigtrain.data.build.workers import Workers
+    from bigtrain.data.build.execute import FailurePolicy, Processes
 
-    with Workers(1) as workers, pytest.raises(BigtrainError, match="a worker process of the build died"):
+    with (
+        Processes(1, FailurePolicy(losses=2)) as workers,
+        pytest.raises(BigtrainError, match=r"(?s)a worker process of the build died.*status 9"),
+    ):
         list(workers.map_in_order(os._exit, [9, 9, 9, 9]))
 
 
@@ -316,11 +321,11 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, time\n"
-        "from bigtrain.data.build.workers import Workers\n"
+        "from bigtrain.data.build.execute import Processes\n"
         "def pid(_):\n"
         "    return os.getpid()\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(1) as workers:\n"
+        "    with Processes(1) as workers:\n"
         "        print(next(workers.map_in_order(pid, [0, 0, 0])), flush=True)\n"
         "        time.sleep(60)\n"
     )

@@ -30,8 +30,8 @@ from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data.build.corpus import open_corpus, read_documents, rows
 from bigtrain.data.build.corpus.compressed import opened
 from bigtrain.data.build.evaluation_texts import find_evaluation_files, read_evaluation_texts
+from bigtrain.data.build.execute import Processes, note
 from bigtrain.data.build.funnel import read_funnels
-from bigtrain.data.build.workers import Workers, note
 from bigtrain.data.format.documents import Document
 from bigtrain.data.format.layout import ADDED_TO_SOURCES, source_request, what_documents
 from bigtrain.data.format.manifest import MANIFEST
@@ -577,6 +577,6 @@ def _die_at_the_third(position: int) -> int:
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_worker_that_is_killed_names_its_document(count: int) -> None:
     """As the system kills it for lack of memory."""
-    with Workers(count) as workers, pytest.raises(BigtrainError) as raised:
+    with Processes(count) as workers, pytest.raises(BigtrainError) as raised:
         list(workers.map_in_order(_die_at_the_third, range(10)))
     assert_refused(raised, "a worker process of the build died, at document 3 of 'folder/x.jsonl'", fix="data.workers")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,10 @@ from bigtrain.config.data_settings import DataSettings
 from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import build_datasets, open_datasets, read_funnels
 from bigtrain.data.build.corpus import read_documents
-from bigtrain.data.build.dedup import mark_duplicates
-from bigtrain.data.build.dedup.components import Components
-from bigtrain.data.build.dedup.equal_keys import repeated
 from bigtrain.data.build.dedup.minhash import MinHash, _permutations
 from bigtrain.data.build.selection import DuplicateMark
 from bigtrain.data.build.shingles import hash_words, ngram_hashes, words_of
+from tests.data.dedup_reference import Group, firsts, reference, searched, shuffled_firsts
 from tests.data.helpers import contents, data_settings, jsonl_source, write_jsonl
 
 VOCABULARY = 512
@@ -58,31 +57,10 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def keys_of(texts: Sequence[str], near: MinHash = NEAR) -> list[list[np.ndarray]]:
-    """For each band, for the one source, [documents, 1]."""
+def keys_of(texts: Sequence[str], near: MinHash = NEAR) -> Group:
+    """The keys of documents that are one group."""
     keys = np.array([near.keys(text) for text in texts], np.uint64).reshape(-1, near.bands)
-    return [[keys[:, band : band + 1]] for band in range(near.bands)]
-
-
-def distinct_hashes(count: int) -> np.ndarray:
-    return np.arange(1, 2 * count + 1, dtype=np.uint64).reshape(-1, 2)
-
-
-def firsts(pairs: Sequence[tuple[int, int]], count: int) -> list[int]:
-    """The first member of each one's component, by a plain search."""
-    neighbours: dict[int, set[int]] = {i: {i} for i in range(count)}
-    for a, b in pairs:
-        neighbours[a].add(b)
-        neighbours[b].add(a)
-    first = [-1] * count
-    for start in range(count):
-        todo = [start] if first[start] < 0 else []
-        while todo:
-            here = todo.pop()
-            if first[here] < 0:
-                first[here] = start
-                todo += neighbours[here]
-    return first
+    return np.arange(1, 2 * len(texts) + 1, dtype=np.uint64).reshape(-1, 2), keys
 
 
 def test_words_are_those_of_the_text_whatever_its_layout_and_typography() -> None:
@@ -151,7 +129,7 @@ def test_similarity_is_estimated_within_its_error_and_as_by_datasketch(texts: li
 
 @pytest.mark.parametrize("bands, rows", [(14, 8), (20, 5), (5, 20), (112, 1)])
 def test_components_are_those_of_datasketch_on_the_same_signatures(
-    texts: list[str], bands: int, rows: int, require: Any
+    texts: list[str], tmp_path: Path, bands: int, rows: int, require: Any
 ) -> None:
     require("datasketch")
     import datasketch
@@ -164,11 +142,9 @@ def test_components_are_those_of_datasketch_on_the_same_signatures(
         lsh.insert(number, sketches[-1])
     pairs = [(number, other) for number, sketch in enumerate(sketches) for other in lsh.query(sketch)]
     wanted = firsts(pairs, len(texts))
-    marked = mark_duplicates([distinct_hashes(len(texts))], keys_of(texts, near))
-    assert marked.components is not None
-    assert marked.components.first(np.arange(len(texts))).tolist() == wanted
-    assert marked.marks[0].tolist() == [DuplicateMark.NEAR * (first != number) for number, first in enumerate(wanted)]
-    assert sum(marked.marks[0] == DuplicateMark.NEAR) > 20
+    found = searched(tmp_path, [[keys_of(texts, near)]], bands, keys_at_once=1000, pairs_at_once=1000)
+    assert found.marks == [DuplicateMark.NEAR * (first != number) for number, first in enumerate(wanted)]
+    assert sum(map(bool, found.marks)) > 20
 
 
 def test_only_what_is_well_above_the_threshold_is_found(texts: list[str]) -> None:
@@ -179,10 +155,7 @@ def test_only_what_is_well_above_the_threshold_is_found(texts: list[str]) -> Non
         for share in (0.005, 0.01, 0.25, 0.5):
             copy = edited(original, share, chance)
             similar = jaccard(original, copy)
-            found = mark_duplicates([distinct_hashes(2)], keys_of([original, copy])).marks[0].tolist() == [
-                0,
-                DuplicateMark.NEAR,
-            ]
+            found = any(one == other for one, other in zip(NEAR.keys(original), NEAR.keys(copy), strict=True))
             if similar > 0.93:
                 above += 1
                 assert found, similar
@@ -192,69 +165,87 @@ def test_only_what_is_well_above_the_threshold_is_found(texts: list[str]) -> Non
     assert above > 100 and below > 100
 
 
-keys = st.lists(st.lists(st.tuples(*[st.integers(0, 9)] * 3), max_size=25), min_size=1, max_size=4)
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+documents = st.lists(st.tuples(*[st.integers(0, 9)] * 3), max_size=25)
+sources_of_groups = st.lists(st.lists(documents, max_size=3), min_size=1, max_size=3)
 
 
-@hypothesis_settings(max_examples=200)
-@given(keys, st.integers(1, 60), st.randoms(use_true_random=False))
+@hypothesis_settings(max_examples=40)
+@given(sources_of_groups, st.integers(0, 2), st.integers(10, 200), st.integers(10, 200))
 def test_marks_equal_those_of_a_plain_search(
-    sources: list[list[tuple[int, int, int]]], at_once: int, chance: random.Random
+    sources: list[list[list[tuple[int, int, int]]]], bands: int, keys_at_once: int, pairs_at_once: int
 ) -> None:
-    """Of three keys the first is that of the text, and 0 is no key: such a document is removed, or has no words."""
-    everything = [document for source in sources for document in source]
-    hashes = [np.array([(k, k) for k, _, _ in s], np.uint64).reshape(-1, 2) for s in sources]
-    bands = [[np.array([d[b] * (d[0] > 0) for d in s], np.uint64).reshape(-1, 1) for s in sources] for b in (1, 2)]
-    chance.shuffle(bands)
-    pairs = [
-        (i, j)
-        for (i, a), (j, b) in combinations(enumerate(everything), 2)
-        if a[0] and b[0] and any(x == y and x for x, y in zip(a, b, strict=True))
+    """Marks, counts and names of examples are those of one process, however the keys and pairs are divided.
+
+    Of three keys the first is that of the text, and 0 is no key: such a document is removed, or has no words.
+    """
+    groups = [[keys_of_numbers(group, bands) for group in source] for source in sources]
+    everything = [group for source in groups for group in source]
+    wanted = reference(
+        np.concatenate([np.empty((0, 2), np.uint64), *(hashes for hashes, _ in everything)]),
+        np.concatenate([np.empty((0, bands), np.uint64), *(keys for _, keys in everything)]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        found = searched(Path(folder), groups, bands, keys_at_once=keys_at_once, pairs_at_once=pairs_at_once)
+    assert found.marks == wanted.marks
+    names = [
+        f"s{number}:{index}:{position}"
+        for number, source in enumerate(groups)
+        for index, (hashes, _) in enumerate(source)
+        for position in range(len(hashes))
     ]
-    first = firsts(pairs, len(everything))
-    seen: set[int] = set()
-    wanted = []
-    for i, (key, _, _) in enumerate(everything):
-        wanted.append(
-            DuplicateMark.EXACT if key in seen else DuplicateMark.NEAR if first[i] != i else DuplicateMark.KEPT
-        )
-        seen |= {key} - {0}
-    marked = mark_duplicates(hashes, bands, keys_at_once=at_once)
-    assert np.concatenate(marked.marks).tolist() == wanted
-    starts = np.cumsum([0, *map(len, sources)])
-    for source, marks in enumerate(marked.marks):
-        for document in range(len(marks)):
-            home, kept = marked.kept_instead(source, document)
-            assert starts[home] + kept == first[starts[source] + document]
+    start = 0
+    for source, marked in zip(groups, found.sources, strict=True):
+        own = range(start, start + sum(len(hashes) for hashes, _ in source))
+        assert marked.duplicates == sum(wanted.marks[n] != DuplicateMark.KEPT for n in own)
+        shown = [[n for n in own if wanted.marks[n] == mark][:3] for mark in (DuplicateMark.EXACT, DuplicateMark.NEAR)]
+        assert marked.originals == {str(n - start): names[wanted.kept[n]] for kind in shown for n in kind}
+        start = own.stop
 
 
-@hypothesis_settings(max_examples=200)
-@given(st.lists(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=40), max_size=5))
-def test_components_equal_those_of_a_plain_search(
-    batches: list[list[tuple[int, int]]],
-) -> None:
-    """The components equal those of a plain search, in whatever batches the pairs come."""
-    components = Components(60)
-    for batch in batches:
-        pairs = np.array(batch, np.int64).reshape(-1, 2)
-        components.unite(pairs[:, 0], pairs[:, 1])
-    assert components.first(np.arange(60)).tolist() == firsts([pair for batch in batches for pair in batch], 60)
+@given(st.randoms(use_true_random=False))
+def test_a_damaged_file_of_a_search_is_made_again(chance: random.Random) -> None:
+    """Whatever byte of which file is changed or cut off, a search that goes on finds the same."""
+    numbers = [[tuple(chance.randrange(9) for _ in range(3)) for _ in range(20)] for _ in range(3)]
+    groups = [keys_of_numbers(group, 2) for group in numbers]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wanted = searched(folder, [groups], 2, keys_at_once=60)
+        file = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".keys"))
+        content = bytearray(file.read_bytes())
+        place = chance.randrange(len(content))
+        content[place] ^= 1 << chance.randrange(8)
+        file.write_bytes(content[: place if chance.random() < 0.5 else None])
+        assert searched(folder, [groups], 2, keys_at_once=60) == wanted
 
 
-def test_a_long_chain_is_one_component() -> None:
-    components = Components(200_000)
-    chain = np.arange(199_999)
-    for part in np.array_split(np.random.default_rng(3).permutation(chain), 5):
-        components.unite(part + 1, part)
-    assert not components.first(np.arange(200_000)).any()
+def keys_of_numbers(documents: list[tuple[int, int, int]], bands: int) -> Group:
+    """The keys of documents that are given as small numbers, spread over all keys. Half a key may be another's."""
+    numbers = np.array(documents, np.uint64).reshape(-1, 3)
+    text, kept = numbers[:, :1], numbers[:, :1] > 0
+    return np.hstack(((text % 3 + 1) * SPREAD * kept, text)), numbers[:, 1 : 1 + bands] * SPREAD * kept
 
 
-def test_without_components_the_first_of_equal_texts_is_kept() -> None:
-    hashes = [np.array([[1, 1], [0, 0], [2, 1]], np.uint64), np.array([[3, 3], [2, 1], [1, 1], [2, 1]], np.uint64)]
-    marked = mark_duplicates(hashes)
-    assert [m.tolist() for m in marked.marks] == [[0, 0, 0], [0, 1, 1, 1]]
-    assert [marked.kept_instead(1, document) for document in (1, 2, 3)] == [(0, 2), (0, 0), (0, 2)]
-    assert marked.some(1, DuplicateMark.EXACT, 2) == [1, 2]
-    assert [pair for later, first in repeated(hashes, 2) for pair in zip(later.tolist(), first.tolist(), strict=True)]
+@hypothesis_settings(max_examples=40)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=40), max_size=5), st.integers(1, 7)
+)
+def test_components_equal_those_of_a_plain_search(batches: list[list[tuple[int, int]]], parts: int) -> None:
+    """The components equal those of a plain search, in whatever files the pairs are, for any number of tasks."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = shuffled_firsts(Path(folder), batches, 60, parts)
+    assert found == firsts([pair for batch in batches for pair in batch], 60)
+
+
+@pytest.mark.parametrize("order", ["rising", "shuffled"])
+def test_a_long_chain_is_one_component_in_few_rounds(tmp_path: Path, order: str) -> None:
+    """A chain of n documents takes some log2 n rounds: 15 for 20,000, and never more than twice as many."""
+    length = 20_000
+    chain = np.arange(length) if order == "rising" else np.random.default_rng(3).permutation(length)
+    pairs = list(zip(chain[1:].tolist(), chain[:-1].tolist(), strict=True))
+    assert not any(shuffled_firsts(tmp_path, [pairs], length, 2))
+    rounds = {path.name.split("-")[1] for path in (tmp_path / "job").glob("hook-*")}
+    assert 5 < len(rounds) <= 30
 
 
 @pytest.fixture(scope="module")

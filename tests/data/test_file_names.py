@@ -17,9 +17,9 @@ import pytest
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.data import build_datasets, open_datasets, open_packings, verify
+from bigtrain.data.build.execute import Inline
 from bigtrain.data.build.pack.build_pack import build_packs
 from bigtrain.data.build.progress import finished_pairs
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.layout import SPLITS
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.format.pack_file import PackManifest
@@ -218,8 +218,8 @@ def test_the_records_of_an_unfinished_build_name_no_paths(built: DataSettings, t
     note = {"format": 1, "dataset_id": pack.parents["dataset_id"], "pack": record.to_json()}
     (directory / f"{pack.shards[0].file.name}.note").write_text(json.dumps(note))
     (directory / "best_fit-32.json").unlink()
-    with Workers(1) as workers:
-        build_packs(directory, "best_fit", built.sequence_length, workers, lambda line: None)
+    with Inline() as executor:
+        build_packs(directory, "best_fit", built.sequence_length, executor, lambda line: None)
     assert contents(directory) == before, "the note counts for nothing, and the pack is made again"
 
     shard = DatasetManifest.read(directory).shards[0]

@@ -7,11 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bigtrain.base.errors import BigtrainError
@@ -22,8 +18,8 @@ from bigtrain.config.source_settings import SourceSettings
 from bigtrain.data import Dataset, load_tokenizer, open_datasets, read_funnels
 from bigtrain.data.build.clean import Rejection, clean
 from bigtrain.data.build.corpus import read_documents
-from bigtrain.data.build.dedup import mark_duplicates
 from bigtrain.data.format.documents import is_held_out
+from bigtrain.data.format.work_folder import LocalFolder
 from tests.data.helpers import VOCABULARY, contents, data_settings, jsonl_source, make, sentences, write_jsonl
 from tests.matrix import thinned
 
@@ -154,17 +150,15 @@ def test_a_build_that_stopped_goes_on_to_the_same_bytes_and_funnel(
 def test_a_build_stopped_while_deduplicating_starts_that_source_again(
     built: DataSettings, tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bigtrain.data.build.dedup import document_keys
-
     settings = settings_for(tmp_path / "data", files)
-    real = document_keys.write_atomically
+    real = LocalFolder.write
 
-    def stop(path: Path, write: Any) -> None:
-        if path.name == "second.json":
+    def stop(self: LocalFolder, name: str, content: bytes, **options: bool) -> None:
+        if name.startswith("second/") and name.endswith("/source"):
             raise KeyboardInterrupt
-        real(path, write)
+        real(self, name, content, **options)
 
-    monkeypatch.setattr(document_keys, "write_atomically", stop)
+    monkeypatch.setattr(LocalFolder, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         make(settings)
     monkeypatch.undo()
@@ -247,24 +241,3 @@ def test_the_command_prints_every_rule_and_one_json_document(built: DataSettings
 def test_a_folder_without_a_funnel_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BigtrainError, match="there is no funnel"):
         read_funnels(tmp_path)
-
-
-hashes = st.lists(st.lists(st.integers(0, 6), max_size=40), min_size=1, max_size=4)
-
-
-@hypothesis_settings(max_examples=300, deadline=None)
-@given(hashes, st.integers(1, 50), st.integers(0, 2**64 - 1))
-def test_marks_are_those_of_a_dictionary_for_any_portion(sources: list[list[int]], at_once: int, salt: int) -> None:
-    def pair(value: int) -> tuple[int, int]:  # 0 stands for a removed document; halves alone do not distinguish
-        return (0, 0) if value == 0 else (salt if value % 2 else 7, value + 1)
-
-    arrays = [np.array([pair(v) for v in source], np.uint64).reshape(-1, 2) for source in sources]
-    seen: set[int] = set()
-    wanted: list[list[bool]] = []
-    for source in sources:
-        wanted.append([])
-        for value in source:
-            wanted[-1].append(value in seen)
-            seen |= {value} - {0}
-    marks = mark_duplicates(arrays, keys_at_once=at_once).marks
-    assert [m.tolist() for m in marks] == wanted

@@ -44,7 +44,7 @@ from tests.refusals import assert_refused
 VOCABULARY = 512
 TRAIN = Path("lines/train")
 PACK = TRAIN / "best_fit-32.json"
-RECORDS = ["build.json", "lines/build.json", "lines/funnel.json", "tokenizer.json", ".dedup/lines.json"]
+RECORDS = ["build.json", "lines/build.json", "lines/funnel.json", "tokenizer.json"]
 many = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=int(os.environ.get("EXAMPLES", "25"))
 )
@@ -199,10 +199,10 @@ def test_a_manifest_of_a_later_version_is_refused_with_its_version(
     original: DataSettings, scratch: DataSettings
 ) -> None:
     manifest = restored(original, scratch) / TRAIN / "manifest.json"
-    sealed(manifest, "dataset_id", lambda fields: fields.update(format=3))
+    sealed(manifest, "dataset_id", lambda fields: fields.update(format=4))
     with pytest.raises(BigtrainError) as refusal:
         DatasetManifest.read(manifest.parent)
-    assert_refused(refusal, str(manifest), found="format 3", wanted="format 1 or 2")
+    assert_refused(refusal, str(manifest), found="format 4", wanted="format 1 or 2 or 3")
     sealed(manifest, "dataset_id", lambda fields: fields.update(format=1, compression="zstd"))
     with pytest.raises(BigtrainError) as refusal:
         DatasetManifest.read(manifest.parent)
@@ -211,7 +211,7 @@ def test_a_manifest_of_a_later_version_is_refused_with_its_version(
 
 def test_an_index_of_documents_that_leads_out_of_the_dataset_is_ignored(tmp_path: Path) -> None:
     dataset = random_dataset(tmp_path, 2000)
-    (index,) = index_datasets(tmp_path)
+    index, _ = index_datasets(tmp_path)
     content = bytearray(index.read_bytes())
     content[-8 * dataset.manifest.documents :] = b"\xff" * (8 * dataset.manifest.documents)
     index.write_bytes(content)
@@ -233,23 +233,19 @@ def test_any_change_of_a_progress_file_is_refused_or_harmless(
     harmless_or_one_message(lambda: finished_pairs(folder))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("lines.hashes", b"short"),
-        pytest.param("lines.json", b"[" * 20_000, marks=pytest.mark.long),
-        pytest.param("lines.json", b'{"pieces": "x"}', marks=pytest.mark.long),
-    ],
-)
-def test_damaged_records_of_deduplication_are_made_again(tmp_path: Path, name: str, content: bytes) -> None:
-    lines = write_jsonl(tmp_path / "x.jsonl", [*sentences(30, 1), *sentences(30, 1)])
-    data = data_settings(tmp_path / "data", jsonl_source(lines), dedup="exact")
-    make(data)
-    wanted = (data.dir / TRAIN / "manifest.json").read_bytes()
-    shutil.rmtree(data.dir / "lines")
-    (data.dir / ".dedup" / name).write_bytes(content)
-    make(data)
-    assert (data.dir / TRAIN / "manifest.json").read_bytes() == wanted
+@pytest.mark.parametrize("kind", ["000000.keys", "source", "marks-000000", "result"])
+def test_damaged_files_of_deduplication_are_made_again(
+    original: DataSettings, scratch: DataSettings, kind: str
+) -> None:
+    folder = restored(original, scratch)
+    shutil.rmtree(folder / "lines")
+    (file,) = (folder / ".dedup").rglob(kind)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    make(scratch)
+    for name in ("manifest.json", "00000.tok", "00000.doc"):
+        assert (folder / TRAIN / name).read_bytes() == (original.dir / TRAIN / name).read_bytes()
 
 
 @many

@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +20,9 @@ from hypothesis import strategies as st
 from bigtrain.base.errors import BigtrainError
 from bigtrain.data import build_datasets, verify
 from bigtrain.data.batch.packing import IndexedPacking
+from bigtrain.data.build.execute import Inline, Processes
 from bigtrain.data.build.pack import PackManifest, ShardPack, best_fit, buckets, pack_shard
 from bigtrain.data.build.pack.build_pack import build_packs
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.manifest import DatasetManifest
 from bigtrain.data.store.store import Dataset
 from tests.data.helpers import contents, data_settings, jsonl_source, sentences, write_dataset, write_jsonl
@@ -47,17 +45,10 @@ def rows_of(pack: ShardPack) -> list[list[tuple[int, int]]]:
     return [[spans[i] for i in pack.span[begin:end]] for begin, end in pairwise(pack.first.tolist())]
 
 
-class InThisProcess(Workers):
-    """Does the work without others, where it can be tampered with."""
-
-    def map_in_order(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        return map(function, items)
-
-
 def packed(folder: Path, packing: str, workers: int = 0, sequence_length: int = T) -> list[str]:
     """Make packs, with 0 workers in this process; returns what is reported."""
     lines: list[str] = []
-    with Workers(workers) if workers else InThisProcess(1) as pool:
+    with Processes(workers) if workers else Inline() as pool:
         build_packs(folder, packing, sequence_length, pool, lines.append)
     return lines
 
@@ -278,10 +269,10 @@ KILLED = """
 import sys
 from pathlib import Path
 from bigtrain.data.build.pack.build_pack import build_packs
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.execute import Processes
 
 if __name__ == "__main__":
-    with Workers(2) as workers:
+    with Processes(2) as workers:
         for packing in ("best_fit", "buckets"):
             build_packs(Path(sys.argv[1]), packing, int(sys.argv[2]), workers, lambda line: None)
 """

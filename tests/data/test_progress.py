@@ -128,10 +128,10 @@ def test_a_build_that_goes_on_says_at_once_how_far_it_is(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(build_source.ShardPair, "write", stop)
         with pytest.raises(KeyboardInterrupt):
-            build_datasets(settings, vocab_size=300, report=lines.append)
+            build_datasets(settings, vocab_size=300, report=lines.append, on="inline")
     first = shares(lines)
     lines.clear()
-    build_datasets(settings, vocab_size=300, report=lines.append)
+    build_datasets(settings, vocab_size=300, report=lines.append, on="inline")
     second = shares(lines)
     assert first == sorted(first) and second == sorted(second)
     assert first[0] < 30 < second[0] and second[-1] == 100

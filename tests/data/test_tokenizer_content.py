@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from tokenizers import Tokenizer
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.data_settings import TokenizerSettings
 from bigtrain.data import Dataset, build_datasets, open_datasets, verify
+from bigtrain.data.build.execute import Inline
 from bigtrain.data.build.pack.build_pack import build_packs
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.tokenizer import DataTokenizer, begin_of_text, vocabulary_size
 from bigtrain.data.format.tokenizer_content import BeginOfText, TokenizerContent, TokensAround, encode_text
 from tests.data.helpers import data_settings, jsonl_source, make, plan_over, sentences, write_jsonl
@@ -191,21 +190,6 @@ def test_a_text_that_the_library_does_not_encode_is_one_error(tmp_path: Path) ->
 # Builds
 
 
-class InThisProcess(Workers):
-    """No process for a corpus of a few documents: starting one takes longer than all of these tests."""
-
-    def map_in_order(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """The results of the function."""
-        return map(function, items)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bigtrain.data.build.build.Workers", InThisProcess)
-        yield
-
-
 def built(folder: Path, content: TokenizerContent | None, texts: list[str], **tokenizer: Any) -> Dataset:
     """The only dataset of a build, with nothing held out."""
     folder.mkdir()
@@ -277,7 +261,7 @@ def test_data_of_the_first_versions_stay_as_they_are(tmp_path: Path) -> None:
     assert same.dataset_id == old.dataset_id
     more = jsonl_source(write_jsonl(tmp_path / "more.jsonl", sentences(5, 1)), name="more")
     both = settings.model_copy(update={"sources": [*settings.sources, more]})
-    build_datasets(both, vocab_size=512, report=lambda line: None)
+    build_datasets(both, vocab_size=512, report=lambda line: None, on="inline")
     assert all(d.manifest.begin_of_text is None for d in open_datasets(both, model_vocab_size=512))
     named = TokenizerSettings(vocab_size=300, begin_of_text="<|endoftext|>")
     for refusing in (open_datasets, build_datasets):
@@ -289,7 +273,7 @@ def _call(function: Any, settings: Any) -> None:
     if function is open_datasets:
         open_datasets(settings, model_vocab_size=512)
     else:
-        build_datasets(settings, vocab_size=512, report=lambda line: None)
+        build_datasets(settings, vocab_size=512, report=lambda line: None, on="inline")
 
 
 def test_an_end_of_text_that_stands_for_unknown_words_is_refused(tmp_path: Path) -> None:
@@ -305,8 +289,8 @@ def test_the_first_token_of_each_document_is_a_label(tmp_path: Path) -> None:
     firsts = [document[1] for document in documents_of(dataset)]
     for packing in ("concat", "best_fit"):
         if packing != "concat":
-            with InThisProcess(1) as workers:
-                build_packs(dataset.directory, packing, 16, workers, lambda line: None)
+            with Inline() as executor:
+                build_packs(dataset.directory, packing, 16, executor, lambda line: None)
         planned = plan_over([dataset], [1], length=16, batch=1, packing=packing)
         batches = take(planned, planned[0].sources[0].sequences, micro_batch_size=1)
         inputs, labels, positions = (rows(batches, name) for name in ("input_ids", "labels", "position_ids"))

@@ -13,23 +13,28 @@ from bigtrain.base import BigtrainError, FileLock, LockHeldError, check_writable
 from bigtrain.config import DataSettings
 from bigtrain.data.build.build_source import build_source
 from bigtrain.data.build.build_tokenizer import build_tokenizer
-from bigtrain.data.build.clean import require_libraries
+from bigtrain.data.build.clean import pinned
 from bigtrain.data.build.corpus import open_corpus
 from bigtrain.data.build.decontaminate import evaluation_ngrams
 from bigtrain.data.build.dedup import without_duplicates
+from bigtrain.data.build.execute import FailurePolicy, open_executor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.pack.build_pack import build_packs
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.format.layout import WORK
 from bigtrain.data.format.tokenizer import DataTokenizer, open_chat_template
+from bigtrain.data.format.work_folder import WorkFolder
 
 
-def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[[str], None]) -> None:
+def build_datasets(
+    settings: DataSettings, *, vocab_size: int, report: Callable[[str], None], on: str = "processes"
+) -> None:
     """Build the data folder for these settings. Finished parts are kept, and a killed build continues.
 
     Args:
         settings: the `data` section.
         vocab_size: rows of the model's embedding, `model.vocab_size`.
         report: called with lines of progress.
+        on: who does the work, as `execute.open_executor` takes it. The bytes do not depend on it.
 
     Raises:
         BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
@@ -42,23 +47,29 @@ def build_datasets(settings: DataSettings, *, vocab_size: int, report: Callable[
             wanted="no data.remote",
             fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
         )
-    for source in settings.sources:
-        require_libraries(source.clean)
+    rules = {source.name: pinned(source.clean) for source in settings.sources}
     count = settings.workers or len(os.sched_getaffinity(0))
     check_writable(settings.dir, "data.dir")
-    with _clear_on_a_full_disk(settings.dir), _exclusive(settings.dir, report), Workers(count) as workers:
+    work = WorkFolder.at(settings.dir / WORK)
+    policy = FailurePolicy(settings.document_seconds, skip_poison=settings.poison_documents == "skip")
+    with (
+        _clear_on_a_full_disk(settings.dir),
+        _exclusive(settings.dir, report),
+        open_executor(on, count, work, policy, report) as executor,
+    ):
         corpora = {source.name: open_corpus(source) for source in settings.sources}
         looked_for = settings.decontaminate
         evaluation = evaluation_ngrams(looked_for, settings.dir, report) if looked_for else None
-        filters = {source.name: Filters(source.clean, evaluation) for source in settings.sources}
+        filters = {source.name: Filters(rules[source.name], evaluation) for source in settings.sources}
         if settings.dedup.method != "none":
-            corpora = without_duplicates(corpora, settings, filters, workers, report)
-        build_tokenizer(settings, vocab_size, corpora, filters, workers, report)
+            corpora = without_duplicates(corpora, settings, filters, executor, report)
+        build_tokenizer(settings, vocab_size, corpora, filters, executor, report)
         _require_tokens(settings)
         for source in settings.sources:
-            build_source(source, settings, corpora[source.name], filters[source.name], workers, report)
+            build_source(source, settings, corpora[source.name], filters[source.name], executor, report)
             for split, packing, length in settings.packs:
-                build_packs(settings.dir / source.name / split, packing, length, workers, report)
+                build_packs(settings.dir / source.name / split, packing, length, executor, report)
+        work.clear()
 
 
 def _require_tokens(settings: DataSettings) -> None:

@@ -1,31 +1,49 @@
 """The second half of a build: the shards of one source. It can be resumed after any kill.
 
-Worker processes read and tokenize the corpus in pieces. Their results arrive in the order of the corpus, and only this
-process appends them to shards, so the bytes do not depend on the number of workers. A shard ends with a piece. When a
-shard is durable, a progress file records it, and a build that starts again continues after it.
+    pieces of the corpus --any worker--> tokens in the work folder, and their counts     piece_results.py
+                                           |
+    this process         adds the counts up: where each shard ends, and with which hash of the corpus
+                                           |
+    shards <--any worker-- the pieces of a shard, copied in order, then its progress file
+                                           |
+    this process         the manifests, when all shards are durable
+
+Only counts decide where a shard ends, and they are added in the order of the corpus. So the bytes do not depend on the
+workers, on their number, or on which of them died. A build that starts again keeps finished shards and pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.build.corpus import Corpus, describe_skipped
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.label_names import example_rules
-from bigtrain.data.build.progress import ProgressMeter, ShardPair, discard_unfinished, finished_pairs
-from bigtrain.data.build.tokenization import TokenizedPiece, TokenizePiece, token_dtype
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.piece_results import KeepTokenized, KeptPiece, piece_name, read_piece
+from bigtrain.data.build.progress import (
+    ProgressMeter,
+    ShardPair,
+    discard_unfinished,
+    finished_pairs,
+    recorded_pair,
+)
+from bigtrain.data.build.tokenization import TokenizePiece, token_dtype
 from bigtrain.data.format.documents import Piece
-from bigtrain.data.format.hashing import digest
+from bigtrain.data.format.file_record import changed_error
+from bigtrain.data.format.hashing import digest, identity
 from bigtrain.data.format.layout import (
     BUILD_RECORD,
     SPLITS,
+    WORK,
     Record,
+    Split,
     part_of,
     read_record,
     require_same,
@@ -33,9 +51,10 @@ from bigtrain.data.format.layout import (
     with_defaults,
     write_record,
 )
-from bigtrain.data.format.manifest import FORMAT, LABELLED_FORMAT, MANIFEST, DatasetManifest, changed_error
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, ShardRecord
 from bigtrain.data.format.shards import ShardWriter
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, DataTokenizer, require_same_begin, tokenizer_hash
+from bigtrain.data.format.work_folder import WorkFolder
 
 
 def build_source(
@@ -43,36 +62,40 @@ def build_source(
     settings: DataSettings,
     corpus: Corpus,
     filters: Filters,
-    workers: Workers,
+    executor: Executor,
     report: Callable[[str], None],
 ) -> None:
     """Write both splits of a source. Finished ones are checked against the settings."""
     folder = settings.dir / source.name
+    results = WorkFolder.at(settings.dir / WORK / source.name)
     tokenizer_file = settings.dir / TOKENIZER_FILE
     tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
-    evaluation = {"evaluation_texts": filters.evaluation.identity} if filters.evaluation else {}
     tokenizer = DataTokenizer.open(settings.dir)
     begin = tokenizer.begin_of_text
     about_begin = {"begin_of_text": begin.to_json()} if begin.ids else {}
-    request = {**source_request(source, settings, tokenizer_id), **evaluation, **about_begin}
+    request = {**source_request(source, settings, tokenizer_id), **filters.identity, **about_begin}
     if (folder / "train" / MANIFEST).exists():
         _check_finished(folder, request, corpus, report)
         require_same_begin(folder / "train", DatasetManifest.read(folder / "train"), begin)
-        discard_unfinished(folder, keep=None)
+        _tidy(folder, results)
         report(f"{source.name}: already there")
         _report_skipped(source, corpus, report)
         return
 
-    pairs = _resume_or_start(folder, {**request, "corpus": _describe(corpus)}, report)
-    rules = example_rules(source, settings, corpus, workers, report)
+    wanted = {**request, "corpus": _describe(corpus)}
+    pairs = _resume_or_start(folder, wanted, results, report)
+    rules = example_rules(source, settings, corpus, executor, report)
     which = f"{tokenizer_id} {tokenizer.end_id} {begin}"
-    tokenize = TokenizePiece(source.name, filters, settings.dir, which, settings.validation.fraction, rules)
-    pieces = corpus.pieces()
+    directory = settings.dir.absolute()
+    tokenize = TokenizePiece(source.name, filters, directory, which, settings.validation.fraction, rules)
+    pieces = enumerate(corpus.pieces())
     done = _skip_groups(pieces, pairs[-1].next_piece if pairs else 0)
     meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
-    tokenized = workers.map_in_order(tokenize, pieces)
-    for pair in _write_pairs(folder, pairs[-1:], tokenized, settings.shard_tokens, meter, labelled=rules is not None):
-        pairs.append(pair)
+    of_pieces = results.below(identity(wanted)[:8])
+    kept = executor.map_in_order(KeepTokenized(tokenize, of_pieces), pieces)
+    jobs = _shard_jobs(kept, pairs[-1] if pairs else None, settings.shard_tokens, meter)
+    write = WriteShards(folder.absolute(), WorkFolder.at(folder), of_pieces, labelled=rules is not None)
+    pairs += executor.map_in_order(write, jobs)
     meter.finish()
     funnel = pairs[-1].funnel if pairs else Funnel()
     if not any(pair.train for pair in pairs):
@@ -102,12 +125,17 @@ def build_source(
             begin_of_text=begin.to_json(),
             labels=source.labels,
             label_names=rules.scheme.recorded_names if rules else None,
-            format=FORMAT if rules is None else LABELLED_FORMAT,
         )
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")
-    discard_unfinished(folder, keep=None)
+    _tidy(folder, results)
     _report_skipped(source, corpus, report)
+
+
+def _tidy(folder: Path, results: WorkFolder) -> None:
+    """Remove what only an unfinished build needs."""
+    discard_unfinished(folder, keep=None)
+    results.clear()
 
 
 def _report_skipped(source: SourceSettings, corpus: Corpus, report: Callable[[str], None]) -> None:
@@ -115,15 +143,15 @@ def _report_skipped(source: SourceSettings, corpus: Corpus, report: Callable[[st
         report(f"{source.name}: {describe_skipped(corpus.skipped)} (kind {source.kind} does not read them)")
 
 
-def _skip_groups(pieces: Iterator[Piece], count: int) -> int:
+def _skip_groups(pieces: Iterator[tuple[int, Piece]], count: int) -> int:
     """Take so many groups of pieces, and return the sum of their extents."""
     extent = 0
     while count:
-        piece = next(pieces, None)
-        if piece is None:
+        numbered = next(pieces, None)
+        if numbered is None:
             break
-        extent += piece.extent
-        count -= not piece.continued
+        extent += numbered[1].extent
+        count -= not numbered[1].continued
     return extent
 
 
@@ -152,7 +180,9 @@ def _check_finished(folder: Path, request: Record, corpus: Corpus, report: Calla
         )
 
 
-def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]) -> list[ShardPair]:
+def _resume_or_start(
+    folder: Path, wanted: Record, results: WorkFolder, report: Callable[[str], None]
+) -> list[ShardPair]:
     """The shards of an earlier, unfinished build that can be kept. All others are removed."""
     record = read_record(folder)
     if record is None or with_defaults(record) != wanted:
@@ -161,6 +191,7 @@ def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]
         for split in SPLITS:
             (folder / split).mkdir(parents=True, exist_ok=True)
         discard_unfinished(folder, keep=[])
+        results.clear()
         write_record(folder, wanted)
     pairs = finished_pairs(folder)
     discard_unfinished(folder, keep=pairs)
@@ -169,48 +200,81 @@ def _resume_or_start(folder: Path, wanted: Record, report: Callable[[str], None]
     return pairs
 
 
-def _write_pairs(
-    folder: Path,
-    last: list[ShardPair],
-    pieces: Iterator[TokenizedPiece],
-    shard_tokens: int,
-    meter: ProgressMeter,
-    *,
-    labelled: bool,
-) -> Iterator[ShardPair]:
-    """Append pieces to shards. Yields each pair of shards when it is durable.
+@dataclass(frozen=True)
+class ShardJob:
+    """A pair of shards to write."""
+
+    index: int
+    pieces: range
+    """Numbers of the pieces whose documents are in it."""
+    next_piece: int
+    """As in `ShardPair`."""
+    corpus: str
+    funnel: Funnel
+
+
+@dataclass(frozen=True)
+class WriteShards:
+    """Copies the documents of pieces into a pair of shards; it is pickled for the workers."""
+
+    folder: Path
+    """Of the source, for the progress file."""
+    target: WorkFolder
+    """Of the source, for its shards."""
+    pieces: WorkFolder
+    labelled: bool
+
+    def __call__(self, job: ShardJob) -> ShardPair:
+        """Write both shards and the progress file, unless that was done; then remove the pieces."""
+        pair = recorded_pair(self.folder, job.index)
+        if pair is None:
+            records = self._shards(job)
+            pair = ShardPair(job.index, job.next_piece, job.corpus, job.funnel, records["train"], records["validation"])
+            pair.write(self.folder)
+        for number in job.pieces:
+            self.pieces.remove(piece_name(number))
+        return pair
+
+    def _shards(self, job: ShardJob) -> dict[Split, ShardRecord | None]:
+        writers = {split: ShardWriter(self.target.below(split), job.index, labelled=self.labelled) for split in SPLITS}
+        try:
+            for number in job.pieces:
+                for split, documents in read_piece(self.pieces, number).items():
+                    writers[split].append(documents)
+        except BaseException:
+            for writer in writers.values():
+                writer.discard()
+            raise
+        return {split: writer.finish() for split, writer in writers.items()}
+
+
+def _shard_jobs(
+    pieces: Iterator[KeptPiece], last: ShardPair | None, shard_tokens: int, meter: ProgressMeter
+) -> Iterator[ShardJob]:
+    """The shards that pieces make: a shard ends with the group of pieces that reaches `shard_tokens`.
 
     `corpus` is a hash chain over the ids of all documents so far, group by group of pieces. It identifies the corpus.
     """
     index, next_piece, corpus, funnel = 0, 0, "", Funnel()
-    if last:
-        index, next_piece, corpus, funnel = last[0].index + 1, last[0].next_piece, last[0].corpus, last[0].funnel
-    writers: dict[str, ShardWriter] = {}
-    ids: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+    if last is not None:
+        index, next_piece, corpus, funnel = last.index + 1, last.next_piece, last.corpus, deepcopy(last.funnel)
+    numbers = range(0)
+    tokens = 0
+    ids: dict[Split, bytes] = dict.fromkeys(SPLITS, b"")
     """Of the documents of the group so far."""
-
-    def commit() -> ShardPair:
-        records = {split: writer.finish() for split, writer in writers.items()}
-        pair = ShardPair(index, next_piece, corpus, deepcopy(funnel), records["train"], records["validation"])
-        pair.write(folder)
-        return pair
-
     for piece in pieces:
-        if not writers:
-            writers = {split: ShardWriter(folder / split, index, labelled=labelled) for split in SPLITS}
-        writers["train"].append(piece.train)
-        writers["validation"].append(piece.validation)
-        ids["train"] += piece.train.ids
-        ids["validation"] += piece.validation.ids
+        numbers = range(numbers.start if numbers else piece.number, piece.number + 1)
+        ids = {split: ids[split] + piece.ids[split] for split in SPLITS}
+        tokens += piece.funnel.tokens
         funnel.add(piece.funnel)
         meter.add(piece.extent, piece.funnel.read.bytes, piece.funnel.tokens)
         if piece.continued:
             continue
-        corpus = digest(bytes.fromhex(corpus) + b"".join(ids["train"] + ids["validation"]), person=b"corpus").hex()
-        ids = {split: [] for split in SPLITS}
+        corpus = digest(bytes.fromhex(corpus) + ids["train"] + ids["validation"], person=b"corpus").hex()
+        ids = dict.fromkeys(SPLITS, b"")
         next_piece += 1
-        if sum(writer.tokens for writer in writers.values()) >= shard_tokens:
-            yield commit()
-            index, writers = index + 1, {}
-    if writers:
-        yield commit()
+        if tokens >= shard_tokens:
+            yield ShardJob(index, numbers, next_piece, corpus, deepcopy(funnel))
+            index, numbers, tokens = index + 1, range(0), 0
+    if numbers:
+        yield ShardJob(index, numbers, next_piece, corpus, deepcopy(funnel))

@@ -9,12 +9,12 @@ from pathlib import Path
 from bigtrain.base import BigtrainError, read_regular, write_atomically
 from bigtrain.config import DataSettings, TokenizerSettings
 from bigtrain.data.build.corpus import Corpus
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments
-from bigtrain.data.build.workers import Workers
 from bigtrain.data.format.chat_template import read_special_tokens
+from bigtrain.data.format.file_record import changed_error
 from bigtrain.data.format.layout import Record, part_of, read_record, require_same, tokenizer_request, write_record
-from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.tokenizer import (
     CHAT_TOKENS,
     TOKENIZER_FILE,
@@ -41,7 +41,7 @@ def build_tokenizer(
     vocab_size: int,
     corpora: Mapping[str, Corpus],
     filters: Mapping[str, Filters],
-    workers: Workers,
+    executor: Executor,
     report: Callable[[str], None],
 ) -> None:
     """Train the tokenizer, or copy it into the data folder. An existing one is checked against the settings."""
@@ -58,7 +58,7 @@ def build_tokenizer(
     else:
         check_vocabulary(settings.tokenizer.vocab_size, vocab_size)
         report("tokenizer: training")
-        trained = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, filters, workers))
+        trained = train_tokenizer(settings.tokenizer, _training_texts(settings, corpora, filters, executor))
         content = TokenizerContent.parse(trained, TOKENIZER_FILE)
     begin = begin_of_text(settings.tokenizer, content)
     tokens = vocabulary_size(content.library)
@@ -113,7 +113,7 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
 
 
 def _training_texts(
-    settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], workers: Workers
+    settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], executor: Executor
 ) -> Iterator[str]:
     """Cleaned documents of the training split, `train_bytes` in total, taken evenly from the sources.
 
@@ -122,7 +122,7 @@ def _training_texts(
     """
     fraction = settings.validation.fraction
     texts = {
-        name: _texts_of(corpus, SelectDocuments(filters[name], fraction), workers) for name, corpus in corpora.items()
+        name: _texts_of(corpus, SelectDocuments(filters[name], fraction), executor) for name, corpus in corpora.items()
     }
     given = dict.fromkeys(texts, 0)
     while texts and sum(given.values()) < settings.tokenizer.train_bytes:
@@ -135,6 +135,6 @@ def _training_texts(
         yield text
 
 
-def _texts_of(corpus: Corpus, select: SelectDocuments, workers: Workers) -> Iterator[str]:
-    for selection in workers.map_in_order(select, corpus.pieces()):
+def _texts_of(corpus: Corpus, select: SelectDocuments, executor: Executor) -> Iterator[str]:
+    for selection in executor.map_in_order(select, corpus.pieces()):
         yield from (document.text for document in selection.train)

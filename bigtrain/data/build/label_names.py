@@ -12,13 +12,13 @@ from bigtrain.data.build.corpus.glue import GLUE
 from bigtrain.data.build.corpus.imdb import NAMES as IMDB
 from bigtrain.data.build.corpus.super_glue import SUPER_GLUE
 from bigtrain.data.build.examples import ExampleRules
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.format.documents import Piece
 from bigtrain.data.format.labels import FIXED_NAMES, MOST_NAMES, LabelScheme
 
 
 def example_rules(
-    source: SourceSettings, settings: DataSettings, corpus: Corpus, workers: Workers, report: Callable[[str], None]
+    source: SourceSettings, settings: DataSettings, corpus: Corpus, executor: Executor, report: Callable[[str], None]
 ) -> ExampleRules | None:
     """How the labelled documents of a source are made; None where it has no labels.
 
@@ -31,7 +31,7 @@ def example_rules(
         return None
     names = known_names(source)
     if names is None:
-        names = _names_in(source, corpus, workers)
+        names = _names_in(source, corpus, executor)
         report(f"{source.name}: {len(names):,} labels, {', '.join(names)}"[:300])
     return ExampleRules(
         scheme=LabelScheme(source.labels, names),
@@ -68,9 +68,9 @@ class _NamesOfPiece:
         }
 
 
-def _names_in(source: SourceSettings, corpus: Corpus, workers: Workers) -> tuple[str, ...]:
+def _names_in(source: SourceSettings, corpus: Corpus, executor: Executor) -> tuple[str, ...]:
     found: set[str] = set()
-    for names in workers.map_in_order(_NamesOfPiece(), corpus.pieces()):
+    for names in executor.map_in_order(_NamesOfPiece(), corpus.pieces()):
         found |= names
         if len(found) > MOST_NAMES:
             break

@@ -14,8 +14,9 @@ from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, TEMPORARY_SUFFIX, as_record, duration, read_json, write_atomically
 from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.format.file_record import unlike
 from bigtrain.data.format.layout import SPLITS, Split
-from bigtrain.data.format.manifest import ShardRecord, unlike
+from bigtrain.data.format.manifest import ShardRecord
 
 REPORT_SECONDS = 2.0
 
@@ -77,12 +78,17 @@ def _progress_file(folder: Path, index: int) -> Path:
 def finished_pairs(folder: Path) -> list[ShardPair]:
     """The finished shards of an unfinished build, from the first to the first gap."""
     pairs: list[ShardPair] = []
-    while _progress_file(folder, len(pairs)).exists():
-        pair = ShardPair.read(folder, len(pairs))
-        if not all(_is_complete(folder / split, pair.of(split)) for split in SPLITS):
-            break
+    while (pair := recorded_pair(folder, len(pairs))) is not None:
         pairs.append(pair)
     return pairs
+
+
+def recorded_pair(folder: Path, index: int) -> ShardPair | None:
+    """A pair of finished shards; None if they are not."""
+    if not _progress_file(folder, index).exists():
+        return None
+    pair = ShardPair.read(folder, index)
+    return pair if all(_is_complete(folder / split, pair.of(split)) for split in SPLITS) else None
 
 
 def _is_complete(directory: Path, shard: ShardRecord | None) -> bool:

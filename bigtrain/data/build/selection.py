@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from bigtrain.base import BigtrainError
 from bigtrain.data.build.clean import Rejection
+from bigtrain.data.build.execute import note, noted_reading
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import DUPLICATE, NEAR_DUPLICATE, Funnel
-from bigtrain.data.build.workers import note
 from bigtrain.data.format.documents import Document, Piece, is_held_out
 
 
@@ -32,8 +32,8 @@ class DistinctPiece:
     """A piece, and which of its documents are duplicates."""
 
     piece: Piece
-    marks: bytes
-    """A `DuplicateMark` for each document."""
+    marks: Callable[[], bytes]
+    """Reads a `DuplicateMark` for each document."""
     originals: Mapping[int, str] = field(default_factory=dict)
     """For some duplicates, by index in the piece, the document that is kept instead: `SOURCE:FILE:POSITION`."""
 
@@ -89,17 +89,17 @@ class SelectDocuments:
 def _marked(piece: Piece) -> Iterator[tuple[Document, Rejection | None]]:
     """The documents of a piece, each with the rejection if it is a duplicate."""
     if not isinstance(piece, DistinctPiece):
-        return ((document, None) for document in piece.documents())
-    documents = list(piece.documents())
-    if len(documents) != len(piece.marks):
+        return ((document, None) for document in noted_reading(piece.documents()))
+    documents, marks = list(noted_reading(piece.documents())), piece.marks()
+    if len(documents) != len(marks):
         raise BigtrainError(
             "a corpus has changed while it was being built",
             found=f"{len(documents)} documents in a piece",
-            wanted=f"{len(piece.marks)}, as when it was deduplicated",
+            wanted=f"{len(marks)}, as when it was deduplicated",
             fix="start the build again when nothing writes to the corpus",
         )
     rejections = (
         replace(DUPLICATES[DuplicateMark(mark)], evidence=piece.originals.get(index, "")) if mark else None
-        for index, mark in enumerate(piece.marks)
+        for index, mark in enumerate(marks)
     )
     return zip(documents, rejections, strict=True)

@@ -15,10 +15,10 @@ from tokenizers import Encoding, Tokenizer
 from bigtrain.base import BigtrainError
 from bigtrain.data.build.clean import NO_ROOM
 from bigtrain.data.build.examples import EncodedText, ExampleRules, LabelledTokens
+from bigtrain.data.build.execute import is_careful, note
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.selection import SelectDocuments
-from bigtrain.data.build.workers import note
 from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.documents import Document, Piece, Segment, document_id
 from bigtrain.data.format.shards import TokenizedDocuments
@@ -168,11 +168,12 @@ def _texts(documents: list[Document], template: ChatTemplate | None) -> Iterator
 
 def _encoded(tokenizer: Tokenizer, texts: list[_TextToEncode]) -> Iterator[EncodedText]:
     """The tokens of each text. An encoding takes some 100 bytes for each byte of text, so few are held at once."""
+    at_once = 0 if is_careful() else CHARACTERS_AT_ONCE
     start = 0
     while start < len(texts):
         end = start + 1
         size = len(texts[start].segment.text)
-        while end < len(texts) and size + len(texts[end].segment.text) <= CHARACTERS_AT_ONCE:
+        while end < len(texts) and size + len(texts[end].segment.text) <= at_once:
             size += len(texts[end].segment.text)
             end += 1
         group = texts[start:end]

@@ -12,4 +12,5 @@ documents.py  a document before it is tokenized, its id, and its side of the hel
 labels.py     what the labels of tokens are called; chat_template.py makes a text with labels of a conversation
 hashing.py    identities (BLAKE2b) and checksums (xxh3)
 mapping.py    local files as memory; remote_files.py reads the same files from an object store or a web server
+work_folder.py  a folder of whole files that all workers of a build write, on a disk or at a URL
 """

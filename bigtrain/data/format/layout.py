@@ -8,6 +8,7 @@
     DIR/<source>/validation/      the same for the held-out documents
     DIR/<source>/funnel.json      how many documents each rule removed (build/funnel.py)
     DIR/<source>/progress-*.json  finished shards of an unfinished build
+    DIR/.build/                   finished pieces of an unfinished build (build/piece_results.py)
     DIR/.dedup/                   keys of all documents, for deduplication (build/dedup/)
     DIR/.decontaminate/           n-grams of the evaluation texts (build/decontaminate.py)
 
@@ -28,6 +29,8 @@ from bigtrain.data.format.urls import recorded_path
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 BUILD_RECORD = "build.json"
+WORK = ".build"
+"""The folder of an unfinished build. A build that ends removes it."""
 
 Record = dict[str, Any]
 Part = TypeVar("Part", dict[str, Any], str)
@@ -48,6 +51,7 @@ ADDED_TO_SOURCES: Record = {
     "task": None,
     "doc_stride": 128,
     "max_query_length": 64,
+    "members": "*",
 }
 """Keys of a source that the first versions did not have, with the values that they built with."""
 ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None, **ADDED_TO_SOURCES}

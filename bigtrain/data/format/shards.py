@@ -30,16 +30,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from bigtrain.base import commit_file, open_temporary, temporary_of, write_atomically
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.documents import ID_BYTES
-from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
+from bigtrain.data.format.file_record import BLOCK_BYTES, FileRecord, changed_error
+from bigtrain.data.format.manifest import ShardRecord
+from bigtrain.data.format.work_folder import LocalFolder, WorkFolder
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ class BlockHasher:
 
 
 class _Column:
-    """A file with a value for each token, written under a temporary name."""
+    """A file with a value for each token. It has its name when it is committed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stream: BinaryIO = open_temporary(path)
+    def __init__(self, folder: WorkFolder, name: str) -> None:
+        self._name = name
+        self._opened = folder.create(name)
+        self._stream = self._opened.__enter__()
         self._hasher = BlockHasher()
 
     def append(self, values: npt.NDArray[np.integer]) -> None:
@@ -102,24 +103,26 @@ class _Column:
 
     def commit(self) -> FileRecord:
         """Make the file durable under its own name."""
-        with self._stream:
-            commit_file(self._stream, self._path)
-        return self._hasher.record(self._path.name)
+        self._opened.__exit__(None, None, None)
+        return self._hasher.record(self._name)
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._stream.close()
-        temporary_of(self._path).unlink()
+        self._opened.__exit__(_Discarded, _Discarded(), None)
+
+
+class _Discarded(Exception):
+    """A file is not wanted."""
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name. `finish` commits it."""
+    """Writes one shard into a folder. `finish` commits it."""
 
-    def __init__(self, directory: Path, index: int, *, labelled: bool = False) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._doc = directory / f"{index:05d}.doc"
-        self._tok = _Column(directory / f"{index:05d}.tok")
-        self._lab = _Column(directory / f"{index:05d}.lab") if labelled else None
+    def __init__(self, folder: WorkFolder | Path, index: int, *, labelled: bool = False) -> None:
+        self._folder = LocalFolder(folder) if isinstance(folder, Path) else folder
+        self._doc = f"{index:05d}.doc"
+        self._tok = _Column(self._folder, f"{index:05d}.tok")
+        self._lab = _Column(self._folder, f"{index:05d}.lab") if labelled else None
         self.tokens = 0
         self._lengths: list[int] = []
         self._ids: list[bytes] = []
@@ -141,17 +144,24 @@ class ShardWriter:
 
     def finish(self) -> ShardRecord | None:
         """Commit the shard and return its record. For a shard without documents: None, and no files."""
-        of_tokens = [self._tok] if self._lab is None else [self._tok, self._lab]
         if not self._ids:
-            for column in of_tokens:
-                column.discard()
+            self.discard()
             return None
         columns = self._columns()
         doc_hasher = BlockHasher()
         doc_hasher.update(memoryview(columns))
-        write_atomically(self._doc, columns)
-        tokens, *labels = [column.commit() for column in of_tokens]
-        return ShardRecord(self.tokens, len(self._ids), [tokens, doc_hasher.record(self._doc.name), *labels])
+        self._folder.write(self._doc, columns)
+        tokens, *labels = [column.commit() for column in self._of_tokens]
+        return ShardRecord(self.tokens, len(self._ids), [tokens, doc_hasher.record(self._doc), *labels])
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for column in self._of_tokens:
+            column.discard()
+
+    @property
+    def _of_tokens(self) -> list[_Column]:
+        return [self._tok] if self._lab is None else [self._tok, self._lab]
 
     def _columns(self) -> bytes:
         count = len(self._ids)

@@ -1,4 +1,4 @@
-"""Corpus kind `parquet`: one row a document, the text in one column."""
+"""Corpus kind `parquet`: one row a document, the text in one column or in a field of its structs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def _pieces(file: CorpusFile, source: SourceSettings) -> Iterator[RowPiece]:
     column = source.text_field
     with reading(file.place), file.open() as stream:
         about = pq.read_metadata(stream)
-        if column not in about.schema.to_arrow_schema().names:
-            raise missing_field(file.place, column, about.schema.to_arrow_schema().names)
+        paths = list(_paths(about.schema.to_arrow_schema()))
+        if column not in paths:
+            raise missing_field(file.place, column, paths)
         if about.num_rows and _bytes_a_row(about, [column]) > source.max_document_bytes:
             raise too_long(f"{file.place}: a row", source.max_document_bytes)
         stream.seek(0)
-        values = (value for batch in _batches(stream, about, [column]) for value in column_values(batch.column(0)))
+        values = (value for batch in _batches(stream, about, [column]) for value in column_values(_of(batch, column)))
         yield from pieces_of_rows(
             values,
             name=file.name,
@@ -33,6 +34,24 @@ def _pieces(file: CorpusFile, source: SourceSettings) -> Iterator[RowPiece]:
             source=source,
             extent_at=lambda rows: file.size * rows // about.num_rows,
         )
+
+
+def _paths(fields: Any) -> Iterator[str]:
+    """The names of the fields of a schema or struct, and the dotted paths of those in structs."""
+    import pyarrow as pa
+
+    for field in fields:
+        yield field.name
+        if pa.types.is_struct(field.type):
+            yield from (f"{field.name}.{inner}" for inner in _paths(field.type))
+
+
+def _of(batch: Any, path: str) -> Any:
+    """The column of a path in a record batch that has no other one. What is in a null is null."""
+    import pyarrow.compute as pc
+
+    column = batch.column(0)
+    return column if batch.schema.names[0] == path else pc.struct_field(column, path.split(".")[1:])
 
 
 def _batches(stream: Any, about: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -79,7 +98,9 @@ def _in_dictionaries(about: Any, columns: Sequence[str]) -> list[str]:
         for _, chunk in _chunks(about, columns)
         if chunk.physical_type == "BYTE_ARRAY" and any(encoding in DICTIONARIES for encoding in chunk.encodings)
     )
-    return list(dict.fromkeys(path for path in kept if path in columns))
+    # Arrow cannot read a dictionary that is in a struct in parts.
+    top = [name for name in about.schema.to_arrow_schema().names if name in columns]
+    return list(dict.fromkeys(path for path in kept if path in top))
 
 
 def read_rows(file: CorpusFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

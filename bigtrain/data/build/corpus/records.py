@@ -101,10 +101,41 @@ def tagged(words: Sequence[str], tags: Sequence[str], origin: Origin) -> Documen
 
 
 def field_of(record: Any, field: str, where: str) -> Any:
-    """The value of a field. Raises BigtrainError where a record is no object, or lacks the field."""
-    if not isinstance(record, dict) or field not in record:
-        raise missing_field(where, field, record if isinstance(record, dict) else ())
-    return record[field]
+    """The value of a field: of that name, or by its dotted path. What is below a null is null.
+
+    Raises:
+        BigtrainError: a record is no object, or lacks the field.
+    """
+    found = value_at(record, field)
+    if found is NOTHING:
+        raise missing_field(where, field, _paths(record) if isinstance(record, dict) else ())
+    return found
+
+
+NOTHING = object()
+"""In place of a field that is not there: null is a value."""
+
+
+def value_at(record: Any, field: str) -> Any:
+    """The value of a field, by its name or its dotted path; NOTHING where it is not there."""
+    if isinstance(record, dict) and field in record:
+        return record[field]
+    value = record
+    for part in field.split("."):
+        if value is None and value is not record:
+            return None
+        if not isinstance(value, dict) or part not in value:
+            return NOTHING
+        value = value[part]
+    return value
+
+
+def _paths(record: dict[str, Any]) -> Iterator[str]:
+    """The names of fields, and of those in them."""
+    for name, value in record.items():
+        yield name
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in value)
 
 
 def text_of(record: Any, field: str, where: str) -> str:

@@ -2,96 +2,91 @@
 
 The first is that in the order of the sources in the settings, then in the order of each corpus, over both splits. So a
 held-out document is never in a training split too. The texts are compared after cleaning: a document that its filters
-(cleaning, decontamination) remove is not the first of any others. It takes a pass over all sources before anything
-else is built:
+(cleaning, decontamination) remove is not the first of any others. It is a shuffle before anything else is built:
 
-    keys          a hash of each text, and with `near` MinHash bands     document_keys.py, minhash.py
-      |             in DIR/.dedup; the keys of a finished source are kept
-    equal keys    sorted in portions, so memory does not grow            equal_keys.py
-      |
-    components    near: documents joined by a band, and by another       components.py
-      |
-    marks         a byte per document, beside the pieces of the corpus   marks.py
+    keys          a task per group of pieces: a hash of each text,        document_keys.py, minhash.py
+      |             and with `near` MinHash bands, sorted
+    matches       a task per partition of the keys: each document         matches.py
+      |             with an equal key, and the first that has it
+    components    near: tasks per range of documents, until each is       components.py
+      |             paired with the first of its component
+    marks         a task per group of pieces: a byte per document,        marks.py
+                    which the workers read beside the pieces
 
-Memory is one byte per document, 5 with `near`, and a few hundred megabytes. The result does not depend on the number of
-workers or on chance: the same corpora give the same marks.
+search.py runs the last three. Tasks hand each other files of sorted tables (sorted_tables.py) in DIR/.dedup, and each
+file is made once. So any executor runs them, memory is bounded by a task, and a build that was killed goes on. The keys
+and marks of a finished build stay; what is between them goes. The result does not depend on the number of workers or
+partitions, or on chance: the same corpora give the same marks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-
-import xxhash
 
 from bigtrain.config import DataSettings
 from bigtrain.data.build.corpus import Corpus
-from bigtrain.data.build.dedup.document_keys import DocumentKeys, KeysOfPiece
-from bigtrain.data.build.dedup.marks import Marked, Marks, mark_duplicates
+from bigtrain.data.build.dedup.document_keys import KeysOfGroup, SourceKeys
+from bigtrain.data.build.dedup.marks import MarksOfPiece
 from bigtrain.data.build.dedup.minhash import MinHash
+from bigtrain.data.build.dedup.search import DuplicateSearch, MarkedSource
+from bigtrain.data.build.dedup.sorted_tables import SortedTables
+from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.filters import Filters
-from bigtrain.data.build.funnel import EXAMPLES
-from bigtrain.data.build.selection import DistinctPiece, DuplicateMark
-from bigtrain.data.build.workers import Workers
+from bigtrain.data.build.selection import DistinctPiece
 from bigtrain.data.format.documents import Piece
+from bigtrain.data.format.work_folder import WorkFolder
 
 
 def without_duplicates(
     corpora: Mapping[str, Corpus],
     settings: DataSettings,
     filters: Mapping[str, Filters],
-    workers: Workers,
+    executor: Executor,
     report: Callable[[str], None],
 ) -> dict[str, Corpus]:
     """The corpora of the sources, by name, with their duplicates marked. Their stamps cover the marks."""
     dedup = settings.dedup
     near = MinHash(dedup.ngram, dedup.bands, dedup.rows) if dedup.method == "near" else None
-    folder = settings.dir / ".dedup"
-    folder.mkdir(exist_ok=True)
-    keys = [DocumentKeys(folder, source.name, near.bands if near else 0) for source in settings.sources]
-    for source, of_source in zip(settings.sources, keys, strict=True):
-        of_source.make(source, corpora[source.name], KeysOfPiece(filters[source.name], near), workers, report)
-    bands = ([of_source.band(index) for of_source in keys] for index in range(near.bands)) if near else None
-    marked = mark_duplicates([of_source.hashes for of_source in keys], bands)
-    originals = _originals(marked, keys)
+    folder = WorkFolder.at(settings.dir / ".dedup")
+    work = [KeysOfGroup(folder, filters[source.name], near) for source in settings.sources]
+    keys = [
+        SourceKeys.of(folder, source, corpora[source.name], of_source)
+        for source, of_source in zip(settings.sources, work, strict=True)
+    ]
+    search = DuplicateSearch(folder, keys, near.bands if near else 0)
+    marked = search.finished()
+    if marked is None:
+        for source, of_source in zip(keys, work, strict=True):
+            source.make(corpora[source.source], of_source, executor, report)
+        marked = search.run(executor)
+    search.discard_others(marked)
     return {
-        of_source.source: _marked(corpora[of_source.source], of_source.pieces, marked.marks[index], originals[index])
-        for index, of_source in enumerate(keys)
+        source.source: _without(corpora[source.source], found, search.marks_of(marked, index))
+        for index, (source, found) in enumerate(zip(keys, marked, strict=True))
     }
 
 
-def _originals(marked: Marked, keys: Sequence[DocumentKeys]) -> list[dict[int, str]]:
-    """For each source, the duplicates that the funnel shows as examples, and the names of those kept instead."""
-    instead = [
-        {
-            document: marked.kept_instead(source, document)
-            for mark in (DuplicateMark.EXACT, DuplicateMark.NEAR)
-            for document in marked.some(source, mark, EXAMPLES)
-        }
-        for source in range(len(keys))
-    ]
-    names = [
-        of_source.origins(kept for found in instead for home, kept in found.values() if home == source)
-        for source, of_source in enumerate(keys)
-    ]
-    return [{document: names[home][kept] for document, (home, kept) in found.items()} for found in instead]
+def _without(corpus: Corpus, found: MarkedSource, files: list[SortedTables]) -> Corpus:
+    """A corpus whose pieces are marked by files of marks, one for each group of them."""
+    originals = {int(document): name for document, name in found.originals.items()}
 
-
-def _marked(corpus: Corpus, pieces: Sequence[int], marks: Marks, originals: Mapping[int, str]) -> Corpus:
     def marked_pieces() -> Iterator[Piece]:
-        start = 0
-        for piece, documents in zip(corpus.pieces(), pieces, strict=True):
-            end = start + documents
-            named = {document - start: name for document, name in originals.items() if start <= document < end}
-            yield DistinctPiece(piece, marks[start:end].tobytes(), named)
-            start = end
+        pieces, start = corpus.pieces(), 0
+        for file in files:
+            first = start
+            for documents in file.about["pieces"]:
+                end = start + documents
+                named = {document - start: name for document, name in originals.items() if start <= document < end}
+                yield DistinctPiece(next(pieces), MarksOfPiece(file, start - first, end - first), named)
+                start = end
 
     return replace(
         corpus,
-        stamp=f"{corpus.stamp}-{xxhash.xxh3_64_hexdigest(marks.tobytes())}",
-        summary=f"{corpus.summary}, {(marks != DuplicateMark.KEPT).sum():,} duplicates",
+        stamp=f"{corpus.stamp}-{found.digest}",
+        summary=f"{corpus.summary}, {found.duplicates:,} duplicates",
         pieces=marked_pieces,
     )
 
 
-__all__ = ["mark_duplicates", "without_duplicates"]
+__all__ = ["without_duplicates"]

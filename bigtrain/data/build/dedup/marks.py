@@ -1,84 +1,88 @@
-"""Marks the documents that are duplicates, with their kind and the document that is kept instead."""
+"""The documents that are duplicates, with their kind: a file of marks for each group of pieces. The last tasks.
+
+A worker that tokenizes a piece reads the marks of that piece alone. The process that started the build keeps none: it
+reads each file once, in order, for the hash that stands for the marks of a source.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from bigtrain.data.build.dedup.components import Components
-from bigtrain.data.build.dedup.equal_keys import KEYS_AT_ONCE, ROWS_AT_ONCE, Keys, repeated
+from bigtrain.data.build.dedup.components import StepOfRound
+from bigtrain.data.build.dedup.matches import EQUAL
+from bigtrain.data.build.dedup.numbering import read_numbering
+from bigtrain.data.build.dedup.pairs import PAIRS, Pairs, pairs_between
+from bigtrain.data.build.dedup.sorted_tables import About, FileSeries, SortedTables, Table, table_of
+from bigtrain.data.build.funnel import EXAMPLES
 from bigtrain.data.build.selection import DuplicateMark
 
-Marks = npt.NDArray[np.uint8]
-"""[documents]: a `DuplicateMark` for each document of a source."""
+MARKS = "marks"
+EXAMPLE_KINDS = (DuplicateMark.EXACT, DuplicateMark.NEAR)
 
 
 @dataclass(frozen=True)
-class Marked:
-    """The marks of all sources, and the data to find the document that is kept instead of a marked one."""
+class MarkedGroup:
+    """The duplicates of a group of pieces."""
 
-    marks: list[Marks]
-    components: Components | None
-    """The components of all documents, if near-duplicates were searched for."""
-    hashes: Sequence[Keys]
-
-    def some(self, source: int, mark: DuplicateMark, count: int) -> list[int]:
-        """The first `count` documents of a source with this mark, by their numbers in the source."""
-        found: list[int] = []
-        for start in range(0, len(self.marks[source]), ROWS_AT_ONCE):
-            if len(found) < count:
-                rows = self.marks[source][start : start + ROWS_AT_ONCE]
-                found += (start + np.flatnonzero(rows == mark)).tolist()
-        return found[:count]
-
-    def kept_instead(self, source: int, document: int) -> tuple[int, int]:
-        """The source, and the document in it, that is kept instead of this one.
-
-        Without components, this is the first document with the same text: the hashes are read up to it.
-        """
-        if self.components is None:
-            return self._first_with(self.hashes[source][document])
-        starts = np.cumsum([0, *map(len, self.marks)])
-        first = int(self.components.first(starts[source : source + 1] + document)[0])
-        home = int(np.searchsorted(starts, first, side="right")) - 1
-        return home, first - int(starts[home])
-
-    def _first_with(self, key: npt.NDArray[np.uint64]) -> tuple[int, int]:
-        for source, keys in enumerate(self.hashes):
-            for start in range(0, len(keys), ROWS_AT_ONCE):
-                equal = np.flatnonzero((keys[start : start + ROWS_AT_ONCE] == key).all(axis=1))
-                if len(equal):
-                    return source, start + int(equal[0])
-        raise ValueError("no document has this hash")
+    duplicates: int
+    examples: dict[str, list[list[int]]]
+    """For each kind, by its name, the first EXAMPLES: a document, and the one that is kept instead, by their numbers
+    over all sources."""
 
 
-def mark_duplicates(
-    hashes: Sequence[Keys], bands: Iterable[Sequence[Keys]] | None = None, keys_at_once: int = KEYS_AT_ONCE
-) -> Marked:
-    """Mark each document of each source for which an earlier one is kept.
+@dataclass(frozen=True)
+class MarkGroup:
+    """Writes the marks of groups of pieces; it is pickled for the workers."""
 
-    Args:
-        hashes: for each source [documents, 2]. Zeros if the filters remove the document.
-        bands: near: for each band and each source [documents, 1]. Zeros if the document has no words. Documents with
-            equal keys of a band are connected, and the first of each component is kept.
-        keys_at_once: number of keys that are sorted at a time. It does not change the result.
-    """
-    starts = np.cumsum([0, *map(len, hashes)])
-    marks = np.zeros(starts[-1], np.uint8)
-    components = None if bands is None else Components(len(marks))
-    for later, first in repeated(hashes, keys_at_once):
-        marks[later] = DuplicateMark.EXACT
-        if components is not None:
-            components.unite(later, first)
-    if bands is not None and components is not None:
-        for band in bands:
-            for later, first in repeated(band, keys_at_once):
-                components.unite(later, first)
-        for start in range(0, len(marks), ROWS_AT_ONCE):
-            documents = np.arange(start, min(start + ROWS_AT_ONCE, len(marks)))
-            near = (components.first(documents) != documents) & (marks[documents] == DuplicateMark.KEPT)
-            marks[documents[near]] = DuplicateMark.NEAR
-    return Marked(np.split(marks, starts[1:-1]), components, hashes)
+    files: FileSeries
+    """A file for each group of all sources."""
+    numbering: str
+    """The name of the numbering of the documents."""
+    equal: FileSeries
+    """Has the pairs of documents with equal texts."""
+    joined: StepOfRound | None
+    """Has each document with the first of its component. None if near-duplicates are not searched for."""
+
+    def __call__(self, group: int) -> MarkedGroup:
+        """Make the file of a group, unless it is there."""
+        about = self.files.make(group, lambda: self._mark(group))
+        return MarkedGroup(about["duplicates"], about["examples"])
+
+    def _mark(self, group: int) -> tuple[dict[str, Table], About]:
+        numbering = read_numbering(self.files.folder, self.numbering)
+        start, end = numbering.starts[group : group + 2]
+        equal = pairs_between(self.equal, EQUAL, start, end)
+        joined = equal if self.joined is None else self._firsts(self.joined, start, end)
+        marks = np.full(end - start, DuplicateMark.KEPT, np.uint8)
+        for pairs, mark in ((joined, DuplicateMark.NEAR), (equal, DuplicateMark.EXACT)):
+            marks[pairs["document"] - np.uint64(start)] = mark
+        kinds = marks[joined["document"] - np.uint64(start)]
+        examples = {kind.name: joined[kinds == kind][:EXAMPLES].tolist() for kind in EXAMPLE_KINDS}
+        pieces = SortedTables(self.files.folder, numbering.files[group]).about["pieces"]
+        about = {"pieces": pieces, "duplicates": len(joined), "examples": examples}
+        return {MARKS: table_of(("mark", "u1", marks))}, about
+
+    def _firsts(self, joined: StepOfRound, start: int, end: int) -> Pairs:
+        """The pairs of the documents [start, end), from the parts that have some of these."""
+        parts = [part for part in range(joined.files.count) if _overlap(joined.range_of(part), (start, end))]
+        return pairs_between([joined.files[part] for part in parts], PAIRS, start, end)
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two ranges overlap or touch, so that an empty one has a part, too."""
+    return max(one[0], other[0]) <= min(one[1], other[1])
+
+
+@dataclass(frozen=True)
+class MarksOfPiece:
+    """Where the marks of a piece are; it is pickled with the piece."""
+
+    file: SortedTables
+    start: int
+    end: int
+
+    def __call__(self) -> bytes:
+        """A `DuplicateMark` for each document of the piece."""
+        return self.file.rows(MARKS, self.start, self.end).tobytes()
