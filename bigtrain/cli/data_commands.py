@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -164,8 +165,11 @@ def where(
     if text:
         for sample, part, origin in parts:
             echo(f"--- {sample.position}: {origin}, tokens {part.start}-{part.end} of {part.tokens}, {part.id}")
+            if part.metadata:
+                echo(_fields(part.metadata))
             echo(with_labels(part))
     else:
+        metadata = any(part.metadata for _, part, _ in parts)
         columns = ("", "sample", "epoch", "sequence", "document", "tokens", "of", "id")
         rows = [
             (
@@ -177,10 +181,11 @@ def where(
                 f"{part.start}-{part.end}",
                 part.tokens,
                 part.id if part.labelled else f"{part.id} (skipped)",
+                *([_fields(part.metadata)] if metadata else []),
             )
             for sample, part, origin in parts
         ]
-        print_table(f"Step {step} of {run}", columns, rows)
+        print_table(f"Step {step} of {run}", (*columns, *(["metadata"] if metadata else [])), rows)
     recorded = "the same as in metrics.jsonl" if found.recorded_digest else "not in metrics.jsonl yet"
     echo(
         f"{len(parts)} parts of documents in {len(found.samples)} samples; "
@@ -203,6 +208,8 @@ def when(
         return
     which = found.document
     name = f"{which.source}:{which.file}:{which.position} ({which.tokens} tokens, {which.id})"
+    if which.metadata:
+        echo(_fields(which.metadata))
     if which.held_out:
         echo(f"{name} is held out for validation: it is never trained on")
         return
@@ -275,6 +282,11 @@ def index(
         print_json(paths)
     else:
         echo("\n".join(paths))
+
+
+def _fields(metadata: Mapping[str, Any] | None) -> str:
+    """Metadata on one line."""
+    return ", ".join(f"{name} {value}" for name, value in (metadata or {}).items())
 
 
 def _state(appearance: AppearanceInStep) -> str:

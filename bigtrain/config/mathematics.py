@@ -119,6 +119,7 @@ OPERATION = frozenset(
         "data.sources.N.held_out_path",
         "data.sources.N.labels_path",
         "data.sources.N.license",
+        "data.sources.N.metadata",
         "data.sources.N.streaming",
         "data.sources.N.max_document_bytes",
         # how the same work is divided

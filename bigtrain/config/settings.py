@@ -317,9 +317,9 @@ class Settings(Section):
         Args:
             step: from 1; 0 counts as 1.
         """
-        stage = next(stage for stage in reversed(self.stages) if stage.first_step <= max(1, step))
         if all(not phase.starts_stage for phase in self.data.phases):
             return self
+        stage = next(stage for stage in reversed(self.stages) if stage.first_step <= max(1, step))
         batch, train = self.batches.stage_of(max(1, step)), self.train
         kept = [phase for phase in self.data.phases if phase.weights]
         alike = {"sequence_length": None, "rope_theta": None, "rope_scaling": None, "new_epoch": False}

@@ -31,6 +31,8 @@ OTHER_TASKS = {
     "wsc": "it is about two places in a text",
 }
 """Tasks that are not read, and why."""
+WEB_METADATA = ("url", "date", "language")
+"""What records of web archives say beside their content."""
 
 
 class SourceSettings(Section):
@@ -77,6 +79,10 @@ class SourceSettings(Section):
     text_field: str = "text"
     """jsonl, parquet, huggingface, csv: the field or column that holds the text. jsonl, parquet: a field in a field by
     its dotted path, such as `message.content`."""
+    metadata: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """jsonl, parquet, warc: fields that are kept beside each document, such as `[url, date]`, for `bigtrain data
+    where`. A field in a field is named by its dotted path. warc has url, date and language. Nothing is trained on
+    them."""
     text_pair_field: str | None = None
     """jsonl, csv: the field of a second text, with label_field. data.tokenizer.separator stands between the two."""
     label_field: str | None = None
@@ -202,6 +208,10 @@ class SourceSettings(Section):
         if self.kind in TASKS and self.task not in TASKS[self.kind]:
             reason = f"; {self.task} is not read: {OTHER_TASKS[self.task]}" if self.task in OTHER_TASKS else ""
             raise ValueError(f"{where} needs a task among {', '.join(TASKS[self.kind])}, found {self.task}{reason}")
+        if self.kind == "warc" and (unknown := [name for name in self.metadata if name not in WEB_METADATA]):
+            raise ValueError(f"{where} has no metadata {unknown[0]!r}; it has {', '.join(WEB_METADATA)}")
+        if len(set(self.metadata)) != len(self.metadata):
+            raise ValueError(f"{where} has a name twice in metadata")
         return self
 
 
@@ -238,6 +248,7 @@ _KINDS_OF_KEY: Mapping[str, tuple[str, ...]] = {
     "path": (*_DOCUMENT_BY_DOCUMENT, "squad", "megatron"),
     "held_out_path": ("text", "jsonl", "parquet", "warc", *_LABELLED),
     "members": ("text",),
+    "metadata": ("jsonl", "parquet", "warc"),
     "target_field": ("jsonl",),
     "package": ("gettext",),
     "languages": ("gettext",),

@@ -180,6 +180,8 @@ class TrainingRun:
         self.heartbeat.enter(LoopPhase.RECORD)
         self.heartbeat.warm = True
         report_step()
+        if self.step in (stage.first_step for stage in self.settings.stages[1:]):
+            self.recorder.stage(self.settings.at_step(self.step), self.step)
         return self.recorder.step(
             outcome,
             agreed,

@@ -90,7 +90,7 @@ def test_the_rotation_of_a_checkpoint_is_that_of_its_step() -> None:
         ({}, {}, "a phase changes nothing"),
         ({"weights": {"code": 0}}, {}, "every weight is 0"),
         ({"sequence_length": 150}, {"train": {"global_batch_size": 75, "micro_batch_size": 1},
-         "engine": {"sequence_parallel_size": 4}}, "data.sequence_length 150 is not a multiple of engine.sequence_parallel_size 4"),
+         "engine": {"sequence_parallel_size": 4}}, "150 is not a multiple of engine.sequence_parallel_size 4"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_a_stage_is_refused(

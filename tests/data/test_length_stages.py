@@ -243,8 +243,9 @@ def test_batches_across_the_border_at_any_world_size(datasets: list[Dataset], pa
         first = plan.batches.samples_of(first_step).start
         found = [(0, 0)] * (9 - first_step)
         for rank in range(world):
-            shares = {"first_sample": first, "micro_batch_size": micro, "rank": rank, "world_size": world}
-            with Loader(plan, packings, **shares) as loader:
+            with Loader(
+                plan, packings, first_sample=first, micro_batch_size=micro, rank=rank, world_size=world
+            ) as loader:
                 for i, batch in zip(range(len(found)), loader, strict=False):
                     lengths = {each.input_ids.shape for each in batch.micro_batches}
                     assert len(lengths) == 1

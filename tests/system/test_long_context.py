@@ -41,6 +41,10 @@ def staged(built: RunSandbox, tmp_path_factory: pytest.TempPathFactory) -> RunSa
     status, output = sandbox.train(2)
     assert status == 0, output
     assert "from step 7 on steps of 2 x 256 = 512 tokens, in micro-batches of 1 with 1 accumulated" in output
+    borders = [event for event in sandbox.events() if event["event"] == "stage"]
+    assert [(event["step"], event["sequence_length"], event["global_batch_size"]) for event in borders] == [
+        (7, LONG, 2)
+    ]
     return sandbox
 
 

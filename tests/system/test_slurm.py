@@ -21,6 +21,7 @@ from tests.system.run_sandbox import CLI, RunSandbox, curve
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 STEPS = 12
+LADDER_MODEL = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +232,8 @@ def test_a_node_whose_weights_were_corrupted_is_kept_out(spare_node, sandbox, qu
 
 
 def test_data_are_built_on_the_nodes_of_a_job_after_a_loss_as_well(slurm, built, tmp_path):
-    """The nodes become a Ray cluster, which is taken down again. A build that lost its nodes goes on in the requeued job,
-    and the data are those that processes build."""
+    """The nodes become a Ray cluster, which is taken down again. A build that lost its nodes goes on in the requeued
+    job, and the data are those that processes build."""
     settings = yaml.safe_load(built.config.read_text())
     wanted = {path.parent.parent.name: path.read_bytes() for path in manifests(Path(settings["data"]["dir"]))}
     settings["data"]["dir"] = str(tmp_path / "data")
@@ -258,3 +259,26 @@ def test_data_are_built_on_the_nodes_of_a_job_after_a_loss_as_well(slurm, built,
 def manifests(data: Path) -> list[Path]:
     """Of the training data of each source."""
     return sorted(data.glob("*/train/manifest.json"))
+
+
+def test_a_ladder_runs_as_an_array_of_jobs_and_ends_in_a_law(slurm, sandbox):
+    """The first call hands the rungs to Slurm, one more while they run submits nothing, and the last fits the law."""
+    settings = yaml.safe_load(sandbox.config.read_text())
+    settings["model"] |= LADDER_MODEL
+    settings["train"] = {"tokens": 40_000, "global_batch_size": 16, "micro_batch_size": 8, "seed": 3}
+    settings["schedule"] = {"name": "wsd", "warmup_steps": 4}
+    sandbox.config.write_text(yaml.safe_dump(settings))
+    options = ["--budget", "1e15", "--tokens", "5e3,7e3,1e4", "--sizes", "3", "--sweep-sizes", "0", "-n", "1"]
+    command = [*CLI, "ladder", str(sandbox.config), *options, "--on", "slurm"]
+    ask = {"env": slurm.environment, "cwd": sandbox.directory, "capture_output": True, "text": True, "timeout": 200}
+    first = subprocess.run(command, **ask)
+    assert first.returncode == 0, first.stderr
+    while_they_run = subprocess.run(command, **ask)
+    assert while_they_run.returncode == 0, while_they_run.stderr
+    queued = set(slurm("squeue", "--noheader", "--format=%F").split())
+    assert len(queued) == 1, (first.stdout, while_they_run.stdout)
+    slurm.wait_until(lambda: not slurm("squeue", "--noheader", "--format=%F"), 500)
+    done = subprocess.run([*command, "--json"], **ask)
+    assert done.returncode == 0, done.stderr
+    law = json.loads(done.stdout)
+    assert len(law["rungs"]) == 9 and all(rung["loss"] > 0 for rung in law["rungs"]) and law["law"]

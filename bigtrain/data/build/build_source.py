@@ -22,11 +22,11 @@ from pathlib import Path
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.build.corpus import Corpus, describe_skipped
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.label_names import example_rules
-from bigtrain.data.build.piece_results import KeepTokenized, KeptPiece, piece_name, read_piece
+from bigtrain.data.build.piece_results import KeepTokenized, PieceCounts, piece_name, read_piece
 from bigtrain.data.build.progress import (
     BuildProgress,
     ProgressMeter,
@@ -63,7 +63,7 @@ def build_source(
     settings: DataSettings,
     corpus: Corpus,
     filters: Filters,
-    executor: Executor,
+    executor: BuildExecutor,
     report: Callable[[str], None],
     target: WorkFolder,
     measured: Callable[[BuildProgress], None] = lambda progress: None,
@@ -277,7 +277,7 @@ class WriteShards:
 
 
 def _shard_jobs(
-    pieces: Iterator[KeptPiece], last: ShardPair | None, shard_tokens: int, meter: ProgressMeter
+    pieces: Iterator[PieceCounts], last: ShardPair | None, shard_tokens: int, meter: ProgressMeter
 ) -> Iterator[ShardJob]:
     """The shards that pieces make: a shard ends with the group of pieces that reaches `shard_tokens`.
 

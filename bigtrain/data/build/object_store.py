@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bigtrain.base import BigtrainError, write_atomically
 from bigtrain.config import DataSettings, is_masked, refuse_masked, with_bare_urls
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.format.layout import BUILD_RECORD
 from bigtrain.data.format.manifest import MANIFEST
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE
@@ -80,7 +80,7 @@ class _Upload:
         self.target.write(name, self.folder.read(name))
 
 
-def publish(settings: DataSettings, target: WorkFolder, executor: Executor, report: Callable[[str], None]) -> None:
+def publish(settings: DataSettings, target: WorkFolder, executor: BuildExecutor, report: Callable[[str], None]) -> None:
     """Copy what was built beside the tokens to the URL, manifests last.
 
     Args:

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, TEMPORARY_SUFFIX, as_record, duration, read_json, write_atomically
 from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.format.document_metadata import SUFFIX as METADATA
 from bigtrain.data.format.file_record import unlike
 from bigtrain.data.format.layout import SPLITS, Split
 from bigtrain.data.format.manifest import ShardRecord
@@ -21,7 +22,7 @@ from bigtrain.data.format.work_folder import LocalFolder, WorkFolder
 
 REPORT_SECONDS = 2.0
 OF_TOKENS = (".tok", ".lab")
-OF_DOCUMENTS = (".doc",)
+OF_DOCUMENTS = (".doc", METADATA)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def discard_unfinished(folder: Path, target: WorkFolder, keep: Sequence[ShardPai
             continue
         shards = [shard for pair in keep if (shard := pair.of(split)) is not None]
         names = {file.name for shard in shards for file in shard.files}
+        names |= {Path(name).with_suffix(METADATA).name for name in names}
         for of_split, suffixes in ((LocalFolder(folder / split), OF_DOCUMENTS), (target.below(split), OF_TOKENS)):
             for name in of_split.names():
                 if name.endswith(suffixes) and "/" not in name and name not in names:

@@ -97,9 +97,11 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         (source["name"], f"`{json.dumps(step)}`") for source in sources for step in source["clean"]
     ]  # in the order of their application
     left_out = [(_skipped(skip), skip["reason"]) for skip in card["skip"]]
+    lengths = dict.fromkeys([card["sequence_length"], *(phase["sequence_length"] for phase in card["phases"])])
+    tokens = " or ".join(f"{length:,}" for length in lengths if length)
     paragraphs = [
         heading,
-        f"What the first {card['consumed_samples']:,} samples of {card['sequence_length']:,} tokens were made of.",
+        f"What the first {card['consumed_samples']:,} samples of {tokens} tokens were made of.",
         f"{below} Sources",
         _table(("source", "kind", "from", "licence", "samples seen", "share", "epochs"), seen),
         *([f"{below} Left out of training", _table(("what", "why"), left_out)] if left_out else []),

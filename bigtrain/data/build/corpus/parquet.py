@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import tee
 from typing import Any
 
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, missing_field
 from bigtrain.data.build.corpus.files import CorpusFile, reading, too_long
 from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, RowPiece, column_values, pieces_of_rows
+from bigtrain.data.format.document_metadata import metadata_text
 
 SUFFIXES = (".parquet",)
 DICTIONARIES = ("PLAIN_DICTIONARY", "RLE_DICTIONARY")
@@ -21,14 +23,22 @@ def _pieces(file: CorpusFile, source: SourceSettings) -> Iterator[RowPiece]:
     with reading(file.place), file.open() as stream:
         about = pq.read_metadata(stream)
         paths = list(_paths(about.schema.to_arrow_schema()))
-        if column not in paths:
-            raise missing_field(file.place, column, paths)
+        for key, wanted in (("text_field", (column,)), ("metadata", source.metadata)):
+            for path in wanted:
+                if path not in paths:
+                    raise missing_field(file.place, path, paths, key)
         if about.num_rows and _bytes_a_row(about, [column]) > source.max_document_bytes:
             raise too_long(f"{file.place}: a row", source.max_document_bytes)
         stream.seek(0)
-        values = (value for batch in _batches(stream, about, [column]) for value in column_values(_of(batch, column)))
+        columns = list(dict.fromkeys([column, *source.metadata]))
+        batches, beside = _batches(stream, about, columns), None
+        if source.metadata:
+            batches, copies = tee(batches)
+            beside = (text for batch in copies for text in _metadata(batch, source.metadata))
+        values = (value for batch in batches for value in column_values(_of(batch, column)))
         yield from pieces_of_rows(
             values,
+            metadata=beside,
             name=file.name,
             place=file.place,
             source=source,
@@ -47,11 +57,19 @@ def _paths(fields: Any) -> Iterator[str]:
 
 
 def _of(batch: Any, path: str) -> Any:
-    """The column of a path in a record batch that has no other one. What is in a null is null."""
+    """The column of a path in a record batch. What is in a null is null."""
     import pyarrow.compute as pc
 
-    column = batch.column(0)
-    return column if batch.schema.names[0] == path else pc.struct_field(column, path.split(".")[1:])
+    if path in batch.schema.names:
+        return batch.column(path)
+    name, *inner = path.split(".")
+    return pc.struct_field(batch.column(name), inner)
+
+
+def _metadata(batch: Any, paths: Sequence[str]) -> Iterator[str]:
+    """The JSON of these fields, row by row."""
+    for values in zip(*(column_values(_of(batch, path)) for path in paths), strict=True):
+        yield metadata_text(dict(zip(paths, values, strict=True)))
 
 
 def _batches(stream: Any, about: Any, columns: Sequence[str]) -> Iterator[Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from bigtrain.base import BigtrainError
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, missing_field, not_text
 from bigtrain.data.build.corpus.files import CorpusFile
+from bigtrain.data.format.document_metadata import metadata_text
 from bigtrain.data.format.documents import Document, LabelledSpan, Segment
 
 LONGEST_LABEL = 200
@@ -81,6 +82,20 @@ def pieces_of_records(
         yield RecordPiece(file.place, file.name, kept, read, round(size * share))
 
 
+@dataclass(frozen=True)
+class WithMetadata:
+    """Reads records by another reader, and keeps some of their fields beside the document."""
+
+    read: RecordReader
+    fields: tuple[str, ...]
+
+    def __call__(self, record: Any, origin: Origin) -> Document:
+        """See `RecordReader`."""
+        document = self.read(record, origin)
+        kept = {field: field_of(record, field, origin.where, "metadata") for field in self.fields}
+        return replace(document, metadata=metadata_text(valid_unicode(kept)))
+
+
 def pair_of(source: str, target: str, name: str, position: int, *, group: str | None = None) -> Document:
     """A text and its translation."""
     return Document.of_segments((Segment(source, "source"), Segment(target, "target")), name, position, group=group)
@@ -100,7 +115,7 @@ def tagged(words: Sequence[str], tags: Sequence[str], origin: Origin) -> Documen
     return Document.of_segments((Segment(" ".join(words), None, tuple(spans)),), origin.name, origin.position)
 
 
-def field_of(record: Any, field: str, where: str) -> Any:
+def field_of(record: Any, field: str, where: str, key: str = "text_field") -> Any:
     """The value of a field: of that name, or by its dotted path. What is below a null is null.
 
     Raises:
@@ -108,7 +123,7 @@ def field_of(record: Any, field: str, where: str) -> Any:
     """
     found = value_at(record, field)
     if found is NOTHING:
-        raise missing_field(where, field, _paths(record) if isinstance(record, dict) else ())
+        raise missing_field(where, field, _paths(record) if isinstance(record, dict) else (), key)
     return found
 
 

@@ -26,12 +26,15 @@ from bigtrain.data.build.corpus.compressed import opened
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files
 from bigtrain.data.build.corpus.files import CorpusFile, reading
 from bigtrain.data.build.corpus.web_pages import TOO_LONG, NotAPageError, text_of_response
+from bigtrain.data.format.document_metadata import metadata_text
 from bigtrain.data.format.documents import Document
 from bigtrain.data.format.hashing import identity
 
 SUFFIXES = tuple(f"{suffix}{compressed}" for suffix in (".warc", ".wet") for compressed in ("", *COMPRESSED))
 PAGE, TEXT = "response", "conversion"
 """The types of records that are documents."""
+KEPT = {"url": "warc-target-uri", "date": "warc-date", "language": "warc-identified-content-language"}
+"""The headers of the metadata that a source may keep."""
 VERSION = b"WARC/"
 LONGEST_LINE, MOST_LINES = 1 << 16, 1000
 """Of the headers of a record."""
@@ -48,6 +51,8 @@ class WebRecord(NamedTuple):
     """Whether it is a response with a page; otherwise it is the text of one."""
     content: bytes | None
     """None if it is too long."""
+    headers: Mapping[str, str]
+    """Those of KEPT, by their names in lower case."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class _WebRecords:
     name: str
     records: list[WebRecord]
     limit: int
+    metadata: tuple[str, ...]
     extent: int
     continued: bool = False
 
@@ -65,7 +71,9 @@ class _WebRecords:
                 text = self._text(record)
             except NotAPageError as error:
                 reason = str(error)
-            yield Document(text, self.name, record.position, unread=reason)
+            kept = {name: record.headers.get(KEPT[name]) for name in self.metadata}
+            metadata = metadata_text(kept) if kept else ""
+            yield Document(text, self.name, record.position, metadata=metadata, unread=reason)
 
     def _text(self, record: WebRecord) -> str:
         if record.content is None:
@@ -93,7 +101,7 @@ def records_of(stream: BinaryIO, limit: int) -> Iterator[WebRecord]:
         size = _size(headers)
         content = _content(stream, size, keep=(page or kind == TEXT) and size <= limit)
         if page or kind == TEXT:
-            yield WebRecord(position, page, content)
+            yield WebRecord(position, page, content, {name: headers[name] for name in KEPT.values() if name in headers})
         position += 1
 
 
@@ -146,7 +154,8 @@ def _content(stream: BinaryIO, size: int, *, keep: bool) -> bytes | None:
     return b"".join(parts) if keep else None
 
 
-def _pieces(file: CorpusFile, limit: int) -> Iterator[_WebRecords]:
+def _pieces(file: CorpusFile, source: SourceSettings) -> Iterator[_WebRecords]:
+    limit, kept = source.max_document_bytes, source.metadata
     records: list[WebRecord] = []
     size = position = 0
     with reading(file.place), file.open() as raw, opened(raw, file.name) as stream:
@@ -155,11 +164,11 @@ def _pieces(file: CorpusFile, limit: int) -> Iterator[_WebRecords]:
             size += len(record.content or b"")
             if size >= PIECE_BYTES:
                 now = raw.tell()
-                yield _WebRecords(file.name, records, limit, now - position)
+                yield _WebRecords(file.name, records, limit, kept, now - position)
                 records, size, position = [], 0, now
         file.require_whole(raw.tell())
         if records:
-            yield _WebRecords(file.name, records, limit, raw.tell() - position)
+            yield _WebRecords(file.name, records, limit, kept, raw.tell() - position)
 
 
 def warc(source: SourceSettings) -> Corpus:
@@ -173,9 +182,8 @@ def warc(source: SourceSettings) -> Corpus:
     assert source.path is not None
     extractor = _extractor_version()
     found = find_files(f"data.sources: {source.name!r}", source.path, SUFFIXES)
-    limit = source.max_document_bytes
     corpus = corpus_of_files(
-        found.files, lambda: (piece for file in found.files for piece in _pieces(file, limit)), found.skipped
+        found.files, lambda: (piece for file in found.files for piece in _pieces(file, source)), found.skipped
     )
     return Corpus(
         identity([corpus.stamp, EXTRACTOR, extractor]),

@@ -80,7 +80,7 @@ class Pending(Protocol[Done]):
         ...
 
 
-class Executor(ABC):
+class BuildExecutor(ABC):
     """Runs tasks somewhere. Use it as a context manager: at the end, nothing of it runs any more.
 
     Args:
@@ -161,7 +161,7 @@ class Executor(ABC):
 class _TaskRun(Generic[Item, Result]):
     """A task until it has a result: its attempts, and what is known of its failures."""
 
-    executor: Executor
+    executor: BuildExecutor
     function: Callable[[Item], Result]
     item: Item
     attempt: Attempt = field(init=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigtrain.base import BigtrainError, __version__
-from bigtrain.data.build.execute.executor import AHEAD_PER_WORKER, Executor, FailurePolicy, LostError
+from bigtrain.data.build.execute.executor import AHEAD_PER_WORKER, BuildExecutor, FailurePolicy, LostError
 from bigtrain.data.build.execute.task import Attempt, packed, run_packed, unpacked
 from bigtrain.data.format.work_folder import WorkFolder
 
@@ -31,7 +31,7 @@ HEAD_SECONDS = 30.0
 """After so long without the head the build stops."""
 
 
-class RayCluster(Executor):
+class RayCluster(BuildExecutor):
     """A Ray cluster.
 
     Args:
