@@ -19,8 +19,8 @@ from tests.data.helpers import VOCABULARY
 
 PIECE_BYTES = 5_000
 """So that a small corpus has many pieces."""
-HEAD_SECONDS, LOOK_SECONDS = 1.0, 0.5
-SECONDS = 0.004
+HEAD_SECONDS, LOOK_SECONDS = 3.0, 0.5
+SECONDS = 0.008
 """For a document."""
 
 

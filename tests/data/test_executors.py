@@ -314,7 +314,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
     """Settings of a corpus whose build takes long enough to be disturbed."""
     folder = tmp_path_factory.mktemp("larger")
     lines = jsonl_source(write_jsonl(folder / "lines.jsonl", sentences(2000, 5)))
-    return data_settings(folder / "data", lines, shard_tokens=50_000, dedup="exact")
+    return data_settings(folder / "data", lines, shard_tokens=50_000)
 
 
 def undisturbed(settings: DataSettings) -> dict[str, bytes]:

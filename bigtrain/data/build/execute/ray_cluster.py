@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -55,16 +56,19 @@ class RayCluster(BuildExecutor):
     ) -> None:
         super().__init__(policy, folder)
         self._folder = folder
+        self._closed = threading.Event()
+        self._ended: str | None = None
         self._ray = _ray()
         _connect(self._ray, address, count)
         try:
             by_client = address is not None and address.startswith("ray://")
             self._head = None if by_client else _head_of(self._ray)
             self._node = None if by_client else self._ray.get_runtime_context().get_node_id()
-            self._head_seen = self._looked = time.monotonic()
             self._run = self._ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_run_there)
             self._cores = self._count_cores()
             nodes = self._check_machines()
+            self._head_seen = time.monotonic()
+            threading.Thread(target=self._watch, daemon=True).start()
             report(f"Ray: {nodes:,} {'machines' if nodes > 1 else 'machine'}, {self._cores:,} cores")
         except BaseException:
             self.close(at_once=True)
@@ -82,27 +86,30 @@ class RayCluster(BuildExecutor):
 
     def close(self, *, at_once: bool) -> None:
         """Leave the cluster. Its tasks of this process end; a cluster that was started here ends as well."""
+        self._closed.set()
         with suppress(Exception):
             self._ray.shutdown()
 
     def look(self) -> None:
-        """Count cores, and look for the head and Ray on this machine, every LOOK_SECONDS.
+        """Raise BigtrainError if the head, or Ray on this machine, is gone."""
+        if self._ended is not None:
+            raise _lost("Ray has ended on this machine", self._ended)
+        if (silent := time.monotonic() - self._head_seen) > HEAD_SECONDS:
+            raise _lost_head(f"no answer for {silent:.0f} s")
 
-        Raises:
-            BigtrainError: one of them is gone.
-        """
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        if self._head is not None and not _answers(self._head):
-            if now - self._head_seen > HEAD_SECONDS:
-                raise _lost_head(f"no answer from {':'.join(map(str, self._head))} for {HEAD_SECONDS:.0f} s")
-            return
-        self._head_seen = now
-        self._cores = self._count_cores()
-        if self._node is not None and not any(each["NodeID"] == self._node for each in self._alive()):
-            raise _lost("Ray has ended on this machine", f"node {self._node} is dead")
+    def _watch(self) -> None:
+        """Look for the head, and count cores, every LOOK_SECONDS; in a thread, for Ray waits long for a lost head."""
+        while not self._closed.wait(LOOK_SECONDS):
+            try:
+                if self._head is not None and not _answers(self._head):
+                    continue
+                cores, alive = self._count_cores(), {node["NodeID"] for node in self._alive()}
+            except Exception:  # the head is gone while it is asked
+                continue
+            self._cores = cores
+            self._head_seen = time.monotonic()
+            if self._node is not None and self._node not in alive:
+                self._ended = f"node {self._node} is dead"
 
     def _alive(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
