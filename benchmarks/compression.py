@@ -77,18 +77,21 @@ def main() -> None:
 
 
 def ways(stored: StoredModel) -> dict[str, dict[str, Any]]:
-    """What is compared; heads and channels are halved as far as heads share keys."""
+    """What is compared; channels are halved, and so are heads as far as they share keys, where that leaves fewer."""
     model = stored.settings.model
     groups = model.num_attention_heads // model.key_value_heads
     heads = max(groups, model.num_attention_heads // 2 // groups * groups)
+    fewer_heads: dict[str, dict[str, Any]] = {
+        f"{heads} heads by magnitude": {"heads": heads, "importance": "magnitude"},
+        f"{heads} heads by wanda": {"heads": heads},
+    }
     return {
         "magnitude 50%": {"prune": "magnitude", "sparsity": 0.5},
         "magnitude 50% of the model": {"prune": "magnitude", "sparsity": 0.5, "scope": "model"},
         "wanda 50%": {"prune": "wanda", "sparsity": 0.5},
         "magnitude 2:4": {"prune": "magnitude", "pattern": (2, 4)},
         "wanda 2:4": {"prune": "wanda", "pattern": (2, 4)},
-        f"{heads} heads by magnitude": {"heads": heads, "importance": "magnitude"},
-        f"{heads} heads by wanda": {"heads": heads},
+        **(fewer_heads if heads < model.num_attention_heads else {}),
         "half of the channels by magnitude": {"channels": model.intermediate_size // 2, "importance": "magnitude"},
         "half of the channels by wanda": {"channels": model.intermediate_size // 2},
         "int8 nearest": {"quantise": "int8", "rounding": "nearest"},

@@ -43,7 +43,7 @@ BANNED = {
     "yardsticks": "baselines",
 }
 """The old private words, and the field's."""
-STANDING = ("--yardsticks", "--no-yardsticks", ".tell()", "c_void_p", "np.void")
+STANDING = ("--yardsticks", "--no-yardsticks", ".tell()", "def tell(self)", "c_void_p", "np.void")
 """Where a banned word stays: options that scripts use, idioms and other people's names."""
 CHECKED = ("bigtrain", "launch", "configs", "docker", "README.md", "CONTRIBUTING.md", "docs")
 HISTORY = {"docs/decisions.md", "docs/notebook.md", "docs/faults.md"}

@@ -33,19 +33,19 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
-def write_asked_for(file: Path, text: str, fix: str = "give a file in a folder of yours") -> None:
+def write_asked_for(file: Path, content: str | bytes, fix: str = "give a file in a folder of yours") -> None:
     """Write a file that the user has named, whole or not at all.
 
     Args:
         file: the file.
-        text: its content.
+        content: its content.
         fix: what the user can do where it cannot be written.
 
     Raises:
         BigtrainError: it cannot be written.
     """
     try:
-        write_atomically(file, text)
+        write_atomically(file, content)
     except OSError as error:
         raise BigtrainError(f"{file} cannot be written: {error.strerror}", fix=fix) from None
 

@@ -1,9 +1,10 @@
-"""bigtrain data build|funnel|verify|where|when|diff|card|index."""
+"""bigtrain data build|funnel|verify|where|when|diff|card|index, and the models that rules ask."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,17 +19,28 @@ from bigtrain.cli.printing import (
     say,
 )
 from bigtrain.cli.results import BuiltData, BuiltSource, RunDataCard, VerifiedData
+from bigtrain.cli.rule_model_commands import classifier_app, ngram_app
 
 if TYPE_CHECKING:
     from bigtrain.rundir import AppearanceInStep
 
 app = typer.Typer(help="Build, check and explore the tokenizer and the token shards.", no_args_is_help=True)
+app.add_typer(classifier_app, name="classifier")
+app.add_typer(ngram_app, name="ngram")
 
 
 @app.command(cls=TakesOverrides)
 def build(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar="inline|processes|ray|HOST:PORT",
+            help="Who does the work: this process, processes of this machine, or a Ray cluster (RAY_ADDRESS, or one "
+            "that is started here; HOST:6379 or ray://HOST:10001 names one). The bytes are the same.",
+        ),
+    ] = "processes",
     as_json: JsonOption = False,
 ) -> None:
     """Make the tokenizer and the shards of every source. Finished parts are kept; a build that was killed goes on."""
@@ -36,7 +48,7 @@ def build(
     from bigtrain.data import build_datasets, open_datasets
 
     settings = load_settings(config, overrides or [])
-    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say)
+    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say, on=on)
     built = BuiltData(
         str(settings.data.dir),
         [
@@ -139,8 +151,11 @@ def where(
     if text:
         for sample, part, origin in parts:
             echo(f"--- {sample.position}: {origin}, tokens {part.start}-{part.end} of {part.tokens}, {part.id}")
+            if part.metadata:
+                echo(_fields(part.metadata))
             echo(with_labels(part))
     else:
+        metadata = any(part.metadata for _, part, _ in parts)
         columns = ("", "sample", "epoch", "sequence", "document", "tokens", "of", "id")
         rows = [
             (
@@ -152,10 +167,11 @@ def where(
                 f"{part.start}-{part.end}",
                 part.tokens,
                 part.id if part.labelled else f"{part.id} (skipped)",
+                *([_fields(part.metadata)] if metadata else []),
             )
             for sample, part, origin in parts
         ]
-        print_table(f"Step {step} of {run}", columns, rows)
+        print_table(f"Step {step} of {run}", (*columns, *(["metadata"] if metadata else [])), rows)
     recorded = "the same as in metrics.jsonl" if found.recorded_digest else "not in metrics.jsonl yet"
     echo(
         f"{len(parts)} parts of documents in {len(found.samples)} samples; "
@@ -178,6 +194,8 @@ def when(
         return
     which = found.document
     name = f"{which.source}:{which.file}:{which.position} ({which.tokens} tokens, {which.id})"
+    if which.metadata:
+        echo(_fields(which.metadata))
     if which.held_out:
         echo(f"{name} is held out for validation: it is never trained on")
         return
@@ -250,6 +268,11 @@ def index(
         print_json(paths)
     else:
         echo("\n".join(paths))
+
+
+def _fields(metadata: Mapping[str, Any] | None) -> str:
+    """Metadata on one line."""
+    return ", ".join(f"{name} {value}" for name, value in (metadata or {}).items())
 
 
 def _state(appearance: AppearanceInStep) -> str:

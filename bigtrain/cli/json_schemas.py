@@ -17,7 +17,7 @@ from pydantic_core.core_schema import DataclassSchema
 
 from bigtrain.cli import results
 from bigtrain.config import Settings
-from bigtrain.data import Funnel
+from bigtrain.data import Funnel, ScoredDocuments, TrainedClassifier, TrainedNGrams
 from bigtrain.estimate import LadderResult, PendingLadder, PlannedRun
 from bigtrain.report import Summary
 from bigtrain.rundir import DocumentsOfStep, PlanDifference, RunStatus, StepsOfDocument
@@ -60,6 +60,10 @@ RESULTS: Mapping[str, Any] = {
     "data diff": PlanDifference,
     "data card": results.RunDataCard,
     "data index": list[str],
+    "data classifier train": TrainedClassifier,
+    "data classifier score": ScoredDocuments,
+    "data ngram train": TrainedNGrams,
+    "data ngram score": ScoredDocuments,
     "checkpoint list": list[CommittedCheckpoint],
     "checkpoint verify": list[VerifiedCheckpoint],
     "checkpoint diff": CheckpointDifference,

@@ -134,6 +134,8 @@ def print_plan(planned: PlannedRun, config: Path, given: Sequence[str], *, expla
         f"run: {quantity(planned.tokens)} tokens in {duration(planned.hours * 3600)} by the clock{training}, "
         f"{quantity(planned.gpu_hours)} GPU-hours{cost}{energy}\n"
     )
+    if planned.stages:
+        _print_stages(planned)
     _print_parts("Memory of the rank that needs most", "GiB", planned.memory, 2**30, explain)
     _print_parts(f"A step of {planned.seconds:.3g} s", "seconds", planned.step_seconds, 1.0, explain)
     if planned.best:
@@ -153,6 +155,26 @@ def _print_parts(title: str, unit: str, parts: dict[str, float], scale: float, e
         if size > 0
     ]
     print_table(title, ["what", unit, "share", *(["meaning"] if explain else [])], rows)
+
+
+def _print_stages(planned: PlannedRun) -> None:
+    print_table(
+        "Stages: the figures below are those of the first, hours and cost those of all",
+        ["from step", "tokens in a sample", "micro-batch", "GiB", "fits", "s a step", "tokens", "hours"],
+        [
+            [
+                f"{stage.first_step:,}",
+                f"{stage.sequence_length:,}",
+                str(stage.micro_batch_size),
+                f"{stage.peak_gib:.1f}",
+                "yes" if stage.fits else "no",
+                f"{stage.seconds:.3g}",
+                quantity(stage.tokens),
+                duration(stage.hours * 3600),
+            ]
+            for stage in planned.stages
+        ],
+    )
 
 
 def _print_layouts(planned: PlannedRun) -> None:

@@ -1,4 +1,4 @@
-"""bigtrain submit slurm|kubernetes."""
+"""bigtrain submit slurm|kubernetes: a training, or with --build-data a build of its data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from bigtrain.cli.results import KubernetesSubmission, SlurmSubmission
 if TYPE_CHECKING:
     from bigtrain.submit import Job
 
-app = typer.Typer(help="Train on a cluster: submit a configuration to Slurm or Kubernetes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train or build data on a cluster: submit a configuration to Slurm or Kubernetes.", no_args_is_help=True
+)
 
 
 class Kind(StrEnum):
@@ -36,6 +38,9 @@ class JobOptions:
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")]
     overrides: OverridesArgument = None
     nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 1
+    build_data: Annotated[
+        bool, typer.Option("--build-data", help="Build the data, on a Ray cluster of the job's own, and do not train.")
+    ] = False
     gpus_per_node: Annotated[
         int | None, typer.Option(min=1, help="GPUs of a node; as many ranks are started there.")
     ] = None
@@ -62,10 +67,20 @@ class JobOptions:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be submitted.")] = False
     as_json: JsonOption = False
 
-    def job(self) -> Job:
-        """The job, for which the data have been looked for if that was asked."""
+    def job(self, **of_training: object) -> Job:
+        """The job, for which the data have been looked for if that was asked.
+
+        Args:
+            of_training: more options that mean nothing to a build of data, by their names.
+
+        Raises:
+            BigtrainError: a build of data is given options of a training.
+        """
         from bigtrain.submit import Job
 
+        if self.build_data:
+            self._refuse(**of_training)
+            return Job.of_build(self.config, self.overrides or [], nodes=self.nodes)
         job = Job.of(
             self.config,
             self.overrides or [],
@@ -76,6 +91,18 @@ class JobOptions:
         if self.check:
             job.require_data()
         return job
+
+    def _refuse(self, **of_training: object) -> None:
+        """Raise BigtrainError where an option is given that means nothing to a build of data."""
+        names = ("gpus_per_node", "gpu", "processes_per_node", "min_nodes", "max_restarts")
+        given = {name: getattr(self, name) for name in names} | of_training
+        wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+        if wrong:
+            raise BigtrainError(
+                "a build of data takes no options of a training",
+                found=f"--build-data with {', '.join(wrong)}",
+                fix=f"leave out {', '.join(wrong)}; --cpus-per-node says what a node has for the build",
+            )
 
     def comment(self, job: Job) -> str | None:
         """What the planner expects of the job, in a line; None where the kind of GPU is not known.
@@ -171,9 +198,9 @@ def slurm(
     sbatch: Annotated[str, typer.Option(help="More options of sbatch, as one string.")] = "",
 ) -> None:
     """Submit to Slurm. The job resumes by itself after preemption, the end of its walltime, or the loss of a node."""
-    from bigtrain.submit import SlurmOptions, commands, submit
+    from bigtrain.submit import SlurmOptions, commands, log_name, submit
 
-    job = asked.job()
+    job = asked.job(chain=chain > 1, array=array, exclude_failing=exclude_failing, stage_env=stage_env)
     options = SlurmOptions(
         gpus_per_node=asked.gpus_per_node,
         cpus_per_node=cpus_per_node,
@@ -205,7 +232,7 @@ def slurm(
     else:
         for number in numbers:
             echo(number)
-        say(f"follow it with: tail -F {job.settings.run_dir}/logs/slurm-{numbers[0]}.out")
+        say(f"follow it with: tail -F {job.settings.run_dir}/logs/{log_name(job, numbers[0])}")
 
 
 def kubernetes(
@@ -229,11 +256,11 @@ def kubernetes(
     """Submit to Kubernetes. Pods that are preempted, drained or crash are replaced, and the run resumes by itself."""
     from bigtrain.submit import KubernetesOptions, apply, as_yaml, manifests
 
-    job = asked.job()
+    job = asked.job(kind=kind is not Kind.job, rdma=rdma, host_network=host_network)
     options = KubernetesOptions(
         image=image,
         claim=claim,
-        kind=kind.value,
+        kind="rayjob" if asked.build_data else kind.value,
         name=name,
         namespace=namespace,
         mount=mount,

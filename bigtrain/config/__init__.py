@@ -10,12 +10,14 @@
     the tree and its docstrings (settings.py)  -->  explain, schema, docs/reference/config.md
 
 settings.py         the whole tree, and the rules that span sections; data_settings.py, model_settings.py,
-                    objective_settings.py, adapter_settings.py, compression_settings.py, distillation_settings.py,
-                    engine_settings.py, guard_settings.py and cleaning.py hold its larger sections
+                    rope_scaling.py, objective_settings.py, adapter_settings.py, compression_settings.py,
+                    distillation_settings.py, engine_settings.py, guard_settings.py and cleaning.py hold its larger
+                    sections
 families.py         the choices that each model family makes
 load.py             file and overrides --> Settings; document.py, yaml12.py, overrides.py, problems.py, suggest.py
 parallel_sizes.py   how ranks and samples divide
 batch_schedule.py   how many samples each step has
+training_stage.py   the steps that have one length of samples and one rotation
 mathematics.py      which settings change the mathematics, the data plan, or neither
 secrets.py          keeps passwords out of everything that a run writes
 """
@@ -24,19 +26,23 @@ from bigtrain.config.adapter_settings import AdapterSettings
 from bigtrain.config.batch_schedule import BatchSchedule
 from bigtrain.config.cleaning import (
     C4Settings,
+    ClassifierSettings,
     CleanStep,
     FineWebSettings,
     FixEncodingSettings,
     GopherQualitySettings,
     GopherRepetitionSettings,
     LanguageSettings,
+    PerplexitySettings,
     PiiSettings,
+    PythonSettings,
 )
 from bigtrain.config.compression_settings import CompressionSettings
 from bigtrain.config.data_settings import (
     DataSettings,
     DecontaminateSettings,
     PhaseSettings,
+    SequenceCut,
     SkipSettings,
     TokenizerSettings,
     ValidationSettings,
@@ -53,10 +59,11 @@ from bigtrain.config.guard_settings import GuardSettings
 from bigtrain.config.keys import find, general
 from bigtrain.config.load import load_settings
 from bigtrain.config.mathematics import kind_of, mathematics
-from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings, RopeScaling
+from bigtrain.config.model_settings import DROPOUT_RATES, ModelSettings
 from bigtrain.config.objective_settings import ObjectiveChoice, ObjectiveSettings
 from bigtrain.config.parallel_sizes import divide_ranks, divide_work, require_whole_partitions, uneven_share
 from bigtrain.config.reference import reference
+from bigtrain.config.rope_scaling import RopeScaling
 from bigtrain.config.secrets import HIDDEN, hide_secrets, is_masked, refuse_masked, with_bare_urls, without_secrets
 from bigtrain.config.settings import (
     CheckpointSettings,
@@ -70,6 +77,7 @@ from bigtrain.config.settings import (
 )
 from bigtrain.config.show import dump_settings
 from bigtrain.config.source_settings import LabelKind, SourceSettings
+from bigtrain.config.training_stage import TrainingStage, first_step_of, staged_batches
 from bigtrain.config.yaml12 import to_yaml, to_yaml_line
 
 __all__ = [
@@ -82,6 +90,7 @@ __all__ = [
     "BatchSchedule",
     "C4Settings",
     "CheckpointSettings",
+    "ClassifierSettings",
     "CleanStep",
     "CompressionSettings",
     "DataSettings",
@@ -103,16 +112,20 @@ __all__ = [
     "ObjectiveSettings",
     "OptimizerSettings",
     "ParameterGroup",
+    "PerplexitySettings",
     "PhaseSettings",
     "PiiSettings",
+    "PythonSettings",
     "RopeScaling",
     "ScheduleSettings",
+    "SequenceCut",
     "Settings",
     "SkipSettings",
     "SourceSettings",
     "TokenizerSettings",
     "TrackingSettings",
     "TrainSettings",
+    "TrainingStage",
     "ValidationSettings",
     "as_typed",
     "diff",
@@ -121,6 +134,7 @@ __all__ = [
     "dump_settings",
     "explain",
     "find",
+    "first_step_of",
     "flat",
     "general",
     "hide_secrets",
@@ -133,6 +147,7 @@ __all__ = [
     "refuse_masked",
     "require_whole_partitions",
     "schema",
+    "staged_batches",
     "to_yaml",
     "to_yaml_line",
     "uneven_share",

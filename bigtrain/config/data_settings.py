@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
+from bigtrain.config.rope_scaling import RopeScaling
 from bigtrain.config.section import NonNegativeFloat, OpenUnitInterval, PositiveInt, Section, UserPath
 from bigtrain.config.source_settings import SourceSettings
 
@@ -46,19 +47,59 @@ class TokenizerSettings(Section):
 
 
 class PhaseSettings(Section):
-    """A change of the mixture, from a point of the training on."""
+    """A change of the mixture, of the length of the samples or of the rotation, from a point of the training on."""
 
     from_tokens: PositiveInt
-    """Tokens trained on before the phase starts, rounded up to a whole sample."""
-    weights: dict[str, NonNegativeFloat]
-    """Shares of the mixture by the name of the source. A source that is not named gives nothing in this phase."""
+    """Tokens trained on before the phase starts: rounded up to a whole sample, or to a whole step where more than the
+    weights changes."""
+    weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Shares of the mixture by the name of the source. A source that is not named gives nothing in this phase. Default:
+    as before the phase."""
+    sequence_length: PositiveInt | None = None
+    """Tokens in one sample from this phase on. A step holds as many tokens as before, in fewer or more samples.
+    Default: as before."""
+    rope_theta: PositiveFloat | None = None
+    """From this phase on, model.rope_theta is this. Default: as before."""
+    rope_scaling: RopeScaling | None = None
+    """From this phase on, model.rope_scaling is this. Default: as before."""
+    new_epoch: bool = False
+    """Start a new epoch of every source with this phase. false: a source gives what it has not given in its epoch.
+    A packing other than `concat` needs true for another sequence_length, and so does a run that trained before its
+    configuration had the phase."""
 
     @field_validator("weights")
     @classmethod
     def _something_is_drawn(cls, value: dict[str, float]) -> dict[str, float]:
-        if not any(value.values()):
+        if value and not any(value.values()):
             raise ValueError("every weight is 0; give at least one source a weight above 0")
         return value
+
+    @property
+    def rotation(self) -> dict[str, Any]:
+        """The keys of the model that change with it."""
+        values = {"rope_theta": self.rope_theta, "rope_scaling": self.rope_scaling}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @property
+    def starts_stage(self) -> bool:
+        """Whether it starts with a whole step, because more than the weights changes."""
+        return self.new_epoch or self.sequence_length is not None or bool(self.rotation)
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> PhaseSettings:
+        if not self.weights and not self.starts_stage:
+            raise ValueError("a phase changes nothing; give it weights, sequence_length, rope_theta or rope_scaling")
+        return self
+
+
+class SequenceCut(NamedTuple):
+    """One way in which the training documents are cut into sequences, for some of the phases."""
+
+    sequence_length: int
+    phase: int | None
+    """The phase with which it starts; None for the start of the run."""
+    new_epoch: bool
+    """Whether every source starts a new epoch with it."""
 
 
 class SkipSettings(Section):
@@ -153,7 +194,7 @@ class DataSettings(Section):
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
     """The corpora."""
     phases: tuple[PhaseSettings, ...] = ()
-    """Changes of the mixture during the run, in the order of their starts."""
+    """Changes of the mixture, of sequence_length or of the rotation during the run, in the order of their starts."""
     skip: tuple[SkipSettings, ...] = ()
     """Data that the run leaves out. Add items at the end: samples that a run has used cannot be changed."""
     shuffle_blocks: PositiveInt | None = None
@@ -161,7 +202,7 @@ class DataSettings(Section):
     is fetched, so cache_bytes need not hold more. Default: all samples of a source are mixed, which suits local
     disks."""
     sequence_length: PositiveInt
-    """Tokens in one training sample."""
+    """Tokens in one training sample, until a phase has another one, and in one sample of the validation."""
     dedup: DedupSettings = DedupSettings()
     """Deduplication: the method alone, or `{method: near, bands: 20, ...}`."""
     decontaminate: DecontaminateSettings | None = None
@@ -189,6 +230,21 @@ class DataSettings(Section):
     funnel counts it under `poison`. Inline builds do not isolate documents."""
 
     @property
+    def cuts(self) -> tuple[SequenceCut, ...]:
+        """How the training documents are cut into sequences, in the order of the training."""
+        cuts = [SequenceCut(self.sequence_length, None, new_epoch=False)]
+        for number, phase in enumerate(self.phases):
+            length = phase.sequence_length or cuts[-1].sequence_length
+            if phase.new_epoch or length != cuts[-1].sequence_length:
+                cuts.append(SequenceCut(length, number, phase.new_epoch))
+        return tuple(cuts)
+
+    @property
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """The different lengths of training samples, in the order in which they come."""
+        return tuple(dict.fromkeys(cut.sequence_length for cut in self.cuts))
+
+    @property
     def makes_pairs(self) -> bool:
         """Whether a sample is a pair of segments."""
         return self.packing in ("sentence_pairs", "next_sentence_pairs")
@@ -198,6 +254,13 @@ class DataSettings(Section):
         """The packing of held-out documents: `concat` whatever that of the training is, but pairs stay whole."""
         whole = self.makes_pairs or any(source.labels for source in self.sources)
         return self.packing if whole else "concat"
+
+    @property
+    def packs(self) -> list[tuple[str, str, int]]:
+        """Split, packing and length of every index that a source needs; `concat` needs none."""
+        trained = [("train", self.packing, length) for length in self.sequence_lengths]
+        wanted = [*trained, ("validation", self.held_out_packing, self.sequence_length)]
+        return [pack for pack in wanted if pack[1] != "concat"]
 
     @field_validator("dir", mode="before")
     @classmethod
@@ -241,11 +304,19 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _packing_fits(self) -> DataSettings:
-        if self.packing == "buckets" and self.sequence_length & (self.sequence_length - 1):
-            raise ValueError(
-                f"packing buckets halves sequence_length again and again, found {self.sequence_length}; "
-                f"set it to a power of two such as {1 << self.sequence_length.bit_length() - 1}"
-            )
+        for length in self.sequence_lengths:
+            if self.packing == "buckets" and length & (length - 1):
+                raise ValueError(
+                    f"packing buckets halves sequence_length again and again, found {length}; "
+                    f"set it to a power of two such as {1 << length.bit_length() - 1}"
+                )
+        for cut in self.cuts[1:]:
+            if self.packing != "concat" and not cut.new_epoch:
+                raise ValueError(
+                    f"phases.{cut.phase}.sequence_length {cut.sequence_length}: packing {self.packing} puts other "
+                    "documents into a row of another length, so no row says what is left of an epoch; set "
+                    f"phases.{cut.phase}.new_epoch to true"
+                )
         if self.makes_pairs and self.sequence_length < SHORTEST_PAIR:
             raise ValueError(
                 f"packing {self.packing} makes two segments and three special tokens, found sequence_length "

@@ -67,6 +67,7 @@ PLAN = frozenset(
         "data.tokenizer.separator",
         "data.tokenizer.train_bytes",
         "data.sources.N.kind",
+        "data.sources.N.members",
         "data.sources.N.text_field",
         "data.sources.N.target_field",
         "data.sources.N.text_pair_field",
@@ -118,6 +119,7 @@ OPERATION = frozenset(
         "data.sources.N.held_out_path",
         "data.sources.N.labels_path",
         "data.sources.N.license",
+        "data.sources.N.metadata",
         "data.sources.N.streaming",
         "data.sources.N.max_document_bytes",
         # how the same work is divided

@@ -37,7 +37,8 @@ def divide_work(
 
     Args:
         batches: the global batch sizes of the run, in samples.
-        micro_batch_size: samples in one forward pass on one rank.
+        micro_batch_size: samples in one forward pass on one rank; of samples of another length, as many as hold the
+            same tokens.
         world_size: ranks.
         tensor_parallel_size: ranks that share each matrix.
         sequence_parallel_size: ranks that share each sequence.
@@ -48,20 +49,28 @@ def divide_work(
             micro-batches on all of them.
     """
     data_parallel_size = divide_ranks(world_size, tensor_parallel_size, sequence_parallel_size)
-    unit = micro_batch_size * data_parallel_size
-    if (uneven := uneven_batch(batches, unit)) is not None:
-        key, size = uneven
-        below = size // unit * unit
-        nearest = f"{below} or {below + unit}" if below else str(unit)
-        raise BigtrainError(
-            f"{key} does not divide into micro-batches on all ranks",
-            found=f"global_batch_size {size}, micro_batch_size {micro_batch_size}, "
-            f"data-parallel size {data_parallel_size}",
-            wanted=f"a multiple of {micro_batch_size} x {data_parallel_size} = {unit}",
-            fix=f"set {key} to {nearest}, or change micro_batch_size or the number of ranks",
-        )
+    rows = [stage.micro_batch_size(micro_batch_size) for stage in batches.stages]
+    for key, stage, own in zip(batches.keys, batches.stages, rows, strict=True):
+        size, unit = stage.global_batch_size, own * data_parallel_size
+        if size % unit:
+            below = size // unit * unit
+            nearest = f"{below} or {below + unit}" if below else str(unit)
+            first = stage.length == 1
+            raise BigtrainError(
+                f"{key} does not divide into micro-batches on all ranks"
+                if first
+                else f"{key} makes global batches that do not divide into micro-batches on all ranks",
+                found=f"global_batch_size {size}, micro_batch_size {own}, data-parallel size {data_parallel_size}",
+                wanted=f"a multiple of {own} x {data_parallel_size} = {unit}",
+                fix=f"set {key} to {nearest}, or change micro_batch_size or the number of ranks"
+                if first
+                else "raise train.global_batch_size, or change train.micro_batch_size or the number of ranks",
+            )
     require_whole_partitions(data_parallel_size, zero_hpz_partition_size)
-    return WorkDivision(data_parallel_size, tuple(size // unit for size in batches.sizes))
+    return WorkDivision(
+        data_parallel_size,
+        tuple(size // own // data_parallel_size for size, own in zip(batches.sizes, rows, strict=True)),
+    )
 
 
 def divide_ranks(world_size: int, tensor_parallel_size: int, sequence_parallel_size: int) -> int:
@@ -92,9 +101,15 @@ def require_whole_partitions(data_parallel_size: int, zero_hpz_partition_size: i
         )
 
 
-def uneven_batch(batches: BatchSchedule, unit: int) -> tuple[str, int] | None:
-    """The key and the value of the first global batch size that is no multiple of `unit` samples; None without one."""
-    return next((stage for stage in zip(batches.keys, batches.sizes, strict=True) if stage[1] % unit), None)
+def uneven_batch(batches: BatchSchedule, micro_batch_size: int) -> tuple[str, int] | None:
+    """The key and the value of the first global batch size that is no multiple of a micro-batch; None without one."""
+    stages = zip(batches.keys, batches.stages, strict=True)
+    uneven = (
+        (key, stage.global_batch_size)
+        for key, stage in stages
+        if stage.global_batch_size % stage.micro_batch_size(micro_batch_size)
+    )
+    return next(uneven, None)
 
 
 def uneven_share(

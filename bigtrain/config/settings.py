@@ -7,6 +7,7 @@ section is in the class of that section; rules that span sections are in `Settin
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -41,6 +42,7 @@ from bigtrain.config.section import (
     UnitInterval,
     UserPath,
 )
+from bigtrain.config.training_stage import TrainingStage, first_step_of, staged_batches, training_stages
 
 MOST_TOKENS = 2**62
 """Of a schedule, so that numbers of samples and tokens fit 64 bits."""
@@ -298,6 +300,42 @@ class Settings(Section):
         return self.train.batches.consumed_after(step) * self.data.sequence_length
 
     @property
+    def batches(self) -> BatchSchedule:
+        """How many samples each step takes, in the lengths that they have."""
+        return staged_batches(self.data, self.train.batches)
+
+    @property
+    def stages(self) -> tuple[TrainingStage, ...]:
+        """The stages of the run: steps with one length of samples and one rotation of the model."""
+        return training_stages(self.data, self.model, self.train.batches)
+
+    def at_step(self, step: int) -> Settings:
+        """The settings of a run that is, from the first to the last step, as this one is at a step: the length of the
+        samples, their number in a batch and a micro-batch, and the rotation of the model are those of its stage. A
+        whole step holds the same tokens as in this run.
+
+        Args:
+            step: from 1; 0 counts as 1.
+        """
+        if all(not phase.starts_stage for phase in self.data.phases):
+            return self
+        stage = next(stage for stage in reversed(self.stages) if stage.first_step <= max(1, step))
+        batch, train = self.batches.stage_of(max(1, step)), self.train
+        kept = [phase for phase in self.data.phases if phase.weights]
+        alike = {"sequence_length": None, "rope_theta": None, "rope_scaling": None, "new_epoch": False}
+        sizes = {
+            "global_batch_size": int(train.global_batch_size / batch.length),
+            "micro_batch_size": batch.micro_batch_size(train.micro_batch_size),
+            "batch_size_warmup": tuple(
+                warmup.model_copy(update={"global_batch_size": int(warmup.global_batch_size / batch.length)})
+                for warmup in train.batch_size_warmup
+            ),
+        }
+        phases = tuple(phase.model_copy(update=alike) for phase in kept)
+        data = self.data.model_copy(update={"sequence_length": stage.sequence_length, "phases": phases})
+        return self.model_copy(update={"model": stage.model, "data": data, "train": train.model_copy(update=sizes)})
+
+    @property
     def drops(self) -> bool:
         """Whether training has dropout, in the model or in an adapter."""
         return self.model.drops or self.adapter.lora_dropout > 0
@@ -334,11 +372,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
-                f"{self.model.max_position_embeddings}"
-            )
+        for cut in self.data.cuts:
+            if cut.sequence_length > self.model.max_position_embeddings:
+                key = "data" if cut.phase is None else f"data.phases.{cut.phase}"
+                raise ValueError(
+                    f"{key}.sequence_length {cut.sequence_length} is longer than model.max_position_embeddings "
+                    f"{self.model.max_position_embeddings}"
+                )
         if self.evaluate.samples and not self.model.writes_text:
             raise ValueError(
                 f"evaluate.samples {self.evaluate.samples} is for model.architecture decoder, recurrent or "
@@ -353,9 +393,12 @@ class Settings(Section):
             )
         if (problem := self._sentence_problem() or self._label_problem()) is not None:
             raise ValueError(problem)
-        if (uneven := uneven_batch(self.train.batches, self.train.micro_batch_size)) is not None:
+        if (problem := self._stage_problem()) is not None:
+            raise ValueError(problem)
+        if (uneven := uneven_batch(self.batches, self.train.micro_batch_size)) is not None:
             key, size = uneven
-            raise ValueError(f"{key} {size} is not a multiple of train.micro_batch_size {self.train.micro_batch_size}")
+            what = f"{key} {size}" if key.endswith("batch_size") else f"{key} makes global batches of {size}, which"
+            raise ValueError(f"{what} is not a multiple of train.micro_batch_size {self.train.micro_batch_size}")
         if self.data.tokenizer.path is None and self.data.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"data.tokenizer.vocab_size {self.data.tokenizer.vocab_size} is larger than model.vocab_size "
@@ -363,6 +406,43 @@ class Settings(Section):
                 f"set data.tokenizer.vocab_size to {self.model.vocab_size} or less"
             )
         return self
+
+    def _stage_problem(self) -> str | None:
+        """What keeps a phase from starting a stage of the run."""
+        phases = [(f"data.phases.{i}", phase) for i, phase in enumerate(self.data.phases) if phase.starts_stage]
+        works = (
+            ("objective.name", self.objective.name, "causal"),  # the others make rows of a length of their own
+            ("distillation.kept_outputs", self.distillation.kept_outputs, None),  # they belong to rows of one length
+            ("adapter.num_virtual_tokens", self.adapter.virtual_tokens, 0),
+        )
+        before = 1
+        for name, phase in phases:
+            for key, found, wanted in works:
+                if found != wanted:
+                    return f"{name} starts another stage, which works with {key} {wanted}, found {found}"
+            if phase.rotation and self.model.position_embedding != "rope":
+                return (
+                    f"{name} changes {' and '.join(phase.rotation)}, found model.position_embedding "
+                    f"{self.model.position_embedding}, which rotates nothing; remove it"
+                )
+            if phase.rope_scaling is not None and self.model.local_rope_theta is not None:
+                return f"{name}.rope_scaling works without model.local_rope_theta; remove one of them"
+            step = first_step_of(phase, self.data, self.train.batches)
+            if step <= before:
+                return (
+                    f"{name} starts at step {step} of train.global_batch_size {self.train.global_batch_size}, as the "
+                    f"stage before it; raise {name}.from_tokens"
+                )
+            before = step
+        for cut in self.data.cuts[1:]:
+            own, first = cut.sequence_length, self.data.sequence_length
+            for warmup, size in zip(self.train.batches.keys, self.train.batches.sizes, strict=True):
+                if size * first % own:
+                    return (
+                        f"data.phases.{cut.phase}.sequence_length {own}: the {size} x {first} tokens of {warmup} are "
+                        f"no whole number of its samples; set {warmup} to a multiple of {own // gcd(own, first)}"
+                    )
+        return None
 
     def _label_problem(self) -> str | None:
         """What is wrong with the labels of the sources, or with what is to predict them."""
@@ -583,8 +663,9 @@ class Settings(Section):
     def _work_divides_over_the_ranks(self) -> Settings:
         model, engine = self.model, self.engine
         tensor, sequence = engine.tensor_parallel_size, engine.sequence_parallel_size
-        if (problem := uneven_share(model, self.data.sequence_length, tensor, sequence)) is not None:
-            raise ValueError(problem)
+        for length in self.data.sequence_lengths:
+            if (problem := uneven_share(model, length, tensor, sequence)) is not None:
+                raise ValueError(problem)
         alone = model.reads_pairs or model.recurrent or model.architecture == "two_stream"
         if alone and max(tensor, sequence) > 1:
             raise ValueError(

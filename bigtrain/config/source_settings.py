@@ -31,6 +31,8 @@ OTHER_TASKS = {
     "wsc": "it is about two places in a text",
 }
 """Tasks that are not read, and why."""
+WEB_METADATA = ("url", "date", "language")
+"""What records of web archives say beside their content."""
 
 
 class SourceSettings(Section):
@@ -54,9 +56,11 @@ class SourceSettings(Section):
         "conll",
         "squad",
         "chat",
+        "warc",
     ]
-    """`python_stdlib`: the standard library of the running Python; `text`: files, one document each; `jsonl`: one
-    JSON object a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library; `megatron`:
+    """`python_stdlib`: the standard library of the running Python; `text`: files, one document each, also those in
+    `.zip` and `.tar` archives; `warc`: web archives, of pages (WARC) or of their texts (WET); `jsonl`: one JSON object
+    a line; `parquet`: one row a document; `huggingface`: a dataset of the `datasets` library; `megatron`:
     token ids that Megatron-LM's preprocess_data.py wrote (`.bin` and `.idx`) with the tokenizer at tokenizer.path;
     `gettext`: pairs of a message and its translation, from catalogues (`.po`). With labels to fine-tune on: `csv`: rows
     with a header, separated by tabs in a `.tsv`; `text_lines`: a text a line, and labels_path; `imdb`: folders `pos`
@@ -70,8 +74,15 @@ class SourceSettings(Section):
     held_out_path: PathOrUrl | None = None
     """What is held out, in place of data.validation.fraction: a path like `path`, such as `SST-2/dev.tsv`. Nothing of
     `path` is held out then."""
+    members: Annotated[str, Field(min_length=1)] = "*"
+    """text: of an archive, the files whose names match this pattern, such as `*.txt`, as in fnmatch."""
     text_field: str = "text"
-    """jsonl, parquet, huggingface, csv: the field or column that holds the text."""
+    """jsonl, parquet, huggingface, csv: the field or column that holds the text. jsonl, parquet: a field in a field by
+    its dotted path, such as `message.content`."""
+    metadata: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """jsonl, parquet, warc: fields that are kept beside each document, such as `[url, date]`, for `bigtrain data
+    where`. A field in a field is named by its dotted path. warc has url, date and language. Nothing is trained on
+    them."""
     text_pair_field: str | None = None
     """jsonl, csv: the field of a second text, with label_field. data.tokenizer.separator stands between the two."""
     label_field: str | None = None
@@ -123,7 +134,8 @@ class SourceSettings(Section):
     cells. `refuse` stops the build; `skip` leaves the document out, and `bigtrain data funnel` counts it."""
     max_document_bytes: PositiveInt = 32 << 20
     """All kinds of text but squad: the most bytes of a document, and of the line that holds it. A longer one
-    stops the build before it takes all memory: a worker needs about 100 times the bytes of a document."""
+    stops the build before it takes all memory: a worker needs about 100 times the bytes of a document. A longer page
+    of a web archive is left out and counted."""
     clean: tuple[CleanStep, ...] = ()
     """Rules that each document passes, in this order, before it is tokenized. A document that a rule refuses is
     removed; some rules rewrite it. An item is the name of a rule, or `name: {threshold: value}`."""
@@ -196,6 +208,10 @@ class SourceSettings(Section):
         if self.kind in TASKS and self.task not in TASKS[self.kind]:
             reason = f"; {self.task} is not read: {OTHER_TASKS[self.task]}" if self.task in OTHER_TASKS else ""
             raise ValueError(f"{where} needs a task among {', '.join(TASKS[self.kind])}, found {self.task}{reason}")
+        if self.kind == "warc" and (unknown := [name for name in self.metadata if name not in WEB_METADATA]):
+            raise ValueError(f"{where} has no metadata {unknown[0]!r}; it has {', '.join(WEB_METADATA)}")
+        if len(set(self.metadata)) != len(self.metadata):
+            raise ValueError(f"{where} has a name twice in metadata")
         return self
 
 
@@ -224,12 +240,15 @@ _DOCUMENT_BY_DOCUMENT = (
     "huggingface",
     "gettext",
     "text_lines",
+    "warc",
     *(kind for kind in _LABELLED if kind != "squad"),
 )
 """The kinds of files that hold texts, each document by itself."""
 _KINDS_OF_KEY: Mapping[str, tuple[str, ...]] = {
     "path": (*_DOCUMENT_BY_DOCUMENT, "squad", "megatron"),
-    "held_out_path": ("text", "jsonl", "parquet", *_LABELLED),
+    "held_out_path": ("text", "jsonl", "parquet", "warc", *_LABELLED),
+    "members": ("text",),
+    "metadata": ("jsonl", "parquet", "warc"),
     "target_field": ("jsonl",),
     "package": ("gettext",),
     "languages": ("gettext",),

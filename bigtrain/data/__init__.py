@@ -5,7 +5,7 @@ Build time, `bigtrain data build`. It runs in parallel processes, and a killed b
     corpus          documents, in pieces of about a megabyte          build/corpus/
       |
     clean           rules keep, rewrite or remove each document       build/clean/
-      |
+      |               classifiers and n-gram models for them          build/rule_models/
     decontaminate   removes documents that hold an evaluation text    build/decontaminate.py
       |
     deduplicate     keeps the first of equal, or nearly equal, texts  build/dedup/
@@ -53,6 +53,11 @@ from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.build.build import build_datasets
 from bigtrain.data.build.corpus import AnsweredQuestion, describe_skipped, read_documents, read_questions
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
+from bigtrain.data.build.rule_models.kneser_ney import ORDER as NGRAM_ORDER
+from bigtrain.data.build.rule_models.kneser_ney import NGramModel
+from bigtrain.data.build.rule_models.train_classifier import ClassifierOptions, TrainedClassifier, train_classifier
+from bigtrain.data.build.rule_models.train_ngram import NGramOptions, TrainedNGrams, train_ngrams
+from bigtrain.data.build.rule_scores import ScoredDocuments, score_by_classifier, score_by_perplexity
 from bigtrain.data.format.chat_template import ChatTemplate
 from bigtrain.data.format.documents import Conversation, Document
 from bigtrain.data.format.hashing import identity
@@ -114,11 +119,13 @@ __all__ = [
     "CHAT_TEMPLATE",
     "FILE_BYTES",
     "KEEP_AGAIN",
+    "NGRAM_ORDER",
     "TOKENIZER_FILE",
     "AnsweredQuestion",
     "BeginOfText",
     "Card",
     "ChatTemplate",
+    "ClassifierOptions",
     "Conversation",
     "Count",
     "DataTokenizer",
@@ -137,6 +144,8 @@ __all__ = [
     "LabelScheme",
     "Loader",
     "MicroBatch",
+    "NGramModel",
+    "NGramOptions",
     "Packing",
     "Plan",
     "RankBatch",
@@ -144,7 +153,10 @@ __all__ = [
     "SampleAddress",
     "SampleAddresses",
     "SampleContents",
+    "ScoredDocuments",
     "TokenizerContent",
+    "TrainedClassifier",
+    "TrainedNGrams",
     "VerifyReport",
     "appearances_of",
     "build_datasets",
@@ -182,9 +194,13 @@ __all__ = [
     "read_funnels",
     "read_questions",
     "require_samples",
+    "score_by_classifier",
+    "score_by_perplexity",
     "spot_check",
     "summaries_of",
     "tokenizer_hash",
+    "train_classifier",
+    "train_ngrams",
     "validation_batches",
     "verify",
     "vocabulary_size",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ class RunData:
     """The datasets of a run, how they are packed, and the order of its samples."""
 
     train: list[Packing]
+    """Of the sources in their order, once for each of `DataSettings.cuts`."""
     held_out: list[Packing]
     plan: Plan
     objective: Objective
@@ -88,20 +90,22 @@ class RunData:
         """
         data = settings.data
         mirror = open_mirror(data, ())
-        train: list[Packing] = []
-        held_out: list[Packing] = []
-        for source, summary in zip(data.sources, summaries, strict=True):
-            folder = data.dir / source.name
-            for packings, split, found, pack in (
-                (train, "train", summary.train, summary.pack),
-                (held_out, "validation", summary.held_out, summary.held_out_pack),
-            ):
-                dataset = Dataset(folder / split, mirror, found)
-                packings.append(
-                    ConcatPacking(dataset, data.sequence_length)
-                    if pack is None
-                    else IndexedPacking(dataset, data.packing, data.sequence_length, pack)
-                )
+        pairs = list(zip(data.sources, summaries, strict=True))
+        datasets = [Dataset(data.dir / source.name / "train", mirror, summary.train) for source, summary in pairs]
+        train = [
+            _packed(dataset, data.packing, cut.sequence_length, summary.packs.get(cut.sequence_length))
+            for cut in data.cuts
+            for dataset, (_, summary) in zip(datasets, pairs, strict=True)
+        ]
+        held_out = [
+            _packed(
+                Dataset(data.dir / source.name / "validation", mirror, summary.held_out),
+                data.packing,
+                data.sequence_length,
+                summary.held_out_pack,
+            )
+            for source, summary in pairs
+        ]
         check_labels(settings.model, common_labels([packing.dataset for packing in train]))
         return cls(train, held_out, _plan_of(settings, train), objective, keyed=settings.drops)
 
@@ -128,8 +132,8 @@ class RunData:
 
     @property
     def datasets(self) -> list[Dataset]:
-        """The training datasets."""
-        return [packing.dataset for packing in self.train]
+        """The training datasets, in the order of the sources."""
+        return list(dict.fromkeys(packing.dataset for packing in self.train))
 
     @property
     def label_scheme(self) -> LabelScheme | None:
@@ -169,10 +173,19 @@ class RunData:
         Raises:
             BigtrainError: the data of one cannot be read.
         """
-        return micro_batches_of(self.prepared(self.plan.locate_many(samples)), micro_batch_size)
+        addresses = self.plan.locate_many(samples)
+        lengths = np.array([packing.sequence_length for packing in self.train])[addresses.source]
+        borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(samples)]
+        return [
+            batch
+            for first, end in pairwise(borders)
+            for batch in micro_batches_of(
+                self.prepared(SampleAddresses(*(field[first:end] for field in addresses))), micro_batch_size
+            )
+        ]
 
     def prepared(self, addresses: SampleAddresses) -> PreparedRows:
-        """Rows by their addresses, as the objective makes inputs and labels of them.
+        """Rows of one length by their addresses, as the objective makes inputs and labels of them.
 
         Raises:
             BigtrainError: the data of one cannot be read.
@@ -300,20 +313,23 @@ def summaries_of(settings: Settings, numbers: Sequence[int]) -> list[SourceSumma
     sources = [data.sources[number] for number in numbers]
     mirror = open_mirror(data, sources)
 
-    def packed(dataset: Dataset, packing: str) -> PackSummary | None:
-        if packing == "concat":
-            return None
-        return PackSummary.of(read_packs(dataset, packing, data.sequence_length))
+    def packs(dataset: Dataset, split: str) -> dict[int, PackSummary]:
+        wanted = [(packing, length) for of_split, packing, length in data.packs if of_split == split]
+        return {length: PackSummary.of(read_packs(dataset, packing, length)) for packing, length in wanted}
 
     train = [
-        (dataset.summary, packed(dataset, data.packing))
+        (dataset.summary, packs(dataset, "train"))
         for dataset in opened_datasets(data, sources, mirror, model_vocab_size=vocab_size, split="train")
     ]
     held_out = [
-        (dataset.summary, packed(dataset, data.held_out_packing))
+        (dataset.summary, packs(dataset, "validation").get(data.sequence_length))
         for dataset in opened_datasets(data, sources, mirror, model_vocab_size=vocab_size, split="validation")
     ]
     return [SourceSummary(*trained, *held) for trained, held in zip(train, held_out, strict=True)]
+
+
+def _packed(dataset: Dataset, packing: str, length: int, pack: PackSummary | None) -> Packing:
+    return ConcatPacking(dataset, length) if pack is None else IndexedPacking(dataset, packing, length, pack)
 
 
 def _plan_of(settings: Settings, train: list[Packing]) -> Plan:

@@ -18,7 +18,8 @@ from bigtrain.estimate import forecast_memory, layout_of, remedies, workload_of
 
 
 def measure_batch(context: CheckContext) -> dict[str, int]:
-    """Compute how the global batch is divided. Only the leader does it, because it is arithmetic.
+    """Compute how the global batch of the first length of samples is divided, and check those of all lengths. Only the
+    leader does it, because it is arithmetic.
 
     Raises:
         BigtrainError: the batch, or the ranks, do not divide.
@@ -26,18 +27,21 @@ def measure_batch(context: CheckContext) -> dict[str, int]:
     settings, world = context.settings, context.ranks
     assert settings is not None
     engine, train = settings.engine, settings.train
-    division = divide_work(
-        train.batches,
-        train.micro_batch_size,
-        world,
-        tensor_parallel_size=engine.tensor_parallel_size,
-        sequence_parallel_size=engine.sequence_parallel_size,
-        zero_hpz_partition_size=engine.zero_hpz_partition_size,
+    of_all, of_first = (
+        divide_work(
+            batches,
+            train.micro_batch_size,
+            world,
+            tensor_parallel_size=engine.tensor_parallel_size,
+            sequence_parallel_size=engine.sequence_parallel_size,
+            zero_hpz_partition_size=engine.zero_hpz_partition_size,
+        )
+        for batches in (settings.batches, train.batches)
     )
     return {
-        "ranks": division.data_parallel_size,
+        "ranks": of_all.data_parallel_size,
         "rows": train.micro_batch_size,
-        "accumulated": division.accumulation_steps[-1],
+        "accumulated": of_first.accumulation_steps[-1],
     }
 
 
@@ -71,7 +75,9 @@ def rank_memory(settings: Settings, world_size: int) -> RankMemory:
     Raises:
         BigtrainError: the ranks or the global batch do not divide.
     """
-    work, layout = workload_of(settings), layout_of(settings, world_size)
+    stages = [settings.at_step(stage.first_step) for stage in settings.stages]
+    each = [(workload_of(staged), layout_of(staged, world_size)) for staged in stages]
+    work, layout = max(each, key=lambda pair: forecast_memory(*pair).allocated)
     needed = forecast_memory(work, layout)
     kept_here = forecast_memory(work, replace(layout, offload_optimizer=False, offload_weights=False))
     image = checkpoint_bytes(settings) / world_size

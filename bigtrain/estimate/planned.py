@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bigtrain.base import BigtrainError
@@ -212,6 +212,25 @@ _SHORT = {
 
 
 @dataclass(frozen=True)
+class PlannedStage:
+    """What the steps of one length of samples need and take."""
+
+    first_step: int
+    sequence_length: int
+    """Tokens in a sample."""
+    micro_batch_size: int
+    """Samples in one forward pass."""
+    fits: bool
+    peak_gib: float
+    seconds: float
+    """Of a step."""
+    tokens: float
+    """Of all its steps."""
+    hours: float
+    """By the clock, as those of the run."""
+
+
+@dataclass(frozen=True)
 class FrontPoint:
     """The best layout of one number of GPUs."""
 
@@ -244,6 +263,9 @@ class PlannedRun(PlannedLayout):
     """The fastest layouts of a search."""
     front: list[FrontPoint]
     """The best layout for numbers of GPUs around the one asked for."""
+    stages: list[PlannedStage]
+    """Where the length of the samples changes: each length in the layout of the first. Time and cost of the run are
+    their sums, and it fits where all of them do; empty where the length stays."""
 
 
 def plan(
@@ -288,8 +310,10 @@ def plan(
     if not chosen.forecast.fits:
         way_out = what_would_fit(settings, machines.gpus, machines.device, machines.connected)
         remedies = list(way_out[0]) if way_out else []
+    planned = _planned(chosen, settings, wish)
+    stages = _stages(chosen.forecast, settings, machines, wish) if len(settings.stages) > 1 else []
     return PlannedRun(
-        **vars(_planned(chosen, settings, wish)),
+        **vars(_in_stages(planned, stages) if stages else planned),
         gpu=machines.device.name,
         gpus=machines.gpus,
         nodes=machines.nodes,
@@ -302,6 +326,52 @@ def plan(
         fitting=found.fitting if found else int(chosen.forecast.fits),
         best=best,
         front=front,
+        stages=stages,
+    )
+
+
+def _stages(first: Forecast, settings: Settings, machines: Machines, wish: Wish) -> list[PlannedStage]:
+    """Each stage of a run, in the layout of the first."""
+    total = wish.run_of(first, settings).tokens
+    stages, planned = settings.stages, []
+    ends = [*(stage.first_step for stage in stages[1:]), settings.total_steps + 1]
+    for stage, end in zip(stages, ends, strict=True):
+        staged = settings.at_step(stage.first_step)
+        batch = settings.batches.stage_of(stage.first_step)
+        rows = batch.micro_batch_size(first.layout.micro_batch_size)
+        held = first.layout.data * rows
+        layout = replace(
+            first.layout, micro_batch_size=rows, accumulation_steps=max(1, staged.train.global_batch_size // held)
+        )
+        found = forecast(workload_of(staged), layout, machines.device, machines.connected)
+        tokens = total * max(0, min(end, settings.total_steps + 1) - stage.first_step) / settings.total_steps
+        outcome = with_run(found, RunPlan(tokens)).run
+        assert outcome is not None
+        planned.append(
+            PlannedStage(
+                first_step=stage.first_step,
+                sequence_length=stage.sequence_length,
+                micro_batch_size=rows,
+                fits=found.fits,
+                peak_gib=found.peak_gib,
+                seconds=found.step_seconds,
+                tokens=tokens,
+                hours=outcome.hours,
+            )
+        )
+    return planned
+
+
+def _in_stages(planned: PlannedLayout, stages: Sequence[PlannedStage]) -> PlannedLayout:
+    """A layout with the time and the cost of all stages; it fits where all of them do."""
+    times = sum(stage.hours for stage in stages) / planned.hours
+    return replace(
+        planned,
+        fits=all(stage.fits for stage in stages),
+        hours=planned.hours * times,
+        gpu_hours=planned.gpu_hours * times,
+        cost=None if planned.cost is None else planned.cost * times,
+        energy_kwh=None if planned.energy_kwh is None else planned.energy_kwh * times,
     )
 
 

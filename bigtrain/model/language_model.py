@@ -154,6 +154,10 @@ class LanguageModel(nn.Module):
             if isinstance(module, CompressedLinear):
                 module.at_step(step)
 
+    def rotate_by(self, settings: ModelSettings) -> None:
+        """Rotate queries and keys by the `rope_theta` and `rope_scaling` of these settings from now on. A model without
+        attention rotates nothing."""
+
     def compile_blocks(self) -> None:
         """Compile the blocks in place, one by one: they share one compilation, which a whole model would not."""
         for module in self.modules():

@@ -46,14 +46,13 @@ class BlockStack(nn.Module):
         """
         super().__init__()
         self.settings = settings
+        self.rotate_by(settings)
         self.sequence_parallel = execution.sequence_parallel
         self.compiled = False
         self.virtual_tokens = 0
         """Virtual tokens that an adapter puts in front of every document: positions begin after them."""
         self.prompt: PromptEmbedding | None = None
         """Their embeddings, where they go through the layers as others do."""
-        theta = settings.local_rope_theta
-        self._local_settings = None if theta is None else settings.model_copy(update={"rope_theta": theta})
         if embed_tokens is not None:
             self.embed_tokens = embed_tokens
         self.embed_token_types = token_types(settings)
@@ -66,6 +65,11 @@ class BlockStack(nn.Module):
         self.layers = nn.ModuleList(Block(settings, layer, execution) for layer in range(settings.distinct_layers))
         self.norm = nn.Identity() if settings.norm_position == "post_residual" else norm_layer(settings)
         self.final_dropout = Dropout(settings.final_dropout, "final")
+
+    def rotate_by(self, settings: ModelSettings) -> None:
+        """Rotate queries and keys by the `rope_theta` and `rope_scaling` of these settings from now on."""
+        self._rotary_settings, theta = settings, settings.local_rope_theta
+        self._local_settings = None if theta is None else settings.model_copy(update={"rope_theta": theta})
 
     def stream(
         self,
@@ -147,7 +151,7 @@ class BlockStack(nn.Module):
         return Context(
             cu_seqlens,
             max_seqlen,
-            rotary=rotary_at(position_ids, self.settings, dtype) if rotates else None,
+            rotary=rotary_at(position_ids, self._rotary_settings, dtype) if rotates else None,
             local_rotary=rotary_at(position_ids, local, dtype) if (local := self._local_settings) is not None else None,
             distance_bias=None if bias is None else bias(max_seqlen).to(position_ids.device, dtype),
             dropout=dropout,

@@ -11,7 +11,7 @@ terminal        the log, in a file for each rank and on the terminal of rank 0
 """
 
 from bigtrain.observe.live_storages import LiveStorages
-from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, TRACE_PREFIX, Meter, Reading
+from bigtrain.observe.meter import FORWARD, FORWARD_BACKWARD, OPTIMIZER, TRACE_PREFIX, Meter, Reading, StageFlops
 from bigtrain.observe.peak_flops import (
     MATMUL_SIZES,
     cpu_name,
@@ -36,6 +36,7 @@ __all__ = [
     "LiveStorages",
     "Meter",
     "Reading",
+    "StageFlops",
     "Tracker",
     "cpu_name",
     "datasheet_flops",

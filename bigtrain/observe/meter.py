@@ -17,9 +17,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -49,14 +50,23 @@ class Reading:
     eta_seconds: float
 
 
+class StageFlops(NamedTuple):
+    """Forward and backward FLOPs of one token, from a step on."""
+
+    first_step: int
+    per_token: float
+    """By the field's convention."""
+    causal_per_token: float
+    """With attention as it is."""
+
+
 class Meter:
     """Times the steps of one run, without evaluation and saving."""
 
     def __init__(
         self,
+        flops: Sequence[StageFlops],
         *,
-        flops_per_token: float,
-        causal_flops_per_token: float,
         peak: Peak,
         total_steps: int,
         device: torch.device,
@@ -64,14 +74,12 @@ class Meter:
         """Set the constants of the run.
 
         Args:
-            flops_per_token: forward and backward FLOPs of one token, by the field's convention.
-            causal_flops_per_token: the same with attention as it is.
+            flops: of one token, from step 1 and from each step on at which they change.
             peak: the FLOP/s of all ranks that count as 100%.
             total_steps: the last step, for the time left.
             device: where the model computes.
         """
-        self.flops_per_token = flops_per_token
-        self.causal_flops_per_token = causal_flops_per_token
+        self._flops = tuple(flops)
         self.peak = peak
         self.total_steps = total_steps
         self._on_gpu = device.type == "cuda"
@@ -123,7 +131,7 @@ class Meter:
         for part, start, end in self._events:
             self._add(part, start.elapsed_time(end) / 1000)
         self._recent.append(seconds)
-        rate = tokens / seconds
+        rate, flops = tokens / seconds, self.flops_at(step)
         return Reading(
             step_seconds=seconds,
             data_seconds=self._data_seconds,
@@ -131,10 +139,14 @@ class Meter:
             forward_backward_seconds=self._seconds.get(FORWARD_BACKWARD, 0.0),
             optimizer_seconds=self._seconds.get(OPTIMIZER, 0.0),
             tokens_per_second=rate,
-            mfu=rate * self.flops_per_token / self.peak.flops,
-            mfu_causal=rate * self.causal_flops_per_token / self.peak.flops,
+            mfu=rate * flops.per_token / self.peak.flops,
+            mfu_causal=rate * flops.causal_per_token / self.peak.flops,
             eta_seconds=(self.total_steps - step) * self.typical_step_seconds,
         )
+
+    def flops_at(self, step: int) -> StageFlops:
+        """The FLOPs of one token of a step."""
+        return next(flops for flops in reversed(self._flops) if flops.first_step <= step)
 
     @property
     def typical_step_seconds(self) -> float:

@@ -38,11 +38,12 @@ EVENTS = {
     "corruption": ("#be123c", False),
     "not finite": ("#be123c", False),
     "straggler": ("#a16207", False),
+    "stage": ("#15803d", False),
     "stop": ("#475569", False),
     "save": ("#0891b2", True),
 }
 """The events that charts show: their colour, and whether they are ticks on the axis, as there are many."""
-DETAILS = ("reason", "problems", "seconds", "from_checkpoint", "rank")
+DETAILS = ("reason", "problems", "seconds", "from_checkpoint", "rank", "sequence_length")
 """The fields of an event that its mark shows."""
 UNITS = ((2 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 BAR, TOP, COLUMN = 56, 58, 3

@@ -26,6 +26,7 @@ class Event(StrEnum):
     CHANGE = "change"
     FORECAST = "forecast"
     PLAN = "plan"
+    STAGE = "stage"
     EVALUATE = "evaluate"
     SAVE = "save"
     COMMIT = "commit"
@@ -157,6 +158,23 @@ class PlanEvent(EventFields):
     """The first step with another batch; null where no batch differs."""
     skip: Sequence[Mapping[str, Any]]
     """The items of data.skip from here on."""
+
+
+@dataclass(frozen=True)
+class StageEvent(EventFields):
+    """A stage of the run starts with this step: samples of another length, or another rotation."""
+
+    event = Event.STAGE
+    sequence_length: Count
+    """Tokens in a sample."""
+    global_batch_size: Count
+    """Samples in a step."""
+    micro_batch_size: Count
+    """Samples in one forward pass."""
+    rope_theta: float
+    """See model.rope_theta."""
+    rope_scaling: Mapping[str, Any] | None
+    """See model.rope_scaling."""
 
 
 class SourceValidation(TypedDict, total=False):
@@ -383,8 +401,8 @@ class StopEvent(EventFields):
 EVENTS: dict[Event, type[EventFields]] = {
     cls.event: cls
     for cls in (
-        StartEvent, ResumeEvent, FallbackEvent, ChangeEvent, ForecastEvent, PlanEvent, EvaluateEvent, SaveEvent,
-        CommitEvent, PruneFailedEvent, OverflowEvent, NotFiniteEvent, SpikeEvent, SkipEvent, RewindEvent,
+        StartEvent, ResumeEvent, FallbackEvent, ChangeEvent, ForecastEvent, PlanEvent, StageEvent, EvaluateEvent,
+        SaveEvent, CommitEvent, PruneFailedEvent, OverflowEvent, NotFiniteEvent, SpikeEvent, SkipEvent, RewindEvent,
         EvidenceEvent, GaveUpEvent, StragglerEvent, CaughtUpEvent, CorruptionEvent, HangEvent, StopEvent,
     )
 }  # fmt: skip

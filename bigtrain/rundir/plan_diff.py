@@ -68,7 +68,7 @@ def compare_plans(one: Path, other: Path, overrides: Sequence[str] = ()) -> Plan
         differs=first.parts_unlike(second),
         same_before=None
         if sample is None
-        else FirstDifference(sample=sample, step=first.batches.step_of(sample), tokens=sample * first.sequence_length),
+        else FirstDifference(sample=sample, step=first.batches.step_of(sample), tokens=first.tokens_before(sample)),
         sources=[
             SamplesOfSource(name, (counts[0].get(name, 0), counts[1].get(name, 0)))
             for name in dict.fromkeys([*counts[0], *counts[1]])
@@ -88,8 +88,12 @@ def _settings(place: Path, overrides: Sequence[str] = ()) -> Settings:
 
 
 def _samples_of_sources(settings: Settings, plan: Plan) -> dict[str, int]:
+    """The samples of each source, at all lengths together."""
     samples = plan.batches.consumed_after(settings.total_steps)
-    return {source.name: n for source, n in zip(plan.sources, plan.samples_drawn(samples), strict=True)}
+    counts: dict[str, int] = {}
+    for source, count in zip(plan.sources, plan.samples_drawn(samples), strict=True):
+        counts[source.name] = counts.get(source.name, 0) + count
+    return counts
 
 
 def _consumed(place: Path) -> int | None:

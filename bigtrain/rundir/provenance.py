@@ -64,6 +64,8 @@ class PartOfDocument:
     """What labels the source has: parts, classes, tags, answers or turns."""
     runs: list[LabelledRun] | None = None
     """The text again, divided by the labels of its tokens, where its source has labels."""
+    metadata: dict[str, Any] | None = None
+    """What the source keeps beside the document, such as URL and date."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class FoundDocument:
     tokens: int
     held_out: bool
     """Whether it is for validation, and so never trained on."""
+    metadata: dict[str, Any] | None = None
+    """What the source keeps beside the document, such as URL and date."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,7 @@ def part_of_document(part: DocumentPart, tokenizer: Tokenizer | None = None) -> 
         runs=None
         if tokenizer is None or runs is None
         else [LabelledRun(label, decode_ids(tokenizer, ids, special=True)) for label, ids in runs],
+        metadata=document.metadata,
     )
 
 
@@ -325,6 +330,7 @@ def steps_of_document(run: Path, reference: str) -> StepsOfDocument:
             position=document.position,
             tokens=document.tokens,
             held_out=document.held_out,
+            metadata=document.metadata,
         ),
         total_steps=total,
         newest_step=done,

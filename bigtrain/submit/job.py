@@ -29,6 +29,13 @@ class Job:
     processes_per_node: int
     min_nodes: int | None = None
     """Go on with so few when nodes are lost."""
+    builds_data: bool = False
+    """Build the data of the configuration, on Ray, instead of training on them."""
+
+    @classmethod
+    def of_build(cls, config: Path, overrides: Sequence[str], *, nodes: int) -> Job:
+        """A job that builds data. Raises BigtrainError: something in the configuration is wrong."""
+        return cls(config, overrides, load_settings(config, overrides), nodes, 1, builds_data=True)
 
     @classmethod
     def of(
@@ -62,7 +69,7 @@ class Job:
         engine, train = self.settings.engine, self.settings.train
         try:
             divide_work(
-                train.batches,
+                self.settings.batches,
                 train.micro_batch_size,
                 nodes * self.processes_per_node,
                 tensor_parallel_size=engine.tensor_parallel_size,
@@ -76,7 +83,9 @@ class Job:
 
     @property
     def name(self) -> str:
-        """A name for people, after the run directory."""
+        """A name for people, after the run directory or the data."""
+        if self.builds_data:
+            return f"{self.settings.data.dir.name}-data"
         return self.settings.run_dir.name or "bigtrain"
 
     @property

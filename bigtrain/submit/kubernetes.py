@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +18,12 @@ import yaml
 from bigtrain.base import BigtrainError
 from bigtrain.submit.job import Job, run_program, scripts
 
-Kind = Literal["job", "trainjob"]
+Kind = Literal["job", "trainjob", "rayjob"]
 Manifest = dict[str, Any]
 
 FORECAST = "bigtrain-forecast"
 """The annotation of a job with what the planner expects of it."""
-JOBS = ("Job", "TrainJob")
+JOBS = ("Job", "TrainJob", "RayJob")
 CONFIG_FOLDER = "/etc/bigtrain"
 IN_IMAGE = "/opt/bigtrain/launch/node.sh"
 LONGEST_NAME = 52
@@ -37,7 +40,7 @@ class KubernetesOptions:
     claim: str
     """The PersistentVolumeClaim that run directory and data lie on."""
     kind: Kind = "job"
-    """`job`: plain Kubernetes. `trainjob`: Kubeflow Trainer."""
+    """`job`: plain Kubernetes. `trainjob`: Kubeflow Trainer. `rayjob`: KubeRay, which is what builds data."""
     name: str | None = None
     namespace: str | None = None
     mount: str = "/workspace"
@@ -113,11 +116,12 @@ def as_name(text: str) -> str:
 
 
 def _name_of(job: Job, options: KubernetesOptions) -> str:
-    """The job's name: that of its run directory, and a mark that other directories of this name do not have.
+    """The job's name: that of its run or data directory, and a mark that other directories of this name do not have.
 
     A run that is submitted again has the same name, and the cluster refuses to run it twice at a time.
     """
-    where = "\n".join((options.claim, options.mount, str(job.settings.run_dir)))
+    folder = job.settings.data.dir if job.builds_data else job.settings.run_dir
+    where = "\n".join((options.claim, options.mount, str(folder)))
     mark = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:6]
     return f"{as_name(job.name)[: LONGEST_NAME - len(mark) - 1].strip('-')}-{mark}"
 
@@ -159,8 +163,13 @@ def _arguments(job: Job, options: KubernetesOptions, name: str, meeting: list[st
         *(["--doctor"] if options.doctor else []),
         "train",
         f"{CONFIG_FOLDER}/config.yaml",
-        *(override.replace("$", "$$") for override in job.overrides),  # Kubernetes would replace $(VARIABLE)
+        *_escaped(job.overrides),
     ]
+
+
+def _escaped(overrides: Sequence[str]) -> list[str]:
+    """Arguments in which Kubernetes replaces nothing: it would replace $(VARIABLE)."""
+    return [override.replace("$", "$$") for override in overrides]
 
 
 def _resources(options: KubernetesOptions) -> Manifest:
@@ -224,7 +233,20 @@ def _fill_train_job(spec: Manifest, job: Job, options: KubernetesOptions, name: 
     }
 
 
-_FILL = {"Job": _fill_job, "TrainingRuntime": _fill_runtime, "TrainJob": _fill_train_job}
+def _fill_ray_job(spec: Manifest, job: Job, options: KubernetesOptions, name: str) -> None:
+    command = ["bigtrain", "data", "build", "--on", "ray", f"{CONFIG_FOLDER}/config.yaml"]
+    spec["entrypoint"] = shlex.join([*command, *_escaped(job.overrides)])
+    cluster = spec["rayClusterSpec"]
+    workers = cluster["workerGroupSpecs"][0]
+    workers |= dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), job.nodes - 1)
+    cluster["workerGroupSpecs"] = [workers] if job.nodes > 1 else []
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        group["template"] = deepcopy(group["template"])  # the file has it once
+        container = _fill_pod(group["template"]["spec"], job, options, name)
+        container["resources"] = _resources(options)
+
+
+_FILL = {"Job": _fill_job, "RayJob": _fill_ray_job, "TrainingRuntime": _fill_runtime, "TrainJob": _fill_train_job}
 
 
 def _require_sense(job: Job, name: str) -> None:
@@ -235,7 +257,7 @@ def _require_sense(job: Job, name: str) -> None:
             wanted=f"small letters, digits and dashes, a letter first, at most {LONGEST_NAME}",
             fix=f"--name {as_name(name)}",
         )
-    if job.settings.train.stop_after is not None:
+    if job.settings.train.stop_after is not None and not job.builds_data:
         raise BigtrainError(
             "Kubernetes would start a run that has stopped after train.stop_after again and again",
             found=f"train.stop_after {job.settings.train.stop_after}",

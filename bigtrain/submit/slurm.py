@@ -1,4 +1,7 @@
-"""A job for Slurm: the command line of sbatch for launch/slurm.sbatch, which says what happens on the nodes."""
+"""A job for Slurm: the command line of sbatch for launch/slurm.sbatch, which says what happens on the nodes.
+
+A build of data is a job of launch/build-data.sbatch.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,8 @@ def commands(job: Job, options: SlurmOptions) -> list[list[str]]:
         BigtrainError: the options contradict each other, or the launch scripts are not there.
     """
     _require_sense(job, options)
+    if job.builds_data:
+        return [[*_sbatch(job, options), *_build_script(job, options)]]
     first = [*_sbatch(job, options), *_script(job, options)]
     later = [*_sbatch(job, options), f"--dependency=afterany:{BEFORE}", *_script(job, options)]
     return [first, *[later] * (options.chain - 1)]
@@ -123,10 +128,11 @@ def _sbatch(job: Job, options: SlurmOptions) -> list[str]:
         *whole_nodes,
         *[f"--{name}={value}" for name, value in given.items() if value is not None],
         f"--signal=B:USR1@{options.signal_lead}",
-        f"--output={_literal(job.settings.run_dir)}/logs/slurm-%j.out",
+        f"--output={_literal(job.settings.run_dir)}/logs/{log_name(job, '%j')}",
         "--open-mode=append",
         "--requeue",
-        *([] if job.min_nodes is None else ["--no-kill"]),  # else Slurm ends the job with the first node that fails
+        # else Slurm ends the job with the first node that fails
+        *(["--no-kill"] if job.min_nodes is not None or job.builds_data else []),
         *options.extra,
     ]
 
@@ -153,6 +159,23 @@ def _script(job: Job, options: SlurmOptions) -> list[str]:
     ]
 
 
+def _build_script(job: Job, options: SlurmOptions) -> list[str]:
+    given = {"max-requeues": options.max_requeues, "container": options.container, "mounts": options.mounts}
+    folder = scripts()
+    return [
+        str(folder / "build-data.sbatch"),
+        *("--launch", str(folder)),
+        *[part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))],
+        job.config_argument,
+        *job.overrides,
+    ]
+
+
+def log_name(job: Job, number: str) -> str:
+    """The file of a job's output in the logs of the run directory."""
+    return f"{'data' if job.builds_data else 'slurm'}-{number}.out"
+
+
 def _requeues(options: SlurmOptions) -> int | None:
     chained = options.chain > 1 or options.array is not None
     return 0 if chained and options.max_requeues is None else options.max_requeues
@@ -171,7 +194,7 @@ def _require_sense(job: Job, options: SlurmOptions) -> None:
             found="--exclude-failing, and no requeue: --max-requeues 0, or a chain or array without --max-requeues",
             fix="give --max-requeues, or leave out --exclude-failing and name the nodes with --exclude",
         )
-    if job.settings.train.stop_after is not None and _requeues(options) != 0:
+    if not job.builds_data and job.settings.train.stop_after is not None and _requeues(options) != 0:
         raise BigtrainError(
             "a job that has stopped after train.stop_after would go back into the queue again and again",
             found=f"train.stop_after {job.settings.train.stop_after}",

@@ -48,7 +48,7 @@ from bigtrain.model import (
     product_dtype,
 )
 from bigtrain.objective import row_lengths
-from bigtrain.observe import Meter, peak_of, peak_of_all
+from bigtrain.observe import Meter, StageFlops, peak_of, peak_of_all
 from bigtrain.rundir import RunState
 from bigtrain.trained import (
     TEACHER,
@@ -297,26 +297,29 @@ def meter_for(settings: Settings, topology: Topology, history: Iterable[Mapping[
     own = peak_of(topology.device, product_dtype(COMPUTE_DTYPES[settings.engine.precision], topology.device))
     peaks = gather(topology, own)
     earlier = [event["peak"] for event in history if isinstance(event.get("peak"), dict)]
+    return Meter(
+        [_flops_of(settings.at_step(stage.first_step), stage.first_step) for stage in settings.stages],
+        peak=topology.broadcast(peaks and peak_of_all(peaks).with_earlier(earlier)),
+        total_steps=settings.total_steps,
+        device=topology.device,
+    )
+
+
+def _flops_of(settings: Settings, first_step: int) -> StageFlops:
+    """The FLOPs of a token of the data in a run of these settings."""
     length, encoder_length = row_lengths(
         settings.objective, settings.data.sequence_length, reads_pairs=settings.model.reads_pairs
     )
     share = length / settings.data.sequence_length  # the meter counts tokens of the data
 
     def flops(causal: bool) -> float:
-        labelled = settings.objective.labelled_share
         return share * flops_per_token(
             settings.model,
             length,
             causal=causal,
-            labelled=labelled,
+            labelled=settings.objective.labelled_share,
             encoder_length=encoder_length,
             adapter=settings.adapter,
         )
 
-    return Meter(
-        flops_per_token=flops(causal=False),
-        causal_flops_per_token=flops(causal=True),
-        peak=topology.broadcast(peaks and peak_of_all(peaks).with_earlier(earlier)),
-        total_steps=settings.total_steps,
-        device=topology.device,
-    )
+    return StageFlops(first_step, flops(causal=False), flops(causal=True))

@@ -32,7 +32,8 @@ def check_continuation(
             run never starts at step 0 again by itself.
     """
     if search.summary is not None:
-        changes = check_compatible(search.summary, mathematics(settings), settings.checkpoint.allow_change)
+        now = mathematics(settings.at_step(search.summary.cursor.step))
+        changes = check_compatible(search.summary, now, settings.checkpoint.allow_change)
         check_length(search.summary, settings)
         check_plan(search.summary, plan)
         return changes
@@ -107,6 +108,7 @@ def check_plan(summary: CheckpointSummary, plan: Plan) -> None:
             found=f"{', '.join(plan.parts_unlike(then))} differ; the same only up to step "
             f"{plan.batches.step_of(parting)}, sample {parting:,}",
             wanted=f"the same up to sample {cursor.consumed_samples:,}",
-            fix="put the data settings back, or change them from a later point on (data.phases, data.skip, "
-            "train.batch_size_warmup); `bigtrain data diff RUN CONFIG` shows what a change moves",
+            fix="put the data settings back, or change them from a later point on (data.phases, with new_epoch where "
+            "sequence_length changes, data.skip, train.batch_size_warmup); `bigtrain data diff RUN CONFIG` shows what "
+            "a change moves",
         )

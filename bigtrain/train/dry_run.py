@@ -37,9 +37,18 @@ def dry_run(engine: Engine, settings: Settings, topology: Topology) -> None:
     keeps_errors = "zeropp_loco_param" in settings.engine.deepspeed.get("zero_optimization", {})
     if not settings.engine.dry_run or keeps_errors:  # errors of quantised gradients: a NaN would stay in them
         return
-    rows, tokens = settings.train.micro_batch_size, settings.data.sequence_length
-    what = f"a micro-batch of {rows} x {tokens:,} tokens"
-    accumulated = settings.train.global_batch_size // (topology.data_size * rows)
+    tried: set[tuple[int, int]] = set()
+    for stage in settings.stages:  # also those that are over: a model that is compiled meets all lengths in their order
+        staged = settings.at_step(stage.first_step)
+        rows, tokens = staged.train.micro_batch_size, staged.data.sequence_length
+        if (rows, tokens) not in tried:
+            tried.add((rows, tokens))
+            _try(engine, staged, topology, f"a micro-batch of {rows} x {tokens:,} tokens")
+
+
+def _try(engine: Engine, settings: Settings, topology: Topology, what: str) -> None:
+    """Try a step of one stage. Raises BigtrainError."""
+    accumulated = settings.train.global_batch_size // (topology.data_size * settings.train.micro_batch_size)
     inputs = worst_case(settings, topology.device)
     with enough_memory(settings, topology, what):
         engine.rehearse([inputs] * min(2, accumulated))

@@ -76,7 +76,6 @@ def introduce(run: TrainingRun, search: Search, changes: Sequence[Change], phase
 def _log_shape(run: TrainingRun) -> None:
     """The model, the ranks and the batch."""
     settings, topology, plan, peak = run.settings, run.topology, run.data.plan, run.recorder.meter.peak
-    batch, rows, length = plan.batches.sizes[-1], settings.train.micro_batch_size, settings.data.sequence_length
     logger.info(
         f"bigtrain {__version__}: {settings.model.family}, {count_parameters(settings.model):,} parameters, "
         f"{settings.engine.precision}, ZeRO stage {settings.engine.zero_stage}"
@@ -91,17 +90,24 @@ def _log_shape(run: TrainingRun) -> None:
             f"adapter {settings.adapter.method}: {learning:,} parameters learn beside {settings.model.init_from}"
         )
     run.recorder.tracker.describe({"peak": peak.as_record()})
-    logger.info(
-        f"{run.total_steps:,} steps of {batch} x {length} = {quantity(batch * length)} tokens, in micro-batches of "
-        f"{rows} with {batch // (topology.data_size * rows)} accumulated; plan {plan.plan_id[:12]}"
-    )
+    for stage in settings.stages:
+        staged = settings.at_step(stage.first_step)
+        batch, rows, length = staged.train.global_batch_size, staged.train.micro_batch_size, stage.sequence_length
+        steps = f"{run.total_steps:,} steps" if stage.phase is None else f"from step {stage.first_step:,} on steps"
+        logger.info(
+            f"{steps} of {batch} x {length} = {quantity(batch * length)} tokens, in micro-batches of "
+            f"{rows} with {batch // (topology.data_size * rows)} accumulated; plan {plan.plan_id[:12]}"
+        )
 
 
 def _record_forecast(run: TrainingRun) -> None:
     """What the planner expects, where the datasheet of the device is known."""
     topology = run.topology
     expected = forecast_here(
-        run.settings, topology.device, ranks=topology.world_size, ranks_per_node=topology.local_world_size
+        run.settings.at_step(run.step + 1),
+        topology.device,
+        ranks=topology.world_size,
+        ranks_per_node=topology.local_world_size,
     )
     if expected is None:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigtrain.base import duration, quantity
 from bigtrain.checkpoint import Commit
-from bigtrain.config import TrackingSettings
+from bigtrain.config import Settings, TrackingSettings
 from bigtrain.engine import Topology
 from bigtrain.health import OwnWork
 from bigtrain.observe import ALERTS, Meter, Reading, Tracker, describe_details, peak_memory
@@ -24,6 +24,7 @@ from bigtrain.rundir import (
     RewindEvent,
     RunDirectory,
     SkipEvent,
+    StageEvent,
     StepMetrics,
     StopEvent,
     StragglerEvent,
@@ -75,6 +76,18 @@ class Recorder:
             self._events.append({"event": name, "step": step, **details})
         if name in ALERTS:
             self.tracker.alert(f"{name} at step {step}", describe_details(details), ALERTS[name])
+
+    def stage(self, settings: Settings, step: int) -> None:
+        """Record that a stage of the run starts with a step.
+
+        Args:
+            settings: of the run at this step: `Settings.at_step`.
+            step: its first.
+        """
+        model, train, length = settings.model, settings.train, settings.data.sequence_length
+        scaling = None if model.rope_scaling is None else model.rope_scaling.model_dump(mode="json", exclude_none=True)
+        self.note(StageEvent(length, train.global_batch_size, train.micro_batch_size, model.rope_theta, scaling), step)
+        logger.info(f"step {step}  another stage: {train.global_batch_size} samples of {length:,} tokens a step")
 
     def step(
         self, outcome: StepOutcome, agreed: Agreement, *, consumed_samples: int, total_steps: int, decisions: int

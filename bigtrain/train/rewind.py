@@ -177,11 +177,14 @@ def explain(run: TrainingRun, anomaly: Assessment, data: RunData) -> None:
         data: in the order before the decision.
     """
     step = anomaly.worst.step
+    run.training.rotate_as_in(step)
     try:
         documents = documents_by_loss(run.training.engine, run.topology, data, run.settings, step, most=WORST_DOCUMENTS)
     except BigtrainError as error:  # all ranks have it, or rank 0 after its last word; the run can go on without it
         logger.warning(f"step {step} cannot be looked at: {error}")
         return
+    finally:
+        run.training.rotate_as_in(run.step)
     if run.topology.rank == 0:
         tokenizer = load_tokenizer(run.settings.data.dir)
         worst = [document.as_record(tokenizer, excerpt=EXCERPT) for document in documents]

@@ -217,6 +217,7 @@ def build(start: StartPoint, opened: OpenedData, joined: JoinedRanks, held: Exit
         engine,
         topology,
         LearningRate(settings),
+        stages=settings.stages,
         done=start.step,
         timing=meter.timing,
         heartbeat=joined.heartbeat,

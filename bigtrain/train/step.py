@@ -15,7 +15,7 @@ from typing import cast
 import torch
 
 from bigtrain.base import damage, reached
-from bigtrain.config import Settings
+from bigtrain.config import Settings, TrainingStage
 from bigtrain.data import LabelCounts, RankBatch
 from bigtrain.engine import Engine, Topology, learning_rate
 from bigtrain.health import Heartbeat, LoopPhase
@@ -66,6 +66,7 @@ class TrainingStep:
         topology: Topology,
         learning_rate: LearningRate,
         *,
+        stages: Sequence[TrainingStage] = (),
         done: int = 0,
         timing: Timing = lambda part: nullcontext(),
         heartbeat: Heartbeat | None = None,
@@ -76,28 +77,37 @@ class TrainingStep:
             engine: with the weights and moments of that step.
             topology: the ranks.
             learning_rate: of each step.
+            stages: of the run: the rotation of the model in each. Default: it never changes.
             done: the steps that are done.
             timing: times the parts of a step.
             heartbeat: is updated along the way.
         """
         self.engine, self.learning_rate = engine, learning_rate
         self._topology, self._timing, self._heartbeat = topology, timing, heartbeat or Heartbeat()
+        self._stages = tuple(stages)
         self.done = done
 
     @property
     def done(self) -> int:
-        """The optimizer steps that are done. The model computes as after so many."""
+        """The optimizer steps that are done. The model computes as after so many, with the rotation of the last."""
         return self._done
 
     @done.setter
     def done(self, step: int) -> None:
         self._done = step
         self.model.at_step(step)
+        self.rotate_as_in(step)
 
     @property
     def model(self) -> LanguageModel:
         """The model in training."""
         return cast(LanguageModel, self.engine.module)
+
+    def rotate_as_in(self, step: int) -> None:
+        """Let the model rotate queries and keys as in a step; 0 counts as step 1."""
+        for stage in self._stages:
+            if stage.first_step <= max(1, step):
+                self.model.rotate_by(stage.model)
 
     def take(
         self, batch: RankBatch, labels: LabelCounts, *, before_update: Callable[[], None] = lambda: None
@@ -112,6 +122,7 @@ class TrainingStep:
             before_update: called when the gradient is there, before it is used.
         """
         step, device = self.done + 1, self._topology.device
+        self.rotate_as_in(step)
         self._heartbeat.enter(LoopPhase.FORWARD_BACKWARD)
         reached("step", step)
         counts = labels.of_terms(batch.loss_terms)

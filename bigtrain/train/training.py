@@ -180,6 +180,8 @@ class TrainingRun:
         self.heartbeat.enter(LoopPhase.RECORD)
         self.heartbeat.warm = True
         report_step()
+        if self.step in (stage.first_step for stage in self.settings.stages[1:]):
+            self.recorder.stage(self.settings.at_step(self.step), self.step)
         return self.recorder.step(
             outcome,
             agreed,
@@ -301,7 +303,7 @@ class TrainingRun:
             Cursor(self.step, self.consumed_samples, plan.plan_id, engine.optimizer_steps),
             engine.fragments(),
             engine.rng_state(),
-            mathematics=mathematics(self.settings),
+            mathematics=mathematics(self.settings.at_step(self.step)),
             zero_stage=self.settings.engine.zero_stage,
             state=state.as_json(),
             last=last or self._is_best,

@@ -59,6 +59,7 @@ def settings_of_checkpoint(run: RunDirectory, checkpoint: Checkpoint) -> Setting
         BigtrainError: see `open_with_settings`.
     """
     settings = run.settings_for_data()
+    settings = settings.model_copy(update={"model": settings.at_step(checkpoint.step).model})
     if not (changes := model_changes(settings, checkpoint)):
         return settings
     if refused := [change for change in changes if not _was_allowed(change, run, settings)]:

@@ -20,7 +20,8 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
         data: its data card; None where the data are missing.
     """
     model, train = settings.model, settings.train
-    samples = train.batches.consumed_after(step)
+    samples = settings.batches.consumed_after(step)
+    lengths = " and ".join(f"{length:,}" for length in settings.data.sequence_lengths)
     classes = f"one of {model.num_labels} classes."
     task, loader, use = {
         "decoder": ("text-generation", "CausalLM", "continues text and follows no instructions."),
@@ -38,7 +39,7 @@ def model_card(settings: Settings, step: int, validation: list[dict[str, Any]], 
         f"# {settings.run_dir.name}",
         f"A `{model.family}` {model.architecture} with {count_parameters(model):,} parameters and a context of "
         f"{model.max_position_embeddings:,} tokens, trained with bigtrain {__version__} to step {step:,} of "
-        f"{settings.total_steps:,}: {samples:,} samples of {settings.data.sequence_length:,} tokens, in batches of "
+        f"{settings.total_steps:,}: {samples:,} samples of {lengths} tokens, in batches of "
         f"{train.global_batch_size:,}. {kind} {use}",
         f"```python\nfrom transformers import {loader}, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'

@@ -211,6 +211,7 @@ def _profile(run: TrainingRun, name: str, readings: list[Reading], trace: Path, 
     step_seconds = mean(lambda reading: reading.step_seconds)
     tokens = mean(lambda reading: reading.tokens_per_second * reading.step_seconds)
     meter = run.recorder.meter
+    flops = meter.flops_at(max(1, run.step))
     return Profile(
         run=name,
         world_size=run.topology.world_size,
@@ -218,8 +219,8 @@ def _profile(run: TrainingRun, name: str, readings: list[Reading], trace: Path, 
         step_seconds=step_seconds,
         traced_step_seconds=summary.step_seconds,
         tokens_per_second=tokens / step_seconds,
-        mfu=tokens / step_seconds * meter.flops_per_token / meter.peak.flops,
-        mfu_causal=tokens / step_seconds * meter.causal_flops_per_token / meter.peak.flops,
+        mfu=tokens / step_seconds * flops.per_token / meter.peak.flops,
+        mfu_causal=tokens / step_seconds * flops.causal_per_token / meter.peak.flops,
         peak=meter.peak.as_record(),
         breakdown=breakdown(
             step_seconds,

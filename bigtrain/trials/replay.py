@@ -128,7 +128,7 @@ def replay(
         loader = open_loader(data, first_sample, settings.train.micro_batch_size, topology)
         held.callback(loader.close)
         engine, _ = engine_at(search.newest, settings, topology)
-        training = TrainingStep(engine, topology, LearningRate(settings), done=from_step)
+        training = TrainingStep(engine, topology, LearningRate(settings), stages=settings.stages, done=from_step)
         stop = StopRequest()
         stop.listen()
 
@@ -146,6 +146,7 @@ def replay(
             take(*fetch())
         say(f"step {step}")
         batch, vote = fetch()
+        training.rotate_as_in(step)
         of_ranks = gather(topology, losses_of_parts(engine, topology, batch))
         outcome, digest = take(batch, vote), format_digest(vote.batch_digest)
         if of_ranks is None:
@@ -199,7 +200,8 @@ def changes_before(search: Search, settings: Settings, data: RunData) -> list[Ch
     if search.summary is None:
         return []
     check_plan(search.summary, data.plan)
-    return changes_since(search.summary.mathematics, mathematics(settings))
+    at_that_step = settings.at_step(search.summary.cursor.step)
+    return changes_since(search.summary.mathematics, mathematics(at_that_step))
 
 
 def fetch_batch(loader: Loader, stop: StopRequest, topology: Topology, step: int) -> tuple[RankBatch, Vote]:

@@ -19,7 +19,7 @@ def resave_and_train(settings: Settings, location: str) -> int:
             Cursor(run.step, run.consumed_samples, run.data.plan.plan_id, run.training.engine.optimizer_steps),
             run.training.engine.fragments(),
             run.training.engine.rng_state(),
-            mathematics=mathematics(settings),
+            mathematics=mathematics(settings.at_step(run.step)),
             zero_stage=settings.engine.zero_stage,
             state={},
             ranks=run.topology,

@@ -59,7 +59,7 @@ def test_every_variable_that_is_read_or_set_is_in_the_table():
     used: dict[str, str] = {}
     for path in sorted((ROOT / "bigtrain").rglob("*.py")):
         used |= dict.fromkeys(read_by(path.read_text()), str(path.relative_to(ROOT)))
-    for path in (*(ROOT / "launch").glob("*.sh"), ROOT / "launch/slurm.sbatch"):
+    for path in (*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sbatch")):
         used |= dict.fromkeys(used_by(path.read_text()), str(path.relative_to(ROOT)))
     named = set(re.findall(r"`([A-Za-z0-9_]+)`", TABLE))
     missing = {

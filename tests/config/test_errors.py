@@ -210,7 +210,7 @@ WHOLE = "a whole number, at least 1"
             "      kind: txt",
             "data.sources.0.kind cannot be 'txt'\n  found:  'txt', text\n"
             "  wanted: python_stdlib, text, jsonl, parquet, huggingface, megatron, gettext, csv, text_lines, imdb, "
-            "glue, super_glue, conll, squad or chat\n"
+            "glue, super_glue, conll, squad, chat or warc\n"
             "  fix:    write kind: text",
         ),
         (
@@ -374,7 +374,7 @@ def test_samples_of_an_encoder_are_refused(good: str, refusal: Callable[..., str
             "      kind: python_stdlib",
             "      kind: python_stdlib\n      path: lib",
             "c.yaml:16: data.sources.1: source 'code' of kind 'python_stdlib' has no path, found 'lib'; "
-            "remove it: path is for text, jsonl, parquet, huggingface, gettext, text_lines, csv, "
+            "remove it: path is for text, jsonl, parquet, huggingface, gettext, text_lines, warc, csv, "
             "imdb, glue, super_glue, conll, chat, squad, megatron only\n"
             "  fix:    change data.sources.1.kind (c.yaml:17) or data.sources.1.path (c.yaml:18)",
         ),

@@ -69,6 +69,9 @@ rule = st.sampled_from(
     st.fixed_dictionaries(
         {"gopher_repetition": st.fixed_dictionaries({"max_top_ngram_characters": st.just([0, 1, 0.5])})}
     ),
+    st.fixed_dictionaries({"classifier": st.fixed_dictionaries({"model": path, "threshold": unit})}),
+    st.fixed_dictionaries({"perplexity": st.fixed_dictionaries({"model": path, "max": positive})}),
+    st.just({"python": {"function": "own.rules:keep", "hash": "0" * 32}}),
     st.fixed_dictionaries({"pii": st.fixed_dictionaries({"emails": st.booleans(), "email_mask": text})}),
 )
 

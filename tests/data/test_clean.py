@@ -252,9 +252,9 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
     code = (
         "import sys; sys.modules['ftfy'] = None\n"
         "from bigtrain.config.cleaning import CleanStep\n"
-        "from bigtrain.data.build.clean import require_libraries\n"
-        "require_libraries([CleanStep.model_validate('c4')])\n"
-        "require_libraries([CleanStep.model_validate('fix_encoding')])\n"
+        "from bigtrain.data.build.clean import pinned\n"
+        "pinned([CleanStep.model_validate('c4')])\n"
+        "pinned([CleanStep.model_validate('fix_encoding')])\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1

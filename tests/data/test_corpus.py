@@ -22,6 +22,7 @@ from bigtrain.data.build.corpus import open_corpus, read_documents
 from bigtrain.data.build.corpus.python_stdlib import TOPICS, documentation
 from bigtrain.data.format.documents import Document, document_id, is_held_out
 from tests.data.helpers import jsonl_source, write_jsonl
+from tests.refusals import assert_refused
 
 
 def read(**settings: object) -> list[Document]:
@@ -214,3 +215,50 @@ def test_parquet_names_what_is_wrong(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BigtrainError, match=r"x\.parquet cannot be read"):
         read(kind="parquet", path=str(path), text_field="body")
+
+
+NESTED = [
+    {"message": {"content": "one", "n": 1}, "a.b": "dotted"},
+    {"message": {"content": "two", "n": 2}, "a.b": "name"},
+    {"message": {"content": None, "n": 3}, "a.b": ""},
+    {"message": None, "a.b": "x"},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_field_in_a_field_is_named_by_its_dotted_path(kind: str, tmp_path: Path) -> None:
+    """A field of that very name comes first. What is in a null is null."""
+    path = tmp_path / f"x.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in NESTED))
+    else:
+        pq.write_table(pa.Table.from_pylist(NESTED), path, row_group_size=3)
+    found = read(kind=kind, path=str(path), text_field="message.content", on_null="skip")
+    assert [(d.text, d.null, d.position) for d in found] == [
+        ("one", False, 0),
+        ("two", False, 1),
+        ("", True, 2),
+        ("", True, 3),
+    ]
+    assert [d.text for d in read(kind=kind, path=str(path), text_field="a.b")] == ["dotted", "name", "", "x"]
+    for field, parts in (
+        ("message.contents", {"found": "message.content", "fix": "text_field: message.content"}),
+        ("message.n", {"found": "int", "wanted": "a string"}),
+        ("message", {"wanted": "a string"}),
+        ("message.content.x", {"found": "message.content"}),
+        ("message.content", {"found": "null", "fix": "on_null: skip"}),
+    ):
+        with pytest.raises(BigtrainError) as raised:
+            read(kind=kind, path=str(path), text_field=field)
+        assert_refused(raised, str(path), **parts)
+
+
+def test_a_dotted_path_reads_dictionaries_and_deep_structs(tmp_path: Path) -> None:
+    """Also in a folder of `.json` files, of which those with the field are meant."""
+    texts = ["same"] * 500 + ["other", "same"]
+    table = pa.Table.from_pylist([{"a": {"b": {"c": text}}} for text in texts])
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=True)
+    assert [d.text for d in read(kind="parquet", path=str(tmp_path), text_field="a.b.c")] == texts
+    (tmp_path / "x.json").write_text('{"a": {"b": "text"}}\n')
+    (tmp_path / "y.json").write_text('{"a": "text"}\n')
+    assert [d.file for d in read(kind="jsonl", path=str(tmp_path), text_field="a.b")] == ["x.json"]

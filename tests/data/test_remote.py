@@ -347,7 +347,8 @@ def fetched_blocks(dataset: Dataset, proxy: Proxy, window: int | None, batches: 
 def test_an_epoch_in_windows_of_blocks_fetches_each_block_about_once(
     original: Path, mirror: Path, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bigtrain.data.batch.planning, "SHUFFLE_BYTES", 8 * BLOCK)
+    for module in (bigtrain.data.batch.planning, bigtrain.data.batch.planned_cuts):
+        monkeypatch.setattr(module, "SHUFFLE_BYTES", 8 * BLOCK)
     budget = 2 * 10 * BLOCK * 3 // 2  # as `make_plan` demands
     dataset = opened(mirror, budget=budget)
     blocks = sum(len(shard.record.files[0].blocks) for shard in dataset.shards)

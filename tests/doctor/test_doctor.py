@@ -437,3 +437,18 @@ def test_the_memory_estimate_follows_the_stage_and_names_short_hosts(built: RunS
     context = context_on(["a", "b"], settings(2))
     short, _ = shape.assess_memory({0: {"host": 1 << 40}, 1: {"host": parameters}}, context)
     assert short.status == "failed" and "rank 1 (b)" in short.found
+
+
+def test_the_memory_estimate_is_that_of_the_stage_that_needs_most(built: RunSandbox) -> None:
+    """A stage of one long sample in a micro-batch needs more than one of a short one, and the batch check sees it."""
+    long = [
+        "model.max_position_embeddings=512", "train.micro_batch_size=1", "train.global_batch_size=16",
+        'data.phases=[{"from_tokens": 4096, "sequence_length": 512}]',
+    ]  # fmt: skip
+    staged = load_settings(built.config, long)
+    assert shape.rank_memory(staged, 2) == shape.rank_memory(staged.at_step(12), 2)
+    assert shape.rank_memory(staged, 2).device > shape.rank_memory(staged.at_step(1), 2).device
+    with pytest.raises(
+        BigtrainError, match=r"data\.phases\.0\.sequence_length makes global batches that do not divide"
+    ):
+        shape.measure_batch(context_on(["a", "b", "c", "d"], staged))

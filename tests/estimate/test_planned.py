@@ -1,5 +1,6 @@
 """A run's settings are forecast without PyTorch; a search finds what fits, and says what would."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -154,3 +155,26 @@ def test_a_change_without_a_check_is_the_change_of_the_settings():
     changed = with_overrides(llama(), {"engine.zero_stage": 3, "train.micro_batch_size": 2})
     assert changed.engine.zero_stage == 3 and changed.train.micro_batch_size == 2
     assert changed == llama("engine.zero_stage=3", "train.micro_batch_size=2")
+
+
+def test_stages_are_forecast_each_and_together() -> None:
+    """Each stage is forecast as a run of its length alone; hours add up, and the layout fits where every stage does."""
+    phase = {
+        "from_tokens": 9_000_000_000,
+        "sequence_length": 65_536,
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0},
+    }
+    sizes = ("model.max_position_embeddings=65536", "train.tokens=10000000000", "train.micro_batch_size=4")
+    staged = llama(*sizes, f"data.phases=[{json.dumps(phase)}]")
+    machines = Machines.of("h200", 16)
+    planned = plan(staged, machines, Wish())
+    short, long = planned.stages
+    assert (short.sequence_length, short.micro_batch_size) == (8192, 4)
+    assert (long.sequence_length, long.first_step) == (65_536, staged.stages[1].first_step)
+    alone = plan(staged.at_step(long.first_step), machines, Wish(tokens=long.tokens))
+    assert long.seconds == alone.seconds and long.peak_gib == alone.peak_gib
+    assert long.hours == pytest.approx(alone.hours)
+    assert long.tokens + short.tokens == pytest.approx(planned.tokens)
+    assert planned.hours == pytest.approx(long.hours + short.hours)
+    assert long.peak_gib > short.peak_gib and planned.fits == (short.fits and long.fits)
+    assert not plan(staged.at_step(1), machines, Wish()).stages

@@ -22,7 +22,9 @@ SCRIPTS = {
     "node.sh": ["train", "CONFIG"],
     "ssh.sh": ["a,b", "CONFIG"],
     "slurm.sbatch": ["CONFIG"],
+    "build-data.sbatch": ["CONFIG"],
 }
+"""The arguments that each needs."""
 
 
 def call(script: str, *arguments: str, cwd: Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
@@ -33,7 +35,7 @@ def call(script: str, *arguments: str, cwd: Path, stdin: str = "", **environment
 
 
 def options_of(script: str) -> list[str]:
-    return ["--launch", str(LAUNCH)] if script == "slurm.sbatch" else []
+    return ["--launch", str(LAUNCH)] if script.endswith(".sbatch") else []
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -49,7 +51,8 @@ def test_every_script_explains_itself_and_refuses_what_it_does_not_know(script, 
 def test_a_dry_run_prints_commands_and_leaves_no_trace(script, tmp_path):
     shown = call(script, *options_of(script), "--dry-run", *SCRIPTS[script], "a.b=[1, 2]", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "train CONFIG" in shown.stdout.replace("\\", "") and "1" in shown.stdout
+    started = "data build --on ray CONFIG" if script == "build-data.sbatch" else "train CONFIG"
+    assert started in shown.stdout.replace("\\", "") and "1" in shown.stdout
     assert not shown.stderr and not list(tmp_path.iterdir())
 
 
@@ -132,6 +135,9 @@ NUMBERS = {
     "--max-requeues": ("slurm.sbatch", "--launch", str(LAUNCH), "--max-requeues={}"),
     "SLURM_RESTART_COUNT": ("slurm.sbatch", "--launch", str(LAUNCH)),
     "SLURM_JOB_ID": ("slurm.sbatch", "--launch", str(LAUNCH)),
+    "--max-requeues of a build": ("build-data.sbatch", "--launch", str(LAUNCH), "--max-requeues={}"),
+    "--node-rank of Ray": ("ray-node.sh", "--head=n1:7", "--node-rank={}", "data"),
+    "--head of Ray": ("ray-node.sh", "--head=n1:{}", "--node-rank=0", "data"),
     "BIGTRAIN_PORT of a job": ("slurm.sbatch", "--launch", str(LAUNCH)),
 }
 

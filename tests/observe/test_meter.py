@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Meter
+from bigtrain.observe.meter import FORWARD_BACKWARD, OPTIMIZER, Meter, StageFlops
 from bigtrain.observe.peak_flops import DATASHEETS, Peak, datasheet_flops, kind_of, peak_of, peak_of_all
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_several_devices_are_their_sum_and_one_measured_makes_all_measured() -> 
 
 def test_the_parts_of_a_step_are_its_own_and_fit_into_it() -> None:
     peak = Peak(1e9, 1e9, None, "fp32")
-    meter = Meter(flops_per_token=2e6, causal_flops_per_token=1e6, peak=peak, total_steps=10, device=CPU)
+    meter = Meter([StageFlops(1, 2e6, 1e6)], peak=peak, total_steps=10, device=CPU)
     meter.start_step()
     for part, seconds in ((None, 0.01), (FORWARD_BACKWARD, 0.04), (OPTIMIZER, 0.02)):
         with meter.timing(part) if part else meter.waiting_for_data():

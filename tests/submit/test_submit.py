@@ -1,6 +1,7 @@
 """What is handed to Slurm and Kubernetes says what was asked for; what could not work is refused before it waits."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,23 @@ def test_the_folder_for_the_environment_reaches_the_script():
             slurm.commands(job(), wrong)
 
 
+def build(*overrides: str, nodes: int = 3) -> Job:
+    return Job.of_build(QUICKSTART, overrides, nodes=nodes)
+
+
+def test_a_build_of_data_is_one_job_that_outlives_a_lost_node():
+    """A build goes to its own script with what that understands, for any number of nodes."""
+    options = SlurmOptions(cpus_per_node=8, time="4:00:00", container="i.sif", mounts="/a:/b", max_requeues=2)
+    (command,) = slurm.commands(build("train.seed=5"), options)
+    script = command.index(str(scripts() / "build-data.sbatch"))
+    assert {"--nodes=3", "--cpus-per-task=8", "--time=4:00:00", "--no-kill", "--requeue"} <= set(command[:script])
+    assert "--output=runs/quickstart/logs/data-%j.out" in command and "--job-name=quickstart-data" in command
+    handed_on = " ".join(command[script:])
+    for wanted in ("--container i.sif", "--mounts /a:/b", "--max-requeues 2", f"{QUICKSTART} train.seed=5"):
+        assert wanted in handed_on
+    assert "--processes" not in handed_on and "--run" not in handed_on
+
+
 def test_whole_nodes_are_taken_where_no_part_of_them_is_asked_for():
     assert {"--exclusive", "--mem=0"} <= set(slurm_command(SlurmOptions()))
     assert not {"--exclusive", "--mem=0"} & set(slurm_command(SlurmOptions(cpus_per_node=4)))
@@ -171,7 +189,7 @@ def valid(require):
 
 
 def as_jobs(manifests: list[dict]) -> list[dict]:
-    """Manifests of Kubernetes' own kinds: of Kubeflow's, the Job that its runtime describes."""
+    """Manifests of Kubernetes' own kinds: of Kubeflow's, the Job that its runtime describes; of KubeRay's, its pods."""
     own = []
     for manifest in manifests:
         if manifest["kind"] == "TrainingRuntime":
@@ -179,12 +197,17 @@ def as_jobs(manifests: list[dict]) -> list[dict]:
             for part in manifest["spec"]["template"]["spec"]["replicatedJobs"]:
                 own.append({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **part["template"]})
                 own[-1]["metadata"] = {"name": "x", **part["template"]["metadata"]}
+        elif manifest["kind"] == "RayJob":
+            cluster = manifest["spec"]["rayClusterSpec"]
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                own.append({"apiVersion": "v1", "kind": "Pod", **group["template"]})
+                own[-1]["metadata"] = {"name": "x", **group["template"]["metadata"]}
         elif manifest["kind"] != "TrainJob":
             own.append(manifest)
     return own
 
 
-@pytest.mark.parametrize("kind", ["job", "trainjob"])
+@pytest.mark.parametrize("kind", ["job", "trainjob", "rayjob"])
 def test_the_manifests_that_users_copy_are_valid(valid, kind):
     text = (scripts() / "kubernetes" / f"{kind}.yaml").read_text()
     for manifest in as_jobs(list(yaml.safe_load_all(text))):
@@ -244,6 +267,32 @@ def test_an_invalid_kubernetes_name_is_refused_with_a_valid_one():
     with pytest.raises(BigtrainError) as caught:
         kubernetes.manifests(job(), replace(PLAIN, name="My_Run"))
     assert "--name my-run" in str(caught.value)
+
+
+RAY_JOB = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
+"""Fields of KubeRay's ray.io/v1, RayJobSpec (rayjob_types.go)."""
+RAY_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_a_build_of_data_is_a_ray_job_with_a_pod_for_each_node(valid, nodes):
+    options = replace(PLAIN, kind="rayjob", gpus_per_node=None, cpus_per_node=4, memory="16Gi", namespace="team")
+    made = kubernetes.manifests(build("tracking.name=a $(b)", nodes=nodes), options)
+    for manifest in as_jobs(made):
+        valid(manifest)
+    config, ray = made
+    assert (config["kind"], ray["apiVersion"], ray["kind"]) == ("ConfigMap", "ray.io/v1", "RayJob")
+    assert set(ray["spec"]) <= RAY_JOB and ray["spec"]["shutdownAfterJobFinishes"]
+    command = shlex.split(ray["spec"]["entrypoint"])
+    assert command[:5] == ["bigtrain", "data", "build", "--on", "ray"] and command[-1] == "tracking.name=a $$(b)"
+    cluster = ray["spec"]["rayClusterSpec"]
+    groups = cluster["workerGroupSpecs"]
+    assert sum(group["replicas"] for group in groups) == nodes - 1 and all(set(group) == RAY_GROUP for group in groups)
+    for group in (cluster["headGroupSpec"], *groups):
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == {"cpu": 4, "memory": "16Gi"}
+        assert command[5] == f"{container['volumeMounts'][-1]['mountPath']}/config.yaml"
+    assert "quickstart" not in kubernetes.as_yaml([ray]).replace(ray["metadata"]["name"], "")
 
 
 def test_a_forecast_is_an_annotation_of_the_job_alone():

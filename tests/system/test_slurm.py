@@ -21,6 +21,7 @@ from tests.system.run_sandbox import CLI, RunSandbox, curve
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 STEPS = 12
+LADDER_MODEL = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +229,56 @@ def test_a_node_whose_weights_were_corrupted_is_kept_out(spare_node, sandbox, qu
     ((failing, found_by),) = found_failing(sandbox)
     assert found_by == "corruption" and job["ExcNodeList"] == failing and failing not in job["NodeList"]
     assert curve(sandbox.metrics()) == quiet_curve
+
+
+def test_data_are_built_on_the_nodes_of_a_job_after_a_loss_as_well(slurm, built, tmp_path):
+    """The nodes become a Ray cluster, which is taken down again. A build that lost its nodes goes on in the requeued
+    job, and the data are those that processes build."""
+    settings = yaml.safe_load(built.config.read_text())
+    wanted = {path.parent.parent.name: path.read_bytes() for path in manifests(Path(settings["data"]["dir"]))}
+    settings["data"]["dir"] = str(tmp_path / "data")
+    settings["run_dir"] = str(tmp_path / "run")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [*CLI, "submit", "slurm", str(config), "--build-data", "--nodes", "2", "--cpus-per-node", "1"]
+    done = subprocess.run(command, env=slurm.environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    number, log = done.stdout.strip(), tmp_path / f"run/logs/data-{done.stdout.strip()}.out"
+    slurm.wait_until(lambda: log.is_file() and "Ray: " in log.read_text(), 240, lambda: str(slurm.job(number)))
+    slurm("scancel", "--signal=KILL", f"{number}.0")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", timeout=400)
+    said = log.read_text()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said
+    assert "back into the queue" in said
+    assert {path.parent.parent.name: path.read_bytes() for path in manifests(tmp_path / "data")} == wanted
+    left = subprocess.run(["pgrep", "-f", f"bigtrain-ray-.*slurm-{number}-"], capture_output=True, text=True)
+    assert left.returncode == 1, left.stdout
+    assert not list(Path("/tmp").glob(f"bigtrain-ray-*slurm-{number}-1*"))
+
+
+def manifests(data: Path) -> list[Path]:
+    """Of the training data of each source."""
+    return sorted(data.glob("*/train/manifest.json"))
+
+
+def test_a_ladder_runs_as_an_array_of_jobs_and_ends_in_a_law(slurm, sandbox):
+    """The first call hands the rungs to Slurm, one more while they run submits nothing, and the last fits the law."""
+    settings = yaml.safe_load(sandbox.config.read_text())
+    settings["model"] |= LADDER_MODEL
+    settings["train"] = {"tokens": 40_000, "global_batch_size": 16, "micro_batch_size": 8, "seed": 3}
+    settings["schedule"] = {"name": "wsd", "warmup_steps": 4}
+    sandbox.config.write_text(yaml.safe_dump(settings))
+    options = ["--budget", "1e15", "--tokens", "5e3,7e3,1e4", "--sizes", "3", "--sweep-sizes", "0", "-n", "1"]
+    command = [*CLI, "ladder", str(sandbox.config), *options, "--on", "slurm"]
+    ask = {"env": slurm.environment, "cwd": sandbox.directory, "capture_output": True, "text": True, "timeout": 200}
+    first = subprocess.run(command, **ask)
+    assert first.returncode == 0, first.stderr
+    while_they_run = subprocess.run(command, **ask)
+    assert while_they_run.returncode == 0, while_they_run.stderr
+    queued = set(slurm("squeue", "--noheader", "--format=%F").split())
+    assert len(queued) == 1, (first.stdout, while_they_run.stdout)
+    slurm.wait_until(lambda: not slurm("squeue", "--noheader", "--format=%F"), 500)
+    done = subprocess.run([*command, "--json"], **ask)
+    assert done.returncode == 0, done.stderr
+    law = json.loads(done.stdout)
+    assert len(law["rungs"]) == 9 and all(rung["loss"] > 0 for rung in law["rungs"]) and law["law"]

@@ -11,7 +11,8 @@ import pytest
 
 from bigtrain.data import validation_batches
 from bigtrain.data.batch.packing import ConcatPacking
-from bigtrain.trained.ngram import Baselines, NGramModel, training_documents
+from bigtrain.data.build.rule_models.kneser_ney import NGramModel
+from bigtrain.trained.ngram import Baselines, training_documents
 from tests.data.helpers import write_dataset
 
 VOCABULARY = 12

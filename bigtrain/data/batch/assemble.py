@@ -32,14 +32,14 @@ def assemble(packings: Sequence[Packing], sources: I64, sequences: I64, *, with_
 
     Args:
         packings: the sources.
-        sources: i64 [R], the index of each row's source in `packings`.
+        sources: i64 [R], the index of each row's source in `packings`. All of these have sequences of one length.
         sequences: i64 [R], the number of each row's sequence. The number after the last gives a row of padding.
         with_next: whether `next_ids` are made, for an objective that reads them.
 
     Raises:
         BigtrainError: a shard cannot be read, or has an id that is not in the vocabulary.
     """
-    rows, length = len(sequences), packings[0].sequence_length
+    rows, length = len(sequences), packings[int(sources[0])].sequence_length
     ids, *following, positions = np.empty((2 + with_next, rows, length), np.int32)  # cheaper than three allocations
     next_ids = following[0] if with_next else np.empty((rows, 0), np.int32)
     input_tokens = np.zeros(rows, np.int64)

@@ -42,6 +42,8 @@ class PlannedGroup(NamedTuple):
     """[n], the samples of all shares."""
     addresses: SampleAddresses
     """The addresses of these samples."""
+    micro_batch_size: int
+    """Samples in one forward pass."""
 
 
 class Loader:
@@ -53,9 +55,10 @@ class Loader:
 
     Args:
         plan: the order of the samples, and how many each step takes.
-        packings: the training datasets that the plan was made from, in its order.
+        packings: the training datasets that the plan was made from, in the order of its sources.
         first_sample: number of the first sample of the first global batch.
-        micro_batch_size: samples in one forward pass.
+        micro_batch_size: samples of `plan.sequence_length` in one forward pass; of another length, as many as hold the
+            same tokens, but at least one.
         rank: data-parallel rank of this process.
         world_size: data-parallel size.
         objective: makes inputs and labels of rows.
@@ -153,14 +156,17 @@ class Loader:
             self._queue.put(error)
 
     def _groups(self) -> Iterator[PlannedGroup]:
-        """This rank's shares of all steps: the first alone, so that it is ready at once, then growing groups."""
-        step, rows_at_once = self._first_step, 1
-        most_rows = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // self._plan.sequence_length))
+        """This rank's shares of all steps: the first alone, so that it is ready at once, then growing groups. All
+        samples of a group have one length."""
+        batches, step, rows_at_once = self._plan.batches, self._first_step, 1
         while True:
             shares: deque[I64] = deque()
-            rows = 0
-            while rows < ROWS_AHEAD:
-                samples = self._plan.batches.samples_of(step + len(shares))
+            rows, stage = 0, batches.stage_of(step)
+            tokens = int(self._plan.sequence_length * stage.length)
+            most_rows = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // tokens))
+            rows_at_once = min(rows_at_once, most_rows)
+            while rows < ROWS_AHEAD and batches.stage_of(step + len(shares)).length == stage.length:
+                samples = batches.samples_of(step + len(shares))
                 size = len(samples) // self._world_size
                 start = samples.start + self._rank * size
                 shares.append(np.arange(start, start + size))
@@ -174,7 +180,12 @@ class Loader:
                 while shares and sum(sizes) < rows_at_once:
                     sizes.append(len(shares.popleft()))
                 own = slice(first, first + sum(sizes))
-                yield PlannedGroup(sizes, planned[own], SampleAddresses(*(field[own] for field in addresses)))
+                yield PlannedGroup(
+                    sizes,
+                    planned[own],
+                    SampleAddresses(*(field[own] for field in addresses)),
+                    stage.micro_batch_size(self._micro_batch_size),
+                )
                 first, rows_at_once = own.stop, min(2 * rows_at_once, most_rows)
 
     def _assembled(self, group: PlannedGroup) -> list[RankBatch]:
@@ -190,11 +201,12 @@ class Loader:
         rows = replace(rows, turns=addresses.sequence + addresses.epoch) if draws else rows
         prepared = self._objective.prepare(rows, keys)
         given = prepared if self._kept is None else self._kept.beside(addresses, prepared)
-        micro_batches = micro_batches_of(given, self._micro_batch_size, keys if self._keyed else None)
+        rows_of_each = group.micro_batch_size
+        micro_batches = micro_batches_of(given, rows_of_each, keys if self._keyed else None)
         batches, first = [], 0
         for size in group.sizes:
             last = first + size
-            own = micro_batches[first // self._micro_batch_size : last // self._micro_batch_size]
+            own = micro_batches[first // rows_of_each : last // rows_of_each]
             position = self._rank * size  # position of this rank's first row in the global batch
             batches.append(
                 RankBatch(

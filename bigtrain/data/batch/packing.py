@@ -224,10 +224,15 @@ def read_packs(dataset: Dataset, packing: str, sequence_length: int) -> PackMani
 
 
 def open_packings(settings: DataSettings, datasets: list[Dataset]) -> list[Packing]:
-    """The packings of the training datasets. Raises BigtrainError if an index is missing or is of other data."""
+    """The packings of the training datasets, once for each of `settings.cuts`.
+
+    Raises:
+        BigtrainError: an index is missing or is of other data.
+    """
+    lengths = [cut.sequence_length for cut in settings.cuts]
     if settings.packing == "concat":
-        return [ConcatPacking(dataset, settings.sequence_length) for dataset in datasets]
-    return [IndexedPacking(dataset, settings.packing, settings.sequence_length) for dataset in datasets]
+        return [ConcatPacking(dataset, length) for length in lengths for dataset in datasets]
+    return [IndexedPacking(dataset, settings.packing, length) for length in lengths for dataset in datasets]
 
 
 def held_out_packing(settings: DataSettings, dataset: Dataset) -> Packing:

@@ -59,16 +59,21 @@ class Unlabelled:
 
 
 def find_unlabelled(plan: Plan, packings: Sequence[Packing]) -> list[Unlabelled]:
-    """The documents of every `DocumentSkip` of a plan.
+    """The documents of every `DocumentSkip` of a plan, at each length of sequences.
 
     Raises:
         BigtrainError: an item matches no document.
     """
-    names = [source.name for source in plan.sources]
-    return [_find(skip, names.index(skip.source), packings[names.index(skip.source)]) for skip in plan.unlabelled]
+    found = []
+    for skip in plan.unlabelled:
+        own = [index for index, source in enumerate(plan.sources) if source.name == skip.source]
+        starts, ends = _ranges(skip, packings[own[0]])
+        found += [Unlabelled(index, packings[index], skip.from_sample, starts, ends) for index in own]
+    return found
 
 
-def _find(skip: DocumentSkip, source: int, packing: Packing) -> Unlabelled:
+def _ranges(skip: DocumentSkip, packing: Packing) -> tuple[I64, I64]:
+    """The tokens of the documents in the stream of their dataset: starts and ends, in order."""
     ranges = {(document.start, document.end) for name in skip.ids for document in [_with_id(packing.dataset, name)]}
     if skip.files is not None:
         ranges |= set(_documents_of_files(packing.dataset, skip.files))
@@ -80,7 +85,7 @@ def _find(skip: DocumentSkip, source: int, packing: Packing) -> Unlabelled:
             fix=f"correct the pattern, or remove the item: {NEVER_TRAINED_ON}",
         )
     starts, ends = np.array(sorted(ranges), np.int64).T
-    return Unlabelled(source, packing, skip.from_sample, starts, ends)
+    return starts, ends
 
 
 def _with_id(dataset: Dataset, document: str) -> StoredDocument:

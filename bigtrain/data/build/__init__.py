@@ -13,4 +13,6 @@ label_names.py      the labels of a source, in order
 examples.py         labels of tokens from spans of characters, and documents that fit into a row
 progress.py         which shards are finished, and the lines of progress
 funnel.py           how many documents each rule removed
+rule_models/        classifiers and n-gram models that rules of clean/ ask, and their training
+rule_scores.py      what such a model says of documents
 """

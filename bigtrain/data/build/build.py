@@ -13,7 +13,7 @@ from bigtrain.base import BigtrainError, FileLock, LockHeldError, check_writable
 from bigtrain.config import DataSettings
 from bigtrain.data.build.build_source import build_source
 from bigtrain.data.build.build_tokenizer import build_tokenizer
-from bigtrain.data.build.clean import require_libraries
+from bigtrain.data.build.clean import pinned
 from bigtrain.data.build.corpus import open_corpus
 from bigtrain.data.build.decontaminate import evaluation_ngrams
 from bigtrain.data.build.dedup import without_duplicates
@@ -47,8 +47,7 @@ def build_datasets(
             wanted="no data.remote",
             fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
         )
-    for source in settings.sources:
-        require_libraries(source.clean)
+    rules = {source.name: pinned(source.clean) for source in settings.sources}
     count = settings.workers or len(os.sched_getaffinity(0))
     check_writable(settings.dir, "data.dir")
     work = WorkFolder.at(settings.dir / WORK)
@@ -61,17 +60,15 @@ def build_datasets(
         corpora = {source.name: open_corpus(source) for source in settings.sources}
         looked_for = settings.decontaminate
         evaluation = evaluation_ngrams(looked_for, settings.dir, report) if looked_for else None
-        filters = {source.name: Filters(source.clean, evaluation) for source in settings.sources}
+        filters = {source.name: Filters(rules[source.name], evaluation) for source in settings.sources}
         if settings.dedup.method != "none":
             corpora = without_duplicates(corpora, settings, filters, executor, report)
         build_tokenizer(settings, vocab_size, corpora, filters, executor, report)
         _require_tokens(settings)
         for source in settings.sources:
             build_source(source, settings, corpora[source.name], filters[source.name], executor, report)
-            for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
-                if packing != "concat":
-                    directory = settings.dir / source.name / split
-                    build_packs(directory, packing, settings.sequence_length, executor, report)
+            for split, packing, length in settings.packs:
+                build_packs(settings.dir / source.name / split, packing, length, executor, report)
         work.clear()
 
 

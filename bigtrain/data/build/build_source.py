@@ -70,11 +70,10 @@ def build_source(
     results = WorkFolder.at(settings.dir / WORK / source.name)
     tokenizer_file = settings.dir / TOKENIZER_FILE
     tokenizer_id = tokenizer_hash(tokenizer_file.read_bytes())
-    evaluation = {"evaluation_texts": filters.evaluation.identity} if filters.evaluation else {}
     tokenizer = DataTokenizer.open(settings.dir)
     begin = tokenizer.begin_of_text
     about_begin = {"begin_of_text": begin.to_json()} if begin.ids else {}
-    request = {**source_request(source, settings, tokenizer_id), **evaluation, **about_begin}
+    request = {**source_request(source, settings, tokenizer_id), **filters.identity, **about_begin}
     if (folder / "train" / MANIFEST).exists():
         _check_finished(folder, request, corpus, report)
         require_same_begin(folder / "train", DatasetManifest.read(folder / "train"), begin)

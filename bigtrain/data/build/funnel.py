@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, BigtrainError, as_record, read_json, write_atomically
-from bigtrain.data.build.clean import NO_ROOM, NO_TEXT, NULL, POISON, Rejection
+from bigtrain.data.build.clean import NO_ROOM, NO_TEXT, NULL, POISON, UNREAD, Rejection
 from bigtrain.data.build.decontaminate import RULE as DECONTAMINATE
 from bigtrain.data.format.documents import Document
 
@@ -154,7 +154,7 @@ class Funnel:
 
     def write(self, folder: Path, rules: Sequence[str]) -> None:
         """Write funnel.json of a source, removals in the order in which its rules apply."""
-        order = [POISON.rule, NULL.rule, NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule, NO_ROOM.rule]
+        order = [POISON.rule, NULL.rule, UNREAD, NO_TEXT.rule, *rules, DECONTAMINATE, DUPLICATE.rule, NO_ROOM.rule]
         self.removed.sort(key=lambda removal: (order.index(removal.rule), -removal.documents, removal.reason))
         content = json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
         write_atomically(folder / FUNNEL, content)

@@ -99,6 +99,7 @@ def encoded(piece: TokenizedPiece) -> bytes:
             f"{split}.positions": np.array(documents.positions, np.int64),
             f"{split}.file": np.array([names.setdefault(name, len(names)) for name in documents.files], np.int64),
             f"{split}.names": _json_array(list(names)),
+            f"{split}.metadata": _json_array(documents.metadata),
         }
     record = {"extent": piece.extent, "continued": piece.continued, "funnel": piece.funnel.to_json()}
     content = io.BytesIO()
@@ -136,6 +137,7 @@ class _Arrays:
             files=[names[index] for index in self[f"{split}.file"].tolist()],
             positions=self[f"{split}.positions"].tolist(),
             labels=self[f"{split}.labels"],
+            metadata=self.json(f"{split}.metadata"),
         )
 
 

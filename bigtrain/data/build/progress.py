@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, TEMPORARY_SUFFIX, as_record, duration, read_json, write_atomically
 from bigtrain.data.build.funnel import Funnel
+from bigtrain.data.format.document_metadata import SUFFIX as METADATA
 from bigtrain.data.format.file_record import unlike
 from bigtrain.data.format.layout import SPLITS, Split
 from bigtrain.data.format.manifest import ShardRecord
@@ -108,7 +109,8 @@ def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
     for split in SPLITS:
         shards = [shard for pair in keep or () if (shard := pair.of(split)) is not None]
         names = {file.name for shard in shards for file in shard.files}
-        for pattern in ("*.tok", "*.doc", "*.lab", f"*{TEMPORARY_SUFFIX}"):
+        names |= {Path(name).with_suffix(METADATA).name for name in names}
+        for pattern in ("*.tok", "*.doc", "*.lab", f"*{METADATA}", f"*{TEMPORARY_SUFFIX}"):
             for path in (folder / split).glob(pattern):
                 if path.suffix == TEMPORARY_SUFFIX or (keep is not None and path.name not in names):
                     path.unlink()

@@ -70,7 +70,7 @@ class TokenizePiece:
         texts = list(_texts(documents, closing.template))
         encodings = zip(texts, _encoded(closing.tokenizer, texts), strict=True)
         arrays, labels = [], []
-        ids, files, positions = [], [], []
+        ids, files, positions, metadata = [], [], [], []
         for document in documents:
             if document.ids is not None:
                 made = [closing.around(document, np.frombuffer(document.ids, "<u4"))]
@@ -89,6 +89,7 @@ class TokenizePiece:
             ids += [document_id(self.source, document, window) for window in range(len(made))]
             files += [document.file for _ in made]
             positions += [document.position for _ in made]
+            metadata += [document.metadata for _ in made]
         label_type = np.dtype("i1") if rules is None else rules.scheme.dtype
         return TokenizedDocuments(
             tokens=np.concatenate(arrays) if arrays else np.empty(0, token_dtype(closing.vocabulary)),
@@ -97,6 +98,7 @@ class TokenizePiece:
             ids=ids,
             files=files,
             positions=positions,
+            metadata=metadata if any(metadata) else [],
         )
 
 

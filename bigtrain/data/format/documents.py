@@ -60,6 +60,10 @@ class Document:
     """Token ids as little-endian u32, if the corpus holds these instead of text."""
     null: bool = False
     """Whether the corpus has a null in place of the text, which its source says to skip."""
+    metadata: str = ""
+    """What its source keeps beside it, as JSON: see document_metadata.py."""
+    unread: str | None = None
+    """Why the corpus has something here that is no text, such as a web page without one; the funnel counts it."""
     segments: tuple[Segment, ...] = ()
     """The texts that it is made of, with their labels: a source and its translation, a question and its context. None
     where it is plain text."""

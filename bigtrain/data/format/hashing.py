@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 DIGEST_BYTES = 16
 
@@ -21,3 +22,9 @@ def identity(value: object) -> str:
 def digest(data: bytes, *, person: bytes = b"", size: int = DIGEST_BYTES) -> bytes:
     """BLAKE2b over bytes; `person` (at most 16 bytes) keeps different uses apart."""
     return hashlib.blake2b(data, digest_size=size, person=person).digest()
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b-128 over the bytes of a file, as 32 hex digits. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()

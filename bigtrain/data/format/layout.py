@@ -51,6 +51,8 @@ ADDED_TO_SOURCES: Record = {
     "task": None,
     "doc_stride": 128,
     "max_query_length": 64,
+    "members": "*",
+    "metadata": [],
 }
 """Keys of a source that the first versions did not have, with the values that they built with."""
 ADDED_LATER: Record = {"clean": [], "dedup": [], "decontaminate": None, **ADDED_TO_SOURCES}

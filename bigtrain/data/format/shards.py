@@ -4,6 +4,7 @@ A dataset is a folder:
 
     00000.tok      little-endian u16 or u32 token ids, without a header; the largest possible id decides the width
     00000.doc      its documents, in columns (below)
+    00000.meta     where its source keeps metadata; not in the manifest (document_metadata.py)
     00000.lab      format 2 alone: a label for each token, i8 (or i16 for more than 128 names), without a header
     manifest.json  written last: format, counts, tokenizer hash, special ids, parents, and for each file its size
                    and an xxh3-128 for every block of BLOCK_BYTES
@@ -37,6 +38,8 @@ import numpy.typing as npt
 import xxhash
 
 from bigtrain.data.format.columns import ColumnReader
+from bigtrain.data.format.document_metadata import SUFFIX as METADATA
+from bigtrain.data.format.document_metadata import encoded_metadata
 from bigtrain.data.format.documents import ID_BYTES
 from bigtrain.data.format.file_record import BLOCK_BYTES, FileRecord, changed_error
 from bigtrain.data.format.manifest import ShardRecord
@@ -55,6 +58,8 @@ class TokenizedDocuments:
     positions: list[int]
     labels: npt.NDArray[np.signedinteger] = field(default_factory=lambda: np.empty(0, np.int8))
     """A label for each token; empty where the source has none."""
+    metadata: list[str] = field(default_factory=list)
+    """JSON of each document; empty where the source keeps none."""
 
 
 DOC_MAGIC = b"btdoc\0\0\1"
@@ -122,12 +127,14 @@ class ShardWriter:
     def __init__(self, folder: WorkFolder | Path, index: int, *, labelled: bool = False) -> None:
         self._folder = LocalFolder(folder) if isinstance(folder, Path) else folder
         self._doc = f"{index:05d}.doc"
+        self._meta = f"{index:05d}{METADATA}"
         self._tok = _Column(self._folder, f"{index:05d}.tok")
         self._lab = _Column(self._folder, f"{index:05d}.lab") if labelled else None
         self.tokens = 0
         self._lengths: list[int] = []
         self._ids: list[bytes] = []
         self._positions: list[int] = []
+        self._metadata: list[str] = []
         self._file_of_document: list[int] = []
         self._file_index: dict[str, int] = {}
 
@@ -141,6 +148,7 @@ class ShardWriter:
         self._lengths += documents.lengths
         self._ids += documents.ids
         self._positions += documents.positions
+        self._metadata += documents.metadata
         self._file_of_document += [self._file_index.setdefault(file, len(self._file_index)) for file in documents.files]
 
     def finish(self) -> ShardRecord | None:
@@ -152,6 +160,8 @@ class ShardWriter:
         doc_hasher = BlockHasher()
         doc_hasher.update(memoryview(columns))
         self._folder.write(self._doc, columns)
+        if self._metadata:
+            self._folder.write(self._meta, encoded_metadata(self._metadata))
         tokens, *labels = [column.commit() for column in self._of_tokens]
         return ShardRecord(self.tokens, len(self._ids), [tokens, doc_hasher.record(self._doc), *labels])
 

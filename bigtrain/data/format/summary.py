@@ -146,8 +146,8 @@ class SourceSummary:
     """The datasets of a source, and how they are packed."""
 
     train: DatasetSummary
-    pack: PackSummary | None
-    """None where the packing needs no index."""
+    packs: dict[int, PackSummary]
+    """By the length of the sequences; empty where the packing needs no index."""
     held_out: DatasetSummary
     held_out_pack: PackSummary | None
 

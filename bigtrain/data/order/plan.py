@@ -3,6 +3,11 @@
     sample g --skips--> draw --mixture--> source, number k --bounds of an epoch--> epoch k // n, k % n
                                                            --shuffle, keyed by seed, source and epoch--> sequence
 
+Where the length of the sequences changes, the plan has each source once for each length, and a phase that draws from
+the sources at the next length:
+
+    draws     |  web of 4096  3, code of 4096  1  |  web of 32768  1, code of 32768  1  |
+
 Nothing is stored or drawn at random: the whole state of the data is {consumed_samples, plan_id}. A plan is described by
 a small JSON object (`describe`, `Plan.from_json`). Two plans can be compared without computing a sample
 (`first_difference`).
@@ -78,6 +83,21 @@ class PlannedSource:
     """Sequences in a block, if blocks are shuffled."""
     window: Positive | None = None
     """Blocks that are mixed with each other at a time."""
+    sequence_length: Positive | None = None
+    """Tokens in a sequence, in a plan of several lengths. Default: those of the plan."""
+    full_blocks: Number | None = None
+    """Blocks that are full of tokens: as many at every length. Default: those that are full of sequences."""
+    taken: Number = 0
+    """Sequences of its first epochs that are not drawn: the source gave their tokens before, at another length, or they
+    are left out."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields. Those of plans of several lengths are there only if they say something."""
+        value = asdict(self)
+        return {key: value[key] for key in value if key not in _OF_LENGTHS or value[key]}
+
+
+_OF_LENGTHS = ("sequence_length", "full_blocks", "taken")
 
 
 @dataclass(frozen=True)
@@ -97,10 +117,10 @@ class Plan:
     """The order of all samples of a run.
 
     Args:
-        sources: the sources that are mixed.
+        sources: the sources that are mixed, once for each length of their sequences.
         phases: their weights, in order of the first draws; the first phase starts at draw 0.
         seed: keys the shuffles.
-        sequence_length: tokens in a sample.
+        sequence_length: tokens in a sample, where the source says nothing else.
         packing: how sequences are made of tokens.
         batches: the number of samples of each step.
         skipped: ranges of draws that are left out.
@@ -130,6 +150,7 @@ class Plan:
         self.skips = Skips(skipped)
         self.unlabelled = tuple(unlabelled)
         self.mixture = Mixture(phases, [source.at_most for source in sources])
+        self._taken = np.array([source.taken for source in sources], np.int64)
         self.plan_id = identity(self._content())
 
     @property
@@ -146,7 +167,7 @@ class Plan:
         """The addresses of global sample numbers (i64 [n], in any order)."""
         sources, numbers = self.mixture.locate(self.skips.draws(samples))
         lengths = np.array([source.sequences for source in self.sources])[sources]
-        epochs, within = np.divmod(numbers, lengths)
+        epochs, within = np.divmod(numbers + self._taken[sources], lengths)
         sequences = np.empty_like(numbers)
         for source in np.unique(sources).tolist():
             for epoch in np.unique(epochs[sources == source]).tolist():
@@ -157,13 +178,17 @@ class Plan:
     def samples_of(self, source: int, sequences: I64, *, before: int) -> Occurrences:
         """The positions of these sequences (i64 [n]) of a source in the first `before` samples: inverts
         `locate_many`."""
-        length, drawn = self.sources[source].sequences, self._drawn(before)[source]
-        epochs = -(-drawn // length)
-        places = [self._shuffle(source, epoch).inverse(sequences.astype(np.uint64)) for epoch in range(epochs)]
-        epoch, sequence = np.repeat(np.arange(epochs), len(sequences)), np.tile(sequences, epochs)
-        number = np.array(places, np.int64).reshape(-1) + epoch * length  # number within the source
+        planned, drawn = self.sources[source], self._drawn(before)[source]
+        length = planned.sequences
+        epochs = range(planned.taken // length, -(-(planned.taken + drawn) // length))
+        places = [self._shuffle(source, epoch).inverse(sequences.astype(np.uint64)) for epoch in epochs]
+        epoch, sequence = (
+            np.repeat(np.arange(epochs.start, epochs.stop), len(sequences)),
+            np.tile(sequences, len(epochs)),
+        )
+        number = np.array(places, np.int64).reshape(-1) + epoch * length - planned.taken  # number within the source
         order = np.argsort(number)
-        order = order[number[order] < drawn]
+        order = order[(number[order] >= 0) & (number[order] < drawn)]
         draws = self.mixture.draws_of(source, number[order])
         left = ~self.skips.are_left_out(draws)
         return Occurrences(self.skips.samples(draws[left]), epoch[order][left], sequence[order][left])
@@ -175,6 +200,14 @@ class Plan:
             if self.skips.sample_of(start) < samples:
                 counts -= np.subtract(self.mixture.drawn_before(end), self.mixture.drawn_before(start))
         return counts.tolist()
+
+    def tokens_before(self, sample: int) -> int:
+        """Tokens in all samples before this one, padding included."""
+        return int(self.batches.held_before(sample) * self.sequence_length)
+
+    def length_of(self, source: int) -> int:
+        """Tokens in a sequence of a source."""
+        return self.sources[source].sequence_length or self.sequence_length
 
     def first_difference(self, other: Plan) -> int | None:
         """A sample before which both plans are certainly the same, step by step and token by token.
@@ -242,7 +275,7 @@ class Plan:
         key = (self.seed, planned.name, epoch)
         if planned.block is None or planned.window is None:
             return permutation(planned.sequences, *key)
-        return BlockShuffle(planned.sequences, planned.block, planned.window, *key)
+        return BlockShuffle(planned.sequences, planned.block, planned.window, *key, full_blocks=planned.full_blocks)
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -250,7 +283,7 @@ class Plan:
             "seed": self.seed,
             "sequence_length": self.sequence_length,
             "packing": self.packing,
-            "sources": [asdict(source) for source in self.sources],
+            "sources": [source.as_json() for source in self.sources],
             "phases": [{"start": phase.start, "weights": list(phase.weights)} for phase in self.phases],
             "batches": [[stage.first_step, stage.global_batch_size] for stage in self.batches.stages],
             "skipped": [list(draws) for draws in self.skips.ranges],
@@ -278,7 +311,7 @@ class _Description(TypedDict):
 def _turns(plan: Plan) -> Iterator[list[tuple[int, object]]]:
     """The parts of a plan, each as a list of (sample, what starts there)."""
     sample_of = plan.skips.sample_of
-    yield [(stage.first_sample, stage) for stage in plan.batches.stages]
+    yield [(stage.first_sample, stage[:3]) for stage in plan.batches.stages]
     yield [(sample_of(start), (start, end)) for start, end in plan.skips.ranges]
     yield [(skip.from_sample, skip) for skip in plan.unlabelled]
     mixtures: list[tuple[int, object]] = []

@@ -42,11 +42,13 @@ class BlockShuffle:
         n: sequences in the epoch.
         block: sequences in one block.
         window: blocks that are shuffled together.
+        key: of the permutations.
+        full_blocks: blocks that change places. Default: all that have `block` sequences.
     """
 
-    def __init__(self, n: int, block: int, window: int, *key: int | str) -> None:
+    def __init__(self, n: int, block: int, window: int, *key: int | str, full_blocks: int | None = None) -> None:
         self.n, self.block, self.window, self.key = n, block, window, key
-        self._blocks = n // block
+        self._blocks = n // block if full_blocks is None else full_blocks
         self._per_window = np.uint64(block * window)
 
     def many(self, x: U64) -> U64:

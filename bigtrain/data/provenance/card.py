@@ -28,7 +28,11 @@ def data_card(
     """
     sources = []
     for index, source in enumerate(settings.sources):
-        samples, sequences = plan.samples_drawn(consumed_samples)[index], plan.sources[index].sequences
+        drawn = plan.samples_drawn(consumed_samples)[index :: len(settings.sources)]  # one for each cut
+        samples = sum(drawn)
+        epochs = sum(
+            n / own.sequences for n, own in zip(drawn, plan.sources[index :: len(settings.sources)], strict=True)
+        )
         sources.append(
             {
                 **source.model_dump(mode="json", exclude={"weight"}),
@@ -37,7 +41,7 @@ def data_card(
                 "validation": _describe(held_out[index]),
                 "samples": samples,
                 "share": round(samples / consumed_samples, 6) if consumed_samples else 0.0,
-                "epochs": round(samples / sequences, 6),
+                "epochs": round(epochs, 6),
             }
         )
     summary = train[0].summary
@@ -93,9 +97,11 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         (source["name"], f"`{json.dumps(step)}`") for source in sources for step in source["clean"]
     ]  # in the order of their application
     left_out = [(_skipped(skip), skip["reason"]) for skip in card["skip"]]
+    lengths = dict.fromkeys([card["sequence_length"], *(phase["sequence_length"] for phase in card["phases"])])
+    tokens = " or ".join(f"{length:,}" for length in lengths if length)
     paragraphs = [
         heading,
-        f"What the first {card['consumed_samples']:,} samples of {card['sequence_length']:,} tokens were made of.",
+        f"What the first {card['consumed_samples']:,} samples of {tokens} tokens were made of.",
         f"{below} Sources",
         _table(("source", "kind", "from", "licence", "samples seen", "share", "epochs"), seen),
         *([f"{below} Left out of training", _table(("what", "why"), left_out)] if left_out else []),
@@ -112,7 +118,7 @@ def card_as_markdown(card: Card, *, heading: str = "# Data card") -> str:
         f"- Tokenizer `{tokenizer['hash']}`, {tokenizer['vocab_size']:,} tokens, {origin}; "
         f"`{tokenizer['end_of_text']}` ends a document.\n"
         f"- Plan `{card['plan_id']}`, seed {card['seed']}, packing {card['packing']}.\n"
-        + "".join(f"- From {phase['from_tokens']:,} tokens on mixed {_mixed(phase)}.\n" for phase in card["phases"])
+        + "".join(f"- From {phase['from_tokens']:,} tokens on {_changed(phase)}.\n" for phase in card["phases"])
         + f"- Written by bigtrain {card['version']}.",
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -162,8 +168,16 @@ def _skipped(skip: Card) -> str:
     )
 
 
-def _mixed(phase: Card) -> str:
-    return ", ".join(f"{source} {weight:g}" for source, weight in phase["weights"].items())
+def _changed(phase: Card) -> str:
+    """What a phase changes, in plain text."""
+    mixed = ", ".join(f"{source} {weight:g}" for source, weight in phase["weights"].items())
+    changes = (
+        (f"mixed {mixed}", mixed),
+        (f"in samples of {phase['sequence_length'] or 0:,} tokens", phase["sequence_length"]),
+        ("in a new epoch of each source", phase["new_epoch"]),
+        ("with another rotation of the model", phase["rope_theta"] or phase["rope_scaling"]),
+    )
+    return ", ".join(text for text, is_so in changes if is_so)
 
 
 def _own_files(sources: Sequence[Card]) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bigtrain.data.batch.batch import digest_rows, format_digest, wrap_int64
 from bigtrain.data.batch.packing import Packing
-from bigtrain.data.batch.unlabelled import find_unlabelled
+from bigtrain.data.batch.unlabelled import Unlabelled, find_unlabelled
 from bigtrain.data.order.plan import Plan
 from bigtrain.data.store.store import Dataset, Tokens
 from bigtrain.data.store.stored_document import StoredDocument, documents_between
@@ -112,7 +112,7 @@ def contents_of(plan: Plan, packings: Sequence[Packing], samples: Sequence[int])
             for document in documents_between(dataset, start, end)
             for first in [document.start]
         ]
-        padding = plan.sequence_length - sum(end - start for start, end in spans)
+        padding = plan.length_of(source) - sum(end - start for start, end in spans)
         contents.append(SampleContents(position, samples[position], dataset, epoch, sequence, parts, padding))
     return contents
 
@@ -132,10 +132,23 @@ def appearances_of(
     plan: Plan, packings: Sequence[Packing], document: StoredDocument, *, before: int
 ) -> list[Appearance]:
     """The appearances of a training document in the first `before` samples, in their order."""
-    source = [planned.name for planned in plan.sources].index(document.dataset.name)
-    own = [skip for skip in find_unlabelled(plan, packings) if skip.source == source]
+    unlabelled = find_unlabelled(plan, packings)
+    of_lengths = [
+        _appearances(
+            plan, packings[index], index, document, [skip for skip in unlabelled if skip.source == index], before
+        )
+        for index, planned in enumerate(plan.sources)
+        if planned.name == document.dataset.name
+    ]
+    return [appearance for found in of_lengths for appearance in found]
+
+
+def _appearances(
+    plan: Plan, packing: Packing, source: int, document: StoredDocument, unlabelled: Sequence[Unlabelled], before: int
+) -> list[Appearance]:
+    """The appearances in the sequences of one length."""
     first, end = document.start, document.end
-    occurrences = plan.samples_of(source, packings[source].sequences_with(first, end), before=before)
+    occurrences = plan.samples_of(source, packing.sequences_with(first, end), before=before)
     return [
         Appearance(
             sample,
@@ -143,10 +156,10 @@ def appearances_of(
             sequence,
             max(start, first) - first,
             min(stop, end) - first,
-            not any(skip.holds(sample, first) for skip in own),
+            not any(skip.holds(sample, first) for skip in unlabelled),
         )
         for sample, epoch, sequence in zip(*(field.tolist() for field in occurrences), strict=True)
-        for start, stop in _stream_spans(packings[source], sequence)
+        for start, stop in _stream_spans(packing, sequence)
         if start < end and first < stop
     ]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from bigtrain.base import STRICT, BigtrainError, as_record, read_json, read_regular
+from bigtrain.base import STRICT, TEMPORARY_SUFFIX, BigtrainError, as_record, read_json, read_regular
 from bigtrain.config import HIDDEN, DataSettings, SourceSettings, is_masked, refuse_masked
 from bigtrain.data.format.file_record import LARGEST, FileRecord
 from bigtrain.data.format.hashing import digest
@@ -58,16 +58,16 @@ class Mirror:
         if not is_ours:
             self.cache.place(directory / MARKER, [json.dumps({"url": self.remote.url}).encode()])
         self._verified: set[Path] = set()
+        self._asked_for: set[Path] = set()
+        """Files that no manifest has, and that the URL may lack."""
 
     def fetch_records(self, settings: DataSettings, sources: Sequence[SourceSettings]) -> None:
         """Fetch tokenizer, and build records and manifests of some sources, again. Raises BigtrainError."""
         names = [TOKENIZER_FILE, BUILD_RECORD]
         for source in sources:
             names += [f"{source.name}/{BUILD_RECORD}", *(f"{source.name}/{split}/{MANIFEST}" for split in SPLITS)]
-            for split, packing in (("train", settings.packing), ("validation", settings.held_out_packing)):
-                if packing != "concat":
-                    path = manifest_path(Path(source.name) / split, packing, settings.sequence_length)
-                    names.append(path.as_posix())
+            for split, packing, length in settings.packs:
+                names.append(manifest_path(Path(source.name) / split, packing, length).as_posix())
         for name in names:
             self._fetch_record(name)
 
@@ -109,6 +109,18 @@ class Mirror:
                     self.cache.place(path, (self._read_block(name, record, i, block_bytes) for i in indices))
             self._verified.add(path)
         return path
+
+    def fetch_beside(self, directory: Path, name: str) -> None:
+        """Fetch a file that no manifest has into `directory`, a folder of this mirror, if the URL has it."""
+        path = directory / name
+        if self.is_offline or path in self._asked_for or path.exists():
+            return
+        self._asked_for.add(path)
+        with self.cache.only_one("meta"):
+            temporary = path.with_name(f"{name}{TEMPORARY_SUFFIX}")
+            self.remote.copy(path.relative_to(self.directory).as_posix(), temporary)
+            if temporary.exists():
+                temporary.replace(path)
 
     def side_by_side(self, reads: Iterable[Callable[[], object]]) -> None:
         """Run reads from the server, FETCHES at a time. Raises the error of the first that fails."""

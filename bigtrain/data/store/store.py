@@ -6,12 +6,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import DataSettings, SourceSettings
+from bigtrain.data.format.document_metadata import SUFFIX as METADATA
+from bigtrain.data.format.document_metadata import metadata_of
 from bigtrain.data.format.file_record import FileRecord, FileSize, changed_error
 from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.layout import Split, part_of, read_record, require_same, source_request, tokenizer_request
@@ -78,6 +81,15 @@ class TokenShard:
         if (labels := self._labels) is None:
             labels = self._labels = np.frombuffer(self._map(self.record.files[2]), self._scheme.dtype)
         return labels
+
+    def metadata(self, document: int) -> dict[str, Any] | None:
+        """What the source keeps beside a document, by its number; None where it keeps nothing.
+
+        Raises:
+            BigtrainError: the file is damaged.
+        """
+        path = (self._directory / self.record.files[1].name).with_suffix(METADATA)
+        return metadata_of(map_file(path, at_random=True), document, path) if path.exists() else None
 
     def unmap(self) -> None:
         """Forget the files; they are mapped again when they are needed."""
@@ -166,6 +178,11 @@ class RemoteShard(TokenShard):
         if self._labels is None:
             self._mirror.fetch(self._directory, self.record.files[2], self._block_bytes)
         return super().labels
+
+    def metadata(self, document: int) -> dict[str, Any] | None:
+        """What the source keeps beside a document; the file is fetched if it is not here yet."""
+        self._mirror.fetch_beside(self._directory, Path(self.record.files[1].name).with_suffix(METADATA).name)
+        return super().metadata(document)
 
     def missing(self, start: int, end: int) -> dict[str, Callable[[], object]]:
         """The reads, by name, that bring here what tokens [start, end) still need."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,11 @@ class StoredDocument:
             return None
         first = int(self._columns.offset[self.number])
         return self.dataset.shards[self.shard].labels[first + start : first + end]
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """What its source keeps beside it; None where that is nothing. Raises BigtrainError if the file is damaged."""
+        return self.dataset.shards[self.shard].metadata(self.number)
 
     @property
     def _columns(self) -> DocumentColumns:

@@ -86,8 +86,8 @@ def _tokens_of_sources(settings: Settings) -> dict[str, tuple[float, int]]:
             wanted="at least one sequence",
             fix="set data.validation.fraction, for example to 0.01, and build the data again",
         )
-    weights = data.plan.phases[0].weights
+    weights = data.plan.phases[0].weights[: len(settings.data.sources)]  # at the first length
     return {
         source.name: (weight / sum(weights), source.tokens)
-        for source, weight in zip(data.plan.sources, weights, strict=True)
+        for source, weight in zip(data.plan.sources, weights, strict=False)
     }

@@ -28,6 +28,7 @@ from bigtrain.data.build.corpus.squad import AnsweredQuestion, read_questions, s
 from bigtrain.data.build.corpus.super_glue import super_glue
 from bigtrain.data.build.corpus.text import text
 from bigtrain.data.build.corpus.text_lines import text_lines
+from bigtrain.data.build.corpus.warc import warc
 from bigtrain.data.format.documents import Document
 
 CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
@@ -46,6 +47,7 @@ CORPORA: dict[str, Callable[[SourceSettings], Corpus]] = {
     "conll": conll,
     "squad": squad,
     "chat": chat,
+    "warc": warc,
 }
 
 

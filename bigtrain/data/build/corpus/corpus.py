@@ -129,15 +129,15 @@ def grouped_by_size(files: Iterable[CorpusFile]) -> Iterator[list[CorpusFile]]:
         yield group
 
 
-def missing_field(where: str, field: str, available: Iterable[str]) -> BigtrainError:
-    """The error for a record without the text field, with the nearest name that the record has."""
+def missing_field(where: str, field: str, available: Iterable[str], key: str = "text_field") -> BigtrainError:
+    """The error for a record without a field that `key` of its source names, with the nearest name that it has."""
     names = sorted(available)
     nearest = difflib.get_close_matches(field, names, n=1)
     return BigtrainError(
         f"{where}: there is no field {field!r}",
         found=", ".join(names) or "no fields",
         wanted=field,
-        fix=f"set text_field: {nearest[0]}" if nearest else "set text_field to the field that holds the text",
+        fix=f"set {key}: {nearest[0]}" if nearest else f"set {key} to a field that the records have",
     )
 
 

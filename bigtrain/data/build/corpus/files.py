@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import lzma
 import re
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from bigtrain.base import BigtrainError
 from bigtrain.data.build.corpus.compressed import SUFFIXES as COMPRESSED
 from bigtrain.data.format.urls import without_query
 
-DAMAGED = (zlib.error, zstandard.ZstdError, lzma.LZMAError, UnicodeDecodeError)
+DAMAGED = (zlib.error, zstandard.ZstdError, lzma.LZMAError, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError)
 _QUERY = re.compile(r"""(https?://[^\s?'"]+)\?[^\s'"]*""", re.IGNORECASE)
 SHORT_BODIES = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError")
 """What the libraries of protocols call a body that ends before the length that its server gave."""

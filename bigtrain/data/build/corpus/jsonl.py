@@ -16,7 +16,7 @@ from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_fil
 from bigtrain.data.build.corpus.encodings import without_mark
 from bigtrain.data.build.corpus.files import CorpusFile, FoundFiles, no_files, reading, suffix_of, too_long
 from bigtrain.data.build.corpus.json_records import PlainRecords, reader_of
-from bigtrain.data.build.corpus.records import Origin, RecordReader
+from bigtrain.data.build.corpus.records import NOTHING, Origin, RecordReader, WithMetadata, value_at
 from bigtrain.data.format.documents import Document
 
 
@@ -173,7 +173,7 @@ def is_json_lines(file: CorpusFile, limit: int, fields: tuple[str, ...] = ()) ->
         record = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and (not fields or any(field in record for field in fields))
+    return isinstance(record, dict) and (not fields or any(value_at(record, field) is not NOTHING for field in fields))
 
 
 def find_json_lines(source: SourceSettings, path: str, fields: tuple[str, ...]) -> FoundFiles:
@@ -220,4 +220,5 @@ def jsonl(source: SourceSettings) -> Corpus:
     Raises BigtrainError with file and line for what is not a JSON object with the fields of the source.
     """
     fields = source.text_field if source.tokens_field is None else source.tokens_field
-    return corpus_of_lines(source, reader_of(source), (fields,))
+    read = reader_of(source)
+    return corpus_of_lines(source, WithMetadata(read, source.metadata) if source.metadata else read, (fields,))

@@ -1,14 +1,16 @@
-"""Corpus kind `parquet`: one row a document, the text in one column."""
+"""Corpus kind `parquet`: one row a document, the text in one column or in a field of its structs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import tee
 from typing import Any
 
 from bigtrain.config import SourceSettings
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, Corpus, corpus_of_files, find_files, missing_field
 from bigtrain.data.build.corpus.files import CorpusFile, reading, too_long
 from bigtrain.data.build.corpus.rows import ROWS_AT_ONCE, RowPiece, column_values, pieces_of_rows
+from bigtrain.data.format.document_metadata import metadata_text
 
 SUFFIXES = (".parquet",)
 DICTIONARIES = ("PLAIN_DICTIONARY", "RLE_DICTIONARY")
@@ -20,19 +22,54 @@ def _pieces(file: CorpusFile, source: SourceSettings) -> Iterator[RowPiece]:
     column = source.text_field
     with reading(file.place), file.open() as stream:
         about = pq.read_metadata(stream)
-        if column not in about.schema.to_arrow_schema().names:
-            raise missing_field(file.place, column, about.schema.to_arrow_schema().names)
+        paths = list(_paths(about.schema.to_arrow_schema()))
+        for key, wanted in (("text_field", (column,)), ("metadata", source.metadata)):
+            for path in wanted:
+                if path not in paths:
+                    raise missing_field(file.place, path, paths, key)
         if about.num_rows and _bytes_a_row(about, [column]) > source.max_document_bytes:
             raise too_long(f"{file.place}: a row", source.max_document_bytes)
         stream.seek(0)
-        values = (value for batch in _batches(stream, about, [column]) for value in column_values(batch.column(0)))
+        columns = list(dict.fromkeys([column, *source.metadata]))
+        batches, beside = _batches(stream, about, columns), None
+        if source.metadata:
+            batches, copies = tee(batches)
+            beside = (text for batch in copies for text in _metadata(batch, source.metadata))
+        values = (value for batch in batches for value in column_values(_of(batch, column)))
         yield from pieces_of_rows(
             values,
+            metadata=beside,
             name=file.name,
             place=file.place,
             source=source,
             extent_at=lambda rows: file.size * rows // about.num_rows,
         )
+
+
+def _paths(fields: Any) -> Iterator[str]:
+    """The names of the fields of a schema or struct, and the dotted paths of those in structs."""
+    import pyarrow as pa
+
+    for field in fields:
+        yield field.name
+        if pa.types.is_struct(field.type):
+            yield from (f"{field.name}.{inner}" for inner in _paths(field.type))
+
+
+def _of(batch: Any, path: str) -> Any:
+    """The column of a path in a record batch. What is in a null is null."""
+    import pyarrow.compute as pc
+
+    if path in batch.schema.names:
+        return batch.column(path)
+    name, *inner = path.split(".")
+    return pc.struct_field(batch.column(name), inner)
+
+
+def _metadata(batch: Any, paths: Sequence[str]) -> Iterator[str]:
+    """The JSON of these fields, row by row."""
+    for values in zip(*(column_values(_of(batch, path)) for path in paths), strict=True):
+        yield metadata_text(dict(zip(paths, values, strict=True)))
 
 
 def _batches(stream: Any, about: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -79,7 +116,9 @@ def _in_dictionaries(about: Any, columns: Sequence[str]) -> list[str]:
         for _, chunk in _chunks(about, columns)
         if chunk.physical_type == "BYTE_ARRAY" and any(encoding in DICTIONARIES for encoding in chunk.encodings)
     )
-    return list(dict.fromkeys(path for path in kept if path in columns))
+    # Arrow cannot read a dictionary that is in a struct in parts.
+    top = [name for name in about.schema.to_arrow_schema().names if name in columns]
+    return list(dict.fromkeys(path for path in kept if path in top))
 
 
 def read_rows(file: CorpusFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from bigtrain.base import BigtrainError
 from bigtrain.data.build.corpus.corpus import PIECE_BYTES, missing_field, not_text
 from bigtrain.data.build.corpus.files import CorpusFile
+from bigtrain.data.format.document_metadata import metadata_text
 from bigtrain.data.format.documents import Document, LabelledSpan, Segment
 
 LONGEST_LABEL = 200
@@ -81,6 +82,20 @@ def pieces_of_records(
         yield RecordPiece(file.place, file.name, kept, read, round(size * share))
 
 
+@dataclass(frozen=True)
+class WithMetadata:
+    """Reads records by another reader, and keeps some of their fields beside the document."""
+
+    read: RecordReader
+    fields: tuple[str, ...]
+
+    def __call__(self, record: Any, origin: Origin) -> Document:
+        """See `RecordReader`."""
+        document = self.read(record, origin)
+        kept = {field: field_of(record, field, origin.where, "metadata") for field in self.fields}
+        return replace(document, metadata=metadata_text(valid_unicode(kept)))
+
+
 def pair_of(source: str, target: str, name: str, position: int, *, group: str | None = None) -> Document:
     """A text and its translation."""
     return Document.of_segments((Segment(source, "source"), Segment(target, "target")), name, position, group=group)
@@ -100,11 +115,42 @@ def tagged(words: Sequence[str], tags: Sequence[str], origin: Origin) -> Documen
     return Document.of_segments((Segment(" ".join(words), None, tuple(spans)),), origin.name, origin.position)
 
 
-def field_of(record: Any, field: str, where: str) -> Any:
-    """The value of a field. Raises BigtrainError where a record is no object, or lacks the field."""
-    if not isinstance(record, dict) or field not in record:
-        raise missing_field(where, field, record if isinstance(record, dict) else ())
-    return record[field]
+def field_of(record: Any, field: str, where: str, key: str = "text_field") -> Any:
+    """The value of a field: of that name, or by its dotted path. What is below a null is null.
+
+    Raises:
+        BigtrainError: a record is no object, or lacks the field.
+    """
+    found = value_at(record, field)
+    if found is NOTHING:
+        raise missing_field(where, field, _paths(record) if isinstance(record, dict) else (), key)
+    return found
+
+
+NOTHING = object()
+"""In place of a field that is not there: null is a value."""
+
+
+def value_at(record: Any, field: str) -> Any:
+    """The value of a field, by its name or its dotted path; NOTHING where it is not there."""
+    if isinstance(record, dict) and field in record:
+        return record[field]
+    value = record
+    for part in field.split("."):
+        if value is None and value is not record:
+            return None
+        if not isinstance(value, dict) or part not in value:
+            return NOTHING
+        value = value[part]
+    return value
+
+
+def _paths(record: dict[str, Any]) -> Iterator[str]:
+    """The names of fields, and of those in them."""
+    for name, value in record.items():
+        yield name
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in value)
 
 
 def text_of(record: Any, field: str, where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from bigtrain.config import SourceSettings
@@ -27,18 +28,27 @@ class RowPiece:
     first_row: int
     texts: list[str | None]
     """None for a null, which the funnel counts."""
+    metadata: list[str]
+    """Of each row; empty where the source keeps none."""
     extent: int
     """Its size, in the unit of `Corpus.extent`: rows, or bytes of the file."""
     continued: bool
 
     def documents(self) -> Iterator[Document]:
         """A document for each row."""
-        for row, text in enumerate(self.texts, start=self.first_row):
-            yield Document(text or "", self.name, row, null=text is None)
+        metadata = self.metadata or repeat("")
+        for row, (text, kept) in enumerate(zip(self.texts, metadata, strict=False), start=self.first_row):
+            yield Document(text or "", self.name, row, null=text is None, metadata=kept)
 
 
 def pieces_of_rows(
-    values: Iterable[Any], *, name: str, place: str, source: SourceSettings, extent_at: Callable[[int], int]
+    values: Iterable[Any],
+    *,
+    name: str,
+    place: str,
+    source: SourceSettings,
+    extent_at: Callable[[int], int],
+    metadata: Iterator[str] | None = None,
 ) -> Iterator[RowPiece]:
     """Rows in groups of about PIECE_BYTES, and long groups in several pieces.
 
@@ -48,17 +58,19 @@ def pieces_of_rows(
         place: its path, for messages.
         source: says which field is meant, and what a null is taken for.
         extent_at: the extent of so many of the first rows.
+        metadata: that of each row, where the source keeps some.
 
     Raises:
         BigtrainError: a value is not text, or too long.
     """
     field, limit, skip_null = source.text_field, source.max_document_bytes, source.on_null == "skip"
     texts: list[str | None] = []
+    kept: list[str] = []
     first_row = row = size = size_of_group = 0
     for text in values:
         if size >= LARGEST_PIECE:
-            yield RowPiece(name, first_row, texts, extent_at(row) - extent_at(first_row), continued=True)
-            first_row, texts, size = row, [], 0
+            yield RowPiece(name, first_row, texts, kept, extent_at(row) - extent_at(first_row), continued=True)
+            first_row, texts, kept, size = row, [], [], 0
         if isinstance(text, str):
             if len(text) > limit or (4 * len(text) > limit and len(text.encode(errors="replace")) > limit):
                 raise too_long(f"{place}: row {row}", limit)
@@ -67,12 +79,14 @@ def pieces_of_rows(
         elif not (text is None and skip_null):
             raise not_text(f"{place}: row {row}", field, text)
         texts.append(text)
+        if metadata is not None:
+            kept.append(next(metadata))
         row += 1
         if row % ROWS_AT_ONCE == 0 and size_of_group >= PIECE_BYTES:
-            yield RowPiece(name, first_row, texts, extent_at(row) - extent_at(first_row), continued=False)
-            first_row, texts, size, size_of_group = row, [], 0, 0
+            yield RowPiece(name, first_row, texts, kept, extent_at(row) - extent_at(first_row), continued=False)
+            first_row, texts, kept, size, size_of_group = row, [], [], 0, 0
     if texts:
-        yield RowPiece(name, first_row, texts, extent_at(row) - extent_at(first_row), continued=False)
+        yield RowPiece(name, first_row, texts, kept, extent_at(row) - extent_at(first_row), continued=False)
 
 
 def column_values(column: Any) -> Iterator[Any]:

@@ -137,7 +137,7 @@ class SourceKeys:
         made_from = {
             "source": what_documents(source),
             "corpus": corpus.stamp,
-            "evaluation": work.filters.evaluation and work.filters.evaluation.identity,
+            "filters": work.filters.identity,
             "near": work.near and [work.near.ngram, work.near.bands, work.near.rows],
             "format": 3,  # of these files: 2 had one for all pieces
         }
