@@ -104,7 +104,8 @@ def make_run(work: Path, samples: int) -> Path:
 
 def enlarge(dataset: Path, samples: int) -> None:
     """Replace a dataset by one of so many samples."""
-    from bigtrain.data.format.manifest import BLOCK_BYTES, DatasetManifest, FileRecord, ShardRecord
+    from bigtrain.data.format.file_record import BLOCK_BYTES, FileRecord
+    from bigtrain.data.format.manifest import DatasetManifest, ShardRecord
 
     small = DatasetManifest.read(dataset)
     for path in dataset.iterdir():

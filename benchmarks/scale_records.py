@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bigtrain.data.format.manifest import BLOCK_BYTES, DatasetManifest, FileRecord, ShardRecord
+from bigtrain.data.format.file_record import BLOCK_BYTES, FileRecord
+from bigtrain.data.format.manifest import DatasetManifest, ShardRecord
 from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.store.store import Dataset
 from bigtrain.report import write_report

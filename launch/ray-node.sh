@@ -4,7 +4,7 @@
 #   launch/ray-node.sh --node-rank R --head ADDRESS:PORT [--job NAME] COMMAND [ARGUMENT ...]
 #
 #   --node-rank R          0: start the head, run the command, end the head; else: join until the head is gone
-#   --head ADDRESS:PORT    where the head is; Slurm's and your own network has to reach it
+#   --head ADDRESS:PORT    where the head is; the next port is Ray's as well. All nodes have to reach it
 #   --job NAME             names the folder of Ray's own files, /tmp/bigtrain-ray-UID-NAME, which is removed at the end
 #
 # COMMAND is one of bigtrain, such as `data build CONFIG --on ray`; it finds the cluster by RAY_ADDRESS. A node may join late,
@@ -39,7 +39,7 @@ done
 require_number --node-rank "$rank" 0 999999
 [[ $head =~ ^(.+):([0-9]+)$ ]] || refuse "--head $head: wanted ADDRESS:PORT"
 address=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
-require_number --head "$port" 1 65535
+require_number --head "$port" 1024 65534
 [[ $job =~ ^[A-Za-z0-9_-]{1,40}$ ]] || refuse "--job $job: wanted letters, digits, dashes, at most 40"
 find_python
 "$python" -c 'import ray' 2>/dev/null || refuse "there is no Ray in the environment of $python: pip install 'bigtrain[ray]'"
@@ -49,7 +49,9 @@ folder=/tmp/bigtrain-ray-$(id -u)-$job
 cores=${SLURM_CPUS_PER_TASK:-$(nproc)}
 [[ -z ${RAY_AUTH_TOKEN:-} ]] || export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0 RAY_ADDRESS=$head RAY_DISABLE_IMPORT_WARNING=1
+# Ports that nobody else has: Ray's own choice for workers, from 10002 on, would hold the port at which a job meets.
 ray=("$python" -m ray.scripts.scripts start --block --num-cpus "$cores" --disable-usage-stats)
+ray+=(--min-worker-port 0 --max-worker-port 0 --dashboard-agent-listen-port 0)
 head_answers() { { : <>"/dev/tcp/$address/$port"; } 2>/dev/null; }
 
 pass_signals_on
@@ -64,6 +66,7 @@ trap 'stop_raylet; [[ $rank != 0 ]] || rm -rf -- "$folder"' EXIT
 
 if [[ $rank == 0 ]]; then
   "${ray[@]}" --head --node-ip-address "$address" --port "$port" --temp-dir "$folder" --include-dashboard false \
+    --ray-client-server-port $((port + 1)) \
     </dev/null >"$folder.log" 2>&1 &
   raylet=$!
   until head_answers; do

@@ -33,6 +33,14 @@ app.add_typer(ngram_app, name="ngram")
 def build(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: OverridesArgument = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar="inline|processes|ray|HOST:PORT",
+            help="Who does the work: this process, processes of this machine, or a Ray cluster (RAY_ADDRESS, or one "
+            "that is started here; HOST:6379 or ray://HOST:10001 names one). The bytes are the same.",
+        ),
+    ] = "processes",
     as_json: JsonOption = False,
 ) -> None:
     """Make the tokenizer and the shards of every source. Finished parts are kept; a build that was killed goes on."""
@@ -40,7 +48,7 @@ def build(
     from bigtrain.data import build_datasets, open_datasets
 
     settings = load_settings(config, overrides or [])
-    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say)
+    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say, on=on)
     built = BuiltData(
         str(settings.data.dir),
         [
@@ -252,7 +260,7 @@ def index(
     directory: Annotated[Path, typer.Argument(help="A data directory (data.dir of a configuration).")],
     as_json: JsonOption = False,
 ) -> None:
-    """Index documents by id, so that `when` finds one among billions at once; without an index it scans all ids."""
+    """Index documents by id and by file, so that `when` finds one among billions without reading all shards."""
     from bigtrain.data import index_datasets
 
     paths = [str(path) for path in index_datasets(directory)]

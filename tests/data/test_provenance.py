@@ -27,7 +27,7 @@ from bigtrain.data import (
 from bigtrain.data.order.mixture import MixturePhase
 from bigtrain.data.order.plan import DocumentSkip
 from bigtrain.data.provenance.provenance import SampleContents, appearances_of, contents_of, digest_of
-from bigtrain.data.store.document_index import INDEX, index_datasets, look_up, write_index
+from bigtrain.data.store.document_index import DOCUMENTS, index_datasets, look_up, write_index
 from bigtrain.data.store.stored_document import StoredDocument, documents_between, find_document
 from tests.data.helpers import (
     END,
@@ -195,7 +195,7 @@ def test_an_index_of_other_data_or_a_torn_one_is_passed_over(tmp_path: Path) -> 
     old, new = (random_dataset(tmp_path / name, 2000, seed=seed) for seed, name in enumerate(("old", "new")))
     index = write_index(old).read_bytes()
     for wrong in (index, index[:-1], b"", index[:20]):
-        (new.directory / INDEX).write_bytes(wrong)
+        (new.directory / DOCUMENTS.name).write_bytes(wrong)
         for document in all_documents(new)[:5]:
             assert look_up(new, bytes.fromhex(document.id)) is None
             assert find_document([new], document.id) == document
@@ -215,7 +215,7 @@ def test_verify_and_a_second_build_let_an_index_be(tmp_path: Path) -> None:
     made = data_settings(tmp_path / "data", source)
     build_datasets(made, vocab_size=512, report=lambda line: None)
     paths = index_datasets(made.dir)
-    assert [path.parent.name for path in paths] == ["train", "validation"]
+    assert [path.parent.name for path in paths] == ["train", "train", "validation", "validation"]
     build_datasets(made, vocab_size=512, report=lambda line: None)
     assert verify(made.dir).ok and all(path.is_file() for path in paths)
 

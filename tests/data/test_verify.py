@@ -12,8 +12,8 @@ import pytest
 from bigtrain.base.errors import BigtrainError
 from bigtrain.config.data_settings import DataSettings
 from bigtrain.data import build_datasets, open_datasets, verify
+from bigtrain.data.format.file_record import BLOCK_BYTES
 from bigtrain.data.format.hashing import canonical_json
-from bigtrain.data.format.manifest import BLOCK_BYTES
 from tests.data.helpers import data_settings, jsonl_source, sentences, write_dataset, write_jsonl
 
 

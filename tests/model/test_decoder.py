@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 
+from bigtrain.config import RopeScaling
 from bigtrain.model import Decoder, build_model
 from bigtrain.model.activation_checkpointing import kept_products
 from bigtrain.model.layers.norm import RMSNorm
@@ -188,3 +189,31 @@ def test_rms_norm_gradients_equal_autograd_in_float64() -> None:
     x = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(norm, x)
     assert torch.autograd.gradcheck(lambda w: torch.func.functional_call(norm, {"weight": w}, x), norm.weight)
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "ntk", "yarn", "llama3"])
+def test_a_rotation_set_later_is_that_of_a_model_made_so(rope_type: str) -> None:
+    """`rotate_by` gives loss and gradients of a model that was made with these settings, to the last bit."""
+    scaling = RopeScaling.model_validate({"rope_type": rope_type, "factor": 4.0})
+    model, plain = built(), gradients(built())
+    made = build_model(model.settings.model_copy(update={"rope_theta": 5e4, "rope_scaling": scaling}))
+    made.init_weights(seed=1)
+    model.rotate_by(made.settings)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), gradients(made), strict=True))
+    model.rotate_by(model.settings)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), plain, strict=True))
+    assert not torch.equal(plain[0], gradients(made)[0])
+
+
+@pytest.mark.long
+def test_compiled_blocks_follow_length_and_rotation() -> None:
+    """Blocks that were compiled for one length and rotation compute what others do at the next ones."""
+    compiled, eager = built(), built()
+    compiled.compile_blocks()
+    scaling = RopeScaling(rope_type="yarn", factor=4.0)
+    for length, update in ((40, {}), (80, {"rope_scaling": scaling}), (40, {"rope_theta": 3e4})):
+        for model in (compiled, eager):
+            model.rotate_by(model.settings.model_copy(update=update))
+        batch = packed_batch(2, length, 96, 3)
+        wanted, actual = eager(**batch), compiled(**batch)
+        assert torch.allclose(actual, wanted, rtol=1e-5)

@@ -10,7 +10,8 @@ import pytest
 import xxhash
 
 from bigtrain.data.format import pack_file
-from bigtrain.data.format.manifest import DatasetManifest, FileRecord, ShardRecord
+from bigtrain.data.format.file_record import FileRecord
+from bigtrain.data.format.manifest import DatasetManifest, ShardRecord
 from bigtrain.data.format.pack_file import PackReader, PackRecord, ShardPack
 from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.store.store import Dataset
@@ -20,7 +21,7 @@ RANKS = 64
 TOKENS = 3 << 20
 
 
-def summary_of(shards: int) -> DatasetSummary:
+def manifest_of(shards: int) -> DatasetManifest:
     """That of a dataset of so many shards of some 12 blocks."""
     hashes = [f"{number:032x}" for number in range(12)]
     records = [
@@ -31,7 +32,12 @@ def summary_of(shards: int) -> DatasetSummary:
         )
         for n in range(shards)
     ]
-    return DatasetSummary.of(DatasetManifest("s", "train", "<u4", 70_000, {"end_of_text": 0}, "0" * 32, {}, records))
+    return DatasetManifest("s", "train", "<u4", 70_000, {"end_of_text": 0}, "0" * 32, {}, records)
+
+
+def summary_of(shards: int) -> DatasetSummary:
+    """That of a dataset of so many shards."""
+    return DatasetSummary.of(manifest_of(shards))
 
 
 @pytest.fixture

@@ -228,3 +228,33 @@ def test_a_node_whose_weights_were_corrupted_is_kept_out(spare_node, sandbox, qu
     ((failing, found_by),) = found_failing(sandbox)
     assert found_by == "corruption" and job["ExcNodeList"] == failing and failing not in job["NodeList"]
     assert curve(sandbox.metrics()) == quiet_curve
+
+
+def test_data_are_built_on_the_nodes_of_a_job_after_a_loss_as_well(slurm, built, tmp_path):
+    """The nodes become a Ray cluster, which is taken down again. A build that lost its nodes goes on in the requeued
+    job, and the data are those that processes build."""
+    settings = yaml.safe_load(built.config.read_text())
+    wanted = {path.parent.parent.name: path.read_bytes() for path in manifests(Path(settings["data"]["dir"]))}
+    settings["data"]["dir"] = str(tmp_path / "data")
+    settings["run_dir"] = str(tmp_path / "run")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [*CLI, "submit", "slurm", str(config), "--build-data", "--nodes", "2", "--cpus-per-node", "1"]
+    done = subprocess.run(command, env=slurm.environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    number, log = done.stdout.strip(), tmp_path / f"run/logs/data-{done.stdout.strip()}.out"
+    slurm.wait_until(lambda: log.is_file() and "Ray: " in log.read_text(), 240, lambda: str(slurm.job(number)))
+    slurm("scancel", "--signal=KILL", f"{number}.0")
+    job = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", timeout=400)
+    said = log.read_text()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said
+    assert "back into the queue" in said
+    assert {path.parent.parent.name: path.read_bytes() for path in manifests(tmp_path / "data")} == wanted
+    left = subprocess.run(["pgrep", "-f", f"bigtrain-ray-.*slurm-{number}-"], capture_output=True, text=True)
+    assert left.returncode == 1, left.stdout
+    assert not list(Path("/tmp").glob(f"bigtrain-ray-*slurm-{number}-1*"))
+
+
+def manifests(data: Path) -> list[Path]:
+    """Of the training data of each source."""
+    return sorted(data.glob("*/train/manifest.json"))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings
-from bigtrain.data.format.manifest import changed_error
+from bigtrain.data.format.file_record import changed_error
 from bigtrain.data.format.mapping import keep_mapped
 from bigtrain.data.format.pack_file import OF_SENTENCES, PackManifest, PackReader, PackRecord, manifest_path
 from bigtrain.data.format.summary import PackSummary
@@ -199,7 +199,7 @@ class PackFile:
         """Reads its rows. Raises BigtrainError where the file is missing or has another size."""
         keep_mapped(self)
         if (reader := self._reader) is None:
-            path = self._dataset.fetched(self._record.file)
+            path = self._dataset.fetched(self._record.file, self._block_bytes)
             self._record.file.check_size(path.parent, RESTORE_PACK)
             reader = self._reader = PackReader(path, self._record, self._block_bytes, self._sequence_length)
         return reader
@@ -215,8 +215,8 @@ def read_packs(dataset: Dataset, packing: str, sequence_length: int) -> PackMani
     Raises:
         BigtrainError: there is none, or it is of other data.
     """
-    manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id)
-    packed = np.array([shard.tokens for shard in manifest.shards], np.int64)
+    manifest = PackManifest.read(dataset.directory, packing, sequence_length, dataset.dataset_id, dataset.fetch_part)
+    packed = np.array(manifest.table.counts["tokens"], np.int64)
     if not np.array_equal(packed, np.diff(dataset.summary.starts)):
         path = manifest.path(dataset.directory)
         raise changed_error(path, f"{len(packed):,} packs of {packed.sum():,} tokens", "a pack for each shard")

@@ -36,6 +36,7 @@ from bigtrain.data.build.progress import (
 )
 from bigtrain.data.build.tokenization import TokenizePiece, token_dtype
 from bigtrain.data.format.documents import Piece
+from bigtrain.data.format.file_record import changed_error
 from bigtrain.data.format.hashing import digest, identity
 from bigtrain.data.format.layout import (
     BUILD_RECORD,
@@ -50,7 +51,7 @@ from bigtrain.data.format.layout import (
     with_defaults,
     write_record,
 )
-from bigtrain.data.format.manifest import FORMAT, LABELLED_FORMAT, MANIFEST, DatasetManifest, ShardRecord, changed_error
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, ShardRecord
 from bigtrain.data.format.shards import ShardWriter
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, DataTokenizer, require_same_begin, tokenizer_hash
 from bigtrain.data.format.work_folder import WorkFolder
@@ -124,7 +125,6 @@ def build_source(
             begin_of_text=begin.to_json(),
             labels=source.labels,
             label_names=rules.scheme.recorded_names if rules else None,
-            format=FORMAT if rules is None else LABELLED_FORMAT,
         )
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")

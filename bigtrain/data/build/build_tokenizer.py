@@ -13,8 +13,8 @@ from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.format.chat_template import read_special_tokens
+from bigtrain.data.format.file_record import changed_error
 from bigtrain.data.format.layout import Record, part_of, read_record, require_same, tokenizer_request, write_record
-from bigtrain.data.format.manifest import changed_error
 from bigtrain.data.format.tokenizer import (
     CHAT_TOKENS,
     TOKENIZER_FILE,

@@ -15,8 +15,9 @@ from typing_extensions import TypedDict
 from bigtrain.base import STRICT, TEMPORARY_SUFFIX, as_record, duration, read_json, write_atomically
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.format.document_metadata import SUFFIX as METADATA
+from bigtrain.data.format.file_record import unlike
 from bigtrain.data.format.layout import SPLITS, Split
-from bigtrain.data.format.manifest import ShardRecord, unlike
+from bigtrain.data.format.manifest import ShardRecord
 
 REPORT_SECONDS = 2.0
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bigtrain.data.format.columns import ColumnReader
-from bigtrain.data.format.manifest import changed_error
+from bigtrain.data.format.file_record import changed_error
 
 SUFFIX = ".meta"
 MAGIC = b"btmeta\0\1"

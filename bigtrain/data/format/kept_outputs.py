@@ -32,18 +32,17 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, BigtrainError, FileLock, as_entry, bare_name, read_json, write_atomically
-from bigtrain.data.format.hashing import canonical_json, identity
-from bigtrain.data.format.manifest import (
+from bigtrain.data.format.file_record import (
     LARGEST_BLOCK,
-    MANIFEST,
     FileRecord,
     Positive,
     Size,
     changed_error,
     check_files,
-    read_verified,
     unlike,
 )
+from bigtrain.data.format.hashing import canonical_json, identity
+from bigtrain.data.format.manifest import MANIFEST, read_verified
 from bigtrain.data.format.mapping import keep_mapped, map_file
 
 KEPT_FORMAT = 1

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, wraps
-from itertools import zip_longest
+from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, ParamSpec, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, ParamSpec, TypeVar
 
-import xxhash
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -19,32 +16,37 @@ from bigtrain.base import (
     STRICT,
     BigtrainError,
     as_entry,
-    bare_name,
     parse_json,
     read_regular,
     write_atomically,
 )
 from bigtrain.config import LabelKind
+from bigtrain.data.format import shard_table
+from bigtrain.data.format.file_record import (
+    BLOCK_BYTES,
+    LARGEST,
+    LARGEST_BLOCK,
+    FileRecord,
+    FileSize,
+    Positive,
+    Size,
+    changed_error,
+    copied,
+    unlike,
+)
 from bigtrain.data.format.hashing import canonical_json, identity
 from bigtrain.data.format.labels import FIXED_NAMES, MOST_NAMES, LabelScheme
+from bigtrain.data.format.shard_table import FetchPart, ShardTable, parts_of, read_shards, root_of
 
 FORMAT = 1
 LABELLED_FORMAT = 2
 """Of datasets with a label for each token. Those without are written in format 1, as before."""
-HASH_BYTES = 16
-BLOCK_BYTES = 4 << 20
+PARTS_FORMAT = 3
+"""Of datasets of PARTS_FROM shards and more, with labels or without: a root of parts, see `shard_table.py`."""
 MANIFEST = "manifest.json"
-LARGEST = 1 << 30
-"""Bytes of a manifest. One of 10^13 tokens, which is ten million blocks, has some 400 million."""
-LARGEST_BLOCK = 1 << 28
-"""Bytes of a block, which is read into memory whole."""
-
-Size = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[int, Field(ge=1, lt=2**63)]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Copied = TypeVar("Copied", int, str)
 Verified = TypeVar("Verified")
 
 
@@ -64,112 +66,6 @@ def without_gc(function: Callable[Parameters, Result]) -> Callable[Parameters, R
     return wrapped
 
 
-def copied(value: Copied) -> Copied:
-    """An equal value in memory of its own, so that the values that are kept do not keep the whole parsed file."""
-    return value.encode().decode() if isinstance(value, str) else value + 0
-
-
-class BlockHashes(Sequence[str]):
-    """The xxh3-128 of each block of a file, in hexadecimal. They are kept as bytes, since there may be millions."""
-
-    def __init__(self, hashes: Iterable[str]) -> None:
-        """Raise ValueError or TypeError where one is no such hash."""
-        hashes = list(hashes)
-        joined = "".join(hashes)
-        self._bytes = bytes.fromhex(joined)
-        if self._bytes.hex() != joined or not {len(hash) for hash in hashes} <= {2 * HASH_BYTES}:
-            raise ValueError(f"a hash of a block that has not {2 * HASH_BYTES} digits of 0 to 9 and a to f")
-
-    def __len__(self) -> int:
-        return len(self._bytes) // HASH_BYTES
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return list(self)[index]
-        start = range(len(self))[index] * HASH_BYTES
-        return self._bytes[start : start + HASH_BYTES].hex()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BlockHashes) and self._bytes == other._bytes
-
-    def __hash__(self) -> int:
-        return hash(self._bytes)
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """The name of a file, and its size in bytes."""
-
-    name: str
-    size: int
-
-    def size_in(self, directory: Path) -> int | None:
-        """The size of the file with this name in a folder; None without such a file."""
-        try:  # pathlib takes ten times as long, and there may be many files
-            return os.stat(f"{directory}/{self.name}").st_size  # noqa: PTH116
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def check_size(self, directory: Path, fix: str) -> None:
-        """Raise BigtrainError if the file is missing in a folder or has another size."""
-        size = self.size_in(directory)
-        if size != self.size:
-            raise BigtrainError(
-                f"{directory / self.name} is not what its manifest says",
-                found="no file" if size is None else f"{size:,} bytes",
-                wanted=f"{self.size:,} bytes",
-                fix=fix,
-            )
-
-
-@dataclass(frozen=True)
-class FileRecord(FileSize):
-    """The entry of a file in the manifest."""
-
-    blocks: Sequence[str]
-    """xxh3-128 of each block of `DatasetManifest.block_bytes`, in hexadecimal; the last block may be short."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", BlockHashes(self.blocks))
-
-    def bad_block(self, data: memoryview, block_bytes: int) -> int | None:
-        """The first block of these bytes that differs from the file's; None if all are right."""
-        starts = range(0, len(data), block_bytes)
-        found = (xxhash.xxh3_128_hexdigest(data[start : start + block_bytes]) for start in starts)
-        pairs = enumerate(zip_longest(found, self.blocks))
-        return next((index for index, (hash, wanted) in pairs if hash != wanted), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry as JSON types."""
-        return {"name": self.name, "size": self.size, "blocks": list(self.blocks)}
-
-    def has_blocks_of(self, block_bytes: int) -> bool:
-        """Whether it has one hash for each block of its size."""
-        return len(self.blocks) == -(-self.size // block_bytes)
-
-    @classmethod
-    def from_json(cls, value: object, where: Path) -> FileRecord:
-        """The inverse of `to_json`. Raises BigtrainError, which names the file `where`, for a path in place of a
-        name, or for anything else that is not such an entry."""
-        entry = as_entry(_FileEntry, value, where)
-        try:
-            return cls(copied(bare_name(entry["name"], where)), copied(entry["size"]), entry["blocks"])
-        except (ValueError, TypeError) as error:
-            raise unlike(where, f"{entry['name']}: {str(error)[:200]}", "the hash of each block") from error
-
-
-class _FileEntry(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-
-    name: str
-    size: Size
-    blocks: list[Any]  # `BlockHashes` checks them: there may be millions
-
-
 @dataclass(frozen=True)
 class ShardSize:
     """Counts and files of a shard."""
@@ -184,6 +80,8 @@ class ShardSize:
 class ShardRecord(ShardSize):
     """The entry of a shard in the manifest."""
 
+    COUNTS: ClassVar[tuple[str, ...]] = ("tokens", "documents")
+
     files: Sequence[FileRecord]
 
     def to_json(self) -> dict[str, Any]:
@@ -195,18 +93,33 @@ class ShardRecord(ShardSize):
         """The inverse of `to_json`. Raises BigtrainError as `FileRecord.from_json` does."""
         entry = as_entry(_ShardEntry, value, where)
         files = [FileRecord.from_json(file, where) for file in entry["files"]]
-        if entry["documents"] > entry["tokens"]:
-            raise unlike(
-                where, f"{entry['documents']:,} documents of {entry['tokens']:,} tokens", "a token for each document"
-            )
+        if (fault := _fault(entry["tokens"], entry["documents"])) is not None:
+            raise unlike(where, fault, "a token for each document")
         return cls(copied(entry["tokens"]), copied(entry["documents"]), files)
+
+    @classmethod
+    def of_row(cls, counts: Mapping[str, int], files: Sequence[FileRecord]) -> ShardRecord:
+        """The entry with these numbers and files."""
+        return cls(**counts, files=files)
+
+    @classmethod
+    def check(cls, table: ShardTable[ShardRecord], where: Path) -> None:
+        """Raise BigtrainError where a shard has more documents than tokens."""
+        for tokens, documents in zip(table.counts["tokens"], table.counts["documents"], strict=True):
+            if (fault := _fault(tokens, documents)) is not None:
+                raise unlike(where, fault, "a token for each document")
+
+
+def _fault(tokens: int, documents: int) -> str | None:
+    """What is wrong with a shard of these numbers; None where nothing is. `document_index.py` has 32 bits for one."""
+    return None if documents <= tokens and documents < 2**32 else f"{documents:,} documents of {tokens:,} tokens"
 
 
 class _ShardEntry(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
     tokens: Positive
-    documents: Annotated[int, Field(ge=1, lt=2**32)]  # `document_index.py` has 32 bits for one
+    documents: Positive
     files: Annotated[list[Any], Field(min_length=2, max_length=3)]
 
 
@@ -226,9 +139,10 @@ class DatasetManifest:
     """Hash of the tokenizer that made the ids."""
     parents: dict[str, str]
     """Hashes of what the dataset was made from: tokenizer and corpus."""
-    shards: list[ShardRecord]
+    shards: Sequence[ShardRecord]
     block_bytes: int = BLOCK_BYTES
-    format: int = FORMAT
+    format: int | None = None
+    """FORMAT, LABELLED_FORMAT or PARTS_FORMAT. Default: the one that a dataset of so many shards is written in."""
     begin_of_text: dict[str, Any] | None = None
     """What each document begins with, as `BeginOfText.to_json` gives it. None, which no manifest spells out, where it
     is the first token of its text."""
@@ -237,6 +151,16 @@ class DatasetManifest:
     label_names: tuple[str, ...] | None = None
     """The labels in the order of their numbers. None, which no manifest spells out, where the kind of labels says it,
     or where there are none."""
+
+    def __post_init__(self) -> None:
+        if self.format is None:
+            whole = FORMAT if self.labels is None else LABELLED_FORMAT
+            object.__setattr__(self, "format", PARTS_FORMAT if len(self.shards) >= shard_table.PARTS_FROM else whole)
+
+    @cached_property
+    def table(self) -> ShardTable[ShardRecord]:
+        """The shards as columns."""
+        return ShardTable.of(ShardRecord, self.shards)
 
     @property
     def label_scheme(self) -> LabelScheme | None:
@@ -256,18 +180,24 @@ class DatasetManifest:
     @property
     def tokens(self) -> int:
         """Tokens in all shards."""
-        return sum(shard.tokens for shard in self.shards)
+        return sum(self.table.counts["tokens"])
 
     @property
     def documents(self) -> int:
         """Documents in all shards."""
-        return sum(shard.documents for shard in self.shards)
+        return sum(self.table.counts["documents"])
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """The names and contents of its files: the parts, if it has some, and last what commits the dataset."""
+        if self.format == PARTS_FORMAT:
+            yield from parts_of(self.table)
+        totals = {"tokens": self.tokens, "documents": self.documents}
+        yield MANIFEST, canonical_json({**self._content(), "dataset_id": self.dataset_id, **totals})
 
     def write(self, directory: Path) -> None:
         """Write the manifest, which commits the dataset."""
-        totals = {"tokens": self.tokens, "documents": self.documents}
-        content = {**self._content(), "dataset_id": self.dataset_id, **totals}
-        write_atomically(directory / MANIFEST, canonical_json(content))
+        for name, content in self.files():
+            write_atomically(directory / name, content)
 
     def _content(self) -> dict[str, Any]:
         """The content that the dataset id is a hash of."""
@@ -279,49 +209,58 @@ class DatasetManifest:
         ):  # so that the ids of datasets from before stay as they were
             if content[name] is None:
                 del content[name]
-        return {**content, "shards": [shard.to_json() for shard in self.shards]}
+        in_parts = self.format == PARTS_FORMAT
+        return {**content, "shards": root_of(self.table) if in_parts else [shard.to_json() for shard in self.shards]}
 
     @classmethod
-    def read(cls, directory: Path) -> DatasetManifest:
-        """Read a dataset's manifest. Raises BigtrainError if it is missing, changed, or of another format."""
+    def read(cls, directory: Path, fetch: FetchPart | None = None) -> DatasetManifest:
+        """Read a dataset's manifest.
+
+        Args:
+            directory: the folder of the shards.
+            fetch: brings a part of the manifest there, when hashes in it are asked for. Default: all of them are there.
+
+        Raises:
+            BigtrainError: it is missing, changed, or of another format.
+        """
         missing = BigtrainError(
             f"there is no dataset in {directory}", fix="build the data first: bigtrain data build CONFIG"
         )
         fix = "build the data again, or use the version of bigtrain that wrote it"
         return read_verified(
             directory / MANIFEST,
-            cls._from_json,
+            partial(cls._from_json, fetch),
             "dataset_id",
             ("tokens", "documents"),
-            (FORMAT, LABELLED_FORMAT),
+            (FORMAT, LABELLED_FORMAT, PARTS_FORMAT),
             missing,
             fix,
         )
 
     @classmethod
-    def _from_json(cls, value: object, where: Path) -> DatasetManifest:
+    def _from_json(cls, fetch: FetchPart | None, value: object, where: Path) -> DatasetManifest:
         entry = as_entry(_ManifestEntry, value, where)
-        shards = [ShardRecord.from_json(shard, where) for shard in entry["shards"]]
         names = entry.get("label_names")
         of_names = {"label_names": None if names is None else tuple(names)}
+        in_parts = entry["format"] == PARTS_FORMAT
+        shards = read_shards(ShardRecord, entry["shards"], where, entry["block_bytes"], fetch, in_parts=in_parts)
         manifest = cls(**{**entry, **of_names, "shards": shards})  # type: ignore[arg-type]
         width = int(manifest.dtype[-1])
-        check_files(where, [file for shard in shards for file in shard.files], manifest.block_bytes)
         if manifest.vocab_size > 256**width or manifest.end_of_text >= manifest.vocab_size:
             found = f"{manifest.vocab_size:,} ids of {width} bytes, end of text {manifest.end_of_text:,}"
             raise unlike(where, found, "ids that fit, and an end of text among them")
         if (manifest.label_names is not None) != (manifest.labels is not None and manifest.labels not in FIXED_NAMES):
             raise unlike(where, f"labels {manifest.labels}, names {names}"[:200], "names of classes and tags alone")
         scheme = manifest.label_scheme
-        widths = [width] if scheme is None else [width, scheme.dtype.itemsize]
-        if (manifest.format == LABELLED_FORMAT) != (manifest.labels is not None):
-            raise unlike(where, f"format {manifest.format}, labels {manifest.labels}", "labels in format 2 alone")
-        for shard in shards:
-            if len(shard.files) != len(widths) + 1:
-                raise unlike(where, f"{len(shard.files)} files of a shard", f"{len(widths) + 1}")
-            for file, bytes_each in zip([shard.files[0], *shard.files[2:]], widths, strict=True):
-                if file.size != shard.tokens * bytes_each:
-                    found = f"{file.name}: {file.size:,} bytes, {shard.tokens:,} tokens"
+        if manifest.format == (FORMAT if manifest.labels is not None else LABELLED_FORMAT):
+            raise unlike(where, f"format {manifest.format}, labels {manifest.labels}", "labels in format 2 or 3 alone")
+        widths = [width, None] if scheme is None else [width, None, scheme.dtype.itemsize]
+        if shards and len(manifest.table.sizes) != len(widths):
+            raise unlike(where, f"{len(manifest.table.sizes)} files of a shard", f"{len(widths)}")
+        for bytes_each, files, sizes in zip(widths, manifest.table.names, manifest.table.sizes, strict=False):
+            for tokens, file, size in zip(manifest.table.counts["tokens"], files, sizes, strict=True):
+                if bytes_each is not None and size != tokens * bytes_each:
+                    found = f"{file}: {size:,} bytes, {tokens:,} tokens"
                     raise unlike(where, found, f"{bytes_each} bytes a token")
         if manifest.tokens >= 2**63 or manifest.block_bytes % width:
             raise unlike(where, f"{manifest.tokens:,} tokens, {manifest.block_bytes:,} bytes a block", "whole tokens")
@@ -344,24 +283,12 @@ class _ManifestEntry(TypedDict):
     special_ids: _SpecialIds
     tokenizer: str
     parents: dict[str, str]
-    shards: Annotated[list[Any], Field(max_length=2**31)]
+    shards: list[Any] | dict[str, Any]
     block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
     begin_of_text: NotRequired[dict[str, Any]]  # `BeginOfText.from_json` checks it
     labels: NotRequired[LabelKind]
     label_names: NotRequired[Annotated[list[str], Field(min_length=1, max_length=MOST_NAMES)]]
     format: int
-
-
-def check_files(where: Path, files: Sequence[FileRecord], block_bytes: int) -> None:
-    """Raise BigtrainError where files of a manifest have one name, or not a hash for each block."""
-    names = {where.name}
-    for file in files:
-        if file.name in names:
-            raise unlike(where, f"{file.name} twice", "files of different names, and none of this one")
-        names.add(file.name)
-        if not file.has_blocks_of(block_bytes):
-            found = f"{file.name}: {len(file.blocks):,} blocks of {block_bytes:,} bytes for {file.size:,} bytes"
-            raise unlike(where, found, "a hash for each block")
 
 
 @without_gc
@@ -418,15 +345,3 @@ def read_verified(
             raise changed_error(path, f"{name} {recorded[name]!r:.100}", f"{counted}, which its shards add up to")
     vars(verified)[id_name] = actual_id  # as cached_property keeps it
     return verified
-
-
-def unlike(where: Path, found: str, wanted: str) -> BigtrainError:
-    """The error for a file of a dataset that says what bigtrain does not write, though its hash may be right."""
-    fix = "get it again from a source that you trust, or use the version of bigtrain that wrote it"
-    return BigtrainError(f"{where} is not as this version of bigtrain writes it", found=found, wanted=wanted, fix=fix)
-
-
-def changed_error(path: Path, found: str, wanted: str) -> BigtrainError:
-    """The error for a file of a dataset whose content has changed."""
-    fix = "restore the file, or remove its folder and build the data again"
-    return BigtrainError(f"{path} was changed after it was written", found=found, wanted=wanted, fix=fix)

@@ -1,4 +1,4 @@
-r"""The pack index, format 1: which parts of documents share a training row. The build makes it, beside the shards.
+r"""The pack index: which parts of documents share a training row. The build makes it, beside the shards.
 
     00000.best_fit-2048.pack   one for each shard: spans and rows of that shard
     best_fit-2048.json         the manifest, written last: parents, counts, size and hashes of each file, pack id
@@ -21,12 +21,12 @@ are the inverse of `row`. The pack id is a Merkle root, as the dataset id is: it
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,23 +35,24 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, BigtrainError, as_entry, write_atomically
+from bigtrain.data.format import shard_table
 from bigtrain.data.format.columns import ColumnReader
-from bigtrain.data.format.hashing import canonical_json, identity
-from bigtrain.data.format.manifest import (
+from bigtrain.data.format.file_record import (
     BLOCK_BYTES,
     LARGEST_BLOCK,
-    DatasetManifest,
     FileRecord,
     Positive,
-    ShardRecord,
     changed_error,
-    check_files,
-    read_verified,
     unlike,
 )
+from bigtrain.data.format.hashing import canonical_json, identity
+from bigtrain.data.format.manifest import DatasetManifest, ShardSize, read_verified
 from bigtrain.data.format.mapping import map_file
+from bigtrain.data.format.shard_table import FetchPart, ShardTable, parts_of, read_shards, root_of
 
 FORMAT = 1
+PARTS_FORMAT = 2
+"""Of PARTS_FROM packs and more: the manifest is a root of parts, see `shard_table.py`."""
 PackingName = Literal["best_fit", "buckets", "sentence_pairs", "next_sentence_pairs"]
 PACK_MAGIC = b"btpack\0\1"
 HEADER_BYTES = len(PACK_MAGIC) + 16
@@ -192,6 +193,12 @@ class PackRecord:
     spans: int
     tokens: int
     file: FileRecord
+    COUNTS: ClassVar[tuple[str, ...]] = ("rows", "spans", "tokens")
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """Its one file."""
+        return [self.file]
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON types."""
@@ -203,17 +210,36 @@ class PackRecord:
         entry = as_entry(_PackEntry, value, where)
         file = FileRecord.from_json(entry["file"], where)
         rows, spans, tokens = entry["rows"], entry["spans"], entry["tokens"]
-        if not file.name.endswith(".pack") or not rows <= spans <= tokens or file.size != size_of(rows, spans):
-            found = f"{file.name}: {file.size:,} bytes for {rows:,} rows of {spans:,} spans of {tokens:,} tokens"
-            raise unlike(where, found, f"a .pack file of {size_of(rows, spans):,} bytes")
+        _check_entry(where, rows, spans, tokens, file.name, file.size)
         return cls(rows, spans, tokens, file)
+
+    @classmethod
+    def of_row(cls, counts: Mapping[str, int], files: Sequence[FileRecord]) -> PackRecord:
+        """The entry with these numbers and the one file."""
+        (file,) = files
+        return cls(**counts, file=file)
+
+    @classmethod
+    def check(cls, table: ShardTable[PackRecord], where: Path) -> None:
+        """Raise BigtrainError where a shard has several files, or one that is not of these rows and spans."""
+        if len(table.names) != 1:
+            raise unlike(where, f"{len(table.names)} files of a shard", "one")
+        for row in zip(*(table.counts[name] for name in cls.COUNTS), *table.names, *table.sizes, strict=True):
+            _check_entry(where, *row)
+
+
+def _check_entry(where: Path, rows: int, spans: int, tokens: int, name: str, size: int) -> None:
+    """Raise BigtrainError where a `.pack` file cannot be of so many rows and spans."""
+    if not name.endswith(".pack") or not rows <= spans <= tokens or spans >= MOST_SPANS or size != size_of(rows, spans):
+        found = f"{name}: {size:,} bytes for {rows:,} rows of {spans:,} spans of {tokens:,} tokens"
+        raise unlike(where, found, f"a .pack file of {size_of(rows, spans):,} bytes")
 
 
 class _PackEntry(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
     rows: Positive
-    spans: Annotated[int, Field(ge=1, lt=MOST_SPANS)]
+    spans: Positive
     tokens: Positive
     file: dict[str, Any]
 
@@ -311,7 +337,18 @@ class PackManifest:
     shards: Sequence[PackRecord]
     """The packs in the order of the dataset's shards."""
     block_bytes: int = BLOCK_BYTES
-    format: int = FORMAT
+    format: int | None = None
+    """FORMAT or PARTS_FORMAT. Default: the one that so many packs are written in."""
+
+    def __post_init__(self) -> None:
+        if self.format is None:
+            in_parts = len(self.shards) >= shard_table.PARTS_FROM
+            object.__setattr__(self, "format", PARTS_FORMAT if in_parts else FORMAT)
+
+    @cached_property
+    def table(self) -> ShardTable[PackRecord]:
+        """The packs as columns."""
+        return ShardTable.of(PackRecord, self.shards)
 
     @cached_property
     def pack_id(self) -> str:
@@ -321,12 +358,12 @@ class PackManifest:
     @cached_property
     def starts(self) -> list[int]:
         """[shards+1]: the first row of each shard, and the number of all rows."""
-        return list(accumulate((shard.rows for shard in self.shards), initial=0))
+        return list(accumulate(self.table.counts["rows"], initial=0))
 
     @staticmethod
     def block_bytes_for(dataset: DatasetManifest) -> int:
         """The size of the blocks in the packs of a dataset: small ones, where a pack would have several."""
-        return SMALL_BLOCK if any(shard.tokens >= LARGE_SHARD for shard in dataset.shards) else BLOCK_BYTES
+        return SMALL_BLOCK if any(tokens >= LARGE_SHARD for tokens in dataset.table.counts["tokens"]) else BLOCK_BYTES
 
     @property
     def rows(self) -> int:
@@ -336,30 +373,45 @@ class PackManifest:
     @property
     def tokens(self) -> int:
         """Tokens in all shards."""
-        return sum(shard.tokens for shard in self.shards)
+        return sum(self.table.counts["tokens"])
 
     def path(self, directory: Path) -> Path:
         """The path of the manifest in the dataset's folder."""
         return manifest_path(directory, self.packing, self.sequence_length)
 
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """The names and contents of its files: the parts, if it has some, and last what commits the packs."""
+        if self.format == PARTS_FORMAT:
+            yield from parts_of(self.table)
+        content = {**self._content(), "pack_id": self.pack_id, "rows": self.rows, "tokens": self.tokens}
+        yield self.path(Path()).name, canonical_json(content)
+
     def write(self, directory: Path) -> None:
         """Write the manifest, which commits the packs."""
-        content = {**self._content(), "pack_id": self.pack_id, "rows": self.rows, "tokens": self.tokens}
-        write_atomically(self.path(directory), canonical_json(content))
+        for name, content in self.files():
+            write_atomically(directory / name, content)
 
     def _content(self) -> dict[str, Any]:
         """The content that the pack id is a hash of."""
+        in_parts = self.format == PARTS_FORMAT
         return {
             "packing": self.packing,
             "sequence_length": self.sequence_length,
             "parents": self.parents,
-            "shards": [shard.to_json() for shard in self.shards],
+            "shards": root_of(self.table) if in_parts else [shard.to_json() for shard in self.shards],
             "block_bytes": self.block_bytes,
             "format": self.format,
         }
 
     @classmethod
-    def read(cls, directory: Path, packing: str, sequence_length: int, dataset_id: str | None = None) -> PackManifest:
+    def read(
+        cls,
+        directory: Path,
+        packing: str,
+        sequence_length: int,
+        dataset_id: str | None = None,
+        fetch: FetchPart | None = None,
+    ) -> PackManifest:
         """Read the manifest of the packs in a dataset's folder.
 
         Args:
@@ -367,6 +419,7 @@ class PackManifest:
             packing: one of `PACKINGS`.
             sequence_length: T.
             dataset_id: the id of the dataset. Default: the one in the manifest of the folder.
+            fetch: brings a part of the manifest there, when hashes in it are asked for. Default: all of them are there.
 
         Raises:
             BigtrainError: the manifest is missing, changed, of another format, or of other shards than those beside it.
@@ -378,7 +431,8 @@ class PackManifest:
             fix="pack them: bigtrain data build CONFIG",
         )
         fix = "make it again: bigtrain data build CONFIG; or use the version of bigtrain that wrote it"
-        manifest = read_verified(path, cls._from_json, "pack_id", ("rows", "tokens"), (FORMAT,), missing, fix)
+        from_json, formats = partial(cls._from_json, fetch), (FORMAT, PARTS_FORMAT)
+        manifest = read_verified(path, from_json, "pack_id", ("rows", "tokens"), formats, missing, fix)
         if (manifest.packing, manifest.sequence_length) != (packing, sequence_length):
             raise changed_error(path, f"{manifest.packing}-{manifest.sequence_length}", f"{packing}-{sequence_length}")
         dataset_id = DatasetManifest.read(directory).dataset_id if dataset_id is None else dataset_id
@@ -392,11 +446,11 @@ class PackManifest:
         return manifest
 
     @classmethod
-    def _from_json(cls, value: object, where: Path) -> PackManifest:
+    def _from_json(cls, fetch: FetchPart | None, value: object, where: Path) -> PackManifest:
         entry = as_entry(_PackManifestEntry, value, where)
-        shards = [PackRecord.from_json(shard, where) for shard in entry["shards"]]
+        in_parts = entry["format"] == PARTS_FORMAT
+        shards = read_shards(PackRecord, entry["shards"], where, entry["block_bytes"], fetch, in_parts=in_parts)
         manifest = cls(**{**entry, "shards": shards})  # type: ignore[arg-type]
-        check_files(where, [shard.file for shard in shards], manifest.block_bytes)
         if manifest.rows >= 2**63:
             raise unlike(where, f"{manifest.rows:,} rows", "a number that fits 63 bits")
         return manifest
@@ -414,7 +468,7 @@ class _PackManifestEntry(TypedDict):
     packing: PackingName
     sequence_length: Positive
     parents: _Parents
-    shards: list[Any]
+    shards: list[Any] | dict[str, Any]
     block_bytes: Annotated[int, Field(ge=1, le=LARGEST_BLOCK)]
     format: int
 
@@ -431,7 +485,7 @@ def find_packs(directory: Path) -> list[tuple[str, int]]:
     return sorted((match[1], int(match[2])) for match in matches if match)
 
 
-def pack_path(directory: Path, shard: ShardRecord, packing: str, sequence_length: int) -> Path:
+def pack_path(directory: Path, shard: ShardSize, packing: str, sequence_length: int) -> Path:
     """The path of the pack of a shard."""
     return directory / f"{Path(shard.files[0].name).stem}.{packing}-{sequence_length}.pack"
 

@@ -14,7 +14,7 @@ import xxhash
 
 from bigtrain.base import BigtrainError, bare_name
 from bigtrain.config import with_bare_urls
-from bigtrain.data.format.manifest import BLOCK_BYTES, LARGEST, FileRecord
+from bigtrain.data.format.file_record import BLOCK_BYTES, LARGEST, FileRecord
 from bigtrain.data.format.urls import without_query
 
 _jitter = random.SystemRandom()  # ranks that seed `random` alike must not repeat at the same time

@@ -40,7 +40,8 @@ from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.document_metadata import SUFFIX as METADATA
 from bigtrain.data.format.document_metadata import encoded_metadata
 from bigtrain.data.format.documents import ID_BYTES
-from bigtrain.data.format.manifest import BLOCK_BYTES, FileRecord, ShardRecord, changed_error
+from bigtrain.data.format.file_record import BLOCK_BYTES, FileRecord, changed_error
+from bigtrain.data.format.manifest import ShardRecord
 from bigtrain.data.format.work_folder import LocalFolder, WorkFolder
 
 

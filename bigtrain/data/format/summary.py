@@ -7,7 +7,7 @@ that needs a hash reads the manifest itself, and only that of the dataset in que
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.config import LabelKind
+from bigtrain.data.format.file_record import FileSize
 from bigtrain.data.format.labels import LabelScheme
-from bigtrain.data.format.manifest import DatasetManifest, FileSize, ShardSize
+from bigtrain.data.format.manifest import DatasetManifest, ShardSize
 from bigtrain.data.format.pack_file import PackManifest
+from bigtrain.data.format.shard_table import ShardTable
 
 I64 = npt.NDArray[np.int64]
 
@@ -33,11 +35,10 @@ class FileTable:
     """[n], bytes."""
 
     @classmethod
-    def of(cls, files: Iterable[FileSize]) -> FileTable:
-        """The table of these files, in their order."""
-        files = list(files)
-        names = "/".join(file.name for file in files)
-        return cls(zlib.compress(names.encode()), np.array([file.size for file in files], np.int64))
+    def of(cls, table: ShardTable[Any]) -> FileTable:
+        """The table of the files of all shards, shard by shard."""
+        names = "/".join(table.file_names())
+        return cls(zlib.compress(names.encode()), np.array(list(table.file_sizes()), np.int64))
 
     @cached_property
     def _names(self) -> list[str]:
@@ -85,14 +86,13 @@ class DatasetSummary:
     def of(cls, manifest: DatasetManifest) -> DatasetSummary:
         """The summary of a manifest."""
         shared = ("source", "split", "dtype", "vocab_size", "end_of_text", "tokenizer", "parents", "block_bytes")
-        shards = manifest.shards
         return cls(
             **{name: getattr(manifest, name) for name in shared},
             begin_of_text=manifest.begin_of_text,
             dataset_id=manifest.dataset_id,
-            starts=_starts([shard.tokens for shard in shards]),
-            documents_of=np.array([shard.documents for shard in shards], np.int64),
-            files=FileTable.of(file for shard in shards for file in shard.files),
+            starts=_starts(manifest.table.counts["tokens"]),
+            documents_of=np.array(manifest.table.counts["documents"], np.int64),
+            files=FileTable.of(manifest.table),
             labels=manifest.labels,
             label_names=manifest.label_names,
         )
@@ -112,11 +112,16 @@ class DatasetSummary:
         """The number of shards."""
         return len(self.documents_of)
 
+    @property
+    def files_each(self) -> int:
+        """Files of a shard."""
+        return 2 if self.labels is None else 3
+
     def shard(self, index: int) -> ShardSize:
         """Counts and files of a shard."""
         tokens = int(self.starts[index + 1] - self.starts[index])
-        each = 2 if self.labels is None else 3
-        files = [self.files[number] for number in range(each * index, each * index + each)]
+        first = self.files_each * index
+        files = [self.files[number] for number in range(first, first + self.files_each)]
         return ShardSize(tokens, int(self.documents_of[index]), files)
 
 
@@ -133,8 +138,7 @@ class PackSummary:
     @classmethod
     def of(cls, manifest: PackManifest) -> PackSummary:
         """The summary of a manifest."""
-        files = FileTable.of(shard.file for shard in manifest.shards)
-        return cls(manifest.pack_id, np.array(manifest.starts, np.int64), files)
+        return cls(manifest.pack_id, np.array(manifest.starts, np.int64), FileTable.of(manifest.table))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import TokenizerSettings
 from bigtrain.data.format.chat_template import ChatTemplate
+from bigtrain.data.format.file_record import changed_error
 from bigtrain.data.format.hashing import DIGEST_BYTES, canonical_json
 from bigtrain.data.format.layout import BUILD_RECORD, Record, part_of, read_record, require_same
-from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, changed_error
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest
 from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.format.tokenizer_content import (
     TOKENIZER_BYTES,

@@ -3,6 +3,8 @@
 DIR/remote.json          the URL: this folder is a mirror, and no data were built in it
 DIR/tokenizer.json, build.json, <source>/build.json, <source>/<split>/manifest.json
                          whole files, updated whenever data are opened
+DIR/<source>/<split>/00000.json
+                         the parts of a manifest in parts, fetched when a hash in them is needed
 DIR/<source>/<split>/*.doc
                          whole files, fetched and verified at the first access to a shard's documents
 DIR/cache/               blocks of the *.tok files: `block_cache.py`
@@ -13,14 +15,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
 from bigtrain.base import STRICT, TEMPORARY_SUFFIX, BigtrainError, as_record, read_json, read_regular
 from bigtrain.config import HIDDEN, DataSettings, SourceSettings, is_masked, refuse_masked
+from bigtrain.data.format.file_record import LARGEST, FileRecord
+from bigtrain.data.format.hashing import digest
 from bigtrain.data.format.layout import BUILD_RECORD, SPLITS
-from bigtrain.data.format.manifest import MANIFEST, FileRecord
+from bigtrain.data.format.manifest import MANIFEST
 from bigtrain.data.format.pack_file import manifest_path
 from bigtrain.data.format.remote_files import Remote, RetryPolicy
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE
@@ -71,6 +76,13 @@ class Mirror:
         with self.cache.only_one(content_id):
             if not self.is_offline and content_id.encode() not in _start_of(path):
                 self._fetch_record(path.relative_to(self.directory).as_posix())
+
+    def fetch_part(self, path: Path, content_id: str) -> None:
+        """Fetch the part of a manifest with this hash, unless it is here. Raises BigtrainError."""
+        with self.cache.only_one(content_id):
+            if not self.is_offline and not _has_hash(path, content_id):
+                name = path.relative_to(self.directory).as_posix()
+                self.cache.place(path, [self.remote.read(name, partial(_with_hash, content_id))])
 
     def _fetch_record(self, name: str) -> None:
         self.cache.place(self.directory / name, [self.remote.read(name, _whole_json)])
@@ -198,6 +210,20 @@ def _whole_json(data: bytes) -> bytes:
         json.loads(data)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
+    return data
+
+
+def _has_hash(path: Path, content_id: str) -> bool:
+    try:
+        return digest(read_regular(path, LARGEST)).hex() == content_id
+    except (FileNotFoundError, BigtrainError):
+        return False
+
+
+def _with_hash(content_id: str, data: bytes) -> bytes:
+    """The data. Raises ValueError where they have another hash."""
+    if (found := digest(data).hex()) != content_id:
+        raise ValueError(f"hash {found}, and not {content_id}")
     return data
 
 

@@ -15,7 +15,8 @@ from itertools import accumulate
 
 import xxhash
 
-from bigtrain.data.format.manifest import FileRecord
+from bigtrain.base import BigtrainError
+from bigtrain.data.format.file_record import FileRecord
 from bigtrain.data.store.store import Dataset
 
 BLOCKS_AT_MOST = 256
@@ -84,6 +85,10 @@ def _problem(dataset: Dataset, file: FileRecord, index: int) -> str | None:
             block = data.read(size)
     except OSError as error:
         return f"{path}: block {index} cannot be read: {error.strerror}"
-    if xxhash.xxh3_128_hexdigest(block) != file.blocks[index]:
+    try:
+        wanted = file.blocks[index]
+    except BigtrainError as error:  # of a part of the manifest
+        return str(error)
+    if xxhash.xxh3_128_hexdigest(block) != wanted:
         return f"{path}: block {index} (from byte {index * size:,}) has another checksum"
     return None

@@ -15,18 +15,12 @@ from bigtrain.base import BigtrainError, read_regular
 from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.format.document_metadata import SUFFIX as METADATA
 from bigtrain.data.format.document_metadata import metadata_of
+from bigtrain.data.format.file_record import FileRecord, FileSize, changed_error
 from bigtrain.data.format.labels import LabelScheme
 from bigtrain.data.format.layout import Split, part_of, read_record, require_same, source_request, tokenizer_request
-from bigtrain.data.format.manifest import (
-    MANIFEST,
-    DatasetManifest,
-    FileRecord,
-    FileSize,
-    ShardRecord,
-    ShardSize,
-    changed_error,
-)
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, ShardRecord, ShardSize
 from bigtrain.data.format.mapping import keep_mapped, map_file
+from bigtrain.data.format.shard_table import FetchPart
 from bigtrain.data.format.shards import DocumentColumns
 from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.format.tokenizer import (
@@ -259,7 +253,7 @@ class Dataset:
         self.directory = directory
         self.mirror = mirror
         if summary is None:
-            vars(self)["manifest"] = DatasetManifest.read(directory)  # as cached_property keeps it
+            vars(self)["manifest"] = DatasetManifest.read(directory, self.fetch_part)  # as cached_property keeps it
             summary = DatasetSummary.of(self.manifest)
         self.summary = summary
         self.name = summary.source
@@ -278,10 +272,15 @@ class Dataset:
         """
         if self.mirror is not None:
             self.mirror.fetch_manifest(self.directory / MANIFEST, self.dataset_id)
-        manifest = DatasetManifest.read(self.directory)
+        manifest = DatasetManifest.read(self.directory, self.fetch_part)
         if manifest.dataset_id != self.dataset_id:
             raise changed_error(self.directory / MANIFEST, manifest.dataset_id, f"dataset id {self.dataset_id}")
         return manifest
+
+    @property
+    def fetch_part(self) -> FetchPart | None:
+        """Fetches parts of manifests; None where all are here."""
+        return None if self.mirror is None else self.mirror.fetch_part
 
     @property
     def token_bytes(self) -> int:
@@ -292,11 +291,16 @@ class Dataset:
         """Index of the shard that holds token number `token` of the stream."""
         return bisect_right(self.starts, token) - 1
 
-    def fetched(self, file: FileRecord) -> Path:
-        """The path of a file in the dataset's folder. If the dataset is remote, the file is fetched and verified."""
+    def fetched(self, file: FileRecord, block_bytes: int | None = None) -> Path:
+        """The path of a file in the dataset's folder. If the dataset is remote, the file is fetched and verified.
+
+        Args:
+            file: a file of its shards or packs.
+            block_bytes: of the manifest that has the file. Default: that of the dataset.
+        """
         if self.mirror is None:
             return self.directory / file.name
-        return self.mirror.fetch(self.directory, file, self.summary.block_bytes)
+        return self.mirror.fetch(self.directory, file, block_bytes or self.summary.block_bytes)
 
     def check_sizes(self, part: int = 0, of: int = 1) -> None:
         """Look at the files of every `of`-th shard from number `part` on.
@@ -305,8 +309,10 @@ class Dataset:
             BigtrainError: a file is missing or has another size than in the manifest.
         """
         if self.mirror is None:
-            for index in range(part, len(self.shards), of):
-                self._local_shard(index).check_sizes()
+            files, each = self.summary.files, self.summary.files_each
+            for shard in range(part, len(self.shards), of):
+                for number in range(each * shard, each * shard + each):
+                    files[number].check_size(self.directory, RESTORE)
 
     def _local_shard(self, index: int) -> TokenShard:
         return TokenShard(self.directory, self.summary.shard(index), self.summary.dtype, self.summary.label_scheme)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bigtrain.base import BigtrainError
 from bigtrain.data.format.documents import ID_BYTES
 from bigtrain.data.format.shards import DocumentColumns
-from bigtrain.data.store.document_index import id_halves, look_up
+from bigtrain.data.store.document_index import id_halves, look_up, shards_with_file
 from bigtrain.data.store.store import Dataset, Labels, Tokens
 
 I64 = npt.NDArray[np.int64]
@@ -100,8 +100,8 @@ def documents_between(dataset: Dataset, start: int, end: int) -> Iterator[Stored
 def find_document(datasets: Sequence[Dataset], reference: str) -> StoredDocument:
     """The document with an id of 32 hexadecimal digits, or the one at `SOURCE:FILE[:POSITION]`.
 
-    The search by origin reads a small table per shard. The search by id uses the index if `bigtrain data index` has
-    made one, and otherwise reads the column of ids (16 bytes per document).
+    The search uses the indexes if `bigtrain data index` has made them. Otherwise it reads the documents of all shards:
+    by id the column of ids (16 bytes per document), and by origin the names of the files in each shard.
 
     Raises:
         BigtrainError: there is no such document, or there are several in the file.
@@ -156,12 +156,13 @@ def _from_origin(datasets: Sequence[Dataset], reference: str) -> list[StoredDocu
 
 
 def _in_file(datasets: Sequence[Dataset], file: str, position: int | None) -> list[StoredDocument]:
-    return [
-        StoredDocument(dataset, shard, number)
-        for dataset in datasets
-        for shard, stored in enumerate(dataset.shards)
-        for number in _numbers_in_file(stored.documents, file.encode(), position).tolist()
-    ]
+    found = []
+    for dataset in datasets:
+        indexed = shards_with_file(dataset, file.encode())
+        for shard in range(len(dataset.shards)) if indexed is None else indexed:
+            numbers = _numbers_in_file(dataset.shards[shard].documents, file.encode(), position)
+            found += [StoredDocument(dataset, shard, number) for number in numbers.tolist()]
+    return found
 
 
 def _numbers_in_file(columns: DocumentColumns, file: bytes, position: int | None) -> I64:

@@ -14,10 +14,12 @@ import numpy.typing as npt
 import xxhash
 
 from bigtrain.base import BigtrainError, read_regular
+from bigtrain.data.format.file_record import FileRecord
 from bigtrain.data.format.layout import BUILD_RECORD, part_of, read_record
-from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, FileRecord, ShardRecord
+from bigtrain.data.format.manifest import MANIFEST, DatasetManifest, ShardRecord
 from bigtrain.data.format.pack_file import MANIFEST_PATTERNS, PackManifest, ShardPack, find_packs
 from bigtrain.data.format.remote_files import Remote, TooLongError
+from bigtrain.data.format.shard_table import FetchPart
 from bigtrain.data.format.tokenizer import TOKENIZER_FILE, tokenizer_hash
 from bigtrain.data.format.tokenizer_content import BeginOfText
 from bigtrain.data.store.store import Tokens, TokenShard
@@ -78,12 +80,16 @@ def verify(place: Path | str) -> VerifyReport:
 
         for name in remote.find({MANIFEST, BUILD_RECORD, TOKENIZER_FILE, *MANIFEST_PATTERNS}):
             remote.copy(name, folder / name)
-        report = _verify(folder, remote.url, fetched)
+
+        def fetch_part(path: Path, content_id: str) -> None:
+            remote.copy(path.relative_to(folder).as_posix(), path)
+
+        report = _verify(folder, remote.url, fetched, fetch_part)
     report.problems = [*too_long, *(problem.replace(str(folder), remote.url) for problem in report.problems)]
     return report
 
 
-def _verify(directory: Path, place: str, fetched: Fetched) -> VerifyReport:
+def _verify(directory: Path, place: str, fetched: Fetched, fetch_part: FetchPart | None = None) -> VerifyReport:
     manifests = sorted(directory.rglob(MANIFEST))
     if not manifests:
         raise BigtrainError(
@@ -94,7 +100,7 @@ def _verify(directory: Path, place: str, fetched: Fetched) -> VerifyReport:
     report = VerifyReport()
     tokenizer = _verify_tokenizer(directory, report)
     for path in manifests:
-        _verify_dataset(path.parent, tokenizer, fetched, report)
+        _verify_dataset(path.parent, tokenizer, fetched, fetch_part, report)
     for record in sorted(directory.rglob(BUILD_RECORD)):
         if not (record.parent / TOKENIZER_FILE).is_file() and not (record.parent / "train" / MANIFEST).is_file():
             report.problems.append(f"{record.parent}: the build of this source is not finished")
@@ -117,21 +123,26 @@ def _verify_tokenizer(directory: Path, report: VerifyReport) -> str | None:
     return wanted
 
 
-def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, report: VerifyReport) -> None:
+def _verify_dataset(
+    directory: Path, tokenizer: str | None, fetched: Fetched, fetch_part: FetchPart | None, report: VerifyReport
+) -> None:
     report.datasets += 1
     try:
-        manifest = DatasetManifest.read(directory)
+        manifest = DatasetManifest.read(directory, fetch_part)
     except BigtrainError as error:
         report.problems.append(str(error))
         return
     if tokenizer is not None and manifest.tokenizer != tokenizer:
         report.problems.append(f"{directory / MANIFEST}: tokenizer {manifest.tokenizer}, expected {tokenizer}")
-    packs = list(_read_packs(directory, manifest, report))
+    packs = list(_read_packs(directory, manifest, fetch_part, report))
     for index, record in enumerate(manifest.shards):
         report.shards += 1
         files = [*record.files, *(pack.shards[index].file for pack in packs)]
+        sizes = [manifest.block_bytes] * len(record.files) + [pack.block_bytes for pack in packs]
         with fetched(files, directory):
-            broken = [_verify_file(directory / file.name, file, manifest.block_bytes, report) for file in files]
+            broken = [
+                _verify_file(directory / file.name, file, size, report) for file, size in zip(files, sizes, strict=True)
+            ]
             if any(broken[: len(record.files)]):
                 continue
             shard = TokenShard(directory, record, manifest.dtype, manifest.label_scheme)
@@ -141,15 +152,17 @@ def _verify_dataset(directory: Path, tokenizer: str | None, fetched: Fetched, re
                     _verify_pack(directory, pack, index, shard, report)
 
 
-def _read_packs(directory: Path, manifest: DatasetManifest, report: VerifyReport) -> Iterator[PackManifest]:
+def _read_packs(
+    directory: Path, manifest: DatasetManifest, fetch_part: FetchPart | None, report: VerifyReport
+) -> Iterator[PackManifest]:
     """The manifests of all packs of a dataset that can be checked against it."""
     for packing, sequence_length in find_packs(directory):
         try:
-            pack = PackManifest.read(directory, packing, sequence_length, manifest.dataset_id)
+            pack = PackManifest.read(directory, packing, sequence_length, manifest.dataset_id, fetch_part)
         except BigtrainError as error:
             report.problems.append(str(error))
             continue
-        if [shard.tokens for shard in pack.shards] == [shard.tokens for shard in manifest.shards]:
+        if pack.table.counts["tokens"] == manifest.table.counts["tokens"]:
             yield pack
         else:
             report.problems.append(f"{pack.path(directory)}: its shards are not those of the dataset beside it")
@@ -179,8 +192,13 @@ def _verify_file(path: Path, record: FileRecord, block_bytes: int, report: Verif
     elif path.stat().st_size != record.size:
         report.problems.append(f"{path}: {path.stat().st_size:,} bytes, expected {record.size:,}")
     else:
+        try:
+            blocks = list(record.blocks)
+        except BigtrainError as error:  # of a part of the manifest
+            report.problems.append(str(error))
+            return True
         with path.open("rb") as file:
-            for index, wanted in enumerate(record.blocks):
+            for index, wanted in enumerate(blocks):
                 block = file.read(block_bytes)
                 if xxhash.xxh3_128_hexdigest(block) != wanted:
                     start = index * block_bytes

@@ -6,6 +6,7 @@ All machines see the same work folder, have the same version of bigtrain, and re
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bigtrain.base import BigtrainError, __version__
@@ -58,7 +60,7 @@ class RayCluster(Executor):
         try:
             self._head = None if address and address.startswith("ray://") else _head_of(self._ray)
             self._head_seen = self._looked = time.monotonic()
-            self._run = self._ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(run_packed)
+            self._run = self._ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_run_there)
             self._cores = self._count_cores()
             nodes = self._check_machines()
             report(f"Ray: {nodes:,} {'machines' if nodes > 1 else 'machine'}, {self._cores:,} cores")
@@ -74,7 +76,7 @@ class RayCluster(Executor):
     def submit(self, function: Callable[[Item], Result], item: Item, attempt: Attempt) -> _RayTask:
         """Start `function(item)` when a core is free."""
         self.look()
-        return _RayTask(self, self._run.remote(packed(function, item, attempt)))
+        return _RayTask(self, self._run.remote(str(Path.cwd()), packed(function, item, attempt)))
 
     def close(self, *, at_once: bool) -> None:
         """Leave the cluster. Its tasks of this process end; a cluster that was started here ends as well."""
@@ -104,7 +106,8 @@ class RayCluster(Executor):
         name = f"probes/{uuid.uuid4().hex}"
         self._folder.write(name, b"probe")
         probe = self._ray.remote(num_cpus=0)(_look_around)
-        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in self._ray.nodes() if node["Alive"]}
+        working = (node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1)
+        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in working}
         asked = {
             host: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
                 self._folder, name
@@ -192,6 +195,13 @@ class _RayTask:
         return outcome
 
 
+def _run_there(directory: str, task: bytes) -> bytes:
+    """Run a task on a machine of the cluster, from the directory of the driver: paths of corpora may be relative."""
+    with suppress(OSError):
+        os.chdir(directory)
+    return run_packed(task)
+
+
 def _look_around(folder: WorkFolder, name: str) -> tuple[str, bool]:
     """On a machine of the cluster: the version there, and whether it sees a file of the folder."""
     return __version__, folder.exists(name)
@@ -207,13 +217,15 @@ def _ray() -> Any:
         )
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")  # it ends this process without a message
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
     import ray
 
     return ray
 
 
 def _connect(ray: Any, address: str | None, count: int) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray._private.worker._worker_logs_enabled = False  # a raylet that dies would print its last lines
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:

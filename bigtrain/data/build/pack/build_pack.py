@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +21,13 @@ from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, read_json, read_regul
 from bigtrain.data.build.execute import Executor
 from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
+from bigtrain.data.format.file_record import LARGEST, FileRecord, changed_error
 from bigtrain.data.format.hashing import canonical_json
-from bigtrain.data.format.manifest import LARGEST, DatasetManifest, FileRecord, ShardRecord, changed_error
+from bigtrain.data.format.manifest import DatasetManifest, ShardSize
 from bigtrain.data.format.mapping import map_file
 from bigtrain.data.format.pack_file import FORMAT, I64, OF_SENTENCES, PackManifest, PackRecord, ShardPack, pack_path
 from bigtrain.data.format.shards import BlockHasher, DocumentColumns
+from bigtrain.data.format.summary import DatasetSummary
 from bigtrain.data.format.tokenizer import DataTokenizer
 
 NOTE_SUFFIX = ".note"
@@ -64,8 +65,9 @@ def build_packs(
 
     block_bytes = PackManifest.block_bytes_for(dataset)
     job = PackJob(directory, packing, sequence_length, dataset.dataset_id, block_bytes, dataset.dtype)
-    ends = accumulate(shard.tokens for shard in dataset.shards)
-    results = executor.map_in_order(job, zip(dataset.shards, ends, strict=True))
+    summary = DatasetSummary.of(dataset)
+    shards = ((summary.shard(index), int(end)) for index, end in enumerate(summary.starts[1:]))
+    results = executor.map_in_order(job, shards)
     packed = list(_reported(results, name, len(dataset.shards), report))
     needs_sentences = packing in OF_SENTENCES and dataset.split == "train"
     if needs_sentences and not any(shard.of_sentences for shard in packed):
@@ -133,7 +135,7 @@ class PackJob:
     dtype: str
     """Of the token ids."""
 
-    def __call__(self, item: tuple[ShardRecord, int]) -> PackedShard:
+    def __call__(self, item: tuple[ShardSize, int]) -> PackedShard:
         """Pack a shard, given with where it ends in the stream, unless it is done already."""
         shard, end = item
         offset = _read_offsets(self.directory, shard)
@@ -152,7 +154,7 @@ class PackJob:
         of_sentences = 0 if ends is None else _of_sentences(offset, ends)
         return PackedShard(record, Cuts.of(offset, start, self.sequence_length, end - shard.tokens), of_sentences)
 
-    def _sentence_ends(self, shard: ShardRecord) -> npt.NDArray[np.bool_]:
+    def _sentence_ends(self, shard: ShardSize) -> npt.NDArray[np.bool_]:
         """[tokens], whether each token of a shard ends a sentence."""
         tokens = np.frombuffer(map_file(self.directory / shard.files[0].name), self.dtype)
         return _ends_sentence(self.directory.parent.parent)[tokens]
@@ -192,7 +194,7 @@ def _of_sentences(offset: I64, ends: npt.NDArray[np.bool_]) -> int:
     return len(np.unique(document[places + 2 < offset[document + 1]]))
 
 
-def _read_offsets(directory: Path, shard: ShardRecord) -> I64:
+def _read_offsets(directory: Path, shard: ShardSize) -> I64:
     """[n+1], the offsets of a shard's documents. Raises BigtrainError if they are not those of the manifest."""
     path = directory / shard.files[1].name
     offset = DocumentColumns.parse(map_file(path), path).offset

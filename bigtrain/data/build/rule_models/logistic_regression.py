@@ -40,9 +40,7 @@ class SparseRows:
     def transposed_times(self, vector: F64) -> F64:
         """[width], the transposed matrix times a vector of `rows`."""
         lengths = np.diff(self.starts, append=len(self.columns))
-        return np.bincount(self.columns, self.values * np.repeat(vector, lengths), self.width).astype(
-            np.float64, copy=False
-        )
+        return np.bincount(self.columns, self.values * np.repeat(vector, lengths), self.width).astype(np.float64)
 
 
 @dataclass(frozen=True)
