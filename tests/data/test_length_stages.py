@@ -227,14 +227,14 @@ def test_a_stage_with_a_new_epoch_moves_no_earlier_sample(datasets: list[Dataset
 
 
 def test_limits_count_tokens_at_all_lengths(datasets: list[Dataset]) -> None:
-    """A source with max_epochs gives at most so many epochs, at all lengths together."""
+    """A source with max_epochs gives at most so many epochs, at all lengths together; what a border left out counts."""
     long = {"from_tokens": 6 * BATCH * FIRST, "sequence_length": 32}
-    plan, _, _ = opened(datasets, phases=[long], limits=[None, 2.0, 3.0])
+    plan, _, _ = opened(datasets, phases=[long], limits=[None, 0.6, 1.0])
     end = plan.batches.consumed_after(STEPS)
     tokens: Counter[str] = Counter()
     for source, _, sequence in drawn(plan, range(end)):
         tokens[plan.sources[source].name] += len(tokens_of(plan, source, sequence))
-    assert tokens["b"] <= 2 * datasets[1].tokens and tokens["c"] <= 3 * datasets[2].tokens
+    assert 0.4 < tokens["b"] / datasets[1].tokens <= 0.6 and tokens["c"] <= datasets[2].tokens
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
