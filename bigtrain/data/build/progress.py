@@ -116,10 +116,10 @@ def discard_unfinished(folder: Path, target: WorkFolder, keep: Sequence[ShardPai
     kept = len(keep) if keep is not None else 0
     for path in folder.glob("progress-*.json*"):
         if path.suffix == TEMPORARY_SUFFIX or path not in {_progress_file(folder, index) for index in range(kept)}:
-            path.unlink()
+            path.unlink(missing_ok=True)  # a worker of a driver that was killed may just end
     for split in SPLITS:
         for path in (folder / split).glob(f"*{TEMPORARY_SUFFIX}"):
-            path.unlink()
+            path.unlink(missing_ok=True)
         if keep is None:
             continue
         shards = [shard for pair in keep if (shard := pair.of(split)) is not None]

@@ -10,6 +10,7 @@ of one of them. A folder is pickled with a task, and opens nothing before it is 
 from __future__ import annotations
 
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -131,15 +132,19 @@ class LocalFolder(WorkFolder):
 
     def size(self, name: str) -> int | None:
         """See `WorkFolder.size`."""
-        path = self.path / name
-        return path.stat().st_size if path.is_file() else None
+        try:
+            status = (self.path / name).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `WorkFolder.sizes`."""
         folder = self.path / prefix.rpartition("/")[0]
-        files = (path for path in folder.rglob("*") if path.suffix != TEMPORARY_SUFFIX and path.is_file())
-        sizes = {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
-        return {name: sizes[name] for name in sorted(sizes) if name.startswith(prefix)}
+        paths = sorted(folder.rglob("*"), key=lambda path: path.as_posix())
+        names = (path.relative_to(self.path).as_posix() for path in paths if path.suffix != TEMPORARY_SUFFIX)
+        sizes = ((name, self.size(name)) for name in names if name.startswith(prefix))
+        return {name: size for name, size in sizes if size is not None}  # another worker may just remove one
 
     def remove(self, name: str) -> None:
         """See `WorkFolder.remove`."""
@@ -147,8 +152,16 @@ class LocalFolder(WorkFolder):
 
     def clear(self) -> None:
         """See `WorkFolder.clear`."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+        for last in (False, False, True):  # a worker of a driver that was killed may still write here
+            try:
+                shutil.rmtree(self.path)
+                return
+            except FileNotFoundError:
+                if not self.path.exists():
+                    return
+            except OSError:
+                if last:
+                    raise
 
 
 @dataclass(frozen=True)

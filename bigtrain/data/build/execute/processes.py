@@ -126,7 +126,7 @@ def _how_it_ended(status: int | None) -> str:
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with suppress(EOFError):
+    with suppress(EOFError, OSError):  # the other side has closed it
         while task := connection.recv_bytes():
             connection.send_bytes(run_packed(task))
 
