@@ -92,7 +92,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                         )
                         subprocess.run(["rm", "-rf", str(target)], check=True)
         finally:
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
         memory = {str(keys): measure_memory(work, keys) for keys in PARTITIONS}
     return {
         "what": __doc__,

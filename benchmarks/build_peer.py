@@ -52,7 +52,7 @@ def run(pipeline: list[PipelineStep], target: Path, name: str, tasks: int, worke
 
 
 if __name__ == "__main__":
-    stage, *folders, count = sys.argv[1:]
+    stage, work, target, count = sys.argv[1:]
     started = time.perf_counter()
-    {"tokenize": tokenize, "duplicates": duplicates}[stage](*map(Path, folders), int(count))
+    {"tokenize": tokenize, "duplicates": duplicates}[stage](Path(work), Path(target), int(count))
     print(time.perf_counter() - started)

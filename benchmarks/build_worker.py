@@ -5,6 +5,7 @@ python benchmarks/build_worker.py STAGE WORK TARGET CORES ON
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -76,7 +77,7 @@ def ray_data(work: Path, target: Path, cores: int) -> float:
             encoded = self._tokenizer.encode_batch_fast(list(batch["text"]), add_special_tokens=False)
             return {"ids": [np.array(one.ids, np.uint16) for one in encoded]}
 
-    ray.init(address="auto", logging_level="ERROR")
+    ray.init(address="auto", logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()
     texts = ray.data.read_json(sorted(map(str, (work / "texts").glob("*.jsonl"))))
@@ -117,5 +118,5 @@ def peak() -> float:
 STAGES = {"tokenizer": tokenize, "tokenize": tokenize, "duplicates": duplicates, "memory": memory}
 
 if __name__ == "__main__":
-    stage, *folders, count, runs_on = sys.argv[1:]
-    print(STAGES[stage](*map(Path, folders), int(count), runs_on))
+    stage, data, made, count, runs_on = sys.argv[1:]
+    print(STAGES[stage](Path(data), Path(made), int(count), runs_on))

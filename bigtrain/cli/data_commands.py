@@ -17,6 +17,7 @@ from bigtrain.cli.printing import (
     print_json,
     print_table,
     say,
+    say_json,
 )
 from bigtrain.cli.results import BuiltData, BuiltSource, RunDataCard, VerifiedData
 from bigtrain.cli.rule_model_commands import classifier_app, ngram_app
@@ -43,12 +44,25 @@ def build(
     ] = "processes",
     as_json: JsonOption = False,
 ) -> None:
-    """Make the tokenizer and the shards of every source. Finished parts are kept; a build that was killed goes on."""
+    """Make the tokenizer and the shards of every source. Finished parts are kept; a build that was killed goes on.
+
+    With --json, progress is on stderr as JSON lines: {"message": ...} and {"progress": {...}}.
+    """
     from bigtrain.config import load_settings
-    from bigtrain.data import build_datasets, open_datasets
+    from bigtrain.data import BuildProgress, build_datasets, open_datasets
+
+    def say_message(line: str) -> None:
+        say_json({"message": line})
+
+    def say_progress(progress: BuildProgress) -> None:
+        say_json({"progress": progress})
 
     settings = load_settings(config, overrides or [])
-    build_datasets(settings.data, vocab_size=settings.model.vocab_size, report=say, on=on)
+    vocab_size = settings.model.vocab_size
+    if as_json:
+        build_datasets(settings.data, vocab_size=vocab_size, report=say_message, on=on, measured=say_progress)
+    else:
+        build_datasets(settings.data, vocab_size=vocab_size, report=say, on=on)
     built = BuiltData(
         str(settings.data.dir),
         [

@@ -75,6 +75,11 @@ def say(line: str) -> None:
     print(show_controls(line), file=sys.stderr, flush=True)
 
 
+def say_json(record: Any) -> None:
+    """A record of progress as a line of JSON on stderr."""
+    print(json.dumps(to_json(record), default=str), file=sys.stderr, flush=True)
+
+
 def echo(text: object = "", *, nl: bool = True) -> None:
     """Text on stdout, with its control characters shown. `nl`: with a line break at its end."""
     typer.echo(show_controls(str(text)), nl=nl)

@@ -53,6 +53,7 @@ from bigtrain.data.batch.validation import validation_batches
 from bigtrain.data.build.build import build_datasets
 from bigtrain.data.build.corpus import AnsweredQuestion, describe_skipped, read_documents, read_questions
 from bigtrain.data.build.funnel import Count, Funnel, read_funnels
+from bigtrain.data.build.progress import BuildProgress
 from bigtrain.data.build.rule_models.kneser_ney import ORDER as NGRAM_ORDER
 from bigtrain.data.build.rule_models.kneser_ney import NGramModel
 from bigtrain.data.build.rule_models.train_classifier import ClassifierOptions, TrainedClassifier, train_classifier
@@ -123,6 +124,7 @@ __all__ = [
     "TOKENIZER_FILE",
     "AnsweredQuestion",
     "BeginOfText",
+    "BuildProgress",
     "Card",
     "ChatTemplate",
     "ClassifierOptions",

@@ -77,11 +77,12 @@ class Exchange(BaseHTTPRequestHandler):
     server: Proxy
 
     def do_GET(self) -> None:
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.server.next_fault(self.path)
         if fault == "503":
             self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
             return
-        status, headers, body = self._forward()
+        status, headers, body = self._forward(sent)
         if fault == "slow":
             with self.server.held():
                 time.sleep(SLOW_SECONDS)
@@ -89,13 +90,22 @@ class Exchange(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         self._answer(status, headers, body, length=len(body) // 2 if fault == "truncated" else None)
 
+    do_PUT = do_POST = do_DELETE = do_GET
+
+    def handle_expect_100(self) -> bool:
+        """Answer at once: the client waits with its content for that."""
+        go_on = super().handle_expect_100()
+        self.wfile.flush()
+        return go_on
+
     def do_HEAD(self) -> None:
         self._answer(*self._forward())
 
-    def _forward(self) -> tuple[int, dict[str, str], bytes]:
+    def _forward(self, sent: bytes = b"") -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=10)
         try:
-            connection.request(self.command, self.path, headers=dict(self.headers))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            connection.request(self.command, self.path, body=sent or None, headers=headers)
             answer = connection.getresponse()
             return answer.status, dict(answer.getheaders()), answer.read()
         except OSError:

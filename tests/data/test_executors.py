@@ -7,7 +7,10 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from bigtrain.data.build.filters import Filters
 from bigtrain.data.format.documents import Document
 from bigtrain.data.format.layout import SPLITS
 from bigtrain.data.format.work_folder import WorkFolder
+from tests.data.build_driver import PIECE_BYTES
+from tests.data.conftest import READERS
 from tests.data.helpers import contents, data_settings, jsonl_source, make, sentences, write_jsonl
 from tests.matrix import thinned
 from tests.refusals import assert_refused
@@ -60,10 +65,21 @@ class Cluster:
         while len(self.nodes) < count:
             self.nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE))
 
-    def kill_one(self, node: Any) -> None:
-        """End a machine without a farewell."""
-        self.nodes.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
+    def kill_raylet(self, but: str) -> None:
+        """End a machine at once, not the one with this id; another one comes in its place."""
+        victim = next(node for node in self.nodes if node.node_id != but)
+        self.nodes.remove(victim)
+        self._cluster.remove_node(victim, allow_graceful=False)
+        self.have(len(self.nodes) + 1)
+
+    def kill_worker(self) -> bool:
+        """End a process that may have a task. Returns whether there was one."""
+        raylets = (process for process in psutil.Process().children() if process.name() == "raylet")
+        processes = [process for raylet in raylets for process in raylet.children()]
+        workers = [each for each in processes if "".join(each.cmdline()[:1]).startswith(("ray::_run", "ray::IDLE"))]
+        for worker in workers[:1]:
+            worker.kill()
+        return bool(workers)
 
     def kill_head(self) -> None:
         self._cluster.head_node.kill_gcs_server()
@@ -161,7 +177,7 @@ def test_poison_is_left_out_and_counted_where_the_settings_say(
     plain = data_settings(tmp_path / "plain", source, tokenizer=tokenizer, dedup=dedup, workers=2)
     make(plain)
     monkeypatch.setattr("bigtrain.data.build.build.Filters", Deadly)
-    changes = {"dir": tmp_path / "data", "poison_documents": "skip", "document_seconds": 3.0}
+    changes = {"dir": tmp_path / "data", "poison_documents": "skip", "document_seconds": 2.0}
     settings = plain.model_copy(update=changes)
     make(settings, on="processes")
     (removed,) = (each for each in read_funnels(settings.dir)["lines"].removed if each.rule == "poison")
@@ -246,3 +262,78 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(BigtrainError) as raised:
         open_executor("ray", 1, WorkFolder.at(tmp_path), FailurePolicy(), print)
     assert_refused(raised, "Ray is not installed", fix="bigtrain[ray]")
+
+
+class Disturbed:
+    """A build on a cluster, in a process of its own, during which things die."""
+
+    def __init__(self, folder: Path, cluster: Cluster, settings: DataSettings) -> None:
+        self.folder, self.cluster = folder, cluster
+        self.settings = settings.model_copy(update={"dir": folder / "data"})
+        (folder / "settings.json").write_text(self.settings.model_dump_json())
+        self.driver = self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.data.build_driver", str(self.folder / "settings.json")]
+        return subprocess.Popen(
+            [*command, self.cluster.address], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def advance(self, files: int) -> bool:
+        """Wait until the build has written so many more files. Returns whether it still runs."""
+        wanted = self._files() + files
+        while self.driver.poll() is None and self._files() < wanted:
+            time.sleep(0.01)
+        return self.driver.poll() is None
+
+    def _files(self) -> int:
+        """Results of pieces, finished shards, and what else the build writes."""
+        return sum(len(files) for _, _, files in os.walk(self.settings.dir))
+
+    def kill(self, what: str) -> None:
+        """Kill something; a driver that dies of it is started again, if its cluster lives."""
+        if what == "worker":
+            assert self.cluster.kill_worker()
+        elif what == "raylet":
+            self.cluster.kill_raylet(but=(self.folder / "node").read_text())
+        elif what == "driver":
+            self.driver.kill()
+            self.ended()
+            self.driver = self._started()
+        else:
+            self.cluster.kill_head()
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end of the driver. Returns its status and its errors."""
+        _, errors = self.driver.communicate(timeout=300)
+        return self.driver.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
+    """Settings of a corpus whose build takes long enough to be disturbed."""
+    folder = tmp_path_factory.mktemp("larger")
+    lines = jsonl_source(write_jsonl(folder / "lines.jsonl", sentences(2000, 5)))
+    return data_settings(folder / "data", lines, shard_tokens=50_000, dedup="exact")
+
+
+def undisturbed(settings: DataSettings) -> dict[str, bytes]:
+    """The files of a build by one process, with the pieces that the driver has."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in READERS:
+            patch.setattr(module, "PIECE_BYTES", PIECE_BYTES)
+        make(settings)
+    return contents(settings.dir)
+
+
+def test_what_dies_on_a_cluster_changes_no_byte(cluster: Cluster, larger: DataSettings, tmp_path: Path) -> None:
+    """A process, a machine and the driver die; then the head, of which a message tells; the next start goes on."""
+    cluster.have(2)
+    build = Disturbed(tmp_path, cluster, larger)
+    for victim in ("worker", "raylet", "driver", "head"):
+        assert build.advance(5), build.ended()
+        build.kill(victim)
+    status, errors = build.ended()
+    assert_refused((status, errors), "the head of the Ray cluster is gone", fix="it goes on with what is finished")
+    assert list((tmp_path / "data" / ".build").rglob("*.npz"))
+    assert undisturbed(build.settings) == undisturbed(larger)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,14 +19,21 @@ from bigtrain.data.build.decontaminate import evaluation_ngrams
 from bigtrain.data.build.dedup import without_duplicates
 from bigtrain.data.build.execute import FailurePolicy, open_executor
 from bigtrain.data.build.filters import Filters
+from bigtrain.data.build.object_store import building_at, fetch_shared, is_published, publish
 from bigtrain.data.build.pack.build_pack import build_packs
+from bigtrain.data.build.progress import BuildProgress
 from bigtrain.data.format.layout import WORK
 from bigtrain.data.format.tokenizer import DataTokenizer, open_chat_template
-from bigtrain.data.format.work_folder import WorkFolder
+from bigtrain.data.format.work_folder import LocalFolder, WorkFolder
 
 
 def build_datasets(
-    settings: DataSettings, *, vocab_size: int, report: Callable[[str], None], on: str = "processes"
+    settings: DataSettings,
+    *,
+    vocab_size: int,
+    report: Callable[[str], None],
+    on: str = "processes",
+    measured: Callable[[BuildProgress], None] = lambda progress: None,
 ) -> None:
     """Build the data folder for these settings. Finished parts are kept, and a killed build continues.
 
@@ -35,18 +42,34 @@ def build_datasets(
         vocab_size: rows of the model's embedding, `model.vocab_size`.
         report: called with lines of progress.
         on: who does the work, as `execute.open_executor` takes it. The bytes do not depend on it.
+        measured: called with progress as numbers, every other second.
 
     Raises:
         BigtrainError: a corpus is missing or malformed, the vocabulary does not fit the embedding, or the folder
             holds data of other settings or of another state of the corpus, or its disk is full.
     """
-    if settings.remote is not None:
-        raise BigtrainError(
-            "data are built in a folder on this machine, not at a URL",
-            found=f"data.remote {settings.remote}",
-            wanted="no data.remote",
-            fix="build without data.remote, copy data.dir to the URL, then train with data.remote and another data.dir",
-        )
+    if settings.remote is None:
+        _build(settings, WorkFolder.at(settings.dir), vocab_size, report, measured, on, done=set())
+        return
+    local, target = building_at(settings)
+    done = {source.name for source in settings.sources if is_published(target, source.name)}
+    for name in sorted(done):
+        report(f"{name}: already there")
+    if len(done) < len(settings.sources):
+        fetch_shared(target, local.dir)
+        _build(local, target, vocab_size, report, measured, on, done)
+
+
+def _build(
+    settings: DataSettings,
+    target: WorkFolder,
+    vocab_size: int,
+    report: Callable[[str], None],
+    measured: Callable[[BuildProgress], None],
+    on: str,
+    done: Collection[str],
+) -> None:
+    """Build into `settings.dir`, with the tokens in `target`. Sources that are done elsewhere are left out."""
     rules = {source.name: pinned(source.clean) for source in settings.sources}
     count = settings.workers or len(os.sched_getaffinity(0))
     check_writable(settings.dir, "data.dir")
@@ -66,10 +89,16 @@ def build_datasets(
         build_tokenizer(settings, vocab_size, corpora, filters, executor, report)
         _require_tokens(settings)
         for source in settings.sources:
-            build_source(source, settings, corpora[source.name], filters[source.name], executor, report)
+            if source.name in done:
+                continue
+            build_source(
+                source, settings, corpora[source.name], filters[source.name], executor, report, target, measured
+            )
             for split, packing, length in settings.packs:
                 build_packs(settings.dir / source.name / split, packing, length, executor, report)
         work.clear()
+        if not isinstance(target, LocalFolder):
+            publish(settings, target, executor, report)
 
 
 def _require_tokens(settings: DataSettings) -> None:

@@ -22,12 +22,13 @@ from pathlib import Path
 from bigtrain.base import BigtrainError
 from bigtrain.config import DataSettings, SourceSettings
 from bigtrain.data.build.corpus import Corpus, describe_skipped
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.funnel import Funnel
 from bigtrain.data.build.label_names import example_rules
-from bigtrain.data.build.piece_results import KeepTokenized, KeptPiece, piece_name, read_piece
+from bigtrain.data.build.piece_results import KeepTokenized, PieceCounts, piece_name, read_piece
 from bigtrain.data.build.progress import (
+    BuildProgress,
     ProgressMeter,
     ShardPair,
     discard_unfinished,
@@ -62,10 +63,27 @@ def build_source(
     settings: DataSettings,
     corpus: Corpus,
     filters: Filters,
-    executor: Executor,
+    executor: BuildExecutor,
     report: Callable[[str], None],
+    target: WorkFolder,
+    measured: Callable[[BuildProgress], None] = lambda progress: None,
 ) -> None:
-    """Write both splits of a source. Finished ones are checked against the settings."""
+    """Write both splits of a source. Finished ones are checked against the settings.
+
+    Args:
+        source: the source.
+        settings: the section `data`.
+        corpus: the documents of the source.
+        filters: its rules.
+        executor: does the work.
+        report: called with lines of progress.
+        target: the data folder for tokens and labels. All else goes to `settings.dir`.
+        measured: called with progress as numbers.
+
+    Raises:
+        BigtrainError: the source has no text, or the folder has data of other settings.
+    """
+    target = target.below(source.name)
     folder = settings.dir / source.name
     results = WorkFolder.at(settings.dir / WORK / source.name)
     tokenizer_file = settings.dir / TOKENIZER_FILE
@@ -77,24 +95,31 @@ def build_source(
     if (folder / "train" / MANIFEST).exists():
         _check_finished(folder, request, corpus, report)
         require_same_begin(folder / "train", DatasetManifest.read(folder / "train"), begin)
-        _tidy(folder, results)
+        _tidy(folder, target, results)
         report(f"{source.name}: already there")
         _report_skipped(source, corpus, report)
         return
 
     wanted = {**request, "corpus": _describe(corpus)}
-    pairs = _resume_or_start(folder, wanted, results, report)
+    pairs = _resume_or_start(folder, target, wanted, results, report)
     rules = example_rules(source, settings, corpus, executor, report)
     which = f"{tokenizer_id} {tokenizer.end_id} {begin}"
     directory = settings.dir.absolute()
     tokenize = TokenizePiece(source.name, filters, directory, which, settings.validation.fraction, rules)
     pieces = enumerate(corpus.pieces())
     done = _skip_groups(pieces, pairs[-1].next_piece if pairs else 0)
-    meter = ProgressMeter(source.name, report, extent=corpus.extent, done=done)
+    meter = ProgressMeter(
+        source.name,
+        report,
+        extent=corpus.extent,
+        done=done,
+        measured=measured,
+        failures=lambda: executor.failures,
+    )
     of_pieces = results.below(identity(wanted)[:8])
     kept = executor.map_in_order(KeepTokenized(tokenize, of_pieces), pieces)
     jobs = _shard_jobs(kept, pairs[-1] if pairs else None, settings.shard_tokens, meter)
-    write = WriteShards(folder.absolute(), WorkFolder.at(folder), of_pieces, labelled=rules is not None)
+    write = WriteShards(folder.absolute(), target, of_pieces, labelled=rules is not None)
     pairs += executor.map_in_order(write, jobs)
     meter.finish()
     funnel = pairs[-1].funnel if pairs else Funnel()
@@ -128,13 +153,13 @@ def build_source(
         )
         manifest.write(folder / split)
         report(f"{source.name}: {split} has {manifest.documents:,} documents, {manifest.tokens:,} tokens")
-    _tidy(folder, results)
+    _tidy(folder, target, results)
     _report_skipped(source, corpus, report)
 
 
-def _tidy(folder: Path, results: WorkFolder) -> None:
+def _tidy(folder: Path, target: WorkFolder, results: WorkFolder) -> None:
     """Remove what only an unfinished build needs."""
-    discard_unfinished(folder, keep=None)
+    discard_unfinished(folder, target, keep=None)
     results.clear()
 
 
@@ -181,7 +206,7 @@ def _check_finished(folder: Path, request: Record, corpus: Corpus, report: Calla
 
 
 def _resume_or_start(
-    folder: Path, wanted: Record, results: WorkFolder, report: Callable[[str], None]
+    folder: Path, target: WorkFolder, wanted: Record, results: WorkFolder, report: Callable[[str], None]
 ) -> list[ShardPair]:
     """The shards of an earlier, unfinished build that can be kept. All others are removed."""
     record = read_record(folder)
@@ -190,11 +215,11 @@ def _resume_or_start(
             report(f"{folder.name}: settings or corpus changed since the unfinished build; starting over")
         for split in SPLITS:
             (folder / split).mkdir(parents=True, exist_ok=True)
-        discard_unfinished(folder, keep=[])
+        discard_unfinished(folder, target, keep=[])
         results.clear()
         write_record(folder, wanted)
-    pairs = finished_pairs(folder)
-    discard_unfinished(folder, keep=pairs)
+    pairs = finished_pairs(folder, target)
+    discard_unfinished(folder, target, keep=pairs)
     if pairs:
         report(f"{folder.name}: continuing after {len(pairs)} finished shard(s)")
     return pairs
@@ -218,15 +243,15 @@ class WriteShards:
     """Copies the documents of pieces into a pair of shards; it is pickled for the workers."""
 
     folder: Path
-    """Of the source, for the progress file."""
+    """Of the source, for documents and the progress file."""
     target: WorkFolder
-    """Of the source, for its shards."""
+    """Of the source, for tokens and labels."""
     pieces: WorkFolder
     labelled: bool
 
     def __call__(self, job: ShardJob) -> ShardPair:
         """Write both shards and the progress file, unless that was done; then remove the pieces."""
-        pair = recorded_pair(self.folder, job.index)
+        pair = recorded_pair(self.folder, job.index, self.target)
         if pair is None:
             records = self._shards(job)
             pair = ShardPair(job.index, job.next_piece, job.corpus, job.funnel, records["train"], records["validation"])
@@ -236,7 +261,10 @@ class WriteShards:
         return pair
 
     def _shards(self, job: ShardJob) -> dict[Split, ShardRecord | None]:
-        writers = {split: ShardWriter(self.target.below(split), job.index, labelled=self.labelled) for split in SPLITS}
+        writers = {
+            split: ShardWriter(self.folder / split, job.index, labelled=self.labelled, target=self.target.below(split))
+            for split in SPLITS
+        }
         try:
             for number in job.pieces:
                 for split, documents in read_piece(self.pieces, number).items():
@@ -249,7 +277,7 @@ class WriteShards:
 
 
 def _shard_jobs(
-    pieces: Iterator[KeptPiece], last: ShardPair | None, shard_tokens: int, meter: ProgressMeter
+    pieces: Iterator[PieceCounts], last: ShardPair | None, shard_tokens: int, meter: ProgressMeter
 ) -> Iterator[ShardJob]:
     """The shards that pieces make: a shard ends with the group of pieces that reaches `shard_tokens`.
 

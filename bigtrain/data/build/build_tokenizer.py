@@ -9,7 +9,7 @@ from pathlib import Path
 from bigtrain.base import BigtrainError, read_regular, write_atomically
 from bigtrain.config import DataSettings, TokenizerSettings
 from bigtrain.data.build.corpus import Corpus
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import SelectDocuments
 from bigtrain.data.format.chat_template import read_special_tokens
@@ -41,7 +41,7 @@ def build_tokenizer(
     vocab_size: int,
     corpora: Mapping[str, Corpus],
     filters: Mapping[str, Filters],
-    executor: Executor,
+    executor: BuildExecutor,
     report: Callable[[str], None],
 ) -> None:
     """Train the tokenizer, or copy it into the data folder. An existing one is checked against the settings."""
@@ -113,7 +113,7 @@ def _check(settings: DataSettings, record: Record, request: Record) -> None:
 
 
 def _training_texts(
-    settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], executor: Executor
+    settings: DataSettings, corpora: Mapping[str, Corpus], filters: Mapping[str, Filters], executor: BuildExecutor
 ) -> Iterator[str]:
     """Cleaned documents of the training split, `train_bytes` in total, taken evenly from the sources.
 
@@ -135,6 +135,6 @@ def _training_texts(
         yield text
 
 
-def _texts_of(corpus: Corpus, select: SelectDocuments, executor: Executor) -> Iterator[str]:
+def _texts_of(corpus: Corpus, select: SelectDocuments, executor: BuildExecutor) -> Iterator[str]:
     for selection in executor.map_in_order(select, corpus.pieces()):
         yield from (document.text for document in selection.train)

@@ -12,13 +12,17 @@ from bigtrain.data.build.corpus.glue import GLUE
 from bigtrain.data.build.corpus.imdb import NAMES as IMDB
 from bigtrain.data.build.corpus.super_glue import SUPER_GLUE
 from bigtrain.data.build.examples import ExampleRules
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.format.documents import Piece
 from bigtrain.data.format.labels import FIXED_NAMES, MOST_NAMES, LabelScheme
 
 
 def example_rules(
-    source: SourceSettings, settings: DataSettings, corpus: Corpus, executor: Executor, report: Callable[[str], None]
+    source: SourceSettings,
+    settings: DataSettings,
+    corpus: Corpus,
+    executor: BuildExecutor,
+    report: Callable[[str], None],
 ) -> ExampleRules | None:
     """How the labelled documents of a source are made; None where it has no labels.
 
@@ -68,7 +72,7 @@ class _NamesOfPiece:
         }
 
 
-def _names_in(source: SourceSettings, corpus: Corpus, executor: Executor) -> tuple[str, ...]:
+def _names_in(source: SourceSettings, corpus: Corpus, executor: BuildExecutor) -> tuple[str, ...]:
     found: set[str] = set()
     for names in executor.map_in_order(_NamesOfPiece(), corpus.pieces()):
         found |= names

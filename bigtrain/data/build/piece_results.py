@@ -1,6 +1,6 @@
 """The tokens and documents of a piece, as a file in the work folder: what a shard is made of.
 
-    piece --tokenize, anywhere--> NAME.npz in the work folder, and a small KeptPiece to the process that counts
+    piece --tokenize, anywhere--> NAME.npz in the work folder, and a small PieceCounts to the process that counts
                                     |
     shard <--any worker copies----- the pieces between two borders, which follow from the counts
 
@@ -28,10 +28,12 @@ from bigtrain.data.format.shards import TokenizedDocuments
 from bigtrain.data.format.work_folder import WorkFolder
 
 RECORD = "record"
+NOT_WHOLE = (FileNotFoundError, EOFError, zipfile.BadZipFile, KeyError, ValueError)
+"""What reading a file raises that is missing or damaged."""
 
 
 @dataclass(frozen=True)
-class KeptPiece:
+class PieceCounts:
     """What a piece adds to the counts."""
 
     number: int
@@ -52,7 +54,7 @@ class KeepTokenized:
     tokenize: TokenizePiece
     folder: WorkFolder
 
-    def __call__(self, numbered: tuple[int, Piece]) -> KeptPiece:
+    def __call__(self, numbered: tuple[int, Piece]) -> PieceCounts:
         """Make the result of a piece, given with its number."""
         number, piece = numbered
         name = piece_name(number)
@@ -60,7 +62,7 @@ class KeepTokenized:
             arrays = _Arrays(self.folder.read(name))
             arrays.check()
             return _kept(number, arrays)
-        except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, BigtrainError):
+        except (*NOT_WHOLE, BigtrainError):
             pass  # it is made for the first time, or was damaged when a machine lost power
         content = encoded(self.tokenize(piece))
         self.folder.write(name, content, durable=False)  # its CRC shows what was not
@@ -77,7 +79,7 @@ def read_piece(folder: WorkFolder, number: int) -> dict[Split, TokenizedDocument
     try:
         arrays = _Arrays(folder.read(piece_name(number)))
         return {split: arrays.documents(split) for split in SPLITS}
-    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except NOT_WHOLE as error:
         raise BigtrainError(
             f"a finished piece of the build is missing or damaged: {piece_name(number)} in {folder}",
             found=f"{type(error).__name__}: {error}",
@@ -141,10 +143,10 @@ class _Arrays:
         )
 
 
-def _kept(number: int, arrays: _Arrays) -> KeptPiece:
+def _kept(number: int, arrays: _Arrays) -> PieceCounts:
     record = arrays.json(RECORD)
     funnel = Funnel.from_json(record["funnel"])
-    return KeptPiece(
+    return PieceCounts(
         number, record["extent"], record["continued"], funnel, {split: arrays.ids(split) for split in SPLITS}
     )
 

@@ -18,8 +18,11 @@ from bigtrain.data.format.document_metadata import SUFFIX as METADATA
 from bigtrain.data.format.file_record import unlike
 from bigtrain.data.format.layout import SPLITS, Split
 from bigtrain.data.format.manifest import ShardRecord
+from bigtrain.data.format.work_folder import LocalFolder, WorkFolder
 
 REPORT_SECONDS = 2.0
+OF_TOKENS = (".tok", ".lab")
+OF_DOCUMENTS = (".doc", METADATA)
 
 
 @dataclass(frozen=True)
@@ -76,28 +79,36 @@ def _progress_file(folder: Path, index: int) -> Path:
     return folder / f"progress-{index:05d}.json"
 
 
-def finished_pairs(folder: Path) -> list[ShardPair]:
-    """The finished shards of an unfinished build, from the first to the first gap."""
+def finished_pairs(folder: Path, target: WorkFolder | None = None) -> list[ShardPair]:
+    """The finished shards of an unfinished build, from the first to the first gap.
+
+    Args:
+        folder: of a source.
+        target: the folder of its tokens. Default: the same.
+    """
     pairs: list[ShardPair] = []
-    while (pair := recorded_pair(folder, len(pairs))) is not None:
+    while (pair := recorded_pair(folder, len(pairs), target or LocalFolder(folder))) is not None:
         pairs.append(pair)
     return pairs
 
 
-def recorded_pair(folder: Path, index: int) -> ShardPair | None:
+def recorded_pair(folder: Path, index: int, target: WorkFolder) -> ShardPair | None:
     """A pair of finished shards; None if they are not."""
     if not _progress_file(folder, index).exists():
         return None
     pair = ShardPair.read(folder, index)
-    return pair if all(_is_complete(folder / split, pair.of(split)) for split in SPLITS) else None
+    return pair if all(_is_complete(folder / split, target.below(split), pair.of(split)) for split in SPLITS) else None
 
 
-def _is_complete(directory: Path, shard: ShardRecord | None) -> bool:
+def _is_complete(directory: Path, target: WorkFolder, shard: ShardRecord | None) -> bool:
     files = shard.files if shard else []
-    return all(file.size_in(directory) == file.size for file in files)
+    return all(
+        (target.size(file.name) if file.name.endswith(OF_TOKENS) else file.size_in(directory)) == file.size
+        for file in files
+    )
 
 
-def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
+def discard_unfinished(folder: Path, target: WorkFolder, keep: Sequence[ShardPair] | None) -> None:
     """Remove what an interrupted build left, except the shards in `keep`. None keeps all shards: all are finished.
 
     Only files that a build writes are removed. Progress files are removed first, so that none outlives its shard.
@@ -107,13 +118,37 @@ def discard_unfinished(folder: Path, keep: Sequence[ShardPair] | None) -> None:
         if path.suffix == TEMPORARY_SUFFIX or path not in {_progress_file(folder, index) for index in range(kept)}:
             path.unlink()
     for split in SPLITS:
-        shards = [shard for pair in keep or () if (shard := pair.of(split)) is not None]
+        for path in (folder / split).glob(f"*{TEMPORARY_SUFFIX}"):
+            path.unlink()
+        if keep is None:
+            continue
+        shards = [shard for pair in keep if (shard := pair.of(split)) is not None]
         names = {file.name for shard in shards for file in shard.files}
         names |= {Path(name).with_suffix(METADATA).name for name in names}
-        for pattern in ("*.tok", "*.doc", "*.lab", f"*{METADATA}", f"*{TEMPORARY_SUFFIX}"):
-            for path in (folder / split).glob(pattern):
-                if path.suffix == TEMPORARY_SUFFIX or (keep is not None and path.name not in names):
-                    path.unlink()
+        for of_split, suffixes in ((LocalFolder(folder / split), OF_DOCUMENTS), (target.below(split), OF_TOKENS)):
+            for name in of_split.names():
+                if name.endswith(suffixes) and "/" not in name and name not in names:
+                    of_split.remove(name)
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far the build of a source is."""
+
+    source: str
+    pieces: int
+    """Pieces of the corpus that this process has had done, as the next two count."""
+    text_bytes: int
+    tokens: int
+    seconds: float
+    """Since this process began with the source."""
+    bytes_per_second: float
+    tokens_per_second: float
+    share: float | None
+    """Of the corpus that is done; null where its size is not known, as the next."""
+    seconds_to_go: float | None
+    failures: int
+    """Tasks that were lost with a process, a machine or a disk, and tried again."""
 
 
 class ProgressMeter:
@@ -126,6 +161,8 @@ class ProgressMeter:
         report: called with a line.
         extent: size of the whole corpus, in the unit of `Corpus.extent`; None if it is not known.
         done: the part of it that an earlier build has done.
+        measured: called with the same as numbers.
+        failures: returns how many tasks were tried again.
         clock: returns seconds.
     """
 
@@ -136,8 +173,11 @@ class ProgressMeter:
         *,
         extent: int | None,
         done: int,
+        measured: Callable[[BuildProgress], None] = lambda progress: None,
+        failures: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._measured, self._failures, self._pieces = measured, failures, 0
         self._source, self._report, self._clock = source, report, clock
         self._extent, self._done_before, self._done = extent, done, done
         self._started = self._last = clock()
@@ -145,30 +185,55 @@ class ProgressMeter:
 
     def add(self, extent: int, text_bytes: int, tokens: int) -> None:
         """Count more work done."""
+        self._pieces += 1
         self._done += extent
         self._bytes += text_bytes
         self._tokens += tokens
         now = self._clock()
         if now - self._last >= REPORT_SECONDS:
             self._last = now
-            self._report(f"{self._so_far(now)}{self._to_go(now)}")
+            progress = self._progress(now)
+            self._report(f"{_so_far(progress)}{_to_go(progress)}")
+            self._measured(progress)
 
     def finish(self) -> None:
         """Report that all is done."""
-        self._report(self._so_far(self._clock()))
+        progress = self._progress(self._clock())
+        self._report(_so_far(progress))
+        self._measured(progress)
 
-    def _so_far(self, now: float) -> str:
+    def _progress(self, now: float) -> BuildProgress:
         seconds = now - self._started
-        speeds = (amount / 1e6 / max(seconds, 1e-9) for amount in (self._bytes, self._tokens))
-        return (
-            f"{self._source}: {self._bytes / 1e6:,.1f} MB of text, {self._tokens / 1e6:,.2f} M tokens, {seconds:.1f} s "
-            "({:.1f} MB/s, {:.2f} M tokens/s)".format(*speeds)
+        per_second = 1 / max(seconds, 1e-9)
+        share = to_go = None
+        if self._extent:
+            share = min(self._done / self._extent, 1.0)
+        if self._extent and (fresh := self._done - self._done_before):
+            to_go = seconds * max(self._extent - self._done, 0) / fresh
+        return BuildProgress(
+            source=self._source,
+            pieces=self._pieces,
+            text_bytes=self._bytes,
+            tokens=self._tokens,
+            seconds=seconds,
+            bytes_per_second=self._bytes * per_second,
+            tokens_per_second=self._tokens * per_second,
+            share=share,
+            seconds_to_go=to_go,
+            failures=self._failures(),
         )
 
-    def _to_go(self, now: float) -> str:
-        fresh = self._done - self._done_before
-        if not self._extent or not fresh:
-            return ""
-        share = min(self._done / self._extent, 1.0)
-        seconds = (now - self._started) * max(self._extent - self._done, 0) / fresh
-        return f", {share:.0%} done, {duration(seconds)} to go"
+
+def _so_far(progress: BuildProgress) -> str:
+    again = f", {progress.failures:,} tasks tried again" if progress.failures else ""
+    return (
+        f"{progress.source}: {progress.text_bytes / 1e6:,.1f} MB of text, {progress.tokens / 1e6:,.2f} M tokens, "
+        f"{progress.seconds:.1f} s ({progress.bytes_per_second / 1e6:.1f} MB/s, "
+        f"{progress.tokens_per_second / 1e6:.2f} M tokens/s){again}"
+    )
+
+
+def _to_go(progress: BuildProgress) -> str:
+    if progress.share is None or progress.seconds_to_go is None:
+        return ""
+    return f", {progress.share:.0%} done, {duration(progress.seconds_to_go)} to go"

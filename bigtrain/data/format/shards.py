@@ -122,14 +122,24 @@ class _Discarded(Exception):
 
 
 class ShardWriter:
-    """Writes one shard into a folder. `finish` commits it."""
+    """Writes one shard into a folder. `finish` commits it.
 
-    def __init__(self, folder: WorkFolder | Path, index: int, *, labelled: bool = False) -> None:
-        self._folder = LocalFolder(folder) if isinstance(folder, Path) else folder
+    Args:
+        directory: where its documents are written.
+        index: its number.
+        labelled: whether its tokens have labels.
+        target: where its tokens and labels are written. Default: beside the documents.
+    """
+
+    def __init__(
+        self, directory: Path, index: int, *, labelled: bool = False, target: WorkFolder | None = None
+    ) -> None:
+        self._folder = LocalFolder(directory)
+        target = target or self._folder
         self._doc = f"{index:05d}.doc"
         self._meta = f"{index:05d}{METADATA}"
-        self._tok = _Column(self._folder, f"{index:05d}.tok")
-        self._lab = _Column(self._folder, f"{index:05d}.lab") if labelled else None
+        self._tok = _Column(target, f"{index:05d}.tok")
+        self._lab = _Column(target, f"{index:05d}.lab") if labelled else None
         self.tokens = 0
         self._lengths: list[int] = []
         self._ids: list[bytes] = []

@@ -63,8 +63,12 @@ class WorkFolder(ABC):
         """The bytes of a file, or those in [start, end). Raises FileNotFoundError, or OSError."""
 
     @abstractmethod
+    def size(self, name: str) -> int | None:
+        """The bytes of a file; None without such a file. Raises OSError."""
+
     def exists(self, name: str) -> bool:
         """Whether there is a file with this name. Raises OSError."""
+        return self.size(name) is not None
 
     @abstractmethod
     def sizes(self, prefix: str = "") -> dict[str, int]:
@@ -125,9 +129,10 @@ class LocalFolder(WorkFolder):
             file.seek(start)
             return file.read() if end is None else file.read(end - start)
 
-    def exists(self, name: str) -> bool:
-        """See `WorkFolder.exists`."""
-        return (self.path / name).is_file()
+    def size(self, name: str) -> int | None:
+        """See `WorkFolder.size`."""
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `WorkFolder.sizes`."""
@@ -189,12 +194,15 @@ class RemoteFolder(WorkFolder):
         content: bytes = self._persist(name, lambda: files.cat_file(f"{root}/{name}", **bounds))
         return content
 
-    def exists(self, name: str) -> bool:
-        """See `WorkFolder.exists`."""
+    def size(self, name: str) -> int | None:
+        """See `WorkFolder.size`."""
         files, root = self._opened
         files.invalidate_cache()
-        found: bool = self._persist(name, lambda: files.isfile(f"{root}/{name}"))
-        return found
+        try:
+            entry = self._persist(name, lambda: files.info(f"{root}/{name}"))
+        except FileNotFoundError:
+            return None
+        return int(entry["size"]) if entry["type"] == "file" else None
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `WorkFolder.sizes`."""

@@ -31,7 +31,7 @@ from bigtrain.data.build.dedup.marks import MarksOfPiece
 from bigtrain.data.build.dedup.minhash import MinHash
 from bigtrain.data.build.dedup.search import DuplicateSearch, MarkedSource
 from bigtrain.data.build.dedup.sorted_tables import SortedTables
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.build.selection import DistinctPiece
 from bigtrain.data.format.documents import Piece
@@ -42,7 +42,7 @@ def without_duplicates(
     corpora: Mapping[str, Corpus],
     settings: DataSettings,
     filters: Mapping[str, Filters],
-    executor: Executor,
+    executor: BuildExecutor,
     report: Callable[[str], None],
 ) -> dict[str, Corpus]:
     """The corpora of the sources, by name, with their duplicates marked. Their stamps cover the marks."""

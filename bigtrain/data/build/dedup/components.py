@@ -32,7 +32,7 @@ from bigtrain.data.build.dedup.pairs import (
     tables_of_pairs,
 )
 from bigtrain.data.build.dedup.sorted_tables import About, FileSeries, Table
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class HookPairs(StepOfRound):
         return tables_of_pairs(distinct(hooked)), {}
 
 
-def star_forest(pairs: FileSeries, where: str, *, documents: int, parts: int, executor: Executor) -> StepOfRound:
+def star_forest(pairs: FileSeries, where: str, *, documents: int, parts: int, executor: BuildExecutor) -> StepOfRound:
     """Pair each document that is not the first of its component with the first.
 
     Args:

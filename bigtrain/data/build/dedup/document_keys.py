@@ -27,7 +27,7 @@ from bigtrain.data.build.clean import Rejection
 from bigtrain.data.build.corpus import Corpus
 from bigtrain.data.build.dedup.minhash import NO_KEY, MinHash
 from bigtrain.data.build.dedup.sorted_tables import About, SortedTables, Table, encode, made, table_of
-from bigtrain.data.build.execute import Executor, note, noted_reading
+from bigtrain.data.build.execute import BuildExecutor, note, noted_reading
 from bigtrain.data.build.filters import Filters
 from bigtrain.data.format.documents import ID_BYTES, Document, Piece
 from bigtrain.data.format.hashing import identity
@@ -162,7 +162,7 @@ class SourceKeys:
         """The file that is written last."""
         return f"{self.where}/source"
 
-    def make(self, corpus: Corpus, work: KeysOfGroup, executor: Executor, report: Callable[[str], None]) -> None:
+    def make(self, corpus: Corpus, work: KeysOfGroup, executor: BuildExecutor, report: Callable[[str], None]) -> None:
         """Read the source and write its keys, unless they exist and are whole."""
         if self._is_whole(executor):
             return
@@ -172,7 +172,7 @@ class SourceKeys:
         self.folder.write(self.record_name, encode({}, {"documents": documents}))
         vars(self).pop("documents", None)
 
-    def _is_whole(self, executor: Executor) -> bool:
+    def _is_whole(self, executor: BuildExecutor) -> bool:
         if not self._record.is_whole:
             return False
         names = (self.group_name(index) for index in range(len(self.documents)))

@@ -17,7 +17,7 @@ from bigtrain.data.build.dedup.marks import EXAMPLE_KINDS, MARKS, MarkGroup
 from bigtrain.data.build.dedup.matches import MatchKeys
 from bigtrain.data.build.dedup.numbering import DocumentNumbering
 from bigtrain.data.build.dedup.sorted_tables import FileSeries, SortedTables, encode
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.build.funnel import EXAMPLES
 from bigtrain.data.format.hashing import identity
 from bigtrain.data.format.work_folder import WorkFolder
@@ -70,7 +70,7 @@ class DuplicateSearch:
         return marked if all(file.is_whole for file in self._marks(marked)) else None
 
     def run(
-        self, executor: Executor, *, keys_at_once: int = KEYS_AT_ONCE, pairs_at_once: int = PAIRS_AT_ONCE
+        self, executor: BuildExecutor, *, keys_at_once: int = KEYS_AT_ONCE, pairs_at_once: int = PAIRS_AT_ONCE
     ) -> list[MarkedSource]:
         """Mark each document of each source for which an earlier one is kept.
 

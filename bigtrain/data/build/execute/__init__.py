@@ -1,6 +1,6 @@
-"""Who does the work of a build: one interface, and nothing in a piece of work knows what is behind it.
+"""Who does the work of a build: one interface, and nothing in a piece of work knows which one it is.
 
-    executor.py     Executor.map_in_order(function, items): results in order, failures tried again, poison isolated
+    executor.py     BuildExecutor.map_in_order(function, items): results in order, failures tried again, poison isolated
       |
       +-- inline.py        this process
       +-- processes.py     processes of this machine; the default
@@ -12,14 +12,14 @@
 Results are small. Data go through a `WorkFolder`, where any worker finds them.
 """
 
-from bigtrain.data.build.execute.executor import Executor, FailurePolicy
+from bigtrain.data.build.execute.executor import BuildExecutor, FailurePolicy
 from bigtrain.data.build.execute.inline import Inline
 from bigtrain.data.build.execute.opened import open_executor
 from bigtrain.data.build.execute.processes import Processes
 from bigtrain.data.build.execute.task import is_careful, is_poison, note, noted_reading
 
 __all__ = [
-    "Executor",
+    "BuildExecutor",
     "FailurePolicy",
     "Inline",
     "Processes",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
@@ -29,6 +30,10 @@ Result = TypeVar("Result")
 Done = TypeVar("Done", covariant=True)
 
 AHEAD_PER_WORKER = 3
+NODE_PAUSE = 0.2
+"""Seconds after the first loss of a machine. It takes a while until a cluster gives it no more tasks; each pause is
+twice as long as the one before, up to LONGEST_PAUSE."""
+LONGEST_PAUSE = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -75,7 +80,7 @@ class Pending(Protocol[Done]):
         ...
 
 
-class Executor(ABC):
+class BuildExecutor(ABC):
     """Runs tasks somewhere. Use it as a context manager: at the end, nothing of it runs any more.
 
     Args:
@@ -110,6 +115,9 @@ class Executor(ABC):
     def submit(self, function: Callable[[Item], Result], item: Item, attempt: Attempt) -> Pending[Result]:
         """Start `function(item)` when a worker is free."""
 
+    def look(self) -> None:  # noqa: B027  # this machine does not go away
+        """Raise BigtrainError if what runs the tasks is gone."""
+
     @abstractmethod
     def close(self, *, at_once: bool) -> None:
         """End all workers; with `at_once`, in the middle of their tasks. What they write is whole or absent."""
@@ -139,10 +147,13 @@ class Executor(ABC):
     def _first(self, runs: deque[_TaskRun[Any, Result]]) -> Result:
         """The result of the first run. What was lost at the same time, as on one machine, is started again with it."""
         while runs[0].loss() is not None:
-            for run in runs:
-                if run.done() and (loss := run.loss()) is not None:
-                    self.failures += 1
-                    run.start_again(loss)
+            lost = [(run, loss) for run in runs if run.done() and (loss := run.loss()) is not None]
+            if (times := max((run.node_losses for run, loss in lost if loss.with_node), default=None)) is not None:
+                self.look()
+                time.sleep(min(NODE_PAUSE * 2**times, LONGEST_PAUSE))
+            for run, loss in lost:
+                self.failures += 1
+                run.start_again(loss)
         return runs.popleft().finish()
 
 
@@ -150,7 +161,7 @@ class Executor(ABC):
 class _TaskRun(Generic[Item, Result]):
     """A task until it has a result: its attempts, and what is known of its failures."""
 
-    executor: Executor
+    executor: BuildExecutor
     function: Callable[[Item], Result]
     item: Item
     attempt: Attempt = field(init=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from bigtrain.data.build.execute.executor import Executor
+from bigtrain.data.build.execute.executor import BuildExecutor
 from bigtrain.data.build.execute.task import Attempt, run_task
 
 Item = TypeVar("Item")
@@ -30,7 +30,7 @@ class _Ended(Generic[Result]):
         pass
 
 
-class Inline(Executor):
+class Inline(BuildExecutor):
     """This process. A document that kills or hangs it is not isolated: it ends the build."""
 
     @property

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from bigtrain.base import BigtrainError
-from bigtrain.data.build.execute.executor import Executor, FailurePolicy
+from bigtrain.data.build.execute.executor import BuildExecutor, FailurePolicy
 from bigtrain.data.build.execute.inline import Inline
 from bigtrain.data.build.execute.processes import Processes
 from bigtrain.data.format.work_folder import WorkFolder
@@ -15,7 +15,7 @@ from bigtrain.data.format.work_folder import WorkFolder
 
 def open_executor(
     on: str, count: int, folder: WorkFolder, policy: FailurePolicy, report: Callable[[str], None]
-) -> Executor:
+) -> BuildExecutor:
     """The executor that `--on` names.
 
     Args:

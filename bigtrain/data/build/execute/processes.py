@@ -12,7 +12,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from bigtrain.data.build.execute.executor import AHEAD_PER_WORKER, Executor, FailurePolicy, LostError
+from bigtrain.data.build.execute.executor import AHEAD_PER_WORKER, BuildExecutor, FailurePolicy, LostError
 from bigtrain.data.build.execute.task import Attempt, packed, run_packed, unpacked
 from bigtrain.data.format.work_folder import WorkFolder
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 END_SECONDS = 10.0
 
 
-class Processes(Executor):
+class Processes(BuildExecutor):
     """`count` processes, each with a thread of this process that feeds it. They start when there is work for them.
 
     A process that dies is replaced, and only its own task is lost.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigtrain.base import BigtrainError, __version__
-from bigtrain.data.build.execute.executor import AHEAD_PER_WORKER, Executor, FailurePolicy, LostError
+from bigtrain.data.build.execute.executor import AHEAD_PER_WORKER, BuildExecutor, FailurePolicy, LostError
 from bigtrain.data.build.execute.task import Attempt, packed, run_packed, unpacked
 from bigtrain.data.format.work_folder import WorkFolder
 
@@ -31,7 +31,7 @@ HEAD_SECONDS = 30.0
 """After so long without the head the build stops."""
 
 
-class RayCluster(Executor):
+class RayCluster(BuildExecutor):
     """A Ray cluster.
 
     Args:
@@ -58,7 +58,9 @@ class RayCluster(Executor):
         self._ray = _ray()
         _connect(self._ray, address, count)
         try:
-            self._head = None if address and address.startswith("ray://") else _head_of(self._ray)
+            by_client = address is not None and address.startswith("ray://")
+            self._head = None if by_client else _head_of(self._ray)
+            self._node = None if by_client else self._ray.get_runtime_context().get_node_id()
             self._head_seen = self._looked = time.monotonic()
             self._run = self._ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_run_there)
             self._cores = self._count_cores()
@@ -84,7 +86,11 @@ class RayCluster(Executor):
             self._ray.shutdown()
 
     def look(self) -> None:
-        """Count cores, and look for the head, every LOOK_SECONDS. Raises BigtrainError if it is gone."""
+        """Count cores, and look for the head and Ray on this machine, every LOOK_SECONDS.
+
+        Raises:
+            BigtrainError: one of them is gone.
+        """
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return
@@ -95,6 +101,11 @@ class RayCluster(Executor):
             return
         self._head_seen = now
         self._cores = self._count_cores()
+        if self._node is not None and not any(each["NodeID"] == self._node for each in self._alive()):
+            raise _lost("Ray has ended on this machine", f"node {self._node} is dead")
+
+    def _alive(self) -> list[dict[str, Any]]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
 
     def _count_cores(self) -> int:
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
@@ -106,7 +117,7 @@ class RayCluster(Executor):
         name = f"probes/{uuid.uuid4().hex}"
         self._folder.write(name, b"probe")
         probe = self._ray.remote(num_cpus=0)(_look_around)
-        working = (node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1)
+        working = (node for node in self._alive() if node["Resources"].get("CPU", 0) >= 1)
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in working}
         asked = {
             host: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
@@ -255,8 +266,12 @@ def _answers(head: tuple[str, int]) -> bool:
 
 
 def _lost_head(found: str) -> BigtrainError:
+    return _lost("the head of the Ray cluster is gone", found)
+
+
+def _lost(what: str, found: str) -> BigtrainError:
     return BigtrainError(
-        "the head of the Ray cluster is gone",
+        what,
         found=found,
         wanted="the cluster, until the build is done",
         fix="start the cluster, and the build, again: it goes on with what is finished",

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigtrain.base import TEMPORARY_SUFFIX, BigtrainError, read_json, read_regular, write_atomically
-from bigtrain.data.build.execute import Executor
+from bigtrain.data.build.execute import BuildExecutor
 from bigtrain.data.build.pack.pack_shard import pack_shard
 from bigtrain.data.build.progress import REPORT_SECONDS
 from bigtrain.data.format.file_record import LARGEST, FileRecord, changed_error
@@ -34,7 +34,7 @@ NOTE_SUFFIX = ".note"
 
 
 def build_packs(
-    directory: Path, packing: str, sequence_length: int, executor: Executor, report: Callable[[str], None]
+    directory: Path, packing: str, sequence_length: int, executor: BuildExecutor, report: Callable[[str], None]
 ) -> PackManifest:
     """Make the packs of a dataset, unless they exist.
 
