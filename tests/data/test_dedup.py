@@ -203,6 +203,7 @@ def test_marks_equal_those_of_a_plain_search(
         start = own.stop
 
 
+@hypothesis_settings(max_examples=12)
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_file_of_a_search_is_made_again(chance: random.Random) -> None:
     """Whatever byte of which file is changed or cut off, a search that goes on finds the same."""
