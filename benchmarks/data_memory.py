@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,7 @@ def enlarge(dataset: Path, samples: int) -> None:
         shards.append(ShardRecord(tokens, SHARD_SAMPLES, files))
     for path, *_ in (*families, single):
         path.unlink()
-    kept = {key: value for key, value in vars(small).items() if key not in ("shards", "dataset_id")}
-    DatasetManifest(**{**kept, "dtype": "<u2", "shards": shards}).write(dataset)
+    replace(small, dtype="<u2", shards=shards, format=None).write(dataset)
 
 
 def write_documents(path: Path, family: int, tokens: int, file: str | None = None) -> tuple[Path, int, Sequence[str]]:

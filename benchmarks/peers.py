@@ -11,7 +11,7 @@ TORCH = "torch>=2.11,<2.14"
 PEER_PACKAGES = {
     "litdata": [TORCH, "numpy", "litdata"],
     "mosaicml-streaming": [TORCH, "numpy", "mosaicml-streaming"],
-    "datatrove": ["datatrove", "tokenizers", "orjson"],
+    "datatrove": ["datatrove", "tokenizers", "orjson", "xxhash<3.7", "spacy", "fasteners"],  # hashes strings
     "litgpt": [TORCH, "numpy", "litgpt==0.5.13"],
     "torchtitan": [TORCH, "numpy", "triton", "torchtitan==0.3.0"],
 }

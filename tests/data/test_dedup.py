@@ -203,6 +203,7 @@ def test_marks_equal_those_of_a_plain_search(
         start = own.stop
 
 
+@hypothesis_settings(max_examples=12)
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_file_of_a_search_is_made_again(chance: random.Random) -> None:
     """Whatever byte of which file is changed or cut off, a search that goes on finds the same."""
@@ -239,13 +240,13 @@ def test_components_equal_those_of_a_plain_search(batches: list[list[tuple[int, 
 
 @pytest.mark.parametrize("order", ["rising", "shuffled"])
 def test_a_long_chain_is_one_component_in_few_rounds(tmp_path: Path, order: str) -> None:
-    """A chain of n documents takes some log2 n rounds: 15 for 20,000, and never more than twice as many."""
+    """A chain of 20,000 documents takes some log2 n rounds: 16 in order, 12 shuffled."""
     length = 20_000
     chain = np.arange(length) if order == "rising" else np.random.default_rng(3).permutation(length)
     pairs = list(zip(chain[1:].tolist(), chain[:-1].tolist(), strict=True))
     assert not any(shuffled_firsts(tmp_path, [pairs], length, 2))
     rounds = {path.name.split("-")[1] for path in (tmp_path / "job").glob("hook-*")}
-    assert 5 < len(rounds) <= 30
+    assert 5 < len(rounds) <= 20
 
 
 @pytest.fixture(scope="module")

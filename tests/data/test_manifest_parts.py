@@ -204,8 +204,8 @@ def test_a_root_has_some_bytes_a_shard_whatever_the_shards_hold(tmp_path: Path) 
         assert name == ROOT
         return len(content)
 
-    assert_grows([2000, 4000, 8000], size, at_most=1.0)
-    assert size(8000) < 140 * 8000
+    assert_grows([1100, 1600, 2200], size, at_most=1.0)
+    assert size(2200) < 110 * 2200
 
 
 def test_few_shards_keep_the_format_and_the_id_that_they_had(tmp_path: Path) -> None:

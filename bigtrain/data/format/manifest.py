@@ -18,7 +18,6 @@ from bigtrain.base import (
     as_entry,
     parse_json,
     read_regular,
-    write_atomically,
 )
 from bigtrain.config import LabelKind
 from bigtrain.data.format import shard_table
@@ -36,7 +35,7 @@ from bigtrain.data.format.file_record import (
 )
 from bigtrain.data.format.hashing import canonical_json, identity
 from bigtrain.data.format.labels import FIXED_NAMES, MOST_NAMES, LabelScheme
-from bigtrain.data.format.shard_table import FetchPart, ShardTable, parts_of, read_shards, root_of
+from bigtrain.data.format.shard_table import FetchPart, ShardTable, parts_of, read_shards, root_of, write_files
 
 FORMAT = 1
 LABELLED_FORMAT = 2
@@ -196,8 +195,7 @@ class DatasetManifest:
 
     def write(self, directory: Path) -> None:
         """Write the manifest, which commits the dataset."""
-        for name, content in self.files():
-            write_atomically(directory / name, content)
+        write_files(directory, self.files())
 
     def _content(self) -> dict[str, Any]:
         """The content that the dataset id is a hash of."""

@@ -2,6 +2,7 @@ r"""The pack index: which parts of documents share a training row. The build mak
 
     00000.best_fit-2048.pack   one for each shard: spans and rows of that shard
     best_fit-2048.json         the manifest, written last: parents, counts, size and hashes of each file, pack id
+    00000.best_fit-2048.json   format 2 alone, of many packs: the hashes of a pack's blocks
 
 A span is a range of tokens of one document. A row has up to T tokens in spans. The spans of a shard partition its
 tokens, and the rows partition its spans. A `.pack` file with r rows of m spans, everything little-endian, each column
@@ -34,7 +35,7 @@ import xxhash
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from bigtrain.base import STRICT, BigtrainError, as_entry, write_atomically
+from bigtrain.base import STRICT, BigtrainError, as_entry
 from bigtrain.data.format import shard_table
 from bigtrain.data.format.columns import ColumnReader
 from bigtrain.data.format.file_record import (
@@ -48,7 +49,7 @@ from bigtrain.data.format.file_record import (
 from bigtrain.data.format.hashing import canonical_json, identity
 from bigtrain.data.format.manifest import DatasetManifest, ShardSize, read_verified
 from bigtrain.data.format.mapping import map_file
-from bigtrain.data.format.shard_table import FetchPart, ShardTable, parts_of, read_shards, root_of
+from bigtrain.data.format.shard_table import FetchPart, ShardTable, parts_of, read_shards, root_of, write_files
 
 FORMAT = 1
 PARTS_FORMAT = 2
@@ -388,8 +389,7 @@ class PackManifest:
 
     def write(self, directory: Path) -> None:
         """Write the manifest, which commits the packs."""
-        for name, content in self.files():
-            write_atomically(directory / name, content)
+        write_files(directory, self.files())
 
     def _content(self) -> dict[str, Any]:
         """The content that the pack id is a hash of."""

@@ -10,7 +10,9 @@ root, covers every byte as before. A part is named after the first file of its s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, Self, TypeVar
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from bigtrain.base import STRICT, as_entry, bare_name, parse_json, read_regular
+from bigtrain.base import STRICT, as_entry, bare_name, parse_json, read_regular, write_atomically
 from bigtrain.data.format.file_record import (
     LARGEST,
     BlockHashes,
@@ -36,6 +38,9 @@ from bigtrain.data.format.hashing import canonical_json, digest
 
 PARTS_FROM = 1024
 """Shards from which on a manifest is written in parts. Fewer are read in some 30 ms, and keep the ids that they had."""
+
+WRITERS = 64
+"""Files of a manifest that are written at the same time."""
 
 FetchPart = Callable[[Path, str], object]
 """Brings the part with a hash to a path, unless it is there. Raises BigtrainError where it cannot be had."""
@@ -137,6 +142,29 @@ def parts_of(table: ShardTable[Entry]) -> Iterator[tuple[str, bytes]]:
     """The name and the content of each part."""
     for index, shard in enumerate(table):
         yield part_name(table.names[0][index]), canonical_json(shard.to_json())
+
+
+def write_files(directory: Path, files: Iterator[tuple[str, bytes]]) -> None:
+    """Write the files of a manifest whole: the parts several at a time, as each waits for the disk, and then the last.
+
+    Raises:
+        OSError: one cannot be written. The last is then not there.
+    """
+
+    def write(file: tuple[str, bytes]) -> None:
+        write_atomically(directory / file[0], file[1])
+
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="bigtrain-manifest") as pool:
+        last = next(files)
+        for file in files:
+            pending.append(pool.submit(write, last))
+            last = file
+            if len(pending) == WRITERS:
+                pending.popleft().result()
+        for each in pending:
+            each.result()
+    write(last)
 
 
 def part_name(file: str) -> str:

@@ -8,6 +8,7 @@ A dataset is a folder:
     00000.lab      format 2 alone: a label for each token, i8 (or i16 for more than 128 names), without a header
     manifest.json  written last: format, counts, tokenizer hash, special ids, parents, and for each file its size
                    and an xxh3-128 for every block of BLOCK_BYTES
+    00000.json     format 3 alone, of many shards: the hashes of a shard's blocks, of which the manifest has the hash
 
 A `.doc` file with n documents from f files, everything little-endian, each column 8-byte aligned:
 

@@ -23,7 +23,7 @@ from bigtrain.data.format.hashing import identity
 from bigtrain.data.format.work_folder import WorkFolder
 
 KEYS_AT_ONCE = 1 << 22
-"""Keys of a partition, about: some 80 bytes of memory for each. It decides the number of partitions."""
+"""Keys of a partition, about: some 100 bytes of memory for each. It decides the number of partitions."""
 PAIRS_AT_ONCE = 1 << 22
 """Pairs of documents of a range, about: some 100 bytes of memory for each."""
 
