@@ -49,7 +49,7 @@ class Cluster:
                 "num_cpus": 0,
                 "include_dashboard": False,
                 "object_store_memory": STORE,
-                "_system_config": {"health_check_period_ms": 300, "health_check_failure_threshold": 3},
+                "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 6},
             },
         )
         self.nodes: list[Any] = []
