@@ -321,7 +321,7 @@ def test_killed_it_goes_on_to_the_same_bytes(built: DataSettings, tmp_path: Path
         "        real(pair, folder)\n"
         "    build_source.ShardPair.write = write\n"
         "    settings = DataSettings.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "    build_datasets(settings, vocab_size=300, report=lambda line: None)\n"
+        "    build_datasets(settings, vocab_size=300, report=lambda line: None, on='inline')\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "settings.json")]
     assert subprocess.run([*command, "2"]).returncode == -9
