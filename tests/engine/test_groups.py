@@ -50,13 +50,17 @@ def test_four_ranks_connect_when_they_speak_and_sum_within_their_groups(tmp_path
 
 ORPHAN = """
 import os, signal, sys, time
+from pathlib import Path
 from bigtrain.base import gather
 from bigtrain.engine import topology
 
 top = topology.start(timeout_minutes=1)
 background = top.background()
 launcher = os.getppid()
+Path(sys.argv[1], f"ready-{top.rank}").touch()
 if top.rank == 0:
+    while len(list(Path(sys.argv[1]).glob("ready-*"))) < top.world_size:
+        time.sleep(0.01)
     os.kill(launcher, signal.SIGKILL)
 while os.getppid() == launcher:
     time.sleep(0.01)
@@ -67,7 +71,8 @@ with open(f"{sys.argv[1]}/rank-{top.rank}", "w") as file:
 
 
 def test_ranks_whose_launcher_was_killed_can_still_save(tmp_path):
-    """gloo asks the store, which ends with the launcher, for a peer; those of a save have spoken before."""
+    """gloo asks the store, which ends with the launcher, for a peer; those of a save have spoken before. The launcher
+    dies when all of them have: a rank that is still connecting would wait for the store in vain."""
     (tmp_path / "worker.py").write_text(ORPHAN)
     command = [sys.executable, "-m", "bigtrain.cli.torchrun", "--standalone", "--nproc-per-node=3"]
     subprocess.run([*command, tmp_path / "worker.py", tmp_path], stderr=subprocess.PIPE, timeout=120)
