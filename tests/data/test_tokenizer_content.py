@@ -298,3 +298,10 @@ def test_the_first_token_of_each_document_is_a_label(tmp_path: Path) -> None:
         assert sorted(labels.numpy()[starts].tolist()) == sorted(firsts)
         assert sum(batch.label_tokens for batch in batches) == dataset.tokens - len(firsts)
         assert np.count_nonzero(labels.numpy() == 0) == len(firsts)
+
+
+@pytest.mark.parametrize("number", [-1, 10**6, 2**32, 2**64])
+def test_an_id_that_no_vocabulary_can_have_is_refused_by_its_number(number: int) -> None:
+    """A record that was changed may hold any number; the library takes those of 32 bits alone."""
+    with pytest.raises(BigtrainError, match=f"id {number}"):
+        changed("byte_level").texts((number,))

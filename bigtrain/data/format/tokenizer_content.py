@@ -236,7 +236,8 @@ class TokenizerContent:
         """The tokens of ids. Raises BigtrainError for an id that the vocabulary lacks."""
         found = []
         for number in ids:
-            token: str | None = self.library.id_to_token(number)
+            of_the_library = 0 <= number < 2**32  # it takes no other numbers
+            token: str | None = self.library.id_to_token(number) if of_the_library else None
             if token is None:
                 raise BigtrainError(
                     f"{self.where}: a token that begins or ends a text is not in the vocabulary",
